@@ -1,0 +1,1 @@
+"""Evaluate encoders and LLaVAs on retrieval and MLLM benchmarks and compare them in one report."""

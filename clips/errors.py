@@ -1,0 +1,28 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: a config field, a file, a name.
+
+    The message is one line that names the field or file and says what was expected. Every command
+    ends with exit status 2 and that line alone, without a traceback.
+    """
+
+
+def suggest(name: str, choices: Iterable[str], what: str) -> UserError:
+    """The error for an unknown ``name``: says what the choices are and which of them is near.
+
+    Args:
+        name: what the user wrote.
+        choices: an iterable of the names that exist.
+        what: what is being named, for instance ``"recipe"``.
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return UserError(f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")

@@ -1,0 +1,1 @@
+"""Plug any vision encoder into LLaVA and train it with DeepSpeed."""

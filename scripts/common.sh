@@ -1,0 +1,21 @@
+# Shared by the scripts beside it: where the project is, and an up-to-date environment in .venv.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+VENV=${VENV:-.venv}
+
+# Installs only when pyproject.toml or constraints.txt changed since the last installation.
+ensure_venv() {
+    local wanted installed="$VENV/.installed"
+    wanted=$(cat pyproject.toml constraints.txt | cksum)
+    if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ]; then return; fi
+    if command -v uv >/dev/null 2>&1; then
+        [ -d "$VENV" ] || uv venv --quiet --python ">=3.11" "$VENV"
+        echo "installing into $VENV with uv (several GB the first time) ..." >&2
+        VIRTUAL_ENV="$VENV" uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[dev]"
+    else
+        [ -d "$VENV" ] || python3 -m venv "$VENV"
+        echo "installing into $VENV with pip (several GB the first time, some minutes) ..." >&2
+        "$VENV/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+    fi
+    echo "$wanted" >"$installed"
+}
