@@ -1,0 +1,50 @@
+"""What a number depends on besides the model, in words, and its fingerprint.
+
+Two results may be ranked together only if their fingerprints are equal. A protocol is a flat dict from a name to
+a plain value, ``{"data": "…", "data_hash": "…", "prompt": "…", …}``; names that begin with ``input_`` state how
+the model itself takes its input (resolution, resize, interpolation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+INPUT = "input_"
+
+Protocol = Mapping[str, str | int | float | bool | None]
+
+
+def fingerprint(protocol: Protocol, *, across: Sequence[str] = ()) -> str:
+    """SHA-256 of a protocol.
+
+    Args:
+        protocol: name → value.
+        across: names left out, or prefixes ending in ``_`` (``"input_"``: compare models whatever resolution each
+            of them takes).
+    """
+    kept = {name: value for name, value in protocol.items() if not _left_out(name, across)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _left_out(name: str, across: Sequence[str]) -> bool:
+    return any(name == other or (other.endswith("_") and name.startswith(other)) for other in across)
+
+
+def differences(first: Protocol, second: Protocol) -> list[str]:
+    """In words, what keeps two results from being ranked together; empty where nothing does."""
+    lines = []
+    for name in dict.fromkeys([*first, *second]):
+        mine, other = first.get(name, _MISSING), second.get(name, _MISSING)
+        if mine != other:
+            lines.append(f"{name.replace('_', ' ')}: {_word(mine)} against {_word(other)}")
+    return lines
+
+
+_MISSING: Any = object()
+
+
+def _word(value: Any) -> str:
+    return "not stated" if value is _MISSING else json.dumps(value, ensure_ascii=False)

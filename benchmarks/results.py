@@ -1,0 +1,211 @@
+"""Result files: one JSON and one table of items for each (row, benchmark).
+
+    <results>/<row>/<benchmark>.json
+    <results>/<row>/<benchmark>.items.parquet
+
+Columns of every items table (see ``ITEM_COLUMNS``), then the columns that the metrics' formulas name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clips.artifact import versions, write_file
+from clips.commandline import plain
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+SCHEMA = 1
+ITEM_COLUMNS: dict[str, str] = {
+    "item": "unique within the benchmark; pairs the same item of two rows",
+    "image": "the picture's reference; items with the same one form a cluster",
+    "direction": "retrieval: 'i2t' or 't2i'; otherwise empty",
+    "category": "the benchmark's own kind of item, or empty",
+    "question": "what the model was asked (retrieval: the query caption, or empty for a query picture)",
+    "prediction": "what it answered (retrieval: the first caption found, or the reference of the first picture)",
+    "target": "the expected answer (several: joined by ' | ')",
+    "score": "this item's part in the first primary metric, higher is better; NaN where there is none",
+    "thumbnail": "JPEG bytes, longest side 160, in the first item of each picture; null elsewhere",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number with its interval. To be shown: ``value * scale``, likewise ``low`` and ``high``.
+
+    Args:
+        value: what the formula, or lmms-eval's own aggregation, gives.
+        low: lower end of the 95 % interval, in the unit of ``value``; None where none can be given.
+        high: upper end.
+        n: items that enter it.
+        clusters: different pictures among them.
+        higher_is_better: None where neither is better (POPE's share of yes).
+        scale: 100 where ``value`` is a fraction that is shown in per cent, or as papers print CIDEr.
+        label: for a column's head, ``"T→I R@1"``.
+        interval: ``"wilson"``, ``"bootstrap"`` (over pictures) or ``"none"``.
+        formula: a name in ``statistics.FORMULAS``; None where the value cannot be computed from the items.
+        columns: the item columns that the formula takes.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    higher_is_better: bool | None
+    scale: float
+    label: str
+    interval: str
+    formula: str | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What is known about one model on one benchmark.
+
+    Args:
+        row: the model's name in the table.
+        benchmark: the column's name.
+        kind: ``"retrieval"``, ``"choice"`` or ``"mllm"``.
+        status: ``"ok"`` or ``"failed"``.
+        reason: one line, why it failed.
+        model: ``{"path": …, "hash": …}``.
+        metrics: name → metric; empty where it failed.
+        primary: the metrics to show in the main table, in order.
+        absent: metrics that this benchmark usually has → why not here.
+        protocol: everything that the numbers depend on besides the model, name → value.
+        fingerprint: SHA-256 of ``protocol``; numbers are ranked together only where it is equal.
+        items: file name of the items table beside the JSON; None where there is none.
+        seconds: wall time of this benchmark, model loading left out.
+        versions: of the libraries.
+        created: ISO time.
+        key: what ``clips-bench run`` compares to know that this is done already.
+        schema: version of this layout.
+        path: the JSON file, when read from one (not stored).
+    """
+
+    row: str
+    benchmark: str
+    kind: str
+    status: Literal["ok", "failed"]
+    reason: str | None = None
+    model: Mapping[str, str]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    primary: Sequence[str] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    items: str | None = None
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=versions)
+    created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    key: str = ""
+    schema: int = SCHEMA
+    path: Path | None = None
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse names that cannot be file names everywhere."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{what}: expected letters, digits, '.', '_' and '-', got '{name}'")
+
+
+def result_path(results: str | Path, row: str, benchmark: str) -> Path:
+    """Where the result of a row on a benchmark is stored."""
+    return Path(results) / row / f"{benchmark}.json"
+
+
+def write_result(results: str | Path, result: Result, items: pd.DataFrame | None = None) -> Path:
+    """Store a result and its items so that a crash leaves the old pair or the new one readable."""
+    path = result_path(results, result.row, result.benchmark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = path.with_name(f"{result.benchmark}.items.parquet")
+    if items is not None:
+        partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
+        try:
+            items.to_parquet(partial, index=False)
+            partial.replace(table)
+        finally:
+            partial.unlink(missing_ok=True)
+        result = dataclasses.replace(result, items=table.name)
+    content = {name: value for name, value in plain(result).items() if name != "path"}
+    write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if items is None:
+        table.unlink(missing_ok=True)
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_result(path: str | Path) -> Result:
+    """Read one result file.
+
+    Raises:
+        UserError: it is missing, not JSON, of a newer layout, or lacks a field.
+    """
+    file = Path(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["schema"] > SCHEMA:
+            raise UserError(f"{file}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})")
+        metrics = {
+            name: Metric(**metric | {"columns": tuple(metric["columns"])})
+            for name, metric in content["metrics"].items()
+        }
+        return Result(**content | {"metrics": metrics, "path": file})
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such result file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a result file ({type(error).__name__}: {error})") from None
+
+
+def read_results(results: str | Path) -> list[Result]:
+    """All results below a directory, by row and benchmark name.
+
+    Raises:
+        UserError: no such directory, or a file in it that cannot be read.
+    """
+    root = Path(results)
+    if not root.is_dir():
+        raise UserError(f"{results}: no such results directory")
+    return [read_result(path) for path in sorted(root.glob("*/*.json")) if not path.name.startswith(".")]
+
+
+def read_items(result: Result) -> pd.DataFrame:
+    """The items of a result that was read from a file; see ``ITEM_COLUMNS``."""
+    import pandas as pd
+
+    if result.path is None or result.items is None:
+        raise UserError(f"{result.row}/{result.benchmark}: has no items")
+    table = result.path.with_name(Path(result.items).name)
+    try:
+        return pd.read_parquet(table)
+    except FileNotFoundError:
+        raise UserError(f"{table}: the items of {result.path.name} are missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{table}: not a readable parquet file ({error})") from None
+
+
+def columns_of(items: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns that a formula takes, as ``statistics`` wants them."""
+    return {name: items[name].to_numpy() for name in names}
