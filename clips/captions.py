@@ -1,0 +1,68 @@
+"""Ways to shorten a caption for the contrastive loss: one function each, chosen by name.
+
+A strategy maps (caption, random generator, number of tokens to keep) to a shorter caption and depends on
+nothing else: the same generator state gives the same text. A *token* here is a word or a punctuation mark, as
+BERT cuts a text before it looks words up. Source: [P] compares truncate, random, block and sub-caption; [C]
+defines sub-caption.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+Strategy = Callable[[str, np.random.Generator, int], str]
+
+_SENTENCE_END = re.compile(r"[.!]+")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+def sentences(caption: str) -> list[str]:
+    """The pieces of ``caption`` between runs of ``.`` or ``!``, empty ones dropped."""
+    return [piece.strip() for piece in _SENTENCE_END.split(caption) if piece.strip()]
+
+
+def sub_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """One sentence, each equally likely, whatever its length; empty if the caption has none."""
+    pieces = sentences(caption)
+    return pieces[rng.integers(len(pieces))] if pieces else ""
+
+
+def block(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """``target_tokens`` neighbouring tokens from a random place, each place equally likely."""
+    tokens = list(_TOKEN.finditer(caption))
+    if len(tokens) <= target_tokens:
+        return caption
+    first = int(rng.integers(len(tokens) - target_tokens + 1))
+    return caption[tokens[first].start() : tokens[first + target_tokens - 1].end()]
+
+
+def random(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """``target_tokens`` tokens drawn at random, in their order."""
+    tokens = _TOKEN.findall(caption)
+    if len(tokens) <= target_tokens:
+        return caption
+    kept = np.sort(rng.choice(len(tokens), target_tokens, replace=False))
+    return " ".join(tokens[index] for index in kept)
+
+
+def truncate(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """The first ``target_tokens`` tokens."""
+    tokens = list(_TOKEN.finditer(caption))
+    return caption if len(tokens) <= target_tokens else caption[: tokens[target_tokens - 1].end()]
+
+
+def full(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """The whole caption."""
+    return caption
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "sub_caption": sub_caption,
+    "block": block,
+    "random": random,
+    "truncate": truncate,
+    "full": full,
+}

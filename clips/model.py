@@ -1,0 +1,121 @@
+"""The trained model: open_clip towers and, where the recipe has one, the captioner, in a single forward call.
+
+    model = build_model(ModelConfig(architecture="clips-tiny"), RecipeConfig(name="clips"), seed=0)
+    losses = recipes.build(recipe_config).losses(model(batch), batch)
+
+Everything that has parameters runs inside ``ClipsModel.forward``, so that it may be wrapped by DDP or DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from clips import recipes, towers
+from clips.captioner import Captioner, CaptionerShape
+from clips.recipes import Recipe, RecipeConfig
+from clips.towers import ModelConfig
+
+_LARGEST_LOGIT_SCALE = math.log(100.0)  # as CLIP; a higher one makes the softmax brittle
+
+
+class ClipsModel(nn.Module):
+    """Towers and captioner.
+
+    Args:
+        clip: an open_clip model; its state dict is what is exported.
+        captioner: the decoder, or None.
+        recipe: says which texts the batch holds and which one the captioner reads.
+        model_cfg: the open_clip configuration that ``clip`` was built from.
+    """
+
+    def __init__(
+        self, clip: towers.Towers, captioner: Captioner | None, recipe: Recipe, model_cfg: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.clip: towers.Towers = clip
+        self.captioner = captioner
+        self.recipe = recipe
+        self.model_cfg = model_cfg
+        self.preprocess_cfg = towers.preprocess_cfg(model_cfg)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text row."""
+        return int(self.model_cfg["text_cfg"]["context_length"])
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of an image's side."""
+        return int(self.preprocess_cfg["size"][0])
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encode a batch.
+
+        Args:
+            batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T)
+                tokens and "target_mask" (B, T) bool.
+
+        Returns:
+            "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that
+            multiplies the cosines; with a captioner "caption_loss_sum" () and "caption_tokens" (), the summed
+            cross-entropy over the counted target tokens and their number.
+        """
+        names = self.recipe.texts
+        image, image_tokens = towers.encode_image(self.clip, batch["image"])
+        texts, text_tokens = towers.encode_text(self.clip, torch.cat([batch[name] for name in names]))
+        outputs = {"image": F.normalize(image.float(), dim=-1)}
+        outputs |= zip(names, F.normalize(texts.float(), dim=-1).chunk(len(names)), strict=True)
+        outputs["logit_scale"] = self.clip.logit_scale.float().exp().squeeze()
+        if self.captioner is not None and self.recipe.captioner_reads is not None:
+            read = text_tokens.chunk(len(names))[names.index(self.recipe.captioner_reads)]
+            outputs["caption_loss_sum"] = self.captioner(image_tokens, read, batch["target"], batch["target_mask"])
+            outputs["caption_tokens"] = batch["target_mask"].sum()
+        return outputs
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the temperature's factor within [1, 100]; call after each optimizer step."""
+        self.clip.logit_scale.clamp_(0.0, _LARGEST_LOGIT_SCALE)
+
+    def no_decay_names(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone: vectors, and what is added to tokens."""
+        added = {f"clip.{name}" for name in self.clip.no_weight_decay()} | {"captioner.learnable_tokens"}
+        return {name for name, value in self.named_parameters() if value.ndim < 2 or name in added}
+
+
+def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
+    """A new model; towers depend on ``config`` and ``seed`` alone, so that recipes compare from equal starts.
+
+    Raises:
+        UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
+    """
+    recipe = recipes.build(recipe_config)
+    cfg = towers.model_cfg(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = towers.build_towers(cfg)
+        if config.pretrained_trunk is not None:
+            towers.load_trunk(clip, config.pretrained_trunk)
+        captioner = None if recipe.captioner_reads is None else Captioner(captioner_shape(clip, cfg, recipe_config))
+    return ClipsModel(clip, captioner, recipe, cfg)
+
+
+def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe_config: RecipeConfig) -> CaptionerShape:
+    """The captioner's resolved size: what the recipe leaves open is the text tower's."""
+    image_width, text_width = towers.token_widths(clip)
+    text, wanted = cfg["text_cfg"], recipe_config.captioner
+    return CaptionerShape(
+        image_width=image_width,
+        text_width=text_width,
+        width=wanted.width or text["width"],
+        layers=wanted.layers or text["layers"],
+        heads=wanted.heads or text["heads"],
+        length=wanted.length,
+        vocabulary=text["vocab_size"],
+    )

@@ -1,0 +1,116 @@
+"""The CLIPS tokenisation: lower-cased BERT WordPiece between a begin and an end token, class token last.
+
+>>> ClipsTokenizer(8)("a red car")
+tensor([[   1, 1037, 2417, 2482,    2,    0,    0,  101]])
+
+Source: [C] of the method; equal to stock open_clip's ``HFTokenizer(tokenizer_mode="clips")`` token by token.
+The vocabulary (``vocab/vocab.txt``, BERT base uncased, Apache-2.0) ships with the package: no hub is needed.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from clips.errors import UserError
+
+PAD, BOS, EOS, UNKNOWN, CLASS = 0, 1, 2, 100, 101
+EMBEDDING_ROWS = 32_000  # rows of the embedding table and of the caption head; the vocabulary fills 30,522 of them
+CONTEXT_LENGTH = 80
+VOCABULARY = Path(__file__).parent / "vocab" / "vocab.txt"
+_SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+_SPECIAL["mask"] = "[MASK]"
+_BATCH_FROM = 8  # from so many texts on, the tokenizer's own threads pay
+
+
+class ClipsTokenizer:
+    """Texts to the token rows that the text tower and the captioner read.
+
+    Args:
+        context_length: length of a row for the text tower, class token included; at least 4.
+    """
+
+    def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
+        if context_length < 4:
+            raise UserError(f"context_length: expected at least 4 (begin, a token, end, class), got {context_length}")
+        self.context_length = context_length
+        self._wordpiece = wordpiece()
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Rows for the text tower, (n, context_length) int64: ``[BOS] tokens [EOS] 0 … [CLASS]``."""
+        rows = torch.full((1 if isinstance(texts, str) else len(texts), self.context_length), PAD)
+        rows[:, -1] = CLASS
+        return self._fill(rows, texts, self.context_length - 1)
+
+    def encode_target(self, texts: str | Sequence[str], length: int = 128) -> Tensor:
+        """Rows for the captioner to predict, (n, length) int64: ``[BOS] tokens [EOS] 0 …``."""
+        rows = torch.full((1 if isinstance(texts, str) else len(texts), length), PAD)
+        return self._fill(rows, texts, length)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """The text of one row up to its first end token, without the special tokens."""
+        ids = [int(token) for token in tokens]
+        ids = ids[: ids.index(EOS)] if EOS in ids else ids
+        return self._wordpiece.decode([token for token in ids if token < self._wordpiece.get_vocab_size()])
+
+    def save(self, directory: str | Path) -> None:
+        """Write the files from which stock ``open_clip.get_tokenizer("local-dir:…")`` makes the same tokenizer."""
+        folder = Path(directory)
+        self._wordpiece.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.context_length,
+            "clean_up_tokenization_spaces": False,
+        } | {f"{name}_token": token for name, token in _SPECIAL.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
+
+    def _fill(self, rows: Tensor, texts: str | Sequence[str], length: int) -> Tensor:
+        for row, ids in zip(rows, self._encode(texts), strict=True):
+            kept = [BOS, *ids[: length - 2], EOS]
+            row[: len(kept)] = torch.tensor(kept)
+        return rows
+
+    def _encode(self, texts: str | Sequence[str]) -> list[list[int]]:
+        cleaned = [clean(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        if len(cleaned) < _BATCH_FROM:
+            return [self._wordpiece.encode(text, add_special_tokens=False).ids for text in cleaned]
+        return [row.ids for row in self._wordpiece.encode_batch_fast(cleaned, add_special_tokens=False)]
+
+
+def text_config(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
+    """The entries of an open_clip ``text_cfg`` that say "this tokenizer"."""
+    return {
+        "context_length": context_length,
+        "vocab_size": EMBEDDING_ROWS,
+        "hf_tokenizer_name": "bert-base-uncased",
+        "tokenizer_mode": "clips",
+    }
+
+
+@cache
+def wordpiece() -> Tokenizer:
+    """BERT's lower-casing WordPiece tokenizer over the shipped vocabulary, with this method's special tokens."""
+    tokenizer = Tokenizer(models.WordPiece.from_file(str(VOCABULARY), unk_token=_SPECIAL["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    tokenizer.add_special_tokens(list(_SPECIAL.values()))
+    return tokenizer
+
+
+def clean(text: str) -> str:
+    """``text`` with broken encoding mended, HTML entities resolved and white space collapsed, as open_clip does."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # plain ASCII needs no mending
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())

@@ -1,0 +1,213 @@
+"""Image and text towers: an open_clip model from an architecture's name, with the CLIPS conventions.
+
+An architecture is a file of ``model_configs/`` (open_clip's JSON format) or any of open_clip's own names. Either
+way the text side gets what the CLIPS tokenisation needs: its vocabulary, attention without a causal mask, the
+feature at the last position, where the class token stands ([C] of the method).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clips.errors import UserError, suggest
+from clips.tokenizer import text_config
+
+Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
+
+CONFIGS = Path(__file__).parent / "model_configs"
+_TEXT_CONVENTIONS = {
+    "no_causal_mask": True,
+    "pool_type": "last",
+    "proj_bias": False,
+    "act_kwargs": {"approximate": "tanh"},
+    "norm_kwargs": {"eps": 1e-6},
+}
+_CLIPS_PREPROCESS = {
+    "mode": "RGB",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+    "fill_color": 0,
+}
+_CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The towers.
+
+    Args:
+        architecture: a CLIPS architecture (clips-tiny, clips-s-16, clips-b-16, clips-l-14, clips-h-14,
+            clips-tinyvit) or an open_clip model name.
+        context_length: tokens of a text, as the architecture says if not given.
+        image_size: pixels of a side, as the architecture says if not given.
+        pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
+    """
+
+    architecture: str = "clips-tiny"
+    context_length: int | None = None
+    image_size: int | None = None
+    pretrained_trunk: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.context_length is not None and self.context_length < 4:
+            raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
+
+
+def architectures() -> list[str]:
+    """Names of the architectures that ship with this package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.json"))
+
+
+def model_cfg(config: ModelConfig) -> dict[str, Any]:
+    """The open_clip ``model_cfg`` of ``config``: what ``open_clip_config.json`` holds.
+
+    Raises:
+        UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
+    """
+    cfg = _named(config.architecture)
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
+    if "hf_model_name" in text or "multimodal_cfg" in cfg:
+        raise UserError(
+            f"model.architecture: expected a text tower trained from scratch, but '{config.architecture}' "
+            "brings its own text model and tokens"
+        )
+    own = config.architecture in architectures()
+    length = config.context_length or (text["context_length"] if own else text_config()["context_length"])
+    kept = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
+    if config.image_size is not None:
+        vision["image_size"] = config.image_size
+    patch = vision.get("patch_size")
+    if isinstance(patch, int) and vision["image_size"] % patch:
+        raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {vision['image_size']}")
+    return {
+        "embed_dim": cfg["embed_dim"],
+        "vision_cfg": vision,
+        "text_cfg": kept | text_config(length) | _TEXT_CONVENTIONS,
+        "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
+    }
+
+
+def preprocess_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square, the tower's own mean and std."""
+    vision = cfg["vision_cfg"]
+    size = vision.get("image_size", 224)
+    chosen = {"size": [size, size] if isinstance(size, int) else list(size)} | _CLIPS_PREPROCESS
+    if vision.get("timm_model_name"):
+        import timm
+
+        found = timm.get_pretrained_cfg(vision["timm_model_name"])
+        if found is not None:
+            chosen |= {"mean": list(found.mean), "std": list(found.std), "interpolation": found.interpolation}
+    return chosen
+
+
+def build_towers(cfg: dict[str, Any]) -> Towers:
+    """The open_clip model of a ``model_cfg``, randomly initialised, ``logit_scale`` at ln(1/0.07)."""
+    import open_clip
+    from open_clip.model import set_model_preprocess_cfg
+
+    options = {key: value for key, value in cfg.items() if key != "custom_text"}
+    kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP
+    try:
+        towers = kind(**options)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"model.architecture: open_clip cannot build it ({str(error).splitlines()[0]})") from None
+    set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
+    return towers
+
+
+def load_trunk(towers: Towers, path: str | Path) -> None:
+    """Load timm weights (safetensors, any float type) into the image tower's trunk; a classifier in them is left out.
+
+    Raises:
+        UserError: no timm trunk, no such file, or names or shapes that do not match.
+    """
+    trunk = getattr(towers.visual, "trunk", None)
+    if trunk is None:
+        raise UserError("model.pretrained_trunk: expected an architecture whose image tower is a timm model")
+    weights = _read_safetensors(Path(path))
+    wanted = trunk.state_dict()
+    extra = [name for name in weights if name not in wanted and not name.startswith(_CLASSIFIERS)]
+    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    unlike = [name for name in weights if name in wanted and weights[name].shape != wanted[name].shape]
+    for problem, names in (("lacks", missing), ("has the unknown", extra), ("has another shape of", unlike)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"model.pretrained_trunk: {path} {problem} {names[0]}{more}; expected weights of this trunk"
+            )
+    trunk.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
+
+
+def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Image features (B, E), not normalised, and the last layer's patch tokens (B, I, width), class token left out.
+
+    Args:
+        towers: an open_clip model.
+        image: (B, 3, H, W), normalised pixels.
+    """
+    trunk = getattr(towers.visual, "trunk", None)
+    if trunk is None:
+        outputs = towers.visual.forward_intermediates(image, indices=1, output_fmt="NLC")
+        return outputs["image_features"], outputs["image_intermediates"][0]
+    features = trunk.forward_features(image)
+    return towers.visual.head(trunk.forward_head(features)), _flattened(features, trunk)
+
+
+def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Text features (B, E), not normalised, and the last layer's tokens (B, L - 1, width), class token left out.
+
+    Args:
+        towers: an open_clip model.
+        text: (B, L) token rows whose last token is the class token.
+    """
+    outputs = towers.forward_intermediates(text=text, text_indices=1, normalize=False)
+    return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
+
+
+def token_widths(towers: Towers) -> tuple[int, int]:
+    """Channels of the image tokens and of the text tokens that the ``encode_`` functions return."""
+    trunk = getattr(towers.visual, "trunk", None)
+    image = trunk.num_features if trunk is not None else towers.visual.transformer.width
+    return image, getattr(towers, "text", towers).transformer.width
+
+
+def _flattened(features: Tensor, trunk: Any) -> Tensor:
+    if features.ndim == 3:
+        return features[:, getattr(trunk, "num_prefix_tokens", 0) :]
+    if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+        return features.flatten(1, 2)
+    return features.flatten(2).transpose(1, 2)
+
+
+def _named(architecture: str) -> dict[str, Any]:
+    path = CONFIGS / f"{architecture}.json"
+    if architecture in architectures():
+        return json.loads(path.read_text(encoding="utf-8"))
+    import open_clip
+
+    cfg = open_clip.get_model_config(architecture)
+    if cfg is None:
+        raise suggest(architecture, [*architectures(), *open_clip.list_models()], "model.architecture")
+    return cfg
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+    except FileNotFoundError:
+        raise UserError(f"model.pretrained_trunk: {path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.pretrained_trunk: {path}: not a safetensors file ({error})") from None
