@@ -1,0 +1,90 @@
+"""What ``clips-bench run`` evaluates: one model on a list of benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.results import check_name
+from clips.errors import UserError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """One benchmark and where its data lies.
+
+    Args:
+        name: the column in the table, and the name of the result file.
+        data: retrieval: a directory of WebDataset shards, a Karpathy JSON, or JSON lines of {image, captions};
+            choice: JSON lines of {image, caption, negative}; MLLM: a directory in the hub's layout
+            (it holds ``lmms-lab-encoder/...``).
+        uses: the benchmark to run (``clips-bench list``), or any task name of lmms-eval; by default ``name``.
+        split: of a Karpathy JSON.
+        images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
+        captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
+        limit: use the first so many pictures or questions only; for trials, stated in the protocol.
+        max_new_tokens: cap of an answer's length; by default the task's own.
+    """
+
+    name: str
+    data: str
+    uses: str | None = None
+    split: str = "test"
+    images: str | None = None
+    captions_per_image: int = 5
+    limit: int | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "benchmarks.name")
+        for field in ("captions_per_image", "limit", "max_new_tokens"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")
+
+    @property
+    def entry(self) -> str:
+        """The name under which the registry, or lmms-eval, knows it."""
+        return self.uses or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Evaluate one model on a list of benchmarks and write one result file for each.
+
+    Args:
+        row: the model's name in the table.
+        results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
+        benchmarks: the benchmarks, each with its data.
+        encoder: an encoder directory (open_clip layout), or ``timm:NAME@FILE``, for retrieval and choice.
+        llava: a LLaVA directory, for MLLM benchmarks.
+        batch_size: pictures, captions or questions that go through the model at once.
+        precision: of the towers in retrieval and choice, and of the LLaVA.
+        device: ``auto`` is a GPU where there is one.
+        again: evaluate also what is done already.
+    """
+
+    row: str
+    results: str
+    benchmarks: list[BenchmarkConfig]
+    encoder: str | None = None
+    llava: str | None = None
+    batch_size: int = 64
+    precision: Precision = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.row, "row")
+        if self.encoder is None and self.llava is None:
+            raise UserError("encoder: expected an encoder directory, or 'llava:' a LLaVA directory, got neither")
+        if not self.benchmarks:
+            raise UserError("benchmarks: expected at least one")
+        names = [benchmark.name for benchmark in self.benchmarks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"benchmarks.name: '{twice[0]}' is there twice; give one of them another name and 'uses:'")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size: expected at least 1, got {self.batch_size}")

@@ -1,0 +1,104 @@
+"""What evaluating one benchmark gives, and how its metrics are computed from its items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import statistics
+from benchmarks.results import Metric, columns_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """How a metric follows from the items.
+
+    Args:
+        label: for a column's head.
+        formula: a name in ``statistics.FORMULAS``; None where the scorer alone knows.
+        columns: item columns that the formula takes.
+        scale: what to multiply the value by to show it.
+        higher_is_better: None where neither is better.
+    """
+
+    label: str
+    formula: str | None = "mean"
+    columns: tuple[str, ...] = ()
+    scale: float = 100.0
+    higher_is_better: bool | None = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One benchmark, evaluated.
+
+    Args:
+        metrics: name → metric.
+        primary: the metrics for the main table.
+        protocol: all that the numbers depend on besides the model.
+        items: one row per item (``results.ITEM_COLUMNS`` and the metrics' columns).
+        absent: metric → why it is missing.
+    """
+
+    metrics: Mapping[str, Metric]
+    primary: tuple[str, ...]
+    protocol: Mapping[str, Any]
+    items: pd.DataFrame
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure(items: pd.DataFrame, spec: MetricSpec, value: float | None = None) -> Metric:
+    """A metric with its 95 % interval, clustered by picture.
+
+    Args:
+        items: the items table.
+        spec: how to compute it.
+        value: what the benchmark's own scorer says, where there is one; the formula must agree with it,
+            otherwise the formula is not used and there is no interval.
+    """
+    names = spec.columns
+    present = items[names[0]].notna() if names else items["item"].notna()
+    formula = spec.formula
+    interval = statistics.Interval(low=None, high=None, method="none")
+    if formula is not None:
+        columns = columns_of(items, names)
+        computed = statistics.evaluate(formula, columns, names)
+        if value is None:
+            value = computed
+        if math.isclose(computed, value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+            interval = statistics.interval(formula, columns, names, items["image"].to_numpy())
+        else:
+            formula = None
+    if value is None:
+        raise ValueError(f"{spec.label}: a metric without a formula needs a value")
+    return Metric(
+        value=float(value),
+        low=interval.low,
+        high=interval.high,
+        n=int(present.sum()),
+        clusters=int(items.loc[present, "image"].nunique()),
+        higher_is_better=spec.higher_is_better,
+        scale=spec.scale,
+        label=spec.label,
+        interval=interval.method,
+        formula=formula,
+        columns=names if formula else (),
+    )
+
+
+def thumbnail(image: Any, longest: int = 160) -> bytes:
+    """A PIL image as a small JPEG."""
+    import io
+
+    small = image.convert("RGB")
+    small.thumbnail((longest, longest))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return stream.getvalue()

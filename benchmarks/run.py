@@ -1,0 +1,166 @@
+"""One process, one model, many benchmarks: ``clips-bench run --config row.yaml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import time
+import traceback
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.models import Row
+from benchmarks.outcome import Outcome
+from benchmarks.protocol import fingerprint
+from benchmarks.registry import BENCHMARKS, Benchmark, find
+from benchmarks.results import Result, read_result, result_path, write_result
+from clips.artifact import say, versions
+from clips.commandline import plain
+from clips.errors import UserError
+
+_CODE = 1  # raise it when a change of this package changes numbers, so that old results are made again
+_LIBRARIES = ("lmms-eval", "open_clip_torch", "transformers", "torch")
+
+
+def run(config: RunConfig) -> None:
+    """Evaluate a row on its benchmarks; one that fails is recorded as such and the others go on.
+
+    Raises:
+        UserError: every benchmark failed; the first reason is given.
+    """
+    row = Row(config)
+    results = [_one(row, benchmark) for benchmark in config.benchmarks]
+    failed = [result for result in results if result.status == "failed"]
+    if len(failed) == len(results):
+        more = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
+        raise UserError(f"{failed[0].benchmark}: {failed[0].reason}{more}")
+
+
+def _one(row: Row, config: BenchmarkConfig) -> Result:
+    """Evaluate one benchmark, or find that it is done, and store the result."""
+    entry = find(config.entry)
+    started = time.perf_counter()
+    outcome: Outcome | None = None
+    model: dict[str, str] = {"path": "", "hash": ""}
+    key = ""
+    reason = None
+    try:
+        model = row.model(entry.needs)
+        key = _key(row, entry, config, model["hash"])
+        known = None if row.config.again else _done(row.config, config, key)
+        if known is not None:
+            say(f"{row.config.row} {config.name}: done already ({_headline(known)})")
+            return known
+        _prepare(row, entry)
+        started = time.perf_counter()
+        outcome = entry.run(row, config)
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    result = _result(row, entry, config, model, key, outcome, reason, time.perf_counter() - started)
+    write_result(row.config.results, result, None if outcome is None else outcome.items)
+    say(f"{row.config.row} {config.name}: {_headline(result)}")
+    return result
+
+
+def _prepare(row: Row, entry: Benchmark) -> None:
+    """Load the model now, so that the time of a benchmark is its own."""
+    if entry.needs == "encoder":
+        _ = row.encoder
+    else:
+        _ = row.llava
+
+
+def _result(
+    row: Row,
+    entry: Benchmark,
+    config: BenchmarkConfig,
+    model: dict[str, str],
+    key: str,
+    outcome: Outcome | None,
+    reason: str | None,
+    seconds: float,
+) -> Result:
+    result = Result(
+        row=row.config.row,
+        benchmark=config.name,
+        kind=entry.kind,
+        status="failed" if outcome is None else "ok",
+        reason=reason,
+        model=model,
+        seconds=round(seconds, 3),
+        key=key,
+    )
+    if outcome is None:
+        return result
+    return dataclasses.replace(
+        result,
+        metrics=outcome.metrics,
+        primary=outcome.primary,
+        absent=outcome.absent,
+        protocol=outcome.protocol,
+        fingerprint=fingerprint(outcome.protocol),
+    )
+
+
+def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
+    """Hash of everything that the result depends on, known before evaluating."""
+    settings = {name: value for name, value in plain(config).items() if name not in {"name", "data", "images"}}
+    parts = {
+        "code": _CODE,
+        "model": model_hash,
+        "entry": config.entry,
+        "settings": settings,
+        "precision": row.config.precision,
+        "data": entry.hash_of_data(config),
+        "libraries": {name: versions().get(name) for name in _LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _done(run_config: RunConfig, config: BenchmarkConfig, key: str) -> Result | None:
+    path = result_path(run_config.results, run_config.row, config.name)
+    if not path.is_file():
+        return None
+    try:
+        known = read_result(path)
+    except UserError:
+        return None
+    items = known.items is None or path.with_name(known.items).is_file()
+    return known if known.status == "ok" and known.key == key and items else None
+
+
+def _headline(result: Result) -> str:
+    if result.status == "failed":
+        return f"failed: {result.reason}"
+    shown = [result.metrics[name] for name in result.primary if name in result.metrics]
+    return ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown) or "no metric"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """List the benchmarks.
+
+    Args:
+        tasks: also name every task of lmms-eval, any of which can be used.
+    """
+
+    tasks: bool = False
+
+
+def list_benchmarks(config: ListConfig) -> None:
+    """Print the benchmarks that are known by name."""
+    width = max(map(len, BENCHMARKS))
+    for name, entry in BENCHMARKS.items():
+        print(f"{name:<{width}}  {entry.needs:<7}  {entry.about}")
+    if config.tasks:
+        from benchmarks.mllm.tasks import task_names
+
+        print("\n".join(["", *task_names()]))
+    else:
+        print("\nAny task of lmms-eval works as well (--tasks true names them).")
