@@ -1,1 +1,27 @@
-"""Plug any vision encoder into LLaVA and train it with DeepSpeed."""
+"""Plug any vision encoder into LLaVA and train it with DeepSpeed.
+
+Importing this package teaches transformers the bridge's vision tower, so that stock
+``LlavaForConditionalGeneration.from_pretrained`` loads what the bridge wrote.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llava_bridge.registration import register_on_import
+
+if TYPE_CHECKING:
+    from llava_bridge.inference import answer, answer_conversations, load_llava
+
+__all__ = ["answer", "answer_conversations", "load_llava"]
+
+register_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public functions when they are first asked for: they need torch and transformers."""
+    if name in __all__:
+        from llava_bridge import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,202 @@
+"""An encoder and an LLM become a transformers LLaVA with its processor.
+
+The projector is LLaVA-1.5's ``mlp2x_gelu`` (two linear layers with GELU between), initialised as PyTorch
+initialises linear layers, which is what the original LLaVA does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from clips.errors import UserError
+from llava_bridge.chat import IMAGE, Chat, template_for
+from llava_bridge.encoders import load_encoder
+from llava_bridge.encoders.contract import Pixels
+from llava_bridge.registration import register
+from llava_bridge.vision import EncoderVisionModel, vision_model
+
+PAD = "<pad>"
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers stores
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """Which parts make the LLaVA.
+
+    Args:
+        encoder: an encoder directory, or ``timm:NAME[@weights.safetensors|@random]``.
+        llm: a directory with a transformers causal LM and its tokenizer.
+        image_size: side of the pictures in pixels; None takes the encoder's own.
+        feature_layer: which hidden state of the encoder the LLM sees (-1 is the last); None takes the source's
+            default: -2 for ViTs, -1 (the last feature map) for timm trunks.
+        chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
+        seed: for the projector and for an encoder without weights.
+    """
+
+    encoder: str
+    llm: str
+    image_size: int | None = None
+    feature_layer: int | None = None
+    chat_template: str = "auto"
+    seed: int = 0
+
+
+def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Build the untrained LLaVA in float32, its encoder frozen.
+
+    Raises:
+        UserError: an encoder or LLM that is missing, incomplete or does not fit.
+    """
+    register()
+    torch.manual_seed(parts.seed)
+    encoder = load_encoder(parts.encoder, parts.image_size)
+    vision = vision_model(encoder)
+    tokenizer = load_tokenizer(parts.llm)
+    llm = load_llm(parts.llm)
+    add_tokens(tokenizer, llm)
+    layer = _feature_layer(vision, parts.feature_layer)
+    config = LlavaConfig(
+        vision_config=vision.config,
+        text_config=llm.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy="default" if vision.config.class_token else "full",
+        vision_feature_layer=layer,
+        tie_word_embeddings=llm.config.tie_word_embeddings,
+    )
+    model = _join(config, vision, llm)
+    processor = make_processor(tokenizer, encoder.pixels, vision, parts.chat_template)
+    set_generation(model, processor)
+    return model, processor
+
+
+def _join(config: LlavaConfig, vision: EncoderVisionModel, llm: Any) -> LlavaForConditionalGeneration:
+    """A LLaVA around existing parts; only the projector's weights are new."""
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    projector = LlavaMultiModalProjector(config)
+    model.model.vision_tower = vision
+    model.model.multi_modal_projector = projector
+    model.model.language_model = llm.base_model
+    model.lm_head = llm.get_output_embeddings()
+    return model.eval()
+
+
+def make_processor(tokenizer: Any, pixels: Pixels, vision: EncoderVisionModel, template: str) -> LlavaProcessor:
+    """The processor: squashing image preprocessing, tokenizer, chat template, tokens per picture."""
+    image_processor = CLIPImageProcessor(
+        size={"height": pixels.size, "width": pixels.size},
+        resample=_RESAMPLE[pixels.interpolation],
+        do_center_crop=False,
+        image_mean=list(pixels.mean),
+        image_std=list(pixels.std),
+    )
+    chat_template = template_for(tokenizer.chat_template, template)
+    tokenizer.chat_template = chat_template
+    tokenizer.padding_side = "left"
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=vision.config.patch_size,
+        vision_feature_select_strategy="default" if vision.config.class_token else "full",
+        chat_template=chat_template,
+        num_additional_image_tokens=int(vision.config.class_token),
+    )
+
+
+def make_chat(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Chat:
+    """The :class:`Chat` of a LLaVA."""
+    return Chat(processor.tokenizer, processor.chat_template, model.config.image_seq_length)
+
+
+def set_generation(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Greedy decoding that stops at the template's end token."""
+    tokenizer = processor.tokenizer
+    end = tokenizer.convert_tokens_to_ids(make_chat(model, processor).end_token)
+    generation = model.generation_config
+    generation.do_sample = False
+    generation.temperature = generation.top_p = generation.top_k = None
+    generation.bos_token_id = tokenizer.bos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.eos_token_id = sorted({end, tokenizer.eos_token_id} - {None})
+
+
+def load_tokenizer(llm: str) -> Any:
+    """The tokenizer of an LLM directory.
+
+    Raises:
+        UserError: no directory, no tokenizer in it, or not a fast one (which alone tells characters from tokens).
+    """
+    directory = Path(llm)
+    if not (directory / "config.json").is_file():
+        raise UserError(f"llm: {directory} has no config.json (expected a directory with a transformers causal LM)")
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"llm: {directory} has no tokenizer (expected tokenizer.json beside config.json)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"llm: the tokenizer of {directory} cannot be read ({_first_line(error)})") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"llm: {directory} has a slow tokenizer; expected tokenizer.json (the fast form)")
+    if tokenizer.eos_token is None:
+        raise UserError(f"llm: the tokenizer of {directory} has no end-of-text token (eos_token)")
+    return tokenizer
+
+
+def load_llm(llm: str) -> Any:
+    """The causal LM of a directory, in float32.
+
+    Raises:
+        UserError: it has no safetensors weights or transformers cannot load it.
+    """
+    directory = Path(llm)
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"llm: {directory} has no weights (expected *.safetensors)")
+    try:
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"llm: {directory} cannot be loaded ({_first_line(error)})") from None
+
+
+def add_tokens(tokenizer: Any, llm: Any) -> None:
+    """Make sure of a picture token and a padding token, and that the LLM has an embedding for each."""
+    if IMAGE not in tokenizer.get_vocab():
+        tokenizer.add_tokens([_special(IMAGE)], special_tokens=True)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
+        llm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    llm.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _special(token: str) -> Any:
+    from tokenizers import AddedToken
+
+    return AddedToken(token, special=True, normalized=False)
+
+
+def _feature_layer(vision: EncoderVisionModel, wanted: int | None) -> int:
+    depth, default = vision.tower.depth, vision.tower.default_layer
+    layer = default if wanted is None else wanted
+    if not -(depth + 1) <= layer <= depth:
+        only = "only -1, the last feature map" if depth == 0 else f"{-(depth + 1)} to {depth}"
+        raise UserError(f"feature_layer: this encoder has {only}, got {layer}")
+    return layer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

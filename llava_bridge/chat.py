@@ -1,0 +1,176 @@
+"""Chat templates, and which tokens of a rendered conversation are learnt.
+
+The supervised tokens are derived from the template itself: a conversation is rendered once with a mark in
+place of every answer, so that whatever the template writes around an answer is known exactly. Learnt are
+the answer's tokens and the end token that follows it, nothing else.
+
+A message is ``{"role": "user" | "assistant" | "system", "content": text}``; ``<image>`` in the text is where
+a picture goes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clips.errors import UserError, suggest
+
+IMAGE = "<image>"
+IGNORED = -100
+"""The label of a token that is not learnt (PyTorch's and transformers' convention)."""
+
+TEMPLATES: dict[str, str] = {
+    # Vicuna's turns as LLaVA-1.5 uses them, without its preamble; for LLMs that bring no template.
+    "vicuna": (
+        "{{- bos_token if bos_token else '' -}}"
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'system' -%}{{ message['content'] + ' ' }}"
+        "{%- elif message['role'] == 'user' -%}{{ 'USER: ' + message['content'] + ' ' }}"
+        "{%- else -%}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
+    ),
+}
+
+# Written before any template: content given as a list of parts (transformers' multimodal form) becomes text.
+_FLATTEN = (
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set joined = namespace(text='') -%}"
+    "{%- if message['content'] is string -%}{%- set joined.text = message['content'] -%}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{%- set joined.text = joined.text + '<image>\\n' -%}"
+    "{%- elif part['type'] == 'text' -%}{%- set joined.text = joined.text + part['text'] -%}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': joined.text}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+
+_MARK = "\ue000{}\ue001"
+_MARKS = re.compile("\ue000(\\d+)\ue001")
+Message = Mapping[str, Any]
+
+
+class SampleError(Exception):
+    """One sample cannot be used; training counts it and goes on without it."""
+
+
+def template_for(own: str | None, choice: str) -> str:
+    """The chat template of a LLaVA, which accepts content as text and as a list of parts.
+
+    Args:
+        own: the tokenizer's own template, None if it has none.
+        choice: ``auto`` (the LLM's own if it has one, else ``vicuna``) or a name in :data:`TEMPLATES`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if choice == "auto":
+        body = own or TEMPLATES["vicuna"]
+    elif choice in TEMPLATES:
+        body = TEMPLATES[choice]
+    else:
+        raise suggest(choice, {"auto", *TEMPLATES}, "chat template")
+    return body if body.startswith(_FLATTEN) else _FLATTEN + body
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A conversation as tokens: ``labels`` equal ``input_ids`` where learnt, and are -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Chat:
+    """Turns conversations into tokens for one tokenizer and template.
+
+    Args:
+        tokenizer: a fast transformers tokenizer that knows ``<image>`` as one token.
+        template: from :func:`template_for`.
+        image_tokens: how many tokens a picture takes.
+
+    Raises:
+        UserError: the template writes no special token after an answer, so an answer would never end.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, image_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.image_tokens = image_tokens
+        self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
+        special = sorted(set(tokenizer.all_special_tokens) - {IMAGE}, key=len, reverse=True)
+        self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
+        self.end_token = self._find_end_token()
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens."""
+        return self._expand(self._render(messages, add_generation_prompt=True))
+
+    def encode(self, messages: Sequence[Message], max_length: int) -> Encoded:
+        """The tokens of a conversation, cut on the right to ``max_length``, and which of them are learnt.
+
+        Raises:
+            SampleError: there is no answer; the cut would fall into a picture or before the first answer token.
+        """
+        text, spans = self._text_and_answers(messages)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
+        labels = _labels(ids, offsets, spans)
+        if len(ids) > max_length:
+            if self.image_id in ids[max_length:]:
+                raise SampleError(f"its pictures do not fit into {max_length} tokens")
+            ids, labels = ids[:max_length], labels[:max_length]
+        if all(label == IGNORED for label in labels):
+            raise SampleError(f"no answer within {max_length} tokens")
+        return Encoded(ids, labels)
+
+    def _text_and_answers(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered text and the character span of each answer with its end token."""
+        answers = [str(message["content"]).strip() for message in messages if message["role"] == "assistant"]
+        number = iter(range(len(answers)))
+        marked = [
+            {**message, "content": _MARK.format(next(number))} if message["role"] == "assistant" else message
+            for message in messages
+        ]
+        pieces = _MARKS.split(self._render(marked))
+        if pieces[1::2] != [str(index) for index in range(len(answers))]:
+            raise UserError("chat_template: it does not write every answer once and in order")
+        text, spans = self._expand(pieces[0]), []
+        for answer, after in zip(answers, pieces[2::2], strict=True):
+            end = self._end.match(after)
+            spans.append((len(text), len(text) + len(answer) + (end.end() if end else 0)))
+            text += answer + self._expand(after)
+        return text, spans
+
+    def _find_end_token(self) -> str:
+        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK.format(0)}]
+        end = self._end.match(_MARKS.split(self._render(conversation))[-1])
+        if end is None:
+            raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
+        return end[1]
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _expand(self, text: str) -> str:
+        return text.replace(IMAGE, IMAGE * self.image_tokens)
+
+
+def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Keep the ids of tokens that overlap one of the ``spans`` (both in order of place)."""
+    labels, waiting = [], list(reversed(spans))
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        while waiting and waiting[-1][1] <= start:
+            waiting.pop()
+        inside = bool(waiting) and end > waiting[-1][0] and end > start
+        labels.append(token if inside else IGNORED)
+    return labels

@@ -1,0 +1,61 @@
+"""Vision encoders by name: one string in a config says which encoder a LLaVA sees with.
+
+========================================  =====================================================
+``path/to/encoder``                       a directory in open_clip's hub layout
+``timm:NAME``                             a timm model with its pretrained weights from the hub
+``timm:NAME@path/weights.safetensors``    the same with local weights
+``timm:NAME@random``                      the same, untrained
+========================================  =====================================================
+
+A source is one module with two functions: ``load(reference, image_size) -> Encoder`` reads it, and
+``build(architecture) -> VisionTower`` makes the empty tower again from what was stored in a config.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from clips.errors import suggest
+from llava_bridge.encoders.contract import Encoder, VisionTower
+
+SOURCES: dict[str, str] = {
+    "open_clip": "llava_bridge.encoders.open_clip_source",
+    "timm": "llava_bridge.encoders.timm_source",
+}
+
+
+def parse_spec(spec: str) -> tuple[str, str]:
+    """Split an encoder spec into (source, reference); a spec without a source is an open_clip directory.
+
+    Raises:
+        UserError: an unknown source.
+    """
+    source, colon, reference = spec.partition(":")
+    if not colon or "/" in source:
+        return "open_clip", spec
+    if source not in SOURCES:
+        raise suggest(source, SOURCES, "encoder source")
+    return source, reference
+
+
+def load_encoder(spec: str, image_size: int | None = None) -> Encoder:
+    """Read the encoder that ``spec`` names.
+
+    Args:
+        spec: see the module's table.
+        image_size: side in pixels; None takes the encoder's own.
+
+    Raises:
+        UserError: an unknown source or name, missing or unfitting weights.
+    """
+    source, reference = parse_spec(spec)
+    return importlib.import_module(SOURCES[source]).load(reference, image_size)
+
+
+def build_tower(source: str, architecture: Mapping[str, Any]) -> VisionTower:
+    """The empty tower of ``source`` with this architecture, initialised as its library does."""
+    if source not in SOURCES:
+        raise suggest(source, SOURCES, "encoder source")
+    return importlib.import_module(SOURCES[source]).build(architecture)

@@ -1,0 +1,116 @@
+"""What every vision encoder gives to the bridge, wherever it comes from.
+
+Legend: B pictures, S side of a picture in pixels, G side of the token grid, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from clips.errors import UserError
+
+
+class VisionTower(nn.Module, ABC):
+    """Pixels (B, 3, S, S) to hidden states, each (B, N, D): G² patch tokens in rows, after the class token if any.
+
+    A tower must not mix pictures: permuting the batch permutes the output.
+    """
+
+    depth: int
+    """Index of the last hidden state; state 0 is what enters the first block."""
+    class_token: bool
+    """Whether token 0 of every hidden state stands for the whole picture."""
+    default_layer: int
+    """The hidden state that LLaVA reads unless told otherwise, counted from the end (-1 is the last)."""
+
+    @abstractmethod
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield hidden states 0 … depth in order, computing each only when asked for."""
+
+    recompute: bool = False
+    """Whether blocks drop their activations and compute them again in the backward pass."""
+
+    def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """One block, under activation checkpointing where ``recompute`` is set."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, tokens, use_reentrant=False)
+        return block(tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How a picture becomes pixels: squashed to a square, then normalised.
+
+    Args:
+        size: side S of the square.
+        mean: per channel, of values in 0…1.
+        std: per channel, of values in 0…1.
+        interpolation: ``bilinear`` or ``bicubic``.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """An encoder that was read from its source.
+
+    Args:
+        source: the registry entry that can build the tower again.
+        architecture: all that this entry needs for it (plain JSON values).
+        weights: the tower's state dict; None keeps the tower as its library initialises it.
+        pixels: its image preprocessing.
+        parent: the directory or file it was read from, None where there is none.
+    """
+
+    source: str
+    architecture: Mapping[str, Any]
+    weights: Mapping[str, Tensor] | None
+    pixels: Pixels
+    parent: str | None
+
+
+def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Copy ``weights`` into ``tower``, names and shapes having to agree.
+
+    Raises:
+        UserError: naming the first tensor that is missing, superfluous or of another shape.
+    """
+    own = tower.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    unlike = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    if missing or extra or unlike:
+        what = f"lacks '{missing[0]}'" if missing else f"has an unexpected '{extra[0]}'" if extra else ""
+        if unlike:
+            what = f"'{unlike[0]}' has shape {tuple(weights[unlike[0]].shape)}, not {tuple(own[unlike[0]].shape)}"
+        raise UserError(f"{where}: these weights are not of this architecture ({what})")
+    tower.load_state_dict(dict(weights))
+
+
+@torch.no_grad()
+def measure(tower: VisionTower, size: int, where: str) -> tuple[int, int]:
+    """Run one blank picture; return (grid side G, width D).
+
+    Raises:
+        UserError: the tokens do not form a square grid that LLaVA's processor can count.
+    """
+    was_training = tower.training
+    tower.eval()
+    first = next(iter(tower.states(torch.zeros(1, 3, size, size))))
+    tower.train(was_training)
+    patches = first.shape[1] - int(tower.class_token)
+    grid = math.isqrt(patches)
+    if grid * grid != patches or size // (size // grid) != grid:
+        raise UserError(f"{where}: pictures of {size} px give {patches} patch tokens, which is no square grid")
+    return grid, first.shape[2]

@@ -1,0 +1,123 @@
+"""Encoders in open_clip's hub layout: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+
+Both open_clip's own ViT and directories whose image tower is a timm trunk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clips.errors import UserError
+from llava_bridge.encoders import timm_source
+from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class OpenClipTower(VisionTower):
+    """open_clip's ViT. Hidden state i is the output of residual block i, before any final LayerNorm."""
+
+    class_token = True
+    default_layer = -2
+
+    def __init__(self, architecture: Mapping[str, Any]) -> None:
+        super().__init__()
+        from open_clip.model import _build_vision_tower
+        from open_clip.transformer import VisionTransformer
+
+        vision = {**architecture["vision_cfg"], "patch_dropout": 0.0}
+        self.visual = _build_vision_tower(architecture["embed_dim"], vision, architecture.get("quick_gelu", False))
+        if not isinstance(self.visual, VisionTransformer):
+            raise UserError(f"{CONFIG}: vision_cfg describes a {type(self.visual).__name__}, expected a ViT")
+        self.depth = len(self.visual.transformer.resblocks)
+
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the embedded tokens, then each block's output, (B, G² + 1, D)."""
+        tokens = self.visual._embeds(pixels)
+        yield tokens
+        for block in self.visual.transformer.resblocks:
+            tokens = self.run_block(block, tokens)
+            yield tokens
+
+
+def build(architecture: Mapping[str, Any]) -> VisionTower:
+    """The ViT that ``embed_dim``, ``vision_cfg`` and ``quick_gelu`` describe."""
+    return OpenClipTower(architecture)
+
+
+def load(reference: str, image_size: int | None) -> Encoder:
+    """Read the image tower of an encoder directory.
+
+    Raises:
+        UserError: config or weights are missing or do not fit; ``image_size`` differs from a ViT's own.
+    """
+    directory = Path(reference)
+    config = _read_config(directory)
+    model, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
+    vision = model["vision_cfg"]
+    size = _side(preprocess.get("size") or vision.get("image_size", 224))
+    weights = _visual_weights(directory)
+    pixels = Pixels(
+        size=image_size or size,
+        mean=tuple(preprocess.get("mean") or OPENAI_MEAN),
+        std=tuple(preprocess.get("std") or OPENAI_STD),
+        interpolation=preprocess.get("interpolation") or "bicubic",
+    )
+    if vision.get("timm_model_name"):
+        trunk = {name.removeprefix("trunk."): value for name, value in weights.items() if name.startswith("trunk.")}
+        return timm_source.encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
+    if image_size not in {None, size}:
+        raise UserError(f"image_size: expected {size}, the size of {directory}, got {image_size}")
+    return Encoder(
+        source="open_clip",
+        architecture={key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model},
+        weights={f"visual.{name}": value for name, value in weights.items()},
+        pixels=pixels,
+        parent=str(directory),
+    )
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise UserError(
+            f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, or timm:NAME)"
+        )
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not {"embed_dim", "vision_cfg"} <= config["model_cfg"].keys():
+            raise KeyError("vision_cfg")
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; an encoder directory in open_clip's hub layout has one") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg ({error})") from None
+    return config
+
+
+def _visual_weights(directory: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path}: missing; the encoder directory has no weights (safetensors expected)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
+            return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _side(size: Any) -> int:
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if sides[0] != sides[-1]:
+        raise UserError(f"{CONFIG}: expected square pictures, got image size {sides}")
+    return int(sides[0])

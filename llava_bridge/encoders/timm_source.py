@@ -1,0 +1,128 @@
+"""Encoders that are timm models: their last feature map becomes tokens.
+
+Convolutional and hierarchical trunks have no sequence of like layers, so "feature layer" can only be the
+last feature map (-1) here, before any pooling, projection or classifier. Prefix tokens of timm's ViTs are
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clips.errors import UserError
+from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+
+_HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
+
+
+class TimmTower(VisionTower):
+    """A timm model without its classifier; its only hidden state is the last feature map, (B, G², D)."""
+
+    class_token = False
+    default_layer = -1
+    depth = 0
+
+    def __init__(self, architecture: Mapping[str, Any]) -> None:
+        super().__init__()
+        import timm
+
+        name = architecture["name"]
+        if not timm.is_model(name):
+            raise _unknown(name)
+        options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
+        self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **options)
+
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the last feature map as tokens in rows."""
+        features = self.trunk.forward_features(pixels)
+        if features.ndim == 3:
+            yield features[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
+        elif getattr(self.trunk, "output_fmt", "NCHW") == "NHWC":
+            yield features.flatten(1, 2)
+        else:
+            yield features.flatten(2).transpose(1, 2).contiguous()
+
+
+def build(architecture: Mapping[str, Any]) -> VisionTower:
+    """The trunk that ``name`` names in timm."""
+    return TimmTower(architecture)
+
+
+def load(reference: str, image_size: int | None) -> Encoder:
+    """Read ``NAME``, ``NAME@weights.safetensors`` or ``NAME@random``.
+
+    Raises:
+        UserError: timm does not know the name; the file is missing or of another architecture.
+    """
+    import timm
+
+    name, _, origin = reference.partition("@")
+    if not timm.is_model(name):
+        raise _unknown(name)
+    settings = timm.get_pretrained_cfg(name)
+    pixels = Pixels(
+        size=image_size or settings.input_size[-1],
+        mean=tuple(settings.mean),
+        std=tuple(settings.std),
+        interpolation="bicubic" if settings.interpolation == "bicubic" else "bilinear",
+    )
+    if origin == "random":
+        return encoder(name, None, pixels, where=None)
+    if origin:
+        return encoder(name, _read(Path(origin)), pixels, where=origin)
+    return encoder(name, _pretrained(name), pixels, where=None)
+
+
+def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, where: str | None) -> Encoder:
+    """The contract for timm model ``name``; classifier weights among ``weights`` are left out."""
+    import timm
+
+    if not timm.is_model(name):
+        raise _unknown(name)
+    fixed = bool(timm.get_pretrained_cfg(name).fixed_input_size)
+    kept = None
+    if weights is not None:
+        kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_HEADS)}
+    return Encoder(
+        source="timm",
+        architecture={"name": name, "image_size": pixels.size, "fixed_size": fixed},
+        weights=kept,
+        pixels=pixels,
+        parent=where,
+    )
+
+
+def _unknown(name: str) -> UserError:
+    import difflib
+
+    import timm
+
+    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return UserError(f"encoder: timm has no model '{name}'{hint}")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file (expected safetensors weights, or @random)")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _pretrained(name: str) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"encoder: no pretrained weights for timm:{name} ({reason}); try timm:{name}@FILE") from None

@@ -1,0 +1,143 @@
+"""Load a LLaVA directory and ask it.
+
+>>> model, processor = load_llava("runs/demo/llava/clips-s0")
+>>> answer(model, processor, [picture], ["Is there a dog in the picture?"], max_new_tokens=8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clips.errors import UserError
+from llava_bridge.chat import IMAGE
+
+Pictures = Image.Image | Sequence[Image.Image] | None
+
+
+def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, Any]:
+    """Load (model, processor) from a LLaVA directory, ready to generate.
+
+    Args:
+        directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout.
+        device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
+
+    Raises:
+        UserError: it is not a LLaVA directory.
+    """
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    from llava_bridge.registration import register
+
+    register()
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: no config.json here (expected a LLaVA directory)")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: no weights here (expected *.safetensors)")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be loaded as a LLaVA ({str(error).splitlines()[0]})") from None
+    return model.to(chosen).eval(), processor
+
+
+@torch.inference_mode()
+def answer(
+    model: Any,
+    processor: Any,
+    images: Sequence[Pictures],
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    **generation: Any,
+) -> list[str]:
+    """Answer each prompt about its picture, greedily, in batches of like length.
+
+    Args:
+        model: from :func:`load_llava`.
+        processor: from :func:`load_llava`.
+        images: for each prompt one picture, several, or None.
+        prompts: what the user says. Pictures come before the text unless it says ``<image>`` itself.
+        max_new_tokens: an answer is cut there.
+        batch_size: how many prompts run at once.
+        generation: anything else for transformers' ``generate``, for instance ``do_sample=True``.
+
+    Returns:
+        The answers, in the order of the prompts.
+    """
+    conversations = [[{"role": "user", "content": with_images(prompt, _as_list(image))}]
+                     for prompt, image in zip(prompts, images, strict=True)]  # fmt: skip
+    return answer_conversations(
+        model, processor, images, conversations, max_new_tokens=max_new_tokens, batch_size=batch_size, **generation
+    )
+
+
+@torch.inference_mode()
+def answer_conversations(
+    model: Any,
+    processor: Any,
+    images: Sequence[Pictures],
+    conversations: Sequence[Sequence[dict[str, Any]]],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    **generation: Any,
+) -> list[str]:
+    """As :func:`answer`, for whole conversations whose last message is the user's."""
+    from llava_bridge.assembly import make_chat
+
+    chat = make_chat(model, processor)
+    pictures = [_as_list(image) for image in images]
+    tokenizer = processor.tokenizer
+    ids = [tokenizer(chat.prompt(messages), add_special_tokens=False)["input_ids"] for messages in conversations]
+    for tokens, own in zip(ids, pictures, strict=True):
+        if tokens.count(chat.image_id) != len(own) * chat.image_tokens:
+            raise UserError(f"a prompt has {len(own)} pictures but not as many {IMAGE} marks")
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    answers = [""] * len(ids)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        inputs = _left_padded([ids[index] for index in batch], tokenizer.pad_token_id, model.device)
+        pixels = _pixels([picture for index in batch for picture in pictures[index]], processor, model)
+        made = model.generate(**inputs, pixel_values=pixels, max_new_tokens=max_new_tokens, **generation)
+        texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(batch, texts, strict=True):
+            answers[index] = text.strip()
+    return answers
+
+
+def with_images(prompt: str, pictures: Sequence[Any]) -> str:
+    """``prompt`` with one ``<image>`` line per picture before it, unless it places them itself."""
+    return prompt if IMAGE in prompt else f"{IMAGE}\n" * len(pictures) + prompt
+
+
+def _as_list(pictures: Pictures) -> list[Image.Image]:
+    if pictures is None:
+        return []
+    return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+
+
+def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    length = max(map(len, ids))
+    rows = [[pad] * (length - len(row)) + list(row) for row in ids]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
+    return {
+        "input_ids": torch.tensor(rows, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _pixels(pictures: Sequence[Image.Image], processor: Any, model: Any) -> Tensor | None:
+    if not pictures:
+        return None
+    rgb = [picture.convert("RGB") for picture in pictures]
+    pixels = processor.image_processor(rgb, return_tensors="pt")["pixel_values"]
+    return pixels.to(model.device, model.dtype)

@@ -1,0 +1,146 @@
+"""The vision tower inside a transformers LLaVA: any encoder of ours, rebuilt from its config alone.
+
+``import llava_bridge`` registers both classes with transformers, after which stock
+``LlavaForConditionalGeneration.from_pretrained`` loads a directory that the bridge wrote.
+
+Legend: B pictures, S side in pixels, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava_bridge.encoders import build_tower
+from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
+
+
+class EncoderVisionConfig(PretrainedConfig):
+    """All that is needed to build the tower again.
+
+    Args:
+        source: the entry of :data:`llava_bridge.encoders.SOURCES` that builds the tower.
+        architecture: what that entry needs.
+        hidden_size: D.
+        num_hidden_layers: index of the last hidden state.
+        image_size: S.
+        patch_size: S divided by the side of the token grid.
+        class_token: whether token 0 of each hidden state is a class token.
+    """
+
+    model_type = "llava_bridge_encoder"
+    base_config_key = "vision_config"
+
+    source: str = "open_clip"
+    architecture: dict[str, Any] | None = None
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    image_size: int = 0
+    patch_size: int = 1
+    class_token: bool = True
+
+
+class EncoderVisionModel(PreTrainedModel):
+    """A :class:`VisionTower` behind transformers' vision model interface."""
+
+    config_class = EncoderVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("VisionTower",)
+
+    def __init__(self, config: EncoderVisionConfig) -> None:
+        super().__init__(config)
+        self.tower: VisionTower = build_tower(config.source, config.architecture or {})
+        self.gradient_checkpointing = False  # transformers looks for this attribute before it checkpoints anything
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        return_dict: bool | None = None,
+        **unused: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Run the tower as deep as is asked for.
+
+        Args:
+            pixel_values: (B, 3, S, S), normalised.
+            output_hidden_states: None or False for the last state only, True for all, or the indices of those
+                wanted (transformers asks so); the others are None in the tuple.
+            return_dict: ignored, the output is always a dict.
+            unused: what else LLaVA hands down to its tower.
+        """
+        wanted = self._wanted(output_hidden_states)
+        states: list[Tensor | None] = [None] * (self.tower.depth + 1)
+        self.tower.recompute = self.gradient_checkpointing and self.training
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
+        with torch.set_grad_enabled(learns):
+            pixels = pixel_values.to(self.dtype)
+            for index, state in enumerate(self.tower.states(pixels)):
+                if index in wanted:
+                    states[index] = state
+                if index == max(wanted):
+                    break
+        asked = output_hidden_states is not None and output_hidden_states is not False
+        return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=tuple(states) if asked else None)
+
+    def _wanted(self, asked: bool | int | list[int] | None) -> set[int]:
+        count = self.tower.depth + 1
+        if asked is None or asked is False:
+            return {count - 1}
+        if asked is True:
+            return set(range(count))
+        return {index % count for index in ([asked] if isinstance(asked, int) else asked)}
+
+    def train(self, mode: bool = True) -> EncoderVisionModel:
+        """A tower without trainable weights stays in evaluation mode: no dropped paths, no new batch statistics."""
+        return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave the tower as its own library initialised it.
+
+        ``from_pretrained`` builds on the meta device, where buffers that are not saved lose their values:
+        these are taken from a tower built anew.
+        """
+        if not isinstance(module, VisionTower):
+            return
+        saved = module.state_dict().keys()
+        if all(name in saved for name, _ in module.named_buffers()):
+            return
+        with torch.device("cpu"):
+            fresh = dict(build_tower(self.config.source, self.config.architecture or {}).named_buffers())
+        for name, buffer in module.named_buffers():
+            if name not in saved and not buffer.is_meta:
+                buffer.copy_(fresh[name])
+
+
+def vision_model(encoder: Encoder) -> EncoderVisionModel:
+    """The tower of ``encoder`` with its weights, frozen, in float32.
+
+    Raises:
+        UserError: the weights do not fit the architecture, or its tokens form no square grid.
+    """
+    where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
+    config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
+    model = EncoderVisionModel(config).float()
+    if encoder.weights is not None:
+        load_weights(model.tower, encoder.weights, where)
+    grid, width = measure(model.tower, encoder.pixels.size, where)
+    config.hidden_size = width
+    config.num_hidden_layers = model.tower.depth
+    config.image_size = encoder.pixels.size
+    config.patch_size = encoder.pixels.size // grid
+    config.class_token = model.tower.class_token
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _plain(value: Any) -> Any:
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
