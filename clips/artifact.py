@@ -25,6 +25,8 @@ from clips.commandline import plain
 from clips.errors import UserError
 
 MANIFEST = "manifest.json"
+# How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
+RECORDS = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
 _LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "lmms-eval", "datasets", "peft")
 
 
@@ -46,6 +48,17 @@ def artifact_directory(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def added_files(directory: str | Path) -> Iterator[Path]:
+    """A fresh directory whose files move into ``directory`` when the block ends well, the manifest last."""
+    target = Path(directory)
+    with artifact_directory(target / ".added") as partial:
+        yield partial
+    for path in sorted((target / ".added").iterdir(), key=lambda path: path.name == MANIFEST):
+        path.replace(target / path.name)
+    (target / ".added").rmdir()
 
 
 def write_file(path: str | Path, text: str) -> None:
@@ -117,7 +130,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
-    """SHA-256 over the names and contents of the files in ``directory``, the manifest and hidden files left out.
+    """SHA-256 over the names and contents of the files in ``directory``, RECORDS and hidden files left out.
 
     Args:
         directory: any directory; a single file is hashed alone.
@@ -132,7 +145,7 @@ def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
     for path in files:
         name = path.relative_to(root).as_posix() if path != root else path.name
-        if path.name == MANIFEST or any(part.startswith(".") for part in Path(name).parts):
+        if name in RECORDS or any(part.startswith(".") for part in Path(name).parts):
             continue
         digest.update(f"{name}\0{file_hash(path)}\0".encode())
     return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""A training run on disk: its directory, and checkpoints from which it goes on exactly.
+
+All that training depends on is the weights, the optimizer's state and the number of steps done: the order
+of the samples and every random draw are functions of (seed, step), so nothing else needs to be kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from clips.artifact import MANIFEST, artifact_directory, say, write_file
+from clips.commandline import plain, to_yaml
+from clips.errors import UserError
+
+CONFIG = "config.yaml"
+CHECKPOINTS = ".checkpoints"
+_WEIGHTS, _OPTIMIZER, _LOOP = "model.safetensors", "optimizer.pt", "loop.json"
+
+# These say how a run is carried out, not what comes of it: a run may go on with others.
+_FREE = {"output", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers", "data.cache_images"}
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoopState:
+    """Where a training run stands.
+
+    Args:
+        step: steps done.
+        samples_seen: samples trained on, over all processes.
+        seconds: time spent in training, interruptions left out.
+        bad: unusable samples met so far: name → reason.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    seconds: float = 0.0
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def open_run(output: str | Path, config: Any, *, write: bool) -> bool:
+    """Prepare ``output`` for the run that ``config`` describes; True where that run is already finished there.
+
+    Args:
+        output: the run's directory.
+        config: the run's config.
+        write: create the directory and record the config there; one process of the run does.
+
+    Raises:
+        UserError: the directory holds something else, or a run of another config.
+    """
+    directory = Path(output)
+    record = directory / CONFIG
+    if record.is_file():
+        _refuse_other_config(directory, config)
+        return (directory / MANIFEST).is_file()
+    if not write:
+        return False
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{output}: exists and is not a training run; choose another output or remove it")
+    try:
+        write_file(record, to_yaml(config))
+    except (NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{output}: cannot write here ({error.strerror})") from None
+    return False
+
+
+def read_run_config(directory: str | Path) -> dict[str, Any]:
+    """The config of the run or checkpoint in ``directory`` as plain data; UserError where there is none."""
+    path = Path(directory) / CONFIG
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected the output of `clips train` or one of its checkpoints") from None
+    except yaml.YAMLError:
+        raise UserError(f"{path}: not valid YAML") from None
+
+
+def _refuse_other_config(directory: Path, config: Any) -> None:
+    there, here = dict(_leaves(read_run_config(directory))), dict(_leaves(plain(config)))
+    differing = sorted(
+        name for name in there.keys() | here.keys() if name not in _FREE and there.get(name) != here.get(name)
+    )
+    if differing:
+        name = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise UserError(
+            f"{directory}: holds a run of another config: {name} is {there.get(name)!r} there and {here.get(name)!r} "
+            f"now{more}; choose another output or remove the directory"
+        )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def save_checkpoint(
+    output: str | Path, model: torch.nn.Module, optimizer: Any, loop: LoopState, config: Any, *, keep: int
+) -> Path:
+    """Write a checkpoint whole or not at all, then delete all but the ``keep`` latest."""
+    from safetensors.torch import save_model
+
+    checkpoint = Path(output) / CHECKPOINTS / f"step-{loop.step:08d}"
+    with artifact_directory(checkpoint) as partial:
+        save_model(model, str(partial / _WEIGHTS))
+        torch.save(optimizer.state_dict(), partial / _OPTIMIZER)
+        write_file(partial / CONFIG, to_yaml(config))
+        write_file(partial / _LOOP, json.dumps(dataclasses.asdict(loop), ensure_ascii=False))
+    for old in checkpoints(output)[:-keep]:
+        shutil.rmtree(old)
+    return checkpoint
+
+
+def checkpoints(output: str | Path) -> list[Path]:
+    """The checkpoints of a run, the latest last."""
+    found = (Path(output) / CHECKPOINTS).glob(f"[!.]*/{_LOOP}")
+    return [path.parent for path in sorted(found, key=lambda path: read_loop(path.parent).step)]
+
+
+def read_loop(checkpoint: Path) -> LoopState:
+    """Where the run stood at ``checkpoint``."""
+    return LoopState(**json.loads((checkpoint / _LOOP).read_text(encoding="utf-8")))
+
+
+def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Put a checkpoint's weights into ``model``; UserError where they are broken or do not fit."""
+    from safetensors.torch import load_model
+
+    try:
+        load_model(model, str(checkpoint / _WEIGHTS))
+    except Exception as error:  # safetensors raises its own errors, torch a RuntimeError
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{checkpoint / _WEIGHTS}: cannot be loaded ({reason}); remove this checkpoint") from None
+
+
+def restore(output: str | Path, model: torch.nn.Module, optimizer: Any) -> LoopState:
+    """Go on from the latest checkpoint in ``output``; a fresh LoopState where there is none."""
+    found = checkpoints(output)
+    if not found:
+        return LoopState()
+    load_weights(found[-1], model)
+    try:
+        optimizer.load_state_dict(torch.load(found[-1] / _OPTIMIZER, weights_only=True, map_location="cpu"))
+    except Exception as error:  # a broken zip, a pickle error, a state that does not fit
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{found[-1] / _OPTIMIZER}: cannot be loaded ({reason}); remove this checkpoint") from None
+    loop = read_loop(found[-1])
+    say(f"going on from step {loop.step} ({found[-1]})")
+    return loop
+
+
+def remove_checkpoints(output: str | Path) -> None:
+    """Delete all checkpoints of a run."""
+    shutil.rmtree(Path(output) / CHECKPOINTS, ignore_errors=True)

@@ -1,0 +1,27 @@
+"""The ``clips`` command."""
+
+from __future__ import annotations
+
+import sys
+
+from clips.commandline import Command, run_commands
+
+COMMANDS = {
+    "scenes": Command(
+        help="make the embedded world: pictures, captions and questions",
+        target="clips.scenes.make:make_scenes",
+    ),
+    "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
+    "export": Command(
+        help="write the encoder directory of a checkpoint", target="clips.export:export", positional=("run",)
+    ),
+}
+
+
+def main() -> int:
+    """Run the command that the command line names and return its exit status."""
+    return run_commands("clips", "Train CLIP encoders on web captions and long synthetic captions.", COMMANDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Pictures as they come from the wild, opened safely as RGB."""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from clips.data.tars import TarIndex, index_tar
+from clips.errors import UserError
+
+MAX_PIXELS = 100_000_000
+_ORIENTATION = 0x0112
+
+
+class BadImageError(Exception):
+    """A picture that cannot be used; the message is a short reason, the same for all pictures with that fault."""
+
+
+def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
+    """Decode any picture that PIL knows to RGB, turned upright, transparency laid on white.
+
+    Args:
+        content: the file's bytes.
+        at_least: let a JPEG decode at a half, quarter or eighth of its size, no side below this many pixels.
+
+    Raises:
+        BadImageError: not a picture, truncated, or larger than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oversized pictures are refused below, the rest is noise about metadata
+            image = Image.open(io.BytesIO(content))
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImageError("picture too large")
+            if at_least is not None:
+                image.draft("RGB", (at_least, at_least))
+            image.load()
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+            return _on_white(image)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise whatever a broken file makes them
+        known = isinstance(error, OSError) and "truncated" in str(error)
+        raise BadImageError("truncated picture" if known else "undecodable picture") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in {"I", "I;16", "I;16B", "I;16L", "F"}:
+        raise BadImageError("not an 8-bit picture")
+    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_image(root: str | Path, reference: str) -> Image.Image:
+    """The RGB picture that ``reference`` names below ``root``: a file, or ``shard.tar/member`` inside a tar.
+
+    Raises:
+        UserError: the reference leaves ``root``, or there is no such file or member, or it is not a picture.
+    """
+    try:
+        return decode_image(read_reference(root, reference))
+    except BadImageError as error:
+        raise UserError(f"{Path(root) / reference}: {error}") from None
+
+
+def read_reference(root: str | Path, reference: str) -> bytes:
+    """The bytes behind an image reference (see `open_image`)."""
+    if ".." in Path(reference).parts or Path(reference).is_absolute():
+        raise UserError(f"'{reference}': expected a path inside {root}")
+    tar, mark, member = reference.partition(".tar/")
+    try:
+        if mark:
+            return _tar_members(Path(root) / f"{tar}.tar").read(member)
+        return (Path(root) / reference).read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{Path(root) / reference}: no such picture") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _tar_members(path: Path) -> TarIndex:
+    return index_tar(path)

@@ -1,0 +1,179 @@
+"""Batches for training: samples in a fixed order, read ahead, bad ones replaced and reported."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clips.artifact import MANIFEST
+from clips.data.augment import AugmentConfig, augment, decoding_size
+from clips.data.images import BadImageError, decode_image
+from clips.data.order import positions_of_step, sample_at, sample_generator
+from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, open_source
+from clips.errors import UserError
+
+_READ_AHEAD = 3  # batches
+
+Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on.
+
+    Args:
+        sources: pictures with captions; several are read as one.
+        augment: how pictures are varied.
+        workers: processes that read ahead; 0 reads ahead in a thread of the training process.
+        cache_images: keep decoded pictures in memory, as uint8 of at most the size that crops need.
+        max_bad_share: stop once more than this share of the samples is undecodable or lacks a caption.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    workers: int = 0
+    cache_images: bool = False
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("data.sources: expected at least one source")
+        if self.workers < 0:
+            raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"data.max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+
+
+class Sources:
+    """Several sources as one sequence."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+        self.ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.sources[number], index - int(self.ends[number] - len(self.sources[number]))
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        source, place = self._locate(index)
+        return source.read(place, rng)
+
+    def name(self, index: int) -> str:
+        source, place = self._locate(index)
+        return source.name(place)
+
+
+class TrainingData(torch.utils.data.Dataset):
+    """Training samples by their position in the endless stream of `clips.data.order`."""
+
+    def __init__(self, config: DataConfig, *, size: int, seed: int, prepare: Prepare) -> None:
+        self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
+        self.parts = [open_source(source) for source in config.sources]
+        self.sources = Sources(self.parts)
+        self.cache: dict[int, Any] | None = {} if config.cache_images else None
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        return len(self.sources)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """The tensors at ``position`` ("image" uint8 (3, size, size), and those of the recipe), and "bad".
+
+        "bad" lists (name, reason) of unusable samples; each is replaced by the next one in the source.
+        """
+        count = len(self)
+        wanted = sample_at(position, size=count, seed=self.seed)
+        bad: list[tuple[str, str]] = []
+        for step in range(min(count, 1000)):
+            index = (wanted + step) % count
+            rng = sample_generator(position, size=count, seed=self.seed)
+            try:
+                return {**self._load(index, rng), "bad": bad}
+            except (BadSampleError, BadImageError) as error:
+                bad.append((self.sources.name(index), str(error)))
+        raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][0]}: {bad[0][1]}")
+
+    def _load(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        sample = self.sources.read(index, rng)
+        image = self.cache.get(index) if self.cache is not None else None
+        if image is None:
+            image = decode_image(sample.image, at_least=decoding_size(self.size, self.config.augment))
+            if self.cache is not None:
+                self.cache[index] = image
+        return {
+            "image": augment(image, self.size, self.config.augment, rng),
+            **self.prepare(sample.web, sample.synthetic, rng),
+        }
+
+    def parents(self) -> dict[str, str]:
+        """The artifacts of ours among the sources: name → directory."""
+        paths = [Path(source.path) for source in self.config.sources]
+        found = [path for path in paths if (path / MANIFEST).is_file()]
+        return {
+            path.name if len(found) == 1 else f"{number} {path.name}": str(path) for number, path in enumerate(found)
+        }
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What the manifest says of the sources."""
+        return [source.describe() for source in self.parts]
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the tensors of a batch; the lists of bad samples become one."""
+    bad = [entry for sample in samples for entry in sample["bad"]]
+    names = [name for name in samples[0] if name != "bad"]
+    return {**{name: torch.stack([sample[name] for sample in samples]) for name in names}, "bad": bad}
+
+
+def batches(
+    data: TrainingData, *, first_step: int, last_step: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[dict[str, Any]]:
+    """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order."""
+    plan = [
+        positions_of_step(step, batch_size=batch_size, rank=rank, world_size=world_size)
+        for step in range(first_step, last_step)
+    ]
+    workers = data.config.workers
+    if workers:
+        return iter(
+            torch.utils.data.DataLoader(
+                data,
+                batch_sampler=plan,
+                num_workers=workers,
+                collate_fn=collate,
+                prefetch_factor=_READ_AHEAD,
+                worker_init_fn=_one_thread,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+    return _read_ahead(data, plan)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _read_ahead(data: TrainingData, plan: list[range]) -> Iterator[dict[str, Any]]:
+    def load(positions: range) -> dict[str, Any]:
+        return collate([data[position] for position in positions])
+
+    executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
+    try:
+        pending = [executor.submit(load, positions) for positions in plan[:_READ_AHEAD]]
+        for positions in plan[_READ_AHEAD:]:
+            yield pending.pop(0).result()
+            pending.append(executor.submit(load, positions))
+        for future in pending:
+            yield future.result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,71 @@
+"""One process or many: the same training, started by python, torchrun or deepspeed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def start_processes() -> Any:
+    """The `accelerate.Accelerator` of this process, which joins the group that the launcher's environment names."""
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+
+
+def is_main_process() -> bool:
+    """Whether this process, as the launcher's environment tells, is the one that speaks and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over all processes; the values themselves where there is one."""
+    everyone = gather_objects(values)
+    return {name: sum(theirs[name] for theirs in everyone) / len(everyone) for name in values}
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """``value`` of every process, in order of rank, on every process."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def wait_for_main_process() -> None:
+    """Return when all processes have come here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def end_processes() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def choose_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
+    """What to compute in, and why. ``auto`` takes bf16 where the hardware multiplies it faster than float32.
+
+    It goes by the machine's instructions, not by a stop-watch: two runs of one comparison must not differ in it.
+    """
+    if wanted != "auto":
+        return wanted, "as configured"
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = torch.cuda.get_device_name(device)
+    else:
+        fast = _cpu_multiplies_bf16()
+        name = "this CPU"
+    return ("bf16", f"{name} multiplies it faster") if fast else ("fp32", f"{name} is not faster with bf16")
+
+
+def _cpu_multiplies_bf16() -> bool:
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)

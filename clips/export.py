@@ -1,0 +1,187 @@
+"""Encoder directories: written in open_clip's hub layout, read back with nothing but open_clip.
+
+clips export runs/clips --output encoders/clips
+python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:encoders/clips')"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_file, write_manifest
+from clips.checkpoint import checkpoints, load_weights, read_loop, read_run_config
+from clips.errors import UserError
+from clips.model import ClipsModel, ModelConfig, build_model
+from clips.recipes import RecipeConfig
+from clips.tokenizer import ClipsTokenizer
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+CAPTIONER_CONFIG = "captioner_config.json"
+CAPTIONER_WEIGHTS = "captioner.safetensors"
+MODEL_CARD = "README.md"
+_CARD_TEMPLATE = Path(__file__).parent / "modelcard" / "template.md"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write the encoder directory of a training run that is still going on, or of one of its checkpoints.
+
+    Args:
+        run: the run's directory, whose latest checkpoint is taken, or a checkpoint's.
+        output: the directory to write.
+    """
+
+    run: str
+    output: str
+
+
+def export(config: ExportConfig) -> None:
+    """Carry out ``config``."""
+    checkpoint = _find_checkpoint(Path(config.run))
+    recorded = read_run_config(checkpoint)
+    loop = read_loop(checkpoint)
+    model = _rebuild(recorded, checkpoint)
+    if Path(config.output).exists():
+        raise UserError(f"{config.output}: exists already; choose another output or remove it")
+    with artifact_directory(config.output) as partial:
+        write_encoder(model, partial)
+        manifest = write_manifest(
+            partial,
+            kind="encoder",
+            config=recorded,
+            seed=recorded["seed"],
+            parents={"checkpoint": checkpoint},
+            steps=loop.step,
+            samples_seen=loop.samples_seen,
+            seconds=loop.seconds,
+        )
+        write_model_card(partial, manifest)
+    say(f"{config.output}: encoder after {loop.step} steps")
+
+
+def _find_checkpoint(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory")
+    if (path / "loop.json").is_file():
+        return path
+    if found := checkpoints(path):
+        return found[-1]
+    if (path / MANIFEST).is_file():
+        raise UserError(f"{path}: the training is finished and this is already the encoder directory")
+    raise UserError(f"{path}: no checkpoints in it; expected the output of `clips train`, or a checkpoint")
+
+
+def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ModelConfig, "model")
+    parser.add_class_arguments(RecipeConfig, "recipe")
+    parts = parser.instantiate(parser.parse_object({name: recorded[name] for name in ("model", "recipe")}))
+    # The checkpoint holds every weight: the trunk that training began with need not be there any more.
+    model = build_model(dataclasses.replace(parts.model, pretrained_trunk=None), parts.recipe, recorded["seed"])
+    load_weights(checkpoint, model)
+    return model
+
+
+def write_encoder(model: ClipsModel, directory: Path) -> None:
+    """Write towers, tokenizer, preprocessing and, where there is one, the captioner into ``directory``."""
+    config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.preprocess_cfg}
+    write_file(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+    _write_weights(model.clip, directory / WEIGHTS)
+    ClipsTokenizer(model.context_length).save(directory)
+    if model.captioner is not None:
+        shape = dataclasses.asdict(model.captioner.config)
+        write_file(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
+        _write_weights(model.captioner, directory / CAPTIONER_WEIGHTS)
+
+
+def _write_weights(module: torch.nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)
+
+
+def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write README.md, which says in words what the manifest says."""
+    import jinja2
+
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        _CARD_TEMPLATE.read_text(encoding="utf-8")
+    )
+    model_cfg = json.loads((directory / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    card = template.render(
+        manifest=manifest,
+        config=manifest["config"],
+        model_cfg=model_cfg,
+        captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
+    )
+    write_file(directory / MODEL_CARD, card)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder directory.
+
+    Args:
+        model: the open_clip model, in evaluation mode, on CPU, float32.
+        preprocess: picture → (3, size, size) float tensor.
+        tokenizer: list of texts → (n, context length) int64 tokens.
+        config: the directory's open_clip_config.json.
+    """
+
+    model: Any
+    preprocess: Any
+    tokenizer: Any
+    config: dict[str, Any]
+
+
+def load_encoder(directory: str | Path) -> Encoder:
+    """Load an encoder directory, ours or any other of open_clip's hub layout.
+
+    Raises:
+        UserError: the directory or its config or weights are missing, broken or do not fit together.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    weights = directory / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{weights}: missing; expected the encoder's weights")
+    import open_clip
+
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
+    except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{directory}: open_clip cannot load this encoder ({reason})") from None
+    return Encoder(model.eval(), preprocess, tokenizer, config)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; expected an encoder directory")
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected an encoder directory of open_clip's hub layout") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict) or "model_cfg" not in config:
+        raise UserError(f"{path}: expected an object with 'model_cfg'")
+    return config
+
+
+def read_encoder_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of an encoder directory; UserError where it is one of something else."""
+    manifest = read_manifest(directory)
+    if manifest.get("kind") != "encoder":
+        raise UserError(f"{directory}: expected an encoder directory, found one of kind '{manifest.get('kind')}'")
+    return manifest

@@ -1,0 +1,136 @@
+"""What a training run tells while it goes on: a progress line for people, metrics.jsonl for the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clips.artifact import say
+from clips.checkpoint import LoopState
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Progress of one run.
+
+    Args:
+        directory: where metrics.jsonl goes; entries after ``step`` are dropped from one that is there.
+        step: the step from which the run goes on.
+        steps: the step at which it ends.
+        quiet: write and show nothing, as all processes but one do.
+    """
+
+    def __init__(self, directory: str | Path, *, step: int, steps: int, quiet: bool = False) -> None:
+        self.path = Path(directory) / METRICS
+        self.step, self.steps, self.quiet = step, steps, quiet
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> RunLog:
+        if self.quiet:
+            return self
+        _drop_after(self.path, self.step)
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                MofNCompleteColumn(),
+                BarColumn(bar_width=30),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task("", total=self.steps, completed=self.step)
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self.bar is not None:
+            self.bar.advance(self.task)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append one entry to metrics.jsonl and show it."""
+        if self.quiet:
+            return
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        shown = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s"
+        if self.bar is not None:
+            self.bar.update(self.task, description=shown)
+        else:
+            rate = max(entry["samples_per_second"], 1e-9)
+            left = (self.steps - entry["step"]) * entry["samples_seen"] / max(1, entry["step"]) / rate
+            say(f"step {entry['step']}/{self.steps} · {shown} · {_minutes(left)} left")
+
+
+class Clock:
+    """Time of a training loop: in all, since the last reading, and of that, waiting for data.
+
+    Args:
+        loop: its ``seconds`` go on from where an interrupted run stood.
+    """
+
+    def __init__(self, loop: LoopState) -> None:
+        self.loop = loop
+
+    def __enter__(self) -> Clock:
+        self._started = time.perf_counter() - self.loop.seconds
+        self._read_at, self._read_samples, self._waited = self.loop.seconds, self.loop.samples_seen, 0.0
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.tick()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in this block is spent waiting for data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    def tick(self) -> None:
+        """Bring ``loop.seconds`` up to now."""
+        self.loop.seconds = time.perf_counter() - self._started
+
+    def read(self) -> dict[str, float]:
+        """Samples a second and the share of time that went into waiting for data, since the last reading."""
+        passed = max(self.loop.seconds - self._read_at, 1e-9)
+        samples = self.loop.samples_seen - self._read_samples
+        reading = {
+            "samples_per_second": samples / passed,
+            "data_wait": self._waited / passed,
+            "time": self.loop.seconds,
+        }
+        self._read_at, self._read_samples, self._waited = self.loop.seconds, self.loop.samples_seen, 0.0
+        return reading
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Forget entries of steps that an interrupted run logged but did not keep; a torn last line goes too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    path.write_text("".join(kept), encoding="utf-8")

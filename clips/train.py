@@ -1,0 +1,396 @@
+"""Train an image-text encoder.
+
+    clips train --config encoder.yaml --optim.learning_rate 2e-3
+    torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
+
+The training step is `training_step`; everything around it carries batches to it and results from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clips import recipes, towers
+from clips.artifact import added_files, say, write_file, write_manifest
+from clips.checkpoint import LoopState, open_run, remove_checkpoints, restore, save_checkpoint
+from clips.data.loader import DataConfig, TrainingData, batches
+from clips.distributed import (
+    Precision,
+    choose_precision,
+    end_processes,
+    gather_objects,
+    is_main_process,
+    mean_over_processes,
+    start_processes,
+    wait_for_main_process,
+)
+from clips.errors import UserError
+from clips.export import write_encoder, write_model_card
+from clips.model import ClipsModel, ModelConfig, build_model
+from clips.optim import OptimConfig, build_optimizer, learning_rate_at
+from clips.recipes import Recipe, RecipeConfig
+from clips.runlog import Clock, RunLog
+from clips.tokenizer import ClipsTokenizer
+
+SUMMARY = "summary.json"
+_JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an encoder on pictures with captions, or go on with an interrupted training.
+
+    Args:
+        output: the directory that becomes the encoder directory; progress and checkpoints live there meanwhile.
+        data: what is trained on.
+        model: the towers.
+        recipe: what they learn from web and synthetic captions.
+        optim: the optimizer.
+        steps: length of the training in steps; 0 writes the untrained encoder. Give one of steps, samples, epochs.
+        samples: length of the training in samples.
+        epochs: length of the training in passes over the data.
+        batch_size: samples a step, over all processes.
+        seed: of the weights, the order of the data, crops and caption draws.
+        precision: of activations; auto takes bf16 where the hardware multiplies it faster.
+        log_every: steps between entries of metrics.jsonl.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many checkpoints are kept.
+        keep_after_training: leave the checkpoints in place when the training is done.
+    """
+
+    output: str
+    data: DataConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    steps: int | None = None
+    samples: int | None = None
+    epochs: float | None = None
+    batch_size: int = 128
+    seed: int = 0
+    precision: Precision = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    keep_after_training: bool = False
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("steps", "samples", "epochs")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise UserError(f"steps, samples, epochs: expected exactly one of them, got {', '.join(given) or 'none'}")
+        for name, value in given.items():
+            if value < 0:
+                raise UserError(f"{name}: expected 0 or more, got {value}")
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise UserError(f"seed: expected 0 or more, got {self.seed}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """What one process of a training run holds.
+
+    Args:
+        encoder: the model itself; ``model`` is the same, wrapped where there are many processes.
+        loop: where the run stands.
+        steps: where it ends.
+        precision: what it computes in.
+        mean: channel means of normalised pictures, (3, 1, 1); ``std`` likewise.
+    """
+
+    config: TrainConfig
+    data: TrainingData
+    recipe: Recipe
+    encoder: ClipsModel
+    model: torch.nn.Module
+    optimizer: Any
+    accelerator: Any
+    loop: LoopState
+    steps: int
+    precision: str
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.accelerator.is_main_process
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the model computes."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def train(config: TrainConfig) -> None:
+    """Carry out ``config``: its output directory becomes an encoder directory."""
+    data = open_data(config)
+    if open_run(config.output, config, write=is_main_process()):
+        say(f"{config.output}: already trained with this config; nothing to do")
+        return
+    try:
+        run = start_run(config, data)
+        metrics = run_steps(run)
+        summary = summarise(run, metrics)
+        if run.is_main:
+            finish(run, summary)
+        wait_for_main_process()
+    finally:
+        end_processes()
+
+
+# ---------------------------------------------------------------- the training step
+
+
+def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Images and captions in, a slightly better model; returns the losses and what else is worth a curve.
+
+    Raises:
+        UserError: a loss or the gradient is not finite; the model has not moved.
+    """
+    with run.autocast():
+        outputs = run.model(batch)
+        losses = run.recipe.losses(outputs, batch)
+    run.accelerator.backward(losses["loss"])
+    gradient_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.optim.clip_gradient or math.inf)
+
+    values = _to_numbers({**losses, "grad_norm": gradient_norm, "logit_scale": outputs["logit_scale"]})
+    refuse_non_finite(values, run.loop.step)  # before the optimizer moves
+
+    rate = learning_rate_at(run.loop.step, run.steps, run.config.optim)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.encoder.clamp_logit_scale()
+    return {**values, "lr": rate}
+
+
+def refuse_non_finite(values: dict[str, float], step: int) -> None:
+    """Raise UserError where a loss or the gradient is not a finite number."""
+    broken = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
+    if broken:
+        raise UserError(
+            f"step {step + 1}: {broken}; stopped before the weights moved. "
+            "A lower optim.learning_rate, optim.clip_gradient or precision: fp32 may help"
+        )
+
+
+def _to_numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Scalar tensors as floats, fetched from the device at one go."""
+    numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))
+
+
+# ---------------------------------------------------------------- around it
+
+
+def run_steps(run: Run) -> dict[str, Any]:
+    """Train to the end; returns the last entry of the log, empty where there was no step to do."""
+    config, loop = run.config, run.loop
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    stream = batches(
+        run.data,
+        first_step=loop.step,
+        last_step=run.steps,
+        batch_size=config.batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    run.model.train()
+    entry: dict[str, Any] = {}
+    with RunLog(config.output, step=loop.step, steps=run.steps, quiet=not run.is_main) as log, Clock(loop) as clock:
+        while loop.step < run.steps:
+            with clock.waiting():
+                batch = next(stream)
+            loop.bad.update(batch.pop("bad"))
+            refuse_bad_share(run, share_of_data=1 / world_size)
+            _seed_step(config.seed, loop.step, rank)
+            values = training_step(run, to_device(batch, run))
+            loop.step += 1
+            loop.samples_seen += config.batch_size
+            clock.tick()
+            log.advance()
+            if loop.step % config.log_every == 0 or loop.step == run.steps:
+                entry = log_entry(run, values, clock)
+                log.write(entry)
+            if loop.step % config.checkpoint_every == 0 and loop.step < run.steps:
+                checkpoint(run)
+    return entry
+
+
+def to_device(batch: dict[str, torch.Tensor], run: Run) -> dict[str, torch.Tensor]:
+    """The batch where the model is, its pictures normalised: "image" uint8 becomes float."""
+    batch = {name: value.to(run.accelerator.device, non_blocking=True) for name, value in batch.items()}
+    return {**batch, "image": (batch["image"].float() / 255 - run.mean) / run.std}
+
+
+def _seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers of one step depend on (seed, step, rank) alone, so that a resumed run draws the same."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+
+
+def log_entry(run: Run, values: dict[str, float], clock: Clock) -> dict[str, Any]:
+    """One line of metrics.jsonl; losses are means over the processes."""
+    return {
+        "step": run.loop.step,
+        "samples_seen": run.loop.samples_seen,
+        "epoch": run.loop.samples_seen / len(run.data),
+        **mean_over_processes(values),
+        **clock.read(),
+    }
+
+
+def refuse_bad_share(run: Run, *, share_of_data: float = 1.0) -> None:
+    """Stop a run whose data has too many unusable samples; judged on at least 1,000 samples or all there are.
+
+    Args:
+        run: the run.
+        share_of_data: the share of the batches that this process has seen.
+    """
+    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES)) * share_of_data
+    if len(run.loop.bad) > run.config.data.max_bad_share * seen:
+        name, reason = next(iter(run.loop.bad.items()))
+        raise UserError(
+            f"data: {len(run.loop.bad)} unusable samples, more than data.max_bad_share "
+            f"({run.config.data.max_bad_share:g}) of {seen:.0f}; for instance {name}: {reason}"
+        )
+
+
+# ---------------------------------------------------------------- before it
+
+
+def open_data(config: TrainConfig) -> TrainingData:
+    """The training data, opened first: what is wrong with it is told before anything heavy is loaded."""
+    cfg = towers.model_cfg(config.model)
+    tokenizer = ClipsTokenizer(cfg["text_cfg"]["context_length"])
+    prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=tokenizer)
+    size = int(towers.preprocess_cfg(cfg)["size"][0])
+    return TrainingData(config.data, size=size, seed=config.seed, prepare=prepare)
+
+
+def start_run(config: TrainConfig, data: TrainingData) -> Run:
+    """Processes, model and optimizer, standing where the output directory says.
+
+    Precedence: (1) the latest checkpoint in the output directory, (2) a fresh model, its trunk pretrained or not.
+    """
+    accelerator = start_processes()
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"batch_size: expected a multiple of the {accelerator.num_processes} processes, got {config.batch_size}"
+        )
+    precision, reason = choose_precision(config.precision, accelerator.device)
+    encoder = build_model(config.model, config.recipe, config.seed)
+    optimizer = build_optimizer(encoder, config.optim, encoder.no_decay_names())
+    model, optimizer = accelerator.prepare(encoder, optimizer)
+    run = Run(
+        config=config,
+        data=data,
+        recipe=recipes.build(config.recipe),
+        encoder=encoder,
+        model=model,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        loop=restore(config.output, encoder, optimizer),
+        steps=count_steps(config, len(data)),
+        precision=precision,
+        mean=_channels(encoder.preprocess_cfg["mean"], accelerator.device),
+        std=_channels(encoder.preprocess_cfg["std"], accelerator.device),
+    )
+    if run.is_main:
+        say(
+            f"{config.output}: {len(data)} samples, {run.steps} steps of {config.batch_size}, "
+            f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {precision} ({reason})"
+        )
+    return run
+
+
+def count_steps(config: TrainConfig, samples_in_data: int) -> int:
+    """The length of the training in steps; a last part of a batch becomes a whole one."""
+    if config.steps is not None:
+        return config.steps
+    samples = config.samples if config.samples is not None else (config.epochs or 0) * samples_in_data
+    return math.ceil(samples / config.batch_size)
+
+
+def _channels(values: list[float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device)[:, None, None]
+
+
+# ---------------------------------------------------------------- after it
+
+
+def checkpoint(run: Run) -> None:
+    """Save where the run stands."""
+    loop = dataclasses.replace(run.loop, bad=_all_bad(run.loop))
+    if run.is_main:
+        save_checkpoint(
+            run.config.output, run.encoder, run.optimizer, loop, run.config, keep=run.config.keep_checkpoints
+        )
+    wait_for_main_process()
+
+
+def _all_bad(loop: LoopState) -> dict[str, str]:
+    return {name: reason for bad in gather_objects(loop.bad) for name, reason in bad.items()}
+
+
+def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json tells of the finished run."""
+    loop = run.loop = dataclasses.replace(run.loop, bad=_all_bad(run.loop))
+    refuse_bad_share(run)
+    return {
+        "steps": loop.step,
+        "samples_seen": loop.samples_seen,
+        "epochs": loop.samples_seen / len(run.data),
+        "seconds": round(loop.seconds, 3),
+        "samples_per_second": loop.samples_seen / loop.seconds if loop.seconds else None,
+        "processes": run.accelerator.num_processes,
+        "device": run.accelerator.device.type,
+        "precision": run.precision,
+        "parameters": {name: _count(part) for name, part in run.encoder.named_children() if _count(part)},
+        "bad_samples": {"count": len(loop.bad), "by_reason": dict(Counter(loop.bad.values())), "samples": loop.bad},
+        "last": metrics,
+    }
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def finish(run: Run, summary: dict[str, Any]) -> None:
+    """Turn the output directory into an encoder directory."""
+    config = run.config
+    output = Path(config.output)
+    with added_files(output) as partial:
+        write_encoder(run.encoder, partial)
+        write_file(partial / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        manifest = write_manifest(
+            partial,
+            kind="encoder",
+            config=config,
+            seed=config.seed,
+            data={"sources": run.data.describe()},
+            parents=run.data.parents(),
+            **summary,
+        )
+        write_model_card(partial, manifest)
+    if not config.keep_after_training:
+        remove_checkpoints(output)
+    bad = summary["bad_samples"]
+    reasons = ", ".join(f"{count} × {reason}" for reason, count in bad["by_reason"].items())
+    say(
+        f"{output}: trained on {summary['samples_seen']} samples in {summary['seconds']:.0f} s; "
+        + (f"{bad['count']} unusable samples skipped ({reasons})" if bad["count"] else "no unusable samples")
+    )
