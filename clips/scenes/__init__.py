@@ -1,0 +1,26 @@
+"""A small world of pictures with exact ground truth, to run and to test the suite with.
+
+Scenes are things (real emoji sprites) on backgrounds, some with a written word. From a scene's ground
+truth follow its captions and questions. Test scenes are combinations that never occur in training.
+"""
+
+from clips.scenes.captions import captions_of
+from clips.scenes.hub import BenchmarkSizes
+from clips.scenes.make import ScenesConfig, make_scenes
+from clips.scenes.render import render
+from clips.scenes.split import belongs_to_test, belongs_to_training
+from clips.scenes.world import Scene, SceneObject, Sign, World
+
+__all__ = [
+    "BenchmarkSizes",
+    "Scene",
+    "SceneObject",
+    "ScenesConfig",
+    "Sign",
+    "World",
+    "belongs_to_test",
+    "belongs_to_training",
+    "captions_of",
+    "make_scenes",
+    "render",
+]

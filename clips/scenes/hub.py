@@ -1,0 +1,278 @@
+"""Benchmarks about test scenes in the exact layout in which lmms-eval finds them on the hub.
+
+``hub/`` becomes lmms-eval's working directory: its tasks then load ``lmms-lab-encoder/POPE`` and the
+others from here, unedited. Column names and splits are those of the hub's datasets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import write_file
+from clips.errors import UserError
+from clips.scenes.captions import captions_of
+from clips.scenes.dice import Dice
+from clips.scenes.phrases import Described
+from clips.scenes.questions import absent_kinds, existence_question, open_questions, pairs, word_questions
+from clips.scenes.sprites import Kind
+from clips.scenes.world import World
+
+OWNER = "lmms-lab-encoder"
+YES_OR_NO = " Please answer yes or no."
+"""What every question of MME ends with."""
+_POPE_CATEGORIES = ("random", "popular", "adversarial")
+_MOST_POPULAR, _MOST_ADVERSARIAL = 12, 6
+_ANSWERS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkSizes:
+    """Rows of each benchmark; 0 leaves it out, and a benchmark is smaller where the scenes do not yield as many.
+
+    Args:
+        pope: questions, six for each picture: a yes and a no for each of POPE's three ways to choose what is absent.
+        mme: questions, two for each fact.
+        gqa: questions with one-word answers.
+        textvqa: questions about words on signs.
+        nocaps: pictures to caption.
+    """
+
+    pope: int = 300
+    mme: int = 300
+    gqa: int = 200
+    textvqa: int = 100
+    nocaps: int = 100
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            UserError: a negative number of rows.
+        """
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise UserError(f"benchmarks.{field.name}: expected 0 or more, got {getattr(self, field.name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A test scene with the picture that was written for it.
+
+    Args:
+        key: nine digits.
+        name: file name, the key with the format's ending.
+        described: the scene.
+        image: a function that gives the encoded picture.
+    """
+
+    key: str
+    name: str
+    described: Described
+    image: Callable[[], bytes]
+
+    def cell(self) -> dict[str, Any]:
+        """The picture as a cell of an image column."""
+        return {"bytes": self.image(), "path": self.name}
+
+    def dice(self, purpose: str) -> Dice:
+        """Choices for one benchmark about this picture."""
+        scene = self.described.scene
+        return Dice(purpose, scene.seed, scene.split, scene.index)
+
+
+Rows = list[dict[str, Any]]
+
+
+def write_hub(root: Path, pictures: Sequence[Picture], sizes: BenchmarkSizes) -> dict[str, int]:
+    """Write the benchmarks under ``root`` and return how many rows each has."""
+    rows = {
+        "pope": pope_rows(pictures, sizes.pope),
+        "mme": mme_rows(pictures, sizes.mme),
+        "textvqa": textvqa_rows(pictures, sizes.textvqa),
+        "nocaps": nocaps_rows(pictures, sizes.nocaps),
+    }
+    places = {"pope": ("POPE", "test"), "mme": ("MME", "test"), "textvqa": ("textvqa", "validation"),
+              "nocaps": ("NoCaps", "validation")}  # fmt: skip
+    for name, (dataset, split) in places.items():
+        if rows[name]:
+            _write_parquet(root / OWNER / dataset / "data" / f"{split}-00000-of-00001.parquet", rows[name])
+    questions, images = gqa_rows(pictures, sizes.gqa)
+    if questions:
+        _write_gqa(root / OWNER / "GQA", questions, images)
+    return {name: len(found) for name, found in rows.items()} | {"gqa": len(questions)}
+
+
+def pope_rows(pictures: Sequence[Picture], limit: int) -> Rows:
+    """POPE: for each picture and way of choosing, one thing that is there and one that is not.
+
+    Absent things are drawn at random, among the most frequent of the split (popular), and among those
+    that most often stand together with what is there (adversarial), as POPE defines them.
+    """
+    frequency, together = _statistics(pictures)
+    rows: Rows = []
+    for picture in pictures:
+        if len(rows) + 2 * len(_POPE_CATEGORIES) > limit:
+            break
+        dice = picture.dice("pope")
+        present = itertools.cycle(dice.shuffled(picture.described.groups))
+        for category in _POPE_CATEGORIES:
+            absent = _absent(picture.described, category, frequency, together, dice)
+            for kind, answer in ((next(present).kind, "yes"), (absent, "no")):
+                rows.append(
+                    {
+                        "id": str(len(rows)),
+                        "question_id": str(len(rows) + 1),
+                        "question": existence_question(kind),
+                        "answer": answer,
+                        "image_source": picture.key,
+                        "image": picture.cell(),
+                        "category": category,
+                    }
+                )
+    return rows
+
+
+def _statistics(pictures: Sequence[Picture]) -> tuple[Counter[str], dict[str, Counter[str]]]:
+    """How often each kind occurs in a picture, and together with each other kind."""
+    frequency: Counter[str] = Counter()
+    together: dict[str, Counter[str]] = {}
+    for picture in pictures:
+        kinds = sorted(picture.described.kinds)
+        frequency.update(kinds)
+        for first, second in itertools.permutations(kinds, 2):
+            together.setdefault(first, Counter())[second] += 1
+    return frequency, together
+
+
+def _absent(
+    described: Described, category: str, frequency: Counter[str], together: Mapping[str, Counter[str]], dice: Dice
+) -> Kind:
+    absent = absent_kinds(described)
+    if category == "popular":
+        absent = sorted(absent, key=lambda kind: (-frequency[kind.name], kind.number))[:_MOST_POPULAR]
+    if category == "adversarial":
+        company: Counter[str] = Counter()
+        for name in sorted(described.kinds):
+            company.update(together.get(name, Counter()))
+        absent = sorted(absent, key=lambda kind: (-company[kind.name], kind.number))[:_MOST_ADVERSARIAL]
+    return dice.choice(absent)
+
+
+def mme_rows(pictures: Sequence[Picture], limit: int) -> Rows:
+    """MME: two questions for each (category, picture), one with each answer; the categories as even as possible."""
+    found: dict[str, list[tuple[Picture, str, str]]] = {}
+    for picture in pictures:
+        seen = set()
+        for pair in pairs(picture.described, picture.dice("mme")):
+            if pair.category not in seen:
+                seen.add(pair.category)
+                found.setdefault(pair.category, []).append((picture, pair.yes, pair.no))
+    layers = itertools.zip_longest(*(
+        [(category, *fact) for fact in facts] for category, facts in sorted(found.items())
+    ))  # fmt: skip
+    chosen = [fact for layer in layers for fact in layer if fact][: limit // 2]
+    rows: Rows = []
+    for category, picture, yes, no in sorted(chosen, key=lambda fact: (fact[0], fact[1].key)):
+        for text, answer in ((yes, "Yes"), (no, "No")):
+            rows.append(
+                {
+                    "question_id": f"{category}/{picture.name}",
+                    "image": picture.cell(),
+                    "question": text + YES_OR_NO,
+                    "answer": answer,
+                    "category": category,
+                }
+            )
+    return rows
+
+
+def gqa_rows(pictures: Sequence[Picture], limit: int) -> tuple[Rows, Rows]:
+    """GQA: the questions, at most two for each picture, and the pictures that they are about."""
+    questions: Rows = []
+    images: Rows = []
+    for picture in pictures:
+        chosen = open_questions(picture.described, picture.dice("gqa"))[: min(2, limit - len(questions))]
+        for question in chosen:
+            questions.append(
+                {
+                    "id": str(len(questions)),
+                    "imageId": picture.key,
+                    "question": question.text,
+                    "answer": question.answer,
+                }
+            )
+        if chosen:
+            images.append({"id": picture.key, "image": picture.cell()})
+    return questions, images
+
+
+def textvqa_rows(pictures: Sequence[Picture], limit: int) -> Rows:
+    """TextVQA: questions about signs; ten answers, which here agree."""
+    rows: Rows = []
+    for picture in pictures:
+        for question in word_questions(picture.described)[: max(0, limit - len(rows))]:
+            rows.append(
+                {
+                    "image_id": picture.key,
+                    "question_id": len(rows),
+                    "question": question.text,
+                    "image": picture.cell(),
+                    "answers": [question.answer] * _ANSWERS,
+                }
+            )
+    return rows
+
+
+def nocaps_rows(pictures: Sequence[Picture], limit: int) -> Rows:
+    """NoCaps: pictures with their human captions."""
+    rows: Rows = []
+    for number, picture in enumerate(pictures[:limit]):
+        world: World = picture.described.world
+        captions = captions_of(world, picture.described.scene)["captions"]
+        rows.append(
+            {
+                "image": picture.cell(),
+                "image_id": number,
+                "image_file_name": picture.name,
+                "annotations_ids": list(range(number * len(captions), (number + 1) * len(captions))),
+                "annotations_captions": list(captions),
+            }
+        )
+    return rows
+
+
+def _write_gqa(folder: Path, questions: Rows, images: Rows) -> None:
+    """GQA is two datasets under one name; the README says which files are which."""
+    configs = {"testdev_balanced_images": images, "testdev_balanced_instructions": questions}
+    lines = ["---", "configs:"]
+    for name, rows in configs.items():
+        _write_parquet(folder / name / "testdev-00000-of-00001.parquet", rows)
+        lines += [f"- config_name: {name}", "  data_files:", "  - split: testdev", f"    path: {name}/testdev-*"]
+    write_file(folder / "README.md", "\n".join([*lines, "---", ""]))
+
+
+def _write_parquet(path: Path, rows: Rows) -> None:
+    """Write rows with the ``datasets`` library's description of the columns, so that pictures decode."""
+    import json
+
+    import pyarrow
+    import pyarrow.parquet
+
+    features = {name: _feature(value) for name, value in rows[0].items()}
+    table = pyarrow.Table.from_pylist(rows)
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(table, path)
+
+
+def _feature(value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {"_type": "Image"}
+    if isinstance(value, list):
+        return {"feature": _feature(value[0]), "_type": "List"}
+    return {"dtype": "int64" if isinstance(value, int) else "string", "_type": "Value"}

@@ -1,0 +1,103 @@
+"""Training data in LLaVA's format: alignment captions, instruction turns, and plain text for the LLM alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clips.scenes.captions import captions_of
+from clips.scenes.dice import Dice
+from clips.scenes.phrases import Described, describe
+from clips.scenes.questions import (
+    ONE_SENTENCE,
+    SHORT_ANSWER,
+    Pair,
+    Question,
+    absent_kinds,
+    existence_question,
+    open_questions,
+    pairs,
+    word_questions,
+)
+from clips.scenes.world import Scene, World
+
+_DESCRIBE = (
+    "Describe the image briefly.",
+    "Describe what the picture shows in one sentence.",
+    "What can be seen in this image?",
+    "Describe the content of the picture.",
+    ONE_SENTENCE,
+)
+_SHARES = {"existence": 45, "pair": 25, "open": 30}
+
+
+def align_record(world: World, scene: Scene, key: str, image: str) -> dict[str, Any]:
+    """One entry of ``llava_align.json``: a request to describe, answered by the summary of the long caption."""
+    dice = Dice("align", scene.seed, scene.split, scene.index)
+    caption = str(captions_of(world, scene)["synthetic_caption"])
+    summary = caption.split(". ")[0].rstrip(".") + "."
+    turns = [("human", f"<image>\n{dice.choice(_DESCRIBE)}"), ("gpt", summary)]
+    return _record(key, image, turns)
+
+
+def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int) -> dict[str, Any]:
+    """One entry of ``llava_instruct.json``: ``turns`` short questions, then a caption."""
+    dice = Dice("instruct", scene.seed, scene.split, scene.index)
+    described = describe(world, scene)
+    said = []
+    for number, question in enumerate(instruct_questions(described, turns - 1, dice)):
+        said += [("human", ("" if number else "<image>\n") + question.text + SHORT_ANSWER), ("gpt", question.answer)]
+    said += [("human", ONE_SENTENCE if said else f"<image>\n{ONE_SENTENCE}"), ("gpt", _fullest(world, scene))]
+    return _record(key, image, said)
+
+
+def instruct_questions(described: Described, count: int, dice: Dice) -> list[Question]:
+    """Short questions, half of the yes/no ones with the answer no, none asked twice."""
+    facts, openly = pairs(described, dice), open_questions(described, dice)
+    chosen = word_questions(described)[:1] if dice.chance(700) else []
+    for _ in range(4 * count):
+        if len(chosen) >= count:
+            break
+        family = dice.weighted(tuple(_SHARES), tuple(_SHARES.values()))
+        question: Question | None
+        if family == "existence":
+            question = _existence(described, dice)
+        elif family == "pair":
+            question = _one_side(facts.pop(), dice) if facts else None
+        else:
+            question = openly.pop() if openly else None
+        if question and question.text not in {other.text for other in chosen}:
+            chosen.append(question)
+    return dice.shuffled(chosen[:count])
+
+
+def _existence(described: Described, dice: Dice) -> Question:
+    """POPE's question; half of the absent things are of a category that is present."""
+    if dice.chance(500):
+        return Question(text=existence_question(dice.choice(described.groups).kind), answer="yes")
+    absent = absent_kinds(described)
+    categories = {group.kind.category for group in described.groups}
+    alike = [kind for kind in absent if kind.category in categories]
+    return Question(text=existence_question(dice.choice(alike if alike and dice.chance(500) else absent)), answer="no")
+
+
+def _one_side(pair: Pair, dice: Dice) -> Question:
+    return Question(text=pair.yes, answer="yes") if dice.chance(500) else Question(text=pair.no, answer="no")
+
+
+def text_lines(world: World, scene: Scene, questions: int) -> list[dict[str, str]]:
+    """Lines of ``text.jsonl``: a long caption, a human one, and conversations about a picture given in words."""
+    dice = Dice("text", scene.seed, scene.split, scene.index)
+    long = str(captions_of(world, scene)["synthetic_caption"])
+    lines = [long, f"USER: {long}\n{ONE_SENTENCE} ASSISTANT: {_fullest(world, scene)}"]
+    for question in instruct_questions(describe(world, scene), questions, dice):
+        lines.append(f"USER: {long}\n{question.text}{SHORT_ANSWER} ASSISTANT: {question.answer}")
+    return [{"text": line} for line in lines]
+
+
+def _fullest(world: World, scene: Scene) -> str:
+    """The longest of the human captions, the one that names most."""
+    return max(captions_of(world, scene)["captions"], key=len)
+
+
+def _record(key: str, image: str, turns: list[tuple[str, str]]) -> dict[str, Any]:
+    return {"id": key, "image": image, "conversations": [{"from": who, "value": text} for who, text in turns]}

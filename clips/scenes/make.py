@@ -1,0 +1,185 @@
+"""Write a directory of scenes: WebDataset shards, LLaVA's training files, text, and benchmarks for a test split.
+
+clips scenes --out runs/scenes/train --size 9000
+clips scenes --out runs/scenes/test --split test --size 400
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from clips.artifact import artifact_directory, say, write_file, write_manifest
+from clips.errors import UserError
+from clips.scenes.captions import captions_of
+from clips.scenes.hub import BenchmarkSizes, Picture, write_hub
+from clips.scenes.llava import align_record, instruct_record, text_lines
+from clips.scenes.phrases import describe
+from clips.scenes.render import render
+from clips.scenes.world import Scene, Split, World
+
+_ENCODING: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 4},
+    "jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
+    "webp": {"format": "WEBP", "lossless": True, "method": 0},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """Which scenes to make and how many.
+
+    Args:
+        out: the directory to write.
+        split: train or test; test scenes are combinations of things that no training scene has.
+        size: how many scenes.
+        kinds: how many kinds of things there are, 8 or more.
+        max_objects: most things in one scene, 1 to 5.
+        signs: share of the scenes with a written word, 0 to 1.
+        image_size: side of the square pictures in pixels.
+        seed: another seed gives another world of scenes.
+        hand: who drew the things.
+        format: png and webp are lossless, jpg is not.
+        questions_per_picture: turns of each instruction conversation, its caption included.
+        shard_size: scenes in one shard.
+        benchmarks: rows of each benchmark of a test split.
+    """
+
+    out: str
+    split: Literal["train", "test"] = "train"
+    size: int = 9000
+    kinds: int = 60
+    max_objects: int = 5
+    signs: float = 0.15
+    image_size: int = 64
+    seed: int = 0
+    hand: Literal["twemoji"] = "twemoji"
+    format: Literal["png", "jpg", "webp"] = "png"
+    questions_per_picture: int = 7
+    shard_size: int = 1000
+    benchmarks: BenchmarkSizes = dataclasses.field(default_factory=BenchmarkSizes)
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            UserError: a field out of its range.
+        """
+        for name, low, high in (
+            ("size", 1, 10**9 - 1),
+            ("image_size", 32, 4096),
+            ("seed", 0, 2**63 - 1),
+            ("questions_per_picture", 1, 20),
+            ("shard_size", 1, 100_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"{name}: expected {low} to {high}, got {getattr(self, name)}")
+        if not 0 <= self.signs <= 1:
+            raise UserError(f"signs: expected 0 to 1, got {self.signs}")
+        self.world()
+
+    def world(self) -> World:
+        """The world that the scenes are drawn from."""
+        return World(
+            kinds=self.kinds,
+            max_objects=self.max_objects,
+            signs=round(1000 * self.signs),
+            seed=self.seed,
+            hand=self.hand,
+        )
+
+
+def make_scenes(config: ScenesConfig) -> None:
+    """Write ``config.out``; it appears when it is complete.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    world, began = config.world(), time.monotonic()
+    with artifact_directory(config.out) as folder:
+        _write_split(folder, world, config)
+        rows = _write_benchmarks(folder, world, config) if config.split == "test" else {}
+        write_manifest(folder, kind="scenes", config=config, seed=config.seed, scenes=config.size, benchmarks=rows)
+    seconds = time.monotonic() - began
+    say(f"{config.out}: {config.size} {config.split} scenes in {seconds:.1f} s ({config.size / seconds:.0f}/s)")
+
+
+def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
+    align: list[dict[str, Any]] = []
+    instruct: list[dict[str, Any]] = []
+    shards = range(0, config.size, config.shard_size)
+    with (folder / "text.jsonl").open("w", encoding="utf-8") as text:
+        for number, start in enumerate(_progress(shards)):
+            shard = f"shard-{number:05d}.tar"
+            with tarfile.open(folder / shard, "w") as tar:
+                for index in range(start, min(start + config.shard_size, config.size)):
+                    scene, key = world.scene(config.split, index), f"{index:09d}"
+                    image = f"{key}.{config.format}"
+                    _add(tar, image, encoded(world, scene, config.image_size, config.format))
+                    _add(tar, f"{key}.json", _sidecar(world, scene))
+                    align.append(align_record(world, scene, key, f"{shard}/{image}"))
+                    turns = config.questions_per_picture
+                    instruct.append(instruct_record(world, scene, key, f"{shard}/{image}", turns))
+                    text.writelines(json.dumps(line) + "\n" for line in text_lines(world, scene, 2))
+    write_file(folder / "llava_align.json", json.dumps(align))
+    write_file(folder / "llava_instruct.json", json.dumps(instruct))
+
+
+def encoded(world: World, scene: Scene, image_size: int, form: str) -> bytes:
+    """The picture of a scene as the bytes of an image file."""
+    buffer = io.BytesIO()
+    picture: Image.Image = render(world, scene, image_size)
+    picture.save(buffer, **_ENCODING[form])
+    return buffer.getvalue()
+
+
+def _sidecar(world: World, scene: Scene) -> bytes:
+    return json.dumps({**captions_of(world, scene), "scene": scene.to_json()}, ensure_ascii=False).encode()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _progress(shards: range) -> Iterator[int]:
+    """The starts of the shards, with a progress bar where someone looks."""
+    if not sys.stderr.isatty():
+        yield from shards
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(shards, "making scenes", console=Console(stderr=True))
+
+
+def _write_benchmarks(folder: Path, world: World, config: ScenesConfig) -> dict[str, int]:
+    rows = write_hub(folder / "hub", list(_pictures(world, config)), config.benchmarks)
+    for name, found in rows.items():
+        wanted = getattr(config.benchmarks, name)
+        if found < wanted - (wanted % 6 if name == "pope" else wanted % 2 if name == "mme" else 0):
+            say(f"benchmarks.{name}: {found} rows instead of {wanted}; more scenes (size) would yield more")
+    return rows
+
+
+def _pictures(world: World, config: ScenesConfig) -> Iterable[Picture]:
+    split: Split = config.split
+    for index in range(config.size):
+        scene, key = world.scene(split, index), f"{index:09d}"
+        yield Picture(
+            key=key,
+            name=f"{key}.{config.format}",
+            described=describe(world, scene),
+            image=functools.partial(encoded, world, scene, config.image_size, config.format),
+        )

@@ -1,0 +1,147 @@
+"""English for scenes: articles, plurals, lists, places and relations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from clips.scenes.backgrounds import Background, background_named
+from clips.scenes.sprites import Kind
+from clips.scenes.world import Box, Scene, World, centre
+
+NUMBERS = ("no", "one", "two", "three", "four", "five")
+_SAID_WITH_A = ("uni", "use", "eu")
+_SAID_WITH_AN = ("hour",)
+_NEAR, _FAR = 160, 3
+
+PLACES = {
+    "top left": ("in the top left corner", "at the upper left"),
+    "top": ("at the top", "in the upper part of the image"),
+    "top right": ("in the top right corner", "at the upper right"),
+    "left": ("on the left", "on the left side"),
+    "centre": ("in the middle", "in the center"),
+    "right": ("on the right", "on the right side"),
+    "bottom left": ("in the bottom left corner", "at the lower left"),
+    "bottom": ("at the bottom", "in the lower part of the image"),
+    "bottom right": ("in the bottom right corner", "at the lower right"),
+}
+RELATIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """The things of one kind in a scene; they share colour and size.
+
+    Args:
+        kind: what they are.
+        colour, painted, size: as in SceneObject.
+        boxes: where they are, one box each.
+        place: the place of the first.
+    """
+
+    kind: Kind
+    colour: str | None
+    painted: bool
+    size: str
+    boxes: tuple[Box, ...]
+    place: str
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.boxes)
+
+    @property
+    def noun(self) -> str:
+        """The bare name, in the plural where there are several."""
+        return self.kind.name if self.count == 1 else self.kind.plural
+
+    @property
+    def is_are(self) -> str:
+        """The verb that agrees."""
+        return "is" if self.count == 1 else "are"
+
+    def adjectives(self, *, size: str = "", colour: bool = False) -> str:
+        """Size word and colour, followed by the noun."""
+        shade = self.colour if colour and self.colour and self.colour not in self.kind.name else ""
+        return " ".join(word for word in (size, shade, self.noun) if word)
+
+    def some(self, *, size: str = "", colour: bool = False) -> str:
+        """An indefinite noun phrase: "a small red car", "two cats"."""
+        words = self.adjectives(size=size, colour=colour)
+        return a(words) if self.count == 1 else f"{NUMBERS[self.count]} {words}"
+
+    def the(self, *, colour: bool = False) -> str:
+        """A definite noun phrase: "the red car", "the two cats"."""
+        words = self.adjectives(colour=colour)
+        return f"the {words}" if self.count == 1 else f"the {NUMBERS[self.count]} {words}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """A scene with what is needed to talk about it."""
+
+    world: World
+    scene: Scene
+    groups: tuple[Group, ...]
+    background: Background
+
+    @property
+    def kinds(self) -> set[str]:
+        """The names of the kinds that are there."""
+        return {group.kind.name for group in self.groups}
+
+
+def describe(world: World, scene: Scene) -> Described:
+    """Gather a scene's things by kind, in the order in which the kinds were drawn."""
+    names = list(dict.fromkeys(thing.kind for thing in scene.objects))
+    groups = []
+    for name in names:
+        things = [thing for thing in scene.objects if thing.kind == name]
+        groups.append(
+            Group(
+                kind=world.sprites.by_name[name],
+                colour=things[0].colour,
+                painted=things[0].painted,
+                size=things[0].size,
+                boxes=tuple(thing.box for thing in things),
+                place=things[0].place,
+            )
+        )
+    return Described(world=world, scene=scene, groups=tuple(groups), background=background_named(scene.background))
+
+
+def a(words: str) -> str:
+    """``words`` with the indefinite article."""
+    start = words.lower()
+    vowel = start[0] in "aeiou" and not start.startswith(_SAID_WITH_A)
+    return f"{'an' if vowel or start.startswith(_SAID_WITH_AN) else 'a'} {words}"
+
+
+def listed(parts: Sequence[str], *, joiner: str = "and") -> str:
+    """ "x", "x and y", "x, y and z"."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} {joiner} {parts[-1]}"
+
+
+def sentence(words: str) -> str:
+    """``words`` with a capital and a full stop."""
+    return words[0].upper() + words[1:] + "."
+
+
+def relation(first: Box, second: Box) -> str | None:
+    """Where ``first`` clearly lies as seen from ``second``: left, right, above, below; else None."""
+    (x1, y1), (x2, y2) = centre(first), centre(second)
+    dx, dy = x1 - x2, y1 - y2
+    if abs(dx) >= _NEAR and 2 * abs(dx) >= _FAR * abs(dy):
+        return "left" if dx < 0 else "right"
+    if abs(dy) >= _NEAR and 2 * abs(dy) >= _FAR * abs(dx):
+        return "above" if dy < 0 else "below"
+    return None
+
+
+def group_relation(first: Group, second: Group) -> str | None:
+    """As ``relation``, for kinds that occur once each."""
+    return relation(first.boxes[0], second.boxes[0]) if first.count == second.count == 1 else None

@@ -1,0 +1,239 @@
+"""Questions about a scene, with answers that follow from its ground truth.
+
+A *pair* is one fact asked twice, once truly and once falsely, as MME asks; POPE asks one side of such
+pairs. *Open* questions have one-word answers, as in GQA; *word* questions are about signs, as in TextVQA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from clips.scenes.backgrounds import catalogue
+from clips.scenes.colours import PAINTS
+from clips.scenes.dice import Dice
+from clips.scenes.phrases import NUMBERS, OPPOSITE, RELATIONS, Described, Group, a, group_relation
+from clips.scenes.sprites import Kind
+from clips.scenes.words import SIGN_WORDS
+from clips.scenes.world import MOST_OBJECTS, centre
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+"""What lmms-eval appends to the questions of POPE, MME, GQA and TextVQA."""
+ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
+"""lmms-eval's prompt for NoCaps."""
+
+_OFF_CENTRE = 128
+_CATEGORY_QUESTIONS = {
+    "animal": ("Is there an animal in this image?", "What animal is in the image?"),
+    "food": ("Is there something to eat in this image?", "What food is in the image?"),
+    "vehicle": ("Is there a vehicle in this image?", "What vehicle is in the image?"),
+    "plant": ("Is there a plant in this image?", "What plant is in the image?"),
+    "building": ("Is there a building in this image?", "What building is in the image?"),
+    "instrument": ("Is there something to make music with in this image?", "What instrument is in the image?"),
+    "clothing": ("Is there a piece of clothing in this image?", "What piece of clothing is in the image?"),
+    "toy": ("Is there a toy in this image?", "What toy is in the image?"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A fact asked so that the answer is yes, and so that it is no. ``category`` is MME's."""
+
+    category: str
+    yes: str
+    no: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question with a short answer."""
+
+    text: str
+    answer: str
+
+
+def existence_question(kind: Kind) -> str:
+    """POPE's question."""
+    return f"Is there {a(kind.name)} in the image?"
+
+
+def absent_kinds(described: Described) -> list[Kind]:
+    """The kinds of the world that are not in the picture."""
+    return [kind for kind in described.world.inhabitants if kind.name not in described.kinds]
+
+
+def pairs(described: Described, dice: Dice) -> list[Pair]:
+    """Every MME-like pair that the scene allows, one or a few for each category, in random order."""
+    makers = (_existence, _count, _position, _relations, _colour, _background, _sign, _commonsense)
+    return dice.shuffled([pair for maker in makers for pair in maker(described, dice)])
+
+
+def _existence(described: Described, dice: Dice) -> Iterator[Pair]:
+    absent = absent_kinds(described)
+    for group in described.groups:
+        there = f"Is there {a(group.kind.name)} in this image?"
+        yield Pair(category="existence", yes=there, no=f"Is there {a(dice.choice(absent).name)} in this image?")
+
+
+def _count(described: Described, dice: Dice) -> Iterator[Pair]:
+    total = len(described.scene.objects)
+    other = _another_number(total, dice)
+    yield Pair(
+        category="count",
+        yes=f"{_are_there(total)} {NUMBERS[total]} {_objects(total)} in this image?",
+        no=f"{_are_there(other)} {NUMBERS[other]} {_objects(other)} in this image?",
+    )
+    for group in described.groups:
+        if group.count > 1:
+            wrong = 5 - group.count  # two against three
+            yield Pair(
+                category="count",
+                yes=f"Are there {NUMBERS[group.count]} {group.kind.plural} in this image?",
+                no=f"Are there {NUMBERS[wrong]} {group.kind.plural} in this image?",
+            )
+
+
+def _another_number(number: int, dice: Dice) -> int:
+    return dice.choice([n for n in (number - 2, number - 1, number + 1, number + 2) if 1 <= n <= MOST_OBJECTS])
+
+
+def _are_there(number: int) -> str:
+    return "Is there only" if number == 1 else "Are there"
+
+
+def _objects(number: int) -> str:
+    return "object" if number == 1 else "objects"
+
+
+def _position(described: Described, dice: Dice) -> Iterator[Pair]:
+    for group in described.groups:
+        side = _side(group)
+        if side:
+            text = f"Is {group.the()} on the {{}} side of this image?"
+            yield Pair(category="position", yes=text.format(side), no=text.format(OPPOSITE[side]))
+
+
+def _side(group: Group) -> str | None:
+    """left or right, for a single thing that is clearly off the middle."""
+    offset = centre(group.boxes[0])[0] - 512
+    if group.count > 1 or abs(offset) < _OFF_CENTRE:
+        return None
+    return "left" if offset < 0 else "right"
+
+
+def _relations(described: Described, dice: Dice) -> Iterator[Pair]:
+    for first in described.groups:
+        for second in described.groups:
+            found = group_relation(first, second) if first is not second else None
+            if found:
+                text = f"Is {first.the()} {{}} {second.the()}?"
+                yield Pair(
+                    category="position",
+                    yes=text.format(RELATIONS[found]),
+                    no=text.format(RELATIONS[OPPOSITE[found]]),
+                )
+
+
+def _colour(described: Described, dice: Dice) -> Iterator[Pair]:
+    for group in described.groups:
+        if group.painted and group.count == 1:
+            wrong = dice.choice([colour for colour in PAINTS if colour != group.colour])
+            text = dice.choice((f"Is {group.the()} {{}}?", f"Is the color of {group.the()} {{}}?"))
+            yield Pair(category="color", yes=text.format(group.colour), no=text.format(wrong))
+
+
+def _background(described: Described, dice: Dice) -> Iterator[Pair]:
+    own = described.background
+    others = [other for other in catalogue() if other.style == own.style and other.name != own.name]
+    if own.style == "plain":
+        text = "Is the background of this image {}?"
+        yield Pair(category="scene", yes=text.format(own.colour), no=text.format(dice.choice(others).colour))
+    elif own.style == "landscape":
+        text = "Does this image show {}?"
+        yield Pair(category="scene", yes=text.format(own.description), no=text.format(dice.choice(others).description))
+
+
+def _sign(described: Described, dice: Dice) -> Iterator[Pair]:
+    if described.scene.sign:
+        word = described.scene.sign.word
+        wrong = dice.choice([other for other in SIGN_WORDS if other != word])
+        text = 'Is the word on the sign "{}"?'
+        yield Pair(category="OCR", yes=text.format(word.lower()), no=text.format(wrong.lower()))
+
+
+def _commonsense(described: Described, dice: Dice) -> Iterator[Pair]:
+    there = {group.kind.category for group in described.groups}
+    possible = {kind.category for kind in described.world.inhabitants}
+    present = [name for name in _CATEGORY_QUESTIONS if name in there]
+    missing = [name for name in _CATEGORY_QUESTIONS if name in possible - there]
+    if present and missing:
+        yield Pair(
+            category="commonsense_reasoning",
+            yes=_CATEGORY_QUESTIONS[dice.choice(present)][0],
+            no=_CATEGORY_QUESTIONS[dice.choice(missing)][0],
+        )
+
+
+def open_questions(described: Described, dice: Dice) -> list[Question]:
+    """All questions with a one-word answer other than yes and no, in random order."""
+    makers = (_ask_colour, _ask_count, _ask_side, _ask_neighbour, _ask_category, _ask_background)
+    return dice.shuffled([question for maker in makers for question in maker(described)])
+
+
+def _ask_colour(described: Described) -> Iterator[Question]:
+    for group in described.groups:
+        if group.painted and group.colour:
+            verb = "is" if group.count == 1 else "are"
+            yield Question(text=f"What color {verb} the {group.noun}?", answer=group.colour)
+
+
+def _ask_count(described: Described) -> Iterator[Question]:
+    total = len(described.scene.objects)
+    yield Question(text="How many objects are there in the image?", answer=NUMBERS[total])
+    for group in described.groups:
+        if group.count > 1:
+            yield Question(text=f"How many {group.kind.plural} are there?", answer=NUMBERS[group.count])
+
+
+def _ask_side(described: Described) -> Iterator[Question]:
+    for group in described.groups:
+        side = _side(group)
+        if side:
+            yield Question(text=f"On which side of the image is {group.the()}, left or right?", answer=side)
+
+
+def _ask_neighbour(described: Described) -> Iterator[Question]:
+    """What lies on one side of a thing, where exactly one kind does and its name is one word."""
+    for anchor in described.groups:
+        found: dict[str, list[Group]] = {}
+        for other in described.groups:
+            where = group_relation(other, anchor) if other is not anchor else None
+            if where:
+                found.setdefault(where, []).append(other)
+        for where, groups in found.items():
+            if len(groups) == 1 and " " not in groups[0].noun:
+                yield Question(text=f"What is {RELATIONS[where]} {anchor.the()}?", answer=groups[0].noun)
+
+
+def _ask_category(described: Described) -> Iterator[Question]:
+    for category, (_, text) in _CATEGORY_QUESTIONS.items():
+        members = [group for group in described.groups if group.kind.category == category]
+        if len(members) == 1 and members[0].count == 1 and " " not in members[0].noun:
+            yield Question(text=text, answer=members[0].noun)
+
+
+def _ask_background(described: Described) -> Iterator[Question]:
+    colour = described.background.colour
+    if colour and " " not in colour:
+        yield Question(text="What is the color of the background?", answer=colour)
+
+
+def word_questions(described: Described) -> list[Question]:
+    """Questions about the sign, if there is one; answers in lower case, as TextVQA's people give them."""
+    if described.scene.sign is None:
+        return []
+    word = described.scene.sign.word.lower()
+    return [
+        Question(text="what word is written on the sign?", answer=word),
+        Question(text="what does the sign say?", answer=word),
+    ]

@@ -1,0 +1,41 @@
+"""From a scene's ground truth to its picture."""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from clips.scenes.backgrounds import background_named, paint_background
+from clips.scenes.dice import Dice
+from clips.scenes.world import SIDE, Scene, Sign, World
+
+_PAPER, _INK, _FRAME = (252, 252, 248), (24, 24, 30), (90, 90, 98)
+
+
+def render(world: World, scene: Scene, image_size: int) -> Image.Image:
+    """The picture of a scene, RGB, ``image_size`` × ``image_size``; the same bytes on every machine."""
+    dice = Dice("picture", scene.seed, scene.split, scene.index)
+    background = background_named(scene.background)
+    picture = Image.fromarray(paint_background(background, image_size, dice), "RGB")
+    for thing in scene.objects:
+        kind = world.sprites.by_name[thing.kind]
+        left, top, side, _ = (_pixels(length, image_size) for length in thing.box)
+        sprite = world.sprites.sprite(kind, thing.colour if thing.painted else None, max(side, 1))
+        picture.paste(sprite, (left, top), sprite)
+    if scene.sign:
+        _draw_sign(picture, world, scene.sign)
+    return picture
+
+
+def _pixels(length: int, image_size: int) -> int:
+    return (length * image_size + SIDE // 2) // SIDE
+
+
+def _draw_sign(picture: Image.Image, world: World, sign: Sign) -> None:
+    left, top, width, height = (_pixels(length, picture.width) for length in sign.box)
+    edge = max(1, picture.width // 64)
+    picture.paste(_FRAME, (left, top, left + width, top + height))
+    picture.paste(_PAPER, (left + edge, top + edge, left + width - edge, top + height - edge))
+    mask = world.sprites.word(sign.word, max(1, height - 4 * edge))
+    if mask.width > width - 2 * edge:
+        mask = mask.resize((max(1, width - 2 * edge), mask.height), Image.Resampling.BICUBIC)
+    picture.paste(_INK, (left + (width - mask.width) // 2, top + 2 * edge), mask)

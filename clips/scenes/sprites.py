@@ -1,0 +1,144 @@
+"""The pictures of things: one sheet of real emoji sprites with names, and the letters of signs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clips.errors import UserError, suggest
+from clips.scenes.colours import PAINTS, Rgb
+
+HANDS: dict[str, str] = {"twemoji": "twemoji"}
+"""Who drew the sprites: a hand's name → the stem of its sheet and index in ``data/``."""
+
+_HUE_REACH = 32
+_COLOURFUL = 50
+_RESAMPLING = Image.Resampling.BICUBIC  # polynomial weights: no libm, so the same on every machine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of thing.
+
+    Args:
+        number: its position in the sheet; the first N kinds are a balanced mixture.
+        name: what it is called, a singular noun phrase.
+        plural: its plural.
+        category: animal, food, vehicle, …
+        colour: the basic colour that most of the sprite has, measured from its pixels; None if there is no such one.
+        paint_hue: for things that come in any colour, the hue (degrees) that paint replaces; else None.
+        mean_rgb: mean colour of the sprite as drawn.
+        keywords: CLDR's English keywords.
+    """
+
+    number: int
+    name: str
+    plural: str
+    category: str
+    colour: str | None
+    paint_hue: int | None
+    mean_rgb: Rgb
+    keywords: tuple[str, ...]
+
+
+class Sprites:
+    """A sheet of sprites by one hand. ``Sprites.load`` keeps one per process."""
+
+    def __init__(self, hand: str) -> None:
+        if hand not in HANDS:
+            raise suggest(hand, HANDS, "hand")
+        data = importlib.resources.files("clips.scenes") / "data"
+        index: dict[str, Any] = json.loads((data / f"{HANDS[hand]}.json").read_text(encoding="utf-8"))
+        self.cell: int = index["cell"]
+        self._columns: int = index["columns"]
+        self._letters: dict[str, list[int]] = index["letters"]
+        with (data / f"{HANDS[hand]}.webp").open("rb") as stream:
+            self._sheet = Image.open(stream).convert("RGBA")
+        with (data / "letters.png").open("rb") as stream:
+            self._alphabet = Image.open(stream).convert("L")
+        self.kinds = tuple(
+            Kind(
+                number=number,
+                name=entry["name"],
+                plural=entry["plural"],
+                category=entry["category"],
+                colour=entry["colour"],
+                paint_hue=entry["paint_hue"],
+                mean_rgb=tuple(entry["mean_rgb"]),
+                keywords=tuple(entry["keywords"]),
+            )
+            for number, entry in enumerate(index["kinds"])
+        )
+        self.by_name = {kind.name: kind for kind in self.kinds}
+        self._sized: dict[tuple[int, str | None, int], Image.Image] = {}
+        self._words: dict[tuple[str, int], Image.Image] = {}
+
+    @staticmethod
+    @functools.cache
+    def load(hand: str) -> Sprites:
+        """The sheet drawn by ``hand``.
+
+        Raises:
+            UserError: no such hand.
+        """
+        return Sprites(hand)
+
+    def sprite(self, kind: Kind, paint: str | None, side: int) -> Image.Image:
+        """The sprite as RGBA of ``side`` × ``side`` pixels, in its own colours or painted."""
+        key = (kind.number, paint, side)
+        if key not in self._sized:
+            row, column = divmod(kind.number, self._columns)
+            left, top = column * self.cell, row * self.cell
+            image = self._sheet.crop((left, top, left + self.cell, top + self.cell))
+            if paint is not None:
+                image = painted(image, kind, PAINTS[paint])
+            self._sized[key] = image.resize((side, side), _RESAMPLING)
+        return self._sized[key]
+
+    def word(self, text: str, height: int) -> Image.Image:
+        """Capital letters as a grey mask of ``height`` pixels."""
+        key = (text, height)
+        if key not in self._words:
+            boxes = [self._letters[letter] for letter in text]
+            tall = self._alphabet.height
+            mask = Image.new("L", (sum(width for _, width in boxes) + 3 * (len(boxes) - 1), tall))
+            left = 0
+            for start, width in boxes:
+                mask.paste(self._alphabet.crop((start, 0, start + width, tall)), (left, 0))
+                left += width + 3
+            wide = max(1, mask.width * height // tall)
+            self._words[key] = mask.resize((wide, height), _RESAMPLING)
+        return self._words[key]
+
+
+def painted(sprite: Image.Image, kind: Kind, paint: Rgb) -> Image.Image:
+    """``sprite`` with the pixels near the kind's main hue repainted; shades stay dark and tints stay pale."""
+    if kind.paint_hue is None:
+        raise UserError(f"{kind.name}: expected a kind that can be painted")
+    pixels = np.asarray(sprite).astype(np.int32)
+    rgb = pixels[..., :3]
+    high, low = rgb.max(axis=-1), rgb.min(axis=-1)
+    chroma = high - low
+    distance = np.abs((_hues(rgb, high, chroma) - kind.paint_hue + 180) % 360 - 180)
+    chosen = (distance <= _HUE_REACH) & (chroma > _COLOURFUL)
+    strongest = max(int(high[chosen].max()), 1) if chosen.any() else 1
+    shade = np.asarray(paint, dtype=np.int32) * (high[..., None] + strongest) // (2 * strongest)
+    wash = low[..., None] * (255 - np.asarray(paint, dtype=np.int32)) // 510
+    pixels[..., :3] = np.where(chosen[..., None], np.minimum(shade + wash, 255), rgb)
+    return Image.fromarray(pixels.astype(np.uint8), "RGBA")
+
+
+def _hues(rgb: np.ndarray, high: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """Hue in whole degrees, (H, W); as ``colours.hue`` for one pixel."""
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    safe = np.maximum(chroma, 1)
+    of_red = (60 * (green - blue) // safe) % 360
+    of_green = 120 + 60 * (blue - red) // safe
+    of_blue = 240 + 60 * (red - green) // safe
+    return np.where(high == red, of_red, np.where(high == green, of_green, of_blue))

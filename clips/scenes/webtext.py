@@ -1,0 +1,80 @@
+"""Noisy web captions: alt texts as crawled, mostly about a thing or two in the picture, sometimes about nothing."""
+
+from __future__ import annotations
+
+from clips.scenes.dice import Dice
+from clips.scenes.phrases import Described, Group, listed
+
+_STYLES = ("one", "two", "all", "keywords", "sign", "junk", "wrong")
+_WEIGHTS = (24, 34, 16, 10, 4, 8, 4)
+
+_FRAMES = (
+    "{}",
+    "{}",
+    "{}",
+    "{} photo",
+    "{} | stock image",
+    "{} clipart",
+    "{} - free download",
+    "{} vector illustration",
+    "cute {} sticker",
+    "{} wallpaper HD",
+    "{} (pack of {n})",
+    "{} | Buy Online",
+    "Amazing {}!!",
+    "{} #{n}",
+    "my {}",
+    "{} icon PNG",
+    "Best {} 20{n}",
+)
+_JUNK = (
+    "IMG_{n}{n} | buy now",
+    "DSC0{n}{n}.jpg",
+    "image {n} of {n}",
+    "Free shipping worldwide - best price",
+    "click to enlarge",
+    "Pin on ideas for the weekend",
+    "screenshot 20{n}-0{d}-1{d}",
+    "thumbnail",
+    "Lovely day out with the family",
+    "untitled-{n}",
+    "product photo, sold out",
+    "Size guide and delivery",
+)
+
+
+def web_caption(described: Described, dice: Dice) -> str:
+    """The alt text of a scene on some web page."""
+    style = dice.weighted(_STYLES, _WEIGHTS)
+    groups = dice.shuffled(described.groups)
+    if style == "sign" and described.scene.sign:
+        return _framed(f"{described.scene.sign.word} sign", dice)
+    if style == "junk":
+        return dice.choice(_JUNK).format(n=dice.between(10, 99), d=dice.between(1, 9))
+    if style == "wrong":
+        absent = [kind.name for kind in described.world.inhabitants if kind.name not in described.kinds]
+        return _framed(dice.choice(absent), dice)
+    if style == "keywords":
+        return _keywords(groups, dice)
+    wanted = {"one": 1, "two": 2}.get(style, len(groups))
+    names = [_named(group, dice) for group in groups[:wanted]]
+    if style == "all" and dice.chance(400):
+        return _framed(f"{listed(names)} {described.background.where}", dice)
+    return _framed(dice.choice((" ", ", ")).join(names) if dice.chance(300) else listed(names), dice)
+
+
+def _named(group: Group, dice: Dice) -> str:
+    words = group.adjectives(colour=dice.chance(350))
+    return words.title() if dice.chance(150) else words
+
+
+def _keywords(groups: list[Group], dice: Dice) -> str:
+    """A shop's or an icon site's tags: the name among related words."""
+    tags = []
+    for group in groups[:2]:
+        tags += [group.kind.name, *dice.sample(group.kind.keywords, 2), group.kind.category]
+    return ", ".join(dice.shuffled(list(dict.fromkeys(tags))))
+
+
+def _framed(words: str, dice: Dice) -> str:
+    return dice.choice(_FRAMES).format(words, n=dice.between(10, 29))

@@ -1,0 +1,7 @@
+"""The words that signs carry: short, common, and not the name of any thing in the world."""
+
+SIGN_WORDS = (
+    "OPEN", "SALE", "EXIT", "FREE", "NEWS", "CAFE", "ZOO", "PARK", "FARM", "SHOP", "HELP", "LOVE", "HOME", "GAME",
+    "WAY", "BANK", "POOL", "GOLD", "LAKE", "NORTH", "SOUTH", "EAST", "WEST", "SLOW", "FAST", "ENTER", "PUSH", "PULL",
+    "VOTE", "WIN", "NEW", "MENU", "ROOM", "TOWN", "JAZZ", "RUN", "QUIET", "LUCKY", "SUPER", "MAGIC",
+)  # fmt: skip

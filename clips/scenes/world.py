@@ -1,0 +1,296 @@
+"""The world: which things stand where, drawn from (seed, split, index) and nothing else.
+
+All lengths are in 1/1024 of the picture's side, so a scene is the same at every picture size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, Literal
+
+from clips.errors import UserError
+from clips.scenes.backgrounds import Background, catalogue
+from clips.scenes.colours import PAINTS, Rgb
+from clips.scenes.dice import Dice
+from clips.scenes.split import belongs_to_test, belongs_to_training, pair_held_out
+from clips.scenes.sprites import Kind, Sprites
+from clips.scenes.words import SIGN_WORDS
+
+SIDE = 1024
+SPLITS = ("train", "test")
+MOST_OBJECTS = 5
+_HOW_MANY = (20, 32, 26, 13, 9)
+_REPEATED = 150
+_SIZES = {"small": (304, 336), "large": (448, 480, 512)}
+_SIGN_HEIGHT = 224
+_CONTRAST = 75
+_TRIES = 30
+
+Split = Literal["train", "test"]
+Box = tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneObject:
+    """One thing in a scene.
+
+    Args:
+        kind: its kind's name.
+        category: its kind's category.
+        colour: its paint, or the colour that its kind clearly has, or None.
+        painted: whether the colour is paint, which differs from scene to scene.
+        size: "small" or "large".
+        box: left, top, width, height in 1/1024 of the side.
+    """
+
+    kind: str
+    category: str
+    colour: str | None
+    painted: bool
+    size: Literal["small", "large"]
+    box: Box
+
+    @property
+    def place(self) -> str:
+        """Which ninth of the picture the centre lies in: "top left", "top", …, "centre"."""
+        return place_of(self.box)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sign:
+    """A white sign with a word in capitals. ``box`` as in SceneObject."""
+
+    word: str
+    box: Box
+
+    @property
+    def place(self) -> str:
+        """As SceneObject.place."""
+        return place_of(self.box)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The ground truth of one picture."""
+
+    seed: int
+    split: Split
+    index: int
+    background: str
+    objects: tuple[SceneObject, ...]
+    sign: Sign | None
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored beside the picture."""
+        return {
+            "background": self.background,
+            "objects": [
+                {
+                    "kind": thing.kind,
+                    "category": thing.category,
+                    "colour": thing.colour,
+                    "size": thing.size,
+                    "place": thing.place,
+                    "box": list(thing.box),
+                }
+                for thing in self.objects
+            ],
+            "sign": {"word": self.sign.word, "place": self.sign.place, "box": list(self.sign.box)}
+            if self.sign
+            else None,
+        }
+
+
+def centre(box: Box) -> tuple[int, int]:
+    """The middle of a box, (x, y)."""
+    return box[0] + box[2] // 2, box[1] + box[3] // 2
+
+
+def place_of(box: Box) -> str:
+    """The name of the ninth of the picture that the centre of ``box`` lies in."""
+    x, y = centre(box)
+    column = "left" if x < 384 else "right" if x >= 640 else ""
+    row = "top" if y < 384 else "bottom" if y >= 640 else ""
+    return f"{row} {column}".strip() or "centre"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """Everything a scene depends on but its split and index.
+
+    Args:
+        kinds: how many kinds of things there are, at least 8.
+        max_objects: most things in a scene, 1 to 5.
+        signs: share of scenes that have a sign with a word, in per mille.
+        seed: which of the worlds.
+        hand: who drew the things.
+    """
+
+    kinds: int = 60
+    max_objects: int = MOST_OBJECTS
+    signs: int = 150
+    seed: int = 0
+    hand: str = "twemoji"
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            UserError: a field out of its range.
+        """
+        known = len(Sprites.load(self.hand).kinds)
+        if not 8 <= self.kinds <= known:
+            raise UserError(f"kinds: expected 8 to {known}, got {self.kinds}")
+        if not 1 <= self.max_objects <= MOST_OBJECTS:
+            raise UserError(f"max_objects: expected 1 to {MOST_OBJECTS}, got {self.max_objects}")
+        if not 0 <= self.signs <= 1000:
+            raise UserError(f"signs: expected 0 to 1000 per mille, got {self.signs}")
+
+    @property
+    def sprites(self) -> Sprites:
+        """The pictures of the things."""
+        return Sprites.load(self.hand)
+
+    @property
+    def inhabitants(self) -> tuple[Kind, ...]:
+        """The kinds that occur."""
+        return self.sprites.kinds[: self.kinds]
+
+    def scene(self, split: Split, index: int) -> Scene:
+        """The scene ``index`` of ``split``. Test scenes are combinations that no training scene has."""
+        for attempt in itertools.count():
+            dice = Dice("scene", self.seed, split, index, attempt)
+            scene = self._attempt(split, index, dice)
+            if scene is not None:
+                return scene
+        raise AssertionError("unreachable")
+
+    def _attempt(self, split: Split, index: int, dice: Dice) -> Scene | None:
+        counts = range(1, self.max_objects + 1)
+        count = dice.weighted(counts, _HOW_MANY[: self.max_objects])
+        kinds = self._choose_kinds(split, count, dice)
+        background = self._choose_background(split, kinds, dice)
+        if background is None:
+            return None
+        things = self._dress(kinds, background, dice)
+        boxes = _place([_side(size, dice) for _, _, size in things], dice)
+        if things and boxes is None:
+            return None
+        objects = tuple(
+            SceneObject(
+                kind=kind.name,
+                category=kind.category,
+                colour=paint or kind.colour,
+                painted=paint is not None,
+                size=size,
+                box=box,
+            )
+            for (kind, paint, size), box in zip(things, boxes or [], strict=True)
+        )
+        sign = _hang_sign([thing.box for thing in objects], dice) if dice.chance(self.signs) else None
+        return Scene(seed=self.seed, split=split, index=index, background=background.name, objects=objects, sign=sign)
+
+    def _choose_kinds(self, split: Split, count: int, dice: Dice) -> list[Kind]:
+        """``count`` kinds; one of them may be repeated."""
+        repeats = dice.between(1, min(count - 1, 2)) if count > 1 and dice.chance(_REPEATED) else 0
+        different = count - repeats
+        chosen: list[Kind] = []
+        if split == "test" and different > 1:
+            chosen = [self.inhabitants[number] for number in dice.choice(held_out_pairs(self.hand, self.kinds))]
+        while len(chosen) < different:
+            kind = dice.choice(self.inhabitants)
+            barred = split == "train" and any(pair_held_out(kind.name, other.name) for other in chosen)
+            if kind not in chosen and not barred:
+                chosen.append(kind)
+            elif barred and dice.chance(50):  # with few kinds there may be none that goes with all these
+                break
+        chosen = dice.shuffled(chosen)
+        return [chosen[0]] * repeats + chosen
+
+    def _choose_background(self, split: Split, kinds: list[Kind], dice: Dice) -> Background | None:
+        names = [kind.name for kind in kinds]
+        belongs = belongs_to_training if split == "train" else belongs_to_test
+        for _ in range(_TRIES):
+            background = _any_background(dice)
+            if belongs(names, background.name) and all(
+                kind.paint_hue is not None or _visible(kind.mean_rgb, background) for kind in kinds
+            ):
+                return background
+        return None
+
+    def _dress(
+        self, kinds: list[Kind], background: Background, dice: Dice
+    ) -> list[tuple[Kind, str | None, Literal["small", "large"]]]:
+        """Give each thing a paint (where it takes one) and a size; things of one kind get the same."""
+        paints = [name for name, rgb in PAINTS.items() if _visible(rgb, background)] or list(PAINTS)
+        crowd = len(kinds)
+        large = {1: 750, 2: 500, 3: 300, 4: 120, 5: 50}[crowd]
+        looks: dict[str, tuple[str | None, Literal["small", "large"]]] = {}
+        for kind in kinds:
+            if kind.name not in looks:
+                paint = dice.choice(paints) if kind.paint_hue is not None else None
+                looks[kind.name] = (paint, "large" if dice.chance(large) else "small")
+        return [(kind, *looks[kind.name]) for kind in kinds]
+
+
+def _side(size: str, dice: Dice) -> int:
+    return dice.choice(_SIZES[size])
+
+
+_STYLES = {"plain": 34, "gradient": 10, "stripes": 8, "checks": 5, "dots": 6, "texture": 9, "landscape": 28}
+
+
+def _any_background(dice: Dice) -> Background:
+    style = dice.weighted(tuple(_STYLES), tuple(_STYLES.values()))
+    return dice.choice(_backgrounds_of(style))
+
+
+@functools.cache
+def _backgrounds_of(style: str) -> tuple[Background, ...]:
+    return tuple(background for background in catalogue() if background.style == style)
+
+
+def _visible(rgb: Rgb, background: Background) -> bool:
+    """Whether something of this mean colour stands out from every area of the background."""
+    return all(sum(abs(a - b) for a, b in zip(rgb, area, strict=True)) > _CONTRAST for area in background.colours)
+
+
+@functools.cache
+def held_out_pairs(hand: str, kinds: int) -> tuple[tuple[int, int], ...]:
+    """The pairs of kinds (by number) that are kept for testing, among the first ``kinds``."""
+    names = [kind.name for kind in Sprites.load(hand).kinds[:kinds]]
+    return tuple((a, b) for a, b in itertools.combinations(range(kinds), 2) if pair_held_out(names[a], names[b]))
+
+
+def _place(sides: list[int], dice: Dice) -> list[Box] | None:
+    """Random boxes that touch each other little; None if they found no room."""
+    boxes: list[Box] = []
+    for side in sides:
+        for _ in range(_TRIES):
+            box = (dice.between(8, SIDE - side - 8), dice.between(8, SIDE - side - 8), side, side)
+            if all(_apart(box, other) for other in boxes):
+                boxes.append(box)
+                break
+        else:
+            return None
+    return boxes
+
+
+def _apart(first: Box, second: Box) -> bool:
+    """Whether two boxes overlap by less than an eighth of their mean side, in one direction at least."""
+    (x1, y1), (x2, y2) = centre(first), centre(second)
+    wide, high = first[2] + second[2], first[3] + second[3]
+    return 16 * abs(x1 - x2) > 7 * wide or 16 * abs(y1 - y2) > 7 * high
+
+
+def _hang_sign(taken: list[Box], dice: Dice) -> Sign | None:
+    """A sign where there is room for it; None where there is none."""
+    word = dice.choice(SIGN_WORDS)
+    width = 136 * len(word) + 40
+    for _ in range(_TRIES):
+        box = (dice.between(8, SIDE - width - 8), dice.between(8, SIDE - _SIGN_HEIGHT - 8), width, _SIGN_HEIGHT)
+        if all(_apart(box, other) for other in taken):
+            return Sign(word=word, box=box)
+    return None
