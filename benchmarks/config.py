@@ -8,7 +8,7 @@ from typing import Literal
 from benchmarks.results import check_name
 from clips.errors import UserError
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class RunConfig:
         encoder: an encoder directory (open_clip layout), or ``timm:NAME@FILE``, for retrieval and choice.
         llava: a LLaVA directory, for MLLM benchmarks.
         batch_size: pictures, captions or questions that go through the model at once.
-        precision: of the towers in retrieval and choice, and of the LLaVA.
+        precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
         device: ``auto`` is a GPU where there is one.
         again: evaluate also what is done already.
     """
@@ -72,7 +72,7 @@ class RunConfig:
     encoder: str | None = None
     llava: str | None = None
     batch_size: int = 64
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     again: bool = False
 

@@ -29,7 +29,7 @@ class DualEncoder:
         tokenizer: list of texts → (B, L).
         how: how the model takes its input, as protocol entries.
         device: where it runs.
-        precision: ``"float32"`` or the type that the towers are cast to.
+        precision: the type that the towers are cast to.
     """
 
     model: Any
@@ -54,6 +54,7 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
 
     from clips.export import load_encoder
 
+    precision = "float32" if precision == "auto" else precision
     encoder = load_encoder(path)
     model = encoder.model.to(device=device, dtype=getattr(torch, precision)).eval()
     return DualEncoder(

@@ -55,10 +55,13 @@ class Row:
         Raises:
             UserError: there is none, or it cannot be loaded.
         """
-        from benchmarks.mllm.lmms_model import load_for_evaluation
-
         if self.config.llava is None:
             raise UserError("llava: expected a LLaVA directory; this benchmark asks questions about pictures")
+        from benchmarks.mllm.tasks import go_offline
+
+        go_offline()
+        from benchmarks.mllm.answering import load_for_evaluation
+
         return load_for_evaluation(self.config.llava, self.device, self.config.precision)
 
     def model(self, needs: str) -> dict[str, str]:

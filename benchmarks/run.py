@@ -70,10 +70,7 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
 
 def _prepare(row: Row, entry: Benchmark) -> None:
     """Load the model now, so that the time of a benchmark is its own."""
-    if entry.needs == "encoder":
-        _ = row.encoder
-    else:
-        _ = row.llava
+    _ = row.encoder if entry.needs == "encoder" else row.llava
 
 
 def _result(

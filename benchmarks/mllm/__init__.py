@@ -1,0 +1,1 @@
+"""MLLM benchmarks by lmms-eval's own task definitions and scorers."""

@@ -1,0 +1,226 @@
+"""From lmms-eval's samples to items, and how each task's metrics follow from them.
+
+A task listed in ``READERS`` has a function that adds the columns its metrics need; for any other task a metric is
+the mean of its per-sample numbers wherever that agrees with lmms-eval's own value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.mllm.captioning import PictureScores
+from benchmarks.outcome import MetricSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Sample = Mapping[str, Any]
+_ORDERS = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """How a task's metrics are computed.
+
+    Args:
+        columns: (samples, per-picture caption scores) → column → (N,) values.
+        metrics: lmms-eval's metric name → spec.
+        primary: for the main table.
+        score: the column that is each item's part in the first primary metric.
+        extra: metrics of ours beside lmms-eval's, computed from the items alone.
+    """
+
+    columns: Callable[[Sequence[Sample], PictureScores], Mapping[str, Any]]
+    metrics: Mapping[str, MetricSpec]
+    primary: tuple[str, ...]
+    score: str
+    extra: Mapping[str, MetricSpec]
+
+
+def _pope(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    answers = [sample["pope_accuracy"] for sample in samples]
+    predicted = np.array([answer["prediction"] == "yes" for answer in answers], float)
+    actual = np.array([answer["ground_truth"] == "yes" for answer in answers], float)
+    return {
+        "correct": np.array([answer["score"] for answer in answers], float),
+        "said_yes": predicted,
+        "is_yes": actual,
+        "hit_yes": predicted * actual,
+    }
+
+
+def _mme(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    """A pair's points (accuracy plus 100 for both right) stand at its first question, NaN at its second."""
+    columns = {name: np.full(len(samples), np.nan) for name in ("perception", "cognition", "correct")}
+    pairs: dict[tuple[str, Any], list[int]] = {}
+    for index, sample in enumerate(samples):
+        answer = _mme_answer(sample)
+        columns["correct"][index] = answer["score"]
+        pairs.setdefault((answer["category"], answer["question_id"]), []).append(index)
+    for members in pairs.values():
+        right = columns["correct"][members].sum()
+        part = "perception" if "mme_perception_score" in samples[members[0]] else "cognition"
+        columns[part][members[0]] = 100.0 * right / len(members) + 100.0 * (right == 2)
+    return columns | {"points": np.fmax(columns["perception"], columns["cognition"])}
+
+
+def _mme_answer(sample: Sample) -> Mapping[str, Any]:
+    return sample.get("mme_perception_score") or sample["mme_cognition_score"]
+
+
+def _exact_match(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    return {"correct": np.array([sample["exact_match"] for sample in samples], float)}
+
+
+def _captions(samples: Sequence[Sample], scores: PictureScores) -> Mapping[str, Any]:
+    ids = [int(sample["doc"]["image_id"]) for sample in samples]
+    counts = np.array([scores.bleu[index] for index in ids], float)
+    names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in _ORDERS] + ["length", "reference_length"]
+    return {
+        "cider": np.array([scores.cider[index] for index in ids]),
+        "rouge": np.array([scores.rouge[index] for index in ids]),
+        **{name: counts[:, place] for place, name in enumerate(names)},
+    }
+
+
+def _bleu_columns(n: int) -> tuple[str, ...]:
+    orders = _ORDERS[:n]
+    counts = [f"bleu_{what}{order}" for what in ("matched", "possible") for order in orders]
+    return (*counts, "length", "reference_length")
+
+
+READERS: dict[str, Reader] = {
+    "pope": Reader(
+        columns=_pope,
+        metrics={
+            "pope_f1_score": MetricSpec(label="F1", formula="f1", columns=("said_yes", "is_yes")),
+            "pope_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
+            "pope_precision": MetricSpec(label="precision", formula="ratio", columns=("hit_yes", "said_yes")),
+            "pope_recall": MetricSpec(label="recall", formula="ratio", columns=("hit_yes", "is_yes")),
+            "pope_yes_ratio": MetricSpec(label="share of yes expected", columns=("is_yes",), higher_is_better=None),
+        },
+        extra={
+            "said_yes": MetricSpec(label="share of yes answered", columns=("said_yes",), higher_is_better=None),
+        },
+        primary=("pope_accuracy", "pope_f1_score"),
+        score="correct",
+    ),
+    "mme": Reader(
+        columns=_mme,
+        metrics={
+            f"mme_{part}_score": MetricSpec(
+                label=f"{part} points", formula="sum_of_group_means", columns=(part, "category"), scale=1.0
+            )
+            for part in ("perception", "cognition")
+        },
+        extra={
+            "mme_total": MetricSpec(
+                label="points", formula="sum_of_group_means", columns=("points", "category"), scale=1.0
+            ),
+            "mme_accuracy": MetricSpec(label="accuracy", columns=("correct",)),
+        },
+        primary=("mme_total",),
+        score="correct",
+    ),
+    **{
+        task: Reader(
+            columns=_exact_match,
+            metrics={"exact_match": MetricSpec(label="exact match", columns=("correct",))},
+            extra={},
+            primary=("exact_match",),
+            score="correct",
+        )
+        for task in ("gqa", "textvqa_val")
+    },
+    "nocaps_val": Reader(
+        columns=_captions,
+        metrics={
+            "nocaps_CIDEr": MetricSpec(label="CIDEr", columns=("cider",)),
+            **{
+                f"nocaps_Bleu_{n}": MetricSpec(label=f"BLEU-{n}", formula="bleu", columns=_bleu_columns(n))
+                for n in _ORDERS
+            },
+            "nocaps_ROUGE_L": MetricSpec(label="ROUGE-L", columns=("rouge",)),
+            "nocaps_METEOR": MetricSpec(label="METEOR", formula=None),
+        },
+        extra={},
+        primary=("nocaps_CIDEr",),
+        score="cider",
+    ),
+}
+
+
+def generic_reader(samples: Sequence[Sample], names: Sequence[str]) -> Reader:
+    """A reader for a task that is not listed: each metric is tried as the mean of its per-sample numbers."""
+    found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
+    usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
+    return Reader(
+        columns=lambda *_: {f"score_{name}": values for name, values in usable.items()},
+        metrics={
+            name: MetricSpec(
+                label=name.replace("_", " "),
+                formula="mean" if name in usable else None,
+                columns=(f"score_{name}",) if name in usable else (),
+                scale=1.0,
+            )
+            for name in names
+        },
+        extra={},
+        primary=tuple(names[:1]),
+        score=f"score_{names[0]}" if names and names[0] in usable else "",
+    )
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Mapping):
+        value = value.get("score")
+    return float(value) if isinstance(value, bool | int | float) else np.nan
+
+
+def items_table(
+    samples: Sequence[Sample], pictures: Mapping[int, Any], columns: Mapping[str, Any], score: str
+) -> pd.DataFrame:
+    """The items of a task.
+
+    Args:
+        samples: lmms-eval's logged samples.
+        pictures: question number → ``answering.Picture``.
+        columns: what the metrics need.
+        score: which of the columns is the item's score.
+    """
+    import pandas as pd
+
+    numbers = [sample["doc_id"] for sample in samples]
+    return pd.DataFrame(
+        {
+            "item": [str(number) for number in numbers],
+            "image": [pictures[number].name if number in pictures else str(number) for number in numbers],
+            "direction": "",
+            "category": [_text(_first(sample["doc"], ("category", "question_type", "type"))) for sample in samples],
+            "question": [_question(sample) for sample in samples],
+            "prediction": [_text(sample["filtered_resps"][0]) for sample in samples],
+            "target": [_text(sample["target"]) for sample in samples],
+            "score": columns.get(score, np.full(len(samples), np.nan)),
+            "thumbnail": [pictures[number].thumbnail if number in pictures else None for number in numbers],
+            **columns,
+        }
+    )
+
+
+def _question(sample: Sample) -> str:
+    asked = sample["doc"].get("question")
+    return asked.strip() if isinstance(asked, str) else _text(sample["arguments"][0])
+
+
+def _first(doc: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return next((doc[name] for name in names if doc.get(name) is not None), "")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " | ".join(dict.fromkeys(map(_text, value)))
+    return value.strip() if isinstance(value, str) else str(value)

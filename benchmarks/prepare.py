@@ -1,0 +1,140 @@
+"""Local data written in the layout that lmms-eval's tasks read: ``clips-bench prepare cocoqa --source DIR --out DIR``.
+
+A converter is one entry in ``CONVERTERS``. What it writes is evaluated by an upstream task with ``uses:``, for
+instance ``{name: cocoqa, uses: gqa, data: OUT}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.caption_sets import load_caption_set, read_lines
+from clips.artifact import artifact_directory, say, write_file, write_manifest
+from clips.errors import UserError, suggest
+
+_HUB = "lmms-lab-encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Write local data in the layout that lmms-eval's tasks read.
+
+    Args:
+        what: ``cocoqa`` (the held-back fifth of its photos, as GQA) or ``flickr8k`` (a Karpathy split, as NoCaps).
+        source: the directory of the data: ``questions.jsonl`` or ``dataset_flickr8k.json``, beside ``images``.
+        out: the directory to write.
+        split: of a Karpathy JSON.
+        limit: the first so many pictures only; for trials.
+    """
+
+    what: str
+    source: str
+    out: str
+    split: str = "val"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.what not in CONVERTERS:
+            raise suggest(self.what, CONVERTERS, "data set")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit: expected at least 1, got {self.limit}")
+
+
+def prepare(config: PrepareConfig) -> None:
+    """Convert a data set.
+
+    Raises:
+        UserError: the source is missing or malformed, or nothing of it is left.
+    """
+    with artifact_directory(config.out) as folder:
+        details = CONVERTERS[config.what](config, folder)
+        write_manifest(folder, kind="hub", config=config, **details)
+    say(f"{config.out}: {', '.join(f'{count} {name}' for name, count in details.items())}")
+
+
+def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """The questions about held-back photos, as GQA's balanced testdev."""
+    from llava_bridge.data import is_held_back
+
+    source = Path(config.source)
+    pictures: dict[str, None] = {}
+    questions: list[dict[str, str]] = []
+    for number, row in read_lines(source / "questions.jsonl", ("image", "question", "answer")):
+        if not is_held_back(row["image"]):
+            continue
+        if row["image"] not in pictures and config.limit is not None and len(pictures) == config.limit:
+            continue
+        pictures[row["image"]] = None
+        questions.append(
+            {
+                "id": str(number),
+                "imageId": row["image"],
+                "question": row["question"],
+                "answer": row["answer"],
+                "type": row.get("type", ""),
+            }
+        )
+    if not questions:
+        raise UserError(f"{source / 'questions.jsonl'}: no question about a held-back photo")
+    data = folder / _HUB / "GQA"
+    texts = dict.fromkeys(("id", "imageId", "question", "answer", "type"), "string")
+    _write(data / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", iter(questions), texts)
+    rows = ({"id": name, "image": _bytes(source / "images" / name)} for name in pictures)
+    _write(
+        data / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", rows, {"id": "string", "image": "image"}
+    )
+    write_file(data / "README.md", GQA_README)
+    return {"pictures": len(pictures), "questions": len(questions)}
+
+
+GQA_README = """---
+configs:
+- config_name: testdev_balanced_instructions
+  data_files:
+  - split: testdev
+    path: testdev_balanced_instructions/testdev-*
+- config_name: testdev_balanced_images
+  data_files:
+  - split: testdev
+    path: testdev_balanced_images/testdev-*
+---
+"""
+
+
+def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """A split's pictures with all their captions, as NoCaps' validation set."""
+    json = Path(config.source) / "dataset_flickr8k.json"
+    captions = load_caption_set(str(json), split=config.split, captions_per_image=100, limit=config.limit)
+    rows = (
+        {"image": _bytes(captions.root / name), "image_id": number, "annotations_captions": list(texts)}
+        for number, (name, texts) in enumerate(zip(captions.images, captions.captions, strict=True))
+    )
+    kinds = {"image": "image", "image_id": "int64", "annotations_captions": "strings"}
+    _write(folder / _HUB / "NoCaps" / "data" / "validation-00000-of-00001.parquet", rows, kinds)
+    return {"pictures": len(captions.images), "captions": sum(map(len, captions.captions))}
+
+
+def _bytes(path: Path) -> dict[str, Any]:
+    from clips.data.images import open_image
+
+    open_image(path.parent, path.name)  # a broken picture is named now, not in the middle of an evaluation
+    return {"bytes": path.read_bytes(), "path": path.name}
+
+
+def _write(path: Path, rows: Iterator[Mapping[str, Any]], kinds: Mapping[str, str]) -> None:
+    """A parquet file as ``datasets`` writes it; ``kinds`` name each column's type."""
+    import datasets
+
+    types = {"image": datasets.Image(), "strings": datasets.List(datasets.Value("string"))}
+    features = datasets.Features({name: types.get(kind) or datasets.Value(kind) for name, kind in kinds.items()})
+    content = list(rows)
+    columns = {name: [row[name] for row in content] for name in kinds}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(path))
+
+
+CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {"cocoqa": _cocoqa, "flickr8k": _flickr8k}
