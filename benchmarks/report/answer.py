@@ -1,0 +1,88 @@
+"""The answer in one sentence, and one sentence for every row, made from the tests and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.report.table import Cell, Table
+from benchmarks.report.wording import column_title, decimals, listed, number
+
+_WITH_SIZE = 2
+
+
+def answer(table: Table) -> str:
+    """The sentence for the row that differs most from its baseline, gains counted before losses."""
+    compared = [row.name for row in table.rows if _deltas(table, row.name)]
+    if compared:
+        return sentence(table, max(compared, key=lambda name: _gains(table, name)))
+    if not any(cell.value is not None for cell in table.cells.values()):
+        return "There is no number yet; the table says why."
+    best = [cell for cell in table.cells.values() if cell.mark == "best"]
+    if not best:
+        return "No row can be told from all the others on any measure."
+    return f"Best beyond chance: {listed([f'{cell.row} on {column_title(cell.column)}' for cell in best])}."
+
+
+def sentences(table: Table) -> list[str]:
+    """One sentence for every row that has a baseline, in the order of the table."""
+    return [sentence(table, row.name) for row in table.rows if _deltas(table, row.name)]
+
+
+def sentence(table: Table, row: str) -> str:
+    """``clips beats clip by 6.1 points [4.9, 7.3] on T→I R@1; on POPE no difference could be shown.``"""
+    cells = _deltas(table, row)
+    better = [cell for cell in cells if _gain(cell) > 0]
+    worse = [cell for cell in cells if _gain(cell) < 0]
+    alike = [cell for cell in cells if _gain(cell) == 0]
+    baseline = cells[0].delta.baseline if cells[0].delta else ""
+    if not better and not worse:
+        return f"Between {row} and {baseline} no difference could be shown on any of {len(cells)} measures."
+    parts = []
+    if better:
+        parts.append(f"{row} beats {baseline} {_on(better)}")
+    if worse:
+        parts.append(f"{'it loses' if better else f'{row} loses to {baseline}'} {_on(worse)}")
+    if alike:
+        parts.append(f"on {listed([column_title(cell.column) for cell in alike])} no difference could be shown")
+    return "; ".join(parts) + "."
+
+
+def _on(cells: Sequence[Cell]) -> str:
+    """The sizes on the first measures, each of another benchmark, and the names of the other measures."""
+    leading: dict[str, Cell] = {}
+    for cell in cells:
+        if len(leading) < _WITH_SIZE:
+            leading.setdefault(cell.column.benchmark, cell)
+    rest = [column_title(cell.column) for cell in cells if cell not in leading.values()]
+    sizes = listed([_by(cell) for cell in leading.values()])
+    return sizes + (f", and also on {listed(rest)}" if rest else "")
+
+
+def _deltas(table: Table, row: str) -> list[Cell]:
+    """The row's cells that can be compared, in the order of the columns; those of unranked columns left out."""
+    return [
+        cell
+        for column in table.columns
+        for cell in [table.cells[row, column.benchmark, column.metric]]
+        if cell.delta is not None and column.higher_is_better is not None
+    ]
+
+
+def _gain(cell: Cell) -> int:
+    """1 where the row is better than its baseline, -1 where worse, 0 where no difference was shown."""
+    if cell.delta is None or not cell.delta.significant:
+        return 0
+    return 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
+
+
+def _gains(table: Table, row: str) -> tuple[int, int]:
+    gains = [_gain(cell) for cell in _deltas(table, row)]
+    return sum(gains), sum(map(abs, gains))
+
+
+def _by(cell: Cell) -> str:
+    assert cell.delta is not None
+    places = decimals(cell.column)
+    low, high = sorted((abs(cell.delta.low), abs(cell.delta.high)))
+    span = f"[{number(low, places)}, {number(high, places)}]"
+    return f"by {number(abs(cell.delta.value), places)} points {span} on {column_title(cell.column)}"

@@ -1,0 +1,49 @@
+"""``clips-bench report DIR``: write every format of the report and print the main table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clips.artifact import say, write_file
+from clips.errors import suggest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write the report of a study, or of any directory of result files.
+
+    Args:
+        directory: a study's output, or a directory with ``<row>/<benchmark>.json``.
+        output: where the report goes; ``report`` inside the directory where not given.
+        baseline: the row that the others are compared with; as the study says where not given.
+        formats: which of html, csv, markdown, latex to write; all where empty.
+    """
+
+    directory: str
+    output: str | None = None
+    baseline: str | None = None
+    formats: tuple[str, ...] = ()
+
+
+def report(config: ReportConfig) -> None:
+    """Write the report's files and print the table and their place.
+
+    Raises:
+        UserError: nothing to report, an unreadable result, an unknown baseline or format.
+    """
+    from rich.console import Console
+
+    from benchmarks.report.formats import FORMATS
+    from benchmarks.report.model import build_report
+    from benchmarks.report.terminal import print_table
+
+    for name in config.formats:
+        if name not in FORMATS:
+            raise suggest(name, FORMATS, "format")
+    built = build_report(config.directory, baseline=config.baseline)
+    output = Path(config.output or Path(config.directory) / "report")
+    for name in config.formats or FORMATS:
+        write_file(output / FORMATS[name].file, FORMATS[name].render(built))
+    print_table(built, Console(highlight=False))
+    say(f"report: {output / FORMATS['html'].file}")

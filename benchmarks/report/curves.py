@@ -1,0 +1,172 @@
+"""Learning curves: what every training wrote to metrics.jsonl, drawn as SVG that follows the page's colours."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.report.source import ReportSource, read_metrics
+
+SERIES_COLOURS = 8
+_INK, _FAINT = "#010203", "#040506"  # stand-ins, replaced by CSS variables of the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line: a row's name, its place among the colours, and the points."""
+
+    name: str
+    colour: int
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One small figure. ``svg`` is safe markup: all text in it is escaped by matplotlib."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    svg: str
+
+
+@dataclass(frozen=True)
+class PanelKind:
+    """What a panel shows; a further one is one entry in ``PANELS``.
+
+    Args:
+        title: above it.
+        artifact: whose metrics.jsonl is read: ``"encoder"``, ``"llm"`` or ``"llava"``.
+        x: the field along the x axis.
+        y: the field along the y axis.
+        x_label: name of the x axis.
+        stage: only entries of this stage; all where None.
+    """
+
+    title: str
+    artifact: str
+    x: str
+    y: str
+    x_label: str
+    stage: str | None = None
+
+
+PANELS: tuple[PanelKind, ...] = (
+    PanelKind("Encoder: contrastive loss", "encoder", x="samples_seen", y="contrastive_loss", x_label="pictures seen"),
+    PanelKind("Encoder: caption loss", "encoder", x="samples_seen", y="caption_loss", x_label="pictures seen"),
+    PanelKind("LLM: text loss", "llm", x="step", y="loss", x_label="step"),
+    PanelKind("LLaVA, projector alone: loss", "llava", x="step", y="loss", x_label="step", stage="align"),
+    PanelKind("LLaVA, projector and LLM: loss", "llava", x="step", y="loss", x_label="step", stage="instruct"),
+)
+
+
+def learning_curves(source: ReportSource) -> list[Panel]:
+    """A panel for every kind that has at least one line of two points."""
+    panels = []
+    for number, kind in enumerate(PANELS):
+        curves = _curves(source, kind)
+        if curves:
+            svg = draw(curves, x_label=kind.x_label, y_label="loss", salt=f"panel{number}")
+            panels.append(Panel(title=kind.title, x_label=kind.x_label, y_label="loss", curves=tuple(curves), svg=svg))
+    return panels
+
+
+def _curves(source: ReportSource, kind: PanelKind) -> list[Curve]:
+    curves: list[Curve] = []
+    drawn: set[str] = set()
+    for place, row in enumerate(source.rows):
+        folder = row.artifacts.get(kind.artifact)
+        if folder is None or folder in drawn:
+            continue
+        drawn.add(folder)
+        points = _points(read_metrics(source.directory / folder), kind)
+        if len(points) > 1:
+            name, colour = (row.llm or row.name, len(drawn) - 1) if kind.artifact == "llm" else (row.name, place)
+            x, y = zip(*points, strict=True)
+            curves.append(Curve(name=name, colour=colour % SERIES_COLOURS, x=x, y=y))
+    return curves
+
+
+def _points(entries: Sequence[dict[str, Any]], kind: PanelKind) -> list[tuple[float, float]]:
+    points = []
+    for entry in entries:
+        x, y = entry.get(kind.x), entry.get(kind.y)
+        right_stage = kind.stage is None or entry.get("stage") == kind.stage
+        if right_stage and _is_finite(x) and _is_finite(y):
+            points.append((float(x), float(y)))  # type: ignore[arg-type]
+    return points
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Mean over the ``window`` points around each, fewer at the ends."""
+    half = window // 2
+    parts = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def draw(curves: Sequence[Curve], *, x_label: str, y_label: str, salt: str) -> str:
+    """The curves as an inline ``<svg>`` whose colours are the page's CSS variables."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.edgecolor": _FAINT,
+        "grid.color": _FAINT,
+        "text.parse_math": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for curve in curves:
+            colour = _series_colour(curve.colour)
+            axes.plot(curve.x, curve.y, color=colour, linewidth=0.8, alpha=0.3)
+            axes.plot(curve.x, smooth(curve.y, max(1, len(curve.y) // 20) | 1), color=colour, linewidth=1.8)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        axes.tick_params(length=3)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": None})
+    return page_svg(text.getvalue())
+
+
+def _series_colour(place: int) -> str:
+    return f"#0a0b{0xC0 + place:02x}"
+
+
+def page_svg(text: str) -> str:
+    """matplotlib's SVG made part of a page: no prologue, no metadata, no fixed size, colours as CSS variables."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", r'<svg viewBox="\1" role="img" aria-hidden="true">', text, count=1
+    )
+    text = re.sub(r"\s+id=\"(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick)[._]?\w*\"", "", text)
+    text = text.replace("xlink:href", "href")
+    text = text.replace(_INK, "var(--ink-soft)").replace(_FAINT, "var(--line)")
+    for place in range(SERIES_COLOURS):
+        text = text.replace(_series_colour(place), f"var(--series-{place})")
+    return re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)

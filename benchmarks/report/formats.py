@@ -1,0 +1,160 @@
+"""The formats of a report: one entry each in ``FORMATS``. Each is a pure function from the report to text.
+
+Names and reasons come from files that others wrote: every format escapes them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.report.model import Report
+from benchmarks.report.page import render_page
+from benchmarks.report.table import Cell
+from benchmarks.report.wording import column_head, decimals, group_sign, half_width, number, short_gap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One file of the report: its name in the report directory and what writes its content."""
+
+    file: str
+    render: Callable[[Report], str]
+
+
+def render_csv(report: Report) -> str:
+    """One line a row; for each metric its value, interval, difference with interval, p-value, mark and remark."""
+    import pandas as pd
+
+    table = report.table
+    lines = []
+    for row in table.rows:
+        line: dict[str, object] = {"row": _safe_cell(row.name)}
+        for column in table.columns:
+            line |= _csv_fields(table.cell(row, column))
+        lines.append(line)
+    text = io.StringIO()
+    pd.DataFrame(lines).to_csv(text, index=False, lineterminator="\n")
+    return text.getvalue()
+
+
+def _csv_fields(cell: Cell) -> dict[str, object]:
+    name = f"{cell.column.benchmark}/{cell.column.metric}" if cell.column.metric else cell.column.benchmark
+    delta = cell.delta
+    remark = f"{cell.gap.kind}: {cell.gap.reason}" if cell.gap else "; ".join(cell.unlike)
+    return {
+        name: cell.value,
+        f"{name} low": cell.low,
+        f"{name} high": cell.high,
+        f"{name} n": cell.n or None,
+        f"{name} delta": delta.value if delta else None,
+        f"{name} delta low": delta.low if delta else None,
+        f"{name} delta high": delta.high if delta else None,
+        f"{name} delta p": delta.p_value if delta else None,
+        f"{name} mark": cell.mark or None,
+        f"{name} remark": _safe_cell(remark) or None,
+    }
+
+
+def _safe_cell(text: str) -> str:
+    """Text that a spreadsheet will not take for a formula."""
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
+
+
+def render_markdown(report: Report) -> str:
+    """The main table, its remarks and the answer."""
+    table = report.table
+    heads = ["", *(_markdown(column_head(column)) for column in table.columns)]
+    lines = [_pipes(heads), _pipes(["---", *(["---:"] * len(table.columns))])]
+    for row in table.rows:
+        cells = [_markdown_cell(table.cell(row, column)) for column in table.columns]
+        lines.append(_pipes([_markdown(row.name), *cells]))
+    remarks = [f"- {_markdown(remark)}" for remark in report.remarks]
+    parts = [
+        f"# {_markdown(report.source.title)}",
+        _markdown(report.source.question),
+        f"**{_markdown(report.answer)}**",
+    ]
+    return "\n\n".join([part for part in parts if part.strip("*# ")] + ["\n".join(lines), "\n".join(remarks)]) + "\n"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    if cell.value is None:
+        return _markdown(short_gap(cell))
+    value = number(cell.value, decimals(cell.column))
+    marked = {"best": f"**{value}**", "tied": f"*{value}*", "": value}[cell.mark]
+    return marked + (f" {half_width(cell)}" if half_width(cell) else "") + group_sign(cell)
+
+
+def _pipes(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    special = {character: f"\\{character}" for character in "\\`*_{}[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    return "".join(special.get(character, character) for character in " ".join(text.split()))
+
+
+def render_latex(report: Report) -> str:
+    """The main table for ``\\usepackage{booktabs}``, to be put inside a ``table`` environment."""
+    table = report.table
+    lines = [
+        "% " + " ".join(report.answer.split()),
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join(["", *(_latex(column_head(column)) for column in table.columns)]) + r" \\",
+        r"\midrule",
+    ]
+    for row in table.rows:
+        cells = [_latex_cell(table.cell(row, column)) for column in table.columns]
+        lines.append(" & ".join([_latex(row.name), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, *("% " + " ".join(remark.split()) for remark in report.remarks)]) + "\n"
+
+
+def _latex_cell(cell: Cell) -> str:
+    if cell.value is None:
+        return _latex(short_gap(cell))
+    value = _latex(number(cell.value, decimals(cell.column)))
+    marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[cell.mark]
+    half = rf" {{\scriptsize $\pm {half_width(cell)[1:]}$}}" if half_width(cell) else ""
+    return marked + half + _latex(group_sign(cell))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "→": r"$\rightarrow$",
+    "←": r"$\leftarrow$",
+    "−": r"$-$",
+    "±": r"$\pm$",
+    "—": "---",
+    "†": r"\textsuperscript{\dag}",
+    "↓": r"$\downarrow$",
+    "\N{NARROW NO-BREAK SPACE}": r"\,",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+FORMATS: dict[str, Format] = {
+    "html": Format(file="index.html", render=render_page),
+    "csv": Format(file="table.csv", render=render_csv),
+    "markdown": Format(file="table.md", render=render_markdown),
+    "latex": Format(file="table.tex", render=render_latex),
+}

@@ -1,0 +1,50 @@
+"""A report: the source and everything that is worked out from it once, for all formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.report.answer import answer, sentences
+from benchmarks.report.remarks import remarks
+from benchmarks.report.source import ReportSource, read_source
+from benchmarks.report.table import Table, build_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the formats print.
+
+    Args:
+        source: what was read.
+        table: rows × primary metrics, with marks and differences.
+        details: rows × all metrics.
+        answer: one sentence.
+        sentences: one for every row that has a baseline.
+        remarks: below the table.
+    """
+
+    source: ReportSource
+    table: Table
+    details: Table
+    answer: str
+    sentences: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def build_report(directory: str | Path, *, baseline: str | None = None) -> Report:
+    """Read a study or a directory of results and work out its report.
+
+    Raises:
+        UserError: nothing to report there, an unreadable file, an unknown baseline.
+    """
+    source = read_source(directory, baseline=baseline)
+    table = build_table(source)
+    return Report(
+        source=source,
+        table=table,
+        details=build_table(source, primary_only=False),
+        answer=answer(table),
+        sentences=tuple(sentences(table)),
+        remarks=tuple(remarks(source, table)),
+    )

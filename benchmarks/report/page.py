@@ -1,0 +1,120 @@
+"""The page: its sections, one entry each in ``SECTIONS``, put into the templates beside this file.
+
+Everything that comes from a file is escaped by Jinja; only ``Panel.svg`` is markup, which matplotlib has escaped.
+The page loads nothing: its content security policy forbids it to.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import wording
+from benchmarks.report.curves import SERIES_COLOURS, learning_curves
+from benchmarks.report.examples import galleries
+from benchmarks.report.reproduce import reproduction
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.timing import step_timing
+from benchmarks.report.wording import visible
+
+if TYPE_CHECKING:
+    from benchmarks.report.model import Report
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page.
+
+    Args:
+        id: anchor, and name of the template ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
+        title: heading, and entry of the contents.
+        build: what the template shows; a false value leaves the section out.
+    """
+
+    id: str
+    title: str
+    build: Callable[[Report], Any]
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section(id="table", title="Results", build=lambda report: report.table),
+    Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
+    Section(id="curves", title="Learning curves", build=lambda report: learning_curves(report.source)),
+    Section(id="examples", title="Examples", build=lambda report: galleries(report.source)),
+    Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
+    Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
+)
+
+
+def render_page(report: Report) -> str:
+    """The whole page as one HTML text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
+    )
+    environment.globals.update(
+        number=wording.number,
+        decimals=wording.decimals,
+        column_head=wording.column_head,
+        half_width=wording.half_width,
+        short_gap=wording.short_gap,
+        whisker=whisker,
+        groups=header_groups,
+        series=lambda place: place % SERIES_COLOURS,
+    )
+    sections = [(section, content) for section in SECTIONS if (content := section.build(report))]
+    script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html.jinja").render(
+        report=report,
+        sections=sections,
+        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _visible(value: Any) -> Any:
+    return visible(value) if type(value) is str else value  # Markup is a str, but not of that very type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whisker:
+    """A cell's interval on its column's common axis, in per cent of its length."""
+
+    low: float
+    high: float
+    value: float
+
+
+def whisker(table: Table, cell: Cell) -> Whisker | None:
+    """Where the interval of a cell lies between the column's lowest and highest end; None without an interval."""
+    cells = [other for other in table.column_cells(cell.column) if other.low is not None and other.high is not None]
+    if cell.low is None or cell.high is None or cell.value is None:
+        return None
+    low = min(other.low for other in cells if other.low is not None)
+    span = max(other.high for other in cells if other.high is not None) - low or 1.0
+    place = [round(100 * (value - low) / span, 2) for value in (cell.low, cell.high, cell.value)]
+    return Whisker(low=place[0], high=place[1], value=place[2])
+
+
+def header_groups(table: Table) -> list[tuple[str, list[Column]]]:
+    """Columns that stand beside each other by benchmark, for a head of two lines."""
+    groups: list[tuple[str, list[Column]]] = []
+    for column in table.columns:
+        if groups and groups[-1][0] == column.benchmark:
+            groups[-1][1].append(column)
+        else:
+            groups.append((column.benchmark, [column]))
+    return groups

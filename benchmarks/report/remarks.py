@@ -1,0 +1,82 @@
+"""The remarks below the table: what the marks mean, why cells are empty, what was not ranked together."""
+
+from __future__ import annotations
+
+from benchmarks.protocol import INPUT
+from benchmarks.report.source import ReportSource
+from benchmarks.report.table import SIGNIFICANCE, Table
+from benchmarks.report.wording import column_title, listed
+
+SCENES_CAVEAT = (
+    "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "
+    "real photographs. Claims come from real data."
+)
+
+
+def remarks(source: ReportSource, table: Table) -> list[str]:
+    """All remarks that apply, the study's own notes first."""
+    found = [*source.notes]
+    if any(record.command.startswith("clips scenes") for record in source.steps):
+        found.append(SCENES_CAVEAT)
+    return [*found, *_about_marks(table), *_about_gaps(table), *_about_protocols(source, table)]
+
+
+def _about_marks(table: Table) -> list[str]:
+    lines = []
+    if any(cell.low is not None for cell in table.cells.values()):
+        lines.append(
+            "± and brackets: 95 % intervals over the pictures of the benchmark; training noise is not in them."
+        )
+    marks = {cell.mark for cell in table.cells.values()}
+    if "best" in marks:
+        lines.append("Best (bold): a paired test tells the row from every other row of its column.")
+    if "tied" in marks:
+        lines.append("Tied (open mark): at the top, but no test tells these rows from each other.")
+    if table.comparisons:
+        lines.append(
+            f"Differences to the baseline come from a paired bootstrap over pictures; of {table.comparisons} of them "
+            f"those with a Holm-corrected p-value below {SIGNIFICANCE} are marked as shown."
+        )
+    return lines
+
+
+def _about_gaps(table: Table) -> list[str]:
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for column in table.columns:
+        for cell in table.column_cells(column):
+            if cell.gap:
+                where = (
+                    column.benchmark if cell.gap.kind != "not applicable" or not column.metric else column_title(column)
+                )
+                places = reasons.setdefault((cell.row, f"{cell.gap.kind}: {cell.gap.reason}"), [])
+                places += [where] if where not in places else []
+    return [f"{row} on {listed(places)}: {reason}." for (row, reason), places in reasons.items()]
+
+
+def _about_protocols(source: ReportSource, table: Table) -> list[str]:
+    lines = []
+    for column in table.columns:
+        for cell in table.column_cells(column):
+            if cell.unlike:
+                sign = "†" * cell.group
+                lines.append(
+                    f"{sign} {cell.row} on {column_title(column)} was measured otherwise and is not ranked with the "
+                    f"rest of its column ({'; '.join(cell.unlike)})."
+                )
+    return lines + _about_inputs(source)
+
+
+def _about_inputs(source: ReportSource) -> list[str]:
+    """Resolution and resize belong to the model; where they differ between rows, the reader is told."""
+    lines = []
+    for benchmark in source.benchmarks:
+        results = source.results(benchmark)
+        names = sorted({name for result in results.values() for name in result.protocol if name.startswith(INPUT)})
+        for name in names:
+            values = {row: result.protocol.get(name) for row, result in results.items()}
+            if len(set(map(str, values.values()))) > 1:
+                said = listed([f"{row} {value}" for row, value in values.items()])
+                lines.append(
+                    f"Rows take their pictures differently: {name.removeprefix(INPUT).replace('_', ' ')} {said}."
+                )
+    return list(dict.fromkeys(lines))

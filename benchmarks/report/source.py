@@ -1,0 +1,194 @@
+"""Read what a report is made of: a study's directory, or any directory of result files.
+
+Only what belongs to the study *as it stands now* is read: a result whose step has not succeeded under the
+study's current key counts as missing, with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.results import Result, read_result, read_results
+from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
+from benchmarks.study.state import StepRecord, read_record
+from clips.errors import UserError, suggest
+
+GapKind = Literal["failed", "not applicable", "missing"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gap:
+    """Why a row has no number on a benchmark.
+
+    Args:
+        kind: it was tried and failed, makes no sense for this row, or has not run (or not since a change).
+        reason: one line for the reader.
+    """
+
+    kind: GapKind
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportSource:
+    """Everything that a report shows, before any statistics.
+
+    Args:
+        title: of the page.
+        question: that the study asks; may be empty.
+        notes: lines that the reader must know (what the data stand in for).
+        rows: in the order of the table.
+        benchmarks: in the order of the columns.
+        outcomes: (row, benchmark) → result or gap.
+        steps: those that ran, in the order in which they began.
+        study: the record of the study; None for a bare directory of results.
+        directory: where it was read from.
+    """
+
+    title: str
+    question: str
+    notes: tuple[str, ...]
+    rows: tuple[RowRecord, ...]
+    benchmarks: tuple[str, ...]
+    outcomes: Mapping[tuple[str, str], Result | Gap]
+    steps: tuple[StepRecord, ...]
+    study: StudyRecord | None
+    directory: Path
+
+    def results(self, benchmark: str) -> dict[str, Result]:
+        """Row → result, of the rows that have numbers on a benchmark."""
+        found = {row.name: self.outcomes.get((row.name, benchmark)) for row in self.rows}
+        return {name: result for name, result in found.items() if isinstance(result, Result)}
+
+
+def read_source(directory: str | Path, *, baseline: str | None = None) -> ReportSource:
+    """Read a study's directory, or a directory of result files.
+
+    Args:
+        directory: holds ``study.json``, or ``results/``, or ``<row>/<benchmark>.json``.
+        baseline: the row that the others are compared with; for a study, the study's own where None.
+
+    Raises:
+        UserError: nothing to report there, or a file that cannot be read.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UserError(f"{directory}: no such directory")
+    if (root / RECORD_FILE).is_file():
+        source = _study_source(root, read_study_record(root))
+    else:
+        source = _plain_source(root)
+    return _with_baseline(source, baseline) if baseline else source
+
+
+def _with_baseline(source: ReportSource, baseline: str) -> ReportSource:
+    names = [row.name for row in source.rows]
+    if baseline not in names:
+        raise suggest(baseline, names, "baseline row")
+    rows = tuple(dataclasses.replace(row, baseline=None if row.name == baseline else baseline) for row in source.rows)
+    return dataclasses.replace(source, rows=rows)
+
+
+def _study_source(root: Path, study: StudyRecord) -> ReportSource:
+    records = {name: read_record(root, name) for name in study.steps}
+    outcomes = {
+        (row.name, benchmark): _outcome(root, study, row, benchmark, records)
+        for row in study.rows
+        for benchmark in study.benchmarks
+    }
+    ran = sorted((record for record in records.values() if record), key=lambda record: record.started)
+    return ReportSource(
+        title=study.title or study.name,
+        question=study.question,
+        notes=study.notes,
+        rows=study.rows,
+        benchmarks=study.benchmarks,
+        outcomes=outcomes,
+        steps=tuple(ran),
+        study=study,
+        directory=root,
+    )
+
+
+def _outcome(
+    root: Path, study: StudyRecord, row: RowRecord, benchmark: str, records: Mapping[str, StepRecord | None]
+) -> Result | Gap:
+    if benchmark in row.not_applicable:
+        return Gap(kind="not applicable", reason=row.not_applicable[benchmark])
+    cell = row.cells[benchmark]
+    record = records.get(cell.step)
+    blocker = _failed_ancestor(study, cell.step, records)
+    if blocker is not None:
+        return Gap(kind="failed", reason=f"step {blocker.name} failed: {_last_line(blocker)}")
+    if record is None or record.key != study.steps[cell.step].key:
+        return Gap(kind="missing", reason="not run since the study or its code changed" if record else "not run yet")
+    path = root / cell.result
+    if path.is_file():
+        return _result_or_gap(read_result(path))
+    if record.outcome == "failed":
+        return Gap(kind="failed", reason=f"step {record.name} failed: {_last_line(record)}")
+    return Gap(kind="missing", reason=f"its step is {record.outcome} and has not written it yet")
+
+
+def _failed_ancestor(study: StudyRecord, step: str, records: Mapping[str, StepRecord | None]) -> StepRecord | None:
+    """The first step that failed, under its current key, among those that ``step`` needs."""
+    for parent in study.steps[step].parents:
+        record = records.get(parent)
+        if record and record.outcome == "failed" and record.key == study.steps[parent].key:
+            return record
+        if found := _failed_ancestor(study, parent, records):
+            return found
+    return None
+
+
+def _last_line(record: StepRecord) -> str:
+    return record.log_tail[-1] if record.log_tail else f"exit status {record.exit_status}"
+
+
+def _result_or_gap(result: Result) -> Result | Gap:
+    if result.status == "ok" and result.metrics:
+        return result
+    return Gap(kind="failed", reason=result.reason or "no reason was recorded")
+
+
+def _plain_source(root: Path) -> ReportSource:
+    results = read_results(root / "results" if (root / "results").is_dir() else root)
+    if not results:
+        raise UserError(f"{root}: expected study.json or result files (<row>/<benchmark>.json), found neither")
+    names = list(dict.fromkeys(result.row for result in results))
+    benchmarks = tuple(dict.fromkeys(result.benchmark for result in results))
+    outcomes: dict[tuple[str, str], Result | Gap] = {
+        (name, benchmark): Gap(kind="missing", reason="no result file") for name in names for benchmark in benchmarks
+    }
+    outcomes |= {(result.row, result.benchmark): _result_or_gap(result) for result in results}
+    return ReportSource(
+        title=root.resolve().name,
+        question="",
+        notes=(),
+        rows=tuple(RowRecord(name=name, encoder=name) for name in names),
+        benchmarks=benchmarks,
+        outcomes=outcomes,
+        steps=(),
+        study=None,
+        directory=root,
+    )
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl`` in a training's output; empty where there is none. Broken lines are left out."""
+    path = directory / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed
+            continue
+        if isinstance(entry, dict):
+            lines.append(entry)
+    return lines

@@ -1,0 +1,79 @@
+"""How numbers, columns and gaps are put into words, the same in every format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.report.table import Cell, Column
+
+LONGEST_TEXT = 600
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def visible(text: str, longest: int | None = None) -> str:
+    """Text from a file that others wrote: control and direction characters out, cut to ``longest`` characters."""
+    clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    return clean if longest is None or len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
+
+
+def decimals(column: Column) -> int:
+    """Decimal places that a column's values are shown with: per cent and totals to a tenth, others to a hundredth."""
+    return 1 if column.scale == 100 or column.metric.endswith("score") else 2
+
+
+def number(value: float | None, places: int, *, sign: bool = False) -> str:
+    """A value as text with a real minus sign; an em dash for None and NaN."""
+    if value is None or value != value:
+        return "—"
+    text = f"{value:+,.{places}f}" if sign else f"{value:,.{places}f}"
+    if not any(digit in text for digit in "123456789"):
+        text = ("±" if sign else "") + text.lstrip("+-")
+    return text.replace("-", "−").replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def column_title(column: Column) -> str:
+    """The column named in a sentence: ``"pope F1"``; the benchmark is left out where the label names it."""
+    label, benchmark = column.label, column.benchmark
+    return label if benchmark.casefold() in label.casefold() else f"{benchmark} {label}"
+
+
+def column_head(column: Column) -> str:
+    """The column's title, with an arrow where lower is better."""
+    return column_title(column) + (" ↓" if column.higher_is_better is False else "")
+
+
+def half_width(cell: Cell) -> str:
+    """``±1.2``: half of the 95 % interval; empty where there is none."""
+    if cell.low is None or cell.high is None:
+        return ""
+    return f"±{number((cell.high - cell.low) / 2, decimals(cell.column))}"
+
+
+def group_sign(cell: Cell) -> str:
+    """A dagger for each step away from the column's main protocol."""
+    return "†" * cell.group
+
+
+def short_gap(cell: Cell) -> str:
+    """What stands in a cell without a number; empty where there is one."""
+    return "" if cell.gap is None else {"failed": "failed", "missing": "not run", "not applicable": "—"}[cell.gap.kind]
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``2 min 05 s``, ``3 h 12 min``."""
+    whole = round(seconds)
+    if whole < 1:
+        return "under 1 s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

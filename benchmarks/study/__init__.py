@@ -1,0 +1,1 @@
+"""Studies: which encoders, inside which LLMs, on which benchmarks; and running what of it is missing."""

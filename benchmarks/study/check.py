@@ -1,0 +1,69 @@
+"""Check the configs of a study's steps before the first of them runs: a typo is told now, not after hours.
+
+This is done in a process of its own, ``python -m benchmarks.study.check``, which reads ``[[command, config], …]``
+from its standard input: the commands' config classes live in modules that import torch, without which the
+runner does.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.programs import SCRIPT, find_command
+from benchmarks.study.steps import Step
+from clips.commandline import config_type, parse_config, plain, to_yaml
+from clips.errors import UserError
+
+
+def check_configs(steps: Iterable[Step]) -> None:
+    """Check every step's config against its command's config class.
+
+    Raises:
+        UserError: the first config that its command would refuse: which step, and why.
+    """
+    asked = [[step.name, list(step.command), plain(step.config)] for step in steps if step.command[0] != SCRIPT]
+    if not asked:
+        return
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.study.check"], input=json.dumps(asked), capture_output=True, text=True
+    )
+    if child.returncode == 2:
+        raise UserError(child.stderr.strip().splitlines()[-1])
+    if child.returncode != 0:
+        raise RuntimeError(f"checking the steps' configs failed:\n{child.stderr}")
+
+
+def first_problem(asked: Sequence[tuple[str, list[str], Any]]) -> str | None:
+    """What is wrong with the first wrong config; None where all are right."""
+    for name, words, config in asked:
+        try:
+            _parse(tuple(words), config)
+        except UserError as error:
+            return f"step {name}: {error}"
+    return None
+
+
+def _parse(words: tuple[str, ...], config: Any) -> None:
+    command = find_command(words)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(to_yaml(config), encoding="utf-8")
+        parse_config(config_type(command.function()), ["--config", str(file)], prog=" ".join(words))
+
+
+def main() -> int:
+    """Check what standard input holds; the problem goes to standard error and the exit status is 2."""
+    problem = first_problem(json.load(sys.stdin))
+    if problem is not None:
+        print(problem, file=sys.stderr)
+    return 0 if problem is None else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""``clips-bench study run | plan | status STUDY.yaml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.study.plan import Plan, make_plan
+from benchmarks.study.programs import check_command, code_hash
+from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
+from benchmarks.study.schema import Study, read_study
+from benchmarks.study.state import StepKey, is_done, read_record, step_keys
+from clips.artifact import git_state, say, versions
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Run a study, or look at it. Finished steps are not run again; changed ones, and what depends on them, are.
+
+    Args:
+        study: the study file.
+        output: another directory for what it makes.
+        jobs: steps that run at the same time; as the study says where not given.
+        check: check every step's config before the first one runs.
+    """
+
+    study: str
+    output: str | None = None
+    jobs: int | None = None
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"jobs: expected at least 1, got {self.jobs}")
+
+    def read(self) -> Study:
+        """The study with the command line's changes."""
+        study = read_study(self.study)
+        changes = {"output": self.output, "jobs": self.jobs}
+        return dataclasses.replace(study, **{name: value for name, value in changes.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyedPlan:
+    """A plan with the key of each step."""
+
+    plan: Plan
+    keys: dict[str, StepKey]
+
+    @property
+    def output(self) -> Path:
+        """The study's directory."""
+        return self.plan.study.directory
+
+    def state(self, name: str) -> str:
+        """``done``, ``changed``, ``failed``, ``interrupted``, ``running`` or ``new``."""
+        step = next(step for step in self.plan.steps if step.name == name)
+        record = read_record(self.output, name)
+        if record is None:
+            return "new"
+        if record.key != self.keys[name].key:
+            return "changed"
+        return record.outcome if record.outcome != "done" or is_done(step, self.keys[name], self.output) else "missing"
+
+
+def resolve(config: StudyConfig) -> KeyedPlan:
+    """Read a study and work out its steps and their keys.
+
+    Raises:
+        UserError: what is wrong with the study file.
+    """
+    plan = make_plan(config.read())
+    for step in plan.steps:
+        check_command(step.command)
+    hashes = {command: code_hash(command) for command in {step.command for step in plan.steps}}
+    version = importlib.metadata.version("clips-suite")
+    return KeyedPlan(plan=plan, keys=step_keys(plan.steps, version=version, code=hashes.__getitem__))
+
+
+def run_study(config: StudyConfig) -> None:
+    """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
+    from benchmarks.study.check import check_configs
+    from benchmarks.study.progress import Progress
+    from benchmarks.study.runner import run_steps
+
+    keyed = resolve(config)
+    study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
+    missing = [step for step in steps if not is_done(step, keyed.keys[step.name], output)]
+    say(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
+    if config.check and missing:
+        check_configs(missing)
+    if missing or not (output / "study.json").is_file():
+        write_study_record(output, study_record(keyed, config.study))
+    with Progress(steps, output, jobs=study.jobs) as progress:
+        summary = run_steps(steps, keyed.keys, output, jobs=study.jobs, threads=study.threads, observer=progress)
+    write_study_record(output, study_record(keyed, config.study))
+    _report(output)
+    if not summary.complete:
+        names = ", ".join(summary.failed)
+        say(f"{study.name}: failed: {names}; the logs are {output}/steps/<step>/log.txt. Run it again to go on.")
+        sys.exit(1)
+
+
+def _report(output: Path) -> None:
+    from benchmarks.report.command import ReportConfig, report
+
+    report(ReportConfig(directory=str(output)))
+
+
+def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
+    """What ``study.json`` says about a plan."""
+    from benchmarks.study.machine import describe_machine
+    from benchmarks.study.runner import command_line
+
+    study = keyed.plan.study
+    steps = {
+        step.name: StepPlan(
+            kind=step.kind,
+            command=command_line(step, keyed.output),
+            key=keyed.keys[step.name].key,
+            parents=step.parents,
+        )
+        for step in keyed.plan.steps
+    }
+    return StudyRecord(
+        name=study.name,
+        title=study.title or study.name,
+        question=study.question,
+        notes=study.notes,
+        file=file,
+        text=Path(file).read_text(encoding="utf-8"),
+        rows=keyed.plan.rows,
+        benchmarks=keyed.plan.benchmarks,
+        steps=steps,
+        machine=describe_machine(),
+        versions=versions(),
+        git=git_state(),
+    )
+
+
+def plan_study(config: StudyConfig) -> None:
+    """Print the steps of a study, what each depends on and what would run."""
+    from rich.text import Text
+
+    keyed = resolve(config)
+    console, table = _table("step", "state", "after", "command")
+    for step in keyed.plan.steps:
+        words = Text(" ".join(step.command), style="dim")
+        table.add_row(step.name, _coloured(keyed.state(step.name)), Text(", ".join(step.parents), style="dim"), words)
+    console.print(table)
+    would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
+    rows = ", ".join(row.name for row in keyed.plan.rows)
+    console.print(Text(f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"))
+    console.print(Text(f"{len(would_run)} of {len(keyed.plan.steps)} steps would run"))
+
+
+def study_status(config: StudyConfig) -> None:
+    """Print how far a study is: state, time and memory of each step, and the last line of those that failed."""
+    from rich.text import Text
+
+    from benchmarks.report.wording import duration, visible
+
+    keyed = resolve(config)
+    console, table = _table("step", "state", "time", "memory", "")
+    for step in keyed.plan.steps:
+        record, state = read_record(keyed.output, step.name), keyed.state(step.name)
+        time = duration(record.seconds) if record and record.seconds else ""
+        memory = f"{record.peak_memory_mb / 1024:.1f} GB" if record and record.peak_memory_mb else ""
+        last = record.log_tail[-1] if record and record.log_tail else ""
+        table.add_row(step.name, _coloured(state), time, memory, Text(visible(last, 100), style="red"))
+    console.print(table)
+
+
+def _table(*heads: str):  # type: ignore[no-untyped-def]  # rich is imported only when something is printed
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="right" if head in {"time", "memory"} else "left", overflow="fold")
+    return Console(highlight=False), table
+
+
+def _coloured(state: str):  # type: ignore[no-untyped-def]
+    from rich.text import Text
+
+    colours = {"done": "green", "failed": "red", "running": "cyan"}
+    return Text(state, style=colours.get(state, "yellow"))

@@ -1,0 +1,305 @@
+"""From a study to its steps and rows. Each kind of step is one function here; the runner knows only steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.config import BenchmarkConfig
+from benchmarks.registry import find
+from benchmarks.study.record import CellRecord, RowRecord
+from benchmarks.study.schema import Settings, Study, merged
+from benchmarks.study.steps import Part, Step, StepKind
+from clips.commandline import field_names
+from clips.errors import UserError, suggest
+
+OWN = "$"  # a value that begins so is a path in the study's output
+TRAIN_ENCODER = ("clips", "train")
+TRAIN_LLAVA = ("llava-bridge", "train")
+EVALUATE = ("clips-bench", "run")
+MAKE_DATA = "clips scenes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A study, resolved: its steps (parents first), rows, and columns."""
+
+    study: Study
+    steps: tuple[Step, ...]
+    rows: tuple[RowRecord, ...]
+    benchmarks: tuple[str, ...]
+
+
+@dataclass
+class _Maker:
+    """Collects the steps of a study; each is added after the steps that it refers to."""
+
+    study: Study
+    steps: dict[str, Step] = field(default_factory=dict)
+    made_by: dict[str, str] = field(default_factory=dict)  # "data/train" → the step that makes it
+
+    def add(
+        self,
+        name: str,
+        kind: StepKind,
+        command: tuple[str, ...],
+        config: Settings,
+        outputs: Mapping[Path, Settings] | Path,
+    ) -> None:
+        """Resolve the ``$`` paths of ``config`` and note the step.
+
+        Args:
+            name: of the step.
+            kind: what it makes.
+            command: the words before ``--config``.
+            config: its config.
+            outputs: the directory that it makes, or each of its files with the part of the config behind it.
+        """
+        parts = {outputs: config} if isinstance(outputs, Path) else outputs
+        resolved = [self._part(name, output, part) for output, part in parts.items()]
+        whole = self._part(name, next(iter(parts)), config)
+        self.steps[name] = Step(
+            name=name,
+            kind=kind,
+            command=command,
+            config=whole.config,
+            outputs=tuple(parts),
+            parents=whole.parents,
+            needs=whole.needs,
+            parts=() if isinstance(outputs, Path) else tuple(resolved),
+        )
+        for path in parts:
+            self.made_by[path.relative_to(self.study.directory).as_posix()] = name
+
+    def _part(self, step: str, output: Path, config: Settings) -> Part:
+        parents: list[str] = []
+        needs: list[Path] = []
+        resolved = _mapped(config, lambda text: self._resolve(text, step, parents, needs))
+        return Part(
+            output=output,
+            config=resolved,
+            parents=tuple(dict.fromkeys(parents)),
+            needs=tuple(dict.fromkeys(needs)),
+        )
+
+    def _resolve(self, text: str, step: str, parents: list[str], needs: list[Path]) -> str:
+        if not text.startswith(OWN):
+            if outside := outside_file(text):
+                needs.append(outside)
+            return text
+        wanted = text[len(OWN) :]
+        for made, maker in self.made_by.items():
+            if wanted == made or wanted.startswith(f"{made}/"):
+                parents.append(maker)
+                return str(self.study.directory / wanted)
+        raise suggest(text, [f"{OWN}{made}" for made in self.made_by], f"path in step '{step}'")
+
+
+def make_plan(study: Study) -> Plan:
+    """All steps and rows of a study.
+
+    Raises:
+        UserError: a ``$`` path that nothing makes, an unknown benchmark setting, no row left.
+    """
+    maker = _Maker(study)
+    for name, settings in study.data.items():
+        _data_step(maker, name, settings)
+    columns = {name: _benchmark(study, name) for name in study.benchmarks}
+    if not study.llms and (asking := [name for name, column in columns.items() if column.needs == "llava"]):
+        raise UserError(f"benchmarks.{asking[0]}: asks a LLaVA, but the study has no 'llms'")
+    wanted = [
+        (encoder, llm, seed)
+        for llm in (study.llms or (None,))
+        for seed in study.seeds
+        for encoder in study.encoders
+        if not any(rule.skip and rule.matches(encoder, llm, seed) for rule in study.overrides)
+    ]
+    if not wanted:
+        raise UserError("overrides: every row is left out")
+    encoders = {(name, seed): _encoder(maker, name, seed) for name, _, seed in wanted}
+    llms = {name: _llm(maker, name, study.llms[name]) for _, name, _ in wanted if name is not None}
+    rows = [
+        _row(maker, columns, encoder, llm, seed, encoders[encoder, seed], llms[llm] if llm else None)
+        for encoder, llm, seed in wanted
+    ]
+    names = {row.name for row in rows}
+    kept = tuple(row if row.baseline in names else _without_baseline(row) for row in rows)
+    return Plan(study=study, steps=tuple(maker.steps.values()), rows=kept, benchmarks=tuple(columns))
+
+
+def _without_baseline(row: RowRecord) -> RowRecord:
+    return dataclasses.replace(row, baseline=None)
+
+
+def _data_step(maker: _Maker, name: str, settings: Settings) -> None:
+    config = dict(settings)
+    command = config.pop("command", MAKE_DATA)
+    if not isinstance(command, str) or not command.split():
+        raise UserError(f"data.{name}.command: expected a command such as '{MAKE_DATA}', got {command!r}")
+    output = maker.study.directory / "data" / name
+    maker.add(f"data-{name}", "data", tuple(command.split()), {**config, "output": str(output)}, output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """An encoder or LLM of a row: its name on disk, what configs call it, and its directory if it is made here."""
+
+    name: str
+    spec: str
+    made: str | None
+
+
+def _encoder(maker: _Maker, name: str, seed: int) -> _Part:
+    entry = maker.study.encoders[name]
+    if isinstance(entry, str):
+        return _Part(name=name, spec=entry, made=None)
+    named = f"{name}-s{seed}"
+    if f"encoder-{named}" not in maker.steps:
+        output = maker.study.directory / "encoders" / named
+        config = merged(maker.study.defaults.encoder, entry) | {"output": str(output), "seed": seed}
+        maker.add(f"encoder-{named}", "encoder", TRAIN_ENCODER, config, output)
+    return _Part(name=named, spec=f"{OWN}encoders/{named}", made=f"encoders/{named}")
+
+
+def _llm(maker: _Maker, name: str, entry: Settings | str) -> _Part:
+    if isinstance(entry, str):
+        return _Part(name=name, spec=entry, made=None)
+    output = maker.study.directory / "llms" / name
+    config = merged(maker.study.defaults.llm, entry) | {"output": str(output)}
+    maker.add(f"llm-{name}", "llm", TRAIN_LLAVA, config, output)
+    return _Part(name=name, spec=f"{OWN}llms/{name}", made=f"llms/{name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    """A benchmark of the study: its settings for ``clips-bench run`` and what it examines."""
+
+    settings: Mapping[str, Any]
+    needs: str
+
+
+def _benchmark(study: Study, name: str) -> _Column:
+    settings = {"name": name, **merged(study.defaults.benchmark, study.benchmarks[name])}
+    where = f"benchmarks.{name}"
+    known = list(field_names(BenchmarkConfig))
+    for key in settings:
+        if key not in known:
+            raise suggest(f"{where}.{key}", [f"{where}.{field}" for field in known], "key")
+    if "data" not in settings:
+        raise UserError(f"{where}.data: missing (or give defaults.benchmark.data)")
+    try:
+        config = BenchmarkConfig(**settings)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{where}: {error}") from None
+    return _Column(settings=settings, needs=find(config.entry).needs)
+
+
+def _row(
+    maker: _Maker,
+    columns: Mapping[str, _Column],
+    encoder: str,
+    llm: str | None,
+    seed: int,
+    tower: _Part,
+    language: _Part | None,
+) -> RowRecord:
+    asked_of = {
+        needs: [name for name, column in columns.items() if column.needs == needs] for needs in ("encoder", "llava")
+    }
+    cells: dict[str, CellRecord] = {}
+    not_applicable: dict[str, str] = {}
+    artifacts = {"encoder": tower.made, "llm": language.made if language else None}
+    if asked_of["encoder"] and has_text_tower(tower.spec):
+        cells |= _evaluate(maker, columns, asked_of["encoder"], "encoder", tower)
+    else:
+        not_applicable |= dict.fromkeys(asked_of["encoder"], "no text tower")
+    if asked_of["llava"] and language is not None:
+        model = _llava(maker, encoder, llm, seed, tower, language)
+        artifacts["llava"] = model.made
+        cells |= _evaluate(maker, columns, asked_of["llava"], "llava", model)
+    baseline = maker.study.baseline
+    return RowRecord(
+        name=row_label(maker.study, encoder, llm, seed),
+        encoder=encoder,
+        llm=llm,
+        seed=seed,
+        baseline=row_label(maker.study, baseline, llm, seed) if baseline and baseline != encoder else None,
+        spec=tower.spec.removeprefix(OWN),
+        cells=cells,
+        not_applicable=not_applicable,
+        artifacts={name: made for name, made in artifacts.items() if made},
+    )
+
+
+def _llava(maker: _Maker, encoder: str, llm: str | None, seed: int, tower: _Part, language: _Part) -> _Part:
+    name = f"{encoder}-{language.name}-s{seed}"
+    output = maker.study.directory / "llava" / name
+    settings: Settings = maker.study.defaults.llava
+    for rule in maker.study.overrides:
+        if rule.matches(encoder, llm, seed):
+            settings = merged(settings, rule.llava)
+    config = {**settings, "encoder": tower.spec, "llm": language.spec, "output": str(output), "seed": seed}
+    maker.add(f"llava-{name}", "llava", TRAIN_LLAVA, config, output)
+    return _Part(name=name, spec=f"{OWN}llava/{name}", made=f"llava/{name}")
+
+
+def _evaluate(
+    maker: _Maker, columns: Mapping[str, _Column], names: list[str], needs: str, model: _Part
+) -> dict[str, CellRecord]:
+    """One process evaluates one model on all the benchmarks that examine such models."""
+    step = f"evaluate-{needs}-{model.name}"
+    results = maker.study.directory / "results"
+    if step not in maker.steps:
+        common = {
+            **maker.study.defaults.evaluation,
+            "row": model.name,
+            "results": str(results),
+            needs: model.spec,
+        }
+        asked = {name: dict(columns[name].settings) for name in names}
+        parts = {results / model.name / f"{name}.json": {**common, "benchmarks": [asked[name]]} for name in names}
+        maker.add(step, "evaluation", EVALUATE, {**common, "benchmarks": list(asked.values())}, parts)
+    return {name: CellRecord(step=step, result=f"results/{model.name}/{name}.json") for name in names}
+
+
+def row_label(study: Study, encoder: str, llm: str | None, seed: int) -> str:
+    """What a row is called in the table: the encoder, and of LLM and seed what the study varies."""
+    with_llm = f" + {llm}" if len(study.llms) > 1 else ""
+    with_seed = f" (seed {seed})" if len(study.seeds) > 1 else ""
+    return f"{encoder}{with_llm}{with_seed}"
+
+
+def has_text_tower(spec: str) -> bool:
+    """Whether an encoder can be asked about captions: what is trained here can, a timm trunk cannot."""
+    if spec.startswith(OWN):
+        return True
+    config = Path(spec) / "open_clip_config.json"
+    if config.is_file():
+        try:
+            return "text_cfg" in json.loads(config.read_text(encoding="utf-8")).get("model_cfg", {})
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            return True  # the evaluation says what is wrong with it
+    return not spec.startswith("timm:")
+
+
+def outside_file(text: str) -> Path | None:
+    """The file or directory that a config value names (``timm:NAME@FILE`` included), where there is one."""
+    if not text or len(text) > 1000 or "\n" in text:
+        return None
+    path = Path(text.rpartition("@")[2] if text.startswith("timm:") else text)
+    return path if path.is_absolute() or len(path.parts) > 1 else None
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` with every text in it replaced by ``change(text)``."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(item, change) for item in value]
+    return value

@@ -1,0 +1,79 @@
+"""The programs that steps may start, their commands, and which code each command runs."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.study.source_code import script_hash, source_hash
+from clips.commandline import Command
+from clips.errors import UserError, suggest
+
+PROGRAMS: dict[str, str] = {
+    "clips": "clips.cli",
+    "llava-bridge": "llava_bridge.cli",
+    "clips-bench": "benchmarks.cli",
+}
+"""Program → the module whose ``COMMANDS`` lists its subcommands."""
+SCRIPT = "python"
+"""The first word of a command that is a script of the user's: ``python path/to/script.py``."""
+
+
+def commands_of(program: str) -> Mapping[str, Command]:
+    """The subcommands of a program.
+
+    Raises:
+        UserError: not a program of the suite.
+    """
+    if program not in PROGRAMS:
+        raise suggest(program, [*PROGRAMS, SCRIPT], "program")
+    return importlib.import_module(PROGRAMS[program]).COMMANDS
+
+
+def find_command(words: tuple[str, ...]) -> Command:
+    """The command that ``("clips", "train")`` names.
+
+    Raises:
+        UserError: there is none.
+    """
+    commands, name = commands_of(words[0]), " ".join(words[1:])
+    if name not in commands:
+        raise suggest(f"{words[0]} {name}", [f"{words[0]} {known}" for known in commands], "command")
+    return commands[name]
+
+
+def check_command(words: tuple[str, ...]) -> None:
+    """Refuse a command that does not exist.
+
+    Raises:
+        UserError: naming it.
+    """
+    if words[0] != SCRIPT:
+        find_command(words)
+    elif len(words) != 2 or not Path(words[1]).is_file():
+        raise UserError(f"{' '.join(words)}: expected 'python FILE' with a file that exists")
+
+
+def code_hash(words: tuple[str, ...]) -> str:
+    """Hash of the source code that a command runs."""
+    if words[0] == SCRIPT:
+        return script_hash(Path(words[1]))
+    return source_hash(find_command(words).target)
+
+
+def executable(words: tuple[str, ...]) -> list[str]:
+    """How to start a command: the program installed beside this Python, else the one on the path.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if words[0] == SCRIPT:
+        return [sys.executable, *words[1:]]
+    beside = Path(sys.executable).parent / words[0]
+    found = str(beside) if beside.is_file() else shutil.which(words[0])
+    if found is None:
+        raise UserError(f"{words[0]}: no such program; install the suite with `pip install -e .`")
+    return [found, *words[1:]]

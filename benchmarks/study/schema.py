@@ -1,0 +1,285 @@
+"""The study file: what is compared, as frozen dataclasses, and how it is read.
+
+    name: demo
+    baseline: clip
+    data:       {train: {...}, test: {...}}         # made by `clips scenes`, into <output>/data/<name>
+    defaults:   {encoder: {...}, llm: {...}, llava: {...}, benchmark: {...}, evaluation: {...}}
+    encoders:
+      clip:         {recipe: {name: clip}}          # a mapping: trained here, laid over defaults.encoder
+      efficientnet: "timm:efficientnet_lite0"       # a text: pretrained, from anywhere
+    llms:
+      tiny:     {}                                  # likewise: trained here, over defaults.llm
+      stories:  path/to/any/transformers/llm
+    benchmarks: {retrieval: {data: $data/test}, pope: {}}
+
+A value that begins with ``$`` is a path inside the study's output, and whatever step makes that path runs
+before. Encoders × LLMs × seeds are the rows, benchmarks the columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clips.errors import UserError, suggest
+
+Settings = Mapping[str, Any]
+"""Fields of a command's own config; that command checks them."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What all rows share. Every entry is laid under the settings of the single encoder, LLM or benchmark.
+
+    Args:
+        encoder: fields of ``clips train``.
+        llm: fields of ``llava-bridge train`` for LLMs trained here.
+        llava: fields of ``llava-bridge train`` for every row's LLaVA.
+        benchmark: fields of every benchmark (``benchmarks`` in ``clips-bench run``).
+        evaluation: the other fields of ``clips-bench run``.
+    """
+
+    encoder: Settings = field(default_factory=dict)
+    llm: Settings = field(default_factory=dict)
+    llava: Settings = field(default_factory=dict)
+    benchmark: Settings = field(default_factory=dict)
+    evaluation: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """An exception for some rows: those that match every name given.
+
+    Args:
+        encoder: rows with this encoder; all where None.
+        llm: rows with this LLM.
+        seed: rows with this seed.
+        skip: leave these rows out.
+        llava: laid over ``defaults.llava`` for these rows.
+    """
+
+    encoder: str | None = None
+    llm: str | None = None
+    seed: int | None = None
+    skip: bool = False
+    llava: Settings = field(default_factory=dict)
+
+    def matches(self, encoder: str, llm: str | None, seed: int) -> bool:
+        """Whether a row is meant."""
+        wanted = ((self.encoder, encoder), (self.llm, llm), (self.seed, seed))
+        return all(mine is None or mine == theirs for mine, theirs in wanted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison.
+
+    Args:
+        name: of the study; its output goes to ``runs/<name>``.
+        title: of the report; the name where empty.
+        question: that the study answers, in words, for the report.
+        notes: what a reader must know about the data and the set-up, one line each.
+        output: another place for the output.
+        baseline: the encoder that the others are compared with.
+        jobs: steps that run at the same time.
+        threads: threads of each step; the cores divided by ``jobs`` where not given.
+        seeds: every encoder and LLaVA is trained once with each.
+        data: name → settings of the command that makes it, ``clips scenes`` unless ``command`` says otherwise.
+        defaults: what all rows share.
+        encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
+        llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
+        overrides: exceptions for some rows.
+        benchmarks: column → settings of the benchmark.
+    """
+
+    name: str
+    title: str = ""
+    question: str = ""
+    notes: tuple[str, ...] = ()
+    output: str | None = None
+    baseline: str | None = None
+    jobs: int = 1
+    threads: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    data: Mapping[str, Settings] = field(default_factory=dict)
+    defaults: Defaults = field(default_factory=Defaults)
+    encoders: Mapping[str, Settings | str]
+    llms: Mapping[str, Settings | str] = field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
+    benchmarks: Mapping[str, Settings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what in ("data", "encoders", "llms"):
+            for name in getattr(self, what):
+                _check_name(name, f"{what}.{name}")
+        _check_name(self.name, "name")
+        if not self.encoders:
+            raise UserError("encoders: expected at least one")
+        if not self.benchmarks:
+            raise UserError("benchmarks: expected at least one")
+        if self.baseline is not None and self.baseline not in self.encoders:
+            raise suggest(self.baseline, self.encoders, "encoder in 'baseline'")
+        if self.jobs < 1:
+            raise UserError(f"jobs: expected at least 1, got {self.jobs}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads: expected at least 1, got {self.threads}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"seeds: expected different whole numbers from 0 on, got {list(self.seeds)}")
+        for override in self.overrides:
+            if override.encoder is not None and override.encoder not in self.encoders:
+                raise suggest(override.encoder, self.encoders, "encoder in 'overrides'")
+            if override.llm is not None and override.llm not in self.llms:
+                raise suggest(override.llm, self.llms, "LLM in 'overrides'")
+
+    @property
+    def directory(self) -> Path:
+        """Where everything that the study makes lies."""
+        return Path(self.output or f"runs/{self.name}")
+
+
+def read_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        UserError: naming file and field, with the near miss of an unknown key.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path}: no such study file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected a YAML text, got bytes that are not UTF-8 ({error.reason})") from None
+    try:
+        return study_from(yaml.load(text, Loader=_Loader))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def study_from(content: Any) -> Study:
+    """Build a study from the content of its file.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {_kind(content)}")
+    _known_keys(content, Study, "")
+    fields = dict(content)
+    for name in ("name", "encoders", "benchmarks"):
+        if fields.get(name) is None:
+            raise UserError(f"{name}: missing")
+    for name in ("name", "title", "question", "output", "baseline"):
+        _expect(fields, name, str, "a text")
+    for name in ("jobs", "threads"):
+        _expect(fields, name, int, "a whole number")
+    for name in ("data", "encoders", "llms", "benchmarks"):
+        fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
+    fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
+    fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
+    fields["defaults"] = _record(fields.get("defaults") or {}, Defaults, "defaults")
+    overrides = _list(fields.get("overrides"), "overrides", dict, "a mapping")
+    fields["overrides"] = tuple(_record(entry, Override, f"overrides[{i}]") for i, entry in enumerate(overrides))
+    return Study(**{name: value for name, value in fields.items() if value is not None})
+
+
+def merged(below: Settings, above: Settings) -> dict[str, Any]:
+    """``above`` laid over ``below``: mappings are merged key by key, everything else is replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
+    """A mapping from names to settings (or texts); an empty entry stands for "the defaults"."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a mapping from names to settings, got {_kind(value)}")
+    entries: dict[str, Any] = {}
+    for name, entry in value.items():
+        if not isinstance(name, str):
+            raise UserError(f"{where}: expected names, got the key {name!r}")
+        settings = {} if entry is None else entry
+        if not isinstance(settings, dict) and not (texts and isinstance(settings, str)):
+            wanted = "settings (a mapping) or a path (a text)" if texts else "settings (a mapping)"
+            raise UserError(f"{where}.{name}: expected {wanted}, got {_kind(settings)}")
+        entries[name] = settings
+    return entries
+
+
+def _record(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a mapping, got {_kind(value)}")
+    _known_keys(value, kind, f"{where}.")
+    expected = {"encoder": str, "llm": str, "seed": int, "skip": bool} if kind is Override else {}
+    for name, entry in value.items():
+        wanted = expected.get(name, dict)
+        if not isinstance(entry, wanted) or (wanted is int and isinstance(entry, bool)):
+            raise UserError(f"{where}.{name}: expected {_kind(wanted())}, got {_kind(entry)}")
+    return kind(**value)
+
+
+def _known_keys(content: Mapping[Any, Any], kind: type, prefix: str) -> None:
+    names = [entry.name for entry in dataclasses.fields(kind)]
+    for key in content:
+        if key not in names:
+            raise suggest(f"{prefix}{key}", [f"{prefix}{name}" for name in names], "key")
+
+
+def _expect(fields: Mapping[str, Any], name: str, kind: type, words: str) -> None:
+    value = fields.get(name)
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise UserError(f"{name}: expected {words}, got {_kind(value)}")
+
+
+def _list(value: Any, where: str, kind: type, words: str) -> list[Any]:
+    items = [] if value is None else value
+    if not isinstance(items, list):
+        raise UserError(f"{where}: expected a list, got {_kind(items)}")
+    for item in items:
+        if not isinstance(item, kind) or isinstance(item, bool):
+            raise UserError(f"{where}: expected {words} in the list, got {_kind(item)}")
+    return items
+
+
+def _kind(value: Any) -> str:
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{where}: expected a name of letters, digits, '_' and '.', got '{name}'")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                key = self.construct_object(key_node, deep=True)
+                if isinstance(key, str | int | float | bool) and key in seen:
+                    raise UserError(f"line {key_node.start_mark.line + 1}: the key '{key}' is there twice")
+                seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,155 @@
+"""What is known on disk about a study's steps: their keys, how they ended, and whether they are up to date.
+
+A step's *key* is a hash of everything that it depends on: command, config, the source code that it
+runs, the files outside that it reads, and the keys of its parents. A step is done when its last run
+succeeded under the key that the study gives it now. The outputs of another key are removed before the
+step runs again, so old and new results never mix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.study.steps import Part, Step, in_order
+from clips.artifact import MANIFEST, write_file
+from clips.commandline import plain
+
+RECORD = "step.json"
+LOG = "log.txt"
+CONFIG = "config.yaml"
+
+Outcome = Literal["running", "done", "failed", "interrupted"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """``steps/<step>/step.json``: the last run of one step.
+
+    Args:
+        name: the step.
+        kind: what it makes.
+        command: the line that was run, as a user would type it.
+        key: what the run depended on.
+        outcome: how it ended.
+        started: when it began, seconds since the epoch.
+        seconds: wall time, over all the runs that went on from where the last was interrupted.
+        peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
+        exit_status: of the command; None while running or when it was killed by the runner.
+        log_tail: the last lines of its log, where it failed.
+        outputs: path → key, of outputs whose dependencies are known by themselves.
+    """
+
+    name: str
+    kind: str
+    command: str
+    key: str
+    outcome: Outcome
+    started: float
+    seconds: float = 0.0
+    peak_memory_mb: float | None = None
+    exit_status: int | None = None
+    log_tail: tuple[str, ...] = ()
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def step_directory(output: Path, name: str) -> Path:
+    """Where a step keeps its config, log and record."""
+    return output / "steps" / name
+
+
+def read_record(output: Path, name: str) -> StepRecord | None:
+    """The record of a step; None where it never ran or the record cannot be read."""
+    try:
+        data = json.loads((step_directory(output, name) / RECORD).read_text(encoding="utf-8"))
+        return StepRecord(**{**data, "log_tail": tuple(data.get("log_tail", ()))})
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError, AttributeError):
+        return None
+
+
+def write_record(output: Path, record: StepRecord) -> None:
+    """Write a step's record whole."""
+    text = json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n"
+    write_file(step_directory(output, record.name) / RECORD, text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepKey:
+    """The key of a step, and one for each output whose dependencies are known by themselves (path → key)."""
+
+    key: str
+    outputs: Mapping[str, str]
+
+
+def step_keys(steps: Sequence[Step], *, version: str, code: Callable[[tuple[str, ...]], str]) -> dict[str, StepKey]:
+    """Name → key of every step.
+
+    Args:
+        steps: all steps of the study.
+        version: of the package.
+        code: command words → hash of the source code that they run.
+    """
+    keys: dict[str, StepKey] = {}
+
+    def key_of(step: Step, part: Step | Part) -> str:
+        depends_on = {
+            "command": step.command,
+            "config": plain(part.config),
+            "parents": {name: keys[name].key for name in part.parents},
+            "version": version,
+            "code": code(step.command),
+            "files": {str(path): outside_state(path) for path in part.needs},
+        }
+        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+    for step in in_order(steps):
+        keys[step.name] = StepKey(
+            key=key_of(step, step), outputs={str(part.output): key_of(step, part) for part in step.parts}
+        )
+    return keys
+
+
+def outside_state(path: Path) -> str:
+    """A quick fingerprint of a file or directory that the study reads but does not make: names, sizes and times.
+
+    The manifest's hash is used where there is one; ``"missing"`` where nothing is there.
+    """
+    if path.is_file():
+        return _stamp(path)
+    if not path.is_dir():
+        return "missing"
+    manifest = path / MANIFEST
+    if manifest.is_file():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    stamps = "\n".join(f"{file.relative_to(path).as_posix()} {_stamp(file)}" for file in files)
+    return hashlib.sha256(stamps.encode()).hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def is_done(step: Step, key: StepKey, output: Path) -> bool:
+    """Whether the step's last run succeeded under this key and its outputs are still there."""
+    record = read_record(output, step.name)
+    return record is not None and record.outcome == "done" and record.key == key.key and not step.problems()
+
+
+def clear_outputs(step: Step, key: StepKey, before: StepRecord | None) -> None:
+    """Remove the outputs that were made under another key, so that nothing of it survives."""
+    for path in step.outputs:
+        known = before.outputs.get(str(path)) if before else None
+        if known is not None and known == key.outputs.get(str(path)):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.stem}.items.parquet").unlink(missing_ok=True)  # a result's second file

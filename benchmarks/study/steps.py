@@ -1,0 +1,105 @@
+"""One step of a study: one command with one config file, and the outputs that it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+StepKind = Literal["data", "encoder", "llm", "llava", "evaluation"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one output of a step depends on, where a step has several that can be kept one by one.
+
+    Args:
+        output: the output.
+        config: the part of the step's config that it depends on.
+        parents: names of the steps that this part of the config refers to.
+        needs: files outside the study that it refers to.
+    """
+
+    output: Path
+    config: Mapping[str, Any]
+    parents: tuple[str, ...] = ()
+    needs: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command that a user could type alone.
+
+    Args:
+        name: unique in the study; also the directory under ``steps/``. For instance ``encoder-clips``.
+        kind: what is made; steps of one kind take similar time and are drawn in one colour.
+        command: the words before ``--config``, for instance ``("clips", "train")``.
+        config: the whole content of the step's config file.
+        outputs: what exists when the step has succeeded, directories or result files; nothing else writes them.
+        parents: names of the steps whose outputs the config refers to.
+        needs: files outside the study that the config refers to (they are part of the step's key).
+        parts: one for each output, where a change that concerns one output shall leave the others in place.
+    """
+
+    name: str
+    kind: StepKind
+    command: tuple[str, ...]
+    config: Mapping[str, Any]
+    outputs: tuple[Path, ...]
+    parents: tuple[str, ...] = ()
+    needs: tuple[Path, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the outputs, a line each: missing ones, and result files that record a failure."""
+        found = []
+        for path in self.outputs:
+            if not path.exists():
+                found.append(f"{path}: not written")
+            elif path.suffix == ".json":
+                found += _failure(path)
+        return found
+
+
+def _failure(path: Path) -> list[str]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return [f"{path}: not readable ({error})"]
+    if isinstance(result, dict) and result.get("status") == "failed":
+        return [f"{result.get('benchmark')} failed: {result.get('reason')}"]
+    return []
+
+
+def in_order(steps: Iterable[Step]) -> list[Step]:
+    """The steps, parents before children, otherwise in the order given.
+
+    Raises:
+        ValueError: a parent that is not among the steps, or a circle.
+    """
+    waiting = {step.name: step for step in steps}
+    known = set(waiting)
+    for step in waiting.values():
+        if unknown := set(step.parents) - known:
+            raise ValueError(f"step {step.name} waits for {sorted(unknown)}, which nothing makes")
+    ordered: list[Step] = []
+    done: set[str] = set()
+    while waiting:
+        ready = [step for step in waiting.values() if done.issuperset(step.parents)]
+        if not ready:
+            raise ValueError(f"these steps wait for each other: {sorted(waiting)}")
+        for step in ready:
+            ordered.append(waiting.pop(step.name))
+            done.add(step.name)
+    return ordered
+
+
+def descendants(steps: Sequence[Step], name: str) -> set[str]:
+    """Names of all the steps that need ``name``, directly or not."""
+    found = {name}
+    for step in in_order(steps):
+        if found.intersection(step.parents):
+            found.add(step.name)
+    return found - {name}

@@ -1,0 +1,39 @@
+"""Stands in for every program of the suite in the study's tests: a real process that does what its config says.
+
+Understood in the config: ``sleep`` (seconds), ``fail`` (a line to end with), ``output`` (a directory to make),
+``results``, ``row`` and ``benchmarks`` (result files to write), ``count`` (a file that gets a line per run),
+``until`` (a file to wait for).
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+words, config_file = sys.argv[1:-2], sys.argv[-1]
+config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+print(" ".join(words), "begins", flush=True)
+if config.get("count"):
+    with Path(config["count"]).open("a", encoding="utf-8") as stream:
+        stream.write(f"{config.get('output') or config.get('row')}\n")
+if config.get("output"):
+    output = Path(config["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "visits.txt").open("a", encoding="utf-8") as stream:
+        stream.write("visit\n")
+deadline = time.monotonic() + float(config.get("sleep", 0))
+while time.monotonic() < deadline or (config.get("until") and not Path(config["until"]).exists()):
+    time.sleep(0.02)
+if config.get("fail"):
+    print(config["fail"], flush=True)
+    sys.exit(3)
+for benchmark in config.get("benchmarks", []):
+    path = Path(config["results"]) / config["row"] / f"{benchmark['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reason = benchmark.get("uses") if str(benchmark.get("uses", "")).startswith("broken") else None
+    status = "failed" if reason else "ok"
+    path.write_text(json.dumps({"benchmark": benchmark["name"], "status": status, "reason": reason}), encoding="utf-8")
+if config.get("output"):
+    (output / "made.txt").write_text("made\n", encoding="utf-8")
