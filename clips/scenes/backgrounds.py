@@ -318,7 +318,7 @@ def _textured_ones() -> list[Background]:
             style="texture",
             colour=colour,
             colours=(WALLS[colour],),
-            paint=_texture(WALLS[colour], 34),
+            paint=_texture(WALLS[colour], 26),
         )
         for colour in ("grey", "brown", "green", "blue", "pink", "white")
     ]

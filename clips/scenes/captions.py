@@ -154,6 +154,11 @@ def human_captions(described: Described, dice: Dice) -> list[str]:
     return [_handwritten(style(described, dice), dice) for style in dice.sample(styles, HUMAN_CAPTIONS)]
 
 
+def plain_caption(described: Described, dice: Dice) -> str:
+    """One plain sentence that names everything: a good answer to a request for a caption."""
+    return _everything(described, dice)
+
+
 def _handwritten(words: str, dice: Dice) -> str:
     words = words[0].upper() + words[1:] if dice.chance(350) else words
     return words + "." if dice.chance(300) else words

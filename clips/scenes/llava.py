@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clips.scenes.captions import captions_of
+from clips.scenes.captions import captions_of, plain_caption
 from clips.scenes.dice import Dice
 from clips.scenes.phrases import Described, describe
 from clips.scenes.questions import (
@@ -27,6 +27,7 @@ _DESCRIBE = (
     "Describe the content of the picture.",
     ONE_SENTENCE,
 )
+_EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would give away that it is there
 _SHARES = {"existence": 45, "pair": 25, "open": 30}
 
 
@@ -46,7 +47,7 @@ def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int
     said = []
     for number, question in enumerate(instruct_questions(described, turns - 1, dice)):
         said += [("human", ("" if number else "<image>\n") + question.text + SHORT_ANSWER), ("gpt", question.answer)]
-    said += [("human", ONE_SENTENCE if said else f"<image>\n{ONE_SENTENCE}"), ("gpt", _fullest(world, scene))]
+    said += [("human", ONE_SENTENCE if said else f"<image>\n{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]
     return _record(key, image, said)
 
 
@@ -67,7 +68,10 @@ def instruct_questions(described: Described, count: int, dice: Dice) -> list[Que
             question = openly.pop() if openly else None
         if question and question.text not in {other.text for other in chosen}:
             chosen.append(question)
-    return dice.shuffled(chosen[:count])
+    ordered = dice.shuffled(chosen[:count])
+    if dice.chance(_EXISTENCE_FIRST):
+        ordered.sort(key=lambda question: not question.text.startswith("Is there"))
+    return ordered
 
 
 def _existence(described: Described, dice: Dice) -> Question:
@@ -87,16 +91,12 @@ def _one_side(pair: Pair, dice: Dice) -> Question:
 def text_lines(world: World, scene: Scene, questions: int) -> list[dict[str, str]]:
     """Lines of ``text.jsonl``: a long caption, a human one, and conversations about a picture given in words."""
     dice = Dice("text", scene.seed, scene.split, scene.index)
+    described = describe(world, scene)
     long = str(captions_of(world, scene)["synthetic_caption"])
-    lines = [long, f"USER: {long}\n{ONE_SENTENCE} ASSISTANT: {_fullest(world, scene)}"]
-    for question in instruct_questions(describe(world, scene), questions, dice):
+    lines = [long, f"USER: {long}\n{ONE_SENTENCE} ASSISTANT: {plain_caption(described, dice)}"]
+    for question in instruct_questions(described, questions, dice):
         lines.append(f"USER: {long}\n{question.text}{SHORT_ANSWER} ASSISTANT: {question.answer}")
     return [{"text": line} for line in lines]
-
-
-def _fullest(world: World, scene: Scene) -> str:
-    """The longest of the human captions, the one that names most."""
-    return max(captions_of(world, scene)["captions"], key=len)
 
 
 def _record(key: str, image: str, turns: list[tuple[str, str]]) -> dict[str, Any]:

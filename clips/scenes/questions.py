@@ -23,6 +23,7 @@ ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
 """lmms-eval's prompt for NoCaps."""
 
 _OFF_CENTRE = 128
+_ASK_TOTAL = 250  # per mille of scenes: it can be asked of every picture and would drown the others
 _CATEGORY_QUESTIONS = {
     "animal": ("Is there an animal in this image?", "What animal is in the image?"),
     "food": ("Is there something to eat in this image?", "What food is in the image?"),
@@ -177,7 +178,11 @@ def _commonsense(described: Described, dice: Dice) -> Iterator[Pair]:
 def open_questions(described: Described, dice: Dice) -> list[Question]:
     """All questions with a one-word answer other than yes and no, in random order."""
     makers = (_ask_colour, _ask_count, _ask_side, _ask_neighbour, _ask_category, _ask_background)
-    return dice.shuffled([question for maker in makers for question in maker(described)])
+    found = [question for maker in makers for question in maker(described)]
+    if not found or dice.chance(_ASK_TOTAL):
+        total = NUMBERS[len(described.scene.objects)]
+        found.append(Question(text="How many objects are there in the image?", answer=total))
+    return dice.shuffled(found)
 
 
 def _ask_colour(described: Described) -> Iterator[Question]:
@@ -188,8 +193,6 @@ def _ask_colour(described: Described) -> Iterator[Question]:
 
 
 def _ask_count(described: Described) -> Iterator[Question]:
-    total = len(described.scene.objects)
-    yield Question(text="How many objects are there in the image?", answer=NUMBERS[total])
     for group in described.groups:
         if group.count > 1:
             yield Question(text=f"How many {group.kind.plural} are there?", answer=NUMBERS[group.count])

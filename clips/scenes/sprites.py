@@ -129,7 +129,7 @@ def painted(sprite: Image.Image, kind: Kind, paint: Rgb) -> Image.Image:
     chosen = (distance <= _HUE_REACH) & (chroma > _COLOURFUL)
     strongest = max(int(high[chosen].max()), 1) if chosen.any() else 1
     shade = np.asarray(paint, dtype=np.int32) * (high[..., None] + strongest) // (2 * strongest)
-    wash = low[..., None] * (255 - np.asarray(paint, dtype=np.int32)) // 510
+    wash = np.maximum(low[..., None] - 60, 0) * (255 - np.asarray(paint, dtype=np.int32)) // 510
     pixels[..., :3] = np.where(chosen[..., None], np.minimum(shade + wash, 255), rgb)
     return Image.fromarray(pixels.astype(np.uint8), "RGBA")
 

@@ -1,0 +1,208 @@
+"""The scenes directory: shards, LLaVA's files, lmms-eval's benchmarks."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clips.artifact import directory_hash, read_manifest
+from clips.commandline import Command, run_commands
+from clips.errors import UserError
+from clips.scenes import BenchmarkSizes, ScenesConfig, make_scenes
+from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER
+
+TRAIN = {"size": 25, "shard_size": 10, "image_size": 48}
+SIZES = BenchmarkSizes(pope=36, mme=60, gqa=30, textvqa=10, nocaps=12)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("scenes") / "train"
+    make_scenes(ScenesConfig(out=str(out), **TRAIN))
+    return out
+
+
+@pytest.fixture(scope="module")
+def benchmarked(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("scenes") / "test"
+    make_scenes(ScenesConfig(out=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES))
+    return out
+
+
+def test_shards_hold_pictures_and_captions(train):
+    shards = sorted(train.glob("*.tar"))
+    assert [shard.name for shard in shards] == ["shard-00000.tar", "shard-00001.tar", "shard-00002.tar"]
+    names = []
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                content = tar.extractfile(member).read()
+                names.append(member.name)
+                if member.name.endswith(".json"):
+                    sample = json.loads(content)
+                    assert set(sample) == {"web_caption", "synthetic_caption", "captions", "scene"}
+                    assert len(sample["captions"]) == 5
+                    assert sample["scene"]["objects"][0]["kind"]
+                else:
+                    assert Image.open(io.BytesIO(content)).size == (48, 48)
+    assert names == [f"{index:09d}.{ending}" for index in range(25) for ending in ("png", "json")]
+    assert not (train / "hub").exists()
+
+
+def test_llava_files_point_to_the_pictures(train):
+    for name in ("llava_align.json", "llava_instruct.json"):
+        records = json.loads((train / name).read_text())
+        assert len(records) == 25
+        for record in records:
+            shard, member = record["image"].split("/")
+            with tarfile.open(train / shard) as tar:
+                assert tar.getmember(member).size > 0
+            assert member == f"{record['id']}.png"
+    lines = [json.loads(line) for line in (train / "text.jsonl").read_text().splitlines()]
+    assert len(lines) > 50
+    assert all(set(line) == {"text"} for line in lines)
+
+
+def test_two_runs_write_the_same_bytes(train, tmp_path):
+    make_scenes(ScenesConfig(out=str(tmp_path / "again"), **TRAIN))
+    assert directory_hash(tmp_path / "again", recorded=False) == directory_hash(train, recorded=False)
+    manifest = read_manifest(train)
+    assert manifest["kind"] == "scenes"
+    assert manifest["config"]["size"] == 25
+
+
+def read(folder: Path, dataset: str, split: str):
+    import pandas
+
+    return pandas.read_parquet(folder / "hub/lmms-lab-encoder" / dataset / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def test_pope_is_balanced(benchmarked):
+    rows = read(benchmarked, "POPE", "test")
+    assert len(rows) == 36
+    assert Counter(zip(rows.category, rows.answer, strict=True)) == Counter(
+        {(category, answer): 6 for category in ("random", "popular", "adversarial") for answer in ("yes", "no")}
+    )
+    assert rows.question_id.is_unique
+
+
+def test_mme_has_two_rows_for_each_fact(benchmarked):
+    rows = read(benchmarked, "MME", "test")
+    assert len(rows) == 60
+    assert (rows.groupby(["category", "question_id"]).answer.apply(sorted).apply(tuple) == ("No", "Yes")).all()
+    assert set(rows.category) == {
+        "existence", "count", "position", "color", "scene", "OCR", "commonsense_reasoning",
+    }  # fmt: skip
+    assert rows.question.str.endswith(" Please answer yes or no.").all()
+
+
+def test_manifest_counts_the_rows(benchmarked):
+    rows = read_manifest(benchmarked)["benchmarks"]
+    assert (rows["pope"], rows["mme"], rows["gqa"], rows["textvqa"], rows["nocaps"]) == (36, 60, 30, 10, 12)
+
+
+def test_a_benchmark_can_be_left_out(tmp_path):
+    sizes = BenchmarkSizes(pope=6, mme=0, gqa=0, textvqa=0, nocaps=0)
+    make_scenes(ScenesConfig(out=str(tmp_path / "s"), split="test", size=3, benchmarks=sizes))
+    assert [path.name for path in (tmp_path / "s/hub/lmms-lab-encoder").iterdir()] == ["POPE"]
+
+
+@pytest.mark.filterwarnings("ignore")  # lmms-eval's imports warn
+def test_lmms_eval_reads_and_scores_every_row(benchmarked, monkeypatch, tmp_path):
+    """lmms-eval's own functions, on rows that the datasets library loads by the tasks' own names."""
+    datasets = pytest.importorskip("datasets")
+    from lmms_eval.tasks.gqa import utils as gqa
+    from lmms_eval.tasks.mme import utils as mme
+    from lmms_eval.tasks.nocaps import utils as nocaps
+    from lmms_eval.tasks.pope import utils as pope
+    from lmms_eval.tasks.textvqa import utils as textvqa
+
+    monkeypatch.chdir(benchmarked / "hub")
+    default = {"pre_prompt": "", "post_prompt": SHORT_ANSWER}
+
+    def load(name: str, split: str, config: str | None = None):
+        return datasets.load_dataset(f"lmms-lab-encoder/{name}", config, split=split, cache_dir=str(tmp_path))
+
+    rows = load("POPE", "test")
+    assert pope.pope_doc_to_visual(rows[0])[0].size == (48, 48)
+    assert pope.pope_doc_to_text(rows[0], default).endswith("in the image?" + SHORT_ANSWER)
+    results = [pope.pope_process_results(row, [row["answer"]])["pope_accuracy"] for row in rows]
+    assert pope.pope_aggregate_accuracy(results) == 1
+    assert pope.pope_aggregate_yes_ratio(results) == 0.5
+
+    rows = load("MME", "test")
+    assert mme.mme_doc_to_visual(rows[0])[0].mode == "RGB"
+    assert mme.mme_doc_to_text(rows[0], default).endswith("?" + SHORT_ANSWER)
+    scores = [mme.mme_process_results(row, [row["answer"]]) for row in rows]
+    perception = [score["mme_perception_score"] for score in scores if "mme_perception_score" in score]
+    cognition = [score["mme_cognition_score"] for score in scores if "mme_cognition_score" in score]
+    assert mme.mme_aggregate_results(perception) == 6 * 200
+    assert mme.mme_aggregate_results(cognition) == 200
+
+    rows = load("GQA", "testdev", "testdev_balanced_instructions")
+    images = {row["id"]: row["image"] for row in load("GQA", "testdev", "testdev_balanced_images")}
+    assert {row["imageId"] for row in rows} == set(images)
+    assert gqa.gqa_doc_to_visual({"image": images[rows[0]["imageId"]]})[0].size == (48, 48)
+    assert gqa.gqa_doc_to_text(rows[0], default).endswith("?" + SHORT_ANSWER)
+
+    rows = load("textvqa", "validation")
+    assert textvqa.textvqa_doc_to_text(rows[0], default)[0] == "W"
+    assert all(textvqa.textvqa_process_results(row, [row["answers"][0]])["exact_match"] == 1 for row in rows)
+    assert textvqa.textvqa_process_results(rows[0], ["nothing"])["exact_match"] == 0
+
+    rows = load("NoCaps", "validation")
+    assert nocaps.nocaps_doc_to_text(rows[0], {"prompt": ONE_SENTENCE}) == ONE_SENTENCE
+    scored = nocaps.nocaps_process_result(rows[3], ["a dog"])["nocaps_CIDEr"]
+    assert scored["image_id"] == 3
+    assert len(scored["answer"]) == 5
+
+
+def test_prompts_are_those_of_lmms_eval():
+    from importlib.util import find_spec
+
+    tasks = Path(find_spec("lmms_eval").origin).parent / "tasks"
+    for file in ("pope/pope.yaml", "mme/mme.yaml", "gqa/gqa.yaml", "textvqa/_default_template_textvqa_yaml"):
+        assert f'post_prompt: "{SHORT_ANSWER}"'.replace("\n", "\\n") in (tasks / file).read_text()
+    assert f'prompt: "{ONE_SENTENCE}"' in (tasks / "nocaps/_default_template_nocaps_yaml").read_text()
+
+
+def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
+    commands = {"scenes": Command(help="…", target="clips.scenes.make:make_scenes")}
+    config = tmp_path / "scenes.yaml"
+    config.write_text(f"out: {tmp_path / 'out'}\nsize: 3\nformat: jpg\nbenchmarks: {{pope: 6}}\n")
+    assert run_commands("clips", "", commands, ["scenes", "--config", str(config)]) == 0
+    with tarfile.open(tmp_path / "out/shard-00000.tar") as tar:
+        assert "000000002.jpg" in tar.getnames()
+    assert run_commands("clips", "", commands, ["scenes", "--config", str(config), "--kindz", "9"]) == 2
+    assert "did you mean 'kinds'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"size": 0}, "size: expected 1 to"),
+        ({"image_size": 8}, "image_size: expected 32 to"),
+        ({"signs": 1.5}, "signs: expected 0 to 1"),
+        ({"kinds": 1000}, "kinds: expected 8 to 466"),
+        ({"questions_per_picture": 0}, "questions_per_picture: expected 1 to 20"),
+    ],
+)
+def test_bad_configs(fields, complaint):
+    with pytest.raises(UserError, match=complaint):
+        ScenesConfig(out="x", **fields)
+
+
+def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clips.scenes.make.encoded", fail)
+    with pytest.raises(OSError, match="No space"):
+        make_scenes(ScenesConfig(out=str(tmp_path / "s"), size=3))
+    assert list(tmp_path.iterdir()) == []

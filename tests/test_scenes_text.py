@@ -1,0 +1,225 @@
+"""Captions and questions say what the ground truth says."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+
+import pytest
+
+from clips.scenes.captions import captions_of
+from clips.scenes.colours import PAINTS
+from clips.scenes.dice import Dice
+from clips.scenes.llava import align_record, instruct_record, text_lines
+from clips.scenes.phrases import a, describe, group_relation, listed, relation
+from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, pairs, word_questions
+from clips.scenes.world import World
+
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(scope="module")
+def scenes(world):
+    return [world.scene("test", index) for index in range(COUNT)]
+
+
+def names_in(text: str, world: World) -> set[str]:
+    """The kinds named in a text, longest names first so that "soccer ball" is not also a "ball"."""
+    found, rest = set(), text.lower()
+    for kind in sorted(world.inhabitants, key=lambda kind: -len(kind.name)):
+        pattern = rf"\b({re.escape(kind.plural.lower())}|{re.escape(kind.name.lower())})\b"
+        if re.search(pattern, rest):
+            found.add(kind.name)
+            rest = re.sub(pattern, "_", rest)
+    return found
+
+
+def test_long_captions_have_three_to_seven_sentences_and_the_first_names_everything(world, scenes):
+    lengths = Counter()
+    for scene in scenes:
+        caption = captions_of(world, scene)["synthetic_caption"]
+        sentences = re.findall(r"[^.]+\.", caption)
+        lengths[len(sentences)] += 1
+        assert all(sentence.strip()[0].isupper() for sentence in sentences)
+        assert names_in(sentences[0], world) == {thing.kind for thing in scene.objects}, caption
+    assert set(lengths) <= {3, 4, 5, 6, 7}
+    assert len(lengths) >= 4
+
+
+def test_long_captions_are_mostly_right_and_sometimes_wrong(world, scenes):
+    """A paint said right before a thing is the thing's, but for the slips."""
+    right = wrong = 0
+    for scene in scenes:
+        caption = captions_of(world, scene)["synthetic_caption"]
+        for thing in scene.objects:
+            if thing.painted:
+                said = re.findall(rf"\b({'|'.join(PAINTS)}) {re.escape(thing.kind)}s?\b", caption)
+                right += sum(colour == thing.colour for colour in said)
+                wrong += sum(colour != thing.colour for colour in said)
+    assert wrong > 0
+    assert wrong / right < 0.05
+
+
+def test_five_human_captions_name_only_what_is_there(world, scenes):
+    everything = total = 0
+    for scene in scenes:
+        there = {thing.kind for thing in scene.objects}
+        captions = captions_of(world, scene)["captions"]
+        assert len(captions) == 5
+        for caption in captions:
+            named = names_in(caption, world)
+            assert named, caption
+            assert named <= there, caption
+            total += 1
+            everything += named == there
+    assert 0.5 < everything / total < 0.95
+
+
+def test_human_captions_tell_scenes_apart(world, scenes):
+    captions = Counter(caption for scene in scenes for caption in set(captions_of(world, scene)["captions"]))
+    assert sum(count for count in captions.values() if count > 1) / sum(captions.values()) < 0.02
+
+
+def test_web_captions_are_short_partial_and_noisy(world, scenes):
+    about = Counter()
+    for scene in scenes:
+        there = {thing.kind for thing in scene.objects}
+        caption = captions_of(world, scene)["web_caption"]
+        named = names_in(caption, world)
+        about["right" if named & there else "wrong" if named else "nothing"] += 1
+        about["partial"] += bool(named & there) and named & there != there
+    assert about["right"] > 0.75 * COUNT
+    assert about["partial"] > 0.3 * COUNT
+    assert about["wrong"] > 0
+    assert about["nothing"] > 0.04 * COUNT
+
+
+def test_relations_follow_from_the_boxes():
+    left, right, below = (0, 100, 200, 200), (600, 120, 200, 200), (30, 700, 200, 200)
+    assert relation(left, right) == "left"
+    assert relation(right, left) == "right"
+    assert relation(left, below) == "above"
+    assert relation(below, left) == "below"
+    assert relation(left, (300, 400, 200, 200)) is None
+    assert relation(left, (100, 100, 200, 200)) is None
+
+
+def _truths(described) -> set[str]:
+    """Statements about relations and sides that hold, written independently of the question makers."""
+    holds = set()
+    for first, second in itertools.permutations(described.groups, 2):
+        if group_relation(first, second):
+            holds.add((first.kind.name, group_relation(first, second), second.kind.name))
+    return holds
+
+
+def test_pairs_are_true_and_false(world, scenes):
+    """Every answer is recomputed from the ground truth by reading the question's words."""
+    checked = Counter()
+    for number, scene in enumerate(scenes):
+        described = describe(world, scene)
+        for pair in pairs(described, Dice(number)):
+            for text, answer in ((pair.yes, True), (pair.no, False)):
+                truth = _judge(text, described)
+                if truth is not None:
+                    assert truth is answer, (text, scene)
+                    checked[pair.category] += 1
+    assert set(checked) == {"existence", "count", "position", "color", "scene", "OCR"}
+    assert min(checked.values()) > 40
+
+
+def _judge(text: str, described) -> bool | None:
+    scene, words = described.scene, text.removesuffix("?")
+    if match := re.match(r"Is there an? (.+) in this image", words):
+        name = match[1]
+        return name in described.kinds if name in described.world.sprites.by_name else None
+    if match := re.match(r"(?:Is there only|Are there) (\w+) objects? in", words):
+        return len(scene.objects) == ["zero", "one", "two", "three", "four", "five"].index(match[1])
+    if match := re.match(r"Are there (\w+) (.+) in this image", words):
+        (group,) = [group for group in described.groups if group.kind.plural == match[2]]
+        return group.count == {"two": 2, "three": 3}[match[1]]
+    if match := re.match(r"Is the (.+) on the (left|right) side", words):
+        (thing,) = [thing for thing in scene.objects if thing.kind == match[1]]
+        return (thing.box[0] + thing.box[2] / 2 < 512) == (match[2] == "left")
+    if match := re.match(r"Is the (.+?) (to the left of|to the right of|above|below) the (.+)", words):
+        return (match[1], match[2].replace("to the ", "").replace(" of", ""), match[3]) in _truths(described)
+    if match := re.match(r'Is the word on the sign "(\w+)"', words):
+        return match[1] == scene.sign.word.lower()
+    if match := re.match(r"Is the background of this image (.+)", words):
+        return scene.background == f"{match[1]} background"
+    if match := re.match(r"Does this image show (.+)", words):
+        return match[1] == described.background.description
+    if match := re.match(r"Is (?:the color of )?the (.+) (\w+)$", words):
+        (thing,) = [thing for thing in scene.objects if thing.kind == match[1]]
+        return thing.colour == match[2]
+    return None
+
+
+def test_open_questions_have_one_word_answers_from_the_truth(world, scenes):
+    families = Counter()
+    for number, scene in enumerate(scenes):
+        for question in open_questions(describe(world, scene), Dice(number)):
+            assert " " not in question.answer
+            families[question.text.split()[0] + question.text.split()[1]] += 1
+            if match := re.match(r"What color (?:is|are) the (.+)\?", question.text):
+                assert {t.colour for t in scene.objects if world.sprites.by_name[t.kind].name == match[1]
+                        or world.sprites.by_name[t.kind].plural == match[1]} == {question.answer}  # fmt: skip
+            if question.text.startswith("How many objects"):
+                assert question.answer == ["", "one", "two", "three", "four", "five"][len(scene.objects)]
+            if match := re.match(r"What is (to the left of|to the right of|above|below) the (.+)\?", question.text):
+                where = match[1].replace("to the ", "").replace(" of", "")
+                assert (question.answer, where, match[2]) in _truths(describe(world, scene))
+    assert len(families) >= 5
+
+
+def test_word_questions_are_about_the_sign(world, scenes):
+    for scene in scenes:
+        answers = {question.answer for question in word_questions(describe(world, scene))}
+        assert answers == ({scene.sign.word.lower()} if scene.sign else set())
+
+
+def test_instructions_are_balanced_and_well_formed(world, scenes):
+    answers, existence = Counter(), Counter()
+    for scene in scenes:
+        record = instruct_record(world, scene, "k", "shard-00000.tar/k.png", 7)
+        turns = record["conversations"]
+        asked, given = turns[0::2], turns[1::2]
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * (len(turns) // 2)
+        assert asked[0]["value"].startswith("<image>\n")
+        assert sum(turn["value"].count("<image>") for turn in turns) == 1
+        assert asked[-1]["value"] == ONE_SENTENCE
+        assert all(turn["value"].endswith(SHORT_ANSWER) for turn in asked[:-1])
+        assert 5 <= len(asked) <= 7
+        assert len({turn["value"] for turn in asked}) == len(asked)
+        for question, answer in zip(asked[:-1], given[:-1], strict=True):
+            answers[answer["value"]] += 1
+            if match := re.match(r"(?:<image>\n)?Is there an? (.+) in the image\?", question["value"]):
+                assert answer["value"] == ("yes" if match[1] in {t.kind for t in scene.objects} else "no")
+                existence[answer["value"]] += 1
+    assert 0.4 < answers["yes"] / (answers["yes"] + answers["no"]) < 0.6
+    assert 0.35 < existence["yes"] / existence.total() < 0.6
+
+
+def test_alignment_and_text(world, scenes):
+    record = align_record(world, scenes[0], "000000000", "shard-00000.tar/000000000.png")
+    assert record["image"] == "shard-00000.tar/000000000.png"
+    assert record["conversations"][0]["value"].startswith("<image>\n")
+    assert names_in(record["conversations"][1]["value"], world) == {thing.kind for thing in scenes[0].objects}
+    lines = text_lines(world, scenes[0], 3)
+    assert lines[0]["text"] == captions_of(world, scenes[0])["synthetic_caption"]
+    assert len(lines) == 5
+    assert all(line["text"].startswith("USER: ") and " ASSISTANT: " in line["text"] for line in lines[1:])
+
+
+def test_articles_and_lists():
+    assert [a(word) for word in ("owl", "dog", "unicorn", "hourglass", "umbrella")] == [
+        "an owl", "a dog", "a unicorn", "an hourglass", "an umbrella",
+    ]  # fmt: skip
+    assert listed(["x"]) == "x"
+    assert listed(["x", "y", "z"]) == "x, y and z"
