@@ -43,7 +43,7 @@ def names_in(text: str, world: World) -> set[str]:
 def test_long_captions_have_three_to_seven_sentences_and_the_first_names_everything(world, scenes):
     lengths = Counter()
     for scene in scenes:
-        caption = captions_of(world, scene)["synthetic_caption"]
+        caption = captions_of(world, scene).synthetic_caption
         sentences = re.findall(r"[^.]+\.", caption)
         lengths[len(sentences)] += 1
         assert all(sentence.strip()[0].isupper() for sentence in sentences)
@@ -56,7 +56,7 @@ def test_long_captions_are_mostly_right_and_sometimes_wrong(world, scenes):
     """A paint said right before a thing is the thing's, but for the slips."""
     right = wrong = 0
     for scene in scenes:
-        caption = captions_of(world, scene)["synthetic_caption"]
+        caption = captions_of(world, scene).synthetic_caption
         for thing in scene.objects:
             if thing.painted:
                 said = re.findall(rf"\b({'|'.join(PAINTS)}) {re.escape(thing.kind)}s?\b", caption)
@@ -70,7 +70,7 @@ def test_five_human_captions_name_only_what_is_there(world, scenes):
     everything = total = 0
     for scene in scenes:
         there = {thing.kind for thing in scene.objects}
-        captions = captions_of(world, scene)["captions"]
+        captions = captions_of(world, scene).captions
         assert len(captions) == 5
         for caption in captions:
             named = names_in(caption, world)
@@ -82,7 +82,7 @@ def test_five_human_captions_name_only_what_is_there(world, scenes):
 
 
 def test_human_captions_tell_scenes_apart(world, scenes):
-    captions = Counter(caption for scene in scenes for caption in set(captions_of(world, scene)["captions"]))
+    captions = Counter(caption for scene in scenes for caption in set(captions_of(world, scene).captions))
     assert sum(count for count in captions.values() if count > 1) / sum(captions.values()) < 0.02
 
 
@@ -90,7 +90,7 @@ def test_web_captions_are_short_partial_and_noisy(world, scenes):
     about = Counter()
     for scene in scenes:
         there = {thing.kind for thing in scene.objects}
-        caption = captions_of(world, scene)["web_caption"]
+        caption = captions_of(world, scene).web_caption
         named = names_in(caption, world)
         about["right" if named & there else "wrong" if named else "nothing"] += 1
         about["partial"] += bool(named & there) and named & there != there
@@ -207,12 +207,13 @@ def test_instructions_are_balanced_and_well_formed(world, scenes):
 
 
 def test_alignment_and_text(world, scenes):
-    record = align_record(world, scenes[0], "000000000", "shard-00000.tar/000000000.png")
+    long = captions_of(world, scenes[0]).synthetic_caption
+    record = align_record(scenes[0], long, "000000000", "shard-00000.tar/000000000.png")
     assert record["image"] == "shard-00000.tar/000000000.png"
     assert record["conversations"][0]["value"].startswith("<image>\n")
     assert names_in(record["conversations"][1]["value"], world) == {thing.kind for thing in scenes[0].objects}
-    lines = text_lines(world, scenes[0], 3)
-    assert lines[0]["text"] == captions_of(world, scenes[0])["synthetic_caption"]
+    lines = text_lines(world, scenes[0], long, 3)
+    assert lines[0]["text"] == long
     assert len(lines) == 5
     assert all(line["text"].startswith("USER: ") and " ASSISTANT: " in line["text"] for line in lines[1:])
 

@@ -4,7 +4,7 @@ Scenes are things (real emoji sprites) on backgrounds, some with a written word.
 truth follow its captions and questions. Test scenes are combinations that never occur in training.
 """
 
-from clips.scenes.captions import captions_of
+from clips.scenes.captions import Captions, captions_of
 from clips.scenes.hub import BenchmarkSizes
 from clips.scenes.make import ScenesConfig, make_scenes
 from clips.scenes.render import render
@@ -13,6 +13,7 @@ from clips.scenes.world import Scene, SceneObject, Sign, World
 
 __all__ = [
     "BenchmarkSizes",
+    "Captions",
     "Scene",
     "SceneObject",
     "ScenesConfig",

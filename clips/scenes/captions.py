@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from clips.scenes.colours import PAINTS
@@ -27,15 +28,30 @@ _INVENTION = 30  # per mille of long captions that name a thing which is not the
 _SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
 
 
-def captions_of(world: World, scene: Scene) -> dict[str, str | list[str]]:
-    """The captions of a scene: ``web_caption``, ``synthetic_caption`` and ``captions`` (five by "people")."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Everything that is written about a scene.
+
+    Args:
+        web_caption: short and noisy.
+        synthetic_caption: several sentences as a model writes them.
+        captions: five, as people write them.
+    """
+
+    web_caption: str
+    synthetic_caption: str
+    captions: list[str]
+
+
+def captions_of(world: World, scene: Scene) -> Captions:
+    """The captions of a scene."""
     described = describe(world, scene)
     key = (scene.seed, scene.split, scene.index)
-    return {
-        "web_caption": web_caption(described, Dice("web caption", *key)),
-        "synthetic_caption": synthetic_caption(described, Dice("synthetic caption", *key)),
-        "captions": human_captions(described, Dice("human captions", *key)),
-    }
+    return Captions(
+        web_caption=web_caption(described, Dice("web caption", *key)),
+        synthetic_caption=synthetic_caption(described, Dice("synthetic caption", *key)),
+        captions=human_captions(described, Dice("human captions", *key)),
+    )
 
 
 def synthetic_caption(described: Described, dice: Dice) -> str:

@@ -233,14 +233,14 @@ def nocaps_rows(pictures: Sequence[Picture], limit: int) -> Rows:
     rows: Rows = []
     for number, picture in enumerate(pictures[:limit]):
         world: World = picture.described.world
-        captions = captions_of(world, picture.described.scene)["captions"]
+        captions = captions_of(world, picture.described.scene).captions
         rows.append(
             {
                 "image": picture.cell(),
                 "image_id": number,
                 "image_file_name": picture.name,
                 "annotations_ids": list(range(number * len(captions), (number + 1) * len(captions))),
-                "annotations_captions": list(captions),
+                "annotations_captions": captions,
             }
         )
     return rows

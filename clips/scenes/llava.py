@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clips.scenes.captions import captions_of, plain_caption
+from clips.scenes.captions import plain_caption
 from clips.scenes.dice import Dice
 from clips.scenes.phrases import Described, describe
 from clips.scenes.questions import (
@@ -31,11 +31,10 @@ _EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would giv
 _SHARES = {"existence": 45, "pair": 25, "open": 30}
 
 
-def align_record(world: World, scene: Scene, key: str, image: str) -> dict[str, Any]:
-    """One entry of ``llava_align.json``: a request to describe, answered by the summary of the long caption."""
+def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
+    """One entry of ``llava_align.json``: a request to describe, answered by the first sentence of the long caption."""
     dice = Dice("align", scene.seed, scene.split, scene.index)
-    caption = str(captions_of(world, scene)["synthetic_caption"])
-    summary = caption.split(". ")[0].rstrip(".") + "."
+    summary = long_caption.split(". ")[0].rstrip(".") + "."
     turns = [("human", f"<image>\n{dice.choice(_DESCRIBE)}"), ("gpt", summary)]
     return _record(key, image, turns)
 
@@ -88,14 +87,13 @@ def _one_side(pair: Pair, dice: Dice) -> Question:
     return Question(text=pair.yes, answer="yes") if dice.chance(500) else Question(text=pair.no, answer="no")
 
 
-def text_lines(world: World, scene: Scene, questions: int) -> list[dict[str, str]]:
+def text_lines(world: World, scene: Scene, long_caption: str, questions: int) -> list[dict[str, str]]:
     """Lines of ``text.jsonl``: a long caption, a human one, and conversations about a picture given in words."""
     dice = Dice("text", scene.seed, scene.split, scene.index)
     described = describe(world, scene)
-    long = str(captions_of(world, scene)["synthetic_caption"])
-    lines = [long, f"USER: {long}\n{ONE_SENTENCE} ASSISTANT: {plain_caption(described, dice)}"]
+    lines = [long_caption, f"USER: {long_caption}\n{ONE_SENTENCE} ASSISTANT: {plain_caption(described, dice)}"]
     for question in instruct_questions(described, questions, dice):
-        lines.append(f"USER: {long}\n{question.text}{SHORT_ANSWER} ASSISTANT: {question.answer}")
+        lines.append(f"USER: {long_caption}\n{question.text}{SHORT_ANSWER} ASSISTANT: {question.answer}")
     return [{"text": line} for line in lines]
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from clips.artifact import artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError
-from clips.scenes.captions import captions_of
+from clips.scenes.captions import Captions, captions_of
 from clips.scenes.hub import BenchmarkSizes, Picture, write_hub
 from clips.scenes.llava import align_record, instruct_record, text_lines
 from clips.scenes.phrases import describe
@@ -29,7 +29,7 @@ from clips.scenes.render import render
 from clips.scenes.world import Scene, Split, World
 
 _ENCODING: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG", "compress_level": 4},
+    "png": {"format": "PNG", "compress_level": 3},
     "jpg": {"format": "JPEG", "quality": 92, "subsampling": 0},
     "webp": {"format": "WEBP", "lossless": True, "method": 0},
 }
@@ -124,13 +124,15 @@ def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
             with tarfile.open(folder / shard, "w") as tar:
                 for index in range(start, min(start + config.shard_size, config.size)):
                     scene, key = world.scene(config.split, index), f"{index:09d}"
-                    image = f"{key}.{config.format}"
+                    image, captions = f"{key}.{config.format}", captions_of(world, scene)
                     _add(tar, image, encoded(world, scene, config.image_size, config.format))
-                    _add(tar, f"{key}.json", _sidecar(world, scene))
-                    align.append(align_record(world, scene, key, f"{shard}/{image}"))
+                    _add(tar, f"{key}.json", _sidecar(scene, captions))
+                    align.append(align_record(scene, captions.synthetic_caption, key, f"{shard}/{image}"))
                     turns = config.questions_per_picture
                     instruct.append(instruct_record(world, scene, key, f"{shard}/{image}", turns))
-                    text.writelines(json.dumps(line) + "\n" for line in text_lines(world, scene, 2))
+                    text.writelines(
+                        json.dumps(line) + "\n" for line in text_lines(world, scene, captions.synthetic_caption, 2)
+                    )
     write_file(folder / "llava_align.json", json.dumps(align))
     write_file(folder / "llava_instruct.json", json.dumps(instruct))
 
@@ -143,8 +145,8 @@ def encoded(world: World, scene: Scene, image_size: int, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _sidecar(world: World, scene: Scene) -> bytes:
-    return json.dumps({**captions_of(world, scene), "scene": scene.to_json()}, ensure_ascii=False).encode()
+def _sidecar(scene: Scene, captions: Captions) -> bytes:
+    return json.dumps({**dataclasses.asdict(captions), "scene": scene.to_json()}, ensure_ascii=False).encode()
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from clips.scenes.backgrounds import Background, background_named
@@ -87,7 +88,7 @@ class Described:
     groups: tuple[Group, ...]
     background: Background
 
-    @property
+    @functools.cached_property
     def kinds(self) -> set[str]:
         """The names of the kinds that are there."""
         return {group.kind.name for group in self.groups}

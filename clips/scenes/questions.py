@@ -60,7 +60,8 @@ def existence_question(kind: Kind) -> str:
 
 def absent_kinds(described: Described) -> list[Kind]:
     """The kinds of the world that are not in the picture."""
-    return [kind for kind in described.world.inhabitants if kind.name not in described.kinds]
+    present = described.kinds
+    return [kind for kind in described.world.inhabitants if kind.name not in present]
 
 
 def pairs(described: Described, dice: Dice) -> list[Pair]:

@@ -1,0 +1,252 @@
+"""The world of scenes: the same everywhere, and test combinations never in training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from clips.errors import UserError
+from clips.scenes.backgrounds import catalogue
+from clips.scenes.colours import PAINTS, hue, nearest_colour_name
+from clips.scenes.dice import Dice
+from clips.scenes.render import render
+from clips.scenes.split import belongs_to_test, belongs_to_training, pair_held_out, setting_held_out
+from clips.scenes.sprites import Sprites, _hues
+from clips.scenes.world import SIDE, Scene, World, place_of
+
+TRAIN, TEST = 3000, 1500
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(scope="module")
+def train(world) -> list[Scene]:
+    return [world.scene("train", index) for index in range(TRAIN)]
+
+
+@pytest.fixture(scope="module")
+def test(world) -> list[Scene]:
+    return [world.scene("test", index) for index in range(TEST)]
+
+
+def kinds_of(scene: Scene) -> frozenset[str]:
+    return frozenset(thing.kind for thing in scene.objects)
+
+
+def truth_hash(world: World) -> str:
+    scenes = [world.scene(split, index).to_json() for split in ("train", "test") for index in range(200)]
+    return hashlib.sha256(json.dumps(scenes).encode()).hexdigest()
+
+
+def picture_hash(world: World, size: int) -> str:
+    digest = hashlib.sha256()
+    for split, index in itertools.product(("train", "test"), range(60)):
+        digest.update(np.asarray(render(world, world.scene(split, index), size)).tobytes())
+    return digest.hexdigest()
+
+
+def test_ground_truth_is_pinned(world):
+    assert truth_hash(world) == "TRUTH60"
+    assert truth_hash(World(kinds=466, seed=7)) == "TRUTH466"
+
+
+def test_pictures_are_pinned(world):
+    assert picture_hash(world, 64) == "PICTURE64"
+    assert picture_hash(World(kinds=466, seed=7), 100) == "PICTURE100"
+
+
+def test_another_process_with_another_hash_seed_draws_the_same(world):
+    code = "import test_scenes_world as t; print(t.truth_hash(t.World()))"
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.path.dirname(__file__)}  # noqa: PTH120
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert found.stdout.strip() == truth_hash(world)
+
+
+def test_scenes_depend_on_seed_split_and_index(world):
+    there = world.scene("train", 3).to_json()
+    assert there == World().scene("train", 3).to_json()
+    assert there != world.scene("train", 4).to_json()
+    assert there != world.scene("test", 3).to_json()
+    assert there != World(seed=1).scene("train", 3).to_json()
+
+
+def test_test_combinations_never_occur_in_training(train, test):
+    for scene in train:
+        names = sorted(kinds_of(scene))
+        assert not any(pair_held_out(a, b) for a, b in itertools.combinations(names, 2)), names
+        assert not any(setting_held_out(name, scene.background) for name in names), names
+        assert belongs_to_training(names, scene.background)
+    for scene in test:
+        names = sorted(kinds_of(scene))
+        if len(names) == 1:
+            assert setting_held_out(names[0], scene.background)
+        else:
+            assert any(pair_held_out(a, b) for a, b in itertools.combinations(names, 2)), names
+        assert belongs_to_test(names, scene.background)
+    trained_sets = {kinds_of(scene) for scene in train if len(kinds_of(scene)) > 1}
+    trained_settings = {(kind, scene.background) for scene in train for kind in kinds_of(scene)}
+    assert not trained_sets & {kinds_of(scene) for scene in test}
+    singles = {(kind, scene.background) for scene in test if len(kinds_of(scene)) == 1 for kind in kinds_of(scene)}
+    assert len(singles) > 100
+    assert not trained_settings & singles
+
+
+def test_the_rule_holds_out_a_fifth_and_does_not_depend_on_order():
+    names = [kind.name for kind in Sprites.load("twemoji").kinds[:60]]
+    held = [pair_held_out(a, b) for a, b in itertools.combinations(names, 2)]
+    assert 0.15 < sum(held) / len(held) < 0.25
+    assert all(pair_held_out(a, b) == pair_held_out(b, a) for a, b in itertools.combinations(names, 2))
+    settings = [setting_held_out(name, background.name) for name in names for background in catalogue()]
+    assert 0.15 < sum(settings) / len(settings) < 0.25
+
+
+def test_every_kind_and_background_occurs_in_training(world, train):
+    seen = Counter(kind for scene in train for kind in kinds_of(scene))
+    assert set(seen) == {kind.name for kind in world.inhabitants}
+    assert min(seen.values()) > TRAIN / 200
+    assert {scene.background for scene in train} == {background.name for background in catalogue()}
+    alone = {next(iter(kinds_of(scene))) for scene in train if len(kinds_of(scene)) == 1}
+    assert len(alone) == world.kinds
+
+
+@pytest.mark.parametrize("kinds", [8, 12, 466])
+def test_any_number_of_kinds_makes_a_world(kinds):
+    world = World(kinds=kinds)
+    known = {kind.name for kind in world.inhabitants}
+    for split, index in itertools.product(("train", "test"), range(100)):
+        scene = world.scene(split, index)
+        assert kinds_of(scene) <= known
+        assert (belongs_to_test if split == "test" else belongs_to_training)(kinds_of(scene), scene.background)
+
+
+def test_scenes_are_varied_and_things_lie_inside_and_apart(train):
+    assert set(Counter(len(scene.objects) for scene in train)) == {1, 2, 3, 4, 5}
+    assert 0.08 < sum(scene.sign is not None for scene in train) / TRAIN < 0.2
+    assert any(len(scene.objects) > len(kinds_of(scene)) for scene in train)
+    places = Counter(thing.place for scene in train for thing in scene.objects)
+    assert len(places) == 9
+    assert min(places.values()) > 200
+    for scene in train:
+        boxes = [thing.box for thing in scene.objects] + ([scene.sign.box] if scene.sign else [])
+        for x, y, width, height in boxes:
+            assert x >= 0
+            assert y >= 0
+            assert x + width <= SIDE
+            assert y + height <= SIDE
+        for a, b in itertools.combinations(boxes, 2):
+            across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+            down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+            if across > 0 and down > 0:
+                assert min(across / (a[2] + b[2]), down / (a[3] + b[3])) < 1 / 15
+
+
+def test_objects_of_one_kind_look_alike_and_colours_are_known(world, train):
+    for scene in train[:500]:
+        for kind in kinds_of(scene):
+            assert len({(t.colour, t.size) for t in scene.objects if t.kind == kind}) == 1
+        for thing in scene.objects:
+            kind = world.sprites.by_name[thing.kind]
+            assert thing.painted == (kind.paint_hue is not None)
+            assert thing.colour in PAINTS if thing.painted else thing.colour == kind.colour
+
+
+def test_place_names():
+    assert place_of((0, 0, 300, 300)) == "top left"
+    assert place_of((400, 400, 200, 200)) == "centre"
+    assert place_of((700, 400, 300, 200)) == "right"
+    assert place_of((400, 700, 200, 300)) == "bottom"
+
+
+def test_a_picture_shows_its_things_where_the_truth_says(world):
+    """Taking a thing out of a scene changes the picture inside the thing's box and nowhere else."""
+    for index in range(30):
+        scene = world.scene("train", index)
+        without = dataclasses.replace(scene, objects=scene.objects[:-1])
+        pixels, empty = (np.asarray(render(world, one, 128)).astype(int) for one in (scene, without))
+        changed = np.argwhere(np.abs(pixels - empty).sum(axis=-1) > 30)
+        x, y, width, height = (length / 8 for length in scene.objects[-1].box)
+        assert len(changed) > 0.1 * width * height or scene.sign
+        assert (changed >= np.array([y, x]) - 1).all()
+        assert (changed <= np.array([y + height, x + width]) + 1).all()
+
+
+def test_paint_gives_the_colour_that_the_truth_names(world):
+    right = total = 0
+    for kind in world.sprites.kinds:
+        if kind.paint_hue is None:
+            continue
+        for paint in PAINTS:
+            before = np.asarray(world.sprites.sprite(kind, None, 64)).astype(int)
+            after = np.asarray(world.sprites.sprite(kind, paint, 64)).astype(int)
+            assert (before[..., 3] == after[..., 3]).all()
+            changed = after[(np.abs(before - after).sum(axis=-1) > 20) & (after[..., 3] > 200)]
+            if len(changed) > 100:
+                names = Counter(nearest_colour_name(*(int(v) for v in pixel[:3])) for pixel in changed)
+                right += names.most_common(1)[0][0] == paint
+                total += 1
+    assert total > 300
+    assert right / total > 0.9
+
+
+def test_colour_names():
+    named = {"red": (221, 46, 68), "blue": (85, 172, 238), "green": (119, 178, 85), "yellow": (255, 204, 77),
+             "brown": (193, 105, 79), "white": (245, 248, 250), "black": (41, 47, 51), "grey": (136, 153, 166),
+             "purple": (146, 102, 204), "pink": (244, 171, 186), "orange": (244, 144, 12)}  # fmt: skip
+    for name, rgb in named.items():
+        assert nearest_colour_name(*rgb) == name
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 10, 3))
+    high = pixels.max(axis=-1)
+    found = _hues(pixels, high, high - pixels.min(axis=-1))
+    assert all(found[y, x] == hue(*map(int, pixels[y, x])) for y, x in itertools.product(range(10), range(10)))
+
+
+def test_names_are_unambiguous():
+    kinds = Sprites.load("twemoji").kinds
+    names = [kind.name.lower() for kind in kinds]
+    assert len(kinds) > 300
+    assert len(set(names)) == len(names)
+    for kind in kinds:
+        assert not any(kind.plural == other.name for other in kinds if other is not kind)
+    first = Counter(kind.category for kind in kinds[:60])
+    assert len(first) >= 12
+    assert max(first.values()) <= 15
+
+
+def test_dice_are_even_and_repeatable():
+    dice = Dice("x", 1)
+    assert [Dice("x", 1).below(10**9) for _ in range(2)] == [dice.below(10**9)] * 2
+    rolls = Counter(dice.between(1, 6) for _ in range(12_000))
+    assert set(rolls) == {1, 2, 3, 4, 5, 6}
+    assert all(1800 < count < 2200 for count in rolls.values())
+    assert sorted(dice.shuffled(range(20))) == list(range(20))
+    assert len(set(dice.sample(range(20), 5))) == 5
+    heavy = Counter(dice.weighted("ab", (9, 1)) for _ in range(2000))
+    assert 1700 < heavy["a"] < 1900
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"kinds": 7}, "kinds: expected 8 to 466, got 7"),
+        ({"max_objects": 6}, "max_objects: expected 1 to 5, got 6"),
+        ({"signs": 1001}, "signs: expected"),
+        ({"hand": "twemojis"}, "did you mean 'twemoji'"),
+    ],
+)
+def test_bad_worlds(fields, complaint):
+    with pytest.raises(UserError, match=complaint):
+        World(**fields)
