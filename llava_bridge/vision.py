@@ -50,9 +50,7 @@ class EncoderVisionModel(PreTrainedModel):
 
     config_class = EncoderVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("VisionTower",)
 
     def __init__(self, config: EncoderVisionConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,23 @@
+"""The ``llava-bridge`` command."""
+
+from __future__ import annotations
+
+import sys
+
+from clips.commandline import Command, run_commands
+
+ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and talk to it."""
+
+COMMANDS = {
+    "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.train:train"),
+    "chat": Command(
+        help="talk to a LLaVA about a picture", target="llava_bridge.console:chat", positional=("directory",)
+    ),
+}
+
+
+def main() -> int:
+    """Run the command that ``sys.argv`` names; returns the exit status."""
+    # The deepspeed launcher adds --local_rank unless told not to; the environment says the same.
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    return run_commands("llava-bridge", ABOUT, COMMANDS, arguments)

@@ -1,0 +1,156 @@
+"""The config of ``llava-bridge train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from clips.errors import UserError, suggest
+from llava_bridge.data.samples import DataConfig
+from llava_bridge.llm import SmallLlamaConfig
+
+STAGES = ("pretrain", "align", "instruct")
+"""In the order in which they can follow each other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of training.
+
+    Args:
+        data: its sources, one after the other; their samples are shuffled together.
+        epochs: passes over the data, if ``steps`` is not given.
+        steps: optimizer steps; None means by ``epochs``.
+        batch_size: samples in a step, over all processes.
+        micro_batch: samples that one process computes at once; None takes its whole share of the batch.
+        lr: peak learning rate.
+        warmup: share of the steps in which the rate rises to ``lr``; it then falls to 0 along a cosine.
+        weight_decay: of AdamW.
+        max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
+            takes the LLM's own limit, 2048 at most.
+    """
+
+    data: list[DataConfig] = dataclasses.field(default_factory=list)
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 32
+    micro_batch: int | None = None
+    lr: float = 1e-3
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_length: int | None = None
+
+    def check(self, name: str, processes: int) -> None:
+        """Raise UserError, naming the field, if the stage cannot run on so many processes."""
+        if not self.data:
+            raise UserError(f"{name}.data: expected at least one source for the stage {name}")
+        for field in ("epochs", "steps", "batch_size", "micro_batch", "lr", "max_length"):
+            value = getattr(self, field)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}.{field}: expected more than 0, got {value}")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"{name}.warmup: expected a share from 0 to below 1, got {self.warmup}")
+        share = self.micro_batch or self.batch_size / processes
+        if self.batch_size % (processes * share) or share != int(share):
+            raise UserError(
+                f"{name}.batch_size: expected a multiple of processes ({processes}) × micro_batch, "
+                f"got {self.batch_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How the training processes are started.
+
+    Args:
+        processes: how many; one per GPU, or CPU processes.
+        deepspeed: the DeepSpeed JSON: ``zero2`` (shipped) or a file.
+    """
+
+    processes: int = 1
+    deepspeed: str = "zero2"
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise UserError(f"launch.processes: expected at least 1, got {self.processes}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a LLaVA from an encoder and an LLM, or first the LLM itself, under the DeepSpeed launcher.
+
+    The published recipe is ``align`` (the projector learns captions) and then ``instruct`` (projector and LLM
+    learn conversations), the encoder frozen throughout. ``pretrain`` trains an LLM on text before.
+
+    Args:
+        output: the directory to write: an LLM directory if ``pretrain`` is the last stage, else a LLaVA directory.
+        stages: which of pretrain, align, instruct run, in this order.
+        encoder: an encoder directory, or ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``timm:NAME@random``.
+        llm: a directory with a transformers causal LM and its tokenizer. Not needed after ``pretrain``, which then
+            makes a new one (``new_llm``); given, ``pretrain`` trains it further.
+        image_size: side of the pictures in pixels; None takes the encoder's own.
+        feature_layer: hidden state of the encoder that the LLM sees; None: -2 for ViTs, -1 for timm trunks.
+        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
+        new_llm: the LLM that ``pretrain`` makes.
+        pretrain: text only, trains the LLM.
+        align: trains the projector only.
+        instruct: trains projector and LLM.
+        launch: processes and DeepSpeed settings.
+        precision: ``auto`` takes bf16 on GPUs that have it and fp32 on CPU.
+        seed: of initial weights and of the order of samples.
+        checkpoint_every: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
+        log_every: steps between lines of metrics.jsonl.
+        workers: processes that load data beside each training process; 0 loads within it.
+        max_bad_share: training stops when more than this share of a stage's samples cannot be used.
+    """
+
+    output: str
+    stages: list[Literal["pretrain", "align", "instruct"]] = dataclasses.field(
+        default_factory=lambda: ["align", "instruct"]
+    )
+    encoder: str | None = None
+    llm: str | None = None
+    image_size: int | None = None
+    feature_layer: int | None = None
+    chat_template: str = "auto"
+    new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
+    pretrain: StageConfig = dataclasses.field(
+        default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.1)
+    )
+    align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=1e-3, batch_size=256))
+    instruct: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=2e-5, batch_size=128))
+    launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 5
+    workers: int = 0
+    max_bad_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        self._check_stages()
+        for name in self.stages:
+            self.stage(name).check(name, self.launch.processes)
+        if self.stages[-1] != "pretrain" and not self.encoder:
+            raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
+        if self.stages[0] != "pretrain" and not self.llm:
+            raise UserError("llm: expected an LLM directory, or the stage pretrain before the others")
+        for name in ("checkpoint_every", "workers", "max_bad_share"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.log_every < 1:
+            raise UserError(f"log_every: expected at least 1, got {self.log_every}")
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            raise UserError(f"stages: expected some of {', '.join(STAGES)}")
+        for name in self.stages:
+            if name not in STAGES:
+                raise suggest(name, STAGES, "stage")
+        order = [STAGES.index(name) for name in self.stages]
+        if order != sorted(set(order)):
+            raise UserError(f"stages: expected each once and in the order {', '.join(STAGES)}, got {list(self.stages)}")
+
+    def stage(self, name: str) -> StageConfig:
+        """The settings of the stage ``name``."""
+        return {"pretrain": self.pretrain, "align": self.align, "instruct": self.instruct}[name]

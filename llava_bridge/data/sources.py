@@ -1,0 +1,168 @@
+"""Data sources by name; each is one function from a :class:`DataConfig` to samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from clips.errors import UserError, suggest
+from llava_bridge.chat import IMAGE
+from llava_bridge.data.samples import DataConfig, Sample, Turn
+from llava_bridge.data.split import is_held_back
+
+CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
+"""What captions answer; also the words of lmms-eval's captioning tasks."""
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+"""Follows a question with a one-word answer; also the words of lmms-eval's question tasks."""
+
+_ROLES: dict[str, Any] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+def read_samples(config: DataConfig) -> list[Sample]:
+    """The conversations of one source.
+
+    Raises:
+        UserError: an unknown source, a missing or malformed file, or nothing in it.
+    """
+    if config.source == "text":
+        raise UserError(f"data.source: {config.path} is text without pictures, which only the pretrain stage reads")
+    if config.source not in SOURCES:
+        raise suggest(config.source, {*SOURCES, "text"}, "data source")
+    samples = [sample for _, sample in zip(_count(config.limit), SOURCES[config.source](config), strict=False)]
+    if not samples:
+        raise UserError(f"{config.path}: no samples (source {config.source}, split {config.split})")
+    return samples
+
+
+def read_texts(config: DataConfig) -> list[str]:
+    """The texts of a ``text`` source: JSON lines, each with a "text".
+
+    Raises:
+        UserError: another source, a missing or malformed file, or nothing in it.
+    """
+    if config.source != "text":
+        raise UserError(f"data.source: the pretrain stage expects source 'text', got '{config.source}'")
+    texts = []
+    for number, (_, row) in enumerate(zip(_count(config.limit), _json_lines(Path(config.path)), strict=False), 1):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise UserError(f'{config.path} line {number}: expected an object with a "text"')
+        texts.append(row["text"])
+    if not texts:
+        raise UserError(f"{config.path}: no texts")
+    return texts
+
+
+def llava(config: DataConfig) -> Iterator[Sample]:
+    """LLaVA's JSON list: id, image (a reference, a list of them, or none), conversations (from, value)."""
+    path = Path(config.path)
+    rows = _json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
+    for number, row in enumerate(rows):
+        where = f"{path} sample {number}"
+        try:
+            turns = [Turn(_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
+            image = row.get("image")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: expected conversations with from (human or gpt) and value ({error!r})") from None
+        images = [] if image is None else [image] if isinstance(image, str) else list(image)
+        yield Sample(f"{path.name} {row.get('id', number)}", _root(config, path.parent), images, turns)
+
+
+def karpathy(config: DataConfig) -> Iterator[Sample]:
+    """Captions in Karpathy's JSON layout (Flickr8k, Flickr30K, COCO): one sample per caption."""
+    path = Path(config.path)
+    if path.is_dir():
+        found = sorted(path.glob("dataset_*.json")) or sorted(path.glob("*.json"))
+        if len(found) != 1:
+            raise UserError(f"{path}: expected one dataset_*.json in Karpathy's layout, found {len(found)}")
+        path = found[0]
+    root = _root(config, path.parent / "images")
+    data = _json(path)
+    if not isinstance(data, dict) or "images" not in data:
+        raise UserError(f'{path}: expected Karpathy\'s JSON layout with "images"')
+    splits = {row.get("split") for row in data["images"]}
+    if config.split not in splits:
+        raise suggest(config.split, {str(name) for name in splits}, f"split of {path}")
+    for row in data["images"]:
+        if row["split"] == config.split:
+            reference = str(Path(row.get("filepath", "")) / row["filename"])
+            for sentence in row["sentences"][: config.per_image]:
+                turns = [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), Turn("assistant", sentence["raw"].strip())]
+                yield Sample(row["filename"], root, [reference], turns)
+
+
+def cocoqa(config: DataConfig) -> Iterator[Sample]:
+    """Questions with one-word answers (COCO-QA), all questions about a photo in one conversation."""
+    path = Path(config.path)
+    path = path / "questions.jsonl" if path.is_dir() else path
+    root = _root(config, path.parent / "images")
+    keep = _cocoqa_split(config.split)
+    photos: dict[str, list[Turn]] = {}
+    for number, row in enumerate(_json_lines(path), 1):
+        if not isinstance(row, dict) or not {"image", "question", "answer"} <= row.keys():
+            raise UserError(f"{path} line {number}: expected image, question and answer")
+        if keep(row["image"]):
+            turns = photos.setdefault(row["image"], [])
+            picture = "" if turns else f"{IMAGE}\n"
+            turns.append(Turn("user", f"{picture}{row['question']}\n{SHORT_ANSWER}"))
+            turns.append(Turn("assistant", row["answer"]))
+    for photo, turns in photos.items():
+        yield Sample(photo, root, [photo], turns)
+
+
+SOURCES: dict[str, Callable[[DataConfig], Iterator[Sample]]] = {
+    "llava": llava,
+    "karpathy": karpathy,
+    "cocoqa": cocoqa,
+}
+
+
+def _cocoqa_split(split: str) -> Callable[[str], bool]:
+    rules: dict[str, Callable[[str], bool]] = {
+        "train": lambda photo: not is_held_back(photo),
+        "held_back": is_held_back,
+        "all": lambda photo: True,
+    }
+    if split not in rules:
+        raise suggest(split, rules, "split of cocoqa")
+    return rules[split]
+
+
+def _root(config: DataConfig, default: Path) -> Path:
+    root = default if config.images is None else Path(config.images)
+    if not root.is_dir():
+        raise UserError(f"data.images: {root} is not a directory")
+    return root
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def _count(limit: int | None) -> Iterator[int]:
+    """0, 1, 2 …, ending at ``limit``; zip it first, so that nothing more is read from the source."""
+    import itertools
+
+    return iter(itertools.count()) if limit is None else iter(range(limit))

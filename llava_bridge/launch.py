@@ -1,0 +1,151 @@
+"""Start training processes through the ``deepspeed`` launcher, and speak with them.
+
+The command's own process stays light: it imports neither torch nor transformers. It passes on what the
+processes report, keeps everything else that the launcher and the libraries print in a log file, and turns a
+user's mistake found inside a process into its own one line and exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clips.artifact import say
+from clips.errors import UserError
+
+_ERROR_FILE = "LLAVA_BRIDGE_ERROR_FILE"
+_COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
+_REPORT = "\x1e"
+_TAIL = 25
+
+
+def is_launched() -> bool:
+    """Whether this process was started by a distributed launcher (deepspeed, torchrun)."""
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def is_main_process() -> bool:
+    """Whether this is the process of rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launch(arguments: Sequence[str], processes: int, log: Path) -> None:
+    """Run ``llava-bridge ARGUMENTS`` in ``processes`` processes under the DeepSpeed launcher, and wait.
+
+    Args:
+        arguments: the command and its options.
+        processes: how many on this machine.
+        log: where everything is written that the processes print.
+
+    Raises:
+        UserError: a process ended with one.
+        SystemExit: a process failed otherwise; the end of the log has been printed.
+    """
+    errors = log.with_name("error.txt")
+    errors.unlink(missing_ok=True)
+    environment = {**os.environ, _ERROR_FILE: str(errors), _COMMAND_PID: str(os.getpid())}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    command = [*_deepspeed(), "--num_accelerators", str(processes), "--master_port", str(_free_port())]
+    command += ["--no_local_rank", "--module", "llava_bridge", *arguments]
+    tail: deque[str] = deque(maxlen=_TAIL)
+    with log.open("a", encoding="utf-8") as file, _group(command, environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line.replace(_REPORT, ""))
+            if line.startswith(_REPORT):
+                say(line[1:].rstrip("\n"))
+            else:
+                tail.append(line)
+        status = process.wait()
+    if errors.is_file():
+        raise UserError(errors.read_text(encoding="utf-8"))
+    if status:
+        say("".join(tail).rstrip("\n"))
+        say(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
+        raise SystemExit(1)
+
+
+def report(line: str) -> None:
+    """One line from rank 0 to whoever runs the command."""
+    if is_main_process():
+        say((_REPORT if _ERROR_FILE in os.environ else "") + line)
+
+
+@contextlib.contextmanager
+def hand_over_errors() -> Iterator[None]:
+    """Leave a user's mistake where the command that started this process finds it, then let it pass."""
+    try:
+        yield
+    except UserError as error:
+        _leave(str(error))
+        raise
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            where = error.filename or "the output directory"
+            _leave(f"{where}: the disk is full; free some space and run the same command again")
+        raise
+
+
+def command_is_gone() -> bool:
+    """Whether the command that started this process has died (then nobody wants the result any more)."""
+    pid = os.environ.get(_COMMAND_PID)
+    if pid is None:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _leave(message: str) -> None:
+    path = os.environ.get(_ERROR_FILE)
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(message, encoding="utf-8")
+
+
+def _deepspeed() -> list[str]:
+    script = Path(sys.executable).with_name("deepspeed")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+
+
+@contextlib.contextmanager
+def _group(command: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A process whose whole process group is ended with the block."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=5)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

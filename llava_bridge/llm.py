@@ -1,0 +1,95 @@
+"""A small Llama with a tokenizer of its own, for when everything is made from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from clips.errors import UserError
+from llava_bridge.chat import IMAGE, template_for
+
+BEGIN, END, PAD = "<s>", "</s>", "<pad>"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SmallLlamaConfig:
+    """The Llama that the pretrain stage builds when no LLM is given.
+
+    Args:
+        vocab_size: entries of the byte-pair tokenizer, which is trained on the same texts.
+        hidden_size: width.
+        layers: depth.
+        heads: attention heads; they divide the width.
+        mlp_ratio: width of the gated MLP over the model's width.
+        context: longest sequence in tokens, pictures included.
+    """
+
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp_ratio: float = 2.75
+    context: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 300:
+            raise UserError(
+                f"new_llm.vocab_size: expected at least 300 (256 bytes and some pairs), got {self.vocab_size}"
+            )
+        for name in ("hidden_size", "layers", "heads", "context"):
+            if getattr(self, name) < 1:
+                raise UserError(f"new_llm.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.hidden_size % (2 * self.heads):
+            raise UserError(
+                f"new_llm.heads: expected a divisor of {self.hidden_size} with even quotient, got {self.heads}"
+            )
+
+
+def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
+    """A byte-level BPE tokenizer learnt from ``texts``, with the vicuna chat template and an ``<image>`` token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[PAD, BEGIN, END, IMAGE],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # The chat form's own words are learnt too, so that they do not fall into letters.
+    bpe.train_from_iterator([*texts, *["USER: ASSISTANT: USER: ASSISTANT:"] * 100], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens={"image_token": IMAGE},
+        model_max_length=config.context,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = template_for(None, "vicuna")
+    return tokenizer
+
+
+def new_llama(config: SmallLlamaConfig, tokenizer: Any) -> Any:
+    """An untrained ``LlamaForCausalLM`` for ``tokenizer``, in float32; seed torch before."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=int(config.hidden_size * config.mlp_ratio),
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

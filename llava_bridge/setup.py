@@ -1,0 +1,116 @@
+"""What a stage starts with: model, processor, data."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration, default_data_collator
+
+from clips.errors import UserError
+from llava_bridge.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
+from llava_bridge.chat import template_for
+from llava_bridge.config import TrainConfig
+from llava_bridge.data import read_samples, read_texts
+from llava_bridge.data.batches import Collator, Conversations, PackedText
+from llava_bridge.launch import is_main_process
+from llava_bridge.llm import new_llama, train_tokenizer
+
+_LONGEST = 2048
+
+
+@dataclasses.dataclass
+class Setup:
+    """A stage's model (in float32), what is saved beside it, its parts by name, and its data."""
+
+    model: Any
+    processor: Any
+    parts: dict[str, nn.Module]
+    dataset: PackedText | Conversations
+    collator: Any
+
+
+def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
+    """Load or build what stage ``name`` starts with; called in every process.
+
+    Raises:
+        UserError: parts or data are missing or do not fit.
+    """
+    return _text(config, work) if name == "pretrain" else _llava(config, name, work)
+
+
+def _text(config: TrainConfig, work: Path) -> Setup:
+    from llava_bridge.trainer import barrier
+
+    stage = config.pretrain
+    texts = [text for data in stage.data for text in read_texts(data)]
+    if config.llm:
+        tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
+        add_tokens(tokenizer, model)
+        tokenizer.chat_template = template_for(tokenizer.chat_template, config.chat_template)
+    else:
+        folder = work / "pretrain" / "tokenizer"
+        if is_main_process() and not folder.is_dir():
+            partial = folder.with_name("tokenizer.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            train_tokenizer(texts, config.new_llm).save_pretrained(partial)
+            partial.replace(folder)
+        barrier()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        torch.manual_seed(config.seed)
+        model = new_llama(config.new_llm, tokenizer)
+    dataset = PackedText(texts, tokenizer, _max_length(model.config, "pretrain", stage.max_length))
+    return Setup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
+
+
+def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
+    from llava_bridge.stages import start_directory
+
+    stage = config.stage(name)
+    samples = [sample for data in stage.data for sample in read_samples(data)]
+    before = start_directory(config, name, work)
+    if before is not None and before.parent.name == "align":
+        model = LlavaForConditionalGeneration.from_pretrained(before, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(before)
+    else:
+        assert config.encoder is not None
+        model, processor = assemble(
+            Assembly(
+                encoder=config.encoder,
+                llm=str(before or config.llm),
+                image_size=config.image_size,
+                feature_layer=config.feature_layer,
+                chat_template=config.chat_template,
+                seed=config.seed,
+            )
+        )
+    length = _max_length(model.config.text_config, name, stage.max_length)
+    return Setup(
+        model,
+        processor,
+        parts_of(model),
+        Conversations(samples, make_chat(model, processor), length),
+        Collator(processor.image_processor, processor.tokenizer.pad_token_id),
+    )
+
+
+def parts_of(model: Any) -> dict[str, nn.Module]:
+    """The parts of a LLaVA that train or are frozen as one."""
+    return {
+        "vision": model.model.vision_tower,
+        "projector": model.model.multi_modal_projector,
+        "llm": nn.ModuleList([model.model.language_model, model.lm_head]),
+    }
+
+
+def _max_length(config: Any, name: str, wanted: int | None) -> int:
+    limit = getattr(config, "max_position_embeddings", None)
+    if wanted is None:
+        return min(limit or _LONGEST, _LONGEST)
+    if limit is not None and wanted > limit:
+        raise UserError(f"{name}.max_length: this LLM takes at most {limit} tokens, got {wanted}")
+    return wanted

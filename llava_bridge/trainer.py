@@ -1,0 +1,288 @@
+"""One stage of training: what trains and what is frozen, HF's Trainer under DeepSpeed, the saved model.
+
+The training step itself is HF Trainer's; :class:`StageTrainer` adds what a LLaVA needs around its loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from clips.errors import UserError
+from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.launch import command_is_gone, is_main_process, report
+from llava_bridge.progress import Progress
+from llava_bridge.setup import Setup, set_up
+
+TRAINS: dict[str, tuple[str, ...]] = {
+    "pretrain": ("llm",),
+    "align": ("projector",),
+    "instruct": ("projector", "llm"),
+}
+"""The parts of the model that each stage trains; all others are frozen."""
+
+
+def train_stage(config: TrainConfig, name: str, work: Path) -> None:
+    """Run stage ``name`` and leave its model in ``work/name/model``; called in every process.
+
+    Raises:
+        UserError: parts or data do not fit, too many samples cannot be used, or the loss is not finite.
+    """
+    started = time.monotonic()
+    stage = config.stage(name)
+    setup = set_up(config, name, work)
+    freeze(setup.parts, TRAINS[name])
+    steps = total_steps(len(setup.dataset), stage)
+    for part, module in setup.parts.items():
+        trains = "trains" if part in TRAINS[name] else "frozen"
+        report(f"{name}: {part} {trains}, {sum(weight.numel() for weight in module.parameters()):,} parameters")
+    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
+    folder = work / name
+    trainer = StageTrainer(
+        stage_name=name,
+        max_bad=max(1, int(config.max_bad_share * len(setup.dataset))),
+        model=setup.model,
+        args=_arguments(config, stage, steps, folder / "checkpoints"),
+        train_dataset=setup.dataset,
+        data_collator=setup.collator,
+    )
+    progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Callback(progress, _frozen(setup.parts, TRAINS[name])))
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    _save(setup, folder, _summary(trainer, stage, progress, started))
+    _free(trainer, setup)
+
+
+def freeze(parts: Mapping[str, nn.Module], trains: tuple[str, ...]) -> None:
+    """Let gradients reach the parts that train and no others."""
+    for module in parts.values():
+        module.requires_grad_(False)
+    for name in trains:
+        parts[name].requires_grad_(True)
+
+
+def total_steps(samples: int, stage: StageConfig) -> int:
+    """Optimizer steps of a stage; the last step of an epoch may be a smaller batch."""
+    return stage.steps or max(1, math.ceil(stage.epochs * math.ceil(samples / stage.batch_size)))
+
+
+def precision(config: TrainConfig) -> str:
+    """``fp32`` or ``bf16``."""
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+class StageTrainer(Trainer):
+    """HF's Trainer with a LLaVA's cares: bad samples are counted, a non-finite loss stops the step."""
+
+    def __init__(self, *, stage_name: str, max_bad: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.stage_name = stage_name
+        self.max_bad = max_bad
+        self.bad: dict[str, str] = {}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """HF's loss (mean over the learnt tokens of the whole batch, over all processes)."""
+        self._count_bad(inputs.pop("skipped", []))
+        result = super().compute_loss(model, inputs, *arguments, **options)
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}, "
+                f"before which nothing is lost; a lower {self.stage_name}.lr may help"
+            )
+        if "input_ids" in inputs and "pixel_values" not in inputs and not isinstance(result, tuple):
+            # Without pictures the projector gets no gradient, and processes that wait for it would hang.
+            return loss + 0.0 * sum(weight.sum() for weight in _projector(model))
+        return result
+
+    def _count_bad(self, skipped: list[tuple[str, str]]) -> None:
+        for name, reason in skipped:
+            if name not in self.bad:
+                report(f"{self.stage_name}: skipped {name}: {reason}")
+            self.bad[name] = reason
+        if len(self.bad) > self.max_bad:
+            name, reason = next(iter(self.bad.items()))
+            raise UserError(
+                f"{self.stage_name}: {len(self.bad)} samples cannot be used, more than max_bad_share allows; "
+                f"the first: {name}: {reason}"
+            )
+
+
+def _projector(model: nn.Module) -> list[Tensor]:
+    return [
+        weight for name, weight in model.named_parameters() if "multi_modal_projector" in name and weight.requires_grad
+    ]
+
+
+class _Callback(TrainerCallback):
+    """Progress, complete checkpoints marked, frozen weights compared."""
+
+    def __init__(self, progress: Progress, frozen: Mapping[str, nn.Module]) -> None:
+        self.progress = progress
+        self.frozen = frozen
+        self.before: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before = {name: fingerprint(module) for name, module in self.frozen.items()}
+        self.progress.begin(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if command_is_gone():
+            raise SystemExit("the command that started this training is gone")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if is_main_process() and logs and "loss" in logs:
+            self.progress.log(state.global_step, logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        barrier()
+        if is_main_process():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for name, module in self.frozen.items():
+            if fingerprint(module) != self.before[name]:
+                raise AssertionError(f"the weights of the frozen part '{name}' have changed")
+
+
+def _frozen(parts: Mapping[str, nn.Module], trains: tuple[str, ...]) -> dict[str, nn.Module]:
+    return {name: module for name, module in parts.items() if name not in trains}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of all weights and buffers, bit for bit."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path) -> TrainingArguments:
+    processes = int(os.environ["WORLD_SIZE"])
+    micro = stage.micro_batch or stage.batch_size // processes
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=stage.batch_size // (micro * processes),
+        learning_rate=stage.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(stage.warmup * steps),
+        weight_decay=stage.weight_decay,
+        bf16=precision(config) == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if config.checkpoint_every else "no",
+        save_steps=config.checkpoint_every or 1,
+        save_total_limit=2,
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        deepspeed=deepspeed_config(config.launch.deepspeed),
+    )
+
+
+def deepspeed_config(name: str) -> dict[str, Any]:
+    """The DeepSpeed settings that ``name`` says: one of the shipped ones, or a JSON file.
+
+    Raises:
+        UserError: no such file, or not JSON.
+    """
+    shipped = Path(__file__).parent / "deepspeed_configs" / f"{name}.json"
+    path = shipped if shipped.is_file() else Path(name)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
+        raise UserError(f"launch.deepspeed: expected a JSON file or one of {known}, got '{name}'") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"launch.deepspeed: {path} is not valid JSON ({error})") from None
+
+
+def init_processes(processes: int) -> None:
+    """Join the process group of the launcher.
+
+    Raises:
+        UserError: it started another number of processes than the config says.
+    """
+    import deepspeed
+
+    world = int(os.environ["WORLD_SIZE"])
+    if world != processes:
+        raise UserError(f"launch.processes: the launcher started {world} processes, the config says {processes}")
+    # On CPU DeepSpeed would first compile a shared-memory all-reduce (a minute of C++); gloo serves as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    torch.distributed.barrier()
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written completely."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/complete")]
+    for partial in set(folder.glob("checkpoint-*")) - set(complete):
+        if is_main_process():
+            shutil.rmtree(partial, ignore_errors=True)
+    barrier()
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, started: float) -> dict[str, Any]:
+    return {
+        "steps": trainer.state.global_step,
+        "samples_seen": trainer.state.global_step * stage.batch_size,
+        "loss": progress.last_loss,
+        "skipped": len(trainer.bad),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _save(setup: Setup, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write the stage's model whole or not at all, then drop its checkpoints."""
+    if is_main_process():
+        partial = folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        setup.model.save_pretrained(partial)
+        setup.processor.save_pretrained(partial)
+        (partial / "stage.json").write_text(json.dumps(summary))
+        partial.replace(folder / "model")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    barrier()
+
+
+def _free(trainer: StageTrainer, setup: Setup) -> None:
+    """Let go of the DeepSpeed engine and the model before the next stage makes its own."""
+    engine = trainer.deepspeed
+    with contextlib.suppress(AttributeError):
+        engine.destroy()
+    trainer.accelerator.free_memory()
+    trainer.model = trainer.model_wrapped = trainer.deepspeed = None
+    setup.model = None
+    gc.collect()
