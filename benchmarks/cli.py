@@ -14,6 +14,24 @@ COMMANDS = {
         target="benchmarks.prepare:prepare",
         positional=("what",),
     ),
+    "study run": Command(
+        help="run what is missing of a study, then report it",
+        target="benchmarks.study.commands:run_study",
+        positional=("study",),
+    ),
+    "study plan": Command(
+        help="the steps of a study and which of them would run",
+        target="benchmarks.study.commands:plan_study",
+        positional=("study",),
+    ),
+    "study status": Command(
+        help="how far a study is", target="benchmarks.study.commands:study_status", positional=("study",)
+    ),
+    "report": Command(
+        help="one page and tables from a study or a directory of results",
+        target="benchmarks.report.command:report",
+        positional=("directory",),
+    ),
 }
 
 

@@ -71,12 +71,9 @@ def render_markdown(report: Report) -> str:
         cells = [_markdown_cell(table.cell(row, column)) for column in table.columns]
         lines.append(_pipes([_markdown(row.name), *cells]))
     remarks = [f"- {_markdown(remark)}" for remark in report.remarks]
-    parts = [
-        f"# {_markdown(report.source.title)}",
-        _markdown(report.source.question),
-        f"**{_markdown(report.answer)}**",
-    ]
-    return "\n\n".join([part for part in parts if part.strip("*# ")] + ["\n".join(lines), "\n".join(remarks)]) + "\n"
+    title, question, answer = (_markdown(text) for text in (report.source.title, report.source.question, report.answer))
+    parts = [f"# {title}", question, f"**{answer}**", "\n".join(lines), "\n".join(remarks)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown_cell(cell: Cell) -> str:

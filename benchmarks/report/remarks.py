@@ -24,9 +24,7 @@ def remarks(source: ReportSource, table: Table) -> list[str]:
 def _about_marks(table: Table) -> list[str]:
     lines = []
     if any(cell.low is not None for cell in table.cells.values()):
-        lines.append(
-            "± and brackets: 95 % intervals over the pictures of the benchmark; training noise is not in them."
-        )
+        lines.append("± and brackets: 95 % intervals over the benchmark's pictures; training noise is not in them.")
     marks = {cell.mark for cell in table.cells.values()}
     if "best" in marks:
         lines.append("Best (bold): a paired test tells the row from every other row of its column.")

@@ -47,11 +47,8 @@ def reproduction(source: ReportSource) -> Reproduction:
     study = source.study
     results = [(name, row, result) for name in source.benchmarks for row, result in source.results(name).items()]
     versions = dict(study.versions) if study else dict(results[0][2].versions) if results else {}
-    git = (
-        {"commit": f"{study.git['commit']}{' (changed)' if study.git.get('dirty') else ''}"}
-        if study and study.git
-        else {}
-    )
+    state = study.git if study else {}
+    git = {"commit": str(state["commit"]) + (" (changed)" if state.get("dirty") else "")} if state else {}
     return Reproduction(
         command=f"clips-bench study run {study.file}" if study else "",
         steps=tuple((name, step.command) for name, step in study.steps.items()) if study else (),

@@ -78,10 +78,8 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
     root = Path(directory)
     if not root.is_dir():
         raise UserError(f"{directory}: no such directory")
-    if (root / RECORD_FILE).is_file():
-        source = _study_source(root, read_study_record(root))
-    else:
-        source = _plain_source(root)
+    is_study = (root / RECORD_FILE).is_file()
+    source = _study_source(root, read_study_record(root)) if is_study else _plain_source(root)
     return _with_baseline(source, baseline) if baseline else source
 
 

@@ -30,7 +30,7 @@ def print_table(report: Report, console: Console) -> None:
         console.print(Text(f"  {visible(remark)}", style="dim"))
 
 
-def _text(cell: Cell):  # type: ignore[no-untyped-def]  # rich is imported only when a table is printed
+def _text(cell: Cell):  # rich is imported only when a table is printed
     from rich.text import Text
 
     if cell.value is None:

@@ -15,7 +15,7 @@ from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from benchmarks.study.schema import Study, read_study
 from benchmarks.study.state import StepKey, is_done, read_record, step_keys
 from clips.artifact import git_state, say, versions
-from clips.errors import UserError
+from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:
     pass
@@ -29,12 +29,14 @@ class StudyConfig:
         study: the study file.
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
+        paths: name → directory, instead of those in the study's ``paths``.
         check: check every step's config before the first one runs.
     """
 
     study: str
     output: str | None = None
     jobs: int | None = None
+    paths: dict[str, str] = dataclasses.field(default_factory=dict)
     check: bool = True
 
     def __post_init__(self) -> None:
@@ -44,8 +46,15 @@ class StudyConfig:
     def read(self) -> Study:
         """The study with the command line's changes."""
         study = read_study(self.study)
-        changes = {"output": self.output, "jobs": self.jobs}
-        return dataclasses.replace(study, **{name: value for name, value in changes.items() if value is not None})
+        for name in self.paths:
+            if name not in study.paths:
+                raise suggest(name, study.paths, "name in 'paths'")
+        return dataclasses.replace(
+            study,
+            output=self.output or study.output,
+            jobs=self.jobs or study.jobs,
+            paths={**study.paths, **self.paths},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +188,7 @@ def study_status(config: StudyConfig) -> None:
     console.print(table)
 
 
-def _table(*heads: str):  # type: ignore[no-untyped-def]  # rich is imported only when something is printed
+def _table(*heads: str):  # rich is imported only when something is printed
     from rich.console import Console
     from rich.table import Table
 
@@ -189,7 +198,7 @@ def _table(*heads: str):  # type: ignore[no-untyped-def]  # rich is imported onl
     return Console(highlight=False), table
 
 
-def _coloured(state: str):  # type: ignore[no-untyped-def]
+def _coloured(state: str):
     from rich.text import Text
 
     colours = {"done": "green", "failed": "red", "running": "cyan"}

@@ -17,10 +17,12 @@ from benchmarks.study.steps import Part, Step, StepKind
 from clips.commandline import field_names
 from clips.errors import UserError, suggest
 
-OWN = "$"  # a value that begins so is a path in the study's output
+MARK = "$"  # begins a path in the study's output, or one below an entry of ``paths``
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
+DATA_MAKERS: dict[str, str] = {"clips scenes": "out", "clips-bench prepare": "out"}
+"""Commands that make data → the field of their config that names the output directory (others: ``output``)."""
 MAKE_DATA = "clips scenes"
 
 
@@ -87,16 +89,24 @@ class _Maker:
         )
 
     def _resolve(self, text: str, step: str, parents: list[str], needs: list[Path]) -> str:
-        if not text.startswith(OWN):
+        """A text of a config with its ``$`` path replaced; ``timm:NAME@$weights/…`` has one after the ``@``."""
+        before, at, path = text.partition(f"@{MARK}") if text.startswith("timm:") else ("", "", text)
+        path = f"{MARK}{path}" if at else path
+        if not path.startswith(MARK):
             if outside := outside_file(text):
                 needs.append(outside)
             return text
-        wanted = text[len(OWN) :]
+        name, _, rest = path[len(MARK) :].partition("/")
+        if name in self.study.paths:
+            outside = Path(self.study.paths[name], rest)
+            needs.append(outside)
+            return f"{before}{'@' if at else ''}{outside}"
         for made, maker in self.made_by.items():
-            if wanted == made or wanted.startswith(f"{made}/"):
+            if f"{name}/{rest}" == made or f"{name}/{rest}".startswith(f"{made}/"):
                 parents.append(maker)
-                return str(self.study.directory / wanted)
-        raise suggest(text, [f"{OWN}{made}" for made in self.made_by], f"path in step '{step}'")
+                return str(self.study.directory / name / rest)
+        known = [f"{MARK}{made}" for made in (*self.made_by, *self.study.paths)]
+        raise suggest(path, known, f"path in step '{step}'")
 
 
 def make_plan(study: Study) -> Plan:
@@ -141,7 +151,8 @@ def _data_step(maker: _Maker, name: str, settings: Settings) -> None:
     if not isinstance(command, str) or not command.split():
         raise UserError(f"data.{name}.command: expected a command such as '{MAKE_DATA}', got {command!r}")
     output = maker.study.directory / "data" / name
-    maker.add(f"data-{name}", "data", tuple(command.split()), {**config, "output": str(output)}, output)
+    place = DATA_MAKERS.get(" ".join(command.split()), "output")
+    maker.add(f"data-{name}", "data", tuple(command.split()), {**config, place: str(output)}, output)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,16 +173,16 @@ def _encoder(maker: _Maker, name: str, seed: int) -> _Part:
         output = maker.study.directory / "encoders" / named
         config = merged(maker.study.defaults.encoder, entry) | {"output": str(output), "seed": seed}
         maker.add(f"encoder-{named}", "encoder", TRAIN_ENCODER, config, output)
-    return _Part(name=named, spec=f"{OWN}encoders/{named}", made=f"encoders/{named}")
+    return _Part(name=named, spec=f"{MARK}encoders/{named}", made=f"encoders/{named}")
 
 
 def _llm(maker: _Maker, name: str, entry: Settings | str) -> _Part:
     if isinstance(entry, str):
         return _Part(name=name, spec=entry, made=None)
     output = maker.study.directory / "llms" / name
-    config = merged(maker.study.defaults.llm, entry) | {"output": str(output)}
+    config = {"stages": ["pretrain"], **merged(maker.study.defaults.llm, entry), "output": str(output)}
     maker.add(f"llm-{name}", "llm", TRAIN_LLAVA, config, output)
-    return _Part(name=name, spec=f"{OWN}llms/{name}", made=f"llms/{name}")
+    return _Part(name=name, spec=f"{MARK}llms/{name}", made=f"llms/{name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +239,7 @@ def _row(
         llm=llm,
         seed=seed,
         baseline=row_label(maker.study, baseline, llm, seed) if baseline and baseline != encoder else None,
-        spec=tower.spec.removeprefix(OWN),
+        spec=tower.spec.removeprefix(MARK),
         cells=cells,
         not_applicable=not_applicable,
         artifacts={name: made for name, made in artifacts.items() if made},
@@ -244,7 +255,7 @@ def _llava(maker: _Maker, encoder: str, llm: str | None, seed: int, tower: _Part
             settings = merged(settings, rule.llava)
     config = {**settings, "encoder": tower.spec, "llm": language.spec, "output": str(output), "seed": seed}
     maker.add(f"llava-{name}", "llava", TRAIN_LLAVA, config, output)
-    return _Part(name=name, spec=f"{OWN}llava/{name}", made=f"llava/{name}")
+    return _Part(name=name, spec=f"{MARK}llava/{name}", made=f"llava/{name}")
 
 
 def _evaluate(
@@ -275,7 +286,7 @@ def row_label(study: Study, encoder: str, llm: str | None, seed: int) -> str:
 
 def has_text_tower(spec: str) -> bool:
     """Whether an encoder can be asked about captions: what is trained here can, a timm trunk cannot."""
-    if spec.startswith(OWN):
+    if spec.startswith(f"{MARK}encoders/"):
         return True
     config = Path(spec) / "open_clip_config.json"
     if config.is_file():

@@ -78,9 +78,7 @@ class Progress(Observer):
         self.states: dict[str, str] = {step.name: "waiting" for step in steps}
         self.records: dict[str, StepRecord] = {}
         self.estimates = Estimates(steps, output)
-        self.live = (
-            Live(console=self.console, auto_refresh=False, transient=False) if self.console.is_terminal else None
-        )
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self._drawn = 0.0
 
     def __enter__(self) -> Progress:

@@ -1,4 +1,4 @@
-"""``study.json``: the study as it stands, resolved: rows, columns, steps and keys. Written by the runner, read by the report."""
+"""``study.json``: the study as resolved, its rows, columns, steps and keys; for the report."""
 
 from __future__ import annotations
 

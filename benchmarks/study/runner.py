@@ -13,7 +13,6 @@ import dataclasses
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -174,7 +173,7 @@ class _State:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**self.environment, "MASTER_PORT": str(_free_port())},
+            env=self.environment,
             start_new_session=True,
             pass_fds=(self.lock,),
             preexec_fn=_end_with_parent,
@@ -311,13 +310,6 @@ def _sigterm_interrupts() -> Iterator[None]:
 def _end_group(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-
-
-def _free_port() -> int:
-    """A port for the rendezvous of a launcher, so that two launchers on one machine do not meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 _PR_SET_PDEATHSIG = 1

@@ -12,8 +12,8 @@
       stories:  path/to/any/transformers/llm
     benchmarks: {retrieval: {data: $data/test}, pope: {}}
 
-A value that begins with ``$`` is a path inside the study's output, and whatever step makes that path runs
-before. Encoders × LLMs × seeds are the rows, benchmarks the columns.
+A value that begins with ``$`` is a path inside the study's output, and the step that makes it runs before; or
+it is a path below an entry of ``paths``. Encoders × LLMs × seeds are the rows, benchmarks the columns.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from clips.errors import UserError, suggest
 Settings = Mapping[str, Any]
 """Fields of a command's own config; that command checks them."""
 
+_OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 
 
@@ -92,6 +93,7 @@ class Study:
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         seeds: every encoder and LLaVA is trained once with each.
+        paths: name → directory outside the study, for ``$name/…``.
         data: name → settings of the command that makes it, ``clips scenes`` unless ``command`` says otherwise.
         defaults: what all rows share.
         encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
@@ -109,6 +111,7 @@ class Study:
     jobs: int = 1
     threads: int | None = None
     seeds: tuple[int, ...] = (0,)
+    paths: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Settings] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
     encoders: Mapping[str, Settings | str]
@@ -117,10 +120,12 @@ class Study:
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what in ("data", "encoders", "llms"):
+        for what in ("paths", "data", "encoders", "llms"):
             for name in getattr(self, what):
                 _check_name(name, f"{what}.{name}")
         _check_name(self.name, "name")
+        for name in _OWN_FOLDERS.intersection(self.paths):
+            raise UserError(f"paths.{name}: this name means a folder of the study's own; choose another")
         if not self.encoders:
             raise UserError("encoders: expected at least one")
         if not self.benchmarks:
@@ -184,6 +189,7 @@ def study_from(content: Any) -> Study:
         _expect(fields, name, int, "a whole number")
     for name in ("data", "encoders", "llms", "benchmarks"):
         fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
+    fields["paths"] = _paths(fields.get("paths") or {})
     fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
     fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
     fields["defaults"] = _record(fields.get("defaults") or {}, Defaults, "defaults")
@@ -217,6 +223,12 @@ def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
             raise UserError(f"{where}.{name}: expected {wanted}, got {_kind(settings)}")
         entries[name] = settings
     return entries
+
+
+def _paths(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in [*value, *value.values()]):
+        raise UserError("paths: expected a mapping from names to directories (texts)")
+    return value
 
 
 def _record(value: Any, kind: type, where: str) -> Any:
@@ -255,15 +267,8 @@ def _list(value: Any, where: str, kind: type, words: str) -> list[Any]:
 
 
 def _kind(value: Any) -> str:
-    names = {
-        dict: "a mapping",
-        list: "a list",
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return "a number" if type(value) in {int, float} else names.get(type(value), type(value).__name__)
 
 
 def _check_name(name: str, where: str) -> None:

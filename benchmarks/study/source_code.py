@@ -83,15 +83,19 @@ def _imported_names(tree: ast.AST, package: str) -> Iterator[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)  # a name may be a module
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # lazy registries: "module:attribute"
-            if lazy := _LAZY.fullmatch(node.value):
-                yield lazy["module"]
+        elif isinstance(node, ast.Constant) and (lazy := _LAZY.fullmatch(str(node.value))):
+            yield lazy["module"]  # a registry's "module:attribute"
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
+    """Files beside the modules of ``folder`` that are no code, those in subfolders without modules included."""
     for path in folder.iterdir():
-        if path.is_file() and path.suffix not in {".py", ".pyc"} and not path.name.startswith("."):
+        if path.name.startswith((".", "__pycache__")):
+            continue
+        if path.is_file() and path.suffix not in {".py", ".pyc"}:
             yield path
+        elif path.is_dir() and not any(path.glob("*.py")):
+            yield from _data_files(path)
 
 
 @functools.cache
@@ -104,12 +108,10 @@ def _file_digest(path: Path, _changed: int) -> str:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _docstring(node):
+            node.body = node.body[1:]
     return tree
+
+
+def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return ast.get_docstring(node, clean=False) is not None

@@ -148,8 +148,10 @@ def clear_outputs(step: Step, key: StepKey, before: StepRecord | None) -> None:
         known = before.outputs.get(str(path)) if before else None
         if known is not None and known == key.outputs.get(str(path)):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if path.suffix == ".json":
             path.with_name(f"{path.stem}.items.parquet").unlink(missing_ok=True)  # a result's second file
+        for left in (path, *path.parent.glob(f".{path.name}.*")):  # hidden: what an interrupted command kept
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
