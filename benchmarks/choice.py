@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.caption_sets import read_lines
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
+from benchmarks.protocol import Entries
 from benchmarks.recall import TIE
 from clips.errors import UserError
 
@@ -96,7 +97,7 @@ def _hash(pairs: Pairs) -> str:
     return digest.hexdigest()
 
 
-def _protocol(pairs: Pairs, config: BenchmarkConfig) -> dict[str, str | int | float | bool | None]:
+def _protocol(pairs: Pairs, config: BenchmarkConfig) -> Entries:
     return {
         "task": "choice between a caption and one that differs in a detail",
         "benchmark": config.name,

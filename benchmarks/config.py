@@ -26,6 +26,7 @@ class BenchmarkConfig:
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
         limit: use the first so many pictures or questions only; for trials, stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
+        without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
     """
 
     name: str
@@ -36,6 +37,7 @@ class BenchmarkConfig:
     captions_per_image: int = 5
     limit: int | None = None
     max_new_tokens: int | None = None
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, "benchmarks.name")

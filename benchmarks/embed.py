@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.protocol import Entries
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class DualEncoder:
     model: Any
     preprocess: Callable[[Any], torch.Tensor]
     tokenizer: Callable[[list[str]], torch.Tensor]
-    how: dict[str, str | int | float | bool | None]
+    how: Entries
     device: str
     precision: str
 
@@ -67,7 +68,7 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
     )
 
 
-def _how(model: Any, path: str) -> dict[str, str | int | float | bool | None]:
+def _how(model: Any, path: str) -> Entries:
     """Resolution, resize and interpolation, from open_clip's own record of them."""
     settings = getattr(model.visual, "preprocess_cfg", None)
     if not settings:

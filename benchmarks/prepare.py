@@ -51,7 +51,7 @@ def prepare(config: PrepareConfig) -> None:
     """
     with artifact_directory(config.out) as folder:
         details = CONVERTERS[config.what](config, folder)
-        write_manifest(folder, kind="hub", config=config, **details)
+        write_manifest(folder, kind="hub", config=config, counts=details)
     say(f"{config.out}: {', '.join(f'{count} {name}' for name, count in details.items())}")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 INPUT = "input_"
 
+Entries = dict[str, str | int | float | bool | None]
 Protocol = Mapping[str, str | int | float | bool | None]
 
 

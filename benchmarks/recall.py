@@ -9,7 +9,7 @@ random order and the expected hit is counted, so that a model that cannot tell a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ def ranks(images: torch.Tensor, captions: torch.Tensor, owner: Sequence[int]) ->
     return to_captions, to_images
 
 
-def _in_blocks(queries: torch.Tensor, answers: torch.Tensor, is_right) -> Ranks:  # type: ignore[no-untyped-def]
+def _in_blocks(queries: torch.Tensor, answers: torch.Tensor, is_right: Callable[[slice], torch.Tensor]) -> Ranks:
     import torch
 
     size = max(1, _BLOCK_CELLS // max(1, len(answers)))

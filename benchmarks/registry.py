@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from clips.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
@@ -93,7 +96,18 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find(name: str) -> Benchmark:
-    """The entry called ``name``; an unknown name becomes an entry for lmms-eval's task of that name."""
+    """The entry called ``name``; any other name is one of lmms-eval's tasks.
+
+    Raises:
+        UserError: neither knows it; near misses are named.
+    """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    return _mllm(f"lmms-eval's task {name}", name, "", "")
+    from benchmarks.mllm.tasks import task_folders
+
+    tasks = task_folders()
+    if name not in tasks:
+        near = difflib.get_close_matches(name, [*BENCHMARKS, *tasks], n=3, cutoff=0.6)
+        hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
+        raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
+    return _mllm(f"lmms-eval's task {name}", name, tasks[name], "")

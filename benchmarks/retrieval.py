@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.caption_sets import CaptionSet, load_caption_set
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
+from benchmarks.protocol import Entries
 from benchmarks.recall import CUTS, TIE, Ranks, ranks
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _load(config: BenchmarkConfig) -> CaptionSet:
     )
 
 
-def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> dict[str, str | int | float | bool | None]:
+def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
     counts = sorted({len(group) for group in captions.captions})
     return {
         "task": "zero-shot retrieval, both directions",

@@ -27,8 +27,10 @@ def run(config: RunConfig) -> None:
     """Evaluate a row on its benchmarks; one that fails is recorded as such and the others go on.
 
     Raises:
-        UserError: every benchmark failed; the first reason is given.
+        UserError: a benchmark that does not exist; or every benchmark failed, for the reason of the first.
     """
+    for benchmark in config.benchmarks:
+        find(benchmark.entry)  # an unknown name is a mistake in the config: nothing is run
     row = Row(config)
     results = [_one(row, benchmark) for benchmark in config.benchmarks]
     failed = [result for result in results if result.status == "failed"]
@@ -156,8 +158,8 @@ def list_benchmarks(config: ListConfig) -> None:
     for name, entry in BENCHMARKS.items():
         print(f"{name:<{width}}  {entry.needs:<7}  {entry.about}")
     if config.tasks:
-        from benchmarks.mllm.tasks import task_names
+        from benchmarks.mllm.tasks import task_folders
 
-        print("\n".join(["", *task_names()]))
+        print("\n".join(["", *sorted(task_folders())]))
     else:
         print("\nAny task of lmms-eval works as well (--tasks true names them).")

@@ -19,12 +19,13 @@ import numpy as np
 DRAWS = 2000
 _Z95 = 1.959963984540054
 _CELLS_AT_ONCE = 4_000_000
+_SHARES = frozenset({"mean", "ratio", "f1"})
 
 Columns = Mapping[str, np.ndarray]
 Formula = Callable[[Columns, Sequence[str], np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Interval:
     """A 95 % interval and how it was made (``"wilson"``, ``"bootstrap"`` or ``"none"``)."""
 
@@ -65,7 +66,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     spread = 1 + _Z95**2 / n
     middle = (share + _Z95**2 / (2 * n)) / spread
     half = _Z95 * math.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n * n)) / spread
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return 0.0 if share == 0 else middle - half, 1.0 if share == 1 else middle + half
 
 
 def evaluate(formula: str, columns: Columns, names: Sequence[str]) -> float:
@@ -79,9 +80,9 @@ def interval(
 ) -> Interval:
     """95 % interval of a metric whose items come in clusters (several questions about one image).
 
-    A share of single-item clusters gets Wilson's interval. So does a share that is 0 or 1 everywhere, where a
-    bootstrap would claim certainty; its sample size is then the number of clusters. Everything else gets the
-    percentile bootstrap over clusters, the same for the same seed.
+    A share of single-item clusters gets Wilson's interval, everything else the percentile bootstrap over clusters,
+    the same for the same seed. Where every draw of a share gives 0, or every one 1, the bootstrap would claim
+    certainty: Wilson's interval stands in, its sample size the number of clusters.
 
     Args:
         formula: a name in ``FORMULAS``.
@@ -91,23 +92,27 @@ def interval(
         draws: bootstrap draws.
         seed: of the draws.
     """
-    if formula == "mean" and len(names) == 1:
-        values = columns[names[0]].astype(float)
-        kept = ~np.isnan(values)
-        values, owners = values[kept], np.asarray(clusters)[kept]
-        if not len(values):
-            return Interval(low=None, high=None, method="none")
-        alone = len(np.unique(owners)) == len(values)
-        if np.isin(values, (0.0, 1.0)).all() and (alone or values.min() == values.max()):
-            size = len(np.unique(owners))
-            low, high = wilson(values.mean() * size, size)
-            return Interval(low=low, high=high, method="wilson")
+    present = ~np.any([np.isnan(columns[name].astype(float)) for name in names if _is_number(columns[name])], axis=0)
+    owners = np.asarray(clusters)[present] if len(names) == 1 else np.asarray(clusters)
+    count = len(np.unique(owners))
+    if count == 0:
+        return Interval(low=None, high=None, method="none")
+    if formula == "mean" and len(names) == 1 and count == len(owners):
+        values = columns[names[0]].astype(float)[present]
+        if np.isin(values, (0.0, 1.0)).all():
+            return Interval(*wilson(values.sum(), count), method="wilson")
     found = bootstrap(formula, columns, names, clusters, draws=draws, seed=seed)
     found = found[~np.isnan(found)]
     if not len(found):
         return Interval(low=None, high=None, method="none")
+    if formula in _SHARES and found.min() == found.max() and found[0] in {0.0, 1.0}:
+        return Interval(*wilson(found[0] * count, count), method="wilson")
     low, high = np.quantile(found, (0.025, 0.975))
     return Interval(low=float(low), high=float(high), method="bootstrap")
+
+
+def _is_number(values: np.ndarray) -> bool:
+    return np.issubdtype(values.dtype, np.number)
 
 
 def bootstrap(

@@ -3,7 +3,7 @@
 lmms-eval's NoCaps scorer starts two Java programs for each of its seven metrics. Inside ``caption_scorers()`` every
 caption is tokenised once by the same Java program, METEOR's starts only for METEOR, and the scores that
 pycocoevalcap computes for each picture are kept. Without Java the captions are tokenised here (``_python_tokens``,
-which the protocol states) and METEOR is NaN.
+which the protocol states); METEOR cannot be had then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-NO_JAVA = "METEOR is a Java program and there is no java here"
+NEED_JAVA = ("nocaps_METEOR",)
 _LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _BRACKETS = {"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "}
 
@@ -71,7 +71,7 @@ def caption_scorers() -> Iterator[PictureScores]:
         for owner, name, replacement in (
             (PTBTokenizer, "tokenize", _tokenizing({})),
             (Meteor, "__init__", _idle),
-            (Meteor, "compute_score", _meteor(Meteor.__init__, Meteor.compute_score)),
+            (Meteor, "compute_score", _started(Meteor.__init__, Meteor.compute_score)),
             (Cider, "compute_score", _keeping(Cider.compute_score, scores.cider)),
             (Rouge, "compute_score", _keeping(Rouge.compute_score, scores.rouge)),
             (Bleu, "compute_score", _counting(Bleu.compute_score, scores.bleu)),
@@ -137,10 +137,8 @@ def _idle(self: Any) -> None:
     self.meteor_p = SimpleNamespace(stdin=stream, kill=lambda: None, wait=lambda: None)
 
 
-def _meteor(start: Any, compute: Any) -> Any:
+def _started(start: Any, compute: Any) -> Any:
     def compute_score(self: Any, gts: Any, res: Any) -> tuple[float, list[float]]:
-        if not java_works():
-            return float("nan"), []
         start(self)
         return compute(self, gts, res)
 

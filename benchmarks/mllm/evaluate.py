@@ -11,14 +11,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.mllm.captioning import NO_JAVA, PictureScores, caption_scorers, java_works, tokenizer_name
+from benchmarks.mllm.captioning import NEED_JAVA, PictureScores, caption_scorers, java_works, tokenizer_name
 from benchmarks.mllm.metrics import READERS, Reader, generic_reader, items_table
 from benchmarks.mllm.tasks import data_root, go_offline, load_task, manager, quiet, reason
-from benchmarks.outcome import MetricSpec, Outcome, measure
+from benchmarks.outcome import Outcome, measure
+from benchmarks.protocol import Entries
 from benchmarks.registry import Benchmark, find
 from benchmarks.results import Metric
 from clips.artifact import directory_hash, versions
-from clips.errors import UserError
+from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +37,14 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     task = load_task(entry.task, entry.folder, data_root(config.data))
     model = LlavaBridge(loaded=row.llava, batch_size=row.config.batch_size, keep_pictures=True)
     processor, settings = model.processor, _generation_settings(task, entry, config)
+    absent = _leave_out(task, config)
     results, scores = _lmms_eval(model, task, entry, config, settings)
     samples = sorted(results["samples"][entry.task], key=lambda sample: sample["doc_id"])
     values = _values(results["results"][entry.task], task)
     reader = READERS.get(entry.task) or generic_reader(samples, list(values))
     pictures = {number: picture for (_, number), picture in model.pictures.items()}
     items = items_table(samples, pictures, reader.columns(samples, scores), reader.score)
-    metrics, absent = _metrics(reader, values, items)
+    metrics = _metrics(reader, values, items, absent)
     return Outcome(
         metrics=metrics,
         primary=tuple(name for name in reader.primary if name in metrics),
@@ -66,6 +68,17 @@ def _generation_settings(task: Any, entry: Benchmark, config: BenchmarkConfig) -
     settings = dict(task.config.generation_kwargs or {})
     cap = config.max_new_tokens or settings.get("max_new_tokens") or entry.max_new_tokens
     return settings | ({"max_new_tokens": cap} if cap else {})
+
+
+def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
+    """Keep lmms-eval from computing what is not wanted or not possible here; metric → why."""
+    absent = dict.fromkeys(config.without, "left out by the config")
+    if not java_works():
+        absent |= dict.fromkeys(NEED_JAVA, "it is a Java program and there is no java here")
+    unknown = set(config.without) - set(task.aggregation())
+    if unknown:
+        raise suggest(min(unknown), task.aggregation(), f"metric of '{config.name}'")
+    return {name: why for name, why in absent.items() if task.aggregation().pop(name, None) is not None}
 
 
 def _lmms_eval(
@@ -111,33 +124,29 @@ def _values(found: Mapping[str, Any], task: Any) -> dict[str, float]:
 
 
 def _metrics(
-    reader: Reader, values: Mapping[str, float], items: pd.DataFrame
-) -> tuple[dict[str, Metric], dict[str, str]]:
+    reader: Reader, values: Mapping[str, float], items: pd.DataFrame, absent: dict[str, str]
+) -> dict[str, Metric]:
+    """The metrics that lmms-eval gave; those that it did not give are added to ``absent`` with the reason."""
     metrics: dict[str, Metric] = {}
-    absent: dict[str, str] = {}
     for name, spec in reader.metrics.items():
-        value = values.get(name)
-        if value is None:
-            absent[name] = "no item of this data enters it"
-        elif math.isnan(value):
-            absent[name] = NO_JAVA if name == "nocaps_METEOR" and not java_works() else "lmms-eval gives no number"
+        if name in values and math.isfinite(values[name]):
+            metrics[name] = measure(items, spec, values[name])
         else:
-            metrics[name] = measure(items, spec, value)
-    for name, value in values.items():
-        if name not in reader.metrics and not math.isnan(value):
-            metrics[name] = measure(items, MetricSpec(label=name, formula=None, scale=1.0), value)
+            absent.setdefault(
+                name, "lmms-eval gives no number" if name in values else "no question of this data enters it"
+            )
     for name, spec in reader.extra.items():
         metrics[name] = measure(items, spec)
-    return metrics, absent
+    return metrics
 
 
 def _protocol(
     task: Any, entry: Benchmark, config: BenchmarkConfig, settings: Mapping[str, Any], questions: int
-) -> dict[str, str | int | float | bool | None]:
+) -> Entries:
     """What the numbers depend on besides the model and how it takes its input."""
     prompt = getattr(task, "lmms_eval_specific_kwargs", None) or {}
     shown = {name: value for name, value in prompt.items() if isinstance(value, str | int | bool)}
-    protocol = {
+    protocol: Entries = {
         "task": f"lmms-eval's {entry.task}",
         "benchmark": config.name,
         "data_hash": data_hash(config),
@@ -146,12 +155,13 @@ def _protocol(
         "prompt": json.dumps(shown, ensure_ascii=False, sort_keys=True),
         "decoding": json.dumps(settings, ensure_ascii=False, sort_keys=True, default=str),
         "shots": int(task.config.num_fewshot or 0),
-        "scorer": f"lmms-eval {versions()['lmms-eval']}, {entry.task} version {task.VERSION}",
+        "scorer": f"lmms-eval {versions()['lmms-eval']}",
+        "task_version": str(task.VERSION),
     }
     return protocol | ({"caption_tokenizer": tokenizer_name()} if entry.task.startswith("nocaps") else {})
 
 
-def _input(model: Any, processor: Any) -> dict[str, str | int | float | bool | None]:
+def _input(model: Any, processor: Any) -> Entries:
     """How the LLaVA takes pictures and text."""
     from PIL.Image import Resampling
 

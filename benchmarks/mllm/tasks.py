@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from clips.errors import UserError, suggest
+from clips.errors import UserError
 
 _HUB = "lmms-lab-encoder"
 
@@ -32,24 +34,14 @@ def data_root(data: str) -> Path:
 
 @functools.cache
 def go_offline() -> None:
-    """Cut this process off from the hub and from the user's caches; works before and after their import."""
-    cache = tempfile.TemporaryDirectory(prefix="clips-bench-")
-    _kept.append(cache)
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_DATASETS_CACHE": cache.name,
-        "LMMS_EVAL_DATASETS_CACHE": cache.name,
-        "TQDM_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    """Cut this process off from the hub; works before and after the libraries are imported."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import datasets
     import huggingface_hub.constants
     from loguru import logger
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
-    datasets.config.HF_DATASETS_CACHE = Path(cache.name)
     datasets.disable_progress_bars()
     logger.disable("lmms_eval")
     with quiet():
@@ -60,7 +52,26 @@ def go_offline() -> None:
     ConfigurableTask.download.retry.stop = stop_after_attempt(1)  # local data that fails once will fail again
 
 
-_kept: list[Any] = []  # temporary directories, removed when the process ends
+@contextlib.contextmanager
+def _own_cache() -> Iterator[None]:
+    """An empty cache for ``datasets``, neither the user's nor another data root's.
+
+    ``datasets`` keys its cache by the name of the data set, which is the same below every root: with a shared
+    cache the second root would silently get the data of the first.
+    """
+    import datasets
+    from lmms_eval.api import task
+
+    folder = tempfile.TemporaryDirectory(prefix="clips-bench-")
+    _kept.append(folder)  # memory-mapped as long as the task is used
+    with (
+        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(folder.name)),
+        mock.patch.object(task, "_resolve_hf_datasets_cache_dir", return_value=folder.name),
+    ):
+        yield
+
+
+_kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 
 
 @contextlib.contextmanager
@@ -71,34 +82,40 @@ def quiet() -> Iterator[None]:
 
 
 @functools.cache
-def manager(folder: str = "") -> Any:
-    """lmms-eval's index of tasks: of one folder below its ``tasks``, or, if empty, of all (some seconds)."""
+def task_folders() -> dict[str, str]:
+    """Every task of lmms-eval → the folder below its ``tasks`` that defines it. Nothing is imported."""
+    spec = importlib.util.find_spec("lmms_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("lmms-eval is not installed")
+    tasks = Path(spec.submodule_search_locations[0]) / "tasks"
+    found = {}
+    for path in sorted(tasks.rglob("*.yaml")):
+        if name := _TASK_NAME.search(path.read_text(encoding="utf-8", errors="replace")):
+            found[name[1]] = path.parent.relative_to(tasks).as_posix()
+    return found
+
+
+_TASK_NAME = re.compile(r"""^task[ ]*:[ ]*["']?([\w.-]+)["']?[ ]*(?:\#.*)?$""", re.MULTILINE)
+
+
+@functools.cache
+def manager(folder: str) -> Any:
+    """lmms-eval's index of the tasks in one folder below its ``tasks`` (all 2,000 would take seconds)."""
     go_offline()
     import lmms_eval.tasks
 
+    path = Path(lmms_eval.tasks.__file__).parent / folder
     with quiet():
-        if not folder:
-            return lmms_eval.tasks.TaskManager(model_name="llava_bridge")
-        path = Path(lmms_eval.tasks.__file__).parent / folder
         return lmms_eval.tasks.TaskManager(include_path=str(path), include_defaults=False, model_name="llava_bridge")
-
-
-def task_names() -> list[str]:
-    """Every task that lmms-eval knows."""
-    return list(manager().all_subtasks)
 
 
 def load_task(name: str, folder: str, root: Path) -> Any:
     """One of lmms-eval's tasks with its data from below ``root``.
 
     Raises:
-        UserError: no such task, a group of tasks, or data that are missing or malformed.
+        UserError: data that are missing or malformed.
     """
     index = manager(folder)
-    if name not in index.all_subtasks:
-        if name in index.all_tasks:
-            raise UserError(f"benchmark '{name}': is a group of lmms-eval's tasks; name one of its tasks instead")
-        raise suggest(name, index.all_subtasks, "benchmark")
     from lmms_eval.tasks import get_task_dict
     from lmms_eval.utils import load_yaml_config
 
@@ -106,7 +123,7 @@ def load_task(name: str, folder: str, root: Path) -> Any:
     if dataset and not (root / dataset).exists():
         raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
     try:
-        with quiet(), contextlib.chdir(root), _without_workers():
+        with quiet(), contextlib.chdir(root), _own_cache(), _without_workers():
             return get_task_dict([name], index, "simple")[name]
     except UserError:
         raise
