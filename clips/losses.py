@@ -77,10 +77,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), step):
             part, label = hidden[start : start + step], labels[start : start + step, None]
             logits = part @ weight.t()
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            total += (normaliser - logits.gather(1, label)).sum()
+            largest = logits.amax(dim=1, keepdim=True)
+            own = logits.gather(1, label)
+            powers = logits.sub_(largest).exp_()
+            normaliser = powers.sum(dim=1, keepdim=True)
+            total += (largest + normaliser.log() - own).sum()
             if want_hidden or want_weight:
-                error = logits.sub_(normaliser).exp_()  # softmax, then minus one at the label
+                error = powers.div_(normaliser)  # softmax, then minus one at the label
                 error.scatter_add_(1, label, error.new_full(label.shape, -1.0))
                 if hidden_grad is not None:
                     torch.mm(error, weight, out=hidden_grad[start : start + step])

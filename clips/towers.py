@@ -178,7 +178,8 @@ def token_widths(towers: Towers) -> tuple[int, int]:
     """Channels of the image tokens and of the text tokens that the ``encode_`` functions return."""
     trunk = getattr(towers.visual, "trunk", None)
     image = trunk.num_features if trunk is not None else towers.visual.transformer.width
-    return image, getattr(towers, "text", towers).transformer.width
+    text = towers.text if hasattr(towers, "text") else towers
+    return image, text.transformer.width
 
 
 def _flattened(features: Tensor, trunk: Any) -> Tensor:
