@@ -30,7 +30,11 @@ def colour(number: int) -> str:
 
 def captions(number: int) -> list[str]:
     name = colour(number)
-    return [f"A {name} square number {number}.", f"There is a {name} thing.", f"{name} on grey, {number}"]
+    return [
+        f"A {name} square number {number}.",
+        f"There is a {name} thing, {number} of many.",
+        f"{name} on grey, {number}",
+    ]
 
 
 def png(image: Image.Image) -> bytes:

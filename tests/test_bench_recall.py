@@ -1,0 +1,101 @@
+"""Ranks and recalls against hand-computed matrices, a naive loop and CLIP_benchmark's definition."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import recall
+from benchmarks.recall import Ranks, ranks
+
+
+def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[Ranks, Ranks]:
+    """Ranks for a given (pictures, captions) matrix, through embeddings that produce it."""
+    images = torch.eye(len(similarity), dtype=torch.float64)
+    return ranks(images, torch.as_tensor(similarity.T, dtype=torch.float64), owner)
+
+
+def test_by_hand():
+    similarity = np.array(
+        [
+            [0.9, 0.1, 0.8, 0.2],  # captions 0 and 1 are its own: best own rank 1
+            [0.5, 0.6, 0.4, 0.3],  # caption 2: rank 3
+            [0.1, 0.2, 0.3, 0.9],  # caption 3: rank 1
+        ]
+    )
+    to_captions, to_images = _from_similarity(similarity, [0, 0, 1, 2])
+    assert to_captions.expected().tolist() == [1, 3, 1]
+    assert to_captions.hit(1).tolist() == [1, 0, 1]
+    assert to_captions.hit(5).tolist() == [1, 1, 1]
+    assert to_captions.first.tolist() == [0, 1, 3]
+    # caption 0: picture 0 first; 1: 0.1 is third; 2: 0.4 is second; 3: first
+    assert to_images.expected().tolist() == [1, 3, 2, 1]
+    assert to_images.hit(1).tolist() == [1, 0, 0, 1]
+    assert to_images.first.tolist() == [0, 1, 0, 2]
+
+
+def test_ties_count_their_expected_hit():
+    """Ten answers, three more similar, four tied of which two are right."""
+    found = Ranks(np.array([3]), np.array([4]), np.array([2]), np.array([0]))
+    orders = list(permutations([True, True, False, False]))
+    for k in (1, 3, 4, 5, 6, 7, 10):
+        expected = np.mean([any(order[: max(0, k - 3)]) for order in orders])
+        assert found.hit(k)[0] == pytest.approx(expected), k
+    assert found.expected()[0] == pytest.approx(3 + np.mean([order.index(True) + 1 for order in orders]))
+
+
+def test_a_constant_model_scores_chance():
+    n, per = 40, 5
+    images = torch.nn.functional.normalize(torch.ones(n, 7), dim=1)
+    captions = torch.nn.functional.normalize(torch.ones(n * per, 7), dim=1)
+    to_captions, to_images = ranks(images, captions, np.repeat(np.arange(n), per).tolist())
+    for k in (1, 5, 10):
+        assert to_images.hit(k).mean() == pytest.approx(k / n)
+        miss = np.prod([(n * per - per - i) / (n * per - i) for i in range(k)])
+        assert to_captions.hit(k).mean() == pytest.approx(1 - miss)
+    assert np.median(to_images.expected()) == pytest.approx((n + 1) / 2)
+
+
+def _clip_benchmark_recall(scores: torch.Tensor, positive_pairs: torch.Tensor, k: int) -> torch.Tensor:
+    """CLIP_benchmark's definition, written anew: the share of a query's positives in its top k, then whether any."""
+    top = torch.topk(scores, k, dim=1).indices
+    hits = torch.gather(positive_pairs, 1, top).sum(1)
+    return (hits > 0).float()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
+    monkeypatch.setattr(recall, "_BLOCK_CELLS", 200)  # many small blocks
+    generator = torch.Generator().manual_seed(seed)
+    counts = [1 + (number % 5) for number in range(30)]
+    owner = np.repeat(np.arange(30), counts)
+    images = torch.nn.functional.normalize(torch.randn(30, 16, generator=generator), dim=1)
+    captions = torch.nn.functional.normalize(
+        images[owner] + 0.8 * torch.randn(len(owner), 16, generator=generator), dim=1
+    )
+    to_captions, to_images = ranks(images, captions, owner.tolist())
+    similarity = images @ captions.T
+    belongs = torch.as_tensor(owner)[None, :] == torch.arange(30)[:, None]
+    for k in (1, 5, 10):
+        np.testing.assert_allclose(to_captions.hit(k), _clip_benchmark_recall(similarity, belongs, k).numpy())
+        np.testing.assert_allclose(to_images.hit(k), _clip_benchmark_recall(similarity.T, belongs.T, k).numpy())
+    for image in range(30):
+        order = similarity[image].argsort(descending=True).tolist()
+        assert to_captions.expected()[image] == 1 + min(order.index(c) for c in np.flatnonzero(owner == image))
+    for caption, image in enumerate(owner):
+        order = similarity[:, caption].argsort(descending=True).tolist()
+        assert to_images.expected()[caption] == 1 + order.index(image)
+
+
+def test_permuting_pictures_permutes_ranks():
+    generator = torch.Generator().manual_seed(1)
+    images, captions = torch.randn(12, 8, generator=generator), torch.randn(24, 8, generator=generator)
+    owner = np.repeat(np.arange(12), 2)
+    order = torch.randperm(12, generator=generator).numpy()
+    place = np.argsort(order)
+    before, _ = ranks(images, captions, owner.tolist())
+    after, _ = ranks(images[order], captions, place[owner].tolist())
+    np.testing.assert_array_equal(after.expected(), before.expected()[order])

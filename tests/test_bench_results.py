@@ -1,0 +1,143 @@
+"""Result files survive a round trip, and broken ones are refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.protocol import differences, fingerprint
+from benchmarks.results import (
+    Metric,
+    Result,
+    check_name,
+    columns_of,
+    read_items,
+    read_result,
+    read_results,
+    result_path,
+    write_result,
+)
+from clips.errors import UserError
+
+
+def _result(**changes) -> Result:
+    metric = Metric(
+        value=0.5, low=0.4, high=math.nan, n=10, clusters=5, higher_is_better=True, scale=100.0, label="R@1",
+        interval="bootstrap", formula="mean", columns=("score",),
+    )  # fmt: skip
+    result = Result(
+        row="clip", benchmark="retrieval", kind="retrieval", status="ok", model={"path": "x", "hash": "y"},
+        metrics={"r1": metric}, primary=("r1",), protocol={"data_hash": "é"},
+    )  # fmt: skip
+    return dataclasses.replace(result, **changes)
+
+
+def test_round_trip(tmp_path):
+    items = pd.DataFrame({"item": ["a", "b"], "image": ["1", "2"], "score": [1.0, 0.0], "thumbnail": [b"\xff", None]})
+    path = write_result(tmp_path, _result(), items)
+    assert path == result_path(tmp_path, "clip", "retrieval")
+    found = read_result(path)
+    expected = _result().metrics["r1"]
+    assert found.metrics["r1"] == dataclasses.replace(expected, high=None)  # JSON has no NaN
+    assert (found.protocol, found.primary, found.path) == ({"data_hash": "é"}, ["r1"], path)
+    pd.testing.assert_frame_equal(read_items(found), items)
+    assert columns_of(read_items(found), ("score",))["score"].tolist() == [1.0, 0.0]
+    assert [result.benchmark for result in read_results(tmp_path)] == ["retrieval"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["retrieval.items.parquet", "retrieval.json"]
+
+
+def test_failed_result_replaces_the_items_of_an_old_one(tmp_path):
+    write_result(tmp_path, _result(), pd.DataFrame({"item": ["a"]}))
+    path = write_result(tmp_path, _result(status="failed", reason="no shard", metrics={}))
+    assert read_result(path).reason == "no shard"
+    with pytest.raises(UserError, match="has no items"):
+        read_items(read_result(path))
+    assert [file.name for file in path.parent.iterdir()] == ["retrieval.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"schema": 99}', "newer version"),
+        ("{", "not a result file"),
+        ('{"schema": 1}', "not a result file"),
+        ("[]", "not a result file"),
+    ],
+)
+def test_broken_results(tmp_path, content, said):
+    file = tmp_path / "row" / "x.json"
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(UserError, match=said) as caught:
+        read_results(tmp_path)
+    assert str(file) in str(caught.value)
+
+
+def test_a_result_of_an_unknown_field_is_refused(tmp_path):
+    path = write_result(tmp_path, _result())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
+    with pytest.raises(UserError, match="not a result file"):
+        read_result(path)
+
+
+def test_missing_items_file(tmp_path):
+    path = write_result(tmp_path, _result(), pd.DataFrame({"item": ["a"]}))
+    path.with_name("retrieval.items.parquet").unlink()
+    with pytest.raises(UserError, match=r"items of retrieval\.json are missing"):
+        read_items(read_result(path))
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a/b"])
+def test_names_that_are_no_file_names(name):
+    with pytest.raises(UserError, match="expected letters"):
+        check_name(name, "row")
+
+
+def test_fingerprint_depends_on_every_entry_and_not_on_their_order():
+    protocol = {"data_hash": "abc", "questions": 5, "input_resolution": 64}
+    assert fingerprint(protocol) == fingerprint(dict(reversed(protocol.items())))
+    for name in protocol:
+        assert fingerprint(protocol | {name: "changed"}) != fingerprint(protocol)
+    assert fingerprint(protocol, across=["input_"]) == fingerprint(
+        protocol | {"input_resolution": 224, "input_resize": "squash"}, across=["input_"]
+    )
+    assert fingerprint(protocol, across=["input"]) != fingerprint(protocol | {"input_resolution": 2}, across=["input"])
+
+
+def test_differences_in_words():
+    first = {"questions": 5, "prompt": "Say yes.", "same": 1}
+    second = {"questions": 6, "same": 1, "precision": "float32"}
+    assert differences(first, second) == [
+        "questions: 5 against 6",
+        'prompt: "Say yes." against not stated',
+        'precision: not stated against "float32"',
+    ]
+    assert differences(first, first) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"row": "a/b"}, "row: expected letters"),
+        ({"encoder": None}, "encoder: expected"),
+        ({"benchmarks": []}, "benchmarks: expected at least one"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"benchmarks": [BenchmarkConfig(name="x", data="d")] * 2}, "'x' is there twice"),
+    ],
+)
+def test_run_config_names_the_wrong_field(changes, said):
+    good = {"row": "a", "results": "r", "encoder": "e", "benchmarks": [BenchmarkConfig(name="x", data="d")]}
+    RunConfig(**good)
+    with pytest.raises(UserError, match=said):
+        RunConfig(**good | changes)
+
+
+@pytest.mark.parametrize("field", ["limit", "captions_per_image", "max_new_tokens"])
+def test_benchmark_config_names_the_wrong_field(field):
+    with pytest.raises(UserError, match=rf"benchmarks.{field}: expected at least 1, got 0 \(benchmark 'x'\)"):
+        BenchmarkConfig(name="x", data="d", **{field: 0})

@@ -1,0 +1,352 @@
+"""``clips-bench run`` on retrieval and choice: numbers known beforehand, protocols, skipping, failures."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import bench_world as world
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import embed
+from benchmarks.caption_sets import load_caption_set
+from benchmarks.cli import COMMANDS
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
+from benchmarks.run import run
+from benchmarks.statistics import evaluate
+from clips.commandline import run_commands
+from clips.errors import UserError
+
+PICTURES = 12
+
+
+class Oracle:
+    """Knows which caption belongs to which picture; the pictures in ``blind`` get the vector of their neighbour."""
+
+    def __init__(self, blind: tuple[int, ...] = (), broken: int | None = None) -> None:
+        self.visual = self
+        self.image_size = 64
+        self.preprocess_cfg = {"size": (64, 64), "resize_mode": "squash", "interpolation": "bilinear"}
+        self.blind, self.broken = blind, broken
+        self.numbers = {world.picture(number).tobytes(): number for number in range(PICTURES)}
+        self.texts = {text: number for number in range(PICTURES) for text in world.captions(number)}
+
+    def _vector(self, number: int) -> torch.Tensor:
+        return torch.eye(PICTURES + 1)[number]
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        found = []
+        for each in pixels:
+            number = self.numbers[each.byte().numpy().tobytes()]
+            vector = self._vector((number + 1) % PICTURES if number in self.blind else number)
+            found.append(vector * torch.nan if number == self.broken else vector)
+        return torch.stack(found)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self._vector(int(token)) for token in tokens[:, 0]])
+
+    def tokenizer(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[self.texts.get(text, PICTURES)] for text in texts])
+
+    def as_encoder(self) -> embed.DualEncoder:
+        return embed.DualEncoder(
+            model=self,
+            preprocess=lambda image: torch.from_numpy(np.array(image)),
+            tokenizer=self.tokenizer,
+            how=embed._how(self, "unused"),
+            device="cpu",
+            precision="uint8",
+        )
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    return world.write_shards(tmp_path / "shards", PICTURES)
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Make every encoder directory load as the given oracle; returns the directory."""
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "weights").write_text("1")
+
+    def use(oracle: Oracle) -> str:
+        monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: oracle.as_encoder())
+        return str(tmp_path / "encoder")
+
+    return use
+
+
+def _run(tmp_path: Path, encoder: str, *benchmarks: BenchmarkConfig, **changes):
+    config = RunConfig(
+        row="row", results=str(tmp_path / "results"), encoder=encoder, benchmarks=list(benchmarks), **changes
+    )
+    run(config)
+    return [read_result(result_path(config.results, "row", benchmark.name)) for benchmark in benchmarks]
+
+
+def test_an_oracle_is_right_and_a_blind_spot_costs_what_it_must(tmp_path, shards, use):
+    retrieval = BenchmarkConfig(name="scenes", uses="retrieval", data=str(shards))
+    (perfect,) = _run(tmp_path, use(Oracle()), retrieval)
+    assert {name: metric.value for name, metric in perfect.metrics.items() if "median" not in name} == {
+        **{f"{way}_r{k}": 1.0 for way in ("t2i", "i2t") for k in (1, 5, 10)},
+        "mean_r1": 1.0,
+        "mean_recall": 1.0,
+    }
+    assert perfect.metrics["t2i_median_rank"].value == 1.0
+    assert perfect.metrics["t2i_r1"].low > 0.7  # Wilson over twelve pictures, no false certainty
+    assert perfect.metrics["t2i_r1"].low < 1.0
+
+    (result,) = _run(tmp_path, use(Oracle(blind=(3,))), retrieval, again=True)
+    # picture 3 has the vector of picture 4. I→T: 3 finds 4's captions. T→I: 4's captions find 3 and 4 alike.
+    assert result.metrics["i2t_r1"].value == pytest.approx(11 / 12)
+    assert result.metrics["t2i_r1"].value == pytest.approx((10 + 0.5) / 12)
+    assert result.metrics["t2i_r1"].n == 36
+    assert result.metrics["t2i_r1"].clusters == 12
+    assert result.metrics["mean_r1"].value == pytest.approx((11 + 10.5) / 24)
+
+
+def test_items_carry_what_the_metrics_and_the_report_need(tmp_path, shards, use):
+    (result,) = _run(tmp_path, use(Oracle(blind=(3,))), BenchmarkConfig(name="retrieval", data=str(shards)))
+    items = read_items(result)
+    assert set(ITEM_COLUMNS) <= set(items.columns)
+    assert items["item"].is_unique
+    for metric in result.metrics.values():
+        columns = {name: items[name].to_numpy() for name in metric.columns}
+        assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
+    asked = items[items["direction"] == "t2i"].set_index("question")
+    assert asked.loc[world.captions(5)[0], "prediction"] == asked.loc[world.captions(5)[0], "target"]
+    pictures = items[items["direction"] == "i2t"]
+    assert all(Image.open(io.BytesIO(content)).size == (64, 64) for content in pictures["thumbnail"])
+    wrong = pictures[pictures["i2t_r1"] < 1]
+    assert len(wrong) == 1
+    assert wrong["prediction"].item() in world.captions(4)
+
+
+def test_protocol_states_data_and_input(tmp_path, shards, use):
+    (result,) = _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(shards)))
+    stated = result.protocol
+    assert stated["data_hash"] == load_caption_set(str(shards)).hash
+    assert (stated["pictures"], stated["captions"], stated["captions_per_picture"]) == (12, 36, "3")
+    assert (stated["input_resolution"], stated["input_resize"], stated["input_interpolation"]) == (
+        64,
+        "squash",
+        "bilinear",
+    )
+    (fewer,) = _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(shards), captions_per_image=2))
+    assert fewer.fingerprint != result.fingerprint
+    assert fewer.protocol["captions"] == 24
+
+
+def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards, use, capsys):
+    benchmark = BenchmarkConfig(name="retrieval", data=str(shards))
+    encoder = use(Oracle())
+
+    def created() -> str:
+        (result,) = _run(tmp_path, encoder, benchmark)
+        return result.path.stat().st_mtime_ns
+
+    first = created()
+    assert created() == first
+    assert "done already" in capsys.readouterr().err
+    Path(encoder, "weights").write_text("2")  # another model
+    from benchmarks.models import _model_hash
+
+    _model_hash.cache_clear()  # a new process would read the directory anew
+    second = created()
+    assert second > first
+    world.write_shards(shards, PICTURES - 1)  # other data
+    third = created()
+    assert third > second
+    result_path(tmp_path / "results", "row", "retrieval").with_name("retrieval.items.parquet").unlink()
+    assert created() > third  # half a result is none
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path, shards, use, capsys):
+    missing = BenchmarkConfig(name="elsewhere", uses="retrieval", data=str(tmp_path / "nowhere"))
+    good = BenchmarkConfig(name="retrieval", data=str(shards))
+    failed, found = _run(tmp_path, use(Oracle()), missing, good)
+    assert (failed.status, failed.metrics, failed.items) == ("failed", {}, None)
+    assert "no such file or directory" in failed.reason
+    assert found.status == "ok"
+    assert "elsewhere: failed" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"elsewhere: .*no such file"):
+        _run(tmp_path, use(Oracle()), missing)
+
+
+def test_features_that_are_not_finite_are_refused_by_name(tmp_path, shards, use):
+    with pytest.raises(UserError, match=r"not finite for picture 'shard-00001.tar/000000005.png'"):
+        _run(tmp_path, use(Oracle(broken=5)), BenchmarkConfig(name="retrieval", data=str(shards)))
+
+
+def test_an_encoder_without_text_tower(tmp_path, shards):
+    with pytest.raises(UserError, match="timm:resnet18' has no text tower"):
+        _run(tmp_path, "timm:resnet18", BenchmarkConfig(name="retrieval", data=str(shards)))
+    with pytest.raises(UserError, match=r"open_clip_config.json"):
+        _run(tmp_path, str(tmp_path), BenchmarkConfig(name="retrieval", data=str(shards)))
+
+
+def test_a_row_without_the_model_that_is_asked_for(tmp_path, shards):
+    benchmark = BenchmarkConfig(name="retrieval", data=str(shards))
+    with pytest.raises(UserError, match="retrieval: encoder: expected an encoder directory"):
+        run(RunConfig(row="a", results=str(tmp_path / "r"), llava="somewhere", benchmarks=[benchmark]))
+
+
+def test_unknown_benchmark_is_found_before_anything_runs(tmp_path, shards, use):
+    with pytest.raises(UserError, match="unknown benchmark 'retreival'; did you mean 'retrieval'"):
+        _run(tmp_path, use(Oracle()), *[BenchmarkConfig(name=name, data="x") for name in ("retrieval", "retreival")])
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("key", ["benchmark", "batch_sise", "benchmarks.0.dato"])
+def test_a_misspelt_key_of_the_config_file(tmp_path, key, capsys):
+    content = {"row": "a", "results": "r", "encoder": "e", "benchmarks": [{"name": "retrieval", "data": "d"}]}
+    if key.startswith("benchmarks"):
+        content["benchmarks"][0]["dato"] = 1
+    else:
+        content[key] = 1
+    file = tmp_path / "row.yaml"
+    file.write_text(json.dumps(content))
+    assert run_commands("clips-bench", "", COMMANDS, ["run", "--config", str(file)]) == 2
+    complaint = capsys.readouterr().err.strip()
+    assert len(complaint.splitlines()) == 1
+    assert key.rsplit(".", 1)[-1] in complaint
+
+
+def test_choice_by_hand(tmp_path, use):
+    world_dir = tmp_path / "pairs"
+    world_dir.mkdir()
+    rows = []
+    for number in range(4):
+        world.picture(number).save(world_dir / f"{number}.png")
+        for kind in ("swap", "add"):
+            rows.append(
+                {
+                    "kind": kind,
+                    "image": f"{number}.png",
+                    "caption": world.captions(number)[0],
+                    "negative": world.captions(5)[0] if kind == "swap" or number else world.captions(number)[1],
+                }
+            )
+    (world_dir / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    benchmark = BenchmarkConfig(name="sugar", uses="choice", data=str(world_dir / "pairs.jsonl"))
+    (result,) = _run(tmp_path, use(Oracle(blind=(2,))), benchmark)
+    # picture 2 looks like 3: both its pairs are ties; picture 0's 'add' pair names it twice: a tie
+    assert result.metrics["accuracy"].value == pytest.approx((1 + 0.5 + 2 + 2 * 0.5 + 2) / 8)
+    assert result.metrics["accuracy_swap"].value == pytest.approx(3.5 / 4)
+    assert result.metrics["accuracy_add"].n == 4
+    items = read_items(result)
+    assert items["thumbnail"].notna().sum() == 4
+    assert items.loc[items["category"] == "swap", "score"].tolist() == [1, 1, 0.5, 1]
+
+
+def test_choice_names_the_broken_line(tmp_path, use):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"image": "a.png", "caption": "x", "negative": "y"}\n{"image": "b.png", "caption": "x"}\n')
+    with pytest.raises(UserError, match="line 2: expected the key 'negative'"):
+        _run(tmp_path, use(Oracle()), BenchmarkConfig(name="choice", data=str(file)))
+
+
+# ------------------------------------------------------------------------------------------ layouts of caption sets
+
+
+def _karpathy(folder: Path) -> Path:
+    (folder / "images" / "val").mkdir(parents=True)
+    images = []
+    for number in range(3):
+        world.picture(number).save(folder / "images" / "val" / f"{number}.png")
+        images.append(
+            {
+                "filename": f"{number}.png",
+                "filepath": "val",
+                "split": "test" if number else "train",
+                "sentences": [{"raw": text} for text in world.captions(number)],
+            }
+        )
+    file = folder / "dataset.json"
+    file.write_text(json.dumps({"images": images}))
+    return file
+
+
+def test_layouts_of_the_same_data_have_the_same_hash(tmp_path):
+    karpathy = load_caption_set(str(_karpathy(tmp_path)))
+    assert list(karpathy.images) == ["val/1.png", "val/2.png"]
+    lines = tmp_path / "lines.jsonl"
+    rows = [{"image": f"images/val/{n}.png", "captions": world.captions(n)} for n in (1, 2)]
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    texts = tmp_path / "shards"
+    texts.mkdir()
+    with tarfile.open(texts / "0.tar", "w") as tar:
+        for number in (1, 2):
+            world._add(tar, f"{number}.png", (tmp_path / "images" / "val" / f"{number}.png").read_bytes())
+            world._add(tar, f"{number}.txt", "\n".join(world.captions(number)).encode())
+    found = [load_caption_set(str(path)) for path in (lines, texts)]
+    assert {each.hash for each in found} == {karpathy.hash}
+    assert found[1].open(1).tobytes() == world.picture(2).tobytes()
+    limited = load_caption_set(str(lines), limit=1, captions_per_image=2)
+    assert limited.captions == [world.captions(1)[:2]]
+
+
+def test_broken_caption_sets(tmp_path):
+    karpathy = _karpathy(tmp_path)
+    with pytest.raises(UserError, match=r"has no split 'val' \(it has: test, train\)"):
+        load_caption_set(str(karpathy), split="val")
+    with pytest.raises(UserError, match=r"expected \.tar shards, found none"):
+        load_caption_set(str(tmp_path / "images"))
+    (tmp_path / "x.jsonl").write_text('{"image": "a.png", "captions": []}')
+    with pytest.raises(UserError, match=r"a\.png: expected a list of captions"):
+        load_caption_set(str(tmp_path / "x.jsonl"))
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(UserError, match="expected a JSON object"):
+        load_caption_set(str(tmp_path / "x.json"))
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(UserError, match="no such picture"):
+        _ = load_caption_set(str(karpathy)).hash
+
+
+# ------------------------------------------------------------------------------------------ a real encoder
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_stock_open_clip_directory(tmp_path, shards):
+    """A directory written by open_clip alone is evaluated; an untrained one is near chance."""
+    open_clip = pytest.importorskip("open_clip")
+    from safetensors.torch import save_file
+    from transformers import BertTokenizer
+
+    model_cfg = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 2, "layers": 1},
+    }
+    directory = tmp_path / "stock"
+    directory.mkdir()
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"a red green blue white square number there is thing".split(),
+    ]
+    (directory / "vocab.txt").write_text("\n".join([*words, ".", ",", *map(str, range(20))]))
+    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
+    model_cfg["text_cfg"] |= {"hf_tokenizer_name": str(directory)}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**{**model_cfg, "vision_cfg": open_clip.CLIPVisionCfg(**model_cfg["vision_cfg"])})
+    save_file(model.state_dict(), directory / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
+    (result,) = _run(tmp_path, str(directory), BenchmarkConfig(name="retrieval", data=str(shards)))
+    assert result.protocol["input_interpolation"] == "bilinear"
+    assert result.protocol["input_resolution"] == 32
+    assert result.metrics["t2i_r1"].value < 0.5
+    assert len(pd.unique(read_items(result)["prediction"])) > 1

@@ -1,0 +1,160 @@
+"""Intervals and paired tests against textbook values and naive computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.statistics import (
+    FORMULAS,
+    bootstrap,
+    evaluate,
+    holm,
+    interval,
+    paired_difference,
+    wilson,
+)
+
+
+def test_wilson_matches_published_values():
+    # Newcombe 1998, table I: 81/263 and 1/29
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+    assert wilson(0, 20)[0] == 0.0
+    assert wilson(20, 20)[1] == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def _random_columns(generator: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    columns = {name: generator.integers(0, 2, n).astype(float) for name in ("said", "is")}
+    columns["value"] = generator.normal(size=n)
+    columns["value"][::5] = np.nan
+    columns["other"] = generator.normal(size=n)
+    columns["group"] = np.array(list("abc"))[generator.integers(0, 3, n)]
+    for name in ("m1", "m2", "p1", "p2", "length", "reference"):
+        columns[name] = generator.integers(3, 9, n).astype(float)
+    return columns
+
+
+FORMULA_ARGUMENTS = {
+    "mean": ("value", "other"),
+    "ratio": ("said", "p1"),
+    "f1": ("said", "is"),
+    "sum_of_group_means": ("value", "group"),
+    "median": ("value",),
+    "bleu": ("m1", "m2", "p1", "p2", "length", "reference"),
+}
+
+
+@pytest.mark.parametrize("formula", sorted(FORMULAS))
+def test_a_weight_is_a_repetition(formula):
+    """Weights 0, 1, 2, 3 give what the repeated items give with weights 1."""
+    generator = np.random.default_rng(3)
+    columns = _random_columns(generator, 40)
+    weights = generator.integers(0, 4, 40)
+    repeated = {name: np.repeat(values, weights) for name, values in columns.items()}
+    names = FORMULA_ARGUMENTS[formula]
+    weighted = FORMULAS[formula](columns, names, weights[None, :].astype(float))[0]
+    assert weighted == pytest.approx(evaluate(formula, repeated, names))
+
+
+def test_formulas_by_hand():
+    columns = {
+        "x": np.array([1.0, 0.0, np.nan, 1.0]),
+        "y": np.array([np.nan, 1.0, 1.0, 0.0]),
+        "group": np.array(["a", "a", "b", "b"]),
+        "said": np.array([1.0, 1.0, 0.0, 0.0]),
+        "is": np.array([1.0, 0.0, 1.0, 0.0]),
+    }
+    assert evaluate("mean", columns, ("x",)) == pytest.approx(2 / 3)
+    assert evaluate("mean", columns, ("x", "y")) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert evaluate("sum_of_group_means", columns, ("x", "group")) == pytest.approx(0.5 + 1.0)
+    assert evaluate("f1", columns, ("said", "is")) == pytest.approx(0.5)
+    assert evaluate("median", columns, ("x",)) == 1.0
+    assert evaluate("median", {"x": np.array([4.0, 1.0, 3.0, 2.0])}, ("x",)) == 2.5
+    assert evaluate("ratio", {"a": np.zeros(2), "b": np.zeros(2)}, ("a", "b")) == 0.0
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        owner = np.repeat(np.arange(50), 4)
+        share = generator.beta(3, 3, 50)[owner]  # questions about one picture succeed together
+        columns = {"x": (generator.random(200) < share).astype(float)}
+        found = interval("mean", columns, ("x",), owner, draws=300, seed=trial)
+        assert found.method == "bootstrap"
+        hits += found.low <= 0.5 <= found.high
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_clusters_widen_the_interval_and_single_items_get_wilson():
+    columns = {"x": np.repeat([0.0, 1.0], 50)}
+    clustered = interval("mean", columns, ("x",), np.repeat(np.arange(10), 10))
+    alone = interval("mean", columns, ("x",), np.arange(100))
+    assert alone.method == "wilson"
+    assert (alone.low, alone.high) == pytest.approx(wilson(50, 100))
+    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize(("formula", "names"), [("mean", ("x",)), ("f1", ("x", "y")), ("ratio", ("x", "y"))])
+def test_all_wrong_is_not_certain(formula, names):
+    columns = {"x": np.zeros(40), "y": np.ones(40)}
+    found = interval(formula, columns, names, np.repeat(np.arange(20), 2))
+    assert (found.low, found.high) == pytest.approx(wilson(0, 20))
+    assert found.method == "wilson"
+
+
+def test_same_seed_same_interval():
+    columns = {"x": np.random.default_rng(1).normal(size=60)}
+    clusters = np.repeat(np.arange(20), 3)
+    first, second = (bootstrap("median", columns, ("x",), clusters, draws=50, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, bootstrap("median", columns, ("x",), clusters, draws=50, seed=6))
+
+
+def test_paired_difference_sees_what_separate_intervals_hide():
+    generator = np.random.default_rng(2)
+    hard = generator.normal(size=300)
+    first = {"x": (hard + 0.2 > 0).astype(float)}
+    second = {"x": (hard > 0).astype(float)}
+    clusters = np.arange(300)
+    found = paired_difference("mean", first, second, ("x",), clusters)
+    assert found.significant
+    assert found.p_value < 0.01
+    assert found.value == pytest.approx(first["x"].mean() - second["x"].mean())
+    low = interval("mean", first, ("x",), clusters).low
+    high = interval("mean", second, ("x",), clusters).high
+    assert low < high  # the intervals of the two rows overlap
+    back = paired_difference("mean", second, first, ("x",), clusters)
+    assert back.value == pytest.approx(-found.value)
+
+
+def test_paired_difference_of_a_row_with_itself_is_nothing():
+    columns = {"x": np.random.default_rng(4).normal(size=30)}
+    found = paired_difference("mean", columns, columns, ("x",), np.arange(30))
+    assert (found.value, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+    assert not found.significant
+
+
+def test_false_alarms_are_rare_when_rows_are_equally_good():
+    generator = np.random.default_rng(9)
+    alarms = sum(
+        paired_difference(
+            "mean",
+            {"x": (generator.random(80) < 0.4).astype(float)},
+            {"x": (generator.random(80) < 0.4).astype(float)},
+            ("x",),
+            np.arange(80),
+            draws=300,
+            seed=trial,
+        ).significant
+        for trial in range(200)
+    )
+    assert alarms / 200 < 0.12
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
