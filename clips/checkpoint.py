@@ -6,6 +6,7 @@ of the samples and every random draw are functions of (seed, step), so nothing e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -16,13 +17,13 @@ from typing import Any
 import torch
 import yaml
 
-from clips.artifact import MANIFEST, artifact_directory, say, write_file
+from clips.artifact import MANIFEST, artifact_directory, write_file
 from clips.commandline import plain, to_yaml
 from clips.errors import UserError
 
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"
-_WEIGHTS, _OPTIMIZER, _LOOP = "model.safetensors", "optimizer.pt", "loop.json"
+_WEIGHTS, _OPTIMIZER, _LOOP = "model.safetensors", "optimizer.safetensors", "loop.json"
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = {"output", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers", "data.cache_images"}
@@ -109,12 +110,12 @@ def save_checkpoint(
     output: str | Path, model: torch.nn.Module, optimizer: Any, loop: LoopState, config: Any, *, keep: int
 ) -> Path:
     """Write a checkpoint whole or not at all, then delete all but the ``keep`` latest."""
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
     checkpoint = Path(output) / CHECKPOINTS / f"step-{loop.step:08d}"
     with artifact_directory(checkpoint) as partial:
-        save_model(model, str(partial / _WEIGHTS))
-        torch.save(optimizer.state_dict(), partial / _OPTIMIZER)
+        save_file(_contiguous(model.state_dict()), partial / _WEIGHTS)
+        save_file(_contiguous(_flatten(optimizer.state_dict()["state"])), partial / _OPTIMIZER)
         write_file(partial / CONFIG, to_yaml(config))
         write_file(partial / _LOOP, json.dumps(dataclasses.asdict(loop), ensure_ascii=False))
     for old in checkpoints(output)[:-keep]:
@@ -133,15 +134,18 @@ def read_loop(checkpoint: Path) -> LoopState:
     return LoopState(**json.loads((checkpoint / _LOOP).read_text(encoding="utf-8")))
 
 
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _flatten(state: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Put a checkpoint's weights into ``model``; UserError where they are broken or do not fit."""
-    from safetensors.torch import load_model
-
-    try:
-        load_model(model, str(checkpoint / _WEIGHTS))
-    except Exception as error:  # safetensors raises its own errors, torch a RuntimeError
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{checkpoint / _WEIGHTS}: cannot be loaded ({reason}); remove this checkpoint") from None
+    with _loading(checkpoint / _WEIGHTS) as tensors:
+        model.load_state_dict(tensors)
 
 
 def restore(output: str | Path, model: torch.nn.Module, optimizer: Any) -> LoopState:
@@ -150,14 +154,25 @@ def restore(output: str | Path, model: torch.nn.Module, optimizer: Any) -> LoopS
     if not found:
         return LoopState()
     load_weights(found[-1], model)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    with _loading(found[-1] / _OPTIMIZER) as tensors:
+        for key, value in tensors.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = value
+        # What is not a tensor, rates and decays, follows from the config at every step.
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return read_loop(found[-1])
+
+
+@contextlib.contextmanager
+def _loading(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    from safetensors.torch import load_file
+
     try:
-        optimizer.load_state_dict(torch.load(found[-1] / _OPTIMIZER, weights_only=True, map_location="cpu"))
-    except Exception as error:  # a broken zip, a pickle error, a state that does not fit
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{found[-1] / _OPTIMIZER}: cannot be loaded ({reason}); remove this checkpoint") from None
-    loop = read_loop(found[-1])
-    say(f"going on from step {loop.step} ({found[-1]})")
-    return loop
+        yield load_file(path)
+    except Exception as error:  # safetensors raises its own errors, load_state_dict whatever does not fit
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be loaded ({reason}); remove this checkpoint to go on without it") from None
 
 
 def remove_checkpoints(output: str | Path) -> None:

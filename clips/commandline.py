@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import errno
 import importlib
 import inspect
 import os
 import re
 import sys
-import textwrap
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clips.complaints import field_types, one_line
 from clips.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+_LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # the deepspeed launcher adds it; the environment says the same
+_DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,15 +45,14 @@ class Command:
     positional: tuple[str, ...] = ()
 
     def function(self) -> Any:
+        """The function that ``target`` names; imports its module."""
         module, _, name = self.target.partition(":")
         return getattr(importlib.import_module(module), name)
 
 
-def run_commands(
-    program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None
-) -> int:
+def run_commands(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for the user's mistakes)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
     try:
         return _dispatch(program, about, commands, arguments)
     except UserError as error:
@@ -60,9 +60,9 @@ def run_commands(
     except BrokenPipeError:  # the reader of our output has gone (`clips … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            where = error.filename or "the output directory"
+    except Exception as error:
+        if any(sign in str(error) for sign in _DISK_FULL):
+            where = getattr(error, "filename", None) or "output"
             return _complain(program, f"{where}: the disk is full; free some space and run the same command again")
         raise
     except KeyboardInterrupt:
@@ -128,7 +128,7 @@ def parse_config(
             built = parser.instantiate(parser.parse_args(_name_positionals(arguments, positional)))
             return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
     except jsonargparse.ArgumentError as error:
-        raise UserError(f"{prog}: {_one_line(str(error), config_class)}") from None
+        raise UserError(f"{prog}: {one_line(str(error), config_class)}") from None
     except SystemExit as stop:  # --help and --print_config
         if stop.code in {0, None}:
             return None
@@ -142,12 +142,48 @@ def _parser(config_class: type, prog: str, positional: Sequence[str]) -> Any:
     parser = jsonargparse.ArgumentParser(
         prog=prog,
         usage=f"{prog}{words} [--config FILE] [--FIELD VALUE ...]",
-        description=textwrap.dedent(config_class.__doc__ or "").strip().split("\n\n")[0],
+        description=_summary(config_class),
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file of these fields; flags after it override it")
     parser.add_class_arguments(config_class, None)
+    _add_help(parser, config_class)
     return parser
+
+
+def _add_help(parser: Any, config_class: type) -> None:
+    """Put what the docstrings say of each field, and of each nested config, into ``--help``."""
+    texts = dict(_field_help(config_class))
+    for action in parser._actions:
+        if action.dest in texts and "config" not in action.dest.split(".")[-1]:
+            action.help = texts[action.dest]
+    titles = {str(kind): kind for kind in _config_classes(config_class)}
+    for group in parser._action_groups:
+        if group.title in titles:
+            group.title = _summary(titles[group.title]).rstrip(".")
+
+
+def _config_classes(config_class: type) -> Iterator[type]:
+    yield config_class
+    for _, kind in field_types(config_class):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield kind
+
+
+def _summary(config_class: type) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((inspect.getdoc(config_class) or "").split("\n\n")[0].split())
+
+
+def _field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    described = inspect.getdoc(config_class) or ""
+    _, _, arguments = described.partition("Args:\n")
+    found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
+    yield from ((prefix + match[1], " ".join(match[2].split()).replace("%", "%%")) for match in found)
+    for name, kind in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _field_help(kind, f"{prefix}{name}.")
 
 
 def _name_positionals(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
@@ -159,33 +195,6 @@ def _name_positionals(arguments: Sequence[str], positional: Sequence[str]) -> li
             break
         named += [f"--{name}", rest.pop(0)]
     return named + rest
-
-
-_UNKNOWN_KEY = re.compile(
-    r"unrecognized arguments: --(?P<flag>[\w.]+)"
-    r"|Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'"
-    r"|(?:Key|Option) '(?P<key>[\w.]+)' is not (?:expected|accepted)"
-)
-
-
-def _one_line(message: str, config_class: type) -> str:
-    """jsonargparse's message on one line; an unknown key is answered with the nearest field."""
-    unknown = _UNKNOWN_KEY.search(message)
-    if unknown:
-        key = unknown["flag"] or unknown["key"] or f"{unknown['group']}.{unknown['option']}"
-        near = difflib.get_close_matches(key, list(field_names(config_class)), n=1, cutoff=0.5)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return f"unknown key '{key}'{hint}"
-    return re.sub(r"\s*\n\s*", " ", message.strip()).replace("typing.Literal", "one of ")
-
-
-def field_names(config_class: type, prefix: str = "") -> typing.Iterator[str]:
-    """The dotted names of a config's fields, those of nested configs included."""
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        yield prefix + field.name
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from field_names(hints[field.name], f"{prefix}{field.name}.")
 
 
 def to_yaml(config: Any) -> str:
@@ -208,5 +217,5 @@ def plain(value: Any) -> Any:
 
 def _complain(program: str, message: str) -> int:
     line = message if message.startswith(program) else f"{program}: {message}"
-    print(line, file=sys.stderr)
+    print(" ".join(line.splitlines()), file=sys.stderr)
     return EXIT_USER_ERROR

@@ -8,14 +8,13 @@ The training step is `training_step`; everything around it carries batches to it
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ from clips.artifact import added_files, say, write_file, write_manifest
 from clips.checkpoint import LoopState, open_run, remove_checkpoints, restore, save_checkpoint
 from clips.data.loader import DataConfig, TrainingData, batches
 from clips.distributed import (
-    Precision,
-    choose_precision,
     end_processes,
     gather_objects,
     is_main_process,
@@ -38,6 +35,7 @@ from clips.errors import UserError
 from clips.export import write_encoder, write_model_card
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.optim import OptimConfig, build_optimizer, learning_rate_at
+from clips.precision import Precision, choose_precision, computing_in
 from clips.recipes import Recipe, RecipeConfig
 from clips.runlog import Clock, RunLog
 from clips.tokenizer import ClipsTokenizer
@@ -120,7 +118,7 @@ class Run:
     accelerator: Any
     loop: LoopState
     steps: int
-    precision: str
+    precision: Literal["fp32", "bf16"]
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -128,10 +126,6 @@ class Run:
     def is_main(self) -> bool:
         """Whether this process writes and speaks."""
         return self.accelerator.is_main_process
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context in which the model computes."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def train(config: TrainConfig) -> None:
@@ -160,7 +154,7 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     Raises:
         UserError: a loss or the gradient is not finite; the model has not moved.
     """
-    with run.autocast():
+    with computing_in(run.precision, run.accelerator.device):
         outputs = run.model(batch)
         losses = run.recipe.losses(outputs, batch)
     run.accelerator.backward(losses["loss"])
@@ -314,6 +308,8 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
             f"{config.output}: {len(data)} samples, {run.steps} steps of {config.batch_size}, "
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {precision} ({reason})"
         )
+        if run.loop.step:
+            say(f"going on from step {run.loop.step}")
     return run
 
 

@@ -33,10 +33,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
-            raise UserError(f"augment.min_area: expected a share above 0 and at most 1, got {self.min_area}")
+            raise UserError(f"data.augment.min_area: expected a share above 0 and at most 1, got {self.min_area}")
         for name in ("colour_jitter", "greyscale"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"data.augment.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
 
 
 def decoding_size(size: int, config: AugmentConfig) -> int:

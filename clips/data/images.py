@@ -33,7 +33,7 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oversized pictures are refused below, the rest is noise about metadata
-            image = Image.open(io.BytesIO(content))
+            image: Image.Image = Image.open(io.BytesIO(content))
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError("picture too large")
             if at_least is not None:

@@ -28,10 +28,11 @@ class DataConfig:
     """What is trained on.
 
     Args:
-        sources: pictures with captions; several are read as one.
+        sources: pictures with captions, each an entry of format, path, web, synthetic (see `--data.sources.help`);
+            several are read as one.
         augment: how pictures are varied.
         workers: processes that read ahead; 0 reads ahead in a thread of the training process.
-        cache_images: keep decoded pictures in memory, as uint8 of at most the size that crops need.
+        cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
         max_bad_share: stop once more than this share of the samples is undecodable or lacks a caption.
     """
 
@@ -65,10 +66,12 @@ class Sources:
         return self.sources[number], index - int(self.ends[number] - len(self.sources[number]))
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
         source, place = self._locate(index)
         return source.read(place, rng)
 
     def name(self, index: int) -> str:
+        """See `Source`."""
         source, place = self._locate(index)
         return source.name(place)
 
@@ -148,7 +151,7 @@ def batches(
         return iter(
             torch.utils.data.DataLoader(
                 data,
-                batch_sampler=plan,
+                batch_sampler=[list(positions) for positions in plan],
                 num_workers=workers,
                 collate_fn=collate,
                 prefetch_factor=_READ_AHEAD,

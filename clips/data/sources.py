@@ -128,10 +128,12 @@ class WebDataset:
         return len(self.samples)
 
     def name(self, index: int) -> str:
+        """See `Source`."""
         shard, key, _ = self.samples[index]
         return f"{self.shards[shard].path.name}/{key}"
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
         shard, _, spans = self.samples[index]
         image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
         if image is None:
@@ -175,6 +177,7 @@ class WebDataset:
         return (found or "").strip()
 
     def describe(self) -> dict[str, Any]:
+        """See `Source`."""
         root = Path(self.config.path)
         described = {"path": str(root), "shards": len(self.shards), "samples": len(self)}
         if (root / MANIFEST).is_file():
@@ -225,9 +228,11 @@ class Karpathy:
         return len(self.samples)
 
     def name(self, index: int) -> str:
+        """See `Source`."""
         return self.samples[index][0]
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
         file, sentences = self.samples[index]
         if not sentences:
             raise BadSampleError("no sentences")
@@ -244,6 +249,7 @@ class Karpathy:
             raise BadSampleError("missing picture") from None
 
     def describe(self) -> dict[str, Any]:
+        """See `Source`."""
         return {
             "path": str(self.path),
             "split": self.config.split,

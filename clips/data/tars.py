@@ -58,7 +58,6 @@ def index_tar(path: str | Path) -> TarIndex:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if member.isreg():
                     members[member.name.removeprefix("./")] = (member.offset_data, member.size)
-                tar.members.clear()  # tarfile keeps every header otherwise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (tarfile.TarError, EOFError, ValueError) as error:
