@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from clips.captioner import Captioner, CaptionerConfig, CaptionerShape, combination_mask, shifted
+from clips.errors import UserError
+
+SHAPE = CaptionerShape(image_width=12, text_width=8, width=16, layers=2, heads=2, length=6, vocabulary=50)
+
+
+@pytest.fixture
+def captioner():
+    torch.manual_seed(0)
+    return Captioner(SHAPE)
+
+
+@pytest.fixture
+def tokens():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(4, 5, 12, generator=generator), torch.randn(4, 3, 8, generator=generator)
+
+
+def test_mask_by_hand():
+    expected = [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+    ]
+    assert combination_mask(prefix=2, queries=3).int().tolist() == expected
+
+
+def test_logits_are_the_authors(shared):
+    with np.load(shared / "reference/authors_captioner.npz") as file:
+        stored = {key: torch.from_numpy(file[key]) for key in file.files}
+    captioner = Captioner(authors_shape(stored))
+    captioner.load_state_dict(authors_weights(stored))
+    logits = captioner.logits(stored["image_tokens"], stored["web_tokens"])
+    torch.testing.assert_close(logits, stored["logits"], atol=1e-4, rtol=0)
+    assert logits.std() > 0.1
+
+    counted = stored["label_mask"] > 0
+    target = F.pad(stored["labels"].long(), (1, 0))[:, :-1]  # as rows that begin with a begin token
+    assert not counted[:, -1].any()
+    summed = captioner(stored["image_tokens"], stored["web_tokens"], target, counted)
+    assert (summed / counted.sum()).item() == pytest.approx(stored["caption_loss"].item(), abs=1e-4)
+
+
+def authors_shape(stored):
+    return CaptionerShape(
+        image_width=stored["image_tokens"].shape[2],
+        text_width=stored["web_tokens"].shape[2],
+        width=stored["param/learnable_tokens"].shape[1],
+        layers=len({key.split("/")[2] for key in stored if key.startswith("param/Transformer/")}),
+        heads=int(stored["heads"]),
+        length=stored["param/learnable_tokens"].shape[0],
+        vocabulary=stored["logits"].shape[2],
+    )
+
+
+def authors_weights(stored):
+    """The authors' flax parameters under our names; flax kernels are input × output."""
+    param = {key.removeprefix("param/"): value for key, value in stored.items() if key.startswith("param/")}
+    weights = {
+        "learnable_tokens": param["learnable_tokens"],
+        "image_projection.weight": param["image_projection_layer/kernel"].T,
+        "text_projection.weight": param["text_projection_layer/kernel"].T,
+        "head.norm.weight": param["decoder_norm/scale"],
+        "head.norm.bias": param["decoder_norm/bias"],
+        "head.weight": param["head/kernel"].T,
+    }
+    for layer in range(authors_shape(stored).layers):
+        theirs, ours = f"Transformer/encoderblock_{layer}/", f"blocks.{layer}."
+        attention = theirs + "MultiHeadDotProductAttention_0/"
+        for index in (0, 1):
+            weights[f"{ours}norm_{index + 1}.weight"] = param[f"{theirs}LayerNorm_{index}/scale"]
+            weights[f"{ours}norm_{index + 1}.bias"] = param[f"{theirs}LayerNorm_{index}/bias"]
+        linears = {
+            "query": [attention + "query"],
+            "key_value": [attention + "key", attention + "value"],
+            "out": [attention + "out"],
+            "mlp_in": [theirs + "MlpBlock_0/Dense_0"],
+            "mlp_out": [theirs + "MlpBlock_0/Dense_1"],
+        }
+        for name, sources in linears.items():
+            weights[f"{ours}{name}.weight"] = torch.cat([param[f"{source}/kernel"].T for source in sources])
+            weights[f"{ours}{name}.bias"] = torch.cat([param[f"{source}/bias"] for source in sources])
+    return weights
+
+
+def test_learnable_tokens_see_only_earlier_ones(captioner, tokens):
+    before = captioner.logits(*tokens)
+    with torch.no_grad():
+        captioner.learnable_tokens[3] *= -1
+    changed = (captioner.logits(*tokens) - before).abs().amax(dim=(0, 2)) > 1e-4
+    assert changed.tolist() == [False, False, False, True, True, True]
+
+
+def test_every_learnable_token_sees_the_whole_prefix(captioner, tokens):
+    image, text = (part.clone().requires_grad_() for part in tokens)
+    for place in range(SHAPE.length):
+        gradients = torch.autograd.grad(captioner.decode(image, text)[:, place].square().sum(), [image, text])
+        assert all((gradient.abs().amax(dim=-1) > 0).all() for gradient in gradients)
+
+
+def test_leaving_out_later_tokens_changes_nothing(captioner, tokens):
+    torch.testing.assert_close(captioner.decode(*tokens, length=4), captioner.decode(*tokens)[:, :4])
+
+
+def test_permuting_the_batch_permutes_the_output(captioner, tokens):
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = captioner.logits(*(part[order] for part in tokens))
+    torch.testing.assert_close(permuted, captioner.logits(*tokens)[order])
+
+
+def test_loss_is_the_cross_entropy_of_the_logits_at_the_shifted_targets(captioner, tokens):
+    target = torch.tensor([[1, 7, 8, 9, 2, 0], [1, 5, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0], [1, 3, 4, 2, 0, 0]])
+    assert shifted(target)[0].tolist() == [7, 8, 9, 2, 0, 0]
+    counted = shifted(target) != 0
+    expected = 0.0
+    log_p = captioner.logits(*tokens).log_softmax(dim=-1)
+    for sample, row in enumerate(target.tolist()):
+        for place in range(5):
+            if row[place + 1] != 0:  # token i predicts target token i + 1
+                expected -= log_p[sample, place, row[place + 1]].item()
+    assert captioner(*tokens, target, counted).item() == pytest.approx(expected, rel=1e-5)
+    assert captioner(*tokens, target, torch.zeros_like(counted)).item() == 0
+
+
+def test_logits_are_float32_under_autocast(captioner, tokens):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = captioner.logits(*tokens)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, captioner.logits(*tokens), atol=0.2, rtol=0.1)
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(UserError, match=r"captioner\.length: expected at least 3"):
+        CaptionerConfig(length=2)
+    with pytest.raises(UserError, match=r"captioner\.positions: expected at least 1, got 0"):
+        CaptionerConfig(positions=0)
+    with pytest.raises(UserError, match=r"captioner\.heads: expected a divisor of the width 16, got 3"):
+        CaptionerShape(image_width=1, text_width=1, width=16, layers=1, heads=3, length=4)

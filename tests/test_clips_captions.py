@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from clips.captions import STRATEGIES, sentences
+
+CAPTION = "A dog runs... It's big! \n The ball, red and round, flies. No end"
+
+
+def draw(name, caption, seed=0, tokens=4):
+    return STRATEGIES[name](caption, np.random.default_rng(seed), tokens)
+
+
+def test_sentences_are_cut_at_runs_of_stops_and_exclamation_marks():
+    assert sentences(CAPTION) == ["A dog runs", "It's big", "The ball, red and round, flies", "No end"]
+    assert sentences(" .!. ! ") == []
+    assert sentences("Is it? Yes") == ["Is it? Yes"]
+
+
+def test_sub_caption_draws_every_sentence_equally_often():
+    rng = np.random.default_rng(0)
+    counts = Counter(STRATEGIES["sub_caption"](CAPTION, rng, 4) for _ in range(4000))
+    assert set(counts) == set(sentences(CAPTION))
+    assert all(abs(count - 1000) < 120 for count in counts.values())  # four standard deviations
+
+
+def test_sub_caption_of_nothing_is_nothing():
+    assert draw("sub_caption", " ... ") == ""
+
+
+def test_truncate_keeps_the_first_tokens_and_counts_punctuation():
+    assert draw("truncate", "red, blue and green") == "red, blue and"
+    assert draw("truncate", "red, blue") == "red, blue"
+
+
+def test_block_draws_every_contiguous_block():
+    words = "a b c d e f"
+    rng = np.random.default_rng(0)
+    counts = Counter(STRATEGIES["block"](words, rng, 4) for _ in range(3000))
+    assert set(counts) == {"a b c d", "b c d e", "c d e f"}
+    assert min(counts.values()) > 850
+
+
+def test_random_keeps_order_and_number_and_draws_every_token():
+    words = "a b c d e f"
+    rng = np.random.default_rng(0)
+    drawn = [STRATEGIES["random"](words, rng, 4).split() for _ in range(600)]
+    assert all(len(tokens) == 4 and tokens == sorted(tokens) for tokens in drawn)
+    counts = Counter(token for tokens in drawn for token in tokens)
+    assert set(counts) == set("abcdef")
+    assert min(counts.values()) > 330  # 400 expected
+
+
+@pytest.mark.parametrize("name", ["block", "random", "truncate", "full"])
+def test_short_captions_stay_whole(name):
+    assert draw(name, "Two dogs.") == "Two dogs."
+
+
+def test_full_is_the_whole_caption():
+    assert draw("full", CAPTION) == CAPTION
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_deterministic_in_the_generator(name):
+    assert [draw(name, CAPTION, seed) for seed in range(20)] == [draw(name, CAPTION, seed) for seed in range(20)]

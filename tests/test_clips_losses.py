@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+import multiprocessing
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn import functional as F
+
+from clips.losses import caption_loss, contrastive_loss, linear_cross_entropy
+
+
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def naive_clip_loss(image, text, scale):
+    """The symmetric CLIP loss of one kind of text, element by element."""
+    count, total = len(image), 0.0
+    for i in range(count):
+        by_image = [scale * float(image[i] @ text[j]) for j in range(count)]
+        by_text = [scale * float(image[j] @ text[i]) for j in range(count)]
+        for scores in (by_image, by_text):
+            total += math.log(sum(math.exp(score) for score in scores)) - scores[i]
+    return total / (2 * count)
+
+
+def test_contrastive_loss_against_a_naive_loop():
+    image, web, partial = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 8, seed=3)
+    scale = torch.tensor(14.0)
+    expected = [naive_clip_loss(image, text, 14.0) for text in (web, partial)]
+    assert contrastive_loss(image, [web], scale).item() == pytest.approx(expected[0], abs=1e-5)
+    assert contrastive_loss(image, [web, partial], scale).item() == pytest.approx(sum(expected) / 2, abs=1e-5)
+
+
+def test_contrastive_loss_by_hand():
+    eye = torch.eye(2)
+    expected = math.log(1 + math.exp(-1))
+    assert contrastive_loss(eye, [eye], torch.ones(1)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_contrastive_loss_is_float32_under_autocast():
+    image, web = unit(4, 8, seed=1), unit(4, 8, seed=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = contrastive_loss(image, [web], torch.tensor(14.0))
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, contrastive_loss(image, [web], torch.tensor(14.0)))
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10_000])
+def test_linear_cross_entropy_against_the_plain_one(chunk, monkeypatch):
+    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", chunk)
+    generator = torch.Generator().manual_seed(0)
+    hidden = (10 * torch.randn(7, 4, generator=generator)).requires_grad_()
+    weight = torch.randn(11, 4, generator=generator).requires_grad_()
+    labels = torch.randint(11, (7,), generator=generator)
+    ours = linear_cross_entropy(hidden, weight, labels)
+    gradients = torch.autograd.grad(3 * ours, [hidden, weight])
+    plain = F.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(gradients, torch.autograd.grad(3 * plain, [hidden, weight]), atol=1e-5, rtol=1e-5)
+
+
+def test_linear_cross_entropy_of_nothing_is_zero():
+    weight = torch.randn(11, 4, requires_grad=True)
+    loss = linear_cross_entropy(torch.zeros(0, 4), weight, torch.zeros(0, dtype=torch.int64))
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, weight)[0].abs().sum() == 0
+
+
+def test_caption_loss_averages_over_counted_tokens():
+    assert caption_loss(torch.tensor(12.0), torch.tensor(4)).item() == 3.0
+    assert caption_loss(torch.tensor(0.0), torch.tensor(0)).item() == 0.0
+
+
+def test_losses_are_the_authors(shared):
+    stored = {key: torch.from_numpy(value) for key, value in _arrays(shared).items()}
+    texts = [stored["web_features"], stored["synthetic_features"]]
+    loss = contrastive_loss(stored["image_features"], texts, stored["temperature_scale"])
+    assert loss.item() == pytest.approx(stored["contrastive_loss"].item(), abs=1e-4)
+    counted = stored["label_mask"] > 0
+    logits, labels = stored["logits"][counted], stored["labels"].long()[counted]
+    summed = linear_cross_entropy(logits, torch.eye(logits.shape[1]), labels)
+    assert caption_loss(summed, counted.sum()).item() == pytest.approx(stored["caption_loss"].item(), abs=1e-4)
+
+
+def _arrays(shared):
+    with np.load(shared / "reference/authors_captioner.npz") as file:
+        return {key: file[key] for key in file.files if not key.startswith("param/")}
+
+
+# Two processes train as one ------------------------------------------------------------------------------------
+
+
+def batch_of(count):
+    """Captions of unlike length, so that the processes' numbers of counted tokens differ."""
+    from clips.recipes import RecipeConfig, build
+    from clips.tokenizer import ClipsTokenizer
+
+    recipe, tokenizer = build(RecipeConfig(captioner=small_captioner())), ClipsTokenizer(12)
+    rng = np.random.default_rng(0)
+    samples = [
+        recipe.prepare(f"photo {i}", "a red car. two dogs! " * (1 + 3 * i // count), rng, tokenizer)
+        for i in range(count)
+    ]
+    images = torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]} | {"image": images}
+
+
+def small_captioner():
+    from clips.captioner import CaptionerConfig
+
+    return CaptionerConfig(width=16, heads=2, layers=1, length=20)
+
+
+def small_model():
+    from clips.model import ModelConfig, build_model
+    from clips.recipes import RecipeConfig
+
+    return build_model(ModelConfig(context_length=12), RecipeConfig(captioner=small_captioner()), seed=0)
+
+
+def two_processes(rank, port, path):
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = torch.nn.parallel.DistributedDataParallel(small_model())
+    part = {name: tensor.chunk(2)[rank] for name, tensor in batch_of(8).items()}
+    losses = model.module.recipe.losses(model(part), part)
+    losses["loss"].backward()
+    values = torch.stack([losses[name].detach() for name in sorted(losses)])
+    torch.distributed.all_reduce(values)
+    if rank == 0:
+        gradients = {name: value.grad for name, value in model.module.named_parameters() if value.requires_grad}
+        torch.save({"losses": values / 2, "gradients": gradients}, path)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(["open_clip"])
+    mp.start_processes(two_processes, (port, tmp_path / "two.pt"), nprocs=2, start_method="forkserver")
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+
+    model, batch = small_model(), batch_of(8)
+    counts = [int(part.sum()) for part in batch["target_mask"].chunk(2)]
+    assert counts[0] != counts[1]  # else a mean of means would pass
+    losses = model.recipe.losses(model(batch), batch)
+    losses["loss"].backward()
+    one = torch.stack([losses[name].detach() for name in sorted(losses)])
+    torch.testing.assert_close(two["losses"], one, atol=1e-5, rtol=1e-6)
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(two["gradients"][name], value.grad, atol=1e-6, rtol=1e-5, msg=name)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from clips.captioner import CaptionerConfig
+from clips.model import ModelConfig, build_model
+from clips.recipes import RecipeConfig, build
+from clips.tokenizer import ClipsTokenizer
+
+CAPTIONER = CaptionerConfig(length=16)
+TEXTS = [
+    ("my dog", "A dog runs. It is brown!"),
+    ("car", "A red car."),
+    ("sale 50% off", "Two cups on a table. One is blue."),
+    ("img_001", "Nothing but grass"),
+]
+
+
+def make(name="clips", seed=0, **settings):
+    return build_model(ModelConfig(context_length=12), RecipeConfig(name=name, captioner=CAPTIONER, **settings), seed)
+
+
+def batch_of(model, texts=TEXTS):
+    rng = np.random.default_rng(0)
+    tokenizer = ClipsTokenizer(model.context_length)
+    batch = default_collate([model.recipe.prepare(web, synthetic, rng, tokenizer) for web, synthetic in texts])
+    size = model.image_size
+    return batch | {"image": torch.randn(len(texts), 3, size, size, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make()
+
+
+def test_one_forward_gives_what_the_towers_and_the_captioner_give(model):
+    batch = batch_of(model)
+    outputs = model(batch)
+    torch.testing.assert_close(outputs["image"], model.clip.encode_image(batch["image"], normalize=True))
+    for name in ("web", "partial"):
+        expected = model.clip.encode_text(batch[name], normalize=True)
+        torch.testing.assert_close(outputs[name], expected, atol=1e-6, rtol=0)
+    assert outputs["logit_scale"].item() == pytest.approx(1 / 0.07, rel=1e-5)
+    assert outputs["logit_scale"].shape == ()
+    patches = model.clip.visual.forward_intermediates(batch["image"], indices=1, output_fmt="NLC")
+    words = model.clip.forward_intermediates(text=batch["web"], text_indices=1)["text_intermediates"][0][:, :-1]
+    tokens = patches["image_intermediates"][0], words
+    summed = model.captioner(*tokens, batch["target"], batch["target_mask"])
+    torch.testing.assert_close(outputs["caption_loss_sum"], summed)
+    assert outputs["caption_tokens"] == batch["target_mask"].sum() == 9 + 5 + 11 + 4
+
+
+def test_every_trained_parameter_gets_a_gradient_and_fixed_positions_none(model):
+    batch = batch_of(model)
+    model.recipe.losses(model(batch), batch)["loss"].backward()
+    without = [name for name, value in model.named_parameters() if value.grad is None]
+    assert without == ["clip.visual.positional_embedding"]
+    assert all(value.grad.abs().max() > 0 for value in model.parameters() if value.grad is not None)
+    model.zero_grad()
+
+
+def test_permuting_the_batch_permutes_the_output(model):
+    batch, order = batch_of(model), torch.tensor([2, 0, 3, 1])
+    direct, permuted = model(batch), model({name: tensor[order] for name, tensor in batch.items()})
+    for name in ("image", "web", "partial"):
+        torch.testing.assert_close(permuted[name], direct[name][order], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(permuted["caption_loss_sum"], direct["caption_loss_sum"])
+    losses = model.recipe.losses(direct, batch)["loss"], model.recipe.losses(permuted, batch)["loss"]
+    torch.testing.assert_close(*losses)
+
+
+def test_bf16_autocast_is_finite_float32_and_near(model):
+    batch = batch_of(model)
+    exact = model(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(batch)
+        losses = model.recipe.losses(outputs, batch)
+    losses["loss"].backward()
+    for name in ("image", "web", "partial", "caption_loss_sum"):
+        assert outputs[name].dtype == torch.float32
+        torch.testing.assert_close(outputs[name], exact[name], atol=0.05, rtol=0.02)
+    assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # the switch is put back
+    model.zero_grad()
+
+
+def test_towers_start_equal_whatever_the_recipe():
+    clips, clip, other = make("clips"), make("clip"), make("clip", seed=1)
+    assert clip.captioner is None
+    ours, theirs = clips.clip.state_dict(), clip.clip.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not torch.equal(clip.clip.text_projection, other.clip.text_projection)
+
+
+def test_building_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    make("clip")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_captioner_takes_the_text_towers_size_unless_told():
+    assert make().captioner.config.width == 128
+    config = RecipeConfig(captioner=CaptionerConfig(width=32, layers=1, heads=2, length=16))
+    shape = build_model(ModelConfig(context_length=12), config, 0).captioner.config
+    assert (shape.width, shape.layers, shape.heads, shape.length, shape.vocabulary) == (32, 1, 2, 16, 32_000)
+
+
+def test_a_few_steps_lower_both_losses():
+    model = make(seed=3)
+    batch = batch_of(model)
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=3e-4)
+    history = []
+    for _ in range(12):
+        losses = model.recipe.losses(model(batch), batch)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+        history.append(losses)
+    assert history[-1]["contrastive_loss"] < history[0]["contrastive_loss"] - 0.5
+    assert history[-1]["caption_loss"] < history[0]["caption_loss"] - 1
+
+
+def test_logit_scale_is_clamped_at_100(model):
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(9.0)
+    model.clamp_logit_scale()
+    assert model.clip.logit_scale.item() == pytest.approx(math.log(100))
+    with torch.no_grad():
+        model.clip.logit_scale.fill_(math.log(1 / 0.07))
+
+
+def test_weight_decay_leaves_vectors_and_added_tokens_alone(model):
+    names = model.no_decay_names()
+    assert {"clip.logit_scale", "clip.positional_embedding", "captioner.learnable_tokens"} <= names
+    assert {"clip.visual.class_embedding", "captioner.head.norm.weight"} <= names
+    assert not {"clip.token_embedding.weight", "clip.visual.proj", "captioner.head.weight"} & names
+    assert names <= {name for name, _ in model.named_parameters()}
+
+
+def test_a_trunk_feeds_the_captioner():
+    config = ModelConfig(architecture="clips-tinyvit", image_size=64, context_length=12)
+    recipe_config = RecipeConfig(captioner=CAPTIONER)
+    model = build_model(config, recipe_config, 0)
+    batch = batch_of(model)
+    losses = build(recipe_config).losses(model(batch), batch)
+    losses["loss"].backward()
+    assert model.captioner.image_projection.weight.grad.abs().max() > 0
+    assert losses["caption_loss"].item() == pytest.approx(math.log(32_000), abs=1.5)

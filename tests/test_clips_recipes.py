@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from clips.captioner import CaptionerConfig
+from clips.errors import UserError
+from clips.recipes import RecipeConfig, build
+from clips.tokenizer import ClipsTokenizer
+
+WEB, SYNTHETIC = "my dog pic", "A dog runs on grass. It is brown! A ball lies near."
+TOKENIZER = ClipsTokenizer(16)
+
+
+def prepare(config, web=WEB, synthetic=SYNTHETIC, seed=0):
+    return build(config).prepare(web, synthetic, np.random.default_rng(seed), TOKENIZER)
+
+
+def test_clip_reads_the_web_caption_alone():
+    sample = prepare(RecipeConfig(name="clip"))
+    assert list(sample) == ["web"]
+    assert torch.equal(sample["web"], TOKENIZER(WEB)[0])
+
+
+def test_clips_draws_one_sentence_and_the_whole_caption_as_target():
+    drawn = set()
+    for seed in range(40):
+        sample = prepare(RecipeConfig(), seed=seed)
+        assert torch.equal(sample["web"], TOKENIZER(WEB)[0])
+        assert torch.equal(sample["target"], TOKENIZER.encode_target(SYNTHETIC, 128)[0])
+        drawn.add(TOKENIZER.decode(sample["partial"]))
+    assert drawn == {"a dog runs on grass", "it is brown", "a ball lies near"}
+
+
+def test_without_a_sentence_the_web_caption_stands_in():
+    sample = prepare(RecipeConfig(), synthetic=" ..! ")
+    assert torch.equal(sample["partial"], TOKENIZER(WEB)[0])
+    assert torch.equal(sample["target"], TOKENIZER.encode_target(WEB, 128)[0])
+
+
+def test_labels_count_up_to_the_end_token():
+    sample = prepare(RecipeConfig(captioner=CaptionerConfig(length=8)), synthetic="red car")
+    assert sample["target"].tolist() == [1, 2417, 2482, 2, 0, 0, 0, 0]
+    assert sample["target_mask"].int().tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_counted_positions_are_a_uniform_draw():
+    config = RecipeConfig(captioner=CaptionerConfig(length=32, positions=3))
+    everything = prepare(RecipeConfig(captioner=CaptionerConfig(length=32)))["target_mask"]
+    masks = torch.stack([prepare(config, seed=seed)["target_mask"] for seed in range(300)])
+    assert (masks.sum(dim=1) == 3).all()
+    assert not (masks & ~everything).any()
+    expected = 300 * 3 / int(everything.sum())
+    assert (masks.sum(dim=0)[everything] > expected / 2).all()
+
+
+def test_samples_are_deterministic_and_stack():
+    for config in (RecipeConfig(), RecipeConfig(name="clip"), RecipeConfig(strategy="random", target_tokens=2)):
+        first, again = prepare(config, seed=7), prepare(config, seed=7)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        batch = default_collate([first, prepare(config, synthetic="", seed=8)])
+        assert all(tensor.shape[0] == 2 for tensor in batch.values())
+
+
+def test_no_caption_weight_no_captioner():
+    recipe = build(RecipeConfig(caption_weight=0.0))
+    assert recipe.captioner_reads is None
+    assert set(prepare(recipe.config)) == {"web", "partial"}
+
+
+def test_total_is_the_weighted_sum():
+    features = torch.eye(3)
+    outputs = {"image": features, "web": features, "partial": features.roll(1, 0), "logit_scale": torch.tensor(2.0)}
+    outputs |= {"caption_loss_sum": torch.tensor(10.0, requires_grad=True), "caption_tokens": torch.tensor(4)}
+    losses = build(RecipeConfig(contrastive_weight=0.5, caption_weight=3.0)).losses(outputs, {})
+    assert losses["caption_loss"].item() == 2.5
+    expected = 0.5 * losses["contrastive_loss"].item() + 3 * 2.5
+    assert losses["loss"].item() == pytest.approx(expected)
+    web_only = build(RecipeConfig(name="clip")).losses(outputs, {})["contrastive_loss"]
+    assert losses["contrastive_loss"].item() > web_only.item()  # the partial captions are mismatched
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+
+
+def test_unknown_names_get_the_near_miss():
+    with pytest.raises(UserError, match="unknown recipe 'cilps'; did you mean 'clips'"):
+        RecipeConfig(name="cilps")
+    with pytest.raises(UserError, match="unknown caption strategy 'subcaption'; did you mean 'sub_caption'"):
+        RecipeConfig(strategy="subcaption")
+    with pytest.raises(UserError, match=r"recipe\.caption_weight: expected a number not below 0, got nan"):
+        RecipeConfig(caption_weight=float("nan"))
+    with pytest.raises(UserError, match=r"recipe\.target_tokens: expected at least 1, got 0"):
+        RecipeConfig(target_tokens=0)

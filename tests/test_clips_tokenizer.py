@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clips.errors import UserError
+from clips.tokenizer import ClipsTokenizer, clean, text_config, wordpiece
+
+AWKWARD = [
+    "",
+    " ",
+    "a",
+    "A man's dog — isn't it? (yes!) 3.5 km/h",
+    "Ünïcödé, naïve café, ΑΒΓ, русский текст, 日本語の説明, عربى",
+    "emoji 🐶🚗 and ZWJ 👨‍👩‍👧, soft­hyphen, zero​width",
+    "tabs\tand\nnew\r\nlines   and  spaces",
+    "HTML &amp; entities &lt;b&gt; &amp;amp; &eacute;",
+    "broken encoding: cafÃ© â€œquotedâ€\x9d",
+    "[CLS] [SEP] [PAD] [unused0] [UNK] [MASK] tokens in a text",
+    "supercalifragilisticexpialidocious" * 8,
+    "one two three four five six seven eight nine ten " * 20,
+    "\x00\x07control\x1b[31m characters\x7f",
+    "ﬁne ligatures and ｆｕｌｌ ｗｉｄｔｈ",
+]
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """Stock open_clip's tokenizer, made from the files that ours writes."""
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("encoder")
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {}, "text_cfg": text_config(24)}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    ClipsTokenizer(24).save(folder)
+    return open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def test_row_by_hand():
+    assert ClipsTokenizer(8)("A red CAR").tolist() == [[1, 1037, 2417, 2482, 2, 0, 0, 101]]
+
+
+def test_empty_and_too_long_texts():
+    rows = ClipsTokenizer(6)(["", "red red red red red red red"])
+    assert rows.tolist() == [[1, 2, 0, 0, 0, 101], [1, 2417, 2417, 2417, 2, 101]]
+
+
+def test_target_has_no_class_token_and_keeps_its_end_when_cut():
+    rows = ClipsTokenizer(6).encode_target(["a red car", "red red red red red red"], length=5)
+    assert rows.tolist() == [[1, 1037, 2417, 2482, 2], [1, 2417, 2417, 2417, 2]]
+
+
+def test_equal_to_stock_open_clip_on_awkward_texts(stock):
+    assert torch.equal(ClipsTokenizer(24)(AWKWARD), stock(AWKWARD))
+    for text in AWKWARD:  # few texts take another path than many
+        assert torch.equal(ClipsTokenizer(24)([text]), stock([text]))
+
+
+def test_equal_to_stock_open_clip_on_real_captions(stock, shared):
+    lines = (shared / "data/capsfusion_5k.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)[kind] for line in lines[:1000] for kind in ("web", "fused")]
+    rows = json.loads((shared / "data/coco_karpathy_test_captions.json").read_text(encoding="utf-8"))
+    texts += str(rows)[:200_000].split(".")
+    assert torch.equal(ClipsTokenizer(24)(texts), stock(texts))
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(max_size=40))
+def test_cleaning_is_open_clips(text):
+    from open_clip.tokenizer import get_clean_fn
+
+    assert clean(text) == get_clean_fn("whitespace")(text)
+
+
+def test_context_length_is_the_stock_one(stock):
+    assert stock.context_length == 24
+
+
+def test_decode_gives_the_words_back():
+    tokenizer = ClipsTokenizer(40)
+    text = "a large red car stands on the left of two dogs."
+    assert tokenizer.decode(tokenizer.encode_target(text, 64)[0]) == text
+    assert tokenizer.decode([1, 1037, 31_999, 2, 2417]) == "a"
+
+
+def test_vocabulary_is_berts(shared):
+    assert wordpiece().get_vocab_size() == 30_522
+    lines = (shared / "models/bert-base-uncased/vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert [wordpiece().id_to_token(index) for index in range(30_522)] == lines
+
+
+def test_travels_to_worker_processes():
+    tokenizer = pickle.loads(pickle.dumps(ClipsTokenizer(12)))
+    assert torch.equal(tokenizer("a red car"), ClipsTokenizer(12)("a red car"))
+
+
+def test_too_short_a_context_is_refused():
+    with pytest.raises(UserError, match="context_length: expected at least 4"):
+        ClipsTokenizer(3)

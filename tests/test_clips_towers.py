@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clips import towers
+from clips.errors import UserError
+from clips.tokenizer import ClipsTokenizer
+from clips.towers import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return towers.build_towers(towers.model_cfg(ModelConfig(context_length=12))).eval()
+
+
+@pytest.fixture(scope="module")
+def trunked():
+    torch.manual_seed(0)
+    return towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-tinyvit", image_size=64))).eval()
+
+
+def images(count, size=64):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_conventions_of_the_method(tiny):
+    visual, block = tiny.visual, tiny.transformer.resblocks[0]
+    assert isinstance(visual.ln_pre, torch.nn.Identity)
+    assert (visual.pool_type, visual.final_ln_after_pool, tiny.text_pool_type) == ("avg", True, "last")
+    assert not visual.positional_embedding.requires_grad
+    assert visual.positional_embedding[0].abs().max() == 0  # the class token has no place
+    assert tiny.attn_mask is None
+    assert block.mlp.gelu.approximate == "tanh"
+    assert visual.transformer.resblocks[0].mlp.gelu.approximate == "none"
+    assert {module.eps for module in tiny.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-6}
+    assert tiny.token_embedding.weight.shape == (32_000, 128)
+    assert tiny.logit_scale.shape == (1,)
+    assert tiny.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+
+
+def test_image_feature_is_the_normed_mean_of_the_patch_tokens(tiny):
+    features, tokens = towers.encode_image(tiny, images(2))
+    assert tokens.shape == (2, 64, 128)
+    torch.testing.assert_close(features, tiny.visual.ln_post(tokens.mean(dim=1)) @ tiny.visual.proj)
+
+
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_features_are_open_clips(custom_text):
+    torch.manual_seed(0)
+    cfg = towers.model_cfg(ModelConfig(context_length=12)) | {"custom_text": custom_text}
+    model = towers.build_towers(cfg).eval()
+    assert hasattr(model, "text") == custom_text
+    text = ClipsTokenizer(12)(["a red car", "", "two brown dogs run"])
+    features, tokens = towers.encode_text(model, text)
+    assert tokens.shape == (3, 11, 128)
+    assert towers.token_widths(model) == (128, 128)
+    torch.testing.assert_close(features, model.encode_text(text), atol=1e-6, rtol=0)
+    torch.testing.assert_close(towers.encode_image(model, images(2))[0], model.encode_image(images(2)))
+
+
+def test_text_feature_comes_from_the_class_token_and_tokens_from_before_the_last_norm(tiny):
+    text = ClipsTokenizer(12)(["a red car"])
+    outputs = []
+    hook = tiny.transformer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    features, tokens = towers.encode_text(tiny, text)
+    hook.remove()
+    hidden = tiny.transformer(tiny.token_embedding(text) + tiny.positional_embedding)
+    torch.testing.assert_close(tokens, hidden[:, :-1])
+    torch.testing.assert_close(features, tiny.ln_final(hidden[:, -1]) @ tiny.text_projection)
+
+
+def test_timm_trunk(trunked):
+    features, tokens = towers.encode_image(trunked, images(3))
+    assert features.shape == (3, 256)
+    assert tokens.shape == (3, 4, 320)  # 64 pixels at stride 32
+    assert towers.token_widths(trunked) == (320, 256)
+    torch.testing.assert_close(features, trunked.encode_image(images(3)))
+    grid = trunked.visual.trunk.forward_features(images(3))
+    torch.testing.assert_close(tokens[1, 2], grid[1, :, 1, 0])  # row by row
+
+
+@pytest.mark.parametrize("model", ["tiny", "trunked"])
+def test_permuting_the_batch_permutes_the_output(model, request):
+    model, order = request.getfixturevalue(model), torch.tensor([2, 0, 3, 1])
+    text = ClipsTokenizer(model.context_length)(["a", "red car", "two dogs", "grass"])
+    for encode, batch in ((towers.encode_image, images(4)), (towers.encode_text, text)):
+        for direct, permuted in zip(encode(model, batch), encode(model, batch[order]), strict=True):
+            torch.testing.assert_close(permuted, direct[order], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "vision", "text", "embed"),
+    [
+        ("clips-s-16", (12, 384, 6), (12, 384, 6), 384),
+        ("clips-b-16", (12, 768, 12), (12, 512, 8), 512),
+        ("clips-l-14", (24, 1024, 16), (12, 768, 12), 768),
+        ("clips-h-14", (32, 1280, 16), (24, 1024, 16), 1024),
+    ],
+)
+def test_released_sizes(name, vision, text, embed):
+    with torch.device("meta"):
+        model = towers.build_towers(towers.model_cfg(ModelConfig(architecture=name)))
+    for transformer, (layers, width, heads) in ((model.visual.transformer, vision), (model.transformer, text)):
+        assert (transformer.layers, transformer.width) == (layers, width)
+        assert transformer.resblocks[0].attn.num_heads == heads
+    assert model.text_projection.shape == (text[1], embed)
+    assert model.context_length == 80
+
+
+def test_every_shipped_architecture_has_a_config_that_open_clip_reads():
+    names = towers.architectures()
+    assert {"clips-tiny", "clips-tinyvit", "clips-s-16", "clips-b-16", "clips-l-14", "clips-h-14"} <= set(names)
+    for name in names:
+        cfg = towers.model_cfg(ModelConfig(architecture=name))
+        assert towers.preprocess_cfg(cfg)["size"] == [cfg["vision_cfg"]["image_size"]] * 2
+
+
+def test_an_open_clip_architecture_gets_the_text_conventions():
+    cfg = towers.model_cfg(ModelConfig(architecture="ViT-B-32"))
+    assert cfg["vision_cfg"]["width"] == 768
+    assert cfg["text_cfg"]["width"] == 512
+    assert cfg["text_cfg"]["no_causal_mask"]
+    assert (cfg["text_cfg"]["vocab_size"], cfg["text_cfg"]["context_length"]) == (32_000, 80)
+
+
+def test_stock_open_clip_loads_config_weights_and_tokenizer(tiny, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    cfg = towers.model_cfg(ModelConfig(context_length=12))
+    config = {"model_cfg": cfg, "preprocess_cfg": towers.preprocess_cfg(cfg)}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(tiny.state_dict(), tmp_path / "open_clip_model.safetensors")
+    ClipsTokenizer(12).save(tmp_path)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    text = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a red car"])
+    assert torch.equal(model.eval().encode_text(text), tiny.encode_text(ClipsTokenizer(12)(["a red car"])))
+    assert torch.equal(model.encode_image(images(2)), tiny.encode_image(images(2)))
+    assert preprocess.transforms[0].size == (64, 64)  # squashed
+    assert preprocess.transforms[-1].mean == [0.485, 0.456, 0.406]
+
+
+def test_pretrained_trunk_is_loaded_and_cast(trunked, shared):
+    path = shared / "models/tiny_vit_5m_224/timm_tiny_vit_5m_224_headless.safetensors"
+    stored = load_file(path)
+    name = "stages.1.blocks.0.attn.qkv.weight"
+    towers.load_trunk(trunked, path)
+    loaded = trunked.visual.trunk.state_dict()[name]
+    assert (stored[name].dtype, loaded.dtype) == (torch.float16, torch.float32)
+    torch.testing.assert_close(loaded, stored[name].float())
+    assert towers.encode_image(trunked, images(2))[0].isfinite().all()
+
+
+def test_unfit_trunk_weights_are_refused(tiny, trunked, tmp_path):
+    whole, path = trunked.visual.trunk.state_dict(), tmp_path / "trunk.safetensors"
+    save_file(whole | {"head.fc.weight": torch.zeros(1000, 320)}, path)
+    towers.load_trunk(trunked, path)  # a classifier is left out
+    first = next(iter(whole))
+    for weights, message in (
+        ({name: value for name, value in whole.items() if name != first}, f"lacks {first}"),
+        (whole | {"other.weight": torch.zeros(2)}, "has the unknown other.weight"),
+        (whole | {first: torch.zeros(2)}, f"has another shape of {first}"),
+    ):
+        save_file(weights, path)
+        with pytest.raises(UserError, match=f"{path} {message}"):
+            towers.load_trunk(trunked, path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        towers.load_trunk(trunked, path)
+    with pytest.raises(UserError, match="no such file"):
+        towers.load_trunk(trunked, tmp_path / "absent.safetensors")
+    with pytest.raises(UserError, match="expected an architecture whose image tower is a timm model"):
+        towers.load_trunk(tiny, path)
+
+
+def test_bad_architectures_are_refused():
+    with pytest.raises(UserError, match="'clips-tyni'; did you mean 'clips-tiny'"):
+        towers.model_cfg(ModelConfig(architecture="clips-tyni"))
+    with pytest.raises(UserError, match="brings its own text model"):
+        towers.model_cfg(ModelConfig(architecture="roberta-ViT-B-32"))
+    with pytest.raises(UserError, match=r"model\.image_size: expected a multiple of the patch size 8, got 60"):
+        towers.model_cfg(ModelConfig(image_size=60))
+    with pytest.raises(UserError, match=r"model\.context_length: expected at least 4, got 2"):
+        ModelConfig(context_length=2)
