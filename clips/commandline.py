@@ -182,7 +182,7 @@ def _field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str
     found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
     yield from ((prefix + match[1], " ".join(match[2].split()).replace("%", "%%")) for match in found)
     for name, kind in typing.get_type_hints(config_class).items():
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from _field_help(kind, f"{prefix}{name}.")
 
 

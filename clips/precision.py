@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-@contextlib.contextmanager
-def computing_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Iterator[None]:
-    """The context of a forward pass in ``precision``."""
-    with contextlib.ExitStack() as contexts:
-        if precision == "bf16":
-            contexts.enter_context(torch.autocast(device.type, torch.bfloat16))
-            if device.type == "cpu":  # the fused kernel's backward is 3 to 6 times slower in bf16 than this one
-                contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:

@@ -35,7 +35,7 @@ from clips.errors import UserError
 from clips.export import write_encoder, write_model_card
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.optim import OptimConfig, build_optimizer, learning_rate_at
-from clips.precision import Precision, choose_precision, computing_in
+from clips.precision import Precision, choose_precision
 from clips.recipes import Recipe, RecipeConfig
 from clips.runlog import Clock, RunLog
 from clips.tokenizer import ClipsTokenizer
@@ -154,7 +154,7 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     Raises:
         UserError: a loss or the gradient is not finite; the model has not moved.
     """
-    with computing_in(run.precision, run.accelerator.device):
+    with torch.autocast(run.accelerator.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
         outputs = run.model(batch)
         losses = run.recipe.losses(outputs, batch)
     run.accelerator.backward(losses["loss"])

@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import clips_world
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clips.data import BadImageError, decode_image, open_image
+from clips.data.augment import AugmentConfig, augment
+from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.order import positions_of_step, sample_at
+from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.tars import index_tar
+from clips.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+
+
+def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    return {"web": torch.tensor([int(web.split()[-1])]), "draw": torch.tensor(rng.integers(1 << 30))}
+
+
+def training_data(path: Path, **fields: object) -> TrainingData:
+    config = DataConfig(sources=(SourceConfig(path=str(path)),), **fields)
+    return TrainingData(config, size=16, seed=3, prepare=prepare)
+
+
+# ---- order
+
+
+def test_an_epoch_holds_every_sample_once_in_another_order_each_time():
+    epochs = [[sample_at(position, size=21, seed=5) for position in range(21 * e, 21 * e + 21)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[0] != [sample_at(position, size=21, seed=6) for position in range(21)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_step_reads_the_same_samples_at_any_world_size(world_size: int):
+    for step in (0, 1, 7):
+        parts = [positions_of_step(step, batch_size=8, rank=r, world_size=world_size) for r in range(world_size)]
+        assert [position for part in parts for position in part] == list(range(8 * step, 8 * step + 8))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_batches_go_on_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
+    whole = list(batches(training_data(shards), first_step=0, last_step=8, batch_size=5))
+    rest = list(batches(training_data(shards, workers=workers), first_step=5, last_step=8, batch_size=5))
+    assert len(whole) == 8
+    assert len(rest) == 3
+    for expected, got in zip(whole[5:], rest, strict=True):
+        for name in ("image", "web", "draw"):
+            assert torch.equal(expected[name], got[name]), name
+    first_epoch = torch.cat([batch["web"] for batch in whole])[:21, 0].tolist()
+    assert sorted(first_epoch) == list(range(21))
+
+
+def test_crops_and_draws_differ_between_epochs_and_samples(shards: Path):
+    data = training_data(shards)
+    stream = [data[position] for position in range(42)]
+    assert len({int(sample["draw"]) for sample in stream}) == 42
+    again = training_data(shards, cache_images=True)
+    for _ in range(2):  # decoded, then from memory
+        assert all(torch.equal(again[p]["image"], stream[p]["image"]) for p in (0, 20, 41))
+
+
+def test_an_abandoned_stream_ends_its_thread(shards: Path):
+    import threading
+
+    stream = batches(training_data(shards), first_step=0, last_step=100, batch_size=4)
+    next(stream)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
+
+
+# ---- bad samples
+
+
+def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path):
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(6)}
+    samples["000000001"]["png"] = b"not a picture"
+    samples["000000002"] = {"png": clips_world.picture(2), "json": b'{"web_caption": "no synthetic 2"}'}
+    samples["000000004"]["json"] = b"{broken"
+    samples["000000005"]["png"] = samples["000000005"]["png"][:400]
+    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent)
+    batch = next(batches(data, first_step=0, last_step=1, batch_size=6))
+    order = [sample_at(position, size=6, seed=3) for position in range(6)]
+    replaced = {0: 0, 1: 3, 2: 3, 3: 3, 4: 0, 5: 0}
+    assert batch["web"][:, 0].tolist() == [replaced[index] for index in order]
+    assert dict(batch["bad"]) == {
+        "a.tar/000000001": "undecodable picture",
+        "a.tar/000000002": "no caption 'synthetic_caption'",
+        "a.tar/000000004": "broken JSON",
+        "a.tar/000000005": "truncated picture",
+    }
+
+
+def test_nothing_but_bad_samples_stops(tmp_path: Path):
+    samples = {f"{i:09d}": {"png": b"x", "json": clips_world.sample(i)["json"]} for i in range(3)}
+    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples))
+    with pytest.raises(UserError, match="3 samples in a row cannot be used; a.tar/.*: undecodable picture"):
+        next(batches(data, first_step=0, last_step=1, batch_size=1))
+
+
+# ---- sources
+
+
+def test_a_cut_tar_is_refused_before_training(tmp_path: Path, shards: Path):
+    whole = (shards / "shard-00000.tar").read_bytes()
+    index = index_tar(shards / "shard-00000.tar")
+    offset, size = index.members["000000004.png"]
+    for length in (offset + size // 2, offset + -(-size // 512) * 512, offset - 200, 0):
+        cut = tmp_path / "cut.tar"
+        cut.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut.tar: expected a whole"):
+            open_source(SourceConfig(path=str(cut)))
+    (tmp_path / "zip.tar").write_bytes(b"PK\3\4" + b"\0" * 2000)
+    with pytest.raises(UserError, match=r"zip.tar: expected a whole, uncompressed tar"):
+        index_tar(tmp_path / "zip.tar")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": "nowhere"}, "nowhere: no such file or directory"),
+        ({"path": "."}, r"expected \.tar shards in this directory, found none"),
+        ({"web": "web_captoin"}, "unknown key for data source field web 'web_captoin'; did you mean 'web_caption'"),
+        ({"synthetic": ".txt"}, r"'synthetic' expects a \.txt file \(found \.png, \.json\)"),
+        ({"format": "karpaty", "path": "x"}, "unknown format of a data source 'karpaty'; did you mean 'karpathy'"),
+    ],
+)
+def test_a_wrong_source_is_named_before_training(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        open_source(SourceConfig(**{"path": str(shards), **fields}))
+
+
+def test_captions_come_from_keys_lists_and_text_files(tmp_path: Path):
+    files = {"jpg": clips_world.picture(0, kind="jpg"), "txt": b" as text \n", "json": clips_world.sample(0)["json"]}
+    path = str(clips_world.write_shard(tmp_path / "a.tar", {"x/1.b": files}))  # the key ends at the first dot
+    with pytest.raises(UserError, match=r"expects a \.txt file"):
+        open_source(SourceConfig(path=path, web=".txt"))
+    path = str(clips_world.write_shard(tmp_path / "b.tar", {"x/1": files}))
+    source = open_source(SourceConfig(path=path, web=".txt", synthetic=None))
+    read = source.read(0, np.random.default_rng(0))
+    assert (read.web, read.synthetic, source.name(0)) == ("as text", "", "b.tar/x/1")
+    drawn = open_source(SourceConfig(path=path, web="captions"))
+    assert {drawn.read(0, np.random.default_rng(seed)).web for seed in range(60)} == {
+        f"sentence {number} of 0" for number in range(5)
+    }
+
+
+def karpathy_file(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    images = []
+    for index, split in enumerate(["train", "val", "train"]):
+        name = f"{index}.jpg"
+        (tmp_path / "images" / name).write_bytes(clips_world.picture(index, kind="jpg"))
+        sentences = [{"raw": f"Sentence {letter} of {index} ."} for letter in "abc"]
+        images.append({"filename": name, "split": split, "sentences": sentences})
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"images": images}))
+    return path
+
+
+def test_karpathy_layout(tmp_path: Path):
+    path = str(karpathy_file(tmp_path))
+    config = SourceConfig(format="karpathy", path=path, web="first_sentence", synthetic="other_sentences")
+    source = open_source(config)
+    assert len(source) == 2
+    read = source.read(1, np.random.default_rng(0))
+    assert read.web == "Sentence a of 2 ."
+    assert read.synthetic == "Sentence b of 2. Sentence c of 2."
+    assert decode_image(read.image).size == (40, 32)
+    drawn = open_source(SourceConfig(format="karpathy", path=path, web="drawn_sentence", synthetic="other_sentences"))
+    for seed in range(20):
+        read = drawn.read(0, np.random.default_rng(seed))
+        assert read.web.removesuffix(" .") + "." not in read.synthetic
+        assert read.synthetic.count(".") == 2
+    everything = SourceConfig(format="karpathy", path=path, web="first_sentence", synthetic="all_sentences")
+    assert open_source(everything).read(0, np.random.default_rng(0)).synthetic.count(".") == 3
+    (tmp_path / "images" / "2.jpg").unlink()
+    with pytest.raises(BadSampleError, match="missing picture"):
+        source.read(1, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),
+        ({"web": "web_caption"}, "unknown 'web' of a karpathy data source 'web_caption'"),
+        ({"images": "nowhere"}, "nowhere: expected the folder of pictures"),
+        ({"path": "images/0.jpg"}, "0.jpg: expected Karpathy's layout"),
+    ],
+)
+def test_a_wrong_karpathy_source_is_named(tmp_path: Path, fields: dict[str, str], message: str):
+    path = karpathy_file(tmp_path)
+    if "path" in fields:
+        fields = {"path": str(tmp_path / fields["path"]), "images": str(tmp_path / "images")}
+    given = {"format": "karpathy", "path": str(path), "web": "first_sentence", "synthetic": "all_sentences"}
+    with pytest.raises(UserError, match=message):
+        open_source(SourceConfig(**{**given, **fields}))
+
+
+def test_real_shard_and_real_photos(shared: Path):
+    web = open_source(SourceConfig(path=str(shared / "data" / "cc12m_32.tar"), web=".txt", synthetic="caption"))
+    assert len(web) == 32
+    read = web.read(0, np.random.default_rng(0))
+    assert read.web == read.synthetic
+    path = shared / "data" / "flickr8k" / "dataset_flickr8k.json"
+    photos = open_source(
+        SourceConfig(format="karpathy", path=str(path), web="drawn_sentence", synthetic="other_sentences")
+    )
+    assert len(photos) == 6000
+    assert decode_image(photos.read(5, np.random.default_rng(0)).image).size == (192, 192)
+
+
+# ---- pictures
+
+
+def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_pictures_of_all_sorts_become_upright_rgb():
+    half = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
+    assert decode_image(encode(half)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(encode(Image.new("CMYK", (8, 4)), "jpeg")).mode == "RGB"
+    palette = Image.new("P", (4, 4))
+    palette.info["transparency"] = 0
+    assert decode_image(encode(palette, transparency=0)).getpixel((1, 1)) == (255, 255, 255)
+    rotated = Image.new("RGB", (8, 4))
+    exif = rotated.getexif()
+    exif[0x0112] = 6
+    assert decode_image(encode(rotated, "jpeg", exif=exif)).size == (4, 8)
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    assert decode_image(encode(frames[0], "gif", save_all=True, append_images=frames[1:])).getpixel((0, 0))[0] > 200
+
+
+def test_pictures_that_cannot_be_used_give_a_reason(monkeypatch: pytest.MonkeyPatch):
+    good = clips_world.picture(1)
+    for content, reason in ((b"", "undecodable"), (b"GIF89a", "undecodable"), (good[: len(good) // 2], "truncated")):
+        with pytest.raises(BadImageError, match=reason):
+            decode_image(content)
+    with pytest.raises(BadImageError, match="8-bit"):
+        decode_image(encode(Image.new("I;16", (4, 4))))
+    monkeypatch.setattr("clips.data.images.MAX_PIXELS", 100)
+    with pytest.raises(BadImageError, match="too large"):
+        decode_image(good)
+
+
+def test_jpegs_are_decoded_at_a_fraction_but_never_too_small():
+    content = encode(Image.new("RGB", (800, 640)), "jpeg")
+    assert decode_image(content, at_least=100).size == (200, 160) or decode_image(content, at_least=100).size == (100, 80)
+    assert min(decode_image(content, at_least=100).size) >= 100
+    assert decode_image(content).size == (800, 640)
+
+
+def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: Path):
+    member = open_image(shards, "shard-00001.tar/000000010.png")
+    assert np.array_equal(np.array(member), np.array(decode_image(clips_world.picture(10))))
+    (tmp_path / "a.jpg").write_bytes(clips_world.picture(3, kind="jpg"))
+    assert open_image(tmp_path, "a.jpg").size == (40, 32)
+    for reference, message in (
+        ("shard-00001.tar/000000000.png", "no such picture"),
+        ("shard-00009.tar/000000000.png", "no such file"),
+        ("nothing.png", "no such picture"),
+        ("../train/shard-00001.tar/000000010.png", "expected a path inside"),
+        ("/etc/passwd", "expected a path inside"),
+        ("shard-00001.tar/000000010.json", "undecodable picture"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_image(shards, reference)
+
+
+# ---- augmentation
+
+
+def test_crops_keep_to_their_area_and_squash_to_the_square():
+    ramp = Image.fromarray(np.tile(np.arange(0, 200, dtype=np.uint8)[None, :, None], (100, 1, 3)))
+    widths = []
+    for seed in range(200):
+        crop = augment(ramp, 16, AugmentConfig(min_area=0.4), np.random.default_rng(seed))
+        assert crop.shape == (3, 16, 16)
+        assert crop.dtype == torch.uint8
+        row = crop[0, 0].float()
+        widths.append(float(row[-1] - row[0]) * 16 / 15)
+    assert min(widths) > 200 * 0.4 * 0.85  # the narrowest: 40 % of the area at aspect 3/4
+    assert max(widths) < 200
+    assert np.std(widths) > 5
+    whole = augment(ramp, 16, AugmentConfig(min_area=1), np.random.default_rng(0))
+    assert torch.equal(whole, augment(ramp, 16, AugmentConfig(min_area=1), np.random.default_rng(1)))
+
+
+def test_colours_change_only_when_asked():
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    draws = [augment(image, 8, AugmentConfig(colour_jitter=0.4, greyscale=0.2), np.random.default_rng(s)) for s in range(99)]
+    grey = sum(bool((draw[0] == draw[1]).all() and (draw[1] == draw[2]).all()) for draw in draws)
+    same = sum(draw[:, 0, 0].tolist() == [200, 100, 50] for draw in draws)
+    assert 8 <= grey <= 35
+    assert 5 <= same <= 35
+    assert Counter(augment(image, 8, AugmentConfig(), np.random.default_rng(7))[:, 0, 0].tolist()) == Counter([200, 100, 50])
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: AugmentConfig(min_area=0), "data.augment.min_area"),
+        (lambda: AugmentConfig(greyscale=2), "data.augment.greyscale"),
+        (lambda: DataConfig(sources=()), "data.sources"),
+        (lambda: DataConfig(sources=(SourceConfig(path="x"),), workers=-1), "data.workers"),
+        (lambda: DataConfig(sources=(SourceConfig(path="x"),), max_bad_share=2), "data.max_bad_share"),
+    ],
+)
+def test_configs_check_themselves(make, field: str):
+    with pytest.raises(UserError, match=field):
+        make()
