@@ -105,8 +105,8 @@ def trainable_attention(device_type: str) -> Iterator[None]:
     if not slow:
         yield
         return
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # this switch is not about CUDA alone
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # a switch for CPUs too, despite its place
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else it computes in float32, at twice the time
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
