@@ -31,7 +31,8 @@ class CaptionerConfig:
         heads: attention heads of a block.
         length: learnable tokens = longest target, begin and end token included.
         positions: at most so many target tokens of a sample, drawn at random, enter the caption loss (all if not
-            given, as the authors do). The loss stays unbiased; the 32,000-way head gets that much cheaper.
+            given, as the authors do). The 32,000-way head gets that much cheaper, and long captions weigh no
+            more than short ones.
     """
 
     width: int | None = None
