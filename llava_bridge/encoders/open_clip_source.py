@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from clips.errors import UserError
+from clips.lean_imports import without_wandb
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 
@@ -30,8 +31,9 @@ class OpenClipTower(VisionTower):
 
     def __init__(self, architecture: Mapping[str, Any]) -> None:
         super().__init__()
-        from open_clip.model import _build_vision_tower
-        from open_clip.transformer import VisionTransformer
+        with without_wandb():
+            from open_clip.model import _build_vision_tower
+            from open_clip.transformer import VisionTransformer
 
         vision = {**architecture["vision_cfg"], "patch_dropout": 0.0}
         self.visual = _build_vision_tower(architecture["embed_dim"], vision, architecture.get("quick_gelu", False))

@@ -7,6 +7,7 @@ left out.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from clips.errors import UserError
+from clips.lean_imports import without_wandb
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
@@ -28,7 +30,7 @@ class TimmTower(VisionTower):
 
     def __init__(self, architecture: Mapping[str, Any]) -> None:
         super().__init__()
-        import timm
+        timm = _timm()
 
         name = architecture["name"]
         if not timm.is_model(name):
@@ -58,7 +60,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
     Raises:
         UserError: timm does not know the name; the file is missing or of another architecture.
     """
-    import timm
+    timm = _timm()
 
     name, _, origin = reference.partition("@")
     if not timm.is_model(name):
@@ -79,7 +81,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
 
 def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, where: str | None) -> Encoder:
     """The contract for timm model ``name``; classifier weights among ``weights`` are left out."""
-    import timm
+    timm = _timm()
 
     if not timm.is_model(name):
         raise _unknown(name)
@@ -97,9 +99,7 @@ def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, 
 
 
 def _unknown(name: str) -> UserError:
-    import difflib
-
-    import timm
+    timm = _timm()
 
     near = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -119,10 +119,16 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _pretrained(name: str) -> dict[str, Tensor]:
-    import timm
+    timm = _timm()
 
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"encoder: no pretrained weights for timm:{name} ({reason}); try timm:{name}@FILE") from None
+
+
+def _timm() -> Any:
+    with without_wandb():
+        import timm
+    return timm
