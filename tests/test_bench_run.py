@@ -335,7 +335,8 @@ def test_a_stock_open_clip_directory(tmp_path, shards):
         "[CLS]",
         "[SEP]",
         "[MASK]",
-        *"a red green blue white square number there is thing".split(),
+        *world.COLOURS,
+        *("a", "square", "number", "there", "is"),
     ]
     (directory / "vocab.txt").write_text("\n".join([*words, ".", ",", *map(str, range(20))]))
     BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)

@@ -38,11 +38,13 @@ def go_offline() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import datasets
     import huggingface_hub.constants
+    import transformers.utils.logging
     from loguru import logger
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     logger.disable("lmms_eval")
     with quiet():
         import lmms_eval.evaluator  # noqa: F401

@@ -1,0 +1,315 @@
+"""MLLM benchmarks: lmms-eval's tasks and scorers over local data, against hand-made answers and lmms-eval itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import bench_world as world
+import pytest
+from PIL import Image
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
+from benchmarks.run import run
+from benchmarks.statistics import evaluate
+from clips.errors import UserError
+
+TASKS = ("pope", "mme", "gqa", "textvqa_val", "nocaps_val")
+PICTURES = 6
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
+)  # lmms-eval and pycocoevalcap warn when imported
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root ``hub`` and a LLaVA ``llava``."""
+    root = tmp_path_factory.mktemp("mllm")
+    world.write_hub(root / "hub", PICTURES)
+    world.write_llava(root / "llava")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attempt to reach another machine fails the test."""
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX:
+            raise AssertionError(f"a benchmark tried to connect to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def _config(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes) -> RunConfig:
+    return RunConfig(
+        row="row", results=str(results), llava=str(places / "llava"), benchmarks=list(benchmarks), **changes
+    )
+
+
+def _run(places: Path, results: Path, *benchmarks: BenchmarkConfig, **changes) -> dict[str, Result]:
+    config = _config(places, results, *benchmarks, **changes)
+    run(config)
+    return {each.name: read_result(result_path(results, "row", each.name)) for each in benchmarks}
+
+
+def _all(places: Path, *tasks: str, **changes) -> list[BenchmarkConfig]:
+    """Benchmarks on the shared data root, without METEOR, whose Java program takes seconds to start."""
+    return [
+        BenchmarkConfig(
+            name=task,
+            data=str(places / "hub"),
+            max_new_tokens=6,
+            **{"without": ("nocaps_METEOR",) if task == "nocaps_val" else ()} | changes,
+        )
+        for task in tasks or TASKS
+    ]
+
+
+def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
+    """Let ``reply(number of the picture, prompt)`` answer in the model's place."""
+    numbers = {world.picture(number).tobytes(): number for number in range(PICTURES)}
+
+    def answer(model, processor, images, prompts, max_new_tokens, batch_size):
+        return [reply(numbers[each[0].tobytes()], prompt) for each, prompt in zip(images, prompts, strict=True)]
+
+    monkeypatch.setattr("llava_bridge.inference.answer", answer)
+
+
+def _knows_all(number: int, prompt: str) -> str:
+    if "Is there" in prompt:
+        return "Yes" if world.colour(number) in prompt else "No"
+    return world.captions(number)[0] if "caption" in prompt else world.colour(number)
+
+
+def test_right_answers_get_full_marks(places, tmp_path, monkeypatch):
+    _answering(monkeypatch, _knows_all)
+    found = _run(places, tmp_path, *_all(places))
+    values = {(task, name): metric.value for task, result in found.items() for name, metric in result.metrics.items()}
+    assert values["pope", "pope_accuracy"] == values["pope", "pope_f1_score"] == 1.0
+    assert values["pope", "said_yes"] == 0.5
+    assert values["mme", "mme_perception_score"] == values["mme", "mme_total"] == 400.0  # two categories
+    assert values["gqa", "exact_match"] == 1.0
+    assert values["textvqa_val", "exact_match"] == 1.0  # seven of ten say so
+    assert values["nocaps_val", "nocaps_Bleu_4"] == pytest.approx(1.0)
+    assert values["nocaps_val", "nocaps_ROUGE_L"] == pytest.approx(1.0)
+    assert values["nocaps_val", "nocaps_CIDEr"] > 3
+    assert found["mme"].absent == {"mme_cognition_score": "no question of this data enters it"}
+    assert found["pope"].primary == ["pope_accuracy", "pope_f1_score"]
+
+
+def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
+    """It says yes to everything, names red whatever it sees, and captions one picture with nothing."""
+
+    def reply(number: int, prompt: str) -> str:
+        if "Is there" in prompt:
+            return "yes"
+        return ("" if number == 0 else world.captions(number)[0]) if "caption" in prompt else "Red."
+
+    _answering(monkeypatch, reply)
+    found = _run(places, tmp_path, *_all(places))
+    pope = found["pope"].metrics
+    assert (pope["pope_accuracy"].value, pope["pope_precision"].value, pope["pope_recall"].value) == (0.5, 0.5, 1.0)
+    assert pope["pope_f1_score"].value == pytest.approx(2 / 3)
+    assert (pope["pope_accuracy"].n, pope["pope_accuracy"].clusters) == (12, 6)
+    # in every pair one answer is right: 50 points for accuracy, none for both, in each of two categories
+    assert found["mme"].metrics["mme_perception_score"].value == 100.0
+    red = sum(world.colour(number) == "red" for number in range(PICTURES))
+    assert found["gqa"].metrics["exact_match"].value == pytest.approx(red / PICTURES)
+    assert found["textvqa_val"].metrics["exact_match"].value == pytest.approx(red / PICTURES)
+    captions = read_items(found["nocaps_val"]).set_index("image")
+    assert captions["cider"].min() == 0.0
+    assert found["nocaps_val"].metrics["nocaps_CIDEr"].value == pytest.approx(captions["cider"].mean())
+
+
+def test_items_protocol_and_intervals(places, tmp_path, monkeypatch):
+    _answering(monkeypatch, lambda number, prompt: _knows_all(max(number, 1), prompt))  # takes picture 0 for 1
+    found = _run(places, tmp_path, *_all(places))
+    for task, result in found.items():
+        items = read_items(result)
+        assert set(ITEM_COLUMNS) <= set(items.columns), task
+        assert items["item"].is_unique
+        assert items["image"].nunique() == PICTURES
+        assert items["thumbnail"].notna().sum() == PICTURES
+        assert Image.open(io.BytesIO(items["thumbnail"].iloc[0])).size == (64, 64)
+        for name, metric in result.metrics.items():
+            columns = {column: items[column].to_numpy() for column in metric.columns}
+            assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value), name
+            assert metric.low <= metric.value + 1e-9, (task, name)
+            assert metric.value <= metric.high + 1e-9, (task, name)
+        assert result.protocol["questions"] == len(items)
+        assert result.protocol["input_resolution"] == 32
+        assert '"max_new_tokens": 6' in result.protocol["decoding"]
+    pope = read_items(found["pope"])
+    first = pope.iloc[0]
+    assert (first["question"], first["prediction"], first["target"]) == (
+        "Is there a red square in the picture?",
+        "No",
+        "yes",
+    )
+    assert pope["score"].tolist() == [0.0, 0.0] + [1.0] * 10  # and the pair of picture 0 in the categories
+    assert pope["category"].unique().tolist() == ["random", "popular"]
+    assert read_items(found["gqa"])["target"].tolist() == [world.colour(number) for number in range(PICTURES)]
+
+
+def test_the_same_task_over_two_roots_sees_each_root_s_own_data(places, tmp_path, monkeypatch):
+    world.write_hub(tmp_path / "smaller", 3)
+    _answering(monkeypatch, _knows_all)
+    found = _run(
+        places,
+        tmp_path / "results",
+        BenchmarkConfig(name="big", uses="gqa", data=str(places / "hub")),
+        BenchmarkConfig(name="small", uses="gqa", data=str(tmp_path / "smaller")),
+    )
+    assert len(read_items(found["big"])) == PICTURES
+    assert len(read_items(found["small"])) == 3
+    assert found["big"].protocol["data_hash"] != found["small"].protocol["data_hash"]
+
+
+def test_real_model_batches_do_not_change_answers(places, tmp_path):
+    tasks = ("pope", "nocaps_val")
+    alone, together = (
+        _run(places, tmp_path / str(size), *_all(places, *tasks, limit=4), batch_size=size) for size in (1, 8)
+    )
+    for task in tasks:
+        first, second = (read_items(each[task]) for each in (alone, together))
+        assert len(first) == 4
+        assert first["prediction"].tolist() == second["prediction"].tolist(), task
+        assert alone[task].fingerprint == together[task].fingerprint
+    assert any(read_items(together[task])["prediction"].str.len().gt(0).any() for task in tasks)
+
+
+@pytest.mark.slow
+def test_equal_to_lmms_eval_s_own_command(places, tmp_path):
+    """``python -m lmms_eval --model llava_bridge`` gives the same answers and the same numbers."""
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "LMMS_EVAL_DATASETS_CACHE": str(tmp_path / "cache"),
+    }
+    command = [sys.executable, "-m", "lmms_eval", "--model", "llava_bridge", "--batch_size", "8", "--log_samples"]
+    command += ["--model_args", f"pretrained={places / 'llava'}", "--gen_kwargs", "max_new_tokens=6"]
+    command += ["--tasks", "pope,mme,gqa,textvqa_val", "--output_path", str(tmp_path / "direct")]
+    done = subprocess.run(command, cwd=places / "hub", env=environment, capture_output=True, text=True, check=False)
+    files = list((tmp_path / "direct").rglob("*_results.json"))
+    assert files, done.stderr[-3000:]
+    direct = json.loads(files[0].read_text())["results"]
+    ours = _run(places, tmp_path / "ours", *_all(places, "pope", "mme", "gqa", "textvqa_val"), batch_size=3)
+    compared = 0
+    for task, result in ours.items():
+        for key, value in direct[task].items():
+            name = key.partition(",")[0]
+            if name in result.metrics:
+                assert result.metrics[name].value == pytest.approx(value), (task, name)
+                compared += 1
+        (samples,) = (tmp_path / "direct").rglob(f"*_samples_{task}.jsonl")
+        rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
+        answers = [row["filtered_resps"] for row in rows]  # one string a question
+        assert read_items(result)["prediction"].tolist() == answers, task
+    assert compared >= 8
+
+
+def test_without_java_only_meteor_is_missing(places, tmp_path, monkeypatch):
+    from benchmarks.mllm import captioning
+
+    _answering(monkeypatch, _knows_all)
+    (task,) = _all(places, "nocaps_val", without=())
+    if captioning.java_works():
+        with_java = _run(places, tmp_path / "with", task)["nocaps_val"]
+        assert 0.9 < with_java.metrics["nocaps_METEOR"].value <= 1.0
+    monkeypatch.setenv("PATH", str(tmp_path))
+    captioning.java_works.cache_clear()
+    try:
+        found = _run(places, tmp_path / "without", task)["nocaps_val"]
+    finally:
+        monkeypatch.undo()
+        captioning.java_works.cache_clear()
+    assert found.absent == {"nocaps_METEOR": "it is a Java program and there is no java here"}
+    assert found.metrics["nocaps_CIDEr"].value > 3
+    assert "imitated" in found.protocol["caption_tokenizer"]
+    if captioning.java_works():
+        assert found.metrics["nocaps_CIDEr"].value == pytest.approx(with_java.metrics["nocaps_CIDEr"].value)
+        assert found.fingerprint != with_java.fingerprint
+
+
+def test_metrics_can_be_left_out(places, tmp_path, monkeypatch):
+    _answering(monkeypatch, _knows_all)
+    (task,) = _all(places, "nocaps_val")
+    found = _run(places, tmp_path, dataclasses.replace(task, without=("nocaps_METEOR", "nocaps_Bleu_1")))["nocaps_val"]
+    assert found.absent == dict.fromkeys(("nocaps_METEOR", "nocaps_Bleu_1"), "left out by the config")
+    assert "nocaps_Bleu_4" in found.metrics
+    with pytest.raises(UserError, match="unknown metric of 'nocaps_val' 'nocaps_METEO'; did you mean 'nocaps_METEOR'"):
+        _run(places, tmp_path, dataclasses.replace(task, without=("nocaps_METEO",)))
+
+
+def test_a_task_that_is_not_listed(places, tmp_path, monkeypatch):
+    """Any of lmms-eval's tasks works; its mean metrics get intervals."""
+    _answering(monkeypatch, _knows_all)
+    data = tmp_path / "data"
+    world.write_parquet(
+        data / world.HUB / "ChartQA/data/test-00000-of-00001.parquet",
+        {
+            "type": ["human_test", "augmented_test"] * 3,
+            "question": ["What colour is the square?"] * 6,
+            "answer": [world.colour(number if number else 1) for number in range(6)],
+            "image": [world.picture(number) for number in range(6)],
+        },
+    )
+    found = _run(places, tmp_path / "results", BenchmarkConfig(name="chartqa", data=str(data)))["chartqa"]
+    assert found.metrics["relaxed_overall"].value == pytest.approx(5 / 6)
+    assert found.metrics["relaxed_human_split"].n == 3
+    assert found.metrics["relaxed_human_split"].value == pytest.approx(2 / 3)
+    assert found.metrics["relaxed_overall"].interval == "wilson"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": "nowhere"}, "nowhere: no such directory"),
+        ({"data": "empty"}, "empty: expected the data of pope in lmms-lab-encoder/POPE/ below it"),
+        ({"data": "broken"}, "broken/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
+        ({"data": "wrong"}, "wrong/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
+    ],
+)
+def test_bad_data_gives_one_line(places, tmp_path, monkeypatch, changes, said, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name in ("broken", "wrong"):
+        Path(name, world.HUB, "POPE/data").mkdir(parents=True)
+    Path("broken", world.HUB, "POPE/data/test-00000-of-00001.parquet").write_bytes(b"PAR1 cut short")
+    world.write_parquet(Path("wrong", world.HUB, "POPE/data/test-00000-of-00001.parquet"), {"something": ["else"]})
+    with pytest.raises(UserError) as caught:
+        _run(places, tmp_path / "results", BenchmarkConfig(name="pope", **changes))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert read_result(result_path(tmp_path / "results", "row", "pope")).status == "failed"
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_scorer_that_refuses_the_data(places, tmp_path, monkeypatch):
+    """MME wants exactly two questions a picture and category."""
+    _answering(monkeypatch, _knows_all)
+    world.write_hub(tmp_path / "hub", 2)
+    world.write_parquet(
+        tmp_path / "hub" / world.HUB / "MME/data/test-00000-of-00001.parquet",
+        {"question_id": ["a"], "question": ["Is there red?"], "answer": ["Yes"], "category": ["color"],
+         "image": [world.picture(0)]},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"scorer of mme refuses the data .*pairwise"):
+        _run(places, tmp_path / "results", BenchmarkConfig(name="mme", data=str(tmp_path / "hub")))
+
+
+def test_no_llava_there(places, tmp_path):
+    benchmark = BenchmarkConfig(name="pope", data=str(places / "hub"))
+    config = dataclasses.replace(_config(places, tmp_path, benchmark), llava=str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"pope: .*nothing: no config\.json here"):
+        run(config)
