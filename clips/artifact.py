@@ -35,6 +35,8 @@ def artifact_directory(path: str | Path) -> Iterator[Path]:
     """A fresh directory beside ``path`` that replaces it when the block ends well, and vanishes when it fails."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.partial")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{path}: a file is in the way; expected a directory to write")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -122,11 +124,14 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the directory was not written by this suite, or not completely") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: expected an object")
+    return manifest
 
 
 def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
@@ -137,6 +142,8 @@ def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
         recorded: take the hash that the manifest records, if there is a manifest, instead of reading all files.
     """
     root = Path(directory)
+    if not root.exists():
+        raise UserError(f"{directory}: no such file or directory")
     if recorded and (root / MANIFEST).is_file():
         known = read_manifest(root).get("hash")
         if known:

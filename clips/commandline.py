@@ -156,7 +156,7 @@ def _add_help(parser: Any, config_class: type) -> None:
     """Put what the docstrings say of each field, and of each nested config, into ``--help``."""
     texts = dict(_field_help(config_class))
     for action in parser._actions:
-        if action.dest in texts and "config" not in action.dest.split(".")[-1]:
+        if action.dest in texts:
             action.help = texts[action.dest]
     titles = {str(kind): kind for kind in _config_classes(config_class)}
     for group in parser._action_groups:
@@ -180,7 +180,7 @@ def _field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str
     described = inspect.getdoc(config_class) or ""
     _, _, arguments = described.partition("Args:\n")
     found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
-    yield from ((prefix + match[1], " ".join(match[2].split()).replace("%", "%%")) for match in found)
+    yield from ((prefix + match[1], " ".join(match[2].split())) for match in found)
     for name, kind in typing.get_type_hints(config_class).items():
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from _field_help(kind, f"{prefix}{name}.")

@@ -16,6 +16,7 @@ _UNKNOWN_KEY = re.compile(
     r"|(?:Key|Option) '(?P<key>[\w.]+)' is not (?:expected|accepted)"
 )
 _FIELD = re.compile(r'Parser key "(?P<key>[\w.]+)"')
+_ABSENT = re.compile(r"File does not exist: '(?P<file>.*)'")
 _MISSING = re.compile(r"arguments are required: (?P<names>.*)", re.DOTALL)
 _VALUE = re.compile(r"(?:Got value|Given value): (?P<value>.*)", re.DOTALL)
 _PLAIN_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -24,6 +25,8 @@ _PLAIN_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "tr
 def one_line(message: str, config_class: type) -> str:
     """jsonargparse's ``message`` about ``config_class`` in our words, or its own on one line."""
     field = _FIELD.search(message)
+    if absent := _ABSENT.search(message):
+        return f"--config: no such file: {absent['file']}"
     if field and field["key"] == "config":
         return f"--config: {_last_part(message)}"
     if "Problems parsing config" in message or "Unexpected config" in message:

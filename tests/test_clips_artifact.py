@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clips.artifact import (
+    added_files,
+    artifact_directory,
+    directory_hash,
+    read_manifest,
+    write_file,
+    write_manifest,
+)
+from clips.errors import UserError, suggest
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
+    target = tmp_path / "a" / "thing"
+    with pytest.raises(RuntimeError), artifact_directory(target) as partial:
+        (partial / "half").write_text("x")
+        assert not target.exists()
+        raise RuntimeError
+    assert not target.exists()
+    for content in ("first", "second"):
+        with artifact_directory(target) as partial:
+            (partial / content).write_text(content)
+    assert [path.name for path in target.iterdir()] == ["second"]
+    with pytest.raises(KeyboardInterrupt), artifact_directory(target):
+        raise KeyboardInterrupt
+    assert [path.name for path in target.parent.rglob("*")] == ["thing", "second"]
+
+
+def test_a_directory_is_not_written_below_or_over_a_file(tmp_path: Path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match="cannot write"), artifact_directory(tmp_path / "file" / "below"):
+        pass
+    with pytest.raises(UserError, match="file: a file is in the way"), artifact_directory(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_added_files_join_what_is_there_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_file(tmp_path / "metrics.jsonl", "{}")
+    with pytest.raises(RuntimeError), added_files(tmp_path) as partial:
+        write_file(partial / "weights", "w")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    moved: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, to: (moved.append(path.name), replace(path, to))[1])
+    with added_files(tmp_path) as partial:
+        for name in ("manifest.json", "weights", "a"):
+            write_file(partial / name, "w")
+    assert moved[-1] == "manifest.json"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "manifest.json", "metrics.jsonl", "weights"]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_file(tmp_path / "x" / "a.txt", "old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Path, "replace", fail)
+        write_file(tmp_path / "x" / "a.txt", "new")
+    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.txt"]
+
+
+def make(folder: Path, **files: str) -> Path:
+    for name, content in files.items():
+        write_file(folder / name.replace("__", "/"), content)
+    return folder
+
+
+def test_the_hash_is_of_names_and_contents_not_of_records(tmp_path: Path):
+    base = directory_hash(make(tmp_path / "a", weights="1", sub__b="2"))
+    assert directory_hash(make(tmp_path / "b", weights="1", sub__b="2")) == base
+    assert directory_hash(make(tmp_path / "c", weights="2", sub__b="2")) != base
+    assert directory_hash(make(tmp_path / "d", weights="1", sub__c="2")) != base
+    records = make(tmp_path / "a")
+    for name in ("manifest.json", "README.md", "metrics.jsonl", "summary.json", "config.yaml", ".checkpoints/x"):
+        write_file(records / name, "{}")
+    assert directory_hash(records, recorded=False) == base
+    write_file(records / "sub" / "README.md", "data, not a record")
+    assert directory_hash(records, recorded=False) != base
+
+
+def test_the_manifest_tells_what_it_is_and_where_it_comes_from(tmp_path: Path):
+    parent = make(tmp_path / "parent", data="1")
+    write_manifest(parent, kind="scenes", config={}, seed=1)
+    child = make(tmp_path / "child", weights="1")
+    written = write_manifest(child, kind="encoder", config={"a": (1, 2)}, parents={"scenes": parent}, steps=3)
+    read = read_manifest(child)
+    assert read == json.loads(json.dumps(written))
+    assert (read["kind"], read["steps"], read["config"]) == ("encoder", 3, {"a": [1, 2]})
+    assert read["parents"] == {"scenes": {"path": str(parent), "hash": directory_hash(parent, recorded=False)}}
+    assert read["hash"] == directory_hash(child, recorded=False)
+    assert read["versions"]["torch"][0].isdigit()
+    write_file(child / "weights", "2")
+    assert directory_hash(child) == read["hash"]  # what was recorded, not the files
+    assert directory_hash(child, recorded=False) != read["hash"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "manifest.json: missing"), ("{", "manifest.json: not valid JSON"), ("[]", "expected an object")],
+)
+def test_a_broken_manifest_is_named(tmp_path: Path, content: str | None, message: str):
+    if content is not None:
+        write_file(tmp_path / "manifest.json", content)
+    with pytest.raises(UserError, match=message):
+        read_manifest(tmp_path)
+    with pytest.raises(UserError, match="no such directory"):
+        read_manifest(tmp_path / "nothing")
+
+
+def test_hashing_nothing_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="nothing: no such file or directory"):
+        directory_hash(tmp_path / "nothing")
+
+
+def test_an_unknown_name_is_answered_with_the_near_one():
+    assert str(suggest("clps", ["clip", "clips"], "recipe")) == (
+        "unknown recipe 'clps'; did you mean 'clips'? (known: clip, clips)"
+    )
+    assert "did you mean" not in str(suggest("zebra", ["clip", "clips"], "recipe"))

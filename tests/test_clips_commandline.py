@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+import types
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from clips.commandline import Command, parse_config, plain, run_commands, to_yaml
+from clips.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ItemConfig:
+    """One item.
+
+    Args:
+        path: where it is.
+        weight: how much it counts.
+    """
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """A part.
+
+    Args:
+        rate: how quick, in 100 % of
+            the usual.
+        kind: which.
+    """
+
+    rate: float = 0.1
+    kind: Literal["soft", "hard"] = "soft"
+
+    def __post_init__(self) -> None:
+        if self.rate < 0:
+            raise UserError(f"part.rate: expected 0 or more, got {self.rate}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Do a job.
+
+    Args:
+        place: where to.
+        items: what with.
+        part: the part.
+        steps: how long.
+        pair: two numbers.
+        names: names of things.
+    """
+
+    place: str
+    items: tuple[ItemConfig, ...] = ()
+    part: PartConfig = dataclasses.field(default_factory=PartConfig)
+    steps: int | None = None
+    pair: tuple[float, float] = (0.0, 1.0)
+    names: dict[str, int] = dataclasses.field(default_factory=dict)
+    quiet: bool = False
+
+
+DONE: list[JobConfig] = []
+
+
+def do_job(config: JobConfig) -> None:
+    DONE.append(config)
+    if config.place == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "out/file")
+    if config.place == "full weights":
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    if config.place == "broken":
+        raise OSError(errno.EIO, "Input/output error")
+    if config.place == "impatient":
+        raise KeyboardInterrupt
+    if config.place == "lines":
+        raise UserError("one\ntwo")
+
+
+@pytest.fixture(autouse=True)
+def target(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("a_job_module")
+    module.do_job = do_job  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_job_module", module)
+    DONE.clear()
+
+
+COMMANDS = {
+    "job": Command(help="do it", target="a_job_module:do_job", positional=("place",)),
+    "team start": Command(help="start", target="a_job_module:do_job"),
+    "team stop": Command(help="stop", target="no_such_module:stop"),
+}
+
+
+def run(*arguments: str) -> int:
+    return run_commands("tool", "About.", COMMANDS, arguments)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err.strip()
+
+
+def test_yaml_flags_and_positionals_make_one_config(tmp_path: Path):
+    (tmp_path / "job.yaml").write_text("place: there\npart: {rate: 1e-3}\nitems: [{path: a}, {path: b, weight: 2}]\n")
+    assert run("job", "--config", str(tmp_path / "job.yaml"), "--steps", "3", "--part.kind", "hard") == 0
+    expected = JobConfig(
+        place="there",
+        items=(ItemConfig(path="a"), ItemConfig(path="b", weight=2.0)),
+        part=PartConfig(rate=0.001, kind="hard"),
+        steps=3,
+    )
+    assert DONE == [expected]
+    assert run("job", "here", "--quiet", "true", "--pair", "[1, 2]", "--local_rank=1") == 0
+    assert DONE[1] == JobConfig(place="here", quiet=True, pair=(1.0, 2.0))
+    assert run("team", "start", "--place", "x") == 0
+
+
+def test_a_config_survives_yaml(tmp_path: Path):
+    config = JobConfig(place="é: #", items=(ItemConfig(path="a"),), names={"b": 2}, part=PartConfig(rate=1e-5))
+    (tmp_path / "c.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert parse_config(JobConfig, ["--config", str(tmp_path / "c.yaml")], prog="x") == config
+    assert plain({"path": Path("a"), 1: (2, 3)}) == {"path": "a", "1": [2, 3]}
+
+
+def test_print_config_shows_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert run("job", "here", "--steps", "4", "--print_config") == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    assert DONE == []
+    assert run("job", "--config", str(tmp_path / "c.yaml")) == 0
+    assert DONE == [JobConfig(place="here", steps=4)]
+
+
+def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str]):
+    assert run("job", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: tool job PLACE [--config FILE]")
+    assert "Do a job." in text
+    assert "--part.rate RATE how quick, in 100 % of the usual. (type: float, default: 0.1)" in text
+    assert "A part: --part CONFIG" in text
+    assert run("--help") == 0
+    assert "team stop" in capsys.readouterr().out
+    assert run() == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["jop"], "tool: unknown command 'jop'; did you mean 'job'? (known: job, team start, team stop)"),
+        (["team"], "tool: 'team' needs one of: start, stop"),
+        (["job"], "tool job: missing place"),
+        (["job", "x", "--step", "3"], "tool job: unknown key 'step'; did you mean 'steps'?"),
+        (["job", "x", "--part.rat", "3"], "tool job: unknown key 'part.rat'; did you mean 'part.rate'?"),
+        (["job", "x", "--prat.rate", "3"], "tool job: unknown key 'prat.rate'; did you mean 'part.rate'?"),
+        (["job", "x", "--steps", "many"], "tool job: steps: expected a whole number or null, got many"),
+        (["job", "x", "--steps", "1.5"], "tool job: steps: expected a whole number or null, got 1.5"),
+        (["job", "x", "--part.rate", "quick"], "tool job: part.rate: expected a number, got quick"),
+        (["job", "x", "--part.kind", "sfot"], "tool job: part.kind: expected one of soft, hard, got sfot"),
+        (["job", "x", "--quiet", "perhaps"], "tool job: quiet: expected true or false, got perhaps"),
+        (["job", "x", "--pair", "[1]"], "tool job: pair: expected a list of 2: a number, a number, got [1]"),
+        (["job", "x", "--items", "[{pth: 1}]"], "tool job: unknown key 'pth'; did you mean 'path'?"),
+        (["job", "x", "--items", "[{weight: 1}]"], "tool job: items: missing path"),
+        (["job", "x", "--part.rate", "-1"], "tool: part.rate: expected 0 or more, got -1.0"),
+        (["job", "x", "y"], "tool job: unrecognized arguments: y"),
+        (["job", "--config", "no.yaml"], f"tool job: --config: no such file: {Path.cwd() / 'no.yaml'}"),
+        (["job", "full"], "tool: out/file: the disk is full; free some space and run the same command again"),
+        (["job", "full weights"], "tool: output: the disk is full; free some space and run the same command again"),
+        (["job", "lines"], "tool: one two"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str):
+    assert complaint(capsys, *arguments) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("place: x\nstesp: 3\n", "unknown key 'stesp'; did you mean 'steps'?"),
+        ("place: x\npart:\n  rats: 3\n", "unknown key 'part.rats'; did you mean 'part.rate'?"),
+        ("place: x\npart: hard\n", "part: expected a mapping of rate, kind"),
+        ("place: x\nsteps: [1]\n", "steps: expected a whole number or null, got [1]"),
+        ("place: x\nitems: {path: a}\n", "items: expected a list, each item a mapping of path, weight"),
+        ("place: x\nitems: [{path: a, weight: heavy}]\n", "items"),
+        ("place: x\nnames: {a: b}\n", "names: expected a mapping of names to a whole number"),
+        ("place: [x\n", "--config: expected YAML"),
+        ("- place\n", "--config: expected YAML"),
+        ("place: 3\n", "place: expected text, got 3"),
+        ("place: null\n", "missing place"),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
+):
+    (tmp_path / "job.yaml").write_text(text)
+    assert complaint(capsys, "job", "--config", str(tmp_path / "job.yaml")).startswith(f"tool job: {line}")
+    assert DONE == []
+
+
+def test_what_is_not_the_users_mistake_keeps_its_traceback():
+    with pytest.raises(OSError, match="Input/output"):
+        run("job", "broken")
+
+
+def test_an_interrupted_command_says_so(capsys: pytest.CaptureFixture[str]):
+    assert run("job", "impatient") == 130
+    assert capsys.readouterr().err == "tool: interrupted\n"
