@@ -1,4 +1,4 @@
-"""Results for the report's tests, written by the harness's own writer: three rows, three benchmarks, known gaps between them."""
+"""Results for the report's tests, written by the harness's own writer, with known differences between the rows."""
 
 from __future__ import annotations
 

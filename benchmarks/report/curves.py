@@ -120,6 +120,7 @@ def draw(curves: Sequence[Curve], *, x_label: str, y_label: str, salt: str) -> s
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     settings: Any = {
         "svg.fonttype": "none",
@@ -145,11 +146,11 @@ def draw(curves: Sequence[Curve], *, x_label: str, y_label: str, salt: str) -> s
         axes.set_ylabel(y_label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.5, alpha=0.5)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.tick_params(length=3)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Title": None})
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return page_svg(text.getvalue())
 
 

@@ -17,6 +17,7 @@ from benchmarks.results import Result, read_items
 MOST_PER_BENCHMARK = 6
 _JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
 _LONGEST_ANSWER = 400
+SHOWN = "the picture on the left"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ def _example(item: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[st
     return Example(
         picture=pictures.get(str(first["image"])),
         question=question,
-        target="" if finds_pictures else visible(str(first["target"]), _LONGEST_ANSWER),
+        target=SHOWN if finds_pictures else visible(str(first["target"]), _LONGEST_ANSWER),
         answers=answers,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.protocol import INPUT
-from benchmarks.report.source import ReportSource
+from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Table
 from benchmarks.report.wording import column_title, listed
 
@@ -18,37 +18,35 @@ def remarks(source: ReportSource, table: Table) -> list[str]:
     found = [*source.notes]
     if any(record.command.startswith("clips scenes") for record in source.steps):
         found.append(SCENES_CAVEAT)
-    return [*found, *_about_marks(table), *_about_gaps(table), *_about_protocols(source, table)]
+    return [*found, *_about_marks(table), *_about_gaps(source, table), *_about_protocols(source, table)]
 
 
 def _about_marks(table: Table) -> list[str]:
     lines = []
     if any(cell.low is not None for cell in table.cells.values()):
-        lines.append("± and brackets: 95 % intervals over the benchmark's pictures; training noise is not in them.")
+        lines.append("Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them.")
     marks = {cell.mark for cell in table.cells.values()}
     if "best" in marks:
-        lines.append("Best (bold): a paired test tells the row from every other row of its column.")
+        lines.append("Best (bold, full mark): a paired test tells the row from every other row of its column.")
     if "tied" in marks:
-        lines.append("Tied (open mark): at the top, but no test tells these rows from each other.")
+        lines.append("Tied (open mark): at the top of the column, but no test tells these rows from each other.")
     if table.comparisons:
         lines.append(
-            f"Differences to the baseline come from a paired bootstrap over pictures; of {table.comparisons} of them "
-            f"those with a Holm-corrected p-value below {SIGNIFICANCE} are marked as shown."
+            f"Differences to the baseline: paired bootstrap over pictures, p-values Holm-corrected over all "
+            f"{table.comparisons} differences; ▲ and ▼ were shown (p < {SIGNIFICANCE}), ≈ was not."
         )
     return lines
 
 
-def _about_gaps(table: Table) -> list[str]:
-    reasons: dict[tuple[str, str], list[str]] = {}
+def _about_gaps(source: ReportSource, table: Table) -> list[str]:
+    places: dict[tuple[str, str], dict[str, None]] = {}
     for column in table.columns:
         for cell in table.column_cells(column):
             if cell.gap:
-                where = (
-                    column.benchmark if cell.gap.kind != "not applicable" or not column.metric else column_title(column)
-                )
-                places = reasons.setdefault((cell.row, f"{cell.gap.kind}: {cell.gap.reason}"), [])
-                places += [where] if where not in places else []
-    return [f"{row} on {listed(places)}: {reason}." for (row, reason), places in reasons.items()]
+                whole = isinstance(source.outcomes[cell.row, column.benchmark], Gap)
+                where = column.benchmark if whole else column_title(column)
+                places.setdefault((cell.row, f"{cell.gap.kind}: {cell.gap.reason}"), {})[where] = None
+    return [f"{row} on {listed([*where])}: {reason.rstrip('.')}." for (row, reason), where in places.items()]
 
 
 def _about_protocols(source: ReportSource, table: Table) -> list[str]:

@@ -14,7 +14,6 @@ from benchmarks.registry import find
 from benchmarks.study.record import CellRecord, RowRecord
 from benchmarks.study.schema import Settings, Study, merged
 from benchmarks.study.steps import Part, Step, StepKind
-from clips.commandline import field_names
 from clips.errors import UserError, suggest
 
 MARK = "$"  # begins a path in the study's output, or one below an entry of ``paths``
@@ -93,14 +92,15 @@ class _Maker:
         before, at, path = text.partition(f"@{MARK}") if text.startswith("timm:") else ("", "", text)
         path = f"{MARK}{path}" if at else path
         if not path.startswith(MARK):
-            if outside := outside_file(text):
+            outside = outside_file(text)
+            if outside is not None and not outside.is_relative_to(self.study.directory):
                 needs.append(outside)
             return text
         name, _, rest = path[len(MARK) :].partition("/")
         if name in self.study.paths:
-            outside = Path(self.study.paths[name], rest)
-            needs.append(outside)
-            return f"{before}{'@' if at else ''}{outside}"
+            below = Path(self.study.paths[name], rest)
+            needs.append(below)
+            return f"{before}{'@' if at else ''}{below}"
         for made, maker in self.made_by.items():
             if f"{name}/{rest}" == made or f"{name}/{rest}".startswith(f"{made}/"):
                 parents.append(maker)
@@ -196,10 +196,10 @@ class _Column:
 def _benchmark(study: Study, name: str) -> _Column:
     settings = {"name": name, **merged(study.defaults.benchmark, study.benchmarks[name])}
     where = f"benchmarks.{name}"
-    known = list(field_names(BenchmarkConfig))
+    known = [entry.name for entry in dataclasses.fields(BenchmarkConfig)]
     for key in settings:
         if key not in known:
-            raise suggest(f"{where}.{key}", [f"{where}.{field}" for field in known], "key")
+            raise suggest(f"{where}.{key}", [f"{where}.{setting}" for setting in known], "key")
     if "data" not in settings:
         raise UserError(f"{where}.data: missing (or give defaults.benchmark.data)")
     try:

@@ -1,0 +1,240 @@
+"""The runner, with real processes that stand in for the suite's programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import runner
+from benchmarks.study.runner import run_steps
+from benchmarks.study.state import StepKey, read_record
+from benchmarks.study.steps import Step, in_order
+from clips.errors import UserError
+
+FAKE = Path(__file__).with_name("fake_step.py")
+
+
+class Quiet:
+    """Notes what the runner tells."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def changed(self, step: Step, outcome: str, record: object) -> None:
+        self.told.append((step.name, outcome))
+
+    def tick(self) -> None:
+        """Nothing to draw."""
+
+
+@pytest.fixture(autouse=True)
+def _programs(monkeypatch):
+    monkeypatch.setattr(runner, "executable", lambda words: [sys.executable, str(FAKE), *words])
+
+
+def make(root: Path, name: str, *parents: str, **config: object) -> Step:
+    output = root / "made" / name
+    settings = {"output": str(output), "count": str(root / "runs.txt"), **config}
+    return Step(
+        name=name, kind="data", command=("clips", "scenes"), config=settings, outputs=(output,), parents=parents
+    )
+
+
+def keys_of(steps: list[Step], mark: str = "") -> dict[str, StepKey]:
+    return {step.name: StepKey(key=f"{step.name}{mark}", outputs={}) for step in steps}
+
+
+def run(root: Path, steps: list[Step], *, mark: str = "", jobs: int = 2, keys: dict[str, StepKey] | None = None):  # type: ignore[no-untyped-def]
+    observer = Quiet()
+    return run_steps(steps, keys or keys_of(steps, mark), root, jobs=jobs, observer=observer), observer
+
+
+def visits(root: Path, name: str) -> int:
+    return (root / "made" / name / "visits.txt").read_text(encoding="utf-8").count("visit")
+
+
+def test_parents_come_first_and_circles_are_refused(tmp_path):
+    steps = [make(tmp_path, "child", "parent"), make(tmp_path, "parent")]
+    assert [step.name for step in in_order(steps)] == ["parent", "child"]
+    with pytest.raises(ValueError, match="wait for each other"):
+        in_order([make(tmp_path, "a", "b"), make(tmp_path, "b", "a")])
+    with pytest.raises(ValueError, match="nothing makes"):
+        in_order([make(tmp_path, "a", "ghost")])
+
+
+def test_everything_runs_once_and_then_is_skipped_in_no_time(tmp_path):
+    steps = [make(tmp_path, "data"), make(tmp_path, "one", "data"), make(tmp_path, "two", "data")]
+    first, observer = run(tmp_path, steps)
+    assert first.complete
+    assert observer.told.index(("data", "done")) < observer.told.index(("one", "running"))
+    record = read_record(tmp_path, "one")
+    assert record is not None
+    assert record.outcome == "done"
+    assert record.command == f"clips scenes --config {tmp_path}/steps/one/config.yaml"
+    assert record.peak_memory_mb
+    began = time.monotonic()
+    second, _ = run(tmp_path, steps)
+    assert time.monotonic() - began < 0.2
+    assert second.present == ("data", "one", "two")
+    assert len((tmp_path / "runs.txt").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_another_key_removes_the_old_output_before_the_step_runs(tmp_path):
+    steps = [make(tmp_path, "data")]
+    run(tmp_path, steps)
+    hidden = tmp_path / "made" / ".data.work"
+    hidden.mkdir()
+    run(tmp_path, steps, mark=" changed")
+    assert visits(tmp_path, "data") == 1
+    assert not hidden.exists()
+
+
+def test_an_output_that_was_deleted_is_made_again(tmp_path):
+    steps = [make(tmp_path, "data")]
+    run(tmp_path, steps)
+    for path in (tmp_path / "made" / "data").iterdir():
+        path.unlink()
+    (tmp_path / "made" / "data").rmdir()
+    assert run(tmp_path, steps)[0].done == ("data",)
+
+
+def test_a_failed_step_stops_its_branch_only(tmp_path):
+    steps = [
+        make(tmp_path, "data"),
+        make(tmp_path, "bad", "data", fail="the weights are not of this architecture"),
+        make(tmp_path, "after-bad", "bad"),
+        make(tmp_path, "after-that", "after-bad"),
+        make(tmp_path, "good", "data", sleep=0.2),
+        make(tmp_path, "after-good", "good"),
+    ]
+    summary, _ = run(tmp_path, steps)
+    assert summary.failed == ("bad",)
+    assert set(summary.blocked) == {"after-bad", "after-that"}
+    assert summary.done == ("data", "good", "after-good")
+    record = read_record(tmp_path, "bad")
+    assert record is not None
+    assert (record.outcome, record.exit_status) == ("failed", 3)
+    assert record.log_tail[-1] == "the weights are not of this architecture"
+    assert run(tmp_path, steps)[0].failed == ("bad",)  # it is tried again
+    assert visits(tmp_path, "bad") == 2  # and finds what it left
+
+
+def test_a_command_that_ends_well_without_its_output_has_failed(tmp_path):
+    step = dataclasses.replace(make(tmp_path, "data"), outputs=(tmp_path / "made" / "data", tmp_path / "elsewhere"))
+    assert run(tmp_path, [step])[0].failed == ("data",)
+    record = read_record(tmp_path, "data")
+    assert record is not None
+    assert "elsewhere: not written" in record.log_tail[-1]
+
+
+def evaluation(root: Path, benchmarks: dict[str, dict[str, str]]) -> Step:
+    entries = [{"name": name, **settings} for name, settings in benchmarks.items()]
+    config = {"row": "clip", "results": str(root / "results"), "benchmarks": entries, "count": str(root / "runs.txt")}
+    outputs = tuple(root / "results" / "clip" / f"{name}.json" for name in benchmarks)
+    return Step(name="evaluate", kind="evaluation", command=("clips-bench", "run"), config=config, outputs=outputs)
+
+
+def test_a_result_that_records_a_failure_fails_the_step_with_its_reason(tmp_path):
+    step = evaluation(tmp_path, {"pope": {}, "gqa": {"uses": "broken parquet"}})
+    assert run(tmp_path, [step])[0].failed == ("evaluate",)
+    record = read_record(tmp_path, "evaluate")
+    assert record is not None
+    assert record.log_tail[-1] == "gqa failed: broken parquet"
+
+
+def test_a_new_column_leaves_the_other_results_in_place(tmp_path):
+    step = evaluation(tmp_path, {"pope": {}})
+    pope, gqa = str(step.outputs[0]), str(tmp_path / "results" / "clip" / "gqa.json")
+    run(tmp_path, [step], keys={"evaluate": StepKey(key="1", outputs={pope: "pope 1"})})
+    Path(pope).write_text(json.dumps({"status": "ok", "kept": True}), encoding="utf-8")
+
+    more = dataclasses.replace(evaluation(tmp_path, {"gqa": {}}), outputs=(Path(pope), Path(gqa)))
+    run(tmp_path, [more], keys={"evaluate": StepKey(key="2", outputs={pope: "pope 1", gqa: "gqa 1"})})
+    assert "kept" in Path(pope).read_text(encoding="utf-8")
+
+    run(tmp_path, [more], keys={"evaluate": StepKey(key="3", outputs={pope: "pope 2", gqa: "gqa 1"})})
+    assert not Path(pope).exists()
+    assert Path(gqa).exists()
+
+
+def test_independent_steps_run_side_by_side_with_a_share_of_the_cores(tmp_path, monkeypatch):
+    gate = tmp_path / "gate"
+    opens = make(tmp_path, "opens", sleep=0.1)
+    opens.config["output"] = str(gate)  # type: ignore[index]
+    opens = dataclasses.replace(opens, outputs=(gate,))
+    waits = make(tmp_path, "waits", until=str(gate))
+    assert run(tmp_path, [waits, opens], jobs=2)[0].complete  # one at a time would never end
+    monkeypatch.setattr(runner, "cores", lambda: 8)
+    assert runner.environment(2, None)["OMP_NUM_THREADS"] == "4"
+    assert runner.environment(16, None)["OMP_NUM_THREADS"] == "1"
+    assert runner.environment(2, 3)["OMP_NUM_THREADS"] == "3"
+
+
+def test_two_runners_on_one_directory_are_refused(tmp_path):
+    with runner.locked(tmp_path), pytest.raises(UserError, match=f"another runner .process {os.getpid()}."):
+        run(tmp_path, [make(tmp_path, "data")])
+    assert run(tmp_path, [make(tmp_path, "data")])[0].complete
+
+
+RUNNER = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+import test_study_runner as t
+from benchmarks.study import runner
+runner.executable = lambda words: [sys.executable, str(t.FAKE), *words]
+steps = [t.make(Path({place!r}), "first"), t.make(Path({place!r}), "long", "first", until="/nowhere/at/all")]
+t.run(Path({place!r}), steps)
+"""
+
+
+def start_runner(place: Path) -> subprocess.Popen[bytes]:
+    """A runner in a process of its own, its second step at work."""
+    tests = Path(__file__).parent
+    code = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(place))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    started = place / "made" / "long" / "visits.txt"
+    deadline = time.monotonic() + 30
+    while not started.exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def wait_until_free(place: Path) -> None:
+    """Until no child of a killed runner holds the directory any more."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with runner.locked(place):
+                return
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "interrupted"), (signal.SIGKILL, "running")],
+)
+def test_an_interrupted_runner_leaves_no_child_and_goes_on_where_it_was(tmp_path, number, outcome):
+    process = start_runner(tmp_path)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    wait_until_free(tmp_path)
+    record = read_record(tmp_path, "long")
+    assert record is not None
+    assert record.outcome == outcome
+    steps = [make(tmp_path, "first"), make(tmp_path, "long", "first")]
+    summary, _ = run(tmp_path, steps)
+    assert (summary.present, summary.done) == (("first",), ("long",))
+    assert visits(tmp_path, "long") == 2  # the second visit found the first one's work

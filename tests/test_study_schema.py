@@ -1,0 +1,132 @@
+"""Study files: what is read, what is refused and how the refusal reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from study_material import SMALL
+
+from benchmarks.study.plan import make_plan
+from benchmarks.study.schema import merged, read_study, study_from
+from clips.errors import UserError
+
+STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
+
+
+def changed(**fields: object) -> dict[str, object]:
+    return {**SMALL, **fields}
+
+
+def step(plan, name):  # type: ignore[no-untyped-def]
+    return next(step for step in plan.steps if step.name == name)
+
+
+def test_overrides_are_laid_over_the_defaults_key_by_key():
+    config = step(make_plan(study_from(SMALL)), "encoder-clips-s0").config
+    assert config["optim"] == {"lr": 3, "warmup": 2}
+    assert merged({"a": [1], "b": {"c": 1}}, {"a": [2], "b": {"d": 2}}) == {"a": [2], "b": {"c": 1, "d": 2}}
+
+
+def test_steps_depend_on_what_their_configs_refer_to():
+    plan = make_plan(study_from(SMALL))
+    assert step(plan, "encoder-clip-s0").parents == ("data-train",)
+    assert step(plan, "encoder-clip-s0").config["data"]["path"] == "runs/small/data/train"
+    assert set(step(plan, "llava-clip-tiny-s0").parents) == {"encoder-clip-s0", "llm-tiny"}
+    assert step(plan, "llava-net-tiny-s0").needs == (Path("weights/net.safetensors"),)
+    assert set(step(plan, "evaluate-llava-clips-tiny-s0").parents) == {"llava-clips-tiny-s0", "data-test"}
+
+
+def test_a_row_without_text_tower_has_no_retrieval_and_says_so():
+    rows = {row.name: row for row in make_plan(study_from(SMALL)).rows}
+    assert rows["net"].not_applicable == {"retrieval": "no text tower"}
+    assert "retrieval" not in rows["net"].cells
+    assert rows["clips"].baseline == "clip"
+    assert rows["clip"].baseline is None
+
+
+def test_rows_are_encoders_times_llms_times_seeds_and_exceptions_apply():
+    study = changed(
+        seeds=[0, 1],
+        llms={"tiny": {}, "big": "some/big"},
+        overrides=[
+            {"encoder": "net", "llm": "big", "skip": True},
+            {"encoder": "clip", "llava": {"align": {"steps": 9}}},
+        ],
+    )
+    plan = make_plan(study_from(study))
+    assert len(plan.rows) == 3 * 2 * 2 - 2
+    assert "clips + big (seed 1)" in {row.name for row in plan.rows}
+    assert step(plan, "llava-clip-big-s1").config["align"] == {"steps": 9}
+    assert step(plan, "llava-clips-big-s1").config["align"] == {"steps": 5}
+    assert step(plan, "encoder-clip-s1").config["seed"] == 1
+    assert sum(step.name.startswith("evaluate-encoder") for step in plan.steps) == 4  # not once more for each LLM
+
+
+def test_paths_outside_the_study_are_one_entry():
+    study = study_from(changed(paths={"shared": "elsewhere"}, llms={"llama": "$shared/models/llama"}))
+    assert step(make_plan(study), "llava-clip-llama-s0").config["llm"] == "elsewhere/models/llama"
+    with pytest.raises(UserError, match="a folder of the study's own"):
+        study_from(changed(paths={"data": "elsewhere"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encodrs": {}}, "unknown key 'encodrs'; did you mean 'encoders'"),
+        ({"defaults": {"encodr": {}}}, r"unknown key 'defaults\.encodr'; did you mean 'defaults\.encoder'"),
+        ({"benchmarks": {"pope": {"limt": 3}}}, r"benchmarks\.pope\.limt.*did you mean 'benchmarks\.pope\.limit'"),
+        ({"baseline": "clap"}, "unknown encoder in 'baseline' 'clap'; did you mean 'clip'"),
+        (
+            {"defaults": {**SMALL["defaults"], "encoder": {"data": "$data/trian"}}},
+            r"'\$data/trian'; did you mean '\$data/train'",
+        ),
+        ({"encoders": {"a/b": {}}}, r"encoders\.a/b: expected a name"),
+        (
+            {"encoders": {"clip": 3}},
+            r"encoders\.clip: expected settings \(a mapping\) or a path \(a text\), got a number",
+        ),
+        ({"jobs": 0}, "jobs: expected at least 1"),
+        ({"jobs": True}, "jobs: expected a whole number, got true or false"),
+        ({"seeds": [1, 1]}, "seeds: expected different whole numbers"),
+        ({"llms": {}}, "benchmarks.pope: asks a LLaVA, but the study has no 'llms'"),
+        ({"overrides": [{"skp": True}]}, r"overrides\[0\]\.skp.*did you mean"),
+        ({"overrides": [{"skip": True}]}, "every row is left out"),
+        ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),
+    ],
+)
+def test_a_wrong_study_is_refused_naming_the_field(fields, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(study_from(changed(**fields)))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("name: a\nencoders: {clip: {}, clip: {}}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"study\.yaml: line 2: the key 'clip' is there twice"):
+        read_study(file)
+
+
+@pytest.mark.parametrize("text", ["name: [", "- a\n- b\n", "", "name: a\n"])
+def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
+    file = tmp_path / "study.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"study\.yaml") as refusal:
+        read_study(file)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["demo", "photos"])
+def test_the_shipped_studies_have_a_plan(name):
+    plan = make_plan(read_study(STUDIES / f"{name}.yaml"))
+    assert {"untrained", "clip", "clips"} <= {row.name for row in plan.rows}
+    assert all(row.cells for row in plan.rows)
+
+
+def test_swapping_an_encoder_is_one_changed_line():
+    lines = (STUDIES / "demo.yaml").read_text(encoding="utf-8").splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("  untrained:"))
+    lines[place] = '  untrained: "timm:efficientnet_lite0"'
+    plan = make_plan(study_from(yaml.safe_load("\n".join(lines))))
+    assert step(plan, "llava-untrained-tiny-s0").config["encoder"] == "timm:efficientnet_lite0"
