@@ -69,6 +69,8 @@ def load_caption_set(
         UserError: missing or malformed, an empty split, a picture without captions.
     """
     path = Path(data)
+    if not path.exists():
+        raise UserError(f"{data}: no such file or directory")
     if path.is_dir():
         root, rows = path, _from_shards(path)
     elif path.suffix == ".jsonl":
@@ -76,10 +78,8 @@ def load_caption_set(
     elif path.suffix == ".json":
         root = Path(images) if images else path.parent / "images"
         rows = _from_karpathy(path, split, root)
-    elif path.exists():
-        raise UserError(f"{data}: expected a directory of .tar shards, a .json or a .jsonl file")
     else:
-        raise UserError(f"{data}: no such file or directory")
+        raise UserError(f"{data}: expected a directory of .tar shards, a .json or a .jsonl file")
     names: list[str] = []
     captions: list[list[str]] = []
     for name, texts in rows:

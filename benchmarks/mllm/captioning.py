@@ -85,10 +85,7 @@ def _tokenizing(known: dict[str, str]) -> Any:
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
     def tokenize(self: Any, captions_for_image: dict[Any, list[dict[str, str]]]) -> dict[Any, list[str]]:
-        lines = {
-            key: [_LINE_BREAKS.sub(" ", caption["caption"]) for caption in captions]
-            for key, captions in captions_for_image.items()
-        }
+        lines = {key: [caption["caption"] for caption in captions] for key, captions in captions_for_image.items()}
         new = list(dict.fromkeys(line for group in lines.values() for line in group if line not in known))
         for line, tokens in zip(new, ptb_tokens(new), strict=True):
             known[line] = " ".join(token for token in tokens.rstrip().split(" ") if token not in PUNCTUATIONS)
@@ -101,7 +98,8 @@ def ptb_tokens(lines: Sequence[str]) -> list[str]:
     """Each line lower-cased and split into Penn Treebank tokens joined by spaces, punctuation still there."""
     if not lines:
         return []
-    return _java_tokens(lines) if java_works() else [_python_tokens(line) for line in lines]
+    whole = [_LINE_BREAKS.sub(" ", line) for line in lines]
+    return _java_tokens(whole) if java_works() else [_python_tokens(line) for line in whole]
 
 
 def _java_tokens(lines: Sequence[str]) -> list[str]:

@@ -1,0 +1,115 @@
+"""``clips-bench prepare``: local data in the layout that lmms-eval's tasks read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bench_world as world
+import pytest
+
+from benchmarks.prepare import PrepareConfig, prepare
+from clips.artifact import read_manifest
+from clips.errors import UserError
+from llava_bridge.data import is_held_back
+
+SHARED = Path(__file__).resolve().parents[1] / "../shared"
+GQA = Path(world.HUB) / "GQA"
+
+
+def _cocoqa(folder: Path, photos: int = 20) -> Path:
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number in range(photos):
+        world.picture(number).save(folder / "images" / f"{number}.png")
+        rows += [
+            {"image": f"{number}.png", "question": f"what colour, {k}", "answer": world.colour(number), "type": "color"}
+            for k in range(2)
+        ]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def _flickr8k(folder: Path, photos: int = 4) -> Path:
+    (folder / "images").mkdir(parents=True)
+    images = []
+    for number in range(photos):
+        world.picture(number).save(folder / "images" / f"{number}.jpg")
+        sentences = [{"raw": text} for text in world.captions(number)]
+        images.append({"filename": f"{number}.jpg", "split": "val", "sentences": sentences})
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
+    return folder
+
+
+def _read(path: Path) -> list[dict]:
+    import pyarrow.parquet as parquet
+
+    return parquet.read_table(path).to_pylist()
+
+
+def test_cocoqa_holds_exactly_the_held_back_photos(tmp_path):
+    prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "in")), out=str(tmp_path / "out")))
+    held = [f"{number}.png" for number in range(20) if is_held_back(f"{number}.png")]
+    assert 0 < len(held) < 20
+    questions = _read(tmp_path / "out" / GQA / "testdev_balanced_instructions/testdev-00000-of-00001.parquet")
+    assert [row["imageId"] for row in questions] == [name for name in held for _ in range(2)]
+    assert len({row["id"] for row in questions}) == len(questions)
+    pictures = _read(tmp_path / "out" / GQA / "testdev_balanced_images/testdev-00000-of-00001.parquet")
+    assert [row["id"] for row in pictures] == held
+    assert pictures[0]["image"]["bytes"] == (tmp_path / "in" / "images" / held[0]).read_bytes()
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest["kind"], manifest["counts"]) == ("hub", {"pictures": len(held), "questions": len(questions)})
+
+
+def test_flickr8k_keeps_every_caption(tmp_path):
+    prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "in")), out=str(tmp_path / "o"), limit=3))
+    rows = _read(tmp_path / "o" / world.HUB / "NoCaps/data/validation-00000-of-00001.parquet")
+    assert [row["annotations_captions"] for row in rows] == [world.captions(number) for number in range(3)]
+    assert [row["image_id"] for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning")
+def test_lmms_eval_reads_what_was_written(tmp_path):
+    from benchmarks.mllm.tasks import load_task
+
+    prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "q")), out=str(tmp_path / "questions")))
+    prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "c")), out=str(tmp_path / "captions")))
+    gqa = load_task("gqa", "gqa", tmp_path / "questions")
+    assert gqa.eval_docs[0]["image"].size == (64, 64)
+    assert gqa.eval_docs[0]["type"] == "color"
+    captions = load_task("nocaps_val", "nocaps", tmp_path / "captions")
+    assert captions.eval_docs[2]["annotations_captions"] == world.captions(2)
+
+
+def test_a_broken_picture_leaves_nothing_behind(tmp_path):
+    source = _flickr8k(tmp_path / "in")
+    (source / "images" / "2.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"2\.jpg: undecodable picture"):
+        prepare(PrepareConfig(what="flickr8k", source=str(source), out=str(tmp_path / "out")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"what": "cocoa"}, "unknown data set 'cocoa'; did you mean 'cocoqa'"),
+        ({"source": "nowhere"}, r"nowhere/questions.jsonl: no such file"),
+        ({"what": "flickr8k", "source": "nowhere"}, r"nowhere/dataset_flickr8k\.json: no such file"),
+        ({"limit": 0}, "limit: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_converted(tmp_path, monkeypatch, changes, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        prepare(PrepareConfig(**{"what": "cocoqa", "source": "x", "out": "out"} | changes))
+    assert not Path("out").exists()
+
+
+def test_the_real_data(tmp_path):
+    """A fifth of COCO-QA's photos is held back, and none of them is split between the sides."""
+    if not (SHARED / "data/cocoqa").is_dir():
+        pytest.skip("../shared is not here")
+    prepare(PrepareConfig(what="cocoqa", source=str(SHARED / "data/cocoqa"), out=str(tmp_path / "out")))
+    counts = read_manifest(tmp_path / "out")["counts"]
+    assert 400 < counts["pictures"] < 550
+    assert counts["questions"] > counts["pictures"]
