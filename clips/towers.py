@@ -85,6 +85,9 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     kept = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
     if config.image_size is not None:
         vision["image_size"] = config.image_size
+    fixed = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
+    if fixed is not None and fixed.fixed_input_size and fixed.input_size[-1] != vision["image_size"]:
+        raise UserError(f"model.image_size: expected {fixed.input_size[-1]}, which this trunk is fixed to")
     patch = vision.get("patch_size")
     if isinstance(patch, int) and vision["image_size"] % patch:
         raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {vision['image_size']}")
@@ -102,9 +105,7 @@ def preprocess_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
     size = vision.get("image_size", 224)
     chosen = {"size": [size, size] if isinstance(size, int) else list(size)} | _CLIPS_PREPROCESS
     if vision.get("timm_model_name"):
-        import timm
-
-        found = timm.get_pretrained_cfg(vision["timm_model_name"])
+        found = _timm_cfg(vision["timm_model_name"])
         if found is not None:
             chosen |= {"mean": list(found.mean), "std": list(found.std), "interpolation": found.interpolation}
     return chosen
@@ -200,6 +201,12 @@ def _named(architecture: str) -> dict[str, Any]:
     if cfg is None:
         raise suggest(architecture, [*architectures(), *open_clip.list_models()], "model.architecture")
     return cfg
+
+
+def _timm_cfg(name: str) -> Any | None:
+    import timm
+
+    return timm.get_pretrained_cfg(name)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -184,5 +184,7 @@ def test_bad_architectures_are_refused():
         towers.model_cfg(ModelConfig(architecture="roberta-ViT-B-32"))
     with pytest.raises(UserError, match=r"model\.image_size: expected a multiple of the patch size 8, got 60"):
         towers.model_cfg(ModelConfig(image_size=60))
+    with pytest.raises(UserError, match=r"model\.image_size: expected 224, which this trunk is fixed to"):
+        towers.model_cfg(ModelConfig(architecture="ViT-B-16-SigLIP", image_size=192))
     with pytest.raises(UserError, match=r"model\.context_length: expected at least 4, got 2"):
         ModelConfig(context_length=2)
