@@ -1,0 +1,221 @@
+"""The table model: marks, differences and comparability, on results written by the harness's own writer."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+
+import pytest
+from report_material import SKILLS, items_table, put_failure, put_result, put_results
+
+from benchmarks.report.formats import FORMATS
+from benchmarks.report.model import Report, build_report
+from benchmarks.report.wording import number
+from clips.errors import UserError
+
+
+def marks(report: Report, benchmark: str = "gqa") -> dict[str, str]:
+    column = next(column for column in report.table.columns if column.benchmark == benchmark)
+    return {row.name: report.table.cell(row, column).mark for row in report.table.rows}
+
+
+def cell(report: Report, row: str, benchmark: str = "gqa"):  # type: ignore[no-untyped-def]
+    found = next(cell for key, cell in report.table.cells.items() if key[:2] == (row, benchmark))
+    return found
+
+
+def test_the_row_that_a_test_tells_from_all_others_is_best(tmp_path):
+    put_results(tmp_path)
+    report = build_report(tmp_path, baseline="clip")
+    assert marks(report) == {"clip": "", "clips": "best", "untrained": ""}
+
+
+def test_rows_that_no_test_tells_apart_share_no_winner(tmp_path):
+    for row, seed in (("one", 1), ("two", 2), ("far", 3)):
+        items = items_table(0.6 if row != "far" else 0.1, benchmark="gqa", seed=5)
+        luck = items_table(0.03, benchmark="gqa", seed=seed)["hit"]  # a few answers that differ by chance
+        items["hit"] = items["score"] = (items["hit"] != luck).astype(float)
+        put_result(tmp_path, row, "gqa", items)
+    report = build_report(tmp_path, baseline="one")
+    assert cell(report, "one").value != cell(report, "two").value
+    assert marks(report) == {"one": "tied", "two": "tied", "far": ""}
+    assert not cell(report, "two").delta.significant
+    assert cell(report, "far").delta.significant
+
+
+def test_equal_rows_get_no_mark_at_all(tmp_path):
+    for row in ("one", "two"):
+        put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa"))
+    report = build_report(tmp_path, baseline="one")
+    assert set(marks(report).values()) == {""}
+    assert "no difference could be shown" in report.answer
+
+
+def test_pairing_is_by_item_and_not_by_place(tmp_path):
+    items = items_table(0.5, benchmark="gqa")
+    put_result(tmp_path, "one", "gqa", items)
+    put_result(tmp_path, "two", "gqa", items.sample(frac=1, random_state=0))
+    delta = cell(build_report(tmp_path, baseline="one"), "two").delta
+    assert (delta.value, delta.low, delta.high) == (0, 0, 0)
+
+
+def test_unlike_protocols_are_not_ranked_together_and_said(tmp_path):
+    put_results(tmp_path)
+    put_result(tmp_path, "lucky", "gqa", items_table(0.95, benchmark="gqa", seed=9), protocol={"data_hash": "easier"})
+    report = build_report(tmp_path, baseline="clip")
+    assert marks(report)["clips"] == "best"
+    assert cell(report, "lucky").group == 1
+    assert cell(report, "lucky").delta is None
+    assert any(
+        "lucky on gqa exact match was measured otherwise" in remark and "easier" in remark for remark in report.remarks
+    )
+
+
+def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
+    put_results(tmp_path)
+    put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_size": 224})
+    report = build_report(tmp_path, baseline="clip")
+    assert marks(report)["large"] == "best"
+    assert any("size" in remark and "large 224" in remark for remark in report.remarks)
+
+
+def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):
+    put_results(tmp_path)
+    for path in tmp_path.glob("*/gqa.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["metrics"]["exact_match"]["higher_is_better"] = False
+        path.write_text(json.dumps(content), encoding="utf-8")
+    report = build_report(tmp_path, baseline="clip")
+    assert marks(report) == {"clip": "", "clips": "", "untrained": "best"}
+    assert "untrained beats" in " ".join(report.sentences)
+
+    for path in tmp_path.glob("*/gqa.json"):
+        path.write_text(
+            path.read_text(encoding="utf-8").replace('"higher_is_better": false', '"higher_is_better": null')
+        )
+    assert set(marks(build_report(tmp_path, baseline="clip")).values()) == {""}
+
+
+def test_differences_are_corrected_for_their_number(tmp_path):
+    put_results(tmp_path)
+    report = build_report(tmp_path, baseline="clip")
+    assert report.table.comparisons == 2 * 4
+    compared = [cell.delta for cell in report.table.cells.values() if cell.delta]
+    smallest = 2 / 2001
+    assert all(delta.p_value >= smallest * 1.9 for delta in compared)  # a single test would give 2 / 2001
+
+
+def test_without_items_intervals_decide(tmp_path):
+    put_results(tmp_path)
+    for path in tmp_path.glob("*/*.json"):
+        content = json.loads(path.read_text(encoding="utf-8")) | {"items": None}
+        path.write_text(json.dumps(content), encoding="utf-8")
+    report = build_report(tmp_path, baseline="clip")
+    assert cell(report, "untrained").delta is None
+    assert marks(report)["untrained"] == ""
+    assert marks(report)["clips"] in {"best", "tied"}
+
+
+def test_the_answer_says_what_the_tests_say(tmp_path):
+    put_results(tmp_path)
+    report = build_report(tmp_path, baseline="clip")
+    assert report.answer.startswith("clips beats clip by ")
+    assert "on retrieval T→I R@1" in report.answer
+    assert report.sentences[-1].startswith("untrained loses to clip by ")
+    bare = build_report(tmp_path)
+    assert bare.answer.startswith("Best beyond chance: clips on ")
+
+
+def test_failures_are_shown_as_such(tmp_path):
+    put_results(tmp_path)
+    put_failure(tmp_path, "clips", "pope", "CUDA out of memory")
+    report = build_report(tmp_path, baseline="clip")
+    assert cell(report, "clips", "pope").gap.kind == "failed"
+    assert "clips on pope: failed: CUDA out of memory." in report.remarks
+    assert "failed" in FORMATS["markdown"].render(report)
+
+
+def test_all_formats_print_the_same_numbers(tmp_path):
+    put_results(tmp_path)
+    report = build_report(tmp_path, baseline="clip")
+    value = cell(report, "clips", "pope").value
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"].render(report))))
+    assert float(next(row for row in rows if row["row"] == "clips")["pope/accuracy"]) == pytest.approx(value)
+    for name in ("html", "markdown", "latex"):
+        assert number(value, 1) in FORMATS[name].render(report)
+
+
+NASTY = '<script>alert(1)</script> | a_b & 50% $x$ {y} \\input{z} "q" `c` \x1b[31m\u202e'
+
+
+def test_what_others_wrote_is_escaped_in_every_format(tmp_path):
+    items = items_table(0.5, benchmark="gqa")
+    items["question"] = NASTY
+    items["prediction"] = NASTY
+    items["target"] = NASTY
+    put_result(tmp_path, "clip", "gqa", items)
+    put_failure(tmp_path, "clips", "gqa", NASTY)
+    built = build_report(tmp_path, baseline="clip")
+    report = dataclasses.replace(built, source=dataclasses.replace(built.source, title=NASTY, question=NASTY))
+
+    page = FORMATS["html"].render(report)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert not {"\x1b", "\u202e"} & set(page)
+
+    markdown = FORMATS["markdown"].render(report)
+    assert "<script>" not in markdown
+    assert {line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")} == {3}
+
+    latex = "\n".join(line for line in FORMATS["latex"].render(report).splitlines() if not line.startswith("%"))
+    assert "\\input" not in latex
+
+
+def test_a_row_named_like_a_formula_is_text_in_a_spreadsheet(tmp_path):
+    put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa"))
+    report = build_report(tmp_path)
+    row = dataclasses.replace(report.table.rows[0], name="=cmd()")
+    cells = {("=cmd()", *key[1:]): value for key, value in report.table.cells.items()}
+    changed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=(row,), cells=cells))
+    assert "\n'=cmd()," in FORMATS["csv"].render(changed)
+
+
+def test_latex_rows_have_as_many_cells_as_the_head(tmp_path):
+    put_results(tmp_path)
+    lines = FORMATS["latex"].render(build_report(tmp_path, baseline="clip")).splitlines()
+    assert {line.count("&") for line in lines if line.endswith("\\\\")} == {4}
+    assert lines[2] == "\\toprule"
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "sign", "text"),
+    [
+        (12.345, 1, False, "12.3"),
+        (-0.04, 1, True, "±0.0"),
+        (-2.5, 1, True, "−2.5"),
+        (1234.5, 1, False, "1\u202f234.5"),
+        (None, 1, False, "—"),
+    ],
+)
+def test_numbers_read_well(value, places, sign, text):
+    assert number(value, places, sign=sign) == text
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"schema": 99}', '{"schema": 1}'])
+def test_a_broken_result_file_is_named(tmp_path, content):
+    put_results(tmp_path)
+    (tmp_path / "clip" / "gqa.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"clip/gqa\.json"):
+        build_report(tmp_path)
+
+
+def test_nothing_to_report_and_an_unknown_baseline_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        build_report(tmp_path / "none")
+    with pytest.raises(UserError, match=r"expected study\.json or result files"):
+        build_report(tmp_path)
+    put_results(tmp_path, {"clip": SKILLS["clip"]})
+    with pytest.raises(UserError, match="unknown baseline row 'clap'; did you mean 'clip'"):
+        build_report(tmp_path, baseline="clap")
