@@ -14,6 +14,7 @@ import yaml
 
 words, config_file = sys.argv[1:-2], sys.argv[-1]
 config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+config.setdefault("output", config.get("out"))
 print(" ".join(words), "begins", flush=True)
 if config.get("count"):
     with Path(config["count"]).open("a", encoding="utf-8") as stream:
@@ -33,7 +34,11 @@ for benchmark in config.get("benchmarks", []):
     path = Path(config["results"]) / config["row"] / f"{benchmark['name']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     reason = benchmark.get("uses") if str(benchmark.get("uses", "")).startswith("broken") else None
-    status = "failed" if reason else "ok"
-    path.write_text(json.dumps({"benchmark": benchmark["name"], "status": status, "reason": reason}), encoding="utf-8")
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "clusters": 100, "higher_is_better": True}
+    score |= {"scale": 100, "label": "score", "interval": "wilson", "formula": None, "columns": []}
+    result = {"schema": 1, "row": config["row"], "benchmark": benchmark["name"], "kind": "mllm", "created": ""}
+    result |= {"status": "failed" if reason else "ok", "reason": reason, "model": {}, "items": None}
+    result |= {"metrics": {} if reason else {"score": score}, "primary": ["score"]}
+    path.write_text(json.dumps(result), encoding="utf-8")
 if config.get("output"):
     (output / "made.txt").write_text("made\n", encoding="utf-8")

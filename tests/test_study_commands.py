@@ -1,0 +1,170 @@
+"""``clips-bench study run | plan | status``, the programs behind the steps replaced by a small one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from study_material import SMALL
+
+from benchmarks.study import commands, runner
+from benchmarks.study.check import check_configs, first_problem
+from benchmarks.study.commands import StudyConfig, plan_study, run_study, study_status
+from benchmarks.study.plan import make_plan
+from benchmarks.study.programs import check_command
+from benchmarks.study.record import read_study_record
+from benchmarks.study.schema import study_from
+from clips.errors import UserError
+
+FAKE = Path(__file__).with_name("fake_step.py")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    monkeypatch.setattr(runner, "executable", lambda words: [sys.executable, str(FAKE), *words])
+    monkeypatch.setattr(commands, "check_command", lambda words: None)
+    monkeypatch.setattr(commands, "code_hash", lambda words: "code")
+
+
+def write_study(folder: Path, **fields: Any) -> StudyConfig:
+    """The small study as a file, its output below ``folder``."""
+    content = {**SMALL, "output": str(folder / "out"), "jobs": 2, **fields}
+    (folder / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return StudyConfig(study=str(folder / "study.yaml"), check=False)
+
+
+def states(config: StudyConfig) -> dict[str, str]:
+    keyed = commands.resolve(config)
+    return {step.name: keyed.state(step.name) for step in keyed.plan.steps}
+
+
+def test_a_study_runs_ends_with_its_report_and_is_then_done(tmp_path, capsys):
+    config = write_study(tmp_path)
+    assert set(states(config).values()) == {"new"}
+    run_study(config)
+    assert set(states(config).values()) == {"done"}
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+    captured = capsys.readouterr()
+    assert "retrieval score" in captured.out
+    assert "encoder-clip-s0: done" in captured.err
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "steps").rglob("*")}
+    run_study(config)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "steps").rglob("*")} == before
+    assert "done before" in capsys.readouterr().err
+
+
+def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
+    run_study(write_study(tmp_path))
+    encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+    found = states(write_study(tmp_path, encoders=encoders))
+    assert {name for name, state in found.items() if state == "changed"} == {
+        "encoder-clips-s0",
+        "evaluate-encoder-clips-s0",
+        "llava-clips-tiny-s0",
+        "evaluate-llava-clips-tiny-s0",
+    }
+
+
+def test_a_failed_branch_is_reported_and_the_exit_status_is_1(tmp_path, capsys):
+    encoders = {**SMALL["encoders"], "clips": {"fail": "loss is nan"}}
+    with pytest.raises(SystemExit) as stop:
+        run_study(write_study(tmp_path, encoders=encoders))
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert "loss is nan" in captured.err
+    assert "failed: encoder-clips-s0" in captured.err
+    page = (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
+    assert "step encoder-clips-s0 failed: loss is nan" in page
+    assert states(write_study(tmp_path, encoders=encoders))["evaluate-llava-clip-tiny-s0"] == "done"
+
+
+def test_a_row_that_left_the_study_leaves_the_report(tmp_path):
+    run_study(write_study(tmp_path))
+    without = {name: entry for name, entry in SMALL["encoders"].items() if name != "clips"}
+    run_study(write_study(tmp_path, encoders=without))
+    table = (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")
+    assert "| clip |" in table
+    assert "| clips |" not in table
+    assert [row.name for row in read_study_record(tmp_path / "out").rows] == ["clip", "net"]
+
+
+def test_plan_and_status_say_what_would_run_and_what_ran(tmp_path, capsys):
+    config = write_study(tmp_path)
+    plan_study(config)
+    planned = capsys.readouterr().out
+    assert "13 of 13 steps would run" in planned
+    assert "rows: clip, clips, net" in planned
+    run_study(config)
+    capsys.readouterr()
+    study_status(config)
+    assert capsys.readouterr().out.count(" done ") == 13
+
+
+def test_the_command_line_overrides_output_jobs_and_paths(tmp_path):
+    config = write_study(tmp_path, paths={"shared": "one"})
+    changed = StudyConfig(study=config.study, output="elsewhere", jobs=5, paths={"shared": "two"}).read()
+    assert (changed.output, changed.jobs, changed.paths) == ("elsewhere", 5, {"shared": "two"})
+    with pytest.raises(UserError, match="unknown name in 'paths' 'sharde'; did you mean 'shared'"):
+        StudyConfig(study=config.study, paths={"sharde": "two"}).read()
+
+
+def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
+    content = {**SMALL, "data": {"train": {"sise": 10}, "test": {}}}
+    steps = [step for step in make_plan(study_from(content)).steps if step.kind == "data"]
+    with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'sise'; did you mean 'size'"):
+        check_configs(steps)
+    assert first_problem([("data-test", ["clips", "scenes"], {"out": "x", "split": "test"})]) is None
+
+
+def test_unknown_programs_and_commands_are_refused():
+    with pytest.raises(UserError, match="unknown program 'clip'; did you mean 'clips'"):
+        check_command(("clip", "train"))
+    with pytest.raises(UserError, match="unknown command 'clips trian'; did you mean 'clips train'"):
+        check_command(("clips", "trian"))
+    with pytest.raises(UserError, match="expected 'python FILE' with a file that exists"):
+        check_command(("python", "no/such/script.py"))
+
+
+def test_the_runner_is_light():
+    code = (
+        "import sys, time; began = time.monotonic()\n"
+        "from benchmarks.study import check, commands, progress, runner\n"
+        "commands.resolve(commands.StudyConfig(study='scripts/studies/demo.yaml'))\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'open_clip', 'lmms_eval'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def test_progress_in_a_terminal_shows_states_and_time_left(tmp_path):
+    import io
+
+    from rich.console import Console
+
+    from benchmarks.study.progress import Progress
+    from benchmarks.study.state import StepRecord
+
+    steps = make_plan(study_from(SMALL)).steps
+    text = io.StringIO()
+    progress = Progress(steps, tmp_path, jobs=2, console=Console(file=text, force_terminal=True, width=120))
+    ended = StepRecord(name="", kind="data", command="", key="", outcome="done", started=time.time() - 30, seconds=20)
+    with progress:
+        assert progress.left() is None
+        for step in steps:
+            progress.changed(step, "done", ended)
+        progress.changed(steps[0], "running", ended)
+        assert progress.left() == 0  # it took longer than the last time
+        progress.changed(steps[1], "waiting", None)
+        assert progress.left() == 20
+    assert "about 20 s left" in text.getvalue()
+    assert "running" in text.getvalue()
