@@ -61,8 +61,13 @@ def web_caption(web: str, synthetic: str, rng: np.random.Generator, config: Reci
 
 
 def partial_caption(web: str, synthetic: str, rng: np.random.Generator, config: RecipeConfig) -> str:
-    """The synthetic caption, shortened."""
-    return STRATEGIES[config.strategy](synthetic, rng, config.target_tokens)
+    """The synthetic caption, shortened; the whole web caption where there is no synthetic one [C]."""
+    return STRATEGIES[config.strategy](synthetic, rng, config.target_tokens) if sentences(synthetic) else web
+
+
+def target_caption(web: str, synthetic: str) -> str:
+    """What the captioner predicts: the whole synthetic caption, or the web caption where there is none [C]."""
+    return synthetic if sentences(synthetic) else web
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +114,11 @@ class Recipe:
             For each text of the recipe its (L,) tokens; with a captioner also "target" (T,) tokens and
             "target_mask" (T,) bool, True where a label (the target shifted by one) counts.
         """
-        if not sentences(synthetic):  # [C]: the web caption stands in, as the decoder's target too
-            synthetic = web
         draws = RECIPES[self.config.name].positives
-        drawn = [draw(web, synthetic, rng, self.config) or web for draw in draws.values()]
+        drawn = [draw(web, synthetic, rng, self.config) for draw in draws.values()]
         sample = dict(zip(draws, tokenizer(drawn), strict=True))
         if self.captioner_reads is not None:
-            target = tokenizer.encode_target(synthetic, self.config.captioner.length)[0]
+            target = tokenizer.encode_target(target_caption(web, synthetic), self.config.captioner.length)[0]
             sample |= {"target": target, "target_mask": _counted(target, rng, self.config.captioner.positions)}
         return sample
 

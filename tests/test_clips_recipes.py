@@ -35,9 +35,11 @@ def test_clips_draws_one_sentence_and_the_whole_caption_as_target():
 
 
 def test_without_a_sentence_the_web_caption_stands_in():
-    sample = prepare(RecipeConfig(), synthetic=" ..! ")
-    assert torch.equal(sample["partial"], TOKENIZER(WEB)[0])
-    assert torch.equal(sample["target"], TOKENIZER.encode_target(WEB, 128)[0])
+    web = "My dog. 2nd try!"  # stands in whole, not cut into sentences
+    for strategy in ("sub_caption", "block"):
+        sample = prepare(RecipeConfig(strategy=strategy, target_tokens=2), web=web, synthetic=" ..! ")
+        assert torch.equal(sample["partial"], TOKENIZER(web)[0])
+        assert torch.equal(sample["target"], TOKENIZER.encode_target(web, 128)[0])
 
 
 def test_labels_count_up_to_the_end_token():
