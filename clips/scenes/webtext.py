@@ -6,7 +6,8 @@ from clips.scenes.dice import Dice
 from clips.scenes.phrases import Described, Group, listed
 
 _STYLES = ("one", "two", "all", "keywords", "sign", "junk", "wrong")
-_WEIGHTS = (24, 34, 16, 10, 4, 8, 4)
+_WEIGHTS = (20, 34, 22, 8, 4, 8, 4)
+_BACKGROUND = 350  # per mille of the captions that name things
 
 _FRAMES = (
     "{}",
@@ -58,7 +59,7 @@ def web_caption(described: Described, dice: Dice) -> str:
         return _keywords(groups, dice)
     wanted = {"one": 1, "two": 2}.get(style, len(groups))
     names = [_named(group, dice) for group in groups[:wanted]]
-    if style == "all" and dice.chance(400):
+    if dice.chance(_BACKGROUND):
         return _framed(f"{listed(names)} {described.background.where}", dice)
     return _framed(dice.choice((" ", ", ")).join(names) if dice.chance(300) else listed(names), dice)
 
