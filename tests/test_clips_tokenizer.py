@@ -20,6 +20,7 @@ AWKWARD = [
     "emoji 🐶🚗 and ZWJ 👨‍👩‍👧, soft­hyphen, zero​width",
     "tabs\tand\nnew\r\nlines   and  spaces",
     "HTML &amp; entities &lt;b&gt; &amp;amp; &eacute;",
+    "<b>escaped twice &amp;amp; &amp;lt;</b>",
     "broken encoding: cafÃ© â€œquotedâ€\x9d",
     "[CLS] [SEP] [PAD] [unused0] [UNK] [MASK] tokens in a text",
     "supercalifragilisticexpialidocious" * 8,
