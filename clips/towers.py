@@ -127,7 +127,7 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
 
 
 def load_trunk(towers: Towers, path: str | Path) -> None:
-    """Load timm weights (safetensors, any float type) into the image tower's trunk; a classifier in them is left out.
+    """Load timm weights (safetensors, any float type) into the trunk; a classifier in them is left out.
 
     Raises:
         UserError: no timm trunk, no such file, or names or shapes that do not match.
@@ -214,7 +214,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
+        return load_file(path)
     except FileNotFoundError:
         raise UserError(f"model.pretrained_trunk: {path}: no such file") from None
     except (SafetensorError, OSError) as error:
