@@ -120,7 +120,7 @@ def make_processor(tokenizer: Any, pixels: Pixels, vision: EncoderVisionModel, t
 
 def make_chat(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Chat:
     """The :class:`Chat` of a LLaVA."""
-    return Chat(processor.tokenizer, processor.chat_template, model.config.image_seq_length)
+    return Chat(processor.tokenizer, str(processor.chat_template), model.config.image_seq_length)
 
 
 def set_generation(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:

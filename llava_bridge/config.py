@@ -96,7 +96,8 @@ class TrainConfig:
         align: trains the projector only.
         instruct: trains projector and LLM.
         launch: processes and DeepSpeed settings.
-        precision: ``auto`` takes bf16 on GPUs that have it and fp32 on CPU.
+        precision: ``auto`` takes bf16 where the hardware multiplies it faster than fp32. The encoder in the output
+            equals the one given bit for bit either way.
         seed: of initial weights and of the order of samples.
         checkpoint_every: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
         log_every: steps between lines of metrics.jsonl.
@@ -129,8 +130,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_stages()
-        for name in self.stages:
-            self.stage(name).check(name, self.launch.processes)
+        for stage in self.stages:
+            self.stage(stage).check(stage, self.launch.processes)
         if self.stages[-1] != "pretrain" and not self.encoder:
             raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
         if self.stages[0] != "pretrain" and not self.llm:

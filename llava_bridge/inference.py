@@ -43,7 +43,7 @@ def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, A
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        model: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True)
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded as a LLaVA ({str(error).splitlines()[0]})") from None

@@ -10,6 +10,7 @@ from clips.errors import UserError
 from llava_bridge.chat import IMAGE, template_for
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
+_TEXTS_FOR_TOKENIZER = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,10 @@ class SmallLlamaConfig:
 
 
 def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
-    """A byte-level BPE tokenizer learnt from ``texts``, with the vicuna chat template and an ``<image>`` token."""
+    """A byte-level BPE tokenizer learnt from ``texts`` (some ten thousand of them, evenly drawn).
+
+    It has the vicuna chat template and an ``<image>`` token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -61,7 +65,8 @@ def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
         show_progress=False,
     )
     # The chat form's own words are learnt too, so that they do not fall into letters.
-    bpe.train_from_iterator([*texts, *["USER: ASSISTANT: USER: ASSISTANT:"] * 100], trainer)
+    some = texts[:: max(1, len(texts) // _TEXTS_FOR_TOKENIZER)]
+    bpe.train_from_iterator([*some, *["USER: ASSISTANT: USER: ASSISTANT:"] * 100], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=BEGIN,

@@ -63,7 +63,9 @@ def _text(config: TrainConfig, work: Path) -> Setup:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         torch.manual_seed(config.seed)
         model = new_llama(config.new_llm, tokenizer)
-    dataset = PackedText(texts, tokenizer, _max_length(model.config, "pretrain", stage.max_length))
+    length = _max_length(model.config, "pretrain", stage.max_length)
+    enough = None if stage.steps is None else stage.steps * stage.batch_size
+    dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
     return Setup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
 

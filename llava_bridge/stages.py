@@ -51,7 +51,8 @@ def run_stages(config: TrainConfig) -> None:
 
 def start_directory(config: TrainConfig, name: str, work: Path) -> Path | None:
     """The model that stage ``name`` goes on from: that of the stage before it, None if it is the first."""
-    before = config.stages[: config.stages.index(name)]
+    stages: list[str] = list(config.stages)
+    before = stages[: stages.index(name)]
     return work / before[-1] / "model" if before else None
 
 

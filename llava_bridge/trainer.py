@@ -5,7 +5,6 @@ The training step itself is HF Trainer's; :class:`StageTrainer` adds what a LLaV
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import json
@@ -15,7 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from clips.errors import UserError
+from clips.precision import choose_precision
 from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.data.order import GroupedOrder
 from llava_bridge.launch import command_is_gone, is_main_process, report
 from llava_bridge.progress import Progress
 from llava_bridge.setup import Setup, set_up
@@ -46,6 +47,7 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
     stage = config.stage(name)
     setup = set_up(config, name, work)
     freeze(setup.parts, TRAINS[name])
+    encoder = _copy_of(setup.parts.get("vision"))
     steps = total_steps(len(setup.dataset), stage)
     for part, module in setup.parts.items():
         trains = "trains" if part in TRAINS[name] else "frozen"
@@ -54,6 +56,7 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
     folder = work / name
     trainer = StageTrainer(
         stage_name=name,
+        order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
         max_bad=max(1, int(config.max_bad_share * len(setup.dataset))),
         model=setup.model,
         args=_arguments(config, stage, steps, folder / "checkpoints"),
@@ -64,6 +67,8 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Callback(progress, _frozen(setup.parts, TRAINS[name])))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    if encoder is not None:
+        setup.parts["vision"].float().load_state_dict(encoder)
     _save(setup, folder, _summary(trainer, stage, progress, started))
     _free(trainer, setup)
 
@@ -77,25 +82,27 @@ def freeze(parts: Mapping[str, nn.Module], trains: tuple[str, ...]) -> None:
 
 
 def total_steps(samples: int, stage: StageConfig) -> int:
-    """Optimizer steps of a stage; the last step of an epoch may be a smaller batch."""
-    return stage.steps or max(1, math.ceil(stage.epochs * math.ceil(samples / stage.batch_size)))
+    """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
+    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.batch_size))
 
 
-def precision(config: TrainConfig) -> str:
-    """``fp32`` or ``bf16``."""
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
+    """What to compute in on this machine."""
+    return choose_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
 
 
 class StageTrainer(Trainer):
     """HF's Trainer with a LLaVA's cares: bad samples are counted, a non-finite loss stops the step."""
 
-    def __init__(self, *, stage_name: str, max_bad: int, **options: Any) -> None:
+    def __init__(self, *, stage_name: str, order: GroupedOrder, max_bad: int, **options: Any) -> None:
         super().__init__(**options)
         self.stage_name = stage_name
+        self.order = order
         self.max_bad = max_bad
         self.bad: dict[str, str] = {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
+        return self.order
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """HF's loss (mean over the learnt tokens of the whole batch, over all processes)."""
@@ -254,6 +261,11 @@ def _last_checkpoint(folder: Path) -> str | None:
     return None if newest is None else str(newest)
 
 
+def _copy_of(vision: nn.Module | None) -> dict[str, Tensor] | None:
+    """The frozen encoder as it was read; training in bf16 rounds it, the saved LLaVA holds it bit for bit."""
+    return None if vision is None else {name: value.detach().clone() for name, value in vision.state_dict().items()}
+
+
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, started: float) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
@@ -279,10 +291,12 @@ def _save(setup: Setup, folder: Path, summary: Mapping[str, Any]) -> None:
 
 def _free(trainer: StageTrainer, setup: Setup) -> None:
     """Let go of the DeepSpeed engine and the model before the next stage makes its own."""
-    engine = trainer.deepspeed
-    with contextlib.suppress(AttributeError):
+    engine: Any = trainer.deepspeed
+    if engine is not None:
         engine.destroy()
     trainer.accelerator.free_memory()
-    trainer.model = trainer.model_wrapped = trainer.deepspeed = None
+    for name in ("model", "model_wrapped", "deepspeed"):
+        setattr(trainer, name, None)
     setup.model = None
+    setup.parts.clear()
     gc.collect()

@@ -86,7 +86,8 @@ class EncoderVisionModel(PreTrainedModel):
                 if index == max(wanted):
                     break
         asked = output_hidden_states is not None and output_hidden_states is not False
-        return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=tuple(states) if asked else None)
+        hidden: Any = tuple(states) if asked else None
+        return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=hidden)
 
     def _wanted(self, asked: bool | int | list[int] | None) -> set[int]:
         count = self.tower.depth + 1

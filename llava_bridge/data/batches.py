@@ -17,6 +17,8 @@ from clips.errors import UserError
 from llava_bridge.chat import IGNORED, IMAGE, Chat, SampleError
 from llava_bridge.data.samples import Sample
 
+_TEXTS_AT_ONCE = 1000
+
 
 class Conversations(Dataset):
     """Samples as tokens and pictures, made when asked for.
@@ -41,6 +43,13 @@ class Conversations(Dataset):
             except (SampleError, UserError) as error:
                 skipped.append((sample.name, str(error)))
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {skipped[0][0]}: {skipped[0][1]}")
+
+    def sizes(self) -> list[int]:
+        """How long each sample is, in characters and picture tokens: near enough to put like with like."""
+        tokens = self.chat.image_tokens * 4  # about four characters make a token
+        return [
+            sum(len(turn.content) for turn in sample.turns) + tokens * len(sample.images) for sample in self.samples
+        ]
 
     def encode(self, sample: Sample) -> dict[str, Any]:
         """Tokens, labels and opened pictures of one sample.
@@ -101,26 +110,41 @@ def needed_logits(labels: Tensor) -> dict[str, Tensor]:
 
 
 class PackedText(Dataset):
-    """Texts end to end in blocks of ``length`` tokens, each text between the begin and end tokens; all are learnt.
+    """Texts in random order, end to end, in blocks of ``length`` tokens; all tokens are learnt.
+
+    Each text stands between the begin and end tokens. The rest of the last block is dropped.
 
     Args:
         texts: the texts.
         tokenizer: with an end token; a begin token is used if it has one.
-        length: tokens in a block; the rest of the last block is dropped.
+        length: tokens in a block.
+        seed: of the order.
+        enough: no more blocks than this are made; None makes them of all texts.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: Any, length: int) -> None:
+    def __init__(
+        self, texts: Sequence[str], tokenizer: Any, length: int, *, seed: int, enough: int | None = None
+    ) -> None:
         begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
         stream: list[int] = []
-        for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-            stream += [*begin, *ids, tokenizer.eos_token_id]
-        blocks = len(stream) // length
+        for start in range(0, len(order), _TEXTS_AT_ONCE):
+            if enough is not None and len(stream) >= enough * length:
+                break
+            some = [texts[index] for index in order[start : start + _TEXTS_AT_ONCE]]
+            for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
+                stream += [*begin, *ids, tokenizer.eos_token_id]
+        blocks = min(len(stream) // length, enough or len(stream))
         if blocks == 0:
             raise UserError(f"pretrain.max_length: the texts have {len(stream)} tokens, not one block of {length}")
         self.blocks = torch.tensor(stream[: blocks * length]).view(blocks, length)
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def sizes(self) -> list[int]:
+        """The length of each block, all alike."""
+        return [self.blocks.shape[1]] * len(self)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": self.blocks[index], "labels": self.blocks[index]}
