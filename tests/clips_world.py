@@ -18,7 +18,8 @@ COLOURS = ["red", "green", "blue", "yellow", "white", "black", "purple"]
 
 
 def picture(index: int, size: tuple[int, int] = (40, 32), kind: str = "png") -> bytes:
-    pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    rng = np.random.default_rng(index)
+    pixels = (rng.integers(0, 200, 3) + rng.integers(0, 56, (size[1], size[0], 3))).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, {"jpg": "jpeg"}.get(kind, kind))
     return stream.getvalue()
@@ -58,7 +59,7 @@ def write_shards(folder: Path, sizes: tuple[int, ...] = (9, 7, 5)) -> Path:
     return folder
 
 
-def config_text(data: Path, output: Path, **fields: Any) -> str:
+def config_text(data: Path, output: Path, /, **fields: Any) -> str:
     return json.dumps(
         {
             "output": str(output),
@@ -75,7 +76,7 @@ def config_text(data: Path, output: Path, **fields: Any) -> str:
     )
 
 
-def train_config(data: Path, output: Path, **fields: Any) -> TrainConfig:
+def train_config(data: Path, output: Path, /, **fields: Any) -> TrainConfig:
     path = output.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config_text(data, output, **fields))

@@ -66,11 +66,11 @@ class JobConfig:
     quiet: bool = False
 
 
-DONE: list[JobConfig] = []
+received: list[JobConfig] = []
 
 
 def do_job(config: JobConfig) -> None:
-    DONE.append(config)
+    received.append(config)
     if config.place == "full":
         raise OSError(errno.ENOSPC, "No space left on device", "out/file")
     if config.place == "full weights":
@@ -88,7 +88,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("a_job_module")
     module.do_job = do_job  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "a_job_module", module)
-    DONE.clear()
+    received.clear()
 
 
 COMMANDS = {
@@ -119,9 +119,9 @@ def test_yaml_flags_and_positionals_make_one_config(tmp_path: Path):
         part=PartConfig(rate=0.001, kind="hard"),
         steps=3,
     )
-    assert DONE == [expected]
+    assert received == [expected]
     assert run("job", "here", "--quiet", "true", "--pair", "[1, 2]", "--local_rank=1") == 0
-    assert DONE[1] == JobConfig(place="here", quiet=True, pair=(1.0, 2.0))
+    assert received[1] == JobConfig(place="here", quiet=True, pair=(1.0, 2.0))
     assert run("team", "start", "--place", "x") == 0
 
 
@@ -135,9 +135,9 @@ def test_a_config_survives_yaml(tmp_path: Path):
 def test_print_config_shows_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert run("job", "here", "--steps", "4", "--print_config") == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
-    assert DONE == []
+    assert received == []
     assert run("job", "--config", str(tmp_path / "c.yaml")) == 0
-    assert DONE == [JobConfig(place="here", steps=4)]
+    assert received == [JobConfig(place="here", steps=4)]
 
 
 def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str]):
@@ -197,12 +197,10 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
         ("place: null\n", "missing place"),
     ],
 )
-def test_a_mistake_in_the_yaml_is_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
-):
+def test_a_mistake_in_the_yaml_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str):
     (tmp_path / "job.yaml").write_text(text)
     assert complaint(capsys, "job", "--config", str(tmp_path / "job.yaml")).startswith(f"tool job: {line}")
-    assert DONE == []
+    assert received == []
 
 
 def test_what_is_not_the_users_mistake_keeps_its_traceback():

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from clips.checkpoint import (
+    CHECKPOINTS,
+    LoopState,
+    checkpoints,
+    load_weights,
+    open_run,
+    read_loop,
+    read_run_config,
+    remove_checkpoints,
+    restore,
+    save_checkpoint,
+)
+from clips.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataPart:
+    workers: int = 0
+    path: str = "x"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    output: str
+    rate: float = 0.1
+    log_every: int = 10
+    data: DataPart = dataclasses.field(default_factory=DataPart)
+
+
+def trained(steps: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    for step in range(steps):
+        one_step(model, optimizer, step)
+    return model, optimizer
+
+
+def one_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    model(torch.arange(12.0).reshape(4, 3).roll(step, 0) ** 0.5).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def save(output: Path, step: int, keep: int = 2) -> Path:
+    model, optimizer = trained(step)
+    loop = LoopState(step=step, samples_seen=4 * step, seconds=1.5, bad={"a": "b"})
+    return save_checkpoint(output, model, optimizer, loop, RunConfig(output=str(output)), keep=keep)
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
+    save(tmp_path, 3)
+    model, optimizer = trained(0)
+    assert restore(tmp_path, model, optimizer) == LoopState(step=3, samples_seen=12, seconds=1.5, bad={"a": "b"})
+    for step in (3, 4):
+        one_step(model, optimizer, step)
+    expected, _ = trained(5)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_without_a_checkpoint_it_starts_fresh(tmp_path: Path):
+    model, optimizer = trained(0)
+    assert restore(tmp_path, model, optimizer) == LoopState()
+
+
+def test_the_latest_are_kept(tmp_path: Path):
+    for step in (2, 9, 5):
+        save(tmp_path, step)
+    kept = checkpoints(tmp_path)
+    assert [read_loop(path).step for path in kept] == [5, 9]
+    assert read_run_config(kept[-1])["output"] == str(tmp_path)
+    remove_checkpoints(tmp_path)
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path, 1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clips.checkpoint.write_file", fail)
+        with pytest.raises(OSError, match="No space"):
+            save(tmp_path, 2)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000001"]
+    # what a kill -9 leaves behind is not taken for a checkpoint
+    (tmp_path / CHECKPOINTS / ".step-00000002.partial").mkdir()
+    (tmp_path / CHECKPOINTS / ".step-00000002.partial" / "loop.json").write_text('{"step": 2}')
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "absent", "header"])
+def test_a_broken_checkpoint_is_named(tmp_path: Path, name: str, damage: str):
+    path = save(tmp_path, 1) / name
+    content = path.read_bytes()
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-8] if damage == "cut" else b"\xff" + content[1:])
+    with pytest.raises(UserError, match=rf"step-00000001/{name}: cannot be loaded \(.*\); remove this checkpoint"):
+        restore(tmp_path, *trained(0))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be loaded \(.*size mismatch"):
+        load_weights(save(tmp_path, 1), torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4)))
+
+
+def test_a_run_keeps_to_its_config(tmp_path: Path):
+    output = tmp_path / "run"
+    config = RunConfig(output=str(output))
+    assert open_run(output, config, write=False) is False
+    assert not output.exists()
+    assert open_run(output, config, write=True) is False
+    assert open_run(output, dataclasses.replace(config, log_every=3, data=DataPart(workers=4)), write=True) is False
+    with pytest.raises(UserError, match=r"another config: data\.path is 'x' there and 'y' now and 1 more; choose"):
+        open_run(output, dataclasses.replace(config, rate=0.2, data=DataPart(path="y")), write=True)
+    (output / "manifest.json").write_text("{}")
+    assert open_run(output, config, write=True) is True
+
+
+def test_a_place_that_cannot_hold_a_run_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="below: cannot write here"):
+        open_run(tmp_path / "file" / "below", RunConfig(output="x"), write=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml: not valid YAML"):
+        read_run_config(tmp_path / "run")
+    with pytest.raises(UserError, match="expected the output of `clips train`"):
+        read_run_config(tmp_path)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import clips_world
+import pytest
+
+from clips.cli import COMMANDS
+from clips.commandline import config_type, run_commands
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert run_commands("clips", "", COMMANDS, arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
+    from clips.commandline import _field_help
+    from clips.complaints import field_types
+
+    config = config_type(COMMANDS[name].function())
+    told = dict(_field_help(config))
+    fields = [field for field, _ in field_types(config) if "[]" not in field]
+    assert [field for field in fields if field not in told] == []
+    assert run_commands("clips", "", COMMANDS, [name, "--help"]) == 0
+    assert f"usage: clips {name}" in capsys.readouterr().out
+
+
+def test_the_overview_needs_no_torch():
+    code = "import sys, clips.cli\nassert clips.cli.main() == 0\nassert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in shown.stdout for name in COMMANDS)
+
+
+def test_mistakes_in_a_training_file_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = clips_world.write_shards(tmp_path / "data", (3,))
+    for fields, line in (
+        ({"stps": 3}, "unknown key 'stps'; did you mean 'steps'?"),
+        ({"recipe": {"nam": "clip"}}, "unknown key 'recipe.nam'; did you mean 'recipe.name'?"),
+        ({"data": {"sources": [{"pth": "x"}]}}, "unknown key 'pth'; did you mean 'path'?"),
+        ({"data": {"sources": []}}, "data.sources: expected at least one source"),
+        ({"recipe": {"name": "clps"}}, "unknown recipe 'clps'; did you mean 'clips'?"),
+        ({"model": {"architecture": "clips-tny"}}, "'clips-tny'; did you mean 'clips-tiny'"),
+        ({"precision": "fp16"}, "precision: expected one of auto, fp32, bf16, got fp16"),
+        ({"data": {"sources": [{"path": "/no/where"}]}}, "/no/where: no such file or directory"),
+    ):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({**json.loads(clips_world.config_text(data, tmp_path / "out")), **fields}))
+        assert line in complaint(capsys, "train", "--config", str(path))
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_shard_stops_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = clips_world.write_shards(tmp_path / "data", (3, 3))
+    shard = data / "shard-00001.tar"
+    shard.write_bytes(shard.read_bytes()[:-11000])
+    (tmp_path / "c.json").write_text(clips_world.config_text(data, tmp_path / "out"))
+    assert "shard-00001.tar: expected a whole" in complaint(capsys, "train", "--config", str(tmp_path / "c.json"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_takes_its_run_by_position(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = complaint(capsys, "export", str(tmp_path / "none"), "--output", str(tmp_path / "out"))
+    assert line == f"clips: {tmp_path / 'none'}: no such directory"

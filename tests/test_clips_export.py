@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import clips_world
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from clips.artifact import directory_hash, read_manifest
+from clips.captioner import Captioner, CaptionerShape
+from clips.checkpoint import checkpoints
+from clips.errors import UserError
+from clips.export import ExportConfig, export, load_encoder, read_encoder_manifest, write_encoder
+from clips.model import ModelConfig, build_model
+from clips.recipes import RecipeConfig
+from clips.train import train
+
+TEXTS = ["A red square.", "two dogs, running!", ""]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    data = clips_world.write_shards(folder / "train")
+    train(clips_world.train_config(data, folder / "run", steps=3, keep_after_training=True))
+    return folder / "run"
+
+
+def features(model: torch.nn.Module, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        return model.encode_image(images), model.encode_text(tokens)
+
+
+@pytest.mark.parametrize("architecture", ["clips-tiny", "clips-tinyvit"])
+def test_stock_open_clip_sees_the_same_encoder(tmp_path: Path, architecture: str):
+    import open_clip
+
+    recipe = RecipeConfig(name="clip")
+    trained = build_model(ModelConfig(architecture=architecture, image_size=64), recipe, 3).eval()
+    with torch.no_grad():  # away from what a fresh model holds
+        for number, value in enumerate(trained.clip.state_dict().values()):
+            if value.is_floating_point():
+                value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(number)) * 0.02)
+    write_encoder(trained, tmp_path)
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+    noise = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    images = torch.stack([preprocess(Image.fromarray(noise)), preprocess(Image.new("RGB", (80, 50), (250, 20, 20)))])
+    assert images.shape == (2, 3, 64, 64)
+    tokens = tokenizer(TEXTS)
+    ours = features(trained.clip, images, tokens)
+    for mine, theirs in zip(ours, features(model.eval(), images, tokens), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5, rtol=0)
+        assert not torch.allclose(mine[0], mine[1], atol=1e-4)
+
+
+def test_a_trained_run_loads_with_its_preprocessing_tokens_and_captioner(run: Path):
+    encoder = load_encoder(run)
+    assert not encoder.model.training
+    saved = load_file(run / "open_clip_model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in encoder.model.state_dict().items())
+    grey = Image.new("RGB", (40, 30), (128, 128, 128))
+    mean, std = encoder.config["preprocess_cfg"]["mean"], encoder.config["preprocess_cfg"]["std"]
+    expected = [(128 / 255 - m) / s for m, s in zip(mean, std, strict=True)]
+    assert encoder.preprocess(grey).shape == (3, 16, 16)
+    assert encoder.preprocess(grey)[:, 8, 8].tolist() == pytest.approx(expected, abs=1e-5)
+    assert encoder.tokenizer(TEXTS).shape == (3, 12)
+    captioner = Captioner(CaptionerShape(**json.loads((run / "captioner_config.json").read_text())))
+    captioner.load_state_dict(load_file(run / "captioner.safetensors"))
+
+
+def test_a_checkpoint_becomes_an_encoder_directory(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    latest = checkpoints(run)[-1]
+    for number, source in enumerate((run, latest)):
+        output = tmp_path / str(number)
+        export(ExportConfig(run=str(source), output=str(output)))
+        held = load_file(latest / "model.safetensors")
+        exported = load_file(output / "open_clip_model.safetensors")
+        assert exported
+        assert all(torch.equal(value, held[f"clip.{name}"]) for name, value in exported.items())
+        assert (output / "captioner.safetensors").is_file()
+        manifest = read_encoder_manifest(output)
+        assert manifest["steps"] == 2
+        assert manifest["hash"] == directory_hash(output, recorded=False)
+        assert manifest["parents"]["checkpoint"]["path"] == str(latest)
+    assert "encoder after 2 steps" in capsys.readouterr().err
+    with pytest.raises(UserError, match="exists already"):
+        export(ExportConfig(run=str(run), output=str(tmp_path / "0")))
+
+
+def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
+    finished = tmp_path / "finished"
+    shutil.copytree(run, finished, ignore=shutil.ignore_patterns(".checkpoints"))
+    for source, message in (
+        (tmp_path / "nowhere", "no such directory"),
+        (tmp_path, "no checkpoints in it"),
+        (finished, "already the encoder directory"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(ExportConfig(run=str(source), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_hash_of_the_run_is_that_of_its_files(run: Path):
+    assert read_manifest(run)["hash"] == directory_hash(run, recorded=False)
+
+
+def test_the_model_card_says_what_the_manifest_says(run: Path):
+    card = (run / "README.md").read_text()
+    for fact in ("# clips-tiny, recipe `clips`", "16 px", "12 in 3 steps of 4", "`sub_caption`", "train` (webdataset"):
+        assert fact in card, fact
+    assert "{{" not in card
+
+
+def spoil_weights(folder: Path) -> None:
+    (folder / "open_clip_model.safetensors").write_bytes(b"not weights")
+
+
+def spoil_shapes(folder: Path) -> None:
+    save_file({"positional_embedding": torch.zeros(3)}, folder / "open_clip_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "open_clip_model.safetensors").unlink(), r"open_clip_model.safetensors: missing"),
+        (lambda folder: (folder / "open_clip_config.json").unlink(), r"open_clip_config.json: missing"),
+        (lambda folder: (folder / "open_clip_config.json").write_text("{"), r"config.json: not valid JSON"),
+        (lambda folder: (folder / "open_clip_config.json").write_text("[]"), r"expected an object with 'model_cfg'"),
+        (spoil_weights, "open_clip cannot load this encoder"),
+        (spoil_shapes, "open_clip cannot load this encoder"),
+        (shutil.rmtree, "no such directory; expected an encoder directory"),
+    ],
+)
+def test_a_broken_encoder_directory_is_named(run: Path, tmp_path: Path, spoil, message: str):
+    folder = tmp_path / "encoder"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns(".checkpoints"))
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        load_encoder(folder)
+
+
+def test_a_manifest_of_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text('{"kind": "scenes"}')
+    with pytest.raises(UserError, match="expected an encoder directory, found one of kind 'scenes'"):
+        read_encoder_manifest(tmp_path)
+
+
+def test_the_pretrained_trunk_need_not_be_there_for_an_export(run: Path, tmp_path: Path):
+    import yaml
+
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    for record in moved.rglob("config.yaml"):
+        config = yaml.safe_load(record.read_text())
+        config["model"]["pretrained_trunk"] = "/gone.safetensors"
+        record.write_text(yaml.safe_dump(config))
+    export(ExportConfig(run=str(moved), output=str(tmp_path / "out")))
+    assert load_file(tmp_path / "out" / "open_clip_model.safetensors")

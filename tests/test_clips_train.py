@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import clips_world
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clips import train as training
+from clips.checkpoint import CHECKPOINTS, checkpoints
+from clips.errors import UserError
+from clips.model import build_model
+from clips.optim import OptimConfig, build_optimizer, learning_rate_at
+from clips.precision import choose_precision
+from clips.runlog import Clock, RunLog
+from clips.train import train, training_step
+
+WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+    (folder / "manifest.json").write_text('{"kind": "scenes", "hash": "abc"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """An uninterrupted training in one process."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    train(clips_world.train_config(data, output))
+    return output
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return {f"{name}/{key}": value for name in WEIGHTS for key, value in load_file(output / name).items()}
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- a whole run
+
+
+def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: Path):
+    assert {path.name for path in whole.iterdir()} == {
+        *WEIGHTS,
+        *("open_clip_config.json", "captioner_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+        *("README.md", "manifest.json", "metrics.jsonl", "summary.json", "config.yaml"),
+    }
+    entries = metrics(whole)
+    assert [entry["step"] for entry in entries] == [2, 4, 6]
+    assert [entry["samples_seen"] for entry in entries] == [8, 16, 24]
+    assert {"loss", "contrastive_loss", "caption_loss", "lr", "logit_scale", "grad_norm", "time"} <= entries[0].keys()
+    assert entries[0]["loss"] == pytest.approx(
+        entries[0]["contrastive_loss"] + 2 * entries[0]["caption_loss"], rel=1e-5
+    )
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["bad_samples"] == {"count": 0, "by_reason": {}, "samples": {}}
+    assert summary["last"] == entries[-1]
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert manifest["kind"] == "encoder"
+    assert manifest["samples_seen"] == 24
+    assert manifest["parents"] == {"train": {"path": str(data), "hash": "abc"}}
+    assert manifest["data"]["sources"][0]["samples"] == 21
+    assert manifest["config"]["model"]["architecture"] == "clips-tiny"
+
+
+def test_a_finished_run_is_left_alone_and_another_config_refused(
+    whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
+    train(clips_world.train_config(data, whole, log_every=1, checkpoint_every=1))
+    assert "already trained" in capsys.readouterr().err
+    with pytest.raises(UserError, match="whole: holds a run of another config: seed is 0 there and 1 now"):
+        train(clips_world.train_config(data, whole, seed=1))
+    assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+def test_nothing_is_written_over(data: Path, tmp_path: Path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="precious: exists and is not a training run"):
+        train(clips_world.train_config(data, tmp_path / "precious"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file: exists and is not a training run"):
+        train(clips_world.train_config(data, tmp_path / "file"))
+
+
+def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "untrained", steps=0, seed=4)
+    train(config)
+    fresh = build_model(config.model, config.recipe, 4)
+    saved = load_file(tmp_path / "untrained" / "open_clip_model.safetensors")
+    assert saved.keys() == fresh.clip.state_dict().keys()
+    assert all(torch.equal(saved[name], value) for name, value in fresh.clip.state_dict().items())
+    assert metrics_absent(tmp_path / "untrained")
+
+
+def metrics_absent(output: Path) -> bool:
+    return not (output / "metrics.jsonl").exists()
+
+
+def test_it_learns(data: Path, tmp_path: Path):
+    small = clips_world.write_shards(tmp_path / "small", (7,))
+    still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
+    fields = {"steps": 40, "batch_size": 7, "log_every": 1, "recipe": {"name": "clip"}}
+    train(clips_world.train_config(small, tmp_path / "learned", data=still, **fields))
+    losses = [entry["loss"] for entry in metrics(tmp_path / "learned")]
+    assert losses[0] > 0.8 * math.log(7)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---- interruptions and processes
+
+
+def start(log: Path, *command: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as stream:
+        return subprocess.Popen([sys.executable, "-m", *command], env=environment, stderr=stream)
+
+
+@pytest.mark.slow
+def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):
+    output = tmp_path / "killed"
+    steps = 6
+    config = clips_world.train_config(data, output, checkpoint_every=1)
+    process = start(tmp_path / "log", "clips.cli", "train", "--config", str(output.with_suffix(".json")))
+    deadline = time.monotonic() + 200
+    while len(checkpoints(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert (output / CHECKPOINTS).is_dir()
+    assert not (output / "manifest.json").exists()
+    with (output / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 99, "loss": 1}\n{"st')  # logged after the last checkpoint; torn
+    train(config)
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(output).items())
+    assert [entry["step"] for entry in metrics(output)] == [2, 4, steps]
+    assert [entry["loss"] for entry in metrics(output)] == [entry["loss"] for entry in metrics(whole)]
+    assert not (output / CHECKPOINTS).exists()
+
+
+def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A bias on attention's keys has no effect and a gradient of pure rounding, which Adam blows up to full steps."""
+    if name.endswith("in_proj_bias"):
+        query, _, values = value.chunk(3)
+        return torch.cat([query, values])
+    return value.chunk(2)[1] if name.endswith("key_value.bias") else value
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(whole: Path, data: Path, tmp_path: Path):
+    output = tmp_path / "two"
+    clips_world.train_config(data, output)
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "clips.cli")
+    process = start(tmp_path / "log", *launcher, "train", "--config", str(output.with_suffix(".json")))
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()
+    for mine, theirs in zip(metrics(output), metrics(whole), strict=True):
+        for name in ("loss", "contrastive_loss", "caption_loss", "grad_norm", "logit_scale"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+    expected = weights(whole)
+    for name, value in weights(output).items():
+        difference = without_key_bias(name, value) - without_key_bias(name, expected[name])
+        # Adam turns rounding in a gradient near zero into a step: single entries may differ, not the whole.
+        assert difference.abs().mean() < 1e-6, name
+    assert json.loads((output / "summary.json").read_text())["processes"] == 2
+
+
+def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "start_processes", lambda: SimpleNamespace(num_processes=3))
+    with pytest.raises(UserError, match="batch_size: expected a multiple of the 3 processes, got 4"):
+        train(clips_world.train_config(data, tmp_path / "three"))
+
+
+# ---- bad samples
+
+
+def spoil(folder: Path, share: int) -> Path:
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
+    for index in range(share):
+        samples[f"{index:09d}"]["png"] = b"broken"
+    clips_world.write_shard(folder / "a.tar", samples)
+    return folder
+
+
+def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = spoil(tmp_path / "data", 2)
+    # Two runs of three steps: what the first met is remembered by the second.
+    output = tmp_path / "run"
+    config = clips_world.train_config(data, output, checkpoint_every=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_step", stop_at(4))
+        with pytest.raises(InterruptedError):
+            train(config)
+    train(config)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["bad_samples"] == {
+        "count": 2,
+        "by_reason": {"undecodable picture": 2},
+        "samples": {"a.tar/000000000": "undecodable picture", "a.tar/000000001": "undecodable picture"},
+    }
+    assert "2 unusable samples skipped (2 × undecodable picture)" in capsys.readouterr().err
+    assert [entry["step"] for entry in metrics(output)] == [2, 4, 6]
+
+
+def stop_at(step: int) -> Any:
+    def stopping(run: training.Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        if run.loop.step == step:
+            raise InterruptedError
+        return training_step(run, batch)
+
+    return stopping
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
+    data = spoil(tmp_path / "data", 8)
+    with pytest.raises(
+        UserError, match=r"unusable samples, more than data.max_bad_share \(0.2\) of 20; .*: undecodable"
+    ):
+        train(clips_world.train_config(data, tmp_path / "run"))
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+# ---- the step
+
+
+class FakeRecipe:
+    def __init__(self, losses: list[float]) -> None:
+        self.queue = losses
+
+    def losses(self, outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": outputs["value"] * self.queue.pop(0)}
+
+
+class FakeModel(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"value": (self.weight * batch["x"]).sum(), "logit_scale": torch.tensor(10.0)}
+
+    def clamp_logit_scale(self) -> None:
+        self.clamped = True
+
+
+def fake_run(losses: list[float], **optim: Any) -> Any:
+    model = FakeModel()
+    config = SimpleNamespace(optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
+    return SimpleNamespace(
+        model=model,
+        encoder=model,
+        recipe=FakeRecipe(losses),
+        optimizer=build_optimizer(model, config.optim),
+        accelerator=SimpleNamespace(device=torch.device("cpu"), backward=lambda loss: loss.backward()),
+        loop=SimpleNamespace(step=7),
+        steps=10,
+        config=config,
+        precision="fp32",
+    )
+
+
+@pytest.mark.parametrize(("factor", "x"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1e30, 1e30)])
+def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: float, x: float):
+    run = fake_run([1.0, factor])
+    training_step(run, {"x": torch.ones(2)})
+    before, moments = run.model.weight.clone(), run.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    assert not torch.equal(before, torch.ones(2))
+    run.loop.step = 8
+    with pytest.raises(UserError, match=r"^step 9: .*(loss|grad_norm) is (nan|inf)"):
+        training_step(run, {"x": torch.full((2,), x)})
+    assert torch.equal(run.model.weight, before)
+    assert torch.equal(run.optimizer.state_dict()["state"][0]["exp_avg"], moments)
+
+
+def test_a_step_reports_and_clips_the_gradient():
+    run = fake_run([1.0], clip_gradient=0.5)
+    seen: list[torch.Tensor] = []
+    run.optimizer.register_step_pre_hook(lambda *_: seen.append(run.model.weight.grad.clone()))
+    values = training_step(run, {"x": torch.tensor([3.0, 4.0])})
+    assert values["loss"] == 7.0
+    assert values["grad_norm"] == 5.0
+    assert values["logit_scale"] == 10.0
+    assert values["lr"] == learning_rate_at(7, 10, run.config.optim)
+    assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
+    assert run.model.clamped
+    assert run.model.weight.grad is None
+
+
+def test_pictures_are_normalised_by_the_towers_mean_and_std():
+    run = SimpleNamespace(
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        mean=torch.tensor([0.5, 0.0, 0.0])[:, None, None],
+        std=torch.tensor([0.5, 1.0, 2.0])[:, None, None],
+    )
+    image = training.to_device({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
+    assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
+
+
+# ---- optimizer, schedule, precision
+
+
+def test_the_rate_climbs_then_follows_a_cosine_to_zero():
+    config = OptimConfig(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate_at(step, 100, config) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+    assert learning_rate_at(0, 1, OptimConfig(learning_rate=1.0)) == 1.0
+
+
+def test_weight_decay_spares_what_it_should(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "x")
+    model = build_model(config.model, config.recipe, 0)
+    optimizer = build_optimizer(model, config.optim, model.no_decay_names())
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decayed, spared = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+    assert len(decayed) + len(spared) == len(names)
+    assert "clip.logit_scale" in spared
+    assert any(name.endswith("mlp.c_fc.weight") for name in decayed)
+    assert not any("ln_" in name or name.endswith("bias") for name in decayed)
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    assert choose_precision("bf16", cpu) == ("bf16", "as configured")
+    for supported, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        assert choose_precision("auto", cpu)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": None}, "steps, samples, epochs: expected exactly one of them, got none"),
+        ({"epochs": 1.0}, "expected exactly one of them, got steps, epochs"),
+        ({"steps": -1}, "steps: expected 0 or more, got -1"),
+        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+        ({"seed": -3}, "seed: expected 0 or more"),
+        ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
+        ({"optim": {"warmup": 1}}, "optim.warmup: expected a share"),
+        ({"optim": {"clip_gradient": -1}}, "optim.clip_gradient: expected a number above 0 or null"),
+        ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
+    ],
+)
+def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        clips_world.train_config(tmp_path, tmp_path / "x", **fields)
+
+
+def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
+    config = clips_world.train_config(tmp_path, tmp_path / "x", batch_size=8)
+    for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
+        sized = dataclasses.replace(config, **{"steps": None, **fields})
+        assert training.count_steps(sized, 21) == steps
+
+
+# ---- the log
+
+
+def entry(step: int) -> dict[str, Any]:
+    return {"step": step, "samples_seen": 4 * step, "loss": 1.5, "samples_per_second": 8.0}
+
+
+def test_the_log_speaks_plain_lines_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with RunLog(tmp_path, step=0, steps=10) as log:
+        log.write(entry(5))
+    assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8 samples/s · 0:02 left\n"
+    with RunLog(tmp_path / "nothing", step=0, steps=10, quiet=True) as log:
+        log.write(entry(1))
+        log.advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with RunLog(tmp_path, step=0, steps=10) as log:
+        log.advance()
+        log.write(entry(1))
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "1/10" in shown
+    assert "loss 1.500" in shown
+
+
+def test_the_clock_tells_waiting_from_working():
+    loop = training.LoopState(seconds=100.0, samples_seen=50)
+    with Clock(loop) as clock:
+        with clock.waiting():
+            time.sleep(0.03)
+        time.sleep(0.01)
+        loop.samples_seen += 10
+        clock.tick()
+        reading = clock.read()
+    assert 100.04 <= loop.seconds < 101
+    assert reading["samples_per_second"] == pytest.approx(10 / (reading["time"] - 100), rel=1e-6)
+    assert 0.5 < reading["data_wait"] < 1
+
+
+def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, data: Path, tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=300M", "tmpfs", str(disk)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        from clips.cli import COMMANDS
+        from clips.commandline import run_commands
+
+        clips_world.train_config(data, disk / "run")
+        (disk / "ballast").write_bytes(bytes(120 << 20))
+        arguments = ["train", "--config", str(disk / "run.json")]
+        assert run_commands("clips", "", COMMANDS, arguments) == 2
+        assert not (disk / "run" / "manifest.json").exists()
+        (disk / "ballast").unlink()
+        assert run_commands("clips", "", COMMANDS, arguments) == 0
+        expected = weights(whole)
+        assert all(torch.equal(value, expected[name]) for name, value in weights(disk / "run").items())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
