@@ -42,10 +42,13 @@ def test_stock_open_clip_sees_the_same_encoder(tmp_path: Path, architecture: str
 
     recipe = RecipeConfig(name="clip")
     trained = build_model(ModelConfig(architecture=architecture, image_size=64), recipe, 3).eval()
-    with torch.no_grad():  # away from what a fresh model holds
-        for number, value in enumerate(trained.clip.state_dict().values()):
-            if value.is_floating_point():
-                value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(number)) * 0.02)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for value in trained.clip.parameters():  # away from what a fresh model holds, its zeros above all
+            value.add_(torch.randn_like(value) * 0.05)
+        for _ in range(30):  # batch norms learn what they see
+            trained.clip.train().encode_image(torch.randn(4, 3, 64, 64))
+    trained.eval()
     write_encoder(trained, tmp_path)
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
@@ -57,7 +60,7 @@ def test_stock_open_clip_sees_the_same_encoder(tmp_path: Path, architecture: str
     ours = features(trained.clip, images, tokens)
     for mine, theirs in zip(ours, features(model.eval(), images, tokens), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-5, rtol=0)
-        assert not torch.allclose(mine[0], mine[1], atol=1e-4)
+        assert not torch.allclose(mine[0], mine[1], atol=1e-2)
 
 
 def test_a_trained_run_loads_with_its_preprocessing_tokens_and_captioner(run: Path):
