@@ -25,6 +25,7 @@ from clips.errors import UserError
 from llava_bridge.chat import IMAGE, Chat, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Pixels
+from llava_bridge.parts import check_llm
 from llava_bridge.registration import register
 from llava_bridge.vision import EncoderVisionModel, vision_model
 
@@ -142,10 +143,7 @@ def load_tokenizer(llm: str) -> Any:
         UserError: no directory, no tokenizer in it, or not a fast one (which alone tells characters from tokens).
     """
     directory = Path(llm)
-    if not (directory / "config.json").is_file():
-        raise UserError(f"llm: {directory} has no config.json (expected a directory with a transformers causal LM)")
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(f"llm: {directory} has no tokenizer (expected tokenizer.json beside config.json)")
+    check_llm(llm)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
@@ -164,8 +162,7 @@ def load_llm(llm: str) -> Any:
         UserError: it has no safetensors weights or transformers cannot load it.
     """
     directory = Path(llm)
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"llm: {directory} has no weights (expected *.safetensors)")
+    check_llm(llm)
     try:
         return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:

@@ -2,7 +2,8 @@
 
 The supervised tokens are derived from the template itself: a conversation is rendered once with a mark in
 place of every answer, so that whatever the template writes around an answer is known exactly. Learnt are
-the answer's tokens and the end token that follows it, nothing else.
+the answer's tokens and the end token that follows it, nothing else: exactly what the model must write by
+itself after the prompt.
 
 A message is ``{"role": "user" | "assistant" | "system", "content": text}``; ``<image>`` in the text is where
 a picture goes.
@@ -104,7 +105,7 @@ class Chat:
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
         special = sorted(set(tokenizer.all_special_tokens) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
-        self.end_token = self._find_end_token()
+        self.end_token, self._lead = self._find_borders()
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens."""
@@ -142,16 +143,22 @@ class Chat:
         text, spans = self._expand(pieces[0]), []
         for answer, after in zip(answers, pieces[2::2], strict=True):
             end = self._end.match(after)
-            spans.append((len(text), len(text) + len(answer) + (end.end() if end else 0)))
+            spans.append((len(text) - len(self._lead), len(text) + len(answer) + (end.end() if end else 0)))
             text += answer + self._expand(after)
         return text, spans
 
-    def _find_end_token(self) -> str:
-        conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK.format(0)}]
-        end = self._end.match(_MARKS.split(self._render(conversation))[-1])
+    def _find_borders(self) -> tuple[str, str]:
+        """The end token after an answer, and the space before it that the prompt does not hold (often one blank)."""
+        question = {"role": "user", "content": "?"}
+        asked = self._render([question], add_generation_prompt=True)
+        before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
+        end = self._end.match(after)
         if end is None:
             raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")
-        return end[1]
+        lead = before.removeprefix(asked)
+        if not before.startswith(asked) or lead.strip():
+            raise UserError("chat_template: its generation prompt is not what it writes before an answer")
+        return end[1], lead
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(

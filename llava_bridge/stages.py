@@ -23,9 +23,9 @@ from clips.commandline import plain
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
 from llava_bridge.data.samples import DataConfig
-from llava_bridge.encoders import parse_spec
+from llava_bridge.encoders.spec import parse_spec
 from llava_bridge.launch import is_main_process, report
-from llava_bridge.train import check_output, work_directory
+from llava_bridge.train import check_inputs, check_output, work_directory
 
 
 def run_stages(config: TrainConfig) -> None:
@@ -34,6 +34,7 @@ def run_stages(config: TrainConfig) -> None:
 
     trainer.init_processes(config.launch.processes)
     check_output(Path(config.output))
+    check_inputs(config)
     work = work_directory(config)
     if is_main_process():
         lock = _lock(work)  # noqa: F841  held until the process ends
@@ -104,14 +105,8 @@ def parents(config: TrainConfig) -> dict[str, str]:
 
 
 def describe_data(data: DataConfig) -> dict[str, Any]:
-    """A source with the hash of its text files (pictures are not read); that of its manifest if it has one.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """A source with the hash of its text files (pictures are not read), and that of its manifest if it has one."""
     path = Path(data.path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
     files = [path] if path.is_file() else sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
     digest = hashlib.sha256("".join(directory_hash(file) for file in files).encode()).hexdigest()
     manifest = path.parent / "manifest.json"

@@ -9,6 +9,7 @@ them, and :func:`llava_bridge.trainer.train_stage` is one stage.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from clips.artifact import MANIFEST, say, write_file
@@ -16,6 +17,7 @@ from clips.commandline import to_yaml
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
 from llava_bridge.launch import hand_over_errors, is_launched, launch
+from llava_bridge.parts import check_encoder, check_llm
 
 
 def train(config: TrainConfig) -> None:
@@ -33,14 +35,12 @@ def train(config: TrainConfig) -> None:
             run_stages(config)
         return
     check_output(Path(config.output))
+    check_inputs(config)
     work = work_directory(config)
     work.mkdir(parents=True, exist_ok=True)
     write_file(work / "config.yaml", to_yaml(config))
     launch(["train", "--config", str(work / "config.yaml")], config.launch.processes, work / "log.txt")
-    if work.is_dir():
-        import shutil
-
-        shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
     say(f"wrote {config.output}")
 
 
@@ -48,6 +48,22 @@ def work_directory(config: TrainConfig) -> Path:
     """Where an unfinished run keeps its state: a hidden directory beside the output."""
     output = Path(config.output)
     return output.with_name(f".{output.name}.work")
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Find missing parts and data before processes are started.
+
+    Raises:
+        UserError: naming the file or directory that is missing.
+    """
+    if config.llm:
+        check_llm(config.llm)
+    if config.encoder and config.stages[-1] != "pretrain":
+        check_encoder(config.encoder)
+    for name in config.stages:
+        for data in config.stage(name).data:
+            if not Path(data.path).exists():
+                raise UserError(f"{name}.data: {data.path}: no such file or directory")
 
 
 def check_output(output: Path) -> None:

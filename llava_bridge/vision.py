@@ -55,6 +55,7 @@ class EncoderVisionModel(PreTrainedModel):
     def __init__(self, config: EncoderVisionConfig) -> None:
         super().__init__(config)
         self.tower: VisionTower = build_tower(config.source, config.architecture or {})
+        self.computed_buffers = _save_all_buffers(self.tower)
         self.gradient_checkpointing = False  # transformers looks for this attribute before it checkpoints anything
         self.post_init()
 
@@ -101,23 +102,19 @@ class EncoderVisionModel(PreTrainedModel):
         """A tower without trainable weights stays in evaluation mode: no dropped paths, no new batch statistics."""
         return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave the tower as its own library initialised it.
+        """Leave the tower as its own library initialised it."""
 
-        ``from_pretrained`` builds on the meta device, where buffers that are not saved lose their values:
-        these are taken from a tower built anew.
-        """
-        if not isinstance(module, VisionTower):
-            return
-        saved = module.state_dict().keys()
-        if all(name in saved for name, _ in module.named_buffers()):
-            return
-        with torch.device("cpu"):
-            fresh = dict(build_tower(self.config.source, self.config.architecture or {}).named_buffers())
-        for name, buffer in module.named_buffers():
-            if name not in saved and not buffer.is_meta:
-                buffer.copy_(fresh[name])
+
+def _save_all_buffers(tower: nn.Module) -> set[str]:
+    """Make buffers that the tower would compute anew part of what is saved; return their names.
+
+    ``from_pretrained`` builds on the meta device, where computed values are lost.
+    """
+    saved = set(tower.state_dict())
+    for module in tower.modules():
+        module._non_persistent_buffers_set.clear()
+    return set(tower.state_dict()) - saved
 
 
 def vision_model(encoder: Encoder) -> EncoderVisionModel:
@@ -130,7 +127,8 @@ def vision_model(encoder: Encoder) -> EncoderVisionModel:
     config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
     model = EncoderVisionModel(config).float()
     if encoder.weights is not None:
-        load_weights(model.tower, encoder.weights, where)
+        computed = {name: value for name, value in model.tower.named_buffers() if name in model.computed_buffers}
+        load_weights(model.tower, {**computed, **encoder.weights}, where)
     grid, width = measure(model.tower, encoder.pixels.size, where)
     config.hidden_size = width
     config.num_hidden_layers = model.tower.depth

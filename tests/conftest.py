@@ -15,3 +15,29 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared folder with real data and models")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def bridge_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained ViT in open_clip's hub layout."""
+    import bridge_world
+
+    directory = tmp_path_factory.mktemp("bridge") / "encoder"
+    bridge_world.make_encoder(directory, bridge_world.VIT)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bridge_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained Llama with its own tokenizer."""
+    import bridge_world
+
+    return bridge_world.make_llm(tmp_path_factory.mktemp("bridge") / "llm")
+
+
+@pytest.fixture(scope="session")
+def bridge_talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of one colour with conversations (talk.json) and text (text.jsonl)."""
+    import bridge_world
+
+    return bridge_world.make_talk(tmp_path_factory.mktemp("bridge") / "talk")

@@ -15,29 +15,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clips.errors import suggest
-from llava_bridge.encoders.contract import Encoder, VisionTower
+from llava_bridge.encoders.spec import SOURCES, parse_spec
 
-SOURCES: dict[str, str] = {
-    "open_clip": "llava_bridge.encoders.open_clip_source",
-    "timm": "llava_bridge.encoders.timm_source",
-}
+if TYPE_CHECKING:
+    from llava_bridge.encoders.contract import Encoder, VisionTower
 
-
-def parse_spec(spec: str) -> tuple[str, str]:
-    """Split an encoder spec into (source, reference); a spec without a source is an open_clip directory.
-
-    Raises:
-        UserError: an unknown source.
-    """
-    source, colon, reference = spec.partition(":")
-    if not colon or "/" in source:
-        return "open_clip", spec
-    if source not in SOURCES:
-        raise suggest(source, SOURCES, "encoder source")
-    return source, reference
+__all__ = ["SOURCES", "build_tower", "load_encoder", "parse_spec"]
 
 
 def load_encoder(spec: str, image_size: int | None = None) -> Encoder:

@@ -16,9 +16,8 @@ from clips.errors import UserError
 from clips.lean_imports import without_wandb
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+from llava_bridge.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder
 
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -38,7 +37,7 @@ class OpenClipTower(VisionTower):
         vision = {**architecture["vision_cfg"], "patch_dropout": 0.0}
         self.visual = _build_vision_tower(architecture["embed_dim"], vision, architecture.get("quick_gelu", False))
         if not isinstance(self.visual, VisionTransformer):
-            raise UserError(f"{CONFIG}: vision_cfg describes a {type(self.visual).__name__}, expected a ViT")
+            raise UserError(f"{OPEN_CLIP_CONFIG}: vision_cfg describes a {type(self.visual).__name__}, expected a ViT")
         self.depth = len(self.visual.transformer.resblocks)
 
     def states(self, pixels: Tensor) -> Iterator[Tensor]:
@@ -61,6 +60,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
     Raises:
         UserError: config or weights are missing or do not fit; ``image_size`` differs from a ViT's own.
     """
+    check_encoder(reference)
     directory = Path(reference)
     config = _read_config(directory)
     model, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
@@ -88,17 +88,11 @@ def load(reference: str, image_size: int | None) -> Encoder:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise UserError(
-            f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, or timm:NAME)"
-        )
-    path = directory / CONFIG
+    path = directory / OPEN_CLIP_CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not {"embed_dim", "vision_cfg"} <= config["model_cfg"].keys():
             raise KeyError("vision_cfg")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; an encoder directory in open_clip's hub layout has one") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg ({error})") from None
     return config
@@ -107,9 +101,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 def _visual_weights(directory: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path}: missing; the encoder directory has no weights (safetensors expected)")
+    path = directory / OPEN_CLIP_WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
@@ -121,5 +113,5 @@ def _visual_weights(directory: Path) -> dict[str, Tensor]:
 def _side(size: Any) -> int:
     sides = [size, size] if isinstance(size, int) else list(size)
     if sides[0] != sides[-1]:
-        raise UserError(f"{CONFIG}: expected square pictures, got image size {sides}")
+        raise UserError(f"{OPEN_CLIP_CONFIG}: expected square pictures, got image size {sides}")
     return int(sides[0])

@@ -1,0 +1,41 @@
+"""Quick checks of the directories that a LLaVA is made from, before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clips.errors import UserError
+from llava_bridge.encoders.spec import parse_spec
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_llm(llm: str) -> None:
+    """Raise UserError unless ``llm`` is a directory with config, tokenizer and safetensors weights."""
+    directory = Path(llm)
+    if not (directory / "config.json").is_file():
+        raise UserError(f"llm: {directory} has no config.json (expected a directory with a transformers causal LM)")
+    if not any((directory / name).is_file() for name in _TOKENIZERS):
+        raise UserError(f"llm: {directory} has no tokenizer (expected tokenizer.json beside config.json)")
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"llm: {directory} has no weights (expected *.safetensors)")
+
+
+def check_encoder(spec: str) -> None:
+    """Raise UserError unless the files that an encoder spec names are there."""
+    source, reference = parse_spec(spec)
+    if source == "open_clip":
+        directory = Path(reference)
+        if not directory.is_dir():
+            raise UserError(
+                f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, or timm:NAME)"
+            )
+        for name, what in ((OPEN_CLIP_CONFIG, "config"), (OPEN_CLIP_WEIGHTS, "weights")):
+            if not (directory / name).is_file():
+                raise UserError(f"encoder: {directory} has no {what} (expected {name})")
+    elif source == "timm":
+        _, _, origin = reference.partition("@")
+        if origin not in {"", "random"} and not Path(origin).is_file():
+            raise UserError(f"encoder: {origin}: no such file (expected safetensors weights, or @random)")

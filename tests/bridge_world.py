@@ -1,0 +1,107 @@
+"""Small parts for the bridge's tests: encoder directories by open_clip itself, an LLM, pictures with talk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+COLOURS = ("red", "green", "blue", "yellow")
+VIT = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 32,
+        "layers": 3,
+        "head_width": 16,
+        "no_ln_pre": True,
+        "pool_type": "avg",
+        "final_ln_after_pool": True,
+        "pos_embed_type": "sin_cos_2d",
+    },
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
+TRUNK = {**VIT, "vision_cfg": {"timm_model_name": "tiny_vit_5m_224", "timm_model_pretrained": False, "image_size": 64}}
+TEXTS = [f"The shape is {colour}. USER: What colour is it? ASSISTANT: {colour}" for colour in COLOURS] * 8
+
+
+def open_clip_model(model_cfg: dict[str, Any], seed: int = 0) -> Any:
+    import torch
+
+    from clips.lean_imports import without_wandb
+
+    with without_wandb():
+        from open_clip.model import CLIP, CustomTextCLIP
+    torch.manual_seed(seed)
+    kind = CustomTextCLIP if "timm_model_name" in model_cfg["vision_cfg"] else CLIP
+    return kind(**model_cfg).eval()
+
+
+def make_encoder(directory: Path, model_cfg: dict[str, Any]) -> Any:
+    """Write an encoder directory in open_clip's hub layout; return open_clip's own model."""
+    from safetensors.torch import save_file
+
+    model = open_clip_model(model_cfg)
+    directory.mkdir(parents=True)
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        directory / "open_clip_model.safetensors",
+    )
+    preprocess = {
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.3, 0.25],
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
+    (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
+    return model
+
+
+def make_llm(directory: Path) -> Path:
+    import torch
+
+    from llava_bridge.llm import SmallLlamaConfig, new_llama, train_tokenizer
+
+    config = SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=128)
+    tokenizer = train_tokenizer(TEXTS, config)
+    torch.manual_seed(0)
+    new_llama(config, tokenizer).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def make_talk(directory: Path, samples: int = 16) -> Path:
+    """Pictures of one colour and a conversation about each, in LLaVA's form, and the same as text."""
+    directory.mkdir(parents=True)
+    rows = []
+    for number in range(samples):
+        colour = COLOURS[number % len(COLOURS)]
+        Image.new("RGB", (40, 24), colour).save(directory / f"{number}.png")
+        talk = [
+            ("human", "<image>\nWhat colour is it?"),
+            ("gpt", colour),
+            ("human", "Sure?"),
+            ("gpt", "yes" * (number % 3 + 1)),
+        ]
+        turns = [{"from": who, "value": value} for who, value in talk]
+        rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (directory / "talk.json").write_text(json.dumps(rows))
+    (directory / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return directory
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh Python process, one thread."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )

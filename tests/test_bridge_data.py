@@ -1,0 +1,159 @@
+"""Sources, batches and the order of samples."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from clips.errors import UserError
+from llava_bridge.chat import Chat, template_for
+from llava_bridge.data import DataConfig, Turn, is_held_back, read_samples, read_texts
+from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits
+from llava_bridge.data.order import GroupedOrder
+
+
+def write(path: Path, rows: Any) -> str:
+    path.write_text(json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_llava_json(bridge_talk: Path) -> None:
+    samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json"), limit=3))
+    assert [sample.images for sample in samples] == [["0.png"], ["1.png"], ["2.png"]]
+    assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat colour is it?"), Turn("assistant", "green")]
+    assert samples[0].root == bridge_talk
+
+
+def test_karpathy_captions(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    rows = [
+        {"filename": f"{split}.jpg", "split": split, "sentences": [{"raw": "a dog ."}, {"raw": "the dog"}]}
+        for split in ("train", "val")
+    ]
+    write(tmp_path / "dataset_x.json", {"images": rows})
+    one = read_samples(DataConfig(source="karpathy", path=str(tmp_path)))
+    assert [(sample.images, sample.turns[1].content) for sample in one] == [(["train.jpg"], "a dog .")]
+    every = read_samples(DataConfig(source="karpathy", path=str(tmp_path), split="val", per_image=None))
+    assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
+    with pytest.raises(UserError, match="did you mean 'train'"):
+        read_samples(DataConfig(source="karpathy", path=str(tmp_path), split="trian"))
+
+
+def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]
+    write(tmp_path / "questions.jsonl", rows)
+    train, held = (
+        read_samples(DataConfig(source="cocoqa", path=str(tmp_path), split=split)) for split in ("train", "held_back")
+    )
+    photos = {sample.name for sample in train}
+    assert photos.isdisjoint(sample.name for sample in held)
+    assert len(train) + len(held) == 50
+    assert 3 <= len(held) <= 20
+    assert all(is_held_back(sample.name) for sample in held)
+    assert [turn.role for turn in train[0].turns] == ["user", "assistant"] * 2
+    assert sum(turn.content.count("<image>") for turn in train[0].turns) == 1
+
+
+def test_the_rule_for_holding_back_never_changes() -> None:
+    held = [n for n in range(30) if is_held_back(f"COCO_train2014_{n:012d}.jpg")]
+    assert held == [5, 8, 25, 27]
+
+
+def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) -> None:
+    def refuse(match: str, **fields: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            read_samples(DataConfig(**fields))
+
+    refuse("no such file", path=str(tmp_path / "none.json"))
+    refuse("did you mean 'llava'", source="lava", path=str(tmp_path))
+    refuse("only the pretrain stage", source="text", path=str(tmp_path))
+    refuse("expected a JSON list", path=write(tmp_path / "a.json", {"a": 1}))
+    refuse("sample 0: expected conversations", path=write(tmp_path / "b.json", [{"image": "x.png"}]))
+    refuse("no samples", path=write(tmp_path / "c.json", []))
+    refuse("data.images", path=str(bridge_talk / "talk.json"), images=str(tmp_path / "none"))
+    refuse("data.limit", path="x", limit=0)
+    (tmp_path / "broken.json").write_text("[")
+    refuse("not valid JSON", path=str(tmp_path / "broken.json"))
+    with pytest.raises(UserError, match='line 2: expected an object with a "text"'):
+        read_texts(DataConfig(source="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])))
+    with pytest.raises(UserError, match="expects source 'text'"):
+        read_texts(DataConfig(path=str(bridge_talk / "talk.json")))
+
+
+@pytest.fixture(scope="module")
+def chat(bridge_llm: Path) -> Chat:
+    return Chat(AutoTokenizer.from_pretrained(bridge_llm), template_for(None, "vicuna"), 4)
+
+
+def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Path, chat: Chat) -> None:
+    rows = json.loads((bridge_talk / "talk.json").read_text())[:4]
+    rows[1]["image"] = "missing.png"
+    rows[2]["image"] = None
+    path = write(tmp_path / "talk.json", rows)
+    data = Conversations(read_samples(DataConfig(path=path, images=str(bridge_talk))), chat, 100)
+    assert data[0]["skipped"] == []
+    item = data[1]
+    assert item["input_ids"] == data[3]["input_ids"]
+    (first, why_first), (second, why_second) = item["skipped"]
+    assert (first, second) == ("talk.json 1", "talk.json 2")
+    assert "missing.png" in why_first
+    assert "0 pictures but 1 <image>" in why_second
+    with pytest.raises(UserError, match="none of 4 samples can be used"):
+        Conversations(data.samples, chat, 5)[0]
+
+
+class TwoPixels:
+    def __call__(self, pictures: list[Any], return_tensors: str) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.zeros(len(pictures), 3, 2, 2)}
+
+
+def test_batches(bridge_talk: Path, chat: Chat) -> None:
+    data = Conversations(read_samples(DataConfig(path=str(bridge_talk / "talk.json"))), chat, 100)
+    items = [data[0], data[2]]
+    assert len(items[0]["input_ids"]) != len(items[1]["input_ids"])
+    batch = Collator(TwoPixels(), pad=0)(items)
+    for row, item in enumerate(items):
+        length = len(item["input_ids"])
+        assert batch["input_ids"][row, :length].tolist() == item["input_ids"]
+        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
+        assert (batch["labels"][row, length:] == -100).all()
+    assert batch["pixel_values"].shape == (2, 3, 2, 2)
+
+
+def test_needed_logits_by_hand() -> None:
+    labels = torch.tensor([[-100, -100, 7, 8, -100], [-100, -100, -100, 9, 5]])
+    needed = needed_logits(labels)
+    assert needed["logits_to_keep"].tolist() == [1, 2, 3]
+    assert needed["shift_labels"].tolist() == [[7, 8, -100], [-100, 9, 5]]
+
+
+def test_packed_text_loses_nothing_between_its_blocks(chat: Chat) -> None:
+    texts = ["red red", "green", "blue and yellow", "is it?"]
+    data = PackedText(texts, chat.tokenizer, 4, seed=1)
+    text = chat.tokenizer.decode(data.blocks.flatten().tolist())
+    pieces = [piece.removesuffix("</s>") for piece in text.split("<s>")[1:]]
+    assert sorted([*pieces[:-1], next(t for t in texts if t.startswith(pieces[-1]))]) == sorted(texts)
+    assert data[0]["labels"] is data[0]["input_ids"] or torch.equal(data[0]["labels"], data[0]["input_ids"])
+    assert len(PackedText(texts * 10, chat.tokenizer, 4, seed=1, enough=3)) == 3
+    with pytest.raises(UserError, match="not one block of 1000"):
+        PackedText(texts, chat.tokenizer, 1000, seed=0)
+
+
+def test_order_is_whole_epochs_a_function_of_the_seed_and_groups_sizes() -> None:
+    sizes = [(7 * n) % 100 for n in range(100)]
+    order = list(GroupedOrder(sizes, batch_size=10, total=200, seed=5))
+    assert Counter(order) == dict.fromkeys(range(100), 2)
+    assert order == list(GroupedOrder(sizes, batch_size=10, total=200, seed=5))
+    assert order != list(GroupedOrder(sizes, batch_size=10, total=200, seed=6))
+    batches = [[sizes[n] for n in order[start : start + 10]] for start in range(0, 200, 10)]
+    assert max(max(batch) - min(batch) for batch in batches) <= 10
+    firsts = [batch[0] for batch in batches]
+    assert firsts != sorted(firsts)  # short and long batches alternate
+    assert len(list(GroupedOrder(sizes, batch_size=10, total=33, seed=0))) == 33

@@ -1,0 +1,152 @@
+"""The vision tower: the source library's own hidden states, batches, saving, refusals."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import bridge_world
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clips.errors import UserError
+from llava_bridge.encoders import load_encoder, parse_spec
+from llava_bridge.vision import EncoderVisionModel, vision_model
+
+TIMM = "timm:tiny_vit_5m_224@random"
+
+
+def pixels(count: int, size: int) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def test_hidden_states_equal_open_clips_own(bridge_encoder: Path) -> None:
+    ours = vision_model(load_encoder(str(bridge_encoder)))
+    theirs = bridge_world.open_clip_model(bridge_world.VIT).visual
+    seen: list[torch.Tensor] = []
+    hooks = [theirs.transformer.resblocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))]
+    hooks += [
+        block.register_forward_hook(lambda _, __, output: seen.append(output)) for block in theirs.transformer.resblocks
+    ]
+    batch = pixels(2, 32)
+    with torch.no_grad():
+        theirs(batch)
+        states = ours(batch, output_hidden_states=True).hidden_states
+    assert len(states) == len(seen) == 4
+    for own, reference in zip(states, seen, strict=True):
+        assert own.shape == (2, 17, 32)
+        assert torch.allclose(own, reference, atol=1e-5)
+    assert not torch.allclose(states[1], states[2], atol=1e-2)
+
+
+def test_trunk_of_an_open_clip_directory_gives_its_last_feature_map(tmp_path: Path) -> None:
+    theirs = bridge_world.make_encoder(tmp_path / "encoder", bridge_world.TRUNK)
+    ours = vision_model(load_encoder(str(tmp_path / "encoder")))
+    batch = pixels(2, 64)
+    with torch.no_grad():
+        features = theirs.visual.trunk.forward_features(batch)  # (B, D, G, G)
+        tokens = ours(batch, output_hidden_states=-1).hidden_states[-1]
+    assert tokens.shape == (2, 4, 320)
+    assert torch.allclose(tokens[:, 1], features[:, :, 0, 1], atol=1e-5)
+    assert (ours.config.class_token, ours.config.patch_size) == (False, 32)
+
+
+@pytest.mark.parametrize("spec", ["vit", TIMM])
+def test_permuting_the_batch_permutes_the_tokens(spec: str, bridge_encoder: Path) -> None:
+    model = vision_model(load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64))
+    batch, order = pixels(3, model.config.image_size), [2, 0, 1]
+    tokens = model(batch).last_hidden_state
+    assert torch.allclose(model(batch[order]).last_hidden_state, tokens[order], atol=1e-5)
+    assert not torch.allclose(tokens[0], tokens[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("spec", ["vit", TIMM])
+def test_saved_and_loaded_tower_is_the_same(spec: str, bridge_encoder: Path, tmp_path: Path) -> None:
+    model = vision_model(load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64))
+    model.save_pretrained(tmp_path)
+    again = EncoderVisionModel.from_pretrained(tmp_path)
+    for (name, value), (other, loaded) in zip(
+        [*model.named_parameters(), *model.named_buffers()],
+        [*again.named_parameters(), *again.named_buffers()],
+        strict=True,
+    ):
+        assert name == other
+        assert torch.equal(value, loaded), name
+
+
+def test_only_the_layers_that_are_asked_for_are_computed(bridge_encoder: Path) -> None:
+    model = vision_model(load_encoder(str(bridge_encoder)))
+    ran: list[int] = []
+    for index, block in enumerate(model.tower.visual.transformer.resblocks):
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    states = model(pixels(1, 32), output_hidden_states=-2).hidden_states
+    assert ran == [0, 1]
+    assert [state is not None for state in states] == [False, False, True, False]
+    states = model(pixels(1, 32), output_hidden_states=[0, -1]).hidden_states
+    assert [state is not None for state in states] == [True, False, False, True]
+
+
+def test_frozen_tower_ignores_training_mode() -> None:
+    model = vision_model(load_encoder("timm:efficientnet_lite0@random", 64))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    model(pixels(2, 64))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.requires_grad_(True).train()
+    model(pixels(2, 64))
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert any("running_mean" in name for name in changed)  # the comparison above would have seen it
+
+
+def test_gradients_reach_an_unfrozen_tower(bridge_encoder: Path) -> None:
+    model = vision_model(load_encoder(str(bridge_encoder))).requires_grad_(True).train()
+    grads = []
+    for checkpointing in (False, True):
+        model.gradient_checkpointing = checkpointing
+        model.zero_grad()
+        model(pixels(2, 32)).last_hidden_state.square().sum().backward()
+        grads.append(model.tower.visual.conv1.weight.grad.clone())
+    assert grads[0].abs().sum() > 0
+    assert torch.allclose(grads[0], grads[1], atol=1e-4)
+
+
+def test_half_precision_weights_are_read_into_float32(shared: Path) -> None:
+    path = shared / "models/tiny_vit_5m_224/timm_tiny_vit_5m_224_headless.safetensors"
+    model = vision_model(load_encoder(f"timm:tiny_vit_5m_224@{path}"))
+    stored = load_file(path)["patch_embed.conv1.conv.weight"]
+    assert stored.dtype == torch.float16
+    assert model.dtype == torch.float32
+    assert torch.equal(model.tower.trunk.patch_embed.conv1.conv.weight, stored.float())
+    assert (model.config.hidden_size, model.config.image_size // model.config.patch_size) == (320, 7)
+
+
+def test_specs() -> None:
+    assert parse_spec("runs/encoder") == ("open_clip", "runs/encoder")
+    assert parse_spec("timm:name@weights.safetensors") == ("timm", "name@weights.safetensors")
+    with pytest.raises(UserError, match="did you mean 'timm'"):
+        parse_spec("tim:name")
+
+
+def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a directory"):
+        load_encoder(str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"has no config \(expected open_clip_config.json\)"):
+        load_encoder(str(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(bridge_encoder, broken)
+    (broken / "open_clip_model.safetensors").unlink()
+    with pytest.raises(UserError, match="has no weights"):
+        load_encoder(str(broken))
+    weights = load_file(bridge_encoder / "open_clip_model.safetensors")
+    del weights["visual.conv1.weight"]
+    save_file(weights, broken / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"not of this architecture \(lacks 'visual.conv1.weight'\)"):
+        vision_model(load_encoder(str(broken)))
+    (broken / "open_clip_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"open_clip_config\.json"):
+        load_encoder(str(broken))
+    with pytest.raises(UserError, match=r"did you mean .*tiny_vit_5m_224"):
+        load_encoder("timm:tiny_vit_5m_225@random")
+    with pytest.raises(UserError, match="image_size: expected 32"):
+        load_encoder(str(bridge_encoder), 64)
