@@ -19,7 +19,7 @@ from study_material import SMALL
 
 from benchmarks.report.command import ReportConfig, report
 from benchmarks.report.curves import Curve, draw
-from benchmarks.report.examples import choose_items, data_uri
+from benchmarks.report.examples import choose_items, data_uri, galleries
 from benchmarks.report.model import build_report
 from benchmarks.report.page import SECTIONS, render_page
 from benchmarks.report.source import Gap, read_source
@@ -116,6 +116,15 @@ def test_results_of_another_key_are_not_shown(study):
     gap = read_source(study).outcomes["clips", "pope"]
     assert isinstance(gap, Gap)
     assert gap.reason == "not run since the study or its code changed"
+
+
+def test_a_broken_result_of_a_study_fails_its_cell_only(study):
+    (study / "results" / "clips-tiny-s0" / "pope.json").write_text("{", encoding="utf-8")
+    outcomes = read_source(study).outcomes
+    gap = outcomes["clips", "pope"]
+    assert isinstance(gap, Gap)
+    assert "pope.json: not a result file" in gap.reason
+    assert not isinstance(outcomes["clip", "pope"], Gap)
 
 
 def test_the_baseline_of_the_study_is_used_and_can_be_overridden(study):
@@ -251,6 +260,19 @@ def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
     assert choose_items(scores, images, most=4) == ["a1", "b1", "none", "both"]
     assert choose_items(scores, images, most=6) == ["a1", "b1", "a2", "a3", "none", "both"]
     assert choose_items(scores, images | {"b1": "a1"}, most=3) == ["a1", "none", "both"]
+
+
+def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
+    items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
+    put_result(tmp_path, "clip", "gqa", items)
+    put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
+    shown = {gallery.benchmark: gallery.examples for gallery in galleries(read_source(tmp_path))}
+    assert {(answer.right, answer.score) for example in shown["gqa"] for answer in example.answers} == {
+        (True, ""),
+        (False, ""),
+    }
+    assert {answer.score for example in shown["pope"] for answer in example.answers} == {"0.00", "0.50"}
+    assert shown["gqa"][0].target == "yes (or 2 others)"
 
 
 def test_only_small_jpegs_become_pictures():

@@ -54,7 +54,7 @@ def keys_of(steps: list[Step], mark: str = "") -> dict[str, StepKey]:
 
 def run(root: Path, steps: list[Step], *, mark: str = "", jobs: int = 2, keys: dict[str, StepKey] | None = None):  # type: ignore[no-untyped-def]
     observer = Quiet()
-    return run_steps(steps, keys or keys_of(steps, mark), root, jobs=jobs, observer=observer), observer
+    return run_steps(steps, lambda: keys or keys_of(steps, mark), root, jobs=jobs, observer=observer), observer
 
 
 def visits(root: Path, name: str) -> int:
@@ -176,6 +176,19 @@ def test_independent_steps_run_side_by_side_with_a_share_of_the_cores(tmp_path, 
     assert runner.environment(2, None)["OMP_NUM_THREADS"] == "4"
     assert runner.environment(16, None)["OMP_NUM_THREADS"] == "1"
     assert runner.environment(2, 3)["OMP_NUM_THREADS"] == "3"
+
+
+def test_code_that_changes_meanwhile_is_not_taken_for_the_code_of_the_start(tmp_path):
+    steps = [make(tmp_path, "data"), make(tmp_path, "after", "data")]
+    asked: list[int] = []
+
+    def keys() -> dict[str, StepKey]:
+        asked.append(1)
+        return keys_of(steps, mark="" if len(asked) < 3 else " newer")
+
+    run_steps(steps, keys, tmp_path, jobs=1, observer=Quiet())
+    records = [read_record(tmp_path, name) for name in ("data", "after")]
+    assert [record.key for record in records if record] == ["data", "after newer"]
 
 
 def test_two_runners_on_one_directory_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from benchmarks.results import Result, read_items
 
 MOST_PER_BENCHMARK = 6
 _JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
-_LONGEST_ANSWER = 400
+_LONGEST_TEXT = 280
 SHOWN = "the picture on the left"
 
 
@@ -80,7 +80,8 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
     scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
     pictures = _pictures(tables.values())
     chosen = choose_items(scores, {name: str(image) for name, image in next(iter(tables.values()))["image"].items()})
-    examples = tuple(_example(str(item), tables, pictures) for item in chosen)
+    graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
+    examples = tuple(_example(str(item), tables, pictures, graded=graded) for item in chosen)
     return Gallery(
         benchmark=benchmark, examples=examples, disagreements=int(_disagree(scores).sum()), items=len(scores)
     )
@@ -93,8 +94,8 @@ def _disagree(scores: pd.DataFrame) -> pd.Series:
 def choose_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MOST_PER_BENCHMARK) -> list[Any]:
     """Item names to show: at most ``most``, each of another picture, the same for the same input.
 
-    Disagreements come first, dealt in turn over *who* is right, so that no row's luck fills the page; then one item
-    that all rows get wrong and one that all get right.
+    Disagreements come first, dealt in turn over *who* is right, so that no row's luck fills the page; then an item
+    on which all rows are at their worst and one on which all are at their best.
 
     Args:
         scores: items × rows.
@@ -102,30 +103,33 @@ def choose_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MO
         most: how many.
     """
     apart = _disagree(scores)
-    patterns: dict[tuple[bool, ...], list[Any]] = {}
-    for item, row in scores[apart].iterrows():
-        patterns.setdefault(tuple(row >= row.max() - 1e-9), []).append(item)
-    ordered: list[Any] = []
-    queues = [patterns[pattern] for pattern in sorted(patterns, reverse=True)]
-    for turn in range(max(map(len, queues), default=0)):
-        ordered += [queue[turn] for queue in queues if turn < len(queue)]
-    alike = scores[~apart]
-    means = alike.mean(axis=1)
-    ends = [*means[means == means.min()].index[:1], *means[means == means.max()].index[:1]] if len(alike) else []
-    room = max(most - len(ends), 0)
-    first = _of_unlike_pictures(ordered, images, room)
-    return _of_unlike_pictures([*first, *ends, *ordered], images, most)
-
-
-def _of_unlike_pictures(items: Sequence[Any], images: Mapping[Any, str], most: int) -> list[Any]:
-    seen: set[str] = set()
+    alike = scores[~apart].mean(axis=1)
+    worst, best = (list(alike[alike == end].index) for end in (alike.min(), alike.max()))
+    disputed = _dealt(scores[apart])
     chosen: list[Any] = []
-    for item in items:
-        picture = images.get(item, str(item))
-        if picture not in seen and len(chosen) < most:
-            seen.add(picture)
-            chosen.append(item)
+    ends = min(most, bool(worst) + bool(best))
+    for candidates, room in ((disputed, most - ends), (worst, 1), (best, 1), (disputed, most), ([*worst, *best], 4)):
+        _choose(candidates, images, chosen, min(most, len(chosen) + room))
     return chosen
+
+
+def _dealt(scores: pd.DataFrame) -> list[Any]:
+    """Items in turn over the sets of rows that are best on them."""
+    patterns: dict[tuple[bool, ...], list[Any]] = {}
+    for item, row in scores.iterrows():
+        patterns.setdefault(tuple(row >= row.max() - 1e-9), []).append(item)
+    queues = [patterns[pattern] for pattern in sorted(patterns, reverse=True)]
+    turns = range(max(map(len, queues), default=0))
+    return [queue[turn] for turn in turns for queue in queues if turn < len(queue)]
+
+
+def _choose(candidates: Sequence[Any], images: Mapping[Any, str], chosen: list[Any], most: int) -> None:
+    """Add candidates whose pictures are not there yet to ``chosen``, until it holds ``most``."""
+    seen = {images.get(item, item) for item in chosen}
+    for item in candidates:
+        if len(chosen) < most and images.get(item, item) not in seen:
+            seen.add(images.get(item, item))
+            chosen.append(item)
 
 
 def _pictures(tables: Any) -> dict[str, Picture]:
@@ -146,31 +150,39 @@ def data_uri(thumbnail: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode()
 
 
-def _example(item: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Example:
+def _example(
+    item: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture], *, graded: bool
+) -> Example:
     first = next(table.loc[item] for table in tables.values() if item in table.index)
     finds_pictures = str(first["direction"]) == "t2i"
     answers = tuple(
-        _answer(row, table.loc[item], pictures if finds_pictures else {})
+        _answer(row, table.loc[item], pictures if finds_pictures else {}, graded=graded)
         for row, table in tables.items()
         if item in table.index
     )
-    question = visible(str(first["question"]), _LONGEST_ANSWER)
     return Example(
         picture=pictures.get(str(first["image"])),
-        question=question,
-        target=SHOWN if finds_pictures else visible(str(first["target"]), _LONGEST_ANSWER),
+        question=visible(str(first["question"]), _LONGEST_TEXT),
+        target=SHOWN if finds_pictures else _target(str(first["target"])),
         answers=answers,
     )
 
 
-def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture]) -> Answer:
+def _target(text: str) -> str:
+    """The first of the expected answers, and how many others there are."""
+    first, *others = dict.fromkeys(text.split(" | "))
+    more = f" (or {len(others)} others)" if len(others) > 1 else f" (or {others[0]})" if others else ""
+    return visible(first, _LONGEST_TEXT) + visible(more, _LONGEST_TEXT)
+
+
+def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture], *, graded: bool) -> Answer:
     score = float(item["score"]) if item["score"] is not None else math.nan
-    all_or_nothing = score in {0.0, 1.0}
+    known = not math.isnan(score)
     found = pictures.get(str(item["prediction"]))
     return Answer(
         row=row,
-        text="" if found else visible(str(item["prediction"]), _LONGEST_ANSWER),
+        text="" if found else visible(str(item["prediction"]), _LONGEST_TEXT),
         picture=found,
-        right=bool(score) if all_or_nothing else None,
-        score="" if all_or_nothing or math.isnan(score) else f"{score:.2f}",
+        right=score > 0 if known and not graded else None,
+        score=f"{score:.2f}" if known and graded else "",
     )

@@ -126,7 +126,10 @@ def _outcome(
         return Gap(kind="missing", reason="not run since the study or its code changed" if record else "not run yet")
     path = root / cell.result
     if path.is_file():
-        return _result_or_gap(read_result(path))
+        try:
+            return _result_or_gap(read_result(path))
+        except UserError as error:
+            return Gap(kind="failed", reason=str(error))
     if record.outcome == "failed":
         return Gap(kind="failed", reason=f"step {record.name} failed: {_last_line(record)}")
     return Gap(kind="missing", reason=f"its step is {record.outcome} and has not written it yet")

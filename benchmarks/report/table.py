@@ -37,6 +37,7 @@ class Column:
         label: for the head, ``"T→I R@1"``.
         scale: values are shown times this.
         higher_is_better: None where neither is better; such a column is not ranked.
+        largest: the largest value shown, without its sign.
     """
 
     benchmark: str
@@ -44,6 +45,7 @@ class Column:
     label: str
     scale: float
     higher_is_better: bool | None
+    largest: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,21 +128,23 @@ def build_table(source: ReportSource, *, primary_only: bool = True) -> Table:
 
 
 def _columns(source: ReportSource, benchmark: str, primary_only: bool) -> list[Column]:
-    found: dict[str, Metric] = {}
+    found: dict[str, list[Metric]] = {}
     for result in source.results(benchmark).values():
-        names = result.primary if primary_only else result.metrics
-        found |= {name: result.metrics[name] for name in names if name in result.metrics and name not in found}
+        for name in result.primary if primary_only else result.metrics:
+            if name in result.metrics:
+                found.setdefault(name, []).append(result.metrics[name])
     if not found and primary_only:
         return [Column(benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None)]
     return [
         Column(
             benchmark=benchmark,
             metric=name,
-            label=metric.label,
-            scale=metric.scale,
-            higher_is_better=metric.higher_is_better,
+            label=metrics[0].label,
+            scale=metrics[0].scale,
+            higher_is_better=metrics[0].higher_is_better,
+            largest=max(abs(metric.value * metric.scale) for metric in metrics),
         )
-        for name, metric in found.items()
+        for name, metrics in found.items()
     ]
 
 

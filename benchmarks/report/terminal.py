@@ -13,17 +13,25 @@ if TYPE_CHECKING:
 
 
 def print_table(report: Report, console: Console) -> None:
-    """The answer, the main table and its remarks. Names are printed as text, never as markup."""
+    """The answer, the main table and its remarks. Names are printed as text, never as markup.
+
+    Metrics go down the side where there are more of them than rows, so that the table stays narrow.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(visible(report.source.title)), title_style="bold", header_style="", pad_edge=False)
+    model = report.table
+    heads = [column_head(column) for column in model.columns]
+    names = [row.name for row in model.rows]
+    cells = [[_text(model.cell(row, column)) for column in model.columns] for row in model.rows]
+    if len(heads) > len(names):
+        heads, names, cells = names, heads, [list(column) for column in zip(*cells, strict=True)]
+    table = Table(title=Text(visible(report.source.title)), title_style="bold", title_justify="left", pad_edge=False)
     table.add_column("")
-    for column in report.table.columns:
-        table.add_column(Text(visible(column_head(column))), justify="right", overflow="fold")
-    for row in report.table.rows:
-        cells = [_text(report.table.cell(row, column)) for column in report.table.columns]
-        table.add_row(Text(visible(row.name), style="bold"), *cells)
+    for head in heads:
+        table.add_column(Text(visible(head)), justify="right", overflow="fold")
+    for name, line in zip(names, cells, strict=True):
+        table.add_row(Text(visible(name), style="bold"), *line)
     console.print(table)
     console.print(Text(visible(report.answer), style="bold"))
     for remark in report.remarks:

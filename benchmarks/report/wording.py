@@ -20,8 +20,8 @@ def visible(text: str, longest: int | None = None) -> str:
 
 
 def decimals(column: Column) -> int:
-    """Decimal places that a column's values are shown with: per cent and totals to a tenth, others to a hundredth."""
-    return 1 if column.scale == 100 or column.metric.endswith("score") else 2
+    """Decimal places that a column's values are shown with: per cent and large numbers to a tenth, else a hundredth."""
+    return 1 if column.scale == 100 or column.largest >= 10 else 2
 
 
 def number(value: float | None, places: int, *, sign: bool = False) -> str:

@@ -89,9 +89,14 @@ def resolve(config: StudyConfig) -> KeyedPlan:
     plan = make_plan(config.read())
     for step in plan.steps:
         check_command(step.command)
+    return KeyedPlan(plan=plan, keys=current_keys(plan))
+
+
+def current_keys(plan: Plan) -> dict[str, StepKey]:
+    """The keys of a plan's steps, with the code and the files outside as they are now."""
     hashes = {command: code_hash(command) for command in {step.command for step in plan.steps}}
     version = importlib.metadata.version("clips-suite")
-    return KeyedPlan(plan=plan, keys=step_keys(plan.steps, version=version, code=hashes.__getitem__))
+    return step_keys(plan.steps, version=version, code=hashes.__getitem__)
 
 
 def run_study(config: StudyConfig) -> None:
@@ -109,7 +114,15 @@ def run_study(config: StudyConfig) -> None:
     if missing or not (output / "study.json").is_file():
         write_study_record(output, study_record(keyed, config.study))
     with Progress(steps, output, jobs=study.jobs) as progress:
-        summary = run_steps(steps, keyed.keys, output, jobs=study.jobs, threads=study.threads, observer=progress)
+        summary = run_steps(
+            steps,
+            lambda: current_keys(keyed.plan),
+            output,
+            jobs=study.jobs,
+            threads=study.threads,
+            observer=progress,
+        )
+    keyed = KeyedPlan(plan=keyed.plan, keys=current_keys(keyed.plan))
     write_study_record(output, study_record(keyed, config.study))
     _report(output)
     if not summary.complete:

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -80,7 +80,7 @@ class _Running:
 
 def run_steps(
     steps: Sequence[Step],
-    keys: Mapping[str, StepKey],
+    keys: Callable[[], Mapping[str, StepKey]],
     output: Path,
     *,
     jobs: int,
@@ -91,7 +91,8 @@ def run_steps(
 
     Args:
         steps: of the study.
-        keys: step name → key.
+        keys: gives step name → key as things are now; asked again before each step, so that code that changes while
+            the study runs is not taken for the code that it began with.
         output: the study's directory.
         jobs: children at the same time.
         observer: is told what happens.
@@ -103,7 +104,8 @@ def run_steps(
     """
     with locked(output) as lock, _sigterm_interrupts():
         waiting = {step.name: step for step in in_order(steps)}
-        present = [name for name, step in waiting.items() if is_done(step, keys[name], output)]
+        known = keys()
+        present = [name for name, step in waiting.items() if is_done(step, known[name], output)]
         for name in present:
             observer.changed(waiting.pop(name), "present", read_record(output, name))
         state = _State(output, keys, observer, environment(jobs, threads), lock, finished=set(present))
@@ -127,7 +129,7 @@ class _State:
     def __init__(
         self,
         output: Path,
-        keys: Mapping[str, StepKey],
+        keys: Callable[[], Mapping[str, StepKey]],
         observer: Observer,
         environment: Mapping[str, str],
         lock: int,
@@ -152,7 +154,7 @@ class _State:
     def _start(self, step: Step) -> _Running:
         directory = step_directory(self.output, step.name)
         before = read_record(self.output, step.name)
-        key = self.keys[step.name]
+        key = self.keys()[step.name]
         goes_on = before is not None and before.key == key.key and before.outcome != "done"
         if not goes_on:
             clear_outputs(step, key, before)
