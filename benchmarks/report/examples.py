@@ -17,7 +17,7 @@ from benchmarks.results import Result, read_items
 MOST_PER_BENCHMARK = 6
 _JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
 _LONGEST_TEXT = 280
-SHOWN = "the picture on the left"
+SHOWN = "the left picture"
 
 
 @dataclass(frozen=True, kw_only=True)
