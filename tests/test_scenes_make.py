@@ -24,14 +24,14 @@ SIZES = BenchmarkSizes(pope=36, mme=60, gqa=30, textvqa=10, nocaps=12)
 @pytest.fixture(scope="module")
 def train(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "train"
-    make_scenes(ScenesConfig(out=str(out), **TRAIN))
+    make_scenes(ScenesConfig(output=str(out), **TRAIN))
     return out
 
 
 @pytest.fixture(scope="module")
 def benchmarked(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "test"
-    make_scenes(ScenesConfig(out=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES))
+    make_scenes(ScenesConfig(output=str(out), split="test", size=120, image_size=48, format="webp", benchmarks=SIZES))
     return out
 
 
@@ -64,13 +64,13 @@ def test_llava_files_point_to_the_pictures(train):
             with tarfile.open(train / shard) as tar:
                 assert tar.getmember(member).size > 0
             assert member == f"{record['id']}.png"
-    lines = [json.loads(line) for line in (train / "text.jsonl").read_text().splitlines()]
-    assert len(lines) > 50
-    assert all(set(line) == {"text"} for line in lines)
+    records = json.loads((train / "llava_text.json").read_text())
+    assert len(records) == 25
+    assert not any("image" in record or "<image>" in str(record) for record in records)
 
 
 def test_two_runs_write_the_same_bytes(train, tmp_path):
-    make_scenes(ScenesConfig(out=str(tmp_path / "again"), **TRAIN))
+    make_scenes(ScenesConfig(output=str(tmp_path / "again"), **TRAIN))
     assert directory_hash(tmp_path / "again", recorded=False) == directory_hash(train, recorded=False)
     manifest = read_manifest(train)
     assert manifest["kind"] == "scenes"
@@ -109,7 +109,7 @@ def test_manifest_counts_the_rows(benchmarked):
 
 def test_a_benchmark_can_be_left_out(tmp_path):
     sizes = BenchmarkSizes(pope=6, mme=0, gqa=0, textvqa=0, nocaps=0)
-    make_scenes(ScenesConfig(out=str(tmp_path / "s"), split="test", size=3, benchmarks=sizes))
+    make_scenes(ScenesConfig(output=str(tmp_path / "s"), split="test", size=3, benchmarks=sizes))
     assert [path.name for path in (tmp_path / "s/hub/lmms-lab-encoder").iterdir()] == ["POPE"]
 
 
@@ -175,7 +175,7 @@ def test_prompts_are_those_of_lmms_eval():
 def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
     commands = {"scenes": Command(help="…", target="clips.scenes.make:make_scenes")}
     config = tmp_path / "scenes.yaml"
-    config.write_text(f"out: {tmp_path / 'out'}\nsize: 3\nformat: jpg\nbenchmarks: {{pope: 6}}\n")
+    config.write_text(f"output: {tmp_path / 'out'}\nsize: 3\nformat: jpg\nbenchmarks: {{pope: 6}}\n")
     assert run_commands("clips", "", commands, ["scenes", "--config", str(config)]) == 0
     with tarfile.open(tmp_path / "out/shard-00000.tar") as tar:
         assert "000000002.jpg" in tar.getnames()
@@ -195,7 +195,7 @@ def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
 )
 def test_bad_configs(fields, complaint):
     with pytest.raises(UserError, match=complaint):
-        ScenesConfig(out="x", **fields)
+        ScenesConfig(output="x", **fields)
 
 
 def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
@@ -204,5 +204,5 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("clips.scenes.make.encoded", fail)
     with pytest.raises(OSError, match="No space"):
-        make_scenes(ScenesConfig(out=str(tmp_path / "s"), size=3))
+        make_scenes(ScenesConfig(output=str(tmp_path / "s"), size=3))
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from clips.scenes.captions import captions_of
 from clips.scenes.colours import PAINTS
 from clips.scenes.dice import Dice
-from clips.scenes.llava import align_record, instruct_record, text_lines
+from clips.scenes.llava import align_record, instruct_record, text_record
 from clips.scenes.phrases import a, describe, group_relation, listed, relation
 from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, pairs, word_questions
 from clips.scenes.world import World
@@ -194,7 +194,7 @@ def test_instructions_are_balanced_and_well_formed(world, scenes):
         assert asked[0]["value"].startswith("<image>\n")
         assert sum(turn["value"].count("<image>") for turn in turns) == 1
         assert asked[-1]["value"] == ONE_SENTENCE
-        assert all(turn["value"].endswith(SHORT_ANSWER) for turn in asked[:-1])
+        assert [turn["value"].endswith(SHORT_ANSWER) for turn in asked] == [True] + [False] * (len(asked) - 1)
         assert 5 <= len(asked) <= 7
         assert len({turn["value"] for turn in asked}) == len(asked)
         for question, answer in zip(asked[:-1], given[:-1], strict=True):
@@ -212,10 +212,12 @@ def test_alignment_and_text(world, scenes):
     assert record["image"] == "shard-00000.tar/000000000.png"
     assert record["conversations"][0]["value"].startswith("<image>\n")
     assert names_in(record["conversations"][1]["value"], world) == {thing.kind for thing in scenes[0].objects}
-    lines = text_lines(world, scenes[0], long, 3)
-    assert lines[0]["text"] == long
-    assert len(lines) == 5
-    assert all(line["text"].startswith("USER: ") and " ASSISTANT: " in line["text"] for line in lines[1:])
+    said = text_record(world, scenes[0], long, "000000000", 4)["conversations"]
+    assert said[0]["value"].startswith(f"{long}\n")
+    assert said[0]["value"].endswith(SHORT_ANSWER)
+    assert [turn["from"] for turn in said] == ["human", "gpt"] * 4
+    assert said[-2]["value"] == ONE_SENTENCE
+    assert names_in(said[-1]["value"], world) == {thing.kind for thing in scenes[0].objects}
 
 
 def test_articles_and_lists():

@@ -1,4 +1,4 @@
-"""Training data in LLaVA's format: alignment captions, instruction turns, and plain text for the LLM alone."""
+"""Training data in LLaVA's format: alignment captions, instruction turns, and the same without pictures."""
 
 from __future__ import annotations
 
@@ -42,12 +42,7 @@ def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[
 def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int) -> dict[str, Any]:
     """One entry of ``llava_instruct.json``: ``turns`` short questions, then a caption."""
     dice = Dice("instruct", scene.seed, scene.split, scene.index)
-    described = describe(world, scene)
-    said = []
-    for number, question in enumerate(instruct_questions(described, turns - 1, dice)):
-        said += [("human", ("" if number else "<image>\n") + question.text + SHORT_ANSWER), ("gpt", question.answer)]
-    said += [("human", ONE_SENTENCE if said else f"<image>\n{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]
-    return _record(key, image, said)
+    return _record(key, image, _questions_and_caption(describe(world, scene), "<image>\n", turns, dice))
 
 
 def instruct_questions(described: Described, count: int, dice: Dice) -> list[Question]:
@@ -87,15 +82,22 @@ def _one_side(pair: Pair, dice: Dice) -> Question:
     return Question(text=pair.yes, answer="yes") if dice.chance(500) else Question(text=pair.no, answer="no")
 
 
-def text_lines(world: World, scene: Scene, long_caption: str, questions: int) -> list[dict[str, str]]:
-    """Lines of ``text.jsonl``: a long caption, a human one, and conversations about a picture given in words."""
+def text_record(world: World, scene: Scene, long_caption: str, key: str, turns: int) -> dict[str, Any]:
+    """One entry of ``llava_text.json``: a conversation about a picture that is given in words, for an LLM alone."""
     dice = Dice("text", scene.seed, scene.split, scene.index)
-    described = describe(world, scene)
-    lines = [long_caption, f"USER: {long_caption}\n{ONE_SENTENCE} ASSISTANT: {plain_caption(described, dice)}"]
-    for question in instruct_questions(described, questions, dice):
-        lines.append(f"USER: {long_caption}\n{question.text}{SHORT_ANSWER} ASSISTANT: {question.answer}")
-    return [{"text": line} for line in lines]
+    return _record(key, None, _questions_and_caption(describe(world, scene), f"{long_caption}\n", turns, dice))
 
 
-def _record(key: str, image: str, turns: list[tuple[str, str]]) -> dict[str, Any]:
-    return {"id": key, "image": image, "conversations": [{"from": who, "value": text} for who, text in turns]}
+def _questions_and_caption(described: Described, picture: str, turns: int, dice: Dice) -> list[tuple[str, str]]:
+    """``turns`` questions, the last for a caption; the first says how short answers are to be, as in LLaVA's data."""
+    said: list[tuple[str, str]] = []
+    for question in instruct_questions(described, turns - 1, dice):
+        said += [("human", question.text if said else f"{picture}{question.text}{SHORT_ANSWER}")]
+        said += [("gpt", question.answer)]
+    said += [("human", ONE_SENTENCE if said else f"{picture}{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]
+    return said
+
+
+def _record(key: str, image: str | None, turns: list[tuple[str, str]]) -> dict[str, Any]:
+    picture = {} if image is None else {"image": image}
+    return {"id": key, **picture, "conversations": [{"from": who, "value": text} for who, text in turns]}

@@ -1,7 +1,7 @@
 """Write a directory of scenes: WebDataset shards, LLaVA's training files, text, and benchmarks for a test split.
 
-clips scenes --out runs/scenes/train --size 9000
-clips scenes --out runs/scenes/test --split test --size 400
+clips scenes --output runs/scenes/train --size 9000
+clips scenes --output runs/scenes/test --split test --size 400
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clips.artifact import artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError
 from clips.scenes.captions import Captions, captions_of
 from clips.scenes.hub import BenchmarkSizes, Picture, write_hub
-from clips.scenes.llava import align_record, instruct_record, text_lines
+from clips.scenes.llava import align_record, instruct_record, text_record
 from clips.scenes.phrases import describe
 from clips.scenes.render import render
 from clips.scenes.world import Scene, Split, World
@@ -40,7 +40,7 @@ class ScenesConfig:
     """Which scenes to make and how many.
 
     Args:
-        out: the directory to write.
+        output: the directory to write.
         split: train or test; test scenes are combinations of things that no training scene has.
         size: how many scenes.
         kinds: how many kinds of things there are, 8 or more.
@@ -55,7 +55,7 @@ class ScenesConfig:
         benchmarks: rows of each benchmark of a test split.
     """
 
-    out: str
+    output: str
     split: Literal["train", "test"] = "train"
     size: int = 9000
     kinds: int = 60
@@ -100,41 +100,37 @@ class ScenesConfig:
 
 
 def make_scenes(config: ScenesConfig) -> None:
-    """Write ``config.out``; it appears when it is complete.
+    """Write ``config.output``; it appears when it is complete.
 
     Raises:
         UserError: the directory cannot be written.
     """
     world, began = config.world(), time.monotonic()
-    with artifact_directory(config.out) as folder:
+    with artifact_directory(config.output) as folder:
         _write_split(folder, world, config)
         rows = _write_benchmarks(folder, world, config) if config.split == "test" else {}
         write_manifest(folder, kind="scenes", config=config, seed=config.seed, scenes=config.size, benchmarks=rows)
     seconds = time.monotonic() - began
-    say(f"{config.out}: {config.size} {config.split} scenes in {seconds:.1f} s ({config.size / seconds:.0f}/s)")
+    say(f"{config.output}: {config.size} {config.split} scenes in {seconds:.1f} s ({config.size / seconds:.0f}/s)")
 
 
 def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
-    align: list[dict[str, Any]] = []
-    instruct: list[dict[str, Any]] = []
-    shards = range(0, config.size, config.shard_size)
-    with (folder / "text.jsonl").open("w", encoding="utf-8") as text:
-        for number, start in enumerate(_progress(shards)):
-            shard = f"shard-{number:05d}.tar"
-            with tarfile.open(folder / shard, "w") as tar:
-                for index in range(start, min(start + config.shard_size, config.size)):
-                    scene, key = world.scene(config.split, index), f"{index:09d}"
-                    image, captions = f"{key}.{config.format}", captions_of(world, scene)
-                    _add(tar, image, encoded(world, scene, config.image_size, config.format))
-                    _add(tar, f"{key}.json", _sidecar(scene, captions))
-                    align.append(align_record(scene, captions.synthetic_caption, key, f"{shard}/{image}"))
-                    turns = config.questions_per_picture
-                    instruct.append(instruct_record(world, scene, key, f"{shard}/{image}", turns))
-                    text.writelines(
-                        json.dumps(line) + "\n" for line in text_lines(world, scene, captions.synthetic_caption, 2)
-                    )
-    write_file(folder / "llava_align.json", json.dumps(align))
-    write_file(folder / "llava_instruct.json", json.dumps(instruct))
+    records: dict[str, list[dict[str, Any]]] = {"align": [], "instruct": [], "text": []}
+    turns = config.questions_per_picture
+    for number, start in enumerate(_progress(range(0, config.size, config.shard_size))):
+        shard = f"shard-{number:05d}.tar"
+        with tarfile.open(folder / shard, "w") as tar:
+            for index in range(start, min(start + config.shard_size, config.size)):
+                scene, key = world.scene(config.split, index), f"{index:09d}"
+                image, captions = f"{key}.{config.format}", captions_of(world, scene)
+                _add(tar, image, encoded(world, scene, config.image_size, config.format))
+                _add(tar, f"{key}.json", _sidecar(scene, captions))
+                long = captions.synthetic_caption
+                records["align"].append(align_record(scene, long, key, f"{shard}/{image}"))
+                records["instruct"].append(instruct_record(world, scene, key, f"{shard}/{image}", turns))
+                records["text"].append(text_record(world, scene, long, key, turns))
+    for name, entries in records.items():
+        write_file(folder / f"llava_{name}.json", json.dumps(entries))
 
 
 def encoded(world: World, scene: Scene, image_size: int, form: str) -> bytes:
