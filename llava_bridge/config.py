@@ -92,7 +92,7 @@ class TrainConfig:
         feature_layer: hidden state of the encoder that the LLM sees; None: -2 for ViTs, -1 for timm trunks.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
         new_llm: the LLM that ``pretrain`` makes.
-        pretrain: text only, trains the LLM.
+        pretrain: trains the LLM without pictures, on text (source ``text``) or on conversations.
         align: trains the projector only.
         instruct: trains projector and LLM.
         launch: processes and DeepSpeed settings.

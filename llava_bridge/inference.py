@@ -106,8 +106,8 @@ def answer_conversations(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         inputs = _left_padded([ids[index] for index in batch], tokenizer.pad_token_id, model.device)
-        pixels = _pixels([picture for index in batch for picture in pictures[index]], processor, model)
-        made = model.generate(**inputs, pixel_values=pixels, max_new_tokens=max_new_tokens, **generation)
+        inputs |= _pixels([picture for index in batch for picture in pictures[index]], processor, model)
+        made = model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
         texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):
             answers[index] = text.strip()
@@ -135,9 +135,9 @@ def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -
     }
 
 
-def _pixels(pictures: Sequence[Image.Image], processor: Any, model: Any) -> Tensor | None:
+def _pixels(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
     if not pictures:
-        return None
+        return {}
     rgb = [picture.convert("RGB") for picture in pictures]
     pixels = processor.image_processor(rgb, return_tensors="pt")["pixel_values"]
-    return pixels.to(model.device, model.dtype)
+    return {"pixel_values": pixels.to(model.device, model.dtype)}

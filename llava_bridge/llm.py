@@ -24,6 +24,8 @@ class SmallLlamaConfig:
         heads: attention heads; they divide the width.
         mlp_ratio: width of the gated MLP over the model's width.
         context: longest sequence in tokens, pictures included.
+        initial_std: standard deviation of the initial weights; None takes 1/√hidden_size, with which small widths
+            learn to look things up in their context several times sooner than with the 0.02 of large models.
     """
 
     vocab_size: int = 1024
@@ -32,6 +34,7 @@ class SmallLlamaConfig:
     heads: int = 4
     mlp_ratio: float = 2.75
     context: int = 1024
+    initial_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
@@ -93,6 +96,7 @@ def new_llama(config: SmallLlamaConfig, tokenizer: Any) -> Any:
             num_attention_heads=config.heads,
             max_position_embeddings=config.context,
             tie_word_embeddings=True,
+            initializer_range=config.initial_std or config.hidden_size**-0.5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGenera
 
 from clips.errors import UserError
 from llava_bridge.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
-from llava_bridge.chat import template_for
+from llava_bridge.chat import Chat, template_for
 from llava_bridge.config import TrainConfig
 from llava_bridge.data import read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText
@@ -47,7 +47,11 @@ def _text(config: TrainConfig, work: Path) -> Setup:
     from llava_bridge.trainer import barrier
 
     stage = config.pretrain
-    texts = [text for data in stage.data for text in read_texts(data)]
+    spoken = [data.source != "text" for data in stage.data]
+    if any(spoken) != all(spoken):
+        raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
+    samples = [sample for data in stage.data for sample in read_samples(data)] if any(spoken) else []
+    texts = [sample.text for sample in samples] or [text for data in stage.data for text in read_texts(data)]
     if config.llm:
         tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
         add_tokens(tokenizer, model)
@@ -64,6 +68,15 @@ def _text(config: TrainConfig, work: Path) -> Setup:
         torch.manual_seed(config.seed)
         model = new_llama(config.new_llm, tokenizer)
     length = _max_length(model.config, "pretrain", stage.max_length)
+    if samples:
+        chat = Chat(tokenizer, tokenizer.chat_template, image_tokens=0)
+        return Setup(
+            model,
+            tokenizer,
+            {"llm": model},
+            Conversations(samples, chat, length),
+            Collator(None, tokenizer.pad_token_id),
+        )
     enough = None if stage.steps is None else stage.steps * stage.batch_size
     dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
     return Setup(model, tokenizer, {"llm": model}, dataset, default_data_collator)

@@ -115,7 +115,7 @@ def test_bad_templates_are_refused(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="did you mean 'vicuna'"):
         template_for(None, "vicunia")
     with pytest.raises(UserError, match="generation prompt is not"):
-        Chat(tokenizer, CHATML.replace("assistant\\n", "assistant\\n<think>"), 1)
+        Chat(tokenizer, CHATML.replace("<s>assistant", "<s>assistant <think>"), 1)
     twice = Chat(tokenizer, TEMPLATES["vicuna"], 1)
     twice.template = "{% for m in messages %}{{ m['content'] + m['content'] + '</s>' }}{% endfor %}"
     with pytest.raises(UserError, match="every answer once"):

@@ -62,3 +62,8 @@ class Sample:
     root: Path
     images: Sequence[str]
     turns: Sequence[Turn]
+
+    @property
+    def text(self) -> str:
+        """What is said, without who says it: for a tokenizer to learn from."""
+        return "\n".join(turn.content for turn in self.turns)

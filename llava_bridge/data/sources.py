@@ -27,7 +27,7 @@ def read_samples(config: DataConfig) -> list[Sample]:
         UserError: an unknown source, a missing or malformed file, or nothing in it.
     """
     if config.source == "text":
-        raise UserError(f"data.source: {config.path} is text without pictures, which only the pretrain stage reads")
+        raise UserError(f"data.source: {config.path} is text, which only the pretrain stage reads")
     if config.source not in SOURCES:
         raise suggest(config.source, {*SOURCES, "text"}, "data source")
     samples = [sample for _, sample in zip(_count(config.limit), SOURCES[config.source](config), strict=False)]

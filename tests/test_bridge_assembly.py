@@ -1,0 +1,188 @@
+"""Encoder and LLM become a LLaVA that stock transformers loads, and that answers in batches as alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+from PIL import Image
+
+from clips.errors import UserError
+from llava_bridge import answer, load_llava
+from llava_bridge.assembly import Assembly, assemble, load_llm, load_tokenizer, make_chat
+from llava_bridge.data import DataConfig, read_samples
+from llava_bridge.data.batches import Collator, Conversations
+
+
+@pytest.fixture(scope="module")
+def llava(bridge_encoder: Path, bridge_llm: Path) -> tuple[Any, Any]:
+    return assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm)))
+
+
+@pytest.fixture(scope="module")
+def saved(llava: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("llava")
+    for part in llava:
+        part.save_pretrained(directory)
+    return directory
+
+
+def pictures(count: int) -> list[Image.Image]:
+    noise = torch.Generator().manual_seed(1)
+    arrays = [torch.randint(0, 256, (30, 50, 3), generator=noise, dtype=torch.uint8).numpy() for _ in range(count)]
+    return [Image.fromarray(array) for array in arrays]
+
+
+def test_parts_are_the_given_ones(llava: tuple[Any, Any], bridge_encoder: Path, bridge_llm: Path) -> None:
+    model, processor = llava
+    llm = load_llm(str(bridge_llm))
+    for name, weight in llm.base_model.state_dict().items():
+        assert torch.equal(weight, model.model.language_model.state_dict()[name]), name
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
+    assert model.config.vision_feature_layer == -2
+    assert model.config.image_seq_length == 16
+    assert model.generation_config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("</s>")]
+
+
+def test_stock_processor_and_model_agree_on_the_number_of_picture_tokens(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
+    inputs = processor(images=pictures(1), text="<image> what?", return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_index).sum() == 16
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+    assert model(**inputs).logits.shape[-1] == len(processor.tokenizer)
+
+
+def test_pictures_are_squashed_and_normalised(llava: tuple[Any, Any]) -> None:
+    halves = Image.new("RGB", (64, 20), "black")
+    halves.paste(Image.new("RGB", (32, 20), "white"), (32, 0))
+    pixels = llava[1].image_processor([halves], return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(
+        pixels[:, 16, 2], (0 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.3, 0.25]), atol=0.02
+    )
+    assert torch.allclose(
+        pixels[:, 16, -3], (1 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.3, 0.25]), atol=0.02
+    )
+
+
+def test_another_picture_gives_another_answer_distribution(llava: tuple[Any, Any]) -> None:
+    model, processor = llava
+    first, second = pictures(2)
+    logits = [
+        model(**processor(images=picture, text="<image> what?", return_tensors="pt")).logits[0, -1]
+        for picture in (first, second)
+    ]
+    assert not torch.allclose(logits[0], logits[1], atol=1e-4)
+
+
+def test_loss_over_needed_logits_equals_loss_over_all(llava: tuple[Any, Any], bridge_talk: Path) -> None:
+    model, processor = llava
+    data = Conversations(
+        read_samples(DataConfig(path=str(bridge_talk / "talk.json"))), make_chat(model, processor), 128
+    )
+    batch = Collator(processor.image_processor, processor.tokenizer.pad_token_id)([data[index] for index in range(3)])
+    batch.pop("skipped")
+    assert len(batch["logits_to_keep"]) < batch["input_ids"].shape[1]
+    short = model(**batch)
+    whole = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "labels")})
+    assert torch.allclose(short.loss, whole.loss, atol=1e-5)
+    assert short.logits.shape[1] == len(batch["logits_to_keep"])
+
+
+def test_answers_in_batches_equal_answers_alone(saved: Path) -> None:
+    model, processor = load_llava(saved)
+    images: list[Any] = [*pictures(3), None]
+    prompts = ["What?", "Is there a very long question about colours here?", "Red or green?", "No picture: what?"]
+    together = answer(model, processor, images, prompts, max_new_tokens=6, batch_size=4)
+    alone = [
+        answer(model, processor, [image], [prompt], max_new_tokens=6)[0]
+        for image, prompt in zip(images, prompts, strict=True)
+    ]
+    assert together == alone
+    assert any(together)
+    with pytest.raises(UserError, match="1 pictures but not as many"):
+        answer(model, processor, [pictures(1)[0]], ["<image> and <image>"])
+
+
+def test_an_answer_ends_at_the_end_token(saved: Path) -> None:
+    model, processor = load_llava(saved)
+    end = processor.tokenizer.convert_tokens_to_ids("</s>")
+    calls: list[int] = []
+
+    def force_end(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        calls.append(ids.shape[1])
+        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([end]), 0.0)
+
+    assert answer(model, processor, pictures(1), ["What?"], max_new_tokens=50, logits_processor=[force_end]) == [""]
+    assert len(calls) == 1
+
+
+def test_a_fresh_process_loads_it_with_stock_transformers(saved: Path, llava: tuple[Any, Any], tmp_path: Path) -> None:
+    script = f"""
+import sys, llava_bridge
+assert "torch" not in sys.modules, "import llava_bridge is light"
+from transformers import AutoModelForImageTextToText, AutoProcessor
+import torch
+model = AutoModelForImageTextToText.from_pretrained({str(saved)!r})
+AutoProcessor.from_pretrained({str(saved)!r})
+torch.save(model.state_dict(), {str(tmp_path / "state.pt")!r})
+print(type(model).__name__, type(model.model.vision_tower).__name__)
+"""
+    done = bridge_world.run_python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["LlavaForConditionalGeneration", "EncoderVisionModel"]
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    own = llava[0].state_dict()
+    assert state.keys() == own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in state.items())
+
+
+def test_feature_layers(bridge_encoder: Path, bridge_llm: Path) -> None:
+    model, _ = assemble(Assembly(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64))
+    assert (model.config.vision_feature_layer, model.config.image_seq_length) == (-1, 4)
+    with pytest.raises(UserError, match="only -1, the last feature map, got -2"):
+        assemble(Assembly(encoder="timm:tiny_vit_5m_224@random", llm=str(bridge_llm), image_size=64, feature_layer=-2))
+    with pytest.raises(UserError, match="feature_layer: this encoder has -4 to 3, got 7"):
+        assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), feature_layer=7))
+
+
+def test_an_llm_without_picture_and_padding_tokens_gets_them(shared: Path, bridge_encoder: Path) -> None:
+    llm = str(shared / "models/stories15M")
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=llm))
+    assert len(processor.tokenizer) == model.get_input_embeddings().num_embeddings == 32002
+    assert model.config.text_config.vocab_size == 32002
+    old = load_llm(llm).get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight[:32000], old)
+    assert processor.tokenizer.pad_token_id not in {processor.tokenizer.eos_token_id, None}
+    (text,) = answer(model, processor, [None], ["Tell me about a girl."], max_new_tokens=5)
+    assert text
+
+
+def test_incomplete_llms_are_refused_in_one_line(bridge_llm: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_tokenizer(str(tmp_path))
+    for missing, match in (("tokenizer.json", "has no tokenizer"), ("model.safetensors", "has no weights")):
+        copy = tmp_path / missing
+        shutil.copytree(bridge_llm, copy)
+        (copy / missing).unlink()
+        with pytest.raises(UserError, match=match):
+            load_tokenizer(str(copy))
+    unknown = tmp_path / "unknown"
+    shutil.copytree(bridge_llm, unknown)
+    (unknown / "config.json").write_text(json.dumps({"model_type": "nothing_known"}))
+    with pytest.raises(UserError, match=r"llm: .* cannot be loaded"):
+        load_llm(str(unknown))
+
+
+def test_llava_directories_are_checked(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json here"):
+        load_llava(tmp_path)
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights here"):
+        load_llava(tmp_path / "copy")
