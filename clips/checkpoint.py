@@ -46,31 +46,29 @@ class LoopState:
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def open_run(output: str | Path, config: Any, *, write: bool) -> bool:
-    """Prepare ``output`` for the run that ``config`` describes; True where that run is already finished there.
-
-    Args:
-        output: the run's directory.
-        config: the run's config.
-        write: create the directory and record the config there; one process of the run does.
+def is_finished(output: str | Path, config: Any) -> bool:
+    """Whether the run that ``config`` describes is already finished in ``output``.
 
     Raises:
-        UserError: the directory holds something else, or a run of another config.
+        UserError: the directory holds something else, or the work of another config.
     """
     directory = Path(output)
-    record = directory / CONFIG
-    if record.is_file():
-        _refuse_other_config(directory, config)
-        return (directory / MANIFEST).is_file()
-    if not write:
-        return False
+    finished = (directory / MANIFEST).is_file()
+    if (directory / CONFIG).is_file():
+        if finished or checkpoints(directory):
+            _refuse_other_config(directory, config)
+        return finished
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{output}: exists and is not a training run; choose another output or remove it")
-    try:
-        write_file(record, to_yaml(config))
-    except (NotADirectoryError, PermissionError) as error:
-        raise UserError(f"{output}: cannot write here ({error.strerror})") from None
     return False
+
+
+def record_run(output: str | Path, config: Any) -> None:
+    """Create a run's directory with its config; UserError where that cannot be."""
+    try:
+        write_file(Path(output) / CONFIG, to_yaml(config))
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise UserError(f"{output}: cannot write here ({error.strerror})") from None
 
 
 def read_run_config(directory: str | Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -14,11 +13,6 @@ def start_processes() -> Any:
     from accelerate import Accelerator
 
     return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
-
-
-def is_main_process() -> bool:
-    """Whether this process, as the launcher's environment tells, is the one that speaks and writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:

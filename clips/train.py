@@ -21,12 +21,11 @@ import torch
 
 from clips import recipes, towers
 from clips.artifact import added_files, say, write_file, write_manifest
-from clips.checkpoint import LoopState, open_run, remove_checkpoints, restore, save_checkpoint
+from clips.checkpoint import LoopState, is_finished, record_run, remove_checkpoints, restore, save_checkpoint
 from clips.data.loader import DataConfig, TrainingData, batches
 from clips.distributed import (
     end_processes,
     gather_objects,
-    is_main_process,
     mean_over_processes,
     start_processes,
     wait_for_main_process,
@@ -131,11 +130,13 @@ class Run:
 def train(config: TrainConfig) -> None:
     """Carry out ``config``: its output directory becomes an encoder directory."""
     data = open_data(config)
-    if open_run(config.output, config, write=is_main_process()):
+    if is_finished(config.output, config):
         say(f"{config.output}: already trained with this config; nothing to do")
         return
     try:
         run = start_run(config, data)
+        if run.is_main:
+            record_run(config.output, config)
         metrics = run_steps(run)
         summary = summarise(run, metrics)
         if run.is_main:

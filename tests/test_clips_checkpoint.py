@@ -10,10 +10,11 @@ from clips.checkpoint import (
     CHECKPOINTS,
     LoopState,
     checkpoints,
+    is_finished,
     load_weights,
-    open_run,
     read_loop,
     read_run_config,
+    record_run,
     remove_checkpoints,
     restore,
     save_checkpoint,
@@ -116,23 +117,30 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
         load_weights(save(tmp_path, 1), torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4)))
 
 
-def test_a_run_keeps_to_its_config(tmp_path: Path):
+def test_a_run_keeps_to_its_config_once_there_is_something_to_lose(tmp_path: Path):
     output = tmp_path / "run"
     config = RunConfig(output=str(output))
-    assert open_run(output, config, write=False) is False
+    other = dataclasses.replace(config, rate=0.2, data=DataPart(path="y"))
+    assert is_finished(output, config) is False
     assert not output.exists()
-    assert open_run(output, config, write=True) is False
-    assert open_run(output, dataclasses.replace(config, log_every=3, data=DataPart(workers=4)), write=True) is False
+    record_run(output, config)
+    assert is_finished(output, other) is False
+    save(output, 1)
+    free = dataclasses.replace(config, output="elsewhere", log_every=3, data=DataPart(workers=4))
+    assert is_finished(output, free) is False
     with pytest.raises(UserError, match=r"another config: data\.path is 'x' there and 'y' now and 1 more; choose"):
-        open_run(output, dataclasses.replace(config, rate=0.2, data=DataPart(path="y")), write=True)
+        is_finished(output, other)
+    remove_checkpoints(output)
     (output / "manifest.json").write_text("{}")
-    assert open_run(output, config, write=True) is True
+    assert is_finished(output, config) is True
+    with pytest.raises(UserError, match="another config"):
+        is_finished(output, other)
 
 
 def test_a_place_that_cannot_hold_a_run_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="below: cannot write here"):
-        open_run(tmp_path / "file" / "below", RunConfig(output="x"), write=True)
+        record_run(tmp_path / "file" / "below", RunConfig(output="x"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"config\.yaml: not valid YAML"):

@@ -102,6 +102,13 @@ def test_nothing_is_written_over(data: Path, tmp_path: Path):
         train(clips_world.train_config(data, tmp_path / "file"))
 
 
+def test_a_mistake_found_late_leaves_nothing_behind(data: Path, tmp_path: Path):
+    model = {"architecture": "clips-tinyvit", "image_size": 64, "pretrained_trunk": str(tmp_path / "gone.safetensors")}
+    with pytest.raises(UserError, match=r"gone\.safetensors: no such file"):
+        train(clips_world.train_config(data, tmp_path / "run", model=model))
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "untrained", steps=0, seed=4)
     train(config)
