@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from clips.artifact import say
 from clips.errors import UserError
@@ -72,6 +74,23 @@ def launch(arguments: Sequence[str], processes: int, log: Path) -> None:
         say("".join(tail).rstrip("\n"))
         say(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
         raise SystemExit(1)
+
+
+def deepspeed_config(name: str) -> dict[str, Any]:
+    """The DeepSpeed settings that ``name`` says: one of the shipped ones, or a JSON file.
+
+    Raises:
+        UserError: no such file, or not JSON.
+    """
+    shipped = Path(__file__).parent / "deepspeed_configs" / f"{name}.json"
+    path = shipped if shipped.is_file() else Path(name)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
+        raise UserError(f"launch.deepspeed: expected a JSON file or one of {known}, got '{name}'") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"launch.deepspeed: {path} is not valid JSON ({error})") from None
 
 
 def report(line: str) -> None:
@@ -143,6 +162,8 @@ def _group(command: Sequence[str], environment: dict[str, str]) -> Iterator[subp
                     os.killpg(process.pid, number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=5)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _free_port() -> int:

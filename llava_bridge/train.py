@@ -16,7 +16,7 @@ from clips.artifact import MANIFEST, say, write_file
 from clips.commandline import to_yaml
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
-from llava_bridge.launch import hand_over_errors, is_launched, launch
+from llava_bridge.launch import deepspeed_config, hand_over_errors, is_launched, launch
 from llava_bridge.parts import check_encoder, check_llm
 
 
@@ -60,6 +60,7 @@ def check_inputs(config: TrainConfig) -> None:
         check_llm(config.llm)
     if config.encoder and config.stages[-1] != "pretrain":
         check_encoder(config.encoder)
+    deepspeed_config(config.launch.deepspeed)
     for name in config.stages:
         for data in config.stage(name).data:
             if not Path(data.path).exists():

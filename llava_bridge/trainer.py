@@ -25,7 +25,7 @@ from clips.errors import UserError
 from clips.precision import choose_precision
 from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data.order import GroupedOrder
-from llava_bridge.launch import command_is_gone, is_main_process, report
+from llava_bridge.launch import command_is_gone, deepspeed_config, is_main_process, report
 from llava_bridge.progress import Progress
 from llava_bridge.setup import Setup, set_up
 
@@ -209,23 +209,6 @@ def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path
         disable_tqdm=True,
         deepspeed=deepspeed_config(config.launch.deepspeed),
     )
-
-
-def deepspeed_config(name: str) -> dict[str, Any]:
-    """The DeepSpeed settings that ``name`` says: one of the shipped ones, or a JSON file.
-
-    Raises:
-        UserError: no such file, or not JSON.
-    """
-    shipped = Path(__file__).parent / "deepspeed_configs" / f"{name}.json"
-    path = shipped if shipped.is_file() else Path(name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.json")))
-        raise UserError(f"launch.deepspeed: expected a JSON file or one of {known}, got '{name}'") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"launch.deepspeed: {path} is not valid JSON ({error})") from None
 
 
 def init_processes(processes: int) -> None:

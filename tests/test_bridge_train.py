@@ -1,0 +1,230 @@
+"""Training through the real DeepSpeed launcher: stages, frozen parts, two processes, kill and resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clips.commandline import parse_config, to_yaml
+from clips.errors import UserError
+from llava_bridge import launch as launching
+from llava_bridge.cli import main
+from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.data import DataConfig
+from llava_bridge.llm import SmallLlamaConfig
+
+
+def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
+    """A tiny run of all stages; ``fields`` of TrainConfig override it."""
+    data = [DataConfig(path=str(talk / "talk.json"))]
+    settings: dict[str, Any] = {
+        "output": str(directory / name),
+        "stages": ["pretrain", "align", "instruct"],
+        "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
+        "pretrain": StageConfig(
+            data=[DataConfig(path=str(talk / "text.jsonl"), source="text")], steps=4, batch_size=4, max_length=32
+        ),
+        "align": StageConfig(data=data, steps=4, batch_size=4),
+        "instruct": StageConfig(data=data, steps=6, batch_size=4, lr=1e-3),
+        "precision": "fp32",
+        "log_every": 1,
+    }
+    path = directory / f"{name}.yaml"
+    path.write_text(to_yaml(TrainConfig(**{**settings, **fields})))
+    return path
+
+
+def losses(directory: Path) -> list[tuple[str, int, float]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [(row["stage"], row["step"], row["loss"]) for row in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_talk: Path) -> Path:
+    """A LLaVA trained by all three stages with one command, in one process; and what the command printed."""
+    directory = tmp_path_factory.mktemp("runs")
+    config = config_file(directory, "one", bridge_talk, encoder=str(bridge_encoder))
+    done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    (directory / "printed.txt").write_text(done.stderr)
+    return directory / "one"
+
+
+@pytest.mark.slow
+def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) -> None:
+    from llava_bridge import answer, load_llava
+
+    logged = losses(trained)
+    assert [stage for stage, _, _ in logged] == ["pretrain"] * 4 + ["align"] * 4 + ["instruct"] * 6
+    instruct = [loss for stage, _, loss in logged if stage == "instruct"]
+    assert instruct[-1] < instruct[0]
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["kind"] == "llava"
+    assert manifest["parents"]["encoder"]["path"] == str(bridge_encoder)
+    assert {name: stage["steps"] for name, stage in manifest["stages"].items()} == {
+        "pretrain": 4,
+        "align": 4,
+        "instruct": 6,
+    }
+    assert len(manifest["data"]["align"][0]["hash"]) == 64
+    printed = (trained.parent / "printed.txt").read_text()
+    assert "align: vision frozen" in printed
+    assert "align: projector trains" in printed
+    assert "[INFO]" not in printed
+    assert not list(trained.parent.glob(".*"))
+    encoder = load_file(bridge_encoder / "open_clip_model.safetensors")
+    weights = load_file(trained / "model.safetensors")
+    tower = {name.rpartition("visual.")[2]: value for name, value in weights.items() if "visual." in name}
+    assert tower
+    assert all(torch.equal(value, encoder[f"visual.{name}"]) for name, value in tower.items())
+    model, processor = load_llava(trained)
+    assert answer(model, processor, [None], ["What?"], max_new_tokens=2) is not None
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
+    from llava_bridge.config import LaunchConfig
+
+    directory = trained.parent
+    config = config_file(directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=LaunchConfig(processes=2))
+    done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(losses(trained), losses(directory / "two"), strict=True):
+        assert one[:2] == two[:2]
+        assert one[2] == pytest.approx(two[2], abs=2e-5), one[:2]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
+    directory = trained.parent
+    config = config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), checkpoint_every=2)
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "llava_bridge", "train", "--local_rank=0", "--config", str(config)]
+    environment = {**os.environ, **launched, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(launching._free_port())}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    checkpoint = directory / ".killed.work" / "instruct" / "checkpoints" / "checkpoint-4" / "complete"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (directory / "killed").exists()
+    resumed = bridge_world.run_python(*command[1:], **launched, MASTER_PORT=str(launching._free_port()))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on with the unfinished run" in resumed.stderr
+    assert "align: done before" in resumed.stderr
+    assert losses(directory / "killed") == losses(trained)
+    one, again = (load_file(directory / name / "model.safetensors") for name in ("one", "killed"))
+    assert one.keys() == again.keys()
+    assert all(torch.equal(one[name], again[name]) for name in one)
+
+
+def launcher(tmp_path: Path, body: str) -> list[str]:
+    """A stand-in for the deepspeed launcher that runs ``body`` instead of training."""
+    script = tmp_path / "launcher.py"
+    script.write_text(f"import os, sys\n{body}\n")
+    return [sys.executable, str(script)]
+
+
+def test_an_error_in_a_process_becomes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    body = """
+from clips.errors import UserError
+from llava_bridge.launch import hand_over_errors, report
+print("[INFO] noise", flush=True)
+report("align: step 1/2")
+try:
+    with hand_over_errors():
+        raise UserError("align.data: this is wrong")
+except UserError:
+    print("Traceback and more noise", flush=True)
+    sys.exit(2)
+"""
+    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
+    with pytest.raises(UserError, match=r"^align\.data: this is wrong$"):
+        launching.launch(["train"], 1, tmp_path / "log.txt")
+    assert capfd.readouterr().err == "align: step 1/2\n"
+    assert "noise" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_crash_shows_the_end_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    body = "print('the reason', flush=True); os._exit(7)"
+    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
+    with pytest.raises(SystemExit) as stop:
+        launching.launch(["train"], 1, tmp_path / "log.txt")
+    assert stop.value.code == 1
+    printed = capfd.readouterr().err
+    assert "the reason" in printed
+    assert "status 7" in printed
+
+
+def test_the_launcher_gets_processes_port_and_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "open(os.path.join(os.path.dirname(__file__), 'arguments'), 'w').write(' '.join(sys.argv[1:]))"
+    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
+    launching.launch(["train", "--config", "x.yaml"], 2, tmp_path / "log.txt")
+    arguments = (tmp_path / "arguments").read_text()
+    assert arguments.startswith("--num_accelerators 2 --master_port ")
+    assert arguments.endswith("--no_local_rank --module llava_bridge train --config x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["--encoder", "none"], "encoder: none is not a directory"),
+        (["--llm", "none"], "llm: none has no config.json"),
+        (["--align.batch_sise", "4"], "unknown key 'align.batch_sise'; did you mean 'align.batch_size'?"),
+        (["--align.batch_size", "5", "--launch.processes", "2"], "align.batch_size: expected a multiple of processes"),
+        (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
+        (["--align.warmup", "1.5"], "align.warmup: expected a share"),
+        (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
+        (["--launch.deepspeed", "zero9"], "launch.deepspeed: expected a JSON file or one of zero2, got 'zero9'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    overrides: list[str],
+    line: str,
+    tmp_path: Path,
+    bridge_encoder: Path,
+    bridge_llm: Path,
+    bridge_talk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    path = config_file(
+        tmp_path, "bad", bridge_talk, encoder=str(bridge_encoder), llm=str(bridge_llm), stages=["align", "instruct"]
+    )
+    monkeypatch.setattr(sys, "argv", ["llava-bridge", "train", "--config", str(path), *overrides])
+    monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", "raise SystemExit('it was launched')"])
+    assert main() == 2
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "bad").exists()
+
+
+def test_an_output_of_someone_else_is_not_replaced(tmp_path: Path, bridge_talk: Path, bridge_encoder: Path) -> None:
+    from llava_bridge.train import train
+
+    path = config_file(tmp_path, "mine", bridge_talk, encoder=str(bridge_encoder))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not empty and was not written by this suite"):
+        train(parse_config(TrainConfig, ["--config", str(path)], prog="test"))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
+    path = config_file(tmp_path, "x", bridge_talk, encoder="timm:x@random", feature_layer=-1)
+    config = parse_config(TrainConfig, ["--config", str(path), "--instruct.lr", "0.5"], prog="test")
+    assert (config.instruct.lr, config.instruct.steps, config.feature_layer) == (0.5, 6, -1)
+    assert config.align.data == [DataConfig(path=str(bridge_talk / "talk.json"))]
