@@ -1,4 +1,4 @@
-"""Local data written in the layout that lmms-eval's tasks read: ``clips-bench prepare cocoqa --source DIR --out DIR``.
+"""Local data written in the layout that lmms-eval's tasks read: ``clips-bench prepare cocoqa --source DIR --output DIR``.
 
 A converter is one entry in ``CONVERTERS``. What it writes is evaluated by an upstream task with ``uses:``, for
 instance ``{name: cocoqa, uses: gqa, data: OUT}``.
@@ -25,14 +25,14 @@ class PrepareConfig:
     Args:
         what: ``cocoqa`` (the held-back fifth of its photos, as GQA) or ``flickr8k`` (a Karpathy split, as NoCaps).
         source: the directory of the data: ``questions.jsonl`` or ``dataset_flickr8k.json``, beside ``images``.
-        out: the directory to write.
+        output: the directory to write.
         split: of a Karpathy JSON.
         limit: the first so many pictures only; for trials.
     """
 
     what: str
     source: str
-    out: str
+    output: str
     split: str = "val"
     limit: int | None = None
 
@@ -49,10 +49,10 @@ def prepare(config: PrepareConfig) -> None:
     Raises:
         UserError: the source is missing or malformed, or nothing of it is left.
     """
-    with artifact_directory(config.out) as folder:
+    with artifact_directory(config.output) as folder:
         details = CONVERTERS[config.what](config, folder)
         write_manifest(folder, kind="hub", config=config, counts=details)
-    say(f"{config.out}: {', '.join(f'{count} {name}' for name, count in details.items())}")
+    say(f"{config.output}: {', '.join(f'{count} {name}' for name, count in details.items())}")
 
 
 def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:

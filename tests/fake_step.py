@@ -14,7 +14,6 @@ import yaml
 
 words, config_file = sys.argv[1:-2], sys.argv[-1]
 config = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
-config.setdefault("output", config.get("out"))
 print(" ".join(words), "begins", flush=True)
 if config.get("count"):
     with Path(config["count"]).open("a", encoding="utf-8") as stream:

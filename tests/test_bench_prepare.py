@@ -48,7 +48,7 @@ def _read(path: Path) -> list[dict]:
 
 
 def test_cocoqa_holds_exactly_the_held_back_photos(tmp_path):
-    prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "in")), out=str(tmp_path / "out")))
+    prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "in")), output=str(tmp_path / "out")))
     held = [f"{number}.png" for number in range(20) if is_held_back(f"{number}.png")]
     assert 0 < len(held) < 20
     questions = _read(tmp_path / "out" / GQA / "testdev_balanced_instructions/testdev-00000-of-00001.parquet")
@@ -62,7 +62,7 @@ def test_cocoqa_holds_exactly_the_held_back_photos(tmp_path):
 
 
 def test_flickr8k_keeps_every_caption(tmp_path):
-    prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "in")), out=str(tmp_path / "o"), limit=3))
+    prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "in")), output=str(tmp_path / "o"), limit=3))
     rows = _read(tmp_path / "o" / world.HUB / "NoCaps/data/validation-00000-of-00001.parquet")
     assert [row["annotations_captions"] for row in rows] == [world.captions(number) for number in range(3)]
     assert [row["image_id"] for row in rows] == [0, 1, 2]
@@ -72,8 +72,8 @@ def test_flickr8k_keeps_every_caption(tmp_path):
 def test_lmms_eval_reads_what_was_written(tmp_path):
     from benchmarks.mllm.tasks import load_task
 
-    prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "q")), out=str(tmp_path / "questions")))
-    prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "c")), out=str(tmp_path / "captions")))
+    prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "q")), output=str(tmp_path / "questions")))
+    prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions")))
     gqa = load_task("gqa", "gqa", tmp_path / "questions")
     assert gqa.eval_docs[0]["image"].size == (64, 64)
     assert gqa.eval_docs[0]["type"] == "color"
@@ -85,7 +85,7 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
     source = _flickr8k(tmp_path / "in")
     (source / "images" / "2.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2\.jpg: undecodable picture"):
-        prepare(PrepareConfig(what="flickr8k", source=str(source), out=str(tmp_path / "out")))
+        prepare(PrepareConfig(what="flickr8k", source=str(source), output=str(tmp_path / "out")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
@@ -109,7 +109,7 @@ def test_the_real_data(tmp_path):
     """A fifth of COCO-QA's photos is held back, and none of them is split between the sides."""
     if not (SHARED / "data/cocoqa").is_dir():
         pytest.skip("../shared is not here")
-    prepare(PrepareConfig(what="cocoqa", source=str(SHARED / "data/cocoqa"), out=str(tmp_path / "out")))
+    prepare(PrepareConfig(what="cocoqa", source=str(SHARED / "data/cocoqa"), output=str(tmp_path / "out")))
     counts = read_manifest(tmp_path / "out")["counts"]
     assert 400 < counts["pictures"] < 550
     assert counts["questions"] > counts["pictures"]

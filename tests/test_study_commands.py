@@ -121,7 +121,7 @@ def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
     steps = [step for step in make_plan(study_from(content)).steps if step.kind == "data"]
     with pytest.raises(UserError, match=r"^step data-train: .*unknown key 'sise'; did you mean 'size'"):
         check_configs(steps)
-    assert first_problem([("data-test", ["clips", "scenes"], {"out": "x", "split": "test"})]) is None
+    assert first_problem([("data-test", ["clips", "scenes"], {"output": "x", "split": "test"})]) is None
 
 
 def test_unknown_programs_and_commands_are_refused():

@@ -20,8 +20,6 @@ MARK = "$"  # begins a path in the study's output, or one below an entry of ``pa
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
-DATA_MAKERS: dict[str, str] = {"clips scenes": "out", "clips-bench prepare": "out"}
-"""Commands that make data → the field of their config that names the output directory (others: ``output``)."""
 MAKE_DATA = "clips scenes"
 
 
@@ -151,8 +149,7 @@ def _data_step(maker: _Maker, name: str, settings: Settings) -> None:
     if not isinstance(command, str) or not command.split():
         raise UserError(f"data.{name}.command: expected a command such as '{MAKE_DATA}', got {command!r}")
     output = maker.study.directory / "data" / name
-    place = DATA_MAKERS.get(" ".join(command.split()), "output")
-    maker.add(f"data-{name}", "data", tuple(command.split()), {**config, place: str(output)}, output)
+    maker.add(f"data-{name}", "data", tuple(command.split()), {**config, "output": str(output)}, output)
 
 
 @dataclass(frozen=True, kw_only=True)
