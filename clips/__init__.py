@@ -1,1 +1,20 @@
 """Train CLIP encoders on web captions and long synthetic captions (CLIPS, arXiv 2411.16828)."""
+
+import importlib
+from typing import Any
+
+# Public names and where they live; a module is imported when one of its names is asked for.
+_HOMES = {
+    "Encoder": "clips.export",
+    "UserError": "clips.errors",
+    "decode_image": "clips.data",
+    "load_encoder": "clips.export",
+    "open_image": "clips.data",
+}
+__all__ = ["Encoder", "UserError", "decode_image", "load_encoder", "open_image"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clips' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

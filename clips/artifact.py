@@ -102,9 +102,7 @@ def write_manifest(
         "config": plain(config),
         "seed": seed,
         "data": plain(data or {}),
-        "parents": {
-            name: {"path": str(path), "hash": directory_hash(path)} for name, path in (parents or {}).items()
-        },
+        "parents": {name: {"path": str(path), "hash": directory_hash(path)} for name, path in (parents or {}).items()},
         **plain(details),
         "versions": versions(),
         "git": git_state(),

@@ -68,3 +68,11 @@ def test_a_broken_shard_stops_before_anything_is_written(tmp_path: Path, capsys:
 def test_export_takes_its_run_by_position(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     line = complaint(capsys, "export", str(tmp_path / "none"), "--output", str(tmp_path / "out"))
     assert line == f"clips: {tmp_path / 'none'}: no such directory"
+
+
+def test_public_names_are_there():
+    import clips
+
+    assert all(callable(getattr(clips, name)) for name in clips.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        clips.nothing  # noqa: B018
