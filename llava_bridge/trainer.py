@@ -47,7 +47,6 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
     stage = config.stage(name)
     setup = set_up(config, name, work)
     freeze(setup.parts, TRAINS[name])
-    encoder = _copy_of(setup.parts.get("vision"))
     steps = total_steps(len(setup.dataset), stage)
     for part, module in setup.parts.items():
         trains = "trains" if part in TRAINS[name] else "frozen"
@@ -67,8 +66,6 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Callback(progress, _frozen(setup.parts, TRAINS[name])))
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
-    if encoder is not None:
-        setup.parts["vision"].float().load_state_dict(encoder)
     _save(setup, folder, _summary(trainer, stage, progress, started))
     _free(trainer, setup)
 
@@ -144,9 +141,12 @@ class _Callback(TrainerCallback):
     def __init__(self, progress: Progress, frozen: Mapping[str, nn.Module]) -> None:
         self.progress = progress
         self.frozen = frozen
+        self.encoder = {name: value.clone() for name, value in frozen["vision"].state_dict().items()} if frozen else {}
         self.before: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.encoder:  # DeepSpeed has rounded it if it trains in bf16
+            self.frozen["vision"].float().load_state_dict(self.encoder)
         self.before = {name: fingerprint(module) for name, module in self.frozen.items()}
         self.progress.begin(state.global_step, state.max_steps)
 
@@ -242,11 +242,6 @@ def _last_checkpoint(folder: Path) -> str | None:
     barrier()
     newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return None if newest is None else str(newest)
-
-
-def _copy_of(vision: nn.Module | None) -> dict[str, Tensor] | None:
-    """The frozen encoder as it was read; training in bf16 rounds it, the saved LLaVA holds it bit for bit."""
-    return None if vision is None else {name: value.detach().clone() for name, value in vision.state_dict().items()}
 
 
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, started: float) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class EncoderVisionModel(PreTrainedModel):
         """Run the tower as deep as is asked for.
 
         Args:
-            pixel_values: (B, 3, S, S), normalised.
+            pixel_values: (B, 3, S, S), normalised; the states have their precision.
             output_hidden_states: None or False for the last state only, True for all, or the indices of those
                 wanted (transformers asks so); the others are None in the tuple.
             return_dict: ignored, the output is always a dict.
@@ -79,11 +79,14 @@ class EncoderVisionModel(PreTrainedModel):
         states: list[Tensor | None] = [None] * (self.tower.depth + 1)
         self.tower.recompute = self.gradient_checkpointing and self.training
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
-        with torch.set_grad_enabled(learns):
-            pixels = pixel_values.to(self.dtype)
-            for index, state in enumerate(self.tower.states(pixels)):
+        half = pixel_values.dtype != self.dtype  # training in bf16 around a tower that keeps its float32 weights
+        with (
+            torch.set_grad_enabled(learns),
+            torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=half),
+        ):
+            for index, state in enumerate(self.tower.states(pixel_values.to(self.dtype))):
                 if index in wanted:
-                    states[index] = state
+                    states[index] = state.to(pixel_values.dtype)
                 if index == max(wanted):
                     break
         asked = output_hidden_states is not None and output_hidden_states is not False

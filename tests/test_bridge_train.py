@@ -223,6 +223,20 @@ def test_an_output_of_someone_else_is_not_replaced(tmp_path: Path, bridge_talk: 
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
+    from llava_bridge.trainer import TRAINS, fingerprint, freeze
+
+    parts = {name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")}
+    freeze(parts, TRAINS["align"])
+    assert {name for name, part in parts.items() if part.weight.requires_grad} == {"projector"}
+    freeze(parts, TRAINS["instruct"])
+    assert {name for name, part in parts.items() if part.weight.requires_grad} == {"projector", "llm"}
+    before = fingerprint(parts["vision"])
+    assert before == fingerprint(parts["vision"])
+    parts["vision"].running_mean[0] = torch.nextafter(torch.tensor(0.0), torch.tensor(1.0))
+    assert fingerprint(parts["vision"]) != before
+
+
 def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
     path = config_file(tmp_path, "x", bridge_talk, encoder="timm:x@random", feature_layer=-1)
     config = parse_config(TrainConfig, ["--config", str(path), "--instruct.lr", "0.5"], prog="test")

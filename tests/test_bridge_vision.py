@@ -99,6 +99,17 @@ def test_frozen_tower_ignores_training_mode() -> None:
     assert any("running_mean" in name for name in changed)  # the comparison above would have seen it
 
 
+@pytest.mark.parametrize("spec", ["vit", "timm:efficientnet_lite0@random"])
+def test_float32_tower_computes_in_the_precision_of_its_pixels(spec: str, bridge_encoder: Path) -> None:
+    model = vision_model(load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64))
+    batch = pixels(2, model.config.image_size)
+    exact = model(batch).last_hidden_state
+    half = model(batch.bfloat16()).last_hidden_state
+    assert half.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+    assert (half.float() - exact).norm() < 0.05 * exact.norm()
+
+
 def test_gradients_reach_an_unfrozen_tower(bridge_encoder: Path) -> None:
     model = vision_model(load_encoder(str(bridge_encoder))).requires_grad_(True).train()
     grads = []
