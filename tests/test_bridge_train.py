@@ -237,6 +237,37 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     assert fingerprint(parts["vision"]) != before
 
 
+def stage_trainer(max_bad: int) -> Any:
+    """A StageTrainer without model and data, for its own checks."""
+    from types import SimpleNamespace
+
+    from llava_bridge.trainer import StageTrainer
+
+    trainer = StageTrainer.__new__(StageTrainer)
+    trainer.stage_name, trainer.max_bad, trainer.bad = "align", max_bad, {}
+    trainer.state = SimpleNamespace(global_step=6)
+    return trainer
+
+
+def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import Trainer
+
+    monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
+    trainer, model = stage_trainer(max_bad=1), torch.nn.Linear(1, 1)
+    trainer.compute_loss(model, {"skipped": [("a", "no such picture")]})
+    trainer.compute_loss(model, {"skipped": [("a", "no such picture")]})  # the same one again
+    with pytest.raises(UserError, match=r"align: 2 samples cannot be used.*the first: a: no such picture"):
+        trainer.compute_loss(model, {"skipped": [("b", "not a picture")]})
+
+
+def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import Trainer
+
+    monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="align: the loss is nan in step 7"):
+        stage_trainer(max_bad=1).compute_loss(torch.nn.Linear(1, 1), {})
+
+
 def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
     path = config_file(tmp_path, "x", bridge_talk, encoder="timm:x@random", feature_layer=-1)
     config = parse_config(TrainConfig, ["--config", str(path), "--instruct.lr", "0.5"], prog="test")
