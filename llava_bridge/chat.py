@@ -33,6 +33,16 @@ TEMPLATES: dict[str, str] = {
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
     ),
+    # One token begins each turn: for the small LLMs made here, whose contexts are short and whose steps are dear.
+    "turns": (
+        "{{- bos_token if bos_token else '' -}}"
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'system' -%}{{ message['content'] + ' ' }}"
+        "{%- elif message['role'] == 'user' -%}{{ '<|user|> ' + message['content'] }}"
+        "{%- else -%}{{ '<|assistant|> ' + message['content'] + eos_token }}{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+    ),
 }
 
 # Written before any template: content given as a list of parts (transformers' multimodal form) becomes text.

@@ -10,6 +10,7 @@ from clips.errors import UserError
 from llava_bridge.chat import IMAGE, template_for
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
+TURNS = ("<|user|>", "<|assistant|>")  # as the chat template "turns" writes them
 _TEXTS_FOR_TOKENIZER = 10_000
 
 
@@ -53,7 +54,7 @@ class SmallLlamaConfig:
 def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
     """A byte-level BPE tokenizer learnt from ``texts`` (some ten thousand of them, evenly drawn).
 
-    It has the vicuna chat template and an ``<image>`` token.
+    It has the chat template ``turns`` and an ``<image>`` token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -63,23 +64,21 @@ def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=[PAD, BEGIN, END, IMAGE],
+        special_tokens=[PAD, BEGIN, END, IMAGE, *TURNS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # The chat form's own words are learnt too, so that they do not fall into letters.
-    some = texts[:: max(1, len(texts) // _TEXTS_FOR_TOKENIZER)]
-    bpe.train_from_iterator([*some, *["USER: ASSISTANT: USER: ASSISTANT:"] * 100], trainer)
+    bpe.train_from_iterator(texts[:: max(1, len(texts) // _TEXTS_FOR_TOKENIZER)], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=BEGIN,
         eos_token=END,
         pad_token=PAD,
-        extra_special_tokens={"image_token": IMAGE},
+        extra_special_tokens={"image_token": IMAGE, "user_token": TURNS[0], "assistant_token": TURNS[1]},
         model_max_length=config.context,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = template_for(None, "vicuna")
+    tokenizer.chat_template = template_for(None, "turns")
     return tokenizer
 
 

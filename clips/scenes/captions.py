@@ -175,6 +175,19 @@ def plain_caption(described: Described, dice: Dice) -> str:
     return _everything(described, dice)
 
 
+def in_words(described: Described, dice: Dice) -> str:
+    """Everything that can be asked about the picture, in as few words as possible."""
+    things = [
+        f"{group.some(size=group.size, colour=True)} {PLACES[group.place][0]}"
+        if group.count == 1
+        else group.some(colour=True)
+        for group in dice.shuffled(described.groups)
+    ]
+    if described.scene.sign:
+        things.append(f'a sign with the word "{described.scene.sign.word.lower()}"')
+    return f"{listed(things)} {described.background.where}"
+
+
 def _handwritten(words: str, dice: Dice) -> str:
     words = words[0].upper() + words[1:] if dice.chance(350) else words
     return words + "." if dice.chance(300) else words

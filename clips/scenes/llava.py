@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from clips.scenes.captions import plain_caption
+from clips.scenes.captions import in_words, plain_caption
 from clips.scenes.dice import Dice
 from clips.scenes.phrases import Described, describe
 from clips.scenes.questions import (
@@ -28,7 +29,8 @@ _DESCRIBE = (
     ONE_SENTENCE,
 )
 _EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would give away that it is there
-_SHARES = {"existence": 45, "pair": 25, "open": 30}
+_SHARES = {"existence": 55, "pair": 15, "open": 30}
+_SHARES_IN_WORDS = {"existence": 70, "pair": 10, "open": 20}  # what words teach best is to look a thing up
 
 
 def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
@@ -45,14 +47,16 @@ def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int
     return _record(key, image, _questions_and_caption(describe(world, scene), "<image>\n", turns, dice))
 
 
-def instruct_questions(described: Described, count: int, dice: Dice) -> list[Question]:
+def instruct_questions(
+    described: Described, count: int, dice: Dice, shares: Mapping[str, int] = _SHARES
+) -> list[Question]:
     """Short questions, half of the yes/no ones with the answer no, none asked twice."""
     facts, openly = pairs(described, dice), open_questions(described, dice)
     chosen = word_questions(described)[:1] if dice.chance(700) else []
     for _ in range(4 * count):
         if len(chosen) >= count:
             break
-        family = dice.weighted(tuple(_SHARES), tuple(_SHARES.values()))
+        family = dice.weighted(tuple(shares), tuple(shares.values()))
         question: Question | None
         if family == "existence":
             question = _existence(described, dice)
@@ -82,16 +86,23 @@ def _one_side(pair: Pair, dice: Dice) -> Question:
     return Question(text=pair.yes, answer="yes") if dice.chance(500) else Question(text=pair.no, answer="no")
 
 
-def text_record(world: World, scene: Scene, long_caption: str, key: str, turns: int) -> dict[str, Any]:
-    """One entry of ``llava_text.json``: a conversation about a picture that is given in words, for an LLM alone."""
+def text_record(world: World, scene: Scene, key: str, turns: int) -> dict[str, Any]:
+    """One entry of ``llava_text.json``: a conversation about a picture that is given in words, for an LLM alone.
+
+    An LLM that has learnt to look things up in words only needs a projector that puts pictures into words.
+    """
     dice = Dice("text", scene.seed, scene.split, scene.index)
-    return _record(key, None, _questions_and_caption(describe(world, scene), f"{long_caption}\n", turns, dice))
+    described = describe(world, scene)
+    words = in_words(described, dice)
+    return _record(key, None, _questions_and_caption(described, f"{words}\n", turns, dice, _SHARES_IN_WORDS))
 
 
-def _questions_and_caption(described: Described, picture: str, turns: int, dice: Dice) -> list[tuple[str, str]]:
+def _questions_and_caption(
+    described: Described, picture: str, turns: int, dice: Dice, shares: Mapping[str, int] = _SHARES
+) -> list[tuple[str, str]]:
     """``turns`` questions, the last for a caption; the first says how short answers are to be, as in LLaVA's data."""
     said: list[tuple[str, str]] = []
-    for question in instruct_questions(described, turns - 1, dice):
+    for question in instruct_questions(described, turns - 1, dice, shares):
         said += [("human", question.text if said else f"{picture}{question.text}{SHORT_ANSWER}")]
         said += [("gpt", question.answer)]
     said += [("human", ONE_SENTENCE if said else f"{picture}{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]

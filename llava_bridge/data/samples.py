@@ -66,4 +66,4 @@ class Sample:
     @property
     def text(self) -> str:
         """What is said, without who says it: for a tokenizer to learn from."""
-        return "\n".join(turn.content for turn in self.turns)
+        return " ".join(turn.content for turn in self.turns)
