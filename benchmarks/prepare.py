@@ -1,4 +1,4 @@
-"""Local data written in the layout that lmms-eval's tasks read: ``clips-bench prepare cocoqa --source DIR --output DIR``.
+"""Local data in the layout that lmms-eval's tasks read: ``clips-bench prepare cocoqa --source DIR --output DIR``.
 
 A converter is one entry in ``CONVERTERS``. What it writes is evaluated by an upstream task with ``uses:``, for
 instance ``{name: cocoqa, uses: gqa, data: OUT}``.
