@@ -101,7 +101,7 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
 def test_what_cannot_be_converted(tmp_path, monkeypatch, changes, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said):
-        prepare(PrepareConfig(**{"what": "cocoqa", "source": "x", "out": "out"} | changes))
+        prepare(PrepareConfig(**{"what": "cocoqa", "source": "x", "output": "out"} | changes))
     assert not Path("out").exists()
 
 

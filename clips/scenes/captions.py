@@ -176,13 +176,8 @@ def plain_caption(described: Described, dice: Dice) -> str:
 
 
 def in_words(described: Described, dice: Dice) -> str:
-    """Everything that can be asked about the picture, in as few words as possible."""
-    things = [
-        f"{group.some(size=group.size, colour=True)} {PLACES[group.place][0]}"
-        if group.count == 1
-        else group.some(colour=True)
-        for group in dice.shuffled(described.groups)
-    ]
+    """What is in the picture, in as few words as possible."""
+    things = [group.some(colour=True) for group in dice.shuffled(described.groups)]
     if described.scene.sign:
         things.append(f'a sign with the word "{described.scene.sign.word.lower()}"')
     return f"{listed(things)} {described.background.where}"

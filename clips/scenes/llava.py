@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clips.scenes.captions import in_words, plain_caption
 from clips.scenes.dice import Dice
-from clips.scenes.phrases import Described, describe
+from clips.scenes.phrases import Described, Group, describe
 from clips.scenes.questions import (
     ONE_SENTENCE,
     SHORT_ANSWER,
@@ -30,7 +30,8 @@ _DESCRIBE = (
 )
 _EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would give away that it is there
 _SHARES = {"existence": 55, "pair": 15, "open": 30}
-_SHARES_IN_WORDS = {"existence": 70, "pair": 10, "open": 20}  # what words teach best is to look a thing up
+_SHARES_IN_WORDS = {"existence": 1}  # what words teach best is to look a thing up
+_CAPTION_IN_WORDS = 250  # per mille
 
 
 def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
@@ -44,14 +45,18 @@ def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[
 def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int) -> dict[str, Any]:
     """One entry of ``llava_instruct.json``: ``turns`` short questions, then a caption."""
     dice = Dice("instruct", scene.seed, scene.split, scene.index)
-    return _record(key, image, _questions_and_caption(describe(world, scene), "<image>\n", turns, dice))
+    described = describe(world, scene)
+    said = _asked(instruct_questions(described, turns - 1, dice), "<image>")
+    said += [("human", ONE_SENTENCE if said else f"<image>\n{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]
+    return _record(key, image, said)
 
 
 def instruct_questions(
     described: Described, count: int, dice: Dice, shares: Mapping[str, int] = _SHARES
 ) -> list[Question]:
-    """Short questions, half of the yes/no ones with the answer no, none asked twice."""
+    """Short questions, none asked twice; yes and no are equally likely answers."""
     facts, openly = pairs(described, dice), open_questions(described, dice)
+    present = dice.shuffled(described.groups)
     chosen = word_questions(described)[:1] if dice.chance(700) else []
     for _ in range(4 * count):
         if len(chosen) >= count:
@@ -59,7 +64,7 @@ def instruct_questions(
         family = dice.weighted(tuple(shares), tuple(shares.values()))
         question: Question | None
         if family == "existence":
-            question = _existence(described, dice)
+            question = _existence(described, present, dice) if present else None
         elif family == "pair":
             question = _one_side(facts.pop(), dice) if facts else None
         else:
@@ -72,10 +77,13 @@ def instruct_questions(
     return ordered
 
 
-def _existence(described: Described, dice: Dice) -> Question:
-    """POPE's question; half of the absent things are of a category that is present."""
+def _existence(described: Described, present: list[Group], dice: Dice) -> Question:
+    """POPE's question about one of ``present``, which are not asked yet, or about something absent.
+
+    Half of the absent things are of a category that is present.
+    """
     if dice.chance(500):
-        return Question(text=existence_question(dice.choice(described.groups).kind), answer="yes")
+        return Question(text=existence_question(present.pop().kind), answer="yes")
     absent = absent_kinds(described)
     categories = {group.kind.category for group in described.groups}
     alike = [kind for kind in absent if kind.category in categories]
@@ -94,18 +102,19 @@ def text_record(world: World, scene: Scene, key: str, turns: int) -> dict[str, A
     dice = Dice("text", scene.seed, scene.split, scene.index)
     described = describe(world, scene)
     words = in_words(described, dice)
-    return _record(key, None, _questions_and_caption(described, f"{words}\n", turns, dice, _SHARES_IN_WORDS))
+    if dice.chance(_CAPTION_IN_WORDS):
+        return _record(
+            key, None, [("human", f"{words}\n{dice.choice(_DESCRIBE)}"), ("gpt", plain_caption(described, dice))]
+        )
+    return _record(key, None, _asked(instruct_questions(described, turns, dice, _SHARES_IN_WORDS), words))
 
 
-def _questions_and_caption(
-    described: Described, picture: str, turns: int, dice: Dice, shares: Mapping[str, int] = _SHARES
-) -> list[tuple[str, str]]:
-    """``turns`` questions, the last for a caption; the first says how short answers are to be, as in LLaVA's data."""
+def _asked(questions: Sequence[Question], picture: str) -> list[tuple[str, str]]:
+    """Turns; as in LLaVA's data only the first says how short the answers are to be."""
     said: list[tuple[str, str]] = []
-    for question in instruct_questions(described, turns - 1, dice, shares):
-        said += [("human", question.text if said else f"{picture}{question.text}{SHORT_ANSWER}")]
+    for question in questions:
+        said += [("human", question.text if said else f"{picture}\n{question.text}{SHORT_ANSWER}")]
         said += [("gpt", question.answer)]
-    said += [("human", ONE_SENTENCE if said else f"{picture}{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]
     return said
 
 
