@@ -125,6 +125,8 @@ def test_half_right_answers_by_hand(places, tmp_path, monkeypatch):
     red = sum(world.colour(number) == "red" for number in range(PICTURES))
     assert found["gqa"].metrics["exact_match"].value == pytest.approx(red / PICTURES)
     assert found["textvqa_val"].metrics["exact_match"].value == pytest.approx(red / PICTURES)
+    expected = read_items(found["textvqa_val"])["target"]
+    assert [answers.split(" | ")[0] for answers in expected] == [world.colour(number) for number in range(PICTURES)]
     captions = read_items(found["nocaps_val"]).set_index("image")
     assert captions["cider"].min() == 0.0
     assert found["nocaps_val"].metrics["nocaps_CIDEr"].value == pytest.approx(captions["cider"].mean())

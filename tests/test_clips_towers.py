@@ -46,7 +46,7 @@ def test_conventions_of_the_method(tiny):
 
 def test_image_feature_is_the_normed_mean_of_the_patch_tokens(tiny):
     features, tokens = towers.encode_image(tiny, images(2))
-    assert tokens.shape == (2, 64, 128)
+    assert tokens.shape == (2, 16, 128)
     torch.testing.assert_close(features, tiny.visual.ln_post(tokens.mean(dim=1)) @ tiny.visual.proj)
 
 
@@ -182,7 +182,7 @@ def test_bad_architectures_are_refused():
         towers.model_cfg(ModelConfig(architecture="clips-tyni"))
     with pytest.raises(UserError, match="brings its own text model"):
         towers.model_cfg(ModelConfig(architecture="roberta-ViT-B-32"))
-    with pytest.raises(UserError, match=r"model\.image_size: expected a multiple of the patch size 8, got 60"):
+    with pytest.raises(UserError, match=r"model\.image_size: expected a multiple of the patch size 16, got 60"):
         towers.model_cfg(ModelConfig(image_size=60))
     with pytest.raises(UserError, match=r"model\.image_size: expected 224, which this trunk is fixed to"):
         towers.model_cfg(ModelConfig(architecture="ViT-B-16-SigLIP", image_size=192))

@@ -203,7 +203,7 @@ def items_table(
             "category": [_text(_first(sample["doc"], ("category", "question_type", "type"))) for sample in samples],
             "question": [_question(sample) for sample in samples],
             "prediction": [_text(sample["filtered_resps"][0]) for sample in samples],
-            "target": [_text(sample["target"]) for sample in samples],
+            "target": [_target(sample) for sample in samples],
             "score": columns.get(score, np.full(len(samples), np.nan)),
             "thumbnail": [pictures[number].thumbnail if number in pictures else None for number in numbers],
             **columns,
@@ -214,6 +214,11 @@ def items_table(
 def _question(sample: Sample) -> str:
     asked = sample["doc"].get("question")
     return asked.strip() if isinstance(asked, str) else _text(sample["arguments"][0])
+
+
+def _target(sample: Sample) -> str:
+    """What was expected; VQA tasks list people's answers in the row, where the task's own target names a column."""
+    return _text(sample["doc"].get("answers") or sample["target"])
 
 
 def _first(doc: Mapping[str, Any], names: Sequence[str]) -> Any:

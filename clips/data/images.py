@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from clips.data.tars import TarIndex, index_tar
 from clips.errors import UserError
@@ -38,7 +40,8 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
                 raise BadImageError("picture too large")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
-            image.load()
+            with _no_truncated_pictures():
+                image.load()
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             return _on_white(image)
@@ -47,6 +50,16 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
     except Exception as error:  # decoders raise whatever a broken file makes them
         known = isinstance(error, OSError) and "truncated" in str(error)
         raise BadImageError("truncated picture" if known else "undecodable picture") from error
+
+
+@contextlib.contextmanager
+def _no_truncated_pictures() -> Iterator[None]:
+    """Refuse them although other libraries, such as lmms-eval, let them pass in the whole process."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from clips.scenes.captions import in_words, plain_caption
@@ -30,8 +30,7 @@ _DESCRIBE = (
 )
 _EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would give away that it is there
 _SHARES = {"existence": 55, "pair": 15, "open": 30}
-_SHARES_IN_WORDS = {"existence": 1}  # what words teach best is to look a thing up
-_CAPTION_IN_WORDS = 250  # per mille
+_CAPTION = 200  # per mille of conversations
 
 
 def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
@@ -43,17 +42,42 @@ def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[
 
 
 def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int) -> dict[str, Any]:
-    """One entry of ``llava_instruct.json``: ``turns`` short questions, then a caption."""
+    """One entry of ``llava_instruct.json``: ``turns`` short questions, or a request for a caption."""
     dice = Dice("instruct", scene.seed, scene.split, scene.index)
     described = describe(world, scene)
-    said = _asked(instruct_questions(described, turns - 1, dice), "<image>")
-    said += [("human", ONE_SENTENCE if said else f"<image>\n{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]
-    return _record(key, image, said)
+    questions = [] if dice.chance(_CAPTION) else instruct_questions(described, turns, dice)
+    return _record(key, image, _conversation("<image>", questions, described, dice))
 
 
-def instruct_questions(
-    described: Described, count: int, dice: Dice, shares: Mapping[str, int] = _SHARES
-) -> list[Question]:
+def text_record(world: World, scene: Scene, key: str, turns: int) -> dict[str, Any]:
+    """One entry of ``llava_text.json``, for an LLM alone: questions about a picture of which only the tags are given.
+
+    An LLM that has learnt to look things up in words only needs a projector that puts pictures into words. Tags and
+    not sentences, because little stands between question and answer then; questions may come again, because to give
+    the same answer again is the first step of looking up. Some entries ask for a caption instead.
+    """
+    dice = Dice("text", scene.seed, scene.split, scene.index)
+    described = describe(world, scene)
+    if dice.chance(_CAPTION):
+        return _record(key, None, _conversation(in_words(described, dice), [], described, dice))
+    questions = [_existence(described, described.groups, dice) for _ in range(turns)]
+    tags = ", ".join(group.kind.name for group in dice.shuffled(described.groups))
+    return _record(key, None, _conversation(tags, questions, described, dice))
+
+
+def _conversation(picture: str, questions: list[Question], described: Described, dice: Dice) -> list[tuple[str, str]]:
+    """The questions, of which, as in LLaVA's data, only the first says how short the answers are to be; or a caption.
+
+    A caption stands alone, because it would give the answers to the questions away.
+    """
+    said: list[tuple[str, str]] = []
+    for question in questions:
+        said += [("human", question.text if said else f"{picture}\n{question.text}{SHORT_ANSWER}")]
+        said += [("gpt", question.answer)]
+    return said or [("human", f"{picture}\n{ONE_SENTENCE}"), ("gpt", plain_caption(described, dice))]
+
+
+def instruct_questions(described: Described, count: int, dice: Dice) -> list[Question]:
     """Short questions, none asked twice; yes and no are equally likely answers."""
     facts, openly = pairs(described, dice), open_questions(described, dice)
     present = dice.shuffled(described.groups)
@@ -61,10 +85,11 @@ def instruct_questions(
     for _ in range(4 * count):
         if len(chosen) >= count:
             break
-        family = dice.weighted(tuple(shares), tuple(shares.values()))
+        family = dice.weighted(tuple(_SHARES), tuple(_SHARES.values()))
         question: Question | None
         if family == "existence":
             question = _existence(described, present, dice) if present else None
+            present = [group for group in present if question and question.text != existence_question(group.kind)]
         elif family == "pair":
             question = _one_side(facts.pop(), dice) if facts else None
         else:
@@ -77,13 +102,10 @@ def instruct_questions(
     return ordered
 
 
-def _existence(described: Described, present: list[Group], dice: Dice) -> Question:
-    """POPE's question about one of ``present``, which are not asked yet, or about something absent.
-
-    Half of the absent things are of a category that is present.
-    """
+def _existence(described: Described, present: Sequence[Group], dice: Dice) -> Question:
+    """POPE's question, about one of ``present`` or about something absent, of which half is like what is present."""
     if dice.chance(500):
-        return Question(text=existence_question(present.pop().kind), answer="yes")
+        return Question(text=existence_question(dice.choice(present).kind), answer="yes")
     absent = absent_kinds(described)
     categories = {group.kind.category for group in described.groups}
     alike = [kind for kind in absent if kind.category in categories]
@@ -92,30 +114,6 @@ def _existence(described: Described, present: list[Group], dice: Dice) -> Questi
 
 def _one_side(pair: Pair, dice: Dice) -> Question:
     return Question(text=pair.yes, answer="yes") if dice.chance(500) else Question(text=pair.no, answer="no")
-
-
-def text_record(world: World, scene: Scene, key: str, turns: int) -> dict[str, Any]:
-    """One entry of ``llava_text.json``: a conversation about a picture that is given in words, for an LLM alone.
-
-    An LLM that has learnt to look things up in words only needs a projector that puts pictures into words.
-    """
-    dice = Dice("text", scene.seed, scene.split, scene.index)
-    described = describe(world, scene)
-    words = in_words(described, dice)
-    if dice.chance(_CAPTION_IN_WORDS):
-        return _record(
-            key, None, [("human", f"{words}\n{dice.choice(_DESCRIBE)}"), ("gpt", plain_caption(described, dice))]
-        )
-    return _record(key, None, _asked(instruct_questions(described, turns, dice, _SHARES_IN_WORDS), words))
-
-
-def _asked(questions: Sequence[Question], picture: str) -> list[tuple[str, str]]:
-    """Turns; as in LLaVA's data only the first says how short the answers are to be."""
-    said: list[tuple[str, str]] = []
-    for question in questions:
-        said += [("human", question.text if said else f"{picture}\n{question.text}{SHORT_ANSWER}")]
-        said += [("gpt", question.answer)]
-    return said
 
 
 def _record(key: str, image: str | None, turns: list[tuple[str, str]]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class ScenesConfig:
         seed: another seed gives another world of scenes.
         hand: who drew the things.
         format: png and webp are lossless, jpg is not.
-        questions_per_picture: turns of each instruction conversation, its caption included.
+        questions_per_picture: most questions in an instruction conversation.
         shard_size: scenes in one shard.
         benchmarks: rows of each benchmark of a test split.
     """
