@@ -26,6 +26,7 @@ class StageConfig:
         lr: peak learning rate.
         warmup: share of the steps in which the rate rises to ``lr``; it then falls to 0 along a cosine.
         weight_decay: of AdamW.
+        beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
             takes the LLM's own limit, 2048 at most.
     """
@@ -38,6 +39,7 @@ class StageConfig:
     lr: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.0
+    beta2: float = 0.999
     max_length: int | None = None
 
     def check(self, name: str, processes: int) -> None:
@@ -116,7 +118,7 @@ class TrainConfig:
     chat_template: str = "auto"
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.1)
+        default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
     )
     align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=1e-3, batch_size=256))
     instruct: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=2e-5, batch_size=128))

@@ -94,7 +94,7 @@ def new_llama(config: SmallLlamaConfig, tokenizer: Any) -> Any:
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             max_position_embeddings=config.context,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,
             initializer_range=config.initial_std or config.hidden_size**-0.5,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -19,6 +19,8 @@ from llava_bridge.data import read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText
 from llava_bridge.launch import is_main_process
 from llava_bridge.llm import new_llama, train_tokenizer
+from llava_bridge.processes import barrier
+from llava_bridge.workspace import start_directory
 
 _LONGEST = 2048
 
@@ -44,8 +46,6 @@ def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
 
 
 def _text(config: TrainConfig, work: Path) -> Setup:
-    from llava_bridge.trainer import barrier
-
     stage = config.pretrain
     spoken = [data.source != "text" for data in stage.data]
     if any(spoken) != all(spoken):
@@ -83,8 +83,6 @@ def _text(config: TrainConfig, work: Path) -> Setup:
 
 
 def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
-    from llava_bridge.stages import start_directory
-
     stage = config.stage(name)
     samples = [sample for data in stage.data for sample in read_samples(data)]
     before = start_directory(config, name, work)

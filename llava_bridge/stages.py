@@ -25,21 +25,21 @@ from llava_bridge.config import TrainConfig
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.encoders.spec import parse_spec
 from llava_bridge.launch import is_main_process, report
-from llava_bridge.train import check_inputs, check_output, work_directory
+from llava_bridge.workspace import check_inputs, check_output, work_directory
 
 
 def run_stages(config: TrainConfig) -> None:
     """Run what is missing of the stages and write the output directory; called in every process."""
-    from llava_bridge import trainer
+    from llava_bridge import processes, trainer
 
-    trainer.init_processes(config.launch.processes)
+    processes.init_processes(config.launch.processes)
     check_output(Path(config.output))
     check_inputs(config)
     work = work_directory(config)
     if is_main_process():
         lock = _lock(work)  # noqa: F841  held until the process ends
         _prepare(work, config)
-    trainer.barrier()
+    processes.barrier()
     for name in config.stages:
         if (work / name / "model").is_dir():
             report(f"{name}: done before")
@@ -47,14 +47,7 @@ def run_stages(config: TrainConfig) -> None:
             trainer.train_stage(config, name, work)
     if is_main_process():
         _write_output(config, work)
-    trainer.barrier()
-
-
-def start_directory(config: TrainConfig, name: str, work: Path) -> Path | None:
-    """The model that stage ``name`` goes on from: that of the stage before it, None if it is the first."""
-    stages: list[str] = list(config.stages)
-    before = stages[: stages.index(name)]
-    return work / before[-1] / "model" if before else None
+    processes.barrier()
 
 
 def _lock(work: Path) -> Any:

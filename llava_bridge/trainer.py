@@ -26,6 +26,7 @@ from clips.precision import choose_precision
 from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data.order import GroupedOrder
 from llava_bridge.launch import command_is_gone, deepspeed_config, is_main_process, report
+from llava_bridge.processes import barrier
 from llava_bridge.progress import Progress
 from llava_bridge.setup import Setup, set_up
 
@@ -194,6 +195,7 @@ def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(stage.warmup * steps),
         weight_decay=stage.weight_decay,
+        adam_beta2=stage.beta2,
         bf16=precision(config) == "bf16",
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
@@ -209,28 +211,6 @@ def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path
         disable_tqdm=True,
         deepspeed=deepspeed_config(config.launch.deepspeed),
     )
-
-
-def init_processes(processes: int) -> None:
-    """Join the process group of the launcher.
-
-    Raises:
-        UserError: it started another number of processes than the config says.
-    """
-    import deepspeed
-
-    world = int(os.environ["WORLD_SIZE"])
-    if world != processes:
-        raise UserError(f"launch.processes: the launcher started {world} processes, the config says {processes}")
-    # On CPU DeepSpeed would first compile a shared-memory all-reduce (a minute of C++); gloo serves as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
-
-def barrier() -> None:
-    """Wait for all processes."""
-    torch.distributed.barrier()
 
 
 def _last_checkpoint(folder: Path) -> str | None:
