@@ -43,11 +43,22 @@ def test_parts_are_the_given_ones(llava: tuple[Any, Any], bridge_encoder: Path, 
     llm = load_llm(str(bridge_llm))
     for name, weight in llm.base_model.state_dict().items():
         assert torch.equal(weight, model.model.language_model.state_dict()[name]), name
-    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert torch.equal(model.lm_head.weight, llm.lm_head.weight)
     assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
     assert model.config.vision_feature_layer == -2
     assert model.config.image_seq_length == 16
     assert model.generation_config.eos_token_id == [processor.tokenizer.convert_tokens_to_ids("</s>")]
+
+
+def test_tied_embeddings_stay_tied(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:
+    shutil.copytree(bridge_llm, tmp_path / "tied")
+    llm = load_llm(str(bridge_llm))
+    llm.config.tie_word_embeddings = True
+    llm.lm_head.weight = llm.get_input_embeddings().weight
+    llm.save_pretrained(tmp_path / "tied")
+    model, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "tied")))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert torch.equal(model.lm_head.weight, llm.get_input_embeddings().weight)
 
 
 def test_stock_processor_and_model_agree_on_the_number_of_picture_tokens(llava: tuple[Any, Any]) -> None:
