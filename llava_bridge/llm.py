@@ -45,6 +45,8 @@ class SmallLlamaConfig:
         for name in ("hidden_size", "layers", "heads", "context"):
             if getattr(self, name) < 1:
                 raise UserError(f"new_llm.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.initial_std is not None and self.initial_std <= 0:
+            raise UserError(f"new_llm.initial_std: expected more than 0, got {self.initial_std}")
         if self.hidden_size % (2 * self.heads):
             raise UserError(
                 f"new_llm.heads: expected a divisor of {self.hidden_size} with even quotient, got {self.heads}"

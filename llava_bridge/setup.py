@@ -51,6 +51,8 @@ def _text(config: TrainConfig, work: Path) -> Setup:
     if any(spoken) != all(spoken):
         raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
     samples = [sample for data in stage.data for sample in read_samples(data)] if any(spoken) else []
+    if shown := next((sample for sample in samples if sample.images), None):
+        raise UserError(f"pretrain.data: expected conversations without pictures, but {shown.name} has one")
     texts = [sample.text for sample in samples] or [text for data in stage.data for text in read_texts(data)]
     if config.llm:
         tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
