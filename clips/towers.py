@@ -43,8 +43,8 @@ class ModelConfig:
     """The towers.
 
     Args:
-        architecture: a CLIPS architecture (clips-tiny, clips-s-16, clips-b-16, clips-l-14, clips-h-14,
-            clips-tinyvit) or an open_clip model name.
+        architecture: a CLIPS architecture (clips-tiny, clips-rn-tiny, clips-s-16, clips-b-16, clips-l-14,
+            clips-h-14, clips-tinyvit) or an open_clip model name.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
@@ -156,12 +156,15 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
         towers: an open_clip model.
         image: (B, 3, H, W), normalised pixels.
     """
-    trunk = getattr(towers.visual, "trunk", None)
-    if trunk is None:
-        outputs = towers.visual.forward_intermediates(image, indices=1, output_fmt="NLC")
-        return outputs["image_features"], outputs["image_intermediates"][0]
-    features = trunk.forward_features(image)
-    return towers.visual.head(trunk.forward_head(features)), _flattened(features, trunk)
+    visual = towers.visual
+    if hasattr(visual, "trunk"):
+        features = visual.trunk.forward_features(image)
+        return visual.head(visual.trunk.forward_head(features)), _flattened(features, visual.trunk)
+    if hasattr(visual, "attnpool"):  # CLIP's ResNet
+        outputs = visual.forward_intermediates(image, indices=1)
+        return outputs["image_features"], outputs["image_intermediates"][0].flatten(2).transpose(1, 2)
+    outputs = visual.forward_intermediates(image, indices=1, output_fmt="NLC")
+    return outputs["image_features"], outputs["image_intermediates"][0]
 
 
 def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,8 +180,13 @@ def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
 
 def token_widths(towers: Towers) -> tuple[int, int]:
     """Channels of the image tokens and of the text tokens that the ``encode_`` functions return."""
-    trunk = getattr(towers.visual, "trunk", None)
-    image = trunk.num_features if trunk is not None else towers.visual.transformer.width
+    visual = towers.visual
+    if hasattr(visual, "trunk"):
+        image = visual.trunk.num_features
+    elif hasattr(visual, "attnpool"):
+        image = visual.layer4[-1].bn3.num_features
+    else:
+        image = visual.transformer.width
     text = towers.text if hasattr(towers, "text") else towers
     return image, text.transformer.width
 

@@ -27,7 +27,7 @@ from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Pixels
 from llava_bridge.parts import check_llm
 from llava_bridge.registration import register
-from llava_bridge.vision import EncoderVisionModel, vision_model
+from llava_bridge.vision import EncoderVisionModel, feature_layer, vision_model
 
 PAD = "<pad>"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers stores
@@ -64,11 +64,10 @@ def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProce
     register()
     torch.manual_seed(parts.seed)
     encoder = load_encoder(parts.encoder, parts.image_size)
-    vision = vision_model(encoder)
+    vision = vision_model(encoder, parts.feature_layer)
     tokenizer = load_tokenizer(parts.llm)
     llm = load_llm(parts.llm)
     add_tokens(tokenizer, llm)
-    layer = _feature_layer(vision, parts.feature_layer)
     config = LlavaConfig(
         vision_config=vision.config,
         text_config=llm.config,
@@ -76,7 +75,7 @@ def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProce
         image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
         projector_hidden_act="gelu",
         vision_feature_select_strategy="default" if vision.config.class_token else "full",
-        vision_feature_layer=layer,
+        vision_feature_layer=feature_layer(vision.tower, parts.feature_layer),
         tie_word_embeddings=llm.config.tie_word_embeddings,
     )
     model = _join(config, vision, llm)
@@ -184,15 +183,6 @@ def _special(token: str) -> Any:
     from tokenizers import AddedToken
 
     return AddedToken(token, special=True, normalized=False)
-
-
-def _feature_layer(vision: EncoderVisionModel, wanted: int | None) -> int:
-    depth, default = vision.tower.depth, vision.tower.default_layer
-    layer = default if wanted is None else wanted
-    if not -(depth + 1) <= layer <= depth:
-        only = "only -1, the last feature map" if depth == 0 else f"{-(depth + 1)} to {depth}"
-        raise UserError(f"feature_layer: this encoder has {only}, got {layer}")
-    return layer
 
 
 def _first_line(error: BaseException) -> str:

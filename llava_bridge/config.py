@@ -91,7 +91,8 @@ class TrainConfig:
         llm: a directory with a transformers causal LM and its tokenizer. Not needed after ``pretrain``, which then
             makes a new one (``new_llm``); given, ``pretrain`` trains it further.
         image_size: side of the pictures in pixels; None takes the encoder's own.
-        feature_layer: hidden state of the encoder that the LLM sees; None: -2 for ViTs, -1 for timm trunks.
+        feature_layer: hidden state of the encoder that the LLM sees; None: -2 for ViTs and CLIP's
+            ResNets, -1 for timm trunks.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
         new_llm: the LLM that ``pretrain`` makes.
         pretrain: trains the LLM without pictures, on text (source ``text``) or on conversations.

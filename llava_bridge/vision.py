@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from clips.errors import UserError
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
 
@@ -120,11 +121,15 @@ def _save_all_buffers(tower: nn.Module) -> set[str]:
     return set(tower.state_dict()) - saved
 
 
-def vision_model(encoder: Encoder) -> EncoderVisionModel:
+def vision_model(encoder: Encoder, layer: int | None = None) -> EncoderVisionModel:
     """The tower of ``encoder`` with its weights, frozen, in float32.
 
+    Args:
+        encoder: what was read from its source.
+        layer: the hidden state whose grid and width the config states; None takes the tower's default.
+
     Raises:
-        UserError: the weights do not fit the architecture, or its tokens form no square grid.
+        UserError: the weights do not fit the architecture, there is no such state, or it is no square grid.
     """
     where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
     config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
@@ -132,7 +137,8 @@ def vision_model(encoder: Encoder) -> EncoderVisionModel:
     if encoder.weights is not None:
         computed = {name: value for name, value in model.tower.named_buffers() if name in model.computed_buffers}
         load_weights(model.tower, {**computed, **encoder.weights}, where)
-    grid, width = measure(model.tower, encoder.pixels.size, where)
+    layer = feature_layer(model.tower, layer)
+    grid, width = measure(model.tower, encoder.pixels.size, layer, where)
     config.hidden_size = width
     config.num_hidden_layers = model.tower.depth
     config.image_size = encoder.pixels.size
@@ -140,6 +146,19 @@ def vision_model(encoder: Encoder) -> EncoderVisionModel:
     config.class_token = model.tower.class_token
     model.requires_grad_(False)
     return model.eval()
+
+
+def feature_layer(tower: VisionTower, wanted: int | None) -> int:
+    """The hidden state that the LLM sees: ``wanted``, or the tower's default if None.
+
+    Raises:
+        UserError: there is no such state.
+    """
+    layer = tower.default_layer if wanted is None else wanted
+    if not -tower.depth - 1 <= layer <= tower.depth:
+        only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
+        raise UserError(f"feature_layer: this encoder has {only}, got {layer}")
+    return layer
 
 
 def _plain(value: Any) -> Any:

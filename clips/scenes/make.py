@@ -128,7 +128,7 @@ def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
                 long = captions.synthetic_caption
                 records["align"].append(align_record(scene, long, key, f"{shard}/{image}"))
                 records["instruct"].append(instruct_record(world, scene, key, f"{shard}/{image}", turns))
-                records["text"].append(text_record(world, scene, key, turns))
+                records["text"].append(text_record(world, scene, long, key, turns))
     for name, entries in records.items():
         write_file(folder / f"llava_{name}.json", json.dumps(entries))
 

@@ -186,6 +186,12 @@ def open_questions(described: Described, dice: Dice) -> list[Question]:
     return dice.shuffled(found)
 
 
+def told_questions(described: Described) -> list[Question]:
+    """The open questions that a caption which names everything with its colour answers, the sign's words included."""
+    makers = (_ask_colour, _ask_count, _ask_category, _ask_background, word_questions)
+    return [question for maker in makers for question in maker(described)]
+
+
 def _ask_colour(described: Described) -> Iterator[Question]:
     for group in described.groups:
         if group.painted and group.colour:

@@ -6,6 +6,7 @@ Legend: B pictures, S side of a picture in pixels, G side of the token grid, N t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ from clips.errors import UserError
 class VisionTower(nn.Module, ABC):
     """Pixels (B, 3, S, S) to hidden states, each (B, N, D): G² patch tokens in rows, after the class token if any.
 
-    A tower must not mix pictures: permuting the batch permutes the output.
+    In a hierarchical tower G and D differ from state to state. A tower must not mix pictures:
+    permuting the batch permutes the output.
     """
 
     depth: int
@@ -99,18 +101,19 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 
 
 @torch.no_grad()
-def measure(tower: VisionTower, size: int, where: str) -> tuple[int, int]:
-    """Run one blank picture; return (grid side G, width D).
+def measure(tower: VisionTower, size: int, layer: int, where: str) -> tuple[int, int]:
+    """Run one blank picture; return (grid side G, width D) of hidden state ``layer``, counted from the end if negative.
 
     Raises:
         UserError: the tokens do not form a square grid that LLaVA's processor can count.
     """
     was_training = tower.training
     tower.eval()
-    first = next(iter(tower.states(torch.zeros(1, 3, size, size))))
+    index = layer % (tower.depth + 1)
+    state = next(itertools.islice(tower.states(torch.zeros(1, 3, size, size)), index, None))
     tower.train(was_training)
-    patches = first.shape[1] - int(tower.class_token)
+    patches = state.shape[1] - int(tower.class_token)
     grid = math.isqrt(patches)
     if grid * grid != patches or size // (size // grid) != grid:
         raise UserError(f"{where}: pictures of {size} px give {patches} patch tokens, which is no square grid")
-    return grid, first.shape[2]
+    return grid, state.shape[2]

@@ -1,6 +1,6 @@
 """Encoders in open_clip's hub layout: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
 
-Both open_clip's own ViT and directories whose image tower is a timm trunk.
+open_clip's own ViT, CLIP's ResNet, and directories whose image tower is a timm trunk.
 """
 
 from __future__ import annotations
@@ -22,23 +22,16 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class OpenClipTower(VisionTower):
+class OpenClipVit(VisionTower):
     """open_clip's ViT. Hidden state i is the output of residual block i, before any final LayerNorm."""
 
     class_token = True
     default_layer = -2
 
-    def __init__(self, architecture: Mapping[str, Any]) -> None:
+    def __init__(self, visual: Any) -> None:
         super().__init__()
-        with without_wandb():
-            from open_clip.model import _build_vision_tower
-            from open_clip.transformer import VisionTransformer
-
-        vision = {**architecture["vision_cfg"], "patch_dropout": 0.0}
-        self.visual = _build_vision_tower(architecture["embed_dim"], vision, architecture.get("quick_gelu", False))
-        if not isinstance(self.visual, VisionTransformer):
-            raise UserError(f"{OPEN_CLIP_CONFIG}: vision_cfg describes a {type(self.visual).__name__}, expected a ViT")
-        self.depth = len(self.visual.transformer.resblocks)
+        self.visual = visual
+        self.depth = len(visual.transformer.resblocks)
 
     def states(self, pixels: Tensor) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each block's output, (B, G² + 1, D)."""
@@ -49,16 +42,47 @@ class OpenClipTower(VisionTower):
             yield tokens
 
 
+class OpenClipResNet(VisionTower):
+    """CLIP's ResNet. Hidden state i is the feature map of stage i (0 is the stem's), each half as wide as the last."""
+
+    class_token = False
+    default_layer = -2
+    depth = 4
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the stem's and then each stage's feature map as tokens in rows, (B, G², D)."""
+        visual = self.visual
+        features = pixels
+        for stage in (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            features = self.run_block(stage, features)
+            yield features.flatten(2).transpose(1, 2).contiguous()
+
+
 def build(architecture: Mapping[str, Any]) -> VisionTower:
-    """The ViT that ``embed_dim``, ``vision_cfg`` and ``quick_gelu`` describe."""
-    return OpenClipTower(architecture)
+    """The ViT or ResNet that ``embed_dim``, ``vision_cfg`` and ``quick_gelu`` describe."""
+    with without_wandb():
+        from open_clip.model import _build_vision_tower
+        from open_clip.modified_resnet import ModifiedResNet
+        from open_clip.transformer import VisionTransformer
+
+    vision = {**architecture["vision_cfg"], "patch_dropout": 0.0}
+    visual = _build_vision_tower(architecture["embed_dim"], vision, architecture.get("quick_gelu", False))
+    if isinstance(visual, VisionTransformer):
+        return OpenClipVit(visual)
+    if isinstance(visual, ModifiedResNet):
+        return OpenClipResNet(visual)
+    raise UserError(f"{OPEN_CLIP_CONFIG}: vision_cfg describes a {type(visual).__name__}, expected a ViT or ResNet")
 
 
 def load(reference: str, image_size: int | None) -> Encoder:
     """Read the image tower of an encoder directory.
 
     Raises:
-        UserError: config or weights are missing or do not fit; ``image_size`` differs from a ViT's own.
+        UserError: config or weights are missing or do not fit; ``image_size`` differs from the tower's own.
     """
     check_encoder(reference)
     directory = Path(reference)
