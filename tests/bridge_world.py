@@ -28,6 +28,7 @@ VIT = {
     "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
 }
 TRUNK = {**VIT, "vision_cfg": {"timm_model_name": "tiny_vit_5m_224", "timm_model_pretrained": False, "image_size": 64}}
+RESNET = {**VIT, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
 TEXTS = [f"The shape is {colour}. USER: What colour is it? ASSISTANT: {colour}" for colour in COLOURS] * 8
 
 

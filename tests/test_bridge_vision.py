@@ -52,6 +52,29 @@ def test_trunk_of_an_open_clip_directory_gives_its_last_feature_map(tmp_path: Pa
     assert (ours.config.class_token, ours.config.patch_size) == (False, 32)
 
 
+def test_states_of_a_resnet_are_its_stages_and_the_config_states_the_one_in_use(tmp_path: Path) -> None:
+    theirs = bridge_world.make_encoder(tmp_path / "encoder", bridge_world.RESNET).visual
+    ours = vision_model(load_encoder(str(tmp_path / "encoder")))
+    batch = pixels(2, 64)
+    with torch.no_grad():
+        maps = theirs.forward_intermediates(batch)["image_intermediates"]  # (B, D, G, G) each
+        states = ours(batch, output_hidden_states=True).hidden_states
+    assert [tuple(state.shape) for state in states] == [
+        (2, 256, 8),
+        (2, 256, 32),
+        (2, 64, 64),
+        (2, 16, 128),
+        (2, 4, 256),
+    ]
+    for state, features in zip(states, maps, strict=True):
+        assert torch.allclose(state, features.flatten(2).transpose(1, 2), atol=1e-5)
+    assert (ours.config.class_token, ours.config.hidden_size, ours.config.patch_size) == (False, 128, 16)
+    last = vision_model(load_encoder(str(tmp_path / "encoder")), layer=-1).config
+    assert (last.hidden_size, last.patch_size) == (256, 32)
+    with pytest.raises(UserError, match="feature_layer: this encoder has -5 to 4, got -6"):
+        vision_model(load_encoder(str(tmp_path / "encoder")), layer=-6)
+
+
 @pytest.mark.parametrize("spec", ["vit", TIMM])
 def test_permuting_the_batch_permutes_the_tokens(spec: str, bridge_encoder: Path) -> None:
     model = vision_model(load_encoder(str(bridge_encoder) if spec == "vit" else spec, None if spec == "vit" else 64))

@@ -36,7 +36,7 @@ def features(model: torch.nn.Module, images: torch.Tensor, tokens: torch.Tensor)
         return model.encode_image(images), model.encode_text(tokens)
 
 
-@pytest.mark.parametrize("architecture", ["clips-tiny", "clips-tinyvit"])
+@pytest.mark.parametrize("architecture", ["clips-tiny", "clips-rn-tiny", "clips-tinyvit"])
 def test_stock_open_clip_sees_the_same_encoder(tmp_path: Path, architecture: str):
     import open_clip
 

@@ -25,6 +25,12 @@ def trunked():
     return towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-tinyvit", image_size=64))).eval()
 
 
+@pytest.fixture(scope="module")
+def resnet():
+    torch.manual_seed(0)
+    return towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-rn-tiny"))).eval()
+
+
 def images(count, size=64):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -85,7 +91,17 @@ def test_timm_trunk(trunked):
     torch.testing.assert_close(tokens[1, 2], grid[1, :, 1, 0])  # row by row
 
 
-@pytest.mark.parametrize("model", ["tiny", "trunked"])
+def test_resnet(resnet):
+    features, tokens = towers.encode_image(resnet, images(3))
+    assert features.shape == (3, 128)
+    assert tokens.shape == (3, 4, 512)  # 64 pixels at stride 32
+    assert towers.token_widths(resnet) == (512, 128)
+    torch.testing.assert_close(features, resnet.encode_image(images(3)))
+    grid = resnet.visual.forward_intermediates(images(3), indices=1)["image_intermediates"][0]
+    torch.testing.assert_close(tokens[1, 2], grid[1, :, 1, 0])  # row by row
+
+
+@pytest.mark.parametrize("model", ["tiny", "trunked", "resnet"])
 def test_permuting_the_batch_permutes_the_output(model, request):
     model, order = request.getfixturevalue(model), torch.tensor([2, 0, 3, 1])
     text = ClipsTokenizer(model.context_length)(["a", "red car", "two dogs", "grass"])
@@ -115,7 +131,8 @@ def test_released_sizes(name, vision, text, embed):
 
 def test_every_shipped_architecture_has_a_config_that_open_clip_reads():
     names = towers.architectures()
-    assert {"clips-tiny", "clips-tinyvit", "clips-s-16", "clips-b-16", "clips-l-14", "clips-h-14"} <= set(names)
+    released = {"clips-s-16", "clips-b-16", "clips-l-14", "clips-h-14"}
+    assert {"clips-tiny", "clips-rn-tiny", "clips-tinyvit"} | released <= set(names)
     for name in names:
         cfg = towers.model_cfg(ModelConfig(architecture=name))
         assert towers.preprocess_cfg(cfg)["size"] == [cfg["vision_cfg"]["image_size"]] * 2

@@ -185,7 +185,7 @@ def test_word_questions_are_about_the_sign(world, scenes):
 
 
 def test_instructions_are_balanced_and_well_formed(world, scenes):
-    answers, existence, alone = Counter(), Counter(), 0
+    answers, existence, alone, choices = Counter(), Counter(), 0, 0
     for scene in scenes:
         turns = instruct_record(world, scene, "k", "shard-00000.tar/k.png", 7)["conversations"]
         asked, given = turns[0::2], turns[1::2]
@@ -198,34 +198,65 @@ def test_instructions_are_balanced_and_well_formed(world, scenes):
             alone += 1
             continue
         assert [turn["value"].endswith(SHORT_ANSWER) for turn in asked] == [True] + [False] * (len(asked) - 1)
+        choices += sum(_check_choice(question, answer, scene) for question, answer in zip(asked, given, strict=True))
         assert 1 <= len(asked) <= 7
         assert len({turn["value"] for turn in asked}) == len(asked)
         for question, answer in zip(asked, given, strict=True):
             answers[answer["value"]] += 1
-            if match := re.match(r"(?:<image>\n)?Is there an? (.+) in the image\?", question["value"]):
+            match = re.match(r"(?:<image>\n)?Is there an? (.+) in the image\?", question["value"])
+            if match and " or " not in match[1]:
                 assert answer["value"] == ("yes" if match[1] in {t.kind for t in scene.objects} else "no")
                 existence[answer["value"]] += 1
     assert 0.15 < alone / len(scenes) < 0.35
+    assert choices > len(scenes) / 2
     assert 0.4 < answers["yes"] / (answers["yes"] + answers["no"]) < 0.6
     assert 0.4 < existence["yes"] / existence.total() < 0.6
 
 
-def test_alignment_and_text(world, scenes):
-    long = captions_of(world, scenes[0]).synthetic_caption
-    record = align_record(scenes[0], long, "000000000", "shard-00000.tar/000000000.png")
-    assert record["image"] == "shard-00000.tar/000000000.png"
-    assert record["conversations"][0]["value"].startswith("<image>\n")
-    assert names_in(record["conversations"][1]["value"], world) == {thing.kind for thing in scenes[0].objects}
-    for scene in scenes[:20]:
-        said = text_record(world, scene, "000000000", 7)["conversations"]
-        words, _, asked = said[0]["value"].partition("\n")
-        kinds = {thing.kind for thing in scene.objects}
+def _check_choice(question: dict[str, str], answer: dict[str, str], scene) -> bool:
+    """Whether the question offers two things; then the one answered is there and the other is not."""
+    asked = question["value"].removesuffix(SHORT_ANSWER).rpartition("\n")[2]
+    match = re.fullmatch(r"(?:Is there )?(an? .+) or (an? .+?)(?: in the image)?\?", asked)
+    if match:
+        offered = {words.partition(" ")[2] for words in match.groups()}
+        assert offered & {thing.kind for thing in scene.objects} == {answer["value"]}, (asked, scene)
+    return bool(match)
+
+
+def test_alignment_asks_which_thing_is_there_and_ends_with_the_summary(world, scenes):
+    for scene in scenes[:50]:
+        long = captions_of(world, scene).synthetic_caption
+        record = align_record(world, scene, long, "000000000", "shard-00000.tar/000000000.png")
+        assert record["image"] == "shard-00000.tar/000000000.png"
+        turns = record["conversations"]
+        assert turns[0]["value"].startswith("<image>\n")
+        assert all(_check_choice(*pair, scene) for pair in zip(turns[:-2:2], turns[1:-2:2], strict=True))
+        assert names_in(turns[-1]["value"], world) == {thing.kind for thing in scene.objects}
+
+
+def test_text_tells_the_picture_in_words_and_answers_from_them(world, scenes):
+    families = Counter()
+    for scene in scenes:
+        long = captions_of(world, scene).synthetic_caption
+        turns = text_record(world, scene, long, "000000000", 7)["conversations"]
+        words, kinds = turns[0]["value"].partition("\n")[0], {thing.kind for thing in scene.objects}
         assert names_in(words, world) == kinds
-        if asked == ONE_SENTENCE:
-            assert names_in(said[1]["value"], world) == kinds
-        else:
-            answers = {turn["value"] for turn in said[1::2]}
-            assert answers <= {"yes", "no"}
+        turns[0]["value"] = turns[0]["value"].partition("\n")[2]
+        families[len(turns)] += 1
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            text, said = question["value"].removesuffix(SHORT_ANSWER), answer["value"]
+            if _check_choice(question, answer, scene):
+                families["choice"] += 1
+            elif match := re.fullmatch(r"an? (.+)\?|Is there an? (.+) in the image\?", text):
+                families["terse" if match[1] else "existence"] += 1
+                assert said == ("yes" if (match[1] or match[2]) in kinds else "no"), (text, scene)
+            elif said.endswith("."):
+                families["caption"] += 1
+                assert names_in(said, world) == kinds
+            else:
+                families["told"] += 1
+    assert set(families) == {8, 14, "choice", "terse", "existence", "caption", "told"}
+    assert min(families.values()) > 50
 
 
 def test_articles_and_lists():

@@ -31,7 +31,8 @@ _DESCRIBE = (
     ONE_SENTENCE,
 )
 _EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would give away that it is there
-_SHARES = {"existence": 45, "choice": 15, "pair": 15, "open": 25}
+_SHARES = {"existence": 40, "choice": 25, "pair": 12, "open": 23}
+_ALIGN_CHOICES = 3
 _CAPTION = 200  # per mille of conversations about a picture
 # Per mille, of conversations without pictures: those that begin with a caption. Of their other questions: those that
 # offer two things; of the rest, those about something else than what is there; of those about that, those in two
@@ -40,10 +41,16 @@ _CAPTION = 200  # per mille of conversations about a picture
 _TEXT_CAPTION, _CHOICE, _TOLD, _TERSE = 300, 400, 100, 550
 
 
-def align_record(scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
-    """One entry of ``llava_align.json``: a request to describe, answered by the first sentence of the long caption."""
+def align_record(world: World, scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
+    """One entry of ``llava_align.json``: which of two things is there, a few times, then the long caption's summary.
+
+    The questions make the projector put pictures into words that a frozen LLM can look up, which a caption alone
+    hardly asks for.
+    """
     dice = Dice("align", scene.seed, scene.split, scene.index)
-    return _record(key, image, _conversation("<image>", [_description(long_caption, dice)]))
+    described = describe(world, scene)
+    questions = [_choice(described, described.groups, dice)[1] for _ in range(_ALIGN_CHOICES)]
+    return _record(key, image, _conversation("<image>", [*questions, _description(long_caption, dice)]))
 
 
 def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
                 _add(tar, image, encoded(world, scene, config.image_size, config.format))
                 _add(tar, f"{key}.json", _sidecar(scene, captions))
                 long = captions.synthetic_caption
-                records["align"].append(align_record(scene, long, key, f"{shard}/{image}"))
+                records["align"].append(align_record(world, scene, long, key, f"{shard}/{image}"))
                 records["instruct"].append(instruct_record(world, scene, key, f"{shard}/{image}", turns))
                 records["text"].append(text_record(world, scene, long, key, turns))
     for name, entries in records.items():
