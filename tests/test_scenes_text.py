@@ -230,6 +230,7 @@ def test_alignment_asks_which_thing_is_there_and_ends_with_the_summary(world, sc
         assert record["image"] == "shard-00000.tar/000000000.png"
         turns = record["conversations"]
         assert turns[0]["value"].startswith("<image>\n")
+        assert len(turns) == 8
         assert all(_check_choice(*pair, scene) for pair in zip(turns[:-2:2], turns[1:-2:2], strict=True))
         assert names_in(turns[-1]["value"], world) == {thing.kind for thing in scene.objects}
 

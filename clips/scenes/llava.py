@@ -36,16 +36,15 @@ _ALIGN_CHOICES = 3
 _CAPTION = 200  # per mille of conversations about a picture
 # Per mille, of conversations without pictures: those that begin with a caption. Of their other questions: those that
 # offer two things; of the rest, those about something else than what is there; of those about that, those in two
-# words. A small LLM learns to look things up at all by the first kind, because the answer is a word of the text and
-# not a mere yes; without it, it learns nothing for as long as the whole stage now takes.
+# words. The answer to the first kind is a word of the text and not a mere yes, which a small LLM learns to look up
+# sooner: yes or no came out right at 0.87 and 0.89 after 800 steps (two seeds), without them at 0.69 after 1000.
 _TEXT_CAPTION, _CHOICE, _TOLD, _TERSE = 300, 400, 100, 550
 
 
 def align_record(world: World, scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
     """One entry of ``llava_align.json``: which of two things is there, a few times, then the long caption's summary.
 
-    The questions make the projector put pictures into words that a frozen LLM can look up, which a caption alone
-    hardly asks for.
+    The questions ask the projector for words that the frozen LLM can look up.
     """
     dice = Dice("align", scene.seed, scene.split, scene.index)
     described = describe(world, scene)
@@ -69,8 +68,8 @@ def text_record(world: World, scene: Scene, long_caption: str, key: str, turns: 
     """One entry of ``llava_text.json``, for an LLM alone: talk about a picture that is told in a few words.
 
     An LLM that has learnt to look things up in words, and to describe what they tell, only needs a projector that
-    puts pictures into words. Small ones learn it from the shortest questions ("a dog?") many times sooner than from
-    whole sentences, so both are asked. Questions may come again, because to give the same answer again is the first
+    puts pictures into words. Small ones learn it sooner from short questions ("a dog?") than from whole sentences, so
+    both are asked. Questions may come again, because to give the same answer again is the first
     step of looking up.
     """
     dice = Dice("text", scene.seed, scene.split, scene.index)
@@ -108,7 +107,10 @@ def _conversation(picture: str, questions: Sequence[Question]) -> list[tuple[str
 
 
 def instruct_questions(described: Described, count: int, dice: Dice) -> list[Question]:
-    """Short questions, none asked twice and none about a thing whose presence was asked; yes is as likely as no."""
+    """Short questions, none asked twice; yes is as likely as no.
+
+    POPE's questions and choices are true of a thing once at most, so that one does not answer the other.
+    """
     facts, openly = pairs(described, dice), open_questions(described, dice)
     present = dice.shuffled(described.groups)
     chosen = word_questions(described)[:1] if dice.chance(700) else []

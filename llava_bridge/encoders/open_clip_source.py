@@ -43,7 +43,7 @@ class OpenClipVit(VisionTower):
 
 
 class OpenClipResNet(VisionTower):
-    """CLIP's ResNet. Hidden state i is the feature map of stage i (0 is the stem's), each half as wide as the last."""
+    """CLIP's ResNet. Hidden state i is the feature map of stage i, 0 the stem's; from stage 2 on the grid halves."""
 
     class_token = False
     default_layer = -2
