@@ -101,10 +101,26 @@ def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):
 def test_differences_are_corrected_for_their_number(tmp_path):
     put_results(tmp_path)
     report = build_report(tmp_path, baseline="clip")
-    assert report.table.comparisons == 2 * 4
+    assert report.table.comparisons == 3 * 4  # each row with the baseline, and the best with the worst
     compared = [cell.delta for cell in report.table.cells.values() if cell.delta]
     smallest = 2 / 2001
     assert all(delta.p_value >= smallest * 1.9 for delta in compared)  # a single test would give 2 / 2001
+
+
+def test_a_best_mark_and_the_difference_to_the_baseline_never_contradict_each_other(tmp_path):
+    """Differences near the edge of what can be shown, many at once."""
+    for gained in range(4, 28, 2):
+        name = f"bench{gained}"
+        base = items_table(0.5, benchmark=name, seed=1)
+        better = base.copy()
+        better.loc[base.index[base["hit"] == 0][:gained], ["hit", "score"]] = 1.0
+        better.loc[base.index[base["hit"] == 1][:3], ["hit", "score"]] = 0.0
+        put_result(tmp_path, "base", name, base)
+        put_result(tmp_path, "better", name, better)
+    report = build_report(tmp_path, baseline="base")
+    cells = [cell for cell in report.table.cells.values() if cell.row == "better"]
+    assert {cell.mark for cell in cells} == {"best", ""}
+    assert all((cell.mark == "best") == cell.delta.significant for cell in cells)
 
 
 def test_without_items_intervals_decide(tmp_path):

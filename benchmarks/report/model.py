@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report.answer import answer, sentences
+from benchmarks.report.build import build_table
 from benchmarks.report.remarks import remarks
 from benchmarks.report.source import ReportSource, read_source
-from benchmarks.report.table import Table, build_table
+from benchmarks.report.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)

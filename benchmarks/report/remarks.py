@@ -32,8 +32,8 @@ def _about_marks(table: Table) -> list[str]:
         lines.append("Tied (open mark): at the top of the column, but no test tells these rows from each other.")
     if table.comparisons:
         lines.append(
-            f"Differences to the baseline: paired bootstrap over pictures, p-values Holm-corrected over all "
-            f"{table.comparisons} differences; ▲ and ▼ were shown (p < {SIGNIFICANCE}), ≈ was not."
+            f"Marks and differences to the baseline rest on paired bootstraps over pictures, the p-values of all "
+            f"{table.comparisons} Holm-corrected together; ▲ and ▼ were shown (p < {SIGNIFICANCE}), ≈ was not."
         )
     return lines
 

@@ -1,0 +1,75 @@
+"""Results become the table: its columns, its plain cells, and the comparisons between them."""
+
+from __future__ import annotations
+
+from benchmarks.protocol import INPUT, differences, fingerprint
+from benchmarks.report.comparing import with_comparisons
+from benchmarks.report.source import Gap, ReportSource
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results import Metric, Result
+
+
+def build_table(source: ReportSource, *, primary_only: bool = True) -> Table:
+    """Make the table of a source's primary metrics, or of all its metrics (then without differences and marks)."""
+    columns = [column for name in source.benchmarks for column in _columns(source, name, primary_only)]
+    cells: dict[tuple[str, str, str], Cell] = {}
+    for column in columns:
+        for cell in _plain_cells(source, column):
+            cells[cell.row, column.benchmark, column.metric] = cell
+    table = Table(rows=source.rows, columns=tuple(columns), cells=cells, comparisons=0)
+    return with_comparisons(table, source) if primary_only else table
+
+
+def _columns(source: ReportSource, benchmark: str, primary_only: bool) -> list[Column]:
+    found: dict[str, list[Metric]] = {}
+    for result in source.results(benchmark).values():
+        for name in result.primary if primary_only else result.metrics:
+            if name in result.metrics:
+                found.setdefault(name, []).append(result.metrics[name])
+    if not found and primary_only:
+        return [Column(benchmark=benchmark, metric="", label=benchmark, scale=1.0, higher_is_better=None)]
+    return [
+        Column(
+            benchmark=benchmark,
+            metric=name,
+            label=metrics[0].label,
+            scale=metrics[0].scale,
+            higher_is_better=metrics[0].higher_is_better,
+            largest=max(abs(metric.value * metric.scale) for metric in metrics),
+        )
+        for name, metrics in found.items()
+    ]
+
+
+def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
+    groups: dict[str, int] = {}
+    main: Result | None = None
+    cells = []
+    for row in source.rows:
+        outcome = source.outcomes[row.name, column.benchmark]
+        if isinstance(outcome, Gap):
+            cells.append(Cell(row=row.name, column=column, gap=outcome))
+            continue
+        metric = outcome.metrics.get(column.metric)
+        if metric is None:
+            reason = outcome.absent.get(column.metric, "this metric was not computed for this row")
+            cells.append(Cell(row=row.name, column=column, gap=Gap(kind="not applicable", reason=reason)))
+            continue
+        main = main or outcome
+        group = groups.setdefault(fingerprint(outcome.protocol, across=(INPUT,)), len(groups))
+        unlike = tuple(differences(main.protocol, outcome.protocol)) if group else ()
+        cells.append(_number(row.name, column, metric, group, unlike))
+    return cells
+
+
+def _number(row: str, column: Column, metric: Metric, group: int, unlike: tuple[str, ...]) -> Cell:
+    return Cell(
+        row=row,
+        column=column,
+        value=metric.value * metric.scale,
+        low=None if metric.low is None else metric.low * metric.scale,
+        high=None if metric.high is None else metric.high * metric.scale,
+        n=metric.n,
+        group=group,
+        unlike=unlike,
+    )
