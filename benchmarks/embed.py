@@ -130,7 +130,8 @@ def _ahead(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], count: int, 
 def _place(encoder: DualEncoder, pixels: torch.Tensor) -> torch.Tensor:
     import torch
 
-    return pixels.to(device=encoder.device, dtype=getattr(torch, encoder.precision))
+    dtype = getattr(torch, encoder.precision)
+    return pixels.to(device=encoder.device, dtype=dtype, memory_format=torch.channels_last)  # faster for convolutions
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -227,9 +227,13 @@ def run_steps(run: Run) -> dict[str, Any]:
 
 
 def to_device(batch: dict[str, torch.Tensor], run: Run) -> dict[str, torch.Tensor]:
-    """The batch where the model is, its pictures normalised: "image" uint8 becomes float."""
+    """The batch where the model is, its pictures normalised: "image" uint8 becomes float, its channels last in memory.
+
+    Convolutions take the layout of their input, and train 1.1 to 1.7 times as fast with this one; ViTs do not mind.
+    """
     batch = {name: value.to(run.accelerator.device, non_blocking=True) for name, value in batch.items()}
-    return {**batch, "image": (batch["image"].float() / 255 - run.mean) / run.std}
+    pixels = batch["image"].contiguous(memory_format=torch.channels_last).float()
+    return {**batch, "image": (pixels / 255 - run.mean) / run.std}
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
