@@ -229,6 +229,19 @@ def test_names_are_unambiguous():
     assert max(first.values()) <= 15
 
 
+def test_large_signs_carry_the_chosen_words_and_fit_the_picture():
+    for words in (12, 40):  # some of the forty are too long to be as high as the others
+        world = World(max_objects=2, signs=1000, sign_size="large", sign_words=words)
+        signs = [scene.sign for scene in (world.scene("train", index) for index in range(900)) if scene.sign]
+        assert len(signs) > 100
+        assert {sign.word for sign in signs} == set(world.words)
+        assert len(world.words) == words
+        for left, top, width, height in (sign.box for sign in signs):
+            assert min(left, top) >= 0
+            assert max(left + width, top + height) <= SIDE
+            assert height >= 224
+
+
 def test_dice_are_even_and_repeatable():
     dice = Dice("x", 1)
     assert [Dice("x", 1).below(10**9) for _ in range(2)] == [dice.below(10**9)] * 2
@@ -247,6 +260,7 @@ def test_dice_are_even_and_repeatable():
         ({"kinds": 7}, "kinds: expected 8 to 466, got 7"),
         ({"max_objects": 6}, "max_objects: expected 1 to 5, got 6"),
         ({"signs": 1001}, "signs: expected"),
+        ({"sign_words": 1}, "sign_words: expected 2 to 40, got 1"),
         ({"hand": "twemojis"}, "did you mean 'twemoji'"),
     ],
 )

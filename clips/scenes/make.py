@@ -26,7 +26,8 @@ from clips.scenes.hub import BenchmarkSizes, Picture, write_hub
 from clips.scenes.llava import align_record, instruct_record, text_record
 from clips.scenes.phrases import describe
 from clips.scenes.render import render
-from clips.scenes.world import Scene, Split, World
+from clips.scenes.words import SIGN_WORDS
+from clips.scenes.world import Scene, SignSize, Split, World
 
 _ENCODING: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 3},
@@ -45,7 +46,9 @@ class ScenesConfig:
         size: how many scenes.
         kinds: how many kinds of things there are, 8 or more.
         max_objects: most things in one scene, 1 to 5.
-        signs: share of the scenes with a written word, 0 to 1.
+        signs: share of the scenes with a written word, 0 to 1; fewer where there is no room for a sign.
+        sign_size: small, or large: legible in pictures of 64 pixels.
+        sign_words: how many different words the signs carry, 2 or more.
         image_size: side of the square pictures in pixels.
         seed: another seed gives another world of scenes.
         hand: who drew the things.
@@ -61,6 +64,8 @@ class ScenesConfig:
     kinds: int = 60
     max_objects: int = 5
     signs: float = 0.15
+    sign_size: SignSize = "small"
+    sign_words: int = len(SIGN_WORDS)
     image_size: int = 64
     seed: int = 0
     hand: Literal["twemoji"] = "twemoji"
@@ -94,6 +99,8 @@ class ScenesConfig:
             kinds=self.kinds,
             max_objects=self.max_objects,
             signs=round(1000 * self.signs),
+            sign_size=self.sign_size,
+            sign_words=self.sign_words,
             seed=self.seed,
             hand=self.hand,
         )

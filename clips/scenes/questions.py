@@ -14,7 +14,6 @@ from clips.scenes.colours import PAINTS
 from clips.scenes.dice import Dice
 from clips.scenes.phrases import NUMBERS, OPPOSITE, RELATIONS, Described, Group, a, group_relation
 from clips.scenes.sprites import Kind
-from clips.scenes.words import SIGN_WORDS
 from clips.scenes.world import MOST_OBJECTS, centre
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -158,7 +157,7 @@ def _background(described: Described, dice: Dice) -> Iterator[Pair]:
 def _sign(described: Described, dice: Dice) -> Iterator[Pair]:
     if described.scene.sign:
         word = described.scene.sign.word
-        wrong = dice.choice([other for other in SIGN_WORDS if other != word])
+        wrong = dice.choice([other for other in described.world.words if other != word])
         text = 'Is the word on the sign "{}"?'
         yield Pair(category="OCR", yes=text.format(word.lower()), no=text.format(wrong.lower()))
 

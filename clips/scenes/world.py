@@ -24,11 +24,12 @@ MOST_OBJECTS = 5
 _HOW_MANY = (20, 32, 26, 13, 9)
 _REPEATED = 150
 _SIZES = {"small": (304, 336), "large": (448, 480, 512)}
-_SIGN_HEIGHT = 224
+_SIGN_HEIGHTS = {"small": 224, "large": 320}
 _CONTRAST = 75
 _TRIES = 30
 
 Split = Literal["train", "test"]
+SignSize = Literal["small", "large"]
 Box = tuple[int, int, int, int]
 
 
@@ -123,7 +124,9 @@ class World:
     Args:
         kinds: how many kinds of things there are, at least 8.
         max_objects: most things in a scene, 1 to 5.
-        signs: share of scenes that have a sign with a word, in per mille.
+        signs: share of scenes that have a sign with a word, in per mille; fewer where there is no room for it.
+        sign_size: "small", or "large": legible in pictures of 64 pixels.
+        sign_words: how many words there are for signs, at least 2.
         seed: which of the worlds.
         hand: who drew the things.
     """
@@ -131,6 +134,8 @@ class World:
     kinds: int = 60
     max_objects: int = MOST_OBJECTS
     signs: int = 150
+    sign_size: SignSize = "small"
+    sign_words: int = len(SIGN_WORDS)
     seed: int = 0
     hand: str = "twemoji"
 
@@ -147,11 +152,18 @@ class World:
             raise UserError(f"max_objects: expected 1 to {MOST_OBJECTS}, got {self.max_objects}")
         if not 0 <= self.signs <= 1000:
             raise UserError(f"signs: expected 0 to 1000 per mille, got {self.signs}")
+        if not 2 <= self.sign_words <= len(SIGN_WORDS):
+            raise UserError(f"sign_words: expected 2 to {len(SIGN_WORDS)}, got {self.sign_words}")
 
     @property
     def sprites(self) -> Sprites:
         """The pictures of the things."""
         return Sprites.load(self.hand)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that signs carry."""
+        return SIGN_WORDS[: self.sign_words]
 
     @property
     def inhabitants(self) -> tuple[Kind, ...]:
@@ -189,8 +201,18 @@ class World:
             )
             for (kind, paint, size), box in zip(things, boxes or [], strict=True)
         )
-        sign = _hang_sign([thing.box for thing in objects], dice) if dice.chance(self.signs) else None
+        sign = self._hang_sign([thing.box for thing in objects], dice) if dice.chance(self.signs) else None
         return Scene(seed=self.seed, split=split, index=index, background=background.name, objects=objects, sign=sign)
+
+    def _hang_sign(self, taken: list[Box], dice: Dice) -> Sign | None:
+        """A sign where there is room for it; None where there is none."""
+        word = dice.choice(self.words)
+        width, height = _sign_sides(word, _SIGN_HEIGHTS[self.sign_size])
+        for _ in range(_TRIES):
+            box = (dice.between(8, SIDE - width - 8), dice.between(8, SIDE - height - 8), width, height)
+            if all(_apart(box, other) for other in taken):
+                return Sign(word=word, box=box)
+        return None
 
     def _choose_kinds(self, split: Split, count: int, dice: Dice) -> list[Kind]:
         """``count`` kinds; one of them may be repeated."""
@@ -285,12 +307,8 @@ def _apart(first: Box, second: Box) -> bool:
     return 16 * abs(x1 - x2) > 7 * wide or 16 * abs(y1 - y2) > 7 * high
 
 
-def _hang_sign(taken: list[Box], dice: Dice) -> Sign | None:
-    """A sign where there is room for it; None where there is none."""
-    word = dice.choice(SIGN_WORDS)
-    width = 136 * len(word) + 40
-    for _ in range(_TRIES):
-        box = (dice.between(8, SIDE - width - 8), dice.between(8, SIDE - _SIGN_HEIGHT - 8), width, _SIGN_HEIGHT)
-        if all(_apart(box, other) for other in taken):
-            return Sign(word=word, box=box)
-    return None
+def _sign_sides(word: str, height: int) -> tuple[int, int]:
+    """Width and height of a sign; a long word makes a large one less high."""
+    width = (136 * len(word) + 40) * height // 224
+    most = SIDE - 16
+    return (width, height) if width <= most else (most, height * most // width)
