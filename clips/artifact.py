@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -27,29 +28,74 @@ from clips.errors import UserError
 MANIFEST = "manifest.json"
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
 RECORDS = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _LIBRARIES = ("torch", "transformers", "deepspeed", "open_clip_torch", "timm", "lmms-eval", "datasets", "peft")
 
 
 @contextlib.contextmanager
-def artifact_directory(path: str | Path) -> Iterator[Path]:
-    """A fresh directory beside ``path`` that replaces it when the block ends well, and vanishes when it fails."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{path}: a file is in the way; expected a directory to write")
-    try:
+def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator[Path]:
+    """A fresh directory beside ``path`` that takes its place when the block ends well, and vanishes when it fails.
+
+    Args:
+        path: the directory to write; only an earlier artifact is replaced.
+        kind: what that may be, so that anything else is refused before the work; by default, what is written now.
+    """
+    with writing(path):
+        check_replaceable(path, kind)
+        target = Path(path).resolve()
+        partial, replaced = (target.with_name(f".{target.name}.{end}") for end in ("partial", "replaced"))
+        _settle(target, replaced)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise UserError(f"{path}: cannot write a directory here ({error.strerror})") from None
     try:
         yield partial
-        if target.is_dir():
-            shutil.rmtree(target)
-        partial.replace(target)
+        with writing(path):
+            check_replaceable(path, kind or _kind(partial))
+            if target.is_dir():
+                target.replace(replaced)
+            partial.replace(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        _settle(target, replaced)
+
+
+def _settle(target: Path, replaced: Path) -> None:
+    """End a replacement: what was set aside goes, or comes back where nothing took its place."""
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.is_dir():
+        replaced.replace(target)
+
+
+def check_replaceable(path: str | Path, kind: str | None = None) -> None:
+    """Refuse a place where an artifact would destroy anything but an earlier one.
+
+    Args:
+        path: where the artifact is to be.
+        kind: what an earlier artifact must be, any kind if not given.
+
+    Raises:
+        UserError: the current directory or one above it, a file, or a directory that holds something else.
+    """
+    target = Path(path).resolve()
+    if target in {Path.cwd(), *Path.cwd().parents} or target.is_mount():
+        raise UserError(f"'{path}': expected a directory to write, not the current one, one above it or a mount point")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{path}: a file is in the way; expected a directory to write")
+    if target.is_dir() and any(target.iterdir()) and (_kind(target) is None or kind not in (None, _kind(target))):
+        what = f"of kind '{kind}'" if kind else "with a manifest of this suite"
+        raise UserError(f"{path}: not empty, and not an artifact {what}; choose another directory or remove it")
+
+
+def _kind(directory: Path) -> str | None:
+    """What the manifest in ``directory`` says that it is; None where there is none of ours."""
+    try:
+        manifest = read_manifest(directory)
+    except UserError:
+        return None
+    return manifest.get("kind") if "hash" in manifest else None
 
 
 @contextlib.contextmanager
@@ -58,21 +104,37 @@ def added_files(directory: str | Path) -> Iterator[Path]:
     target = Path(directory)
     with artifact_directory(target / ".added") as partial:
         yield partial
-    for path in sorted((target / ".added").iterdir(), key=lambda path: path.name == MANIFEST):
-        path.replace(target / path.name)
-    (target / ".added").rmdir()
+    with writing(directory):
+        for path in sorted((target / ".added").iterdir(), key=lambda path: path.name == MANIFEST):
+            path.replace(target / path.name)
+        (target / ".added").rmdir()
 
 
 def write_file(path: str | Path, text: str) -> None:
     """Write ``text`` so that a crash leaves either the old file or the new one, never a part."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with writing(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Tell the user in one line why the system does not let this block write at ``path``.
+
+    A full disk passes: the command itself tells of that, whoever meets it.
+    """
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise
+        raise UserError(f"{path}: cannot write here ({error.strerror or error})") from None
 
 
 def write_manifest(
@@ -96,6 +158,7 @@ def write_manifest(
         parents: artifacts that this one was made from: name → directory. Their hashes are recorded.
         details: anything else worth keeping, for instance ``samples_seen`` or ``seconds``.
     """
+    files = _describe_files(directory, known={})
     manifest = {
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -106,7 +169,8 @@ def write_manifest(
         **plain(details),
         "versions": versions(),
         "git": git_state(),
-        "hash": directory_hash(directory, recorded=False),
+        "hash": _digest(files),
+        "files": files,
     }
     write_file(directory / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
@@ -125,7 +189,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the directory was not written by this suite, or not completely") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(manifest, dict):
         raise UserError(f"{path}: expected an object")
@@ -137,29 +201,42 @@ def directory_hash(directory: str | Path, *, recorded: bool = True) -> str:
 
     Args:
         directory: any directory; a single file is hashed alone.
-        recorded: take the hash that the manifest records, if there is a manifest, instead of reading all files.
+        recorded: read only the files whose size or time of change is not the one that the manifest records.
     """
     root = Path(directory)
     if not root.exists():
         raise UserError(f"{directory}: no such file or directory")
-    if recorded and (root / MANIFEST).is_file():
-        known = read_manifest(root).get("hash")
-        if known:
-            return str(known)
-    digest = hashlib.sha256()
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    for path in files:
+    known = read_manifest(root).get("files") if recorded and (root / MANIFEST).is_file() else None
+    return _digest(_describe_files(root, known=known if isinstance(known, dict) else {}))
+
+
+def _digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    return hashlib.sha256("".join(f"{name}\0{file['hash']}\0" for name, file in files.items()).encode()).hexdigest()
+
+
+def _describe_files(root: Path, *, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Size, time of change and hash of each file by its name; a hash is ``known`` where size and time are the same."""
+    described = {}
+    for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
         name = path.relative_to(root).as_posix() if path != root else path.name
         if name in RECORDS or any(part.startswith(".") for part in Path(name).parts):
             continue
-        digest.update(f"{name}\0{file_hash(path)}\0".encode())
-    return digest.hexdigest()
+        status, before = path.stat(), known.get(name)
+        stamp: dict[str, Any] = {"size": status.st_size, "modified_ns": status.st_mtime_ns}
+        if isinstance(before, dict) and stamp.items() <= before.items() and "hash" in before:
+            described[name] = stamp | {"hash": before["hash"]}
+        else:
+            described[name] = stamp | {"hash": file_hash(path)}
+    return described
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of one file's content."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of one file's content; UserError where it cannot be read."""
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 @functools.cache

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 import yaml
 
-from clips.artifact import MANIFEST, artifact_directory, write_file
+from clips.artifact import MANIFEST, artifact_directory, read_manifest, write_file, writing
 from clips.commandline import plain, to_yaml
-from clips.errors import UserError
+from clips.errors import UserError, reason_of
 
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"
 _WEIGHTS, _OPTIMIZER, _LOOP = "model.safetensors", "optimizer.safetensors", "loop.json"
+
+_BEGUN = {CONFIG, "metrics.jsonl"}  # what a run has written before its first checkpoint
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = {"output", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers", "data.cache_images"}
@@ -38,48 +40,68 @@ class LoopState:
         samples_seen: samples trained on, over all processes.
         seconds: time spent in training, interruptions left out.
         bad: unusable samples met so far: name → reason.
+        inputs: what the run reads, each with its hash.
     """
 
     step: int = 0
     samples_seen: int = 0
     seconds: float = 0.0
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def is_finished(output: str | Path, config: Any) -> bool:
+def is_finished(output: str | Path, config: Any, inputs: Mapping[str, str]) -> bool:
     """Whether the run that ``config`` describes is already finished in ``output``.
 
+    Args:
+        output: the run's directory, there or not.
+        config: the run's config.
+        inputs: what the run reads, each with its hash.
+
     Raises:
-        UserError: the directory holds something else, or the work of another config.
+        UserError: the directory holds something else, or the work of another config or from other inputs.
     """
     directory = Path(output)
-    finished = (directory / MANIFEST).is_file()
-    if (directory / CONFIG).is_file():
-        if finished or checkpoints(directory):
-            _refuse_other_config(directory, config)
-        return finished
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{output}: exists and is not a training run; choose another output or remove it")
-    return False
+    with writing(output):
+        if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+            return False
+    if not directory.is_dir() or not _is_run(directory, config):
+        raise UserError(f"{directory}: exists and is not a training run; choose another output or remove it")
+    finished, kept = (directory / MANIFEST).is_file(), checkpoints(directory)
+    if finished or kept:
+        _refuse_other_config(directory, config)
+        _refuse_other_inputs(directory, _inputs_of(directory) if finished else read_loop(kept[-1]).inputs, inputs)
+    return finished
+
+
+def _is_run(directory: Path, config: Any) -> bool:
+    """Whether training wrote ``directory``: it is finished, or has a checkpoint, or was stopped before its first."""
+    if not (directory / CONFIG).is_file():
+        return False
+    if (directory / MANIFEST).is_file():
+        return read_manifest(directory).get("kind") == "encoder"
+    others = [path.name for path in directory.iterdir() if path.name not in _BEGUN and path.name[0] != "."]
+    whole = plain(config).keys() <= read_run_config(directory).keys()  # one written by hand leaves defaults out
+    return bool(checkpoints(directory)) or (whole and not others)
 
 
 def record_run(output: str | Path, config: Any) -> None:
     """Create a run's directory with its config; UserError where that cannot be."""
-    try:
-        write_file(Path(output) / CONFIG, to_yaml(config))
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise UserError(f"{output}: cannot write here ({error.strerror})") from None
+    write_file(Path(output) / CONFIG, to_yaml(config))
 
 
 def read_run_config(directory: str | Path) -> dict[str, Any]:
     """The config of the run or checkpoint in ``directory`` as plain data; UserError where there is none."""
     path = Path(directory) / CONFIG
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected the output of `clips train` or one of its checkpoints") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, OSError):
         raise UserError(f"{path}: not valid YAML") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected the config of a training run, a mapping of field names to values")
+    return config
 
 
 def _refuse_other_config(directory: Path, config: Any) -> None:
@@ -94,6 +116,20 @@ def _refuse_other_config(directory: Path, config: Any) -> None:
             f"{directory}: holds a run of another config: {name} is {there.get(name)!r} there and {here.get(name)!r} "
             f"now{more}; choose another output or remove the directory"
         )
+
+
+def _inputs_of(directory: Path) -> dict[str, str]:
+    """What a finished run read, each with its hash."""
+    return {name: parent.get("hash") for name, parent in read_manifest(directory).get("parents", {}).items()}
+
+
+def _refuse_other_inputs(directory: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    for name, content in here.items():
+        if there.get(name, content) != content:
+            raise UserError(
+                f"{directory}: holds a run that read other content from {name} than it has now; "
+                "choose another output or remove the directory"
+            )
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -128,8 +164,13 @@ def checkpoints(output: str | Path) -> list[Path]:
 
 
 def read_loop(checkpoint: Path) -> LoopState:
-    """Where the run stood at ``checkpoint``."""
-    return LoopState(**json.loads((checkpoint / _LOOP).read_text(encoding="utf-8")))
+    """Where the run stood at ``checkpoint``; UserError where its record is broken."""
+    path = checkpoint / _LOOP
+    try:
+        loop = LoopState(**json.loads(path.read_text(encoding="utf-8")))
+        return dataclasses.replace(loop, step=int(loop.step), bad=dict(loop.bad), inputs=dict(loop.inputs))
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -169,8 +210,9 @@ def _loading(path: Path) -> Iterator[dict[str, torch.Tensor]]:
     try:
         yield load_file(path)
     except Exception as error:  # safetensors raises its own errors, load_state_dict whatever does not fit
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be loaded ({reason}); remove this checkpoint to go on without it") from None
+        raise UserError(
+            f"{path}: cannot be loaded ({reason_of(error)}); remove this checkpoint to go on without it"
+        ) from None
 
 
 def remove_checkpoints(output: str | Path) -> None:

@@ -17,16 +17,20 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clips.complaints import field_types, one_line
+from clips.complaints import one_line
+from clips.configfile import check_config_files
 from clips.errors import UserError
+from clips.helptext import add_help, item_help, summary
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # the deepspeed launcher adds it; the environment says the same
+_HELP = {"-h", "--help", "help"}
+_ALONE = ("--help", "--print_config")  # flags without a value
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
 
@@ -71,9 +75,13 @@ def run_commands(program: str, about: str, commands: Mapping[str, Command], argv
 
 
 def _dispatch(program: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+    if not arguments or arguments[0] in _HELP:
         print(_overview(program, about, commands))
         return 0 if arguments else EXIT_USER_ERROR
+    family = _family(commands, arguments[0])
+    if family and arguments[1:] and arguments[1] in _HELP:
+        print(_overview(program, about, family))
+        return 0
     name = _command_name(commands, arguments)
     command = commands[name]
     rest = arguments[len(name.split()) :]
@@ -89,12 +97,16 @@ def _command_name(commands: Mapping[str, Command], arguments: Sequence[str]) -> 
         name = " ".join(arguments[:words])
         if name in commands:
             return name
-    family = [name for name in commands if name.split()[0] == arguments[0]]
-    if family:
+    if family := _family(commands, arguments[0]):
         raise UserError(f"'{arguments[0]}' needs one of: {', '.join(name.split()[1] for name in family)}")
     near = difflib.get_close_matches(arguments[0], commands, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise UserError(f"unknown command '{arguments[0]}'{hint} (known: {', '.join(commands)})")
+
+
+def _family(commands: Mapping[str, Command], word: str) -> dict[str, Command]:
+    """The commands of two words of which ``word`` is the first."""
+    return {name: command for name, command in commands.items() if name.split()[0] == word != name}
 
 
 def _overview(program: str, about: str, commands: Mapping[str, Command]) -> str:
@@ -121,6 +133,10 @@ def parse_config(
     """
     import jsonargparse
 
+    if (told := item_help(config_class, arguments)) is not None:
+        print(told)
+        return None
+    check_config_files(arguments, prog)
     parser = _parser(config_class, prog, positional)
     try:
         with warnings.catch_warnings():
@@ -142,59 +158,28 @@ def _parser(config_class: type, prog: str, positional: Sequence[str]) -> Any:
     parser = jsonargparse.ArgumentParser(
         prog=prog,
         usage=f"{prog}{words} [--config FILE] [--FIELD VALUE ...]",
-        description=_summary(config_class),
+        description=summary(config_class),
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file of these fields; flags after it override it")
     parser.add_class_arguments(config_class, None)
-    _add_help(parser, config_class)
+    add_help(parser, config_class)
     return parser
 
 
-def _add_help(parser: Any, config_class: type) -> None:
-    """Put what the docstrings say of each field, and of each nested config, into ``--help``."""
-    texts = dict(_field_help(config_class))
-    for action in parser._actions:
-        if action.dest in texts:
-            action.help = texts[action.dest]
-    titles = {str(kind): kind for kind in _config_classes(config_class)}
-    for group in parser._action_groups:
-        if group.title in titles:
-            group.title = _summary(titles[group.title]).rstrip(".")
-
-
-def _config_classes(config_class: type) -> Iterator[type]:
-    yield config_class
-    for _, kind in field_types(config_class):
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield kind
-
-
-def _summary(config_class: type) -> str:
-    """The first paragraph of a docstring, on one line."""
-    return " ".join((inspect.getdoc(config_class) or "").split("\n\n")[0].split())
-
-
-def _field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    described = inspect.getdoc(config_class) or ""
-    _, _, arguments = described.partition("Args:\n")
-    found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
-    yield from ((prefix + match[1], " ".join(match[2].split())) for match in found)
-    for name, kind in typing.get_type_hints(config_class).items():
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from _field_help(kind, f"{prefix}{name}.")
-
-
 def _name_positionals(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
-    """``[DIR, --x, 1]`` becomes ``[--dir, DIR, --x, 1]`` for ``positional == ("dir",)``."""
+    """``[DIR, --x, 1]`` becomes ``[--dir, DIR, --x, 1]`` for ``positional == ("dir",)``; flags may stand before too."""
     named: list[str] = []
-    rest = list(arguments)
-    for name in positional:
-        if not rest or rest[0].startswith("-"):
-            break
-        named += [f"--{name}", rest.pop(0)]
-    return named + rest
+    names, rest = list(positional), list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("-"):
+            takes_value = word.startswith("--") and "=" not in word and not word.startswith(_ALONE)
+            named += [word, *([rest.pop(0)] if takes_value and rest else [])]
+        else:
+            named += [f"--{names.pop(0)}", word] if names else [word]
+    return named
 
 
 def to_yaml(config: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 30  # more names than this are no help in one line
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a config field, a file, a name.
@@ -12,6 +14,11 @@ class UserError(Exception):
     The message is one line that names the field or file and says what was expected. Every command
     ends with exit status 2 and that line alone, without a traceback.
     """
+
+
+def reason_of(error: Exception) -> str:
+    """What a library complains of, as a part of one line; the kind of error where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def suggest(name: str, choices: Iterable[str], what: str) -> UserError:
@@ -25,4 +32,7 @@ def suggest(name: str, choices: Iterable[str], what: str) -> UserError:
     known = sorted(choices)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {what} '{name}'{hint} (known: {', '.join(known)})")
+    shown = ", ".join(known)
+    if len(known) > _LISTED:
+        shown = f"{', '.join(difflib.get_close_matches(name, known, n=5, cutoff=0.0))} and {len(known) - 5} more"
+    return UserError(f"unknown {what} '{name}'{hint} (known: {shown})")

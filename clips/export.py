@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_file, write_manifest
+from clips.checkpoint import CONFIG as RUN_CONFIG
 from clips.checkpoint import checkpoints, load_weights, read_loop, read_run_config
-from clips.errors import UserError
+from clips.errors import UserError, reason_of
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.recipes import RecipeConfig
 from clips.tokenizer import ClipsTokenizer
@@ -44,12 +45,11 @@ class ExportConfig:
 def export(config: ExportConfig) -> None:
     """Carry out ``config``."""
     checkpoint = _find_checkpoint(Path(config.run))
-    recorded = read_run_config(checkpoint)
-    loop = read_loop(checkpoint)
-    model = _rebuild(recorded, checkpoint)
+    recorded, loop = read_run_config(checkpoint), read_loop(checkpoint)
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")
-    with artifact_directory(config.output) as partial:
+    model = _rebuild(recorded, checkpoint)
+    with artifact_directory(config.output, kind="encoder") as partial:
         write_encoder(model, partial)
         manifest = write_manifest(
             partial,
@@ -78,14 +78,19 @@ def _find_checkpoint(path: Path) -> Path:
 
 
 def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ModelConfig, "model")
     parser.add_class_arguments(RecipeConfig, "recipe")
-    parts = parser.instantiate(parser.parse_object({name: recorded[name] for name in ("model", "recipe")}))
+    try:
+        seed = int(recorded["seed"])
+        parts = parser.instantiate(parser.parse_object({name: recorded[name] for name in ("model", "recipe")}))
+    except (KeyError, TypeError, ValueError, ArgumentError) as error:
+        where = checkpoint / RUN_CONFIG
+        raise UserError(f"{where}: expected the config of a training run ({reason_of(error)})") from None
     # The checkpoint holds every weight: the trunk that training began with need not be there any more.
-    model = build_model(dataclasses.replace(parts.model, pretrained_trunk=None), parts.recipe, recorded["seed"])
+    model = build_model(dataclasses.replace(parts.model, pretrained_trunk=None), parts.recipe, seed)
     load_weights(checkpoint, model)
     return model
 
@@ -159,8 +164,7 @@ def load_encoder(directory: str | Path) -> Encoder:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: open_clip cannot load this encoder ({reason})") from None
+        raise UserError(f"{directory}: open_clip cannot load this encoder ({reason_of(error)})") from None
     return Encoder(model.eval(), preprocess, tokenizer, config)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clips.artifact import say
+from clips.artifact import say, write_file, writing
 from clips.checkpoint import LoopState
 
 METRICS = "metrics.jsonl"
@@ -65,7 +65,7 @@ class RunLog:
         """Append one entry to metrics.jsonl and show it."""
         if self.quiet:
             return
-        with self.path.open("a", encoding="utf-8") as stream:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
         shown = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s"
         if self.bar is not None:
@@ -133,4 +133,4 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             break
-    path.write_text("".join(kept), encoding="utf-8")
+    write_file(path, "".join(kept))

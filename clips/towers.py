@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from clips.errors import UserError, suggest
+from clips.errors import UserError, reason_of, suggest
 from clips.tokenizer import text_config
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
@@ -122,9 +123,21 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
     try:
         towers = kind(**options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"model.architecture: open_clip cannot build it ({str(error).splitlines()[0]})") from None
+        raise UserError(f"model.architecture: open_clip cannot build it ({reason_of(error)})") from None
     set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
+    _try_picture(towers, preprocess_cfg(cfg)["size"])
     return towers
+
+
+@torch.no_grad()
+def _try_picture(towers: Towers, size: list[int]) -> None:
+    """Refuse a picture side that the image tower's strides leave nothing of, or other than its weights expect."""
+    try:
+        encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"model.image_size: {size[0]} does not fit this image tower ({reason_of(error)})") from None
+    finally:
+        towers.train()
 
 
 def load_trunk(towers: Towers, path: str | Path) -> None:

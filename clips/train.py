@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from clips import recipes, towers
-from clips.artifact import added_files, say, write_file, write_manifest
+from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.checkpoint import LoopState, is_finished, record_run, remove_checkpoints, restore, save_checkpoint
 from clips.data.loader import DataConfig, TrainingData, batches
 from clips.distributed import (
@@ -92,8 +92,8 @@ class TrainConfig:
         for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise UserError(f"seed: expected 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -130,11 +130,13 @@ class Run:
 def train(config: TrainConfig) -> None:
     """Carry out ``config``: its output directory becomes an encoder directory."""
     data = open_data(config)
-    if is_finished(config.output, config):
+    inputs = {name: directory_hash(path) for name, path in parents_of(config, data).items()}
+    if is_finished(config.output, config, inputs):
         say(f"{config.output}: already trained with this config; nothing to do")
         return
     try:
         run = start_run(config, data)
+        run.loop.inputs = inputs
         if run.is_main:
             record_run(config.output, config)
         metrics = run_steps(run)
@@ -280,6 +282,12 @@ def open_data(config: TrainConfig) -> TrainingData:
     return TrainingData(config.data, size=size, seed=config.seed, prepare=prepare)
 
 
+def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
+    """What the encoder is made from: artifacts among the data, and the trunk's weights. Name → path."""
+    trunk = config.model.pretrained_trunk
+    return data.parents() | ({} if trunk is None else {"pretrained_trunk": trunk})
+
+
 def start_run(config: TrainConfig, data: TrainingData) -> Run:
     """Processes, model and optimizer, standing where the output directory says.
 
@@ -383,7 +391,7 @@ def finish(run: Run, summary: dict[str, Any]) -> None:
             config=config,
             seed=config.seed,
             data={"sources": run.data.describe()},
-            parents=run.data.parents(),
+            parents=parents_of(config, run.data),
             **summary,
         )
         write_model_card(partial, manifest)

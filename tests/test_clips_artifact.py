@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from clips.artifact import (
     added_files,
     artifact_directory,
     directory_hash,
+    file_hash,
     read_manifest,
     write_file,
     write_manifest,
@@ -27,10 +29,67 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path):
     for content in ("first", "second"):
         with artifact_directory(target) as partial:
             (partial / content).write_text(content)
-    assert [path.name for path in target.iterdir()] == ["second"]
+            write_manifest(partial, kind="scenes", config={})
+    assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "second"]
     with pytest.raises(KeyboardInterrupt), artifact_directory(target):
         raise KeyboardInterrupt
-    assert [path.name for path in target.parent.rglob("*")] == ["thing", "second"]
+    assert sorted(path.name for path in target.parent.rglob("*")) == ["manifest.json", "second", "thing"]
+
+
+@pytest.mark.parametrize("manifest", [None, "{", '{"name": "a web app"}', '{"kind": "encoder", "hash": "x"}'])
+def test_only_an_earlier_artifact_of_the_same_kind_is_replaced(tmp_path: Path, manifest: str | None):
+    (tmp_path / "thesis.txt").write_text("precious")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    refused = pytest.raises(UserError, match="not empty, and not an artifact of kind 'scenes'")
+    with refused, artifact_directory(tmp_path, kind="scenes"):
+        pytest.fail("refused too late")
+    with pytest.raises(UserError, match="not empty, and not an artifact"), artifact_directory(tmp_path) as partial:
+        write_manifest(partial, kind="scenes", config={})
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert [path.name for path in tmp_path.parent.glob(f".{tmp_path.name}*")] == []
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "below/.."])
+def test_the_current_directory_and_those_above_it_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+):
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError, match="expected a directory to write"), artifact_directory(path):
+        pass
+    assert here.is_dir()
+
+
+def test_an_earlier_artifact_is_there_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = make(tmp_path / "thing", old="1")
+    write_manifest(target, kind="scenes", config={})
+    replace = Path.replace
+
+    def fail_in_between(path: Path, to: Path) -> Path:
+        if path.name == ".thing.partial":
+            raise PermissionError(13, "Permission denied")
+        return replace(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail_in_between)
+        with pytest.raises(UserError, match="thing: cannot write here"), artifact_directory(target):
+            pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "old", "thing"]
+    target.replace(tmp_path / ".thing.replaced")  # as after a kill -9 at that point
+    with contextlib.suppress(RuntimeError), artifact_directory(target):
+        raise RuntimeError
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "old", "thing"]
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "file/below", "/proc/nothing"])
+def test_a_place_that_cannot_be_written_is_told_with_its_reason(tmp_path: Path, name: str):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write here \(.+\)"), artifact_directory(tmp_path / name):
+        pass
+    with pytest.raises(UserError, match=r"cannot write here \(.+\)"):
+        write_file(tmp_path / name / "a.txt", "x")
 
 
 def test_a_directory_is_not_written_below_or_over_a_file(tmp_path: Path):
@@ -102,9 +161,23 @@ def test_the_manifest_tells_what_it_is_and_where_it_comes_from(tmp_path: Path):
     assert read["parents"] == {"scenes": {"path": str(parent), "hash": directory_hash(parent, recorded=False)}}
     assert read["hash"] == directory_hash(child, recorded=False)
     assert read["versions"]["torch"][0].isdigit()
-    write_file(child / "weights", "2")
-    assert directory_hash(child) == read["hash"]  # what was recorded, not the files
-    assert directory_hash(child, recorded=False) != read["hash"]
+
+
+def test_the_recorded_hash_holds_while_size_and_time_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make(tmp_path / "a", weights="1", config="1")
+    recorded = write_manifest(folder, kind="encoder", config={})["hash"]
+    read: list[str] = []
+    monkeypatch.setattr("clips.artifact.file_hash", lambda path: (read.append(path.name), file_hash(path))[1])
+    assert directory_hash(folder) == recorded
+    assert read == []
+    os.utime(folder / "weights", ns=(1, 1))
+    assert directory_hash(folder) == recorded
+    assert read == ["weights"]
+    (folder / "weights").write_text("2")  # as many bytes as before
+    os.utime(folder / "weights", ns=(2, 2))
+    assert directory_hash(folder) == directory_hash(folder, recorded=False) != recorded
+    (folder / "weights").unlink()
+    assert directory_hash(folder) == directory_hash(folder, recorded=False) != recorded
 
 
 @pytest.mark.parametrize(
@@ -130,3 +203,5 @@ def test_an_unknown_name_is_answered_with_the_near_one():
         "unknown recipe 'clps'; did you mean 'clips'? (known: clip, clips)"
     )
     assert "did you mean" not in str(suggest("zebra", ["clip", "clips"], "recipe"))
+    many = [f"model-{number}" for number in range(100)]
+    assert str(suggest("modle-7", many, "model")).endswith(" and 95 more)")

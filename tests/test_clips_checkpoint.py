@@ -121,29 +121,72 @@ def test_a_run_keeps_to_its_config_once_there_is_something_to_lose(tmp_path: Pat
     output = tmp_path / "run"
     config = RunConfig(output=str(output))
     other = dataclasses.replace(config, rate=0.2, data=DataPart(path="y"))
-    assert is_finished(output, config) is False
+    assert is_finished(output, config, {}) is False
     assert not output.exists()
     record_run(output, config)
-    assert is_finished(output, other) is False
+    assert is_finished(output, other, {}) is False
     save(output, 1)
     free = dataclasses.replace(config, output="elsewhere", log_every=3, data=DataPart(workers=4))
-    assert is_finished(output, free) is False
+    assert is_finished(output, free, {}) is False
     with pytest.raises(UserError, match=r"another config: data\.path is 'x' there and 'y' now and 1 more; choose"):
-        is_finished(output, other)
+        is_finished(output, other, {})
     remove_checkpoints(output)
-    (output / "manifest.json").write_text("{}")
-    assert is_finished(output, config) is True
+    (output / "manifest.json").write_text('{"kind": "encoder"}')
+    assert is_finished(output, config, {}) is True
     with pytest.raises(UserError, match="another config"):
-        is_finished(output, other)
+        is_finished(output, other, {})
 
 
 def test_a_place_that_cannot_hold_a_run_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="below: cannot write here"):
+    with pytest.raises(UserError, match=r"below/config\.yaml: cannot write here"):
         record_run(tmp_path / "file" / "below", RunConfig(output="x"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"config\.yaml: not valid YAML"):
         read_run_config(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(UserError, match=r"config\.yaml: not valid YAML"):
+        read_run_config(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("- a")
+    with pytest.raises(UserError, match=r"config\.yaml: expected the config of a training run"):
+        read_run_config(tmp_path / "run")
     with pytest.raises(UserError, match="expected the output of `clips train`"):
         read_run_config(tmp_path)
+
+
+def test_only_what_training_wrote_is_taken_for_a_run(tmp_path: Path):
+    output = tmp_path / "mine"
+    config = RunConfig(output=str(output))
+    output.mkdir()
+    (output / "config.yaml").write_text("rate: 0.1\n")  # a part of the fields: not a run's record
+    with pytest.raises(UserError, match="mine: exists and is not a training run"):
+        is_finished(output, config, {})
+    record_run(output, config)
+    (output / "metrics.jsonl").write_text("")
+    assert is_finished(output, config, {}) is False
+    (output / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="mine: exists and is not a training run"):
+        is_finished(output, config, {})
+    save(output, 1)
+    assert is_finished(output, config, {}) is False
+    (output / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(UserError, match="mine: exists and is not a training run"):
+        is_finished(output, config, {})
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"stp": 1}', '{"step": null}', '{"step": 1, "inputs": 3}', "\xff"])
+def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
+    (save(tmp_path, 1) / "loop.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"step-00000001/loop\.json: broken \(.*\); remove this checkpoint"):
+        restore(tmp_path, *trained(0))
+
+
+def test_a_run_goes_on_with_the_inputs_it_began_with(tmp_path: Path):
+    model, optimizer = trained(1)
+    config = RunConfig(output=str(tmp_path))
+    record_run(tmp_path, config)
+    save_checkpoint(tmp_path, model, optimizer, LoopState(step=1, inputs={"trunk": "a"}), config, keep=1)
+    assert is_finished(tmp_path, config, {"trunk": "a"}) is False
+    with pytest.raises(UserError, match="read other content from trunk than it has now"):
+        is_finished(tmp_path, config, {"trunk": "b"})

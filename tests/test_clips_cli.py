@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,11 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
-    from clips.commandline import _field_help
     from clips.complaints import field_types
+    from clips.helptext import field_help
 
     config = config_type(COMMANDS[name].function())
-    told = dict(_field_help(config))
+    told = dict(field_help(config))
     fields = [field for field, _ in field_types(config) if "[]" not in field]
     assert [field for field in fields if field not in told] == []
     assert run_commands("clips", "", COMMANDS, [name, "--help"]) == 0
@@ -63,6 +64,23 @@ def test_a_broken_shard_stops_before_anything_is_written(tmp_path: Path, capsys:
     (tmp_path / "c.json").write_text(clips_world.config_text(data, tmp_path / "out"))
     assert "shard-00001.tar: expected a whole" in complaint(capsys, "train", "--config", str(tmp_path / "c.json"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output", ["/proc/nothing", "n" * 300, "file/below", "file", "", "."])
+def test_an_output_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+):
+    clips_world.write_shards(tmp_path / "data", (3,))
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("precious")
+    Path("c.json").write_text(clips_world.config_text(Path("data"), Path("x"), steps=0))
+    capsys.readouterr()
+    for arguments in (["scenes", "--size", "3"], ["train", "--config", "c.json"]):
+        assert run_commands("clips", "", COMMANDS, [*arguments, "--output", output]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert output in last
+        assert re.search(r"cannot write here \(.+\)|file is in the way|expected a directory to write|exists and", last)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.json", "data", "file"]
 
 
 def test_export_takes_its_run_by_position(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

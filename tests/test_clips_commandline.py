@@ -122,6 +122,8 @@ def test_yaml_flags_and_positionals_make_one_config(tmp_path: Path):
     assert received == [expected]
     assert run("job", "here", "--quiet", "true", "--pair", "[1, 2]", "--local_rank=1") == 0
     assert received[1] == JobConfig(place="here", quiet=True, pair=(1.0, 2.0))
+    assert run("job", "--steps", "2", "--part.rate=0.5", "there") == 0
+    assert received[2] == JobConfig(place="there", steps=2, part=PartConfig(rate=0.5))
     assert run("team", "start", "--place", "x") == 0
 
 
@@ -147,8 +149,23 @@ def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str])
     assert "Do a job." in text
     assert "--part.rate RATE how quick, in 100 % of the usual. (type: float, default: 0.1)" in text
     assert "A part: --part CONFIG" in text
+    assert "--items.help tell what an item of items consists of, and exit" in text
+    assert "--items [ITEM,...] what with. (type" in text
     assert run("--help") == 0
     assert "team stop" in capsys.readouterr().out
+    assert run("team", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "team stop" in shown
+    assert "job" not in shown
+    assert run("job", "--items.help") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Each item of items is a mapping. One item.",
+        "",
+        "  path",
+        "      where it is. (text; required)",
+        "  weight",
+        "      how much it counts. (a number; default: 1.0)",
+    ]
     assert run() == 2
 
 
@@ -170,6 +187,7 @@ def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str])
         (["job", "x", "--items", "[{pth: 1}]"], "tool job: unknown key 'pth'; did you mean 'path'?"),
         (["job", "x", "--items", "[{weight: 1}]"], "tool job: items: missing path"),
         (["job", "x", "--part.rate", "-1"], "tool: part.rate: expected 0 or more, got -1.0"),
+        (["job", "x", "--steps", "3", "y"], "tool job: unrecognized arguments: y"),
         (["job", "x", "y"], "tool job: unrecognized arguments: y"),
         (["job", "--config", "no.yaml"], f"tool job: --config: no such file: {Path.cwd() / 'no.yaml'}"),
         (["job", "full"], "tool: out/file: the disk is full; free some space and run the same command again"),
@@ -195,11 +213,17 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
         ("- place\n", "--config: expected YAML"),
         ("place: 3\n", "place: expected text, got 3"),
         ("place: null\n", "missing place"),
+        ("place: x\nsteps: 1\nsteps: 2\n", "--config: {file}: line 3: the key 'steps' is given twice"),
+        ("place: x\npart: {rate: 1, rate: 2}\n", "--config: {file}: line 2: the key 'rate' is given twice"),
+        ("place: &a [*a]\n", "--config: {file}: line 1: expected plain values"),
+        ("place: \xff\n", "--config: {file}: expected UTF-8 text (invalid start byte at byte 7)"),
     ],
 )
 def test_a_mistake_in_the_yaml_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str):
-    (tmp_path / "job.yaml").write_text(text)
-    assert complaint(capsys, "job", "--config", str(tmp_path / "job.yaml")).startswith(f"tool job: {line}")
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="latin-1")
+    for arguments in (["--config", str(path)], [f"--config={path}"]):
+        assert complaint(capsys, "job", *arguments).startswith(f"tool job: {line.format(file=path)}")
     assert received == []
 
 

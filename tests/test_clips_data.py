@@ -105,6 +105,15 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize("first", [b"{broken", b"{}", b"[]"])
+def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(3)}
+    samples["000000000"]["json"] = first
+    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples))
+    batch = next(batches(data, first_step=0, last_step=1, batch_size=3))
+    assert [name for name, _ in batch["bad"]] == ["a.tar/000000000"]
+
+
 def test_nothing_but_bad_samples_stops(tmp_path: Path):
     samples = {f"{i:09d}": {"png": b"x", "json": clips_world.sample(i)["json"]} for i in range(3)}
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples))
@@ -127,6 +136,9 @@ def test_a_cut_tar_is_refused_before_training(tmp_path: Path, shards: Path):
     (tmp_path / "zip.tar").write_bytes(b"PK\3\4" + b"\0" * 2000)
     with pytest.raises(UserError, match=r"zip.tar: expected a whole, uncompressed tar"):
         index_tar(tmp_path / "zip.tar")
+    (tmp_path / "folder" / "x.tar").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"x.tar: expected an uncompressed tar \(Is a directory\)"):
+        open_source(SourceConfig(path=str(tmp_path / "folder")))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +289,7 @@ def test_jpegs_are_decoded_at_a_fraction_but_never_too_small():
 def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: Path):
     member = open_image(shards, "shard-00001.tar/000000010.png")
     assert np.array_equal(np.array(member), np.array(decode_image(clips_world.picture(10))))
+    (shards / "file").write_text("x")
     (tmp_path / "a.jpg").write_bytes(clips_world.picture(3, kind="jpg"))
     assert open_image(tmp_path, "a.jpg").size == (40, 32)
     for reference, message in (
@@ -286,6 +299,12 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
         ("../train/shard-00001.tar/000000010.png", "expected a path inside"),
         ("/etc/passwd", "expected a path inside"),
         ("shard-00001.tar/000000010.json", "undecodable picture"),
+        ("shard-00001.tar", "undecodable picture"),
+        ("shard-00001.tar//x.png", "no such picture"),
+        ("shard-00001.tarx/x.png", "no such picture"),
+        ("file/x.png", "no such picture"),
+        ("n" * 300, "no such picture"),
+        ("a\0b", "no such picture"),
     ):
         with pytest.raises(UserError, match=message):
             open_image(shards, reference)

@@ -110,6 +110,26 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("loop.json", "{", r"loop\.json: broken"),
+        ("config.yaml", "model: {}", r"config\.yaml: expected the config of a training run \('seed'\)"),
+        ("config.yaml", "seed: x", r"config\.yaml: expected the config of a training run \(invalid literal"),
+        ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: expected the config of a training run"),
+        ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: expected the config"),
+        ("config.yaml", "[]", r"config\.yaml: expected the config of a training run, a mapping"),
+    ],
+)
+def test_a_checkpoint_with_a_broken_record_is_named(run: Path, tmp_path: Path, name: str, content: str, message: str):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoints(run)[-1], copy)
+    (copy / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        export(ExportConfig(run=str(copy), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_hash_of_the_run_is_that_of_its_files(run: Path):
     assert read_manifest(run)["hash"] == directory_hash(run, recorded=False)
 

@@ -205,3 +205,14 @@ def test_bad_architectures_are_refused():
         towers.model_cfg(ModelConfig(architecture="ViT-B-16-SigLIP", image_size=192))
     with pytest.raises(UserError, match=r"model\.context_length: expected at least 4, got 2"):
         ModelConfig(context_length=2)
+    with pytest.raises(UserError, match=r"model\.image_size: 20 does not fit this image tower \(.*too small\)"):
+        towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-rn-tiny", image_size=20)))
+    with pytest.raises(UserError, match=r"unknown model\.architecture 'RN5'; did you mean 'RN50'\?") as told:
+        towers.model_cfg(ModelConfig(architecture="RN5"))
+    assert len(str(told.value)) < 200
+
+
+def test_trying_a_picture_leaves_no_trace(resnet):
+    built = towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-rn-tiny")))
+    assert all(module.training for module in built.modules())
+    assert int(built.visual.bn1.num_batches_tracked) == 0

@@ -17,14 +17,16 @@ from typing import Any
 import clips_world
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from clips import train as training
+from clips.artifact import directory_hash, write_manifest
 from clips.checkpoint import CHECKPOINTS, checkpoints
 from clips.errors import UserError
-from clips.model import build_model
+from clips.model import ModelConfig, build_model
 from clips.optim import OptimConfig, build_optimizer, learning_rate_at
 from clips.precision import choose_precision
+from clips.recipes import RecipeConfig
 from clips.runlog import Clock, RunLog
 from clips.train import train, training_step
 
@@ -34,7 +36,7 @@ WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
-    (folder / "manifest.json").write_text('{"kind": "scenes", "hash": "abc"}')
+    write_manifest(folder, kind="scenes", config={})
     return folder
 
 
@@ -76,7 +78,7 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["kind"] == "encoder"
     assert manifest["samples_seen"] == 24
-    assert manifest["parents"] == {"train": {"path": str(data), "hash": "abc"}}
+    assert manifest["parents"] == {"train": {"path": str(data), "hash": directory_hash(data, recorded=False)}}
     assert manifest["data"]["sources"][0]["samples"] == 21
     assert manifest["config"]["model"]["architecture"] == "clips-tiny"
 
@@ -97,6 +99,9 @@ def test_nothing_is_written_over(data: Path, tmp_path: Path):
     (tmp_path / "precious" / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="precious: exists and is not a training run"):
         train(clips_world.train_config(data, tmp_path / "precious"))
+    (tmp_path / "precious" / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(UserError, match="precious: exists and is not a training run"):
+        train(clips_world.train_config(data, tmp_path / "precious"))
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="file: exists and is not a training run"):
         train(clips_world.train_config(data, tmp_path / "file"))
@@ -107,6 +112,29 @@ def test_a_mistake_found_late_leaves_nothing_behind(data: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"gone\.safetensors: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", model=model))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path):
+    trunk = tmp_path / "trunk.safetensors"
+    model = {"architecture": "clips-tinyvit", "image_size": 32, "pretrained_trunk": str(trunk)}
+    fresh = build_model(ModelConfig(architecture="clips-tinyvit", image_size=32), RecipeConfig(name="clip"), 0)
+    weights = fresh.clip.visual.trunk.state_dict()
+    save_file(weights, trunk)
+    started, finished = (
+        clips_world.train_config(data, tmp_path / name, steps=steps, model=model, recipe={"name": "clip"})
+        for name, steps in (("started", 3), ("finished", 0))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_step", stop_at(2))
+        with pytest.raises(InterruptedError):
+            train(started)
+    train(finished)
+    parents = json.loads((tmp_path / "finished" / "manifest.json").read_text())["parents"]
+    assert parents["pretrained_trunk"] == {"path": str(trunk), "hash": directory_hash(trunk)}
+    save_file({name: value + 1 for name, value in weights.items()}, trunk)
+    for config in (started, finished):
+        with pytest.raises(UserError, match="read other content from pretrained_trunk than it has now"):
+            train(config)
 
 
 def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
@@ -365,6 +393,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"steps": -1}, "steps: expected 0 or more, got -1"),
         ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
         ({"seed": -3}, "seed: expected 0 or more"),
+        ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
         ({"optim": {"warmup": 1}}, "optim.warmup: expected a share"),
         ({"optim": {"clip_gradient": -1}}, "optim.clip_gradient: expected a number above 0 or null"),

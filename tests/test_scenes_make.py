@@ -172,6 +172,16 @@ def test_prompts_are_those_of_lmms_eval():
     assert f'prompt: "{ONE_SENTENCE}"' in (tasks / "nocaps/_default_template_nocaps_yaml").read_text()
 
 
+def test_only_scenes_are_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="not empty, and not an artifact of kind 'scenes'"):
+        make_scenes(ScenesConfig(output=str(tmp_path), size=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for size in (3, 4):
+        make_scenes(ScenesConfig(output=str(tmp_path / "s"), size=size))
+        assert read_manifest(tmp_path / "s")["config"]["size"] == size
+
+
 def test_the_command_reads_yaml_and_rejects_mistakes(tmp_path, capsys):
     commands = {"scenes": Command(help="…", target="clips.scenes.make:make_scenes")}
     config = tmp_path / "scenes.yaml"

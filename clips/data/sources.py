@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clips.artifact import MANIFEST, file_hash, read_manifest
+from clips.artifact import MANIFEST, directory_hash, file_hash
 from clips.data.tars import index_tar, read_span
 from clips.errors import UserError, suggest
 
+_TRIED_SAMPLES = 20  # before training, for the keys that they have
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
@@ -80,10 +81,10 @@ class Source(Protocol):
 
 
 def open_source(config: SourceConfig) -> Source:
-    """The source that ``config`` names, its first sample tried.
+    """The source that ``config`` names, its first samples tried.
 
     Raises:
-        UserError: a file is missing or broken, or the first sample lacks what ``config`` names.
+        UserError: a file is missing or broken, or all of the first samples lack what ``config`` names.
     """
     source = FORMATS[config.format](config)
     if not len(source):
@@ -104,25 +105,34 @@ class WebDataset:
                 key, extension = _split_name(name)
                 files.setdefault(key, {})[extension] = span
             self.samples += [(number, key, spans) for key, spans in files.items()]
-        self._check_first_sample()
+        self._check_keys()
 
-    def _check_first_sample(self) -> None:
-        """A wrong key is the user's mistake, and is told before training; one bad sample is not."""
-        for shard, key, spans in self.samples[:1]:
-            where = f"{self.shards[shard].path}: sample {key}"
-            captions = self._captions(shard, spans) if "json" in spans else {}
-            for field in ("web", "synthetic"):
-                wanted = getattr(self.config, field)
-                if wanted is None:
-                    continue
-                if wanted.startswith("."):
-                    if wanted[1:] not in spans:
-                        found = ", ".join(f".{name}" for name in spans)
-                        raise UserError(f"{where}: data source's '{field}' expects a {wanted} file (found {found})")
-                elif "json" not in spans:
-                    raise UserError(f"{where}: data source's '{field}' expects key '{wanted}' in a .json file; none")
-                elif wanted not in captions:
-                    raise UserError(f"{where}: {suggest(wanted, captions, f'key for data source field {field}')}")
+    def _check_keys(self) -> None:
+        """A key that no sample has is the user's mistake, and is told before training; a few bad samples are not."""
+        extensions: dict[str, None] = {}
+        keys: dict[str, None] = {}
+        for shard, _, spans in self.samples[:_TRIED_SAMPLES]:
+            extensions |= dict.fromkeys(spans)
+            try:
+                keys |= dict.fromkeys(self._captions(shard, spans))
+            except BadSampleError:
+                continue
+        for field in ("web", "synthetic"):
+            wanted = getattr(self.config, field)
+            if wanted is None:
+                continue
+            if wanted.startswith("."):
+                if wanted[1:] not in extensions:
+                    found = ", ".join(f".{name}" for name in extensions)
+                    raise UserError(
+                        f"{self.config.path}: data source's '{field}' expects a {wanted} file (found {found})"
+                    )
+            elif "json" not in extensions:
+                raise UserError(
+                    f"{self.config.path}: data source's '{field}' expects key '{wanted}' in a .json file; none"
+                )
+            elif keys and wanted not in keys:
+                raise UserError(f"{self.config.path}: {suggest(wanted, keys, f'key for data source field {field}')}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -150,7 +160,7 @@ class WebDataset:
             return {}
         try:
             captions = json.loads(read_span(self.shards[shard].path, *spans["json"]))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadSampleError("broken JSON") from None
         if not isinstance(captions, dict):
             raise BadSampleError("broken JSON")
@@ -181,7 +191,7 @@ class WebDataset:
         root = Path(self.config.path)
         described = {"path": str(root), "shards": len(self.shards), "samples": len(self)}
         if (root / MANIFEST).is_file():
-            return described | {"hash": read_manifest(root).get("hash")}
+            return described | {"hash": directory_hash(root)}
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(json.dumps([shard.path.name, shard.members]).encode())

@@ -60,6 +60,8 @@ def index_tar(path: str | Path) -> TarIndex:
                     members[member.name.removeprefix("./")] = (member.offset_data, member.size)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: expected an uncompressed tar ({error.strerror or error})") from None
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise UserError(f"{path}: expected a whole, uncompressed tar; it is broken or cut short ({error})") from None
     if path.stat().st_size < end + _BLOCK:

@@ -113,7 +113,7 @@ def make_scenes(config: ScenesConfig) -> None:
         UserError: the directory cannot be written.
     """
     world, began = config.world(), time.monotonic()
-    with artifact_directory(config.output) as folder:
+    with artifact_directory(config.output, kind="scenes") as folder:
         _write_split(folder, world, config)
         rows = _write_benchmarks(folder, world, config) if config.split == "test" else {}
         write_manifest(folder, kind="scenes", config=config, seed=config.seed, scenes=config.size, benchmarks=rows)
