@@ -25,6 +25,7 @@ from clips.errors import UserError
 from llava_bridge.chat import IMAGE, Chat, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Pixels
+from llava_bridge.loading import load_pretrained, refusing
 from llava_bridge.parts import check_llm
 from llava_bridge.registration import register
 from llava_bridge.vision import EncoderVisionModel, feature_layer, vision_model
@@ -143,10 +144,8 @@ def load_tokenizer(llm: str) -> Any:
     """
     directory = Path(llm)
     check_llm(llm)
-    try:
+    with refusing(f"llm: the tokenizer of {directory} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"llm: the tokenizer of {directory} cannot be read ({_first_line(error)})") from None
     if not tokenizer.is_fast:
         raise UserError(f"llm: {directory} has a slow tokenizer; expected tokenizer.json (the fast form)")
     if tokenizer.eos_token is None:
@@ -158,14 +157,10 @@ def load_llm(llm: str) -> Any:
     """The causal LM of a directory, in float32.
 
     Raises:
-        UserError: it has no safetensors weights or transformers cannot load it.
+        UserError: transformers cannot load it, or not all of its weights are there.
     """
-    directory = Path(llm)
     check_llm(llm)
-    try:
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"llm: {directory} cannot be loaded ({_first_line(error)})") from None
+    return load_pretrained(AutoModelForCausalLM, Path(llm), f"llm: {llm}", dtype=torch.float32)
 
 
 def add_tokens(tokenizer: Any, llm: Any) -> None:
@@ -183,7 +178,3 @@ def _special(token: str) -> Any:
     from tokenizers import AddedToken
 
     return AddedToken(token, special=True, normalized=False)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

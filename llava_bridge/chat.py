@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clips.errors import UserError, suggest
+from llava_bridge.loading import refusing
 
 IMAGE = "<image>"
 IGNORED = -100
@@ -105,7 +106,7 @@ class Chat:
         image_tokens: how many tokens a picture takes.
 
     Raises:
-        UserError: the template writes no special token after an answer, so an answer would never end.
+        UserError: the template fails, or writes no special token after an answer, so that it would never end.
     """
 
     def __init__(self, tokenizer: Any, template: str, image_tokens: int) -> None:
@@ -115,7 +116,8 @@ class Chat:
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
         special = sorted(set(tokenizer.all_special_tokens) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
-        self.end_token, self._lead = self._find_borders()
+        with refusing("chat_template: it cannot render a question and its answer"):
+            self.end_token, self._lead = self._find_borders()
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens."""

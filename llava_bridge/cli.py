@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from clips.commandline import Command, run_commands
 
 ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and talk to it."""
@@ -18,6 +16,4 @@ COMMANDS = {
 
 def main() -> int:
     """Run the command that ``sys.argv`` names; returns the exit status."""
-    # The deepspeed launcher adds --local_rank unless told not to; the environment says the same.
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    return run_commands("llava-bridge", ABOUT, COMMANDS, arguments)
+    return run_commands("llava-bridge", ABOUT, COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from clips.errors import UserError, suggest
@@ -48,10 +49,13 @@ class StageConfig:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
         for field in ("epochs", "steps", "batch_size", "micro_batch", "lr", "max_length"):
             value = getattr(self, field)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}.{field}: expected more than 0, got {value}")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"{name}.warmup: expected a share from 0 to below 1, got {self.warmup}")
+        for field in ("warmup", "beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{name}.{field}: expected a share from 0 to below 1, got {getattr(self, field)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
         share = self.micro_batch or self.batch_size / processes
         if self.batch_size % (processes * share) or share != int(share):
             raise UserError(
@@ -65,15 +69,15 @@ class LaunchConfig:
     """How the training processes are started.
 
     Args:
-        processes: how many; one per GPU, or CPU processes.
+        processes: how many; one per GPU, or CPU processes. None takes one, or as many as another launcher has started.
         deepspeed: the DeepSpeed JSON: ``zero2`` (shipped) or a file.
     """
 
-    processes: int = 1
+    processes: int | None = None
     deepspeed: str = "zero2"
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
+        if self.processes is not None and self.processes < 1:
             raise UserError(f"launch.processes: expected at least 1, got {self.processes}")
 
 
@@ -134,16 +138,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self._check_stages()
         for stage in self.stages:
-            self.stage(stage).check(stage, self.launch.processes)
+            self.stage(stage).check(stage, self.launch.processes or 1)
         if self.stages[-1] != "pretrain" and not self.encoder:
             raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
         if self.stages[0] != "pretrain" and not self.llm:
             raise UserError("llm: expected an LLM directory, or the stage pretrain before the others")
-        for name in ("checkpoint_every", "workers", "max_bad_share"):
+        for name in ("checkpoint_every", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.log_every < 1:
-            raise UserError(f"log_every: expected at least 1, got {self.log_every}")
+        for name in ("log_every", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: expected at least 1, got {value}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
 
     def _check_stages(self) -> None:
         if not self.stages:
@@ -154,6 +164,19 @@ class TrainConfig:
         order = [STAGES.index(name) for name in self.stages]
         if order != sorted(set(order)):
             raise UserError(f"stages: expected each once and in the order {', '.join(STAGES)}, got {list(self.stages)}")
+
+    def among(self, processes: int) -> TrainConfig:
+        """The same run, its work shared by as many processes as a launcher has started.
+
+        Raises:
+            UserError: ``launch.processes`` says another number, or the batches cannot be shared by so many.
+        """
+        if self.launch.processes not in {None, processes}:
+            raise UserError(
+                f"launch.processes: expected {processes}, as many as the launcher has started, or null, "
+                f"got {self.launch.processes}"
+            )
+        return dataclasses.replace(self, launch=dataclasses.replace(self.launch, processes=processes))
 
     def stage(self, name: str) -> StageConfig:
         """The settings of the stage ``name``."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clips.errors import UserError
 from llava_bridge.chat import IMAGE
+from llava_bridge.loading import load_pretrained, refusing
 
 Pictures = Image.Image | Sequence[Image.Image] | None
 
@@ -28,7 +29,7 @@ def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, A
         device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
 
     Raises:
-        UserError: it is not a LLaVA directory.
+        UserError: it is not a LLaVA directory, or not all of its weights are there.
     """
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -42,11 +43,9 @@ def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, A
         raise UserError(f"{path}: no weights here (expected *.safetensors)")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
-    try:
-        model: Any = LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    model = load_pretrained(LlavaForConditionalGeneration, path, f"{path}: this LLaVA", dtype=dtype)
+    with refusing(f"{path}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be loaded as a LLaVA ({str(error).splitlines()[0]})") from None
     return model.to(chosen).eval(), processor
 
 

@@ -8,7 +8,6 @@ user's mistake found inside a process into its own one line and exit status.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -23,15 +22,17 @@ from typing import Any
 from clips.artifact import say
 from clips.errors import UserError
 
-_ERROR_FILE = "LLAVA_BRIDGE_ERROR_FILE"
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
-_REPORT = "\x1e"
+_REPORT, _MISTAKE = "\x1e", "\x1f"  # begin the lines that a process prints for the command
 _TAIL = 25
+# What is raised where a disk is full: by the system, by safetensors, by torch.save.
+_DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 
 
-def is_launched() -> bool:
-    """Whether this process was started by a distributed launcher (deepspeed, torchrun)."""
-    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
+def launched_processes() -> int | None:
+    """How many processes the distributed launcher (deepspeed, torchrun) has started; None if none started this one."""
+    launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
+    return int(os.environ["WORLD_SIZE"]) if launched else None
 
 
 def is_main_process() -> bool:
@@ -39,37 +40,44 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def launch(arguments: Sequence[str], processes: int, log: Path) -> None:
+def answers_for_run() -> bool:
+    """Whether this process is the command itself, or rank 0 of processes that someone else's launcher started."""
+    return is_main_process() and _COMMAND_PID not in os.environ
+
+
+def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None = None) -> None:
     """Run ``llava-bridge ARGUMENTS`` in ``processes`` processes under the DeepSpeed launcher, and wait.
 
     Args:
         arguments: the command and its options.
         processes: how many on this machine.
         log: where everything is written that the processes print.
+        lock: a file descriptor that the launcher keeps open until its processes have ended.
 
     Raises:
         UserError: a process ended with one.
         SystemExit: a process failed otherwise; the end of the log has been printed.
     """
-    errors = log.with_name("error.txt")
-    errors.unlink(missing_ok=True)
-    environment = {**os.environ, _ERROR_FILE: str(errors), _COMMAND_PID: str(os.getpid())}
+    environment = {**os.environ, _COMMAND_PID: str(os.getpid())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     command = [*_deepspeed(), "--num_accelerators", str(processes), "--master_port", str(_free_port())]
     command += ["--no_local_rank", "--module", "llava_bridge", *arguments]
     tail: deque[str] = deque(maxlen=_TAIL)
-    with log.open("a", encoding="utf-8") as file, _group(command, environment) as process:
+    mistakes: list[str] = []
+    with log.open("a", encoding="utf-8") as file, _group(command, environment, lock) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            file.write(line.replace(_REPORT, ""))
+            file.write(line.lstrip(_REPORT + _MISTAKE))
             if line.startswith(_REPORT):
                 say(line[1:].rstrip("\n"))
+            elif line.startswith(_MISTAKE):
+                mistakes.append(line[1:].rstrip("\n"))
             else:
                 tail.append(line)
         status = process.wait()
-    if errors.is_file():
-        raise UserError(errors.read_text(encoding="utf-8"))
+    if mistakes:
+        raise UserError(mistakes[0])
     if status:
         say("".join(tail).rstrip("\n"))
         say(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
@@ -96,22 +104,33 @@ def deepspeed_config(name: str) -> dict[str, Any]:
 def report(line: str) -> None:
     """One line from rank 0 to whoever runs the command."""
     if is_main_process():
-        say((_REPORT if _ERROR_FILE in os.environ else "") + line)
+        say((_REPORT if _COMMAND_PID in os.environ else "") + line)
 
 
 @contextlib.contextmanager
 def hand_over_errors() -> Iterator[None]:
-    """Leave a user's mistake where the command that started this process finds it, then let it pass."""
+    """Tell a user's mistake, as which a full disk counts, to the command that started this process; then let it pass.
+
+    Raises:
+        UserError: the mistake.
+    """
     try:
         yield
-    except UserError as error:
-        _leave(str(error))
-        raise
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            where = error.filename or "the output directory"
-            _leave(f"{where}: the disk is full; free some space and run the same command again")
-        raise
+    except Exception as error:
+        mistake = error if isinstance(error, UserError) else _disk_full(error)
+        if mistake is None:
+            raise
+        if _COMMAND_PID in os.environ:
+            say(_MISTAKE + " ".join(str(mistake).splitlines()))
+        raise mistake from None
+
+
+def _disk_full(error: Exception) -> UserError | None:
+    """What to tell if ``error`` means that a disk is full."""
+    if not any(sign in str(error) for sign in _DISK_FULL):
+        return None
+    where = getattr(error, "filename", None) or "output"
+    return UserError(f"{where}: the disk is full; free some space and run the same command again")
 
 
 def command_is_gone() -> bool:
@@ -128,20 +147,13 @@ def command_is_gone() -> bool:
     return False
 
 
-def _leave(message: str) -> None:
-    path = os.environ.get(_ERROR_FILE)
-    if path:
-        with contextlib.suppress(OSError):
-            Path(path).write_text(message, encoding="utf-8")
-
-
 def _deepspeed() -> list[str]:
     script = Path(sys.executable).with_name("deepspeed")
     return [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
 
 
 @contextlib.contextmanager
-def _group(command: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def _group(command: Sequence[str], environment: dict[str, str], lock: int | None) -> Iterator[subprocess.Popen[str]]:
     """A process whose whole process group is ended with the block."""
     process = subprocess.Popen(
         command,
@@ -152,6 +164,7 @@ def _group(command: Sequence[str], environment: dict[str, str]) -> Iterator[subp
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
+        pass_fds=() if lock is None else (lock,),
     )
     try:
         yield process

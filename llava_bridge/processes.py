@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-from clips.errors import UserError
 
-
-def init_processes(processes: int) -> None:
-    """Join the process group of the launcher.
-
-    Raises:
-        UserError: it started another number of processes than the config says.
-    """
+def init_processes() -> None:
+    """Join the process group of the launcher."""
     import deepspeed
 
-    world = int(os.environ["WORLD_SIZE"])
-    if world != processes:
-        raise UserError(f"launch.processes: the launcher started {world} processes, the config says {processes}")
     # On CPU DeepSpeed would first compile a shared-memory all-reduce (a minute of C++); gloo serves as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"

@@ -2,7 +2,7 @@
 
 State of an unfinished run, in its work directory::
 
-    run.json            what the run depends on; a run with other settings or inputs starts afresh
+    run.json            what the run is; another run starts afresh
     metrics.jsonl       one line per logged step
     <stage>/model       the model after the stage, written whole or not at all
     <stage>/checkpoints HF Trainer's checkpoints of the stage that is under way
@@ -10,34 +10,24 @@ State of an unfinished run, in its work directory::
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
-import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from clips.artifact import artifact_directory, directory_hash, write_file, write_manifest
-from clips.commandline import plain
-from clips.errors import UserError
+from clips.artifact import artifact_directory, write_file, write_manifest
 from llava_bridge.config import TrainConfig
-from llava_bridge.data.samples import DataConfig
-from llava_bridge.encoders.spec import parse_spec
+from llava_bridge.identity import data_of, identity, kind_of, parents
 from llava_bridge.launch import is_main_process, report
-from llava_bridge.workspace import check_inputs, check_output, work_directory
+from llava_bridge.workspace import work_directory
 
 
 def run_stages(config: TrainConfig) -> None:
     """Run what is missing of the stages and write the output directory; called in every process."""
     from llava_bridge import processes, trainer
 
-    processes.init_processes(config.launch.processes)
-    check_output(Path(config.output))
-    check_inputs(config)
+    processes.init_processes()
     work = work_directory(config)
     if is_main_process():
-        lock = _lock(work)  # noqa: F841  held until the process ends
         _prepare(work, config)
     processes.barrier()
     for name in config.stages:
@@ -50,76 +40,32 @@ def run_stages(config: TrainConfig) -> None:
     processes.barrier()
 
 
-def _lock(work: Path) -> Any:
-    """Hold the work directory for this process; two runs on one output would spoil each other."""
-    work.mkdir(parents=True, exist_ok=True)
-    file = (work / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"output: another run is writing {work.name.removeprefix('.').removesuffix('.work')}") from None
-    return file
-
-
 def _prepare(work: Path, config: TrainConfig) -> None:
-    """Keep the state of an interrupted run with the same settings and inputs; remove any other."""
-    record = {"config": plain(dataclasses.replace(config, output="")), "inputs": inputs(config)}
-    key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    """Keep the state of an interrupted run if it is this one; remove any other."""
+    record = json.dumps(identity(config), indent=2)
     path = work / "run.json"
-    known = json.loads(path.read_text()).get("key") if path.is_file() else None
-    if known == key:
+    if path.is_file() and path.read_text(encoding="utf-8") == record:
         report(f"going on with the unfinished run in {work}")
         return
     for entry in work.iterdir():
-        if entry.name not in {"lock", "log.txt", "config.yaml", "error.txt"}:
+        if entry.name not in {"lock", "log.txt", "config.yaml"}:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    write_file(path, json.dumps({"key": key, **record}, indent=2))
-
-
-def inputs(config: TrainConfig) -> dict[str, Any]:
-    """What the run reads: the encoder, the LLM and each stage's data, with their hashes."""
-    found: dict[str, Any] = {name: directory_hash(path) for name, path in parents(config).items()}
-    for name in config.stages:
-        found[name] = [describe_data(data) for data in config.stage(name).data]
-    return found
-
-
-def parents(config: TrainConfig) -> dict[str, str]:
-    """The artifacts on disk that the model is made from."""
-    found = {}
-    if config.encoder and config.stages[-1] != "pretrain":
-        source, reference = parse_spec(config.encoder)
-        path = reference if source == "open_clip" else reference.partition("@")[2]
-        if path and Path(path).exists():
-            found["encoder"] = path
-    if config.llm and Path(config.llm).is_dir():
-        found["llm"] = config.llm
-    return found
-
-
-def describe_data(data: DataConfig) -> dict[str, Any]:
-    """A source with the hash of its text files (pictures are not read), and that of its manifest if it has one."""
-    path = Path(data.path)
-    files = [path] if path.is_file() else sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
-    digest = hashlib.sha256("".join(directory_hash(file) for file in files).encode()).hexdigest()
-    manifest = path.parent / "manifest.json"
-    whole = {"directory_hash": directory_hash(path.parent)} if path.is_file() and manifest.is_file() else {}
-    return {**plain(data), "hash": digest, **whole}
+    write_file(path, record)
 
 
 def _write_output(config: TrainConfig, work: Path) -> None:
     last = config.stages[-1]
     summaries = {name: json.loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
-    with artifact_directory(config.output) as directory:
+    with artifact_directory(config.output, kind=kind_of(config)) as directory:
         shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()
         shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
         write_manifest(
             directory,
-            kind="llm" if last == "pretrain" else "llava",
+            kind=kind_of(config),
             config=config,
             seed=config.seed,
-            data={name: [describe_data(data) for data in config.stage(name).data] for name in config.stages},
+            data=data_of(config),
             parents=parents(config),
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),

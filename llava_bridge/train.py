@@ -10,33 +10,43 @@ them, and :func:`llava_bridge.trainer.train_stage` is one stage.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
-from clips.artifact import say, write_file
+from clips.artifact import write_file
 from clips.commandline import to_yaml
 from llava_bridge.config import TrainConfig
-from llava_bridge.launch import hand_over_errors, is_launched, launch
+from llava_bridge.identity import is_finished
+from llava_bridge.launch import answers_for_run, hand_over_errors, launch, launched_processes, report
 from llava_bridge.stages import run_stages
-from llava_bridge.workspace import check_inputs, check_output, work_directory
+from llava_bridge.workspace import check_inputs, held_work_directory, work_directory
 
 
 def train(config: TrainConfig) -> None:
     """Run the stages, in this process if a launcher started it, else in processes that DeepSpeed's launcher starts.
 
-    Interrupted, the same command goes on from the last checkpoint.
+    Interrupted, the same command goes on from the last checkpoint; finished, it does nothing.
 
     Raises:
         UserError: see :class:`TrainConfig`; missing or unfitting parts and data.
     """
-    if is_launched():
-        with hand_over_errors():
+    processes = launched_processes()
+    with hand_over_errors():
+        config = config if processes is None else config.among(processes)
+        check_inputs(config)
+        if is_finished(config):
+            report(f"{config.output}: already trained with this config; nothing to do")
+            shutil.rmtree(work_directory(config), ignore_errors=True)
+        elif not answers_for_run():
             run_stages(config)
-        return
-    check_output(Path(config.output))
-    check_inputs(config)
+        else:
+            with held_work_directory(config) as lock, hand_over_errors():
+                if processes is None:
+                    _start(config, lock)
+                else:
+                    run_stages(config)
+            report(f"wrote {config.output}")
+
+
+def _start(config: TrainConfig, lock: int) -> None:
     work = work_directory(config)
-    work.mkdir(parents=True, exist_ok=True)
     write_file(work / "config.yaml", to_yaml(config))
-    launch(["train", "--config", str(work / "config.yaml")], config.launch.processes, work / "log.txt")
-    shutil.rmtree(work, ignore_errors=True)
-    say(f"wrote {config.output}")
+    launch(["train", "--config", str(work / "config.yaml")], config.launch.processes or 1, work / "log.txt", lock)

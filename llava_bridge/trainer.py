@@ -21,14 +21,17 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from clips.artifact import write_file
 from clips.errors import UserError
 from clips.precision import choose_precision
+from llava_bridge.bad_samples import BadSamples
 from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data.order import GroupedOrder
 from llava_bridge.launch import command_is_gone, deepspeed_config, is_main_process, report
 from llava_bridge.processes import barrier
 from llava_bridge.progress import Progress
 from llava_bridge.setup import Setup, set_up
+from llava_bridge.workspace import CHECKPOINTS, COMPLETE
 
 TRAINS: dict[str, tuple[str, ...]] = {
     "pretrain": ("llm",),
@@ -54,19 +57,21 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
         report(f"{name}: {part} {trains}, {sum(weight.numel() for weight in module.parameters()):,} parameters")
     report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
     folder = work / name
+    start = last_checkpoint(folder / CHECKPOINTS)
+    bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
     trainer = StageTrainer(
         stage_name=name,
         order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
-        max_bad=max(1, int(config.max_bad_share * len(setup.dataset))),
+        bad=bad,
         model=setup.model,
-        args=_arguments(config, stage, steps, folder / "checkpoints"),
+        args=_arguments(config, stage, steps, folder / CHECKPOINTS),
         train_dataset=setup.dataset,
         data_collator=setup.collator,
     )
     progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Callback(progress, _frozen(setup.parts, TRAINS[name])))
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    trainer.add_callback(_Callback(progress, bad, _frozen(setup.parts, TRAINS[name])))
+    trainer.train(resume_from_checkpoint=None if start is None else str(start))
     _save(setup, folder, _summary(trainer, stage, progress, started))
     _free(trainer, setup)
 
@@ -92,19 +97,18 @@ def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
 class StageTrainer(Trainer):
     """HF's Trainer with a LLaVA's cares: bad samples are counted, a non-finite loss stops the step."""
 
-    def __init__(self, *, stage_name: str, order: GroupedOrder, max_bad: int, **options: Any) -> None:
+    def __init__(self, *, stage_name: str, order: GroupedOrder, bad: BadSamples, **options: Any) -> None:
         super().__init__(**options)
         self.stage_name = stage_name
         self.order = order
-        self.max_bad = max_bad
-        self.bad: dict[str, str] = {}
+        self.bad = bad
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
         return self.order
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """HF's loss (mean over the learnt tokens of the whole batch, over all processes)."""
-        self._count_bad(inputs.pop("skipped", []))
+        self.bad.add(inputs.pop("skipped", []))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
@@ -117,18 +121,6 @@ class StageTrainer(Trainer):
             return loss + 0.0 * sum(weight.sum() for weight in _projector(model))
         return result
 
-    def _count_bad(self, skipped: list[tuple[str, str]]) -> None:
-        for name, reason in skipped:
-            if name not in self.bad:
-                report(f"{self.stage_name}: skipped {name}: {reason}")
-            self.bad[name] = reason
-        if len(self.bad) > self.max_bad:
-            name, reason = next(iter(self.bad.items()))
-            raise UserError(
-                f"{self.stage_name}: {len(self.bad)} samples cannot be used, more than max_bad_share allows; "
-                f"the first: {name}: {reason}"
-            )
-
 
 def _projector(model: nn.Module) -> list[Tensor]:
     return [
@@ -139,8 +131,9 @@ def _projector(model: nn.Module) -> list[Tensor]:
 class _Callback(TrainerCallback):
     """Progress, complete checkpoints marked, frozen weights compared."""
 
-    def __init__(self, progress: Progress, frozen: Mapping[str, nn.Module]) -> None:
+    def __init__(self, progress: Progress, bad: BadSamples, frozen: Mapping[str, nn.Module]) -> None:
         self.progress = progress
+        self.bad = bad
         self.frozen = frozen
         self.encoder = {name: value.clone() for name, value in frozen["vision"].state_dict().items()} if frozen else {}
         self.before: dict[str, str] = {}
@@ -149,6 +142,7 @@ class _Callback(TrainerCallback):
         if self.encoder:  # DeepSpeed has rounded it if it trains in bf16
             self.frozen["vision"].float().load_state_dict(self.encoder)
         self.before = {name: fingerprint(module) for name, module in self.frozen.items()}
+        state.compute_steps(args, state.max_steps)  # log_every and checkpoint_every of now, not of the checkpoint
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -160,9 +154,9 @@ class _Callback(TrainerCallback):
             self.progress.log(state.global_step, logs)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        barrier()
+        bad = self.bad.gather()  # and so all processes have written their parts
         if is_main_process():
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", bad)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for name, module in self.frozen.items():
@@ -213,15 +207,30 @@ def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path
     )
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written completely."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/complete")]
-    for partial in set(folder.glob("checkpoint-*")) - set(complete):
+def mark_complete(checkpoint: Path, bad: Mapping[str, str]) -> None:
+    """Say that all processes have written their parts, how many they are, and which samples were unusable so far."""
+    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad}
+    write_file(checkpoint / COMPLETE, json.dumps(mark, ensure_ascii=False))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written completely and by as many processes as now; others are removed."""
+    usable = [
+        path.parent
+        for path in folder.glob(f"checkpoint-*/{COMPLETE}")
+        if json.loads(path.read_text(encoding="utf-8"))["processes"] == os.environ["WORLD_SIZE"]
+    ]
+    barrier()  # all have looked before anything goes
+    for other in set(folder.glob("checkpoint-*")) - set(usable):
         if is_main_process():
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(other, ignore_errors=True)
     barrier()
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
+    return max(usable, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def bad_before(checkpoint: Path | None) -> dict[str, str]:
+    """The unusable samples that were met before ``checkpoint``."""
+    return {} if checkpoint is None else json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["bad"]
 
 
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, started: float) -> dict[str, Any]:
@@ -229,7 +238,7 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, star
         "steps": trainer.state.global_step,
         "samples_seen": trainer.state.global_step * stage.batch_size,
         "loss": progress.last_loss,
-        "skipped": len(trainer.bad),
+        "skipped": len(trainer.bad.gather()),
         "seconds": round(time.monotonic() - started, 2),
     }
 
@@ -243,7 +252,7 @@ def _save(setup: Setup, folder: Path, summary: Mapping[str, Any]) -> None:
         setup.processor.save_pretrained(partial)
         (partial / "stage.json").write_text(json.dumps(summary))
         partial.replace(folder / "model")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     barrier()
 
 

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from clips.errors import UserError
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
+from llava_bridge.loading import refusing
 
 
 class EncoderVisionConfig(PretrainedConfig):
@@ -130,16 +131,18 @@ def vision_model(encoder: Encoder, layer: int | None = None) -> EncoderVisionMod
         layer: the hidden state whose grid and width the config states; None takes the tower's default.
 
     Raises:
-        UserError: the weights do not fit the architecture, there is no such state, or it is no square grid.
+        UserError: no such architecture, the weights do not fit it, there is no such state, or it is no square grid.
     """
     where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
     config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
-    model = EncoderVisionModel(config).float()
+    with refusing(f"encoder: the architecture that {where} states cannot be built"):
+        model = EncoderVisionModel(config).float()
     if encoder.weights is not None:
         computed = {name: value for name, value in model.tower.named_buffers() if name in model.computed_buffers}
         load_weights(model.tower, {**computed, **encoder.weights}, where)
     layer = feature_layer(model.tower, layer)
-    grid, width = measure(model.tower, encoder.pixels.size, layer, where)
+    with refusing(f"image_size: {where} cannot take pictures of {encoder.pixels.size} px"):
+        grid, width = measure(model.tower, encoder.pixels.size, layer, where)
     config.hidden_size = width
     config.num_hidden_layers = model.tower.depth
     config.image_size = encoder.pixels.size

@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from clips.artifact import MANIFEST
+from clips.artifact import writing
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
 from llava_bridge.launch import deepspeed_config
 from llava_bridge.parts import check_encoder, check_llm
+
+CHECKPOINTS = "checkpoints"
+COMPLETE = "complete"
+"""The file in a checkpoint that is written last."""
 
 
 def work_directory(config: TrainConfig) -> Path:
     """Where an unfinished run keeps its state: a hidden directory beside the output."""
     output = Path(config.output)
     return output.with_name(f".{output.name}.work")
+
+
+@contextlib.contextmanager
+def held_work_directory(config: TrainConfig) -> Iterator[int]:
+    """Hold the work directory for this run; yields the lock, which a child process that inherits it holds as well.
+
+    The directory goes when the block ends well, or with a mistake before there is anything to go on with.
+
+    Raises:
+        UserError: another run holds it, and they would spoil each other; or it cannot be written.
+    """
+    work = work_directory(config)
+    with writing(config.output):
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"output: another run is writing {config.output}") from None
+        try:
+            yield lock.fileno()
+        except UserError:
+            if not _has_progress(work):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _has_progress(work: Path) -> bool:
+    return any(work.glob("*/model")) or any(work.glob(f"*/{CHECKPOINTS}/*/{COMPLETE}"))
 
 
 def start_directory(config: TrainConfig, name: str, work: Path) -> Path | None:
@@ -39,11 +78,3 @@ def check_inputs(config: TrainConfig) -> None:
         for data in config.stage(name).data:
             if not Path(data.path).exists():
                 raise UserError(f"{name}.data: {data.path}: no such file or directory")
-
-
-def check_output(output: Path) -> None:
-    """Refuse to replace a directory that this suite did not write."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output: {output} is a file, expected a directory to write")
-    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise UserError(f"output: {output} is not empty and was not written by this suite; choose another directory")

@@ -97,6 +97,31 @@ def make_talk(directory: Path, samples: int = 16) -> Path:
     return directory
 
 
+def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
+    """A tiny run of all stages; ``fields`` of TrainConfig override it."""
+    from clips.commandline import to_yaml
+    from llava_bridge.config import StageConfig, TrainConfig
+    from llava_bridge.data import DataConfig
+    from llava_bridge.llm import SmallLlamaConfig
+
+    data = [DataConfig(path=str(talk / "talk.json"))]
+    settings: dict[str, Any] = {
+        "output": str(directory / name),
+        "stages": ["pretrain", "align", "instruct"],
+        "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
+        "pretrain": StageConfig(
+            data=[DataConfig(path=str(talk / "text.jsonl"), source="text")], steps=4, batch_size=4, max_length=32
+        ),
+        "align": StageConfig(data=data, steps=4, batch_size=4),
+        "instruct": StageConfig(data=data, steps=6, batch_size=4, lr=1e-3),
+        "precision": "fp32",
+        "log_every": 1,
+    }
+    path = directory / f"{name}.yaml"
+    path.write_text(to_yaml(TrainConfig(**{**settings, **fields})))
+    return path
+
+
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh Python process, one thread."""
     return subprocess.run(

@@ -11,6 +11,7 @@ import bridge_world
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
@@ -188,6 +189,42 @@ def test_incomplete_llms_are_refused_in_one_line(bridge_llm: Path, tmp_path: Pat
     (unknown / "config.json").write_text(json.dumps({"model_type": "nothing_known"}))
     with pytest.raises(UserError, match=r"llm: .* cannot be loaded"):
         load_llm(str(unknown))
+
+
+def spoil(directory: Path, fault: str) -> None:
+    """Give the weights of ``directory`` a fault."""
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+        return
+    if fault == "lacking":
+        del weights[name]
+    else:
+        weights[name] = torch.zeros(3, 5)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
+        ("truncated", r"cannot be loaded \(.*incomplete"),
+        ("lacking", r"lacks weights that its config\.json needs: '.*mlp\.down_proj\.weight'$"),
+        ("unlike", r"'.*mlp\.down_proj\.weight' has shape \(3, 5\), not \(32, 88\)"),
+    ],
+)
+def test_no_weight_is_ever_made_up(
+    fault: str, match: str, bridge_llm: Path, saved: Path, tmp_path: Path, capfd: Any
+) -> None:
+    for directory, load in ((bridge_llm, lambda path: load_llm(str(path))), (saved, load_llava)):
+        copy = tmp_path / directory.name
+        shutil.copytree(directory, copy)
+        spoil(copy, fault)
+        capfd.readouterr()
+        with pytest.raises(UserError, match=match):
+            load(copy)
+        assert "MISSING" not in capfd.readouterr().err
 
 
 def test_llava_directories_are_checked(saved: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,60 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     assert "0 pictures but 1 <image>" in why_second
     with pytest.raises(UserError, match="none of 4 samples can be used"):
         Conversations(data.samples, chat, 5)[0]
+
+
+def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
+    strict = "{% if messages|length > 3 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    tokenizer = AutoTokenizer.from_pretrained(bridge_llm)
+    chat = Chat(tokenizer, strict + template_for(None, "vicuna"), 4)
+    (tmp_path / "afile").write_text("no folder")
+    shutil.copy(bridge_talk / "0.png", tmp_path)
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    rows = [
+        {"id": "long", "image": "0.png", "conversations": [*turns, {"from": "human", "value": "?"}, turns[1]]},
+        {"id": "empty", "conversations": []},
+        {"id": "lost", "image": "afile/x.png", "conversations": turns},
+        {"id": "nul", "image": "\0.png", "conversations": turns},
+        {"id": "good", "image": "0.png", "conversations": turns},
+    ]
+    data = Conversations(read_samples(DataConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
+    skipped = dict(data[0]["skipped"])
+    assert [name.split()[1] for name in skipped] == ["long", "empty", "lost", "nul"]
+    assert "roles must alternate" in skipped["talk.json long"]
+    with pytest.raises(UserError, match=r"chat_template: .*always wrong"):
+        Chat(tokenizer, "{{ raise_exception('always wrong') }}", 4)
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "match"),
+    [
+        ("llava", [5], "sample 0: expected conversations"),
+        ("llava", [{"image": 5, "conversations": []}], "sample 0: expected conversations .*image"),
+        ("llava", [{"image": [5], "conversations": []}], "sample 0: .*expected text, got 5"),
+        ("llava", [{"conversations": [{"from": "gpt", "value": None}]}], "sample 0: .*expected text, got null"),
+        ("karpathy", {"images": 5}, "expected Karpathy's JSON layout"),
+        ("karpathy", {"images": [5]}, "expected Karpathy's JSON layout"),
+        ("karpathy", {"images": [{"split": "train"}]}, "image 0: expected filename and sentences"),
+        (
+            "karpathy",
+            {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": None}]}]},
+            "image 0: .*expected text, got null",
+        ),
+        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: .*expected text, got 5"),
+        ("cocoqa", ["what"], "line 1: expected the texts image, question and answer"),
+    ],
+)
+def test_malformed_rows_are_refused_in_one_line(source: str, rows: Any, match: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    path = write(tmp_path / ("rows.jsonl" if source == "cocoqa" else "rows.json"), rows)
+    with pytest.raises(UserError, match=match):
+        read_samples(DataConfig(source=source, path=path))
+
+
+def test_a_system_turn_is_read(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "?"}, {"from": "gpt", "value": "no"}]
+    (sample,) = read_samples(DataConfig(path=write(tmp_path / "talk.json", [{"conversations": turns}])))
+    assert [turn.role for turn in sample.turns] == ["system", "user", "assistant"]
 
 
 class TwoPixels:

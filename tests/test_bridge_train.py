@@ -16,33 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clips.commandline import parse_config, to_yaml
+from clips.commandline import parse_config
 from clips.errors import UserError
 from llava_bridge import launch as launching
 from llava_bridge.cli import main
-from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.config import TrainConfig
 from llava_bridge.data import DataConfig
-from llava_bridge.llm import SmallLlamaConfig
-
-
-def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
-    """A tiny run of all stages; ``fields`` of TrainConfig override it."""
-    data = [DataConfig(path=str(talk / "talk.json"))]
-    settings: dict[str, Any] = {
-        "output": str(directory / name),
-        "stages": ["pretrain", "align", "instruct"],
-        "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
-        "pretrain": StageConfig(
-            data=[DataConfig(path=str(talk / "text.jsonl"), source="text")], steps=4, batch_size=4, max_length=32
-        ),
-        "align": StageConfig(data=data, steps=4, batch_size=4),
-        "instruct": StageConfig(data=data, steps=6, batch_size=4, lr=1e-3),
-        "precision": "fp32",
-        "log_every": 1,
-    }
-    path = directory / f"{name}.yaml"
-    path.write_text(to_yaml(TrainConfig(**{**settings, **fields})))
-    return path
 
 
 def losses(directory: Path) -> list[tuple[str, int, float]]:
@@ -54,7 +33,7 @@ def losses(directory: Path) -> list[tuple[str, int, float]]:
 def trained(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_talk: Path) -> Path:
     """A LLaVA trained by all three stages with one command, in one process; and what the command printed."""
     directory = tmp_path_factory.mktemp("runs")
-    config = config_file(directory, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = bridge_world.config_file(directory, "one", bridge_talk, encoder=str(bridge_encoder))
     done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
     assert done.returncode == 0, done.stderr
     (directory / "printed.txt").write_text(done.stderr)
@@ -97,7 +76,9 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
     from llava_bridge.config import LaunchConfig
 
     directory = trained.parent
-    config = config_file(directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=LaunchConfig(processes=2))
+    config = bridge_world.config_file(
+        directory, "two", bridge_talk, encoder=str(bridge_encoder), launch=LaunchConfig(processes=2)
+    )
     done = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
     assert done.returncode == 0, done.stderr
     for one, two in zip(losses(trained), losses(directory / "two"), strict=True):
@@ -108,7 +89,7 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
     directory = trained.parent
-    config = config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), checkpoint_every=2)
+    config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), checkpoint_every=2)
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, "-m", "llava_bridge", "train", "--local_rank=0", "--config", str(config)]
     environment = {**os.environ, **launched, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(launching._free_port())}
@@ -125,6 +106,7 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
     assert "going on with the unfinished run" in resumed.stderr
     assert "align: done before" in resumed.stderr
     assert losses(directory / "killed") == losses(trained)
+    assert not list(directory.glob(".killed.*"))
     one, again = (load_file(directory / name / "model.safetensors") for name in ("one", "killed"))
     assert one.keys() == again.keys()
     assert all(torch.equal(one[name], again[name]) for name in one)
@@ -187,6 +169,10 @@ def test_the_launcher_gets_processes_port_and_module(tmp_path: Path, monkeypatch
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
         (["--align.warmup", "1.5"], "align.warmup: expected a share"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
+        (["--seed", "-1"], "seed: expected 0 to 4294967295, got -1"),
+        (["--image_size", "-5"], "image_size: expected at least 1, got -5"),
+        (["--max_bad_share", "7"], "max_bad_share: expected a share from 0 to 1, got 7"),
+        (["--align.lr", ".nan"], "align.lr: expected more than 0, got nan"),
         (["--launch.deepspeed", "zero9"], "launch.deepspeed: expected a JSON file or one of zero2, got 'zero9'"),
     ],
 )
@@ -200,7 +186,7 @@ def test_bad_input_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ) -> None:
-    path = config_file(
+    path = bridge_world.config_file(
         tmp_path, "bad", bridge_talk, encoder=str(bridge_encoder), llm=str(bridge_llm), stages=["align", "instruct"]
     )
     monkeypatch.setattr(sys, "argv", ["llava-bridge", "train", "--config", str(path), *overrides])
@@ -212,15 +198,24 @@ def test_bad_input_is_one_line_and_status_2(
     assert not (tmp_path / "bad").exists()
 
 
-def test_an_output_of_someone_else_is_not_replaced(tmp_path: Path, bridge_talk: Path, bridge_encoder: Path) -> None:
-    from llava_bridge.train import train
-
-    path = config_file(tmp_path, "mine", bridge_talk, encoder=str(bridge_encoder))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not empty and was not written by this suite"):
-        train(parse_config(TrainConfig, ["--config", str(path)], prog="test"))
-    assert (tmp_path / "mine" / "thesis.txt").exists()
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "OSError(28, 'No space left on device')",
+        "RuntimeError('[enforce fail at inline_container.cc:664] . unexpected pos 576 vs 534')",
+        "SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')",
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = f"""
+from safetensors import SafetensorError
+from llava_bridge.launch import hand_over_errors
+with hand_over_errors():
+    raise {raised}
+"""
+    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
+    with pytest.raises(UserError, match=r"^output: the disk is full"):
+        launching.launch(["train"], 1, tmp_path / "log.txt")
 
 
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
@@ -237,14 +232,15 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     assert fingerprint(parts["vision"]) != before
 
 
-def stage_trainer(max_bad: int) -> Any:
+def stage_trainer(allowed: float) -> Any:
     """A StageTrainer without model and data, for its own checks."""
     from types import SimpleNamespace
 
+    from llava_bridge.bad_samples import BadSamples
     from llava_bridge.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
-    trainer.stage_name, trainer.max_bad, trainer.bad = "align", max_bad, {}
+    trainer.stage_name, trainer.bad = "align", BadSamples("align", allowed, {})
     trainer.state = SimpleNamespace(global_step=6)
     return trainer
 
@@ -253,11 +249,54 @@ def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     from transformers import Trainer
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
-    trainer, model = stage_trainer(max_bad=1), torch.nn.Linear(1, 1)
+    trainer, model = stage_trainer(allowed=1.5), torch.nn.Linear(1, 1)
     trainer.compute_loss(model, {"skipped": [("a", "no such picture")]})
     trainer.compute_loss(model, {"skipped": [("a", "no such picture")]})  # the same one again
     with pytest.raises(UserError, match=r"align: 2 samples cannot be used.*the first: a: no such picture"):
         trainer.compute_loss(model, {"skipped": [("b", "not a picture")]})
+    with pytest.raises(UserError, match="align: 1 samples cannot be used"):
+        stage_trainer(allowed=0).compute_loss(model, {"skipped": [("a", "no such picture")]})
+
+
+def test_bad_samples_are_counted_over_all_processes_and_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava_bridge import bad_samples, trainer
+    from llava_bridge.bad_samples import BadSamples
+
+    monkeypatch.setattr(bad_samples, "gather_objects", lambda own: [own, {"b": "of rank 1"}])
+    monkeypatch.setattr(trainer, "barrier", lambda: None)
+    bad = BadSamples("align", 2, {})
+    bad.add([("a", "of rank 0")])
+    assert bad.gather() == {"a": "of rank 0", "b": "of rank 1"}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for step in (4, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        trainer.mark_complete(tmp_path / f"checkpoint-{step}", bad.found)
+    (tmp_path / "checkpoint-12").mkdir()  # its writing was interrupted
+    start = trainer.last_checkpoint(tmp_path)
+    assert start == tmp_path / "checkpoint-10"
+    again = BadSamples("align", 2, trainer.bad_before(start))
+    with pytest.raises(UserError, match="align: 3 samples cannot be used"):
+        again.add([("c", "after resuming")])
+    monkeypatch.setenv("WORLD_SIZE", "3")  # its optimizer state is cut into two parts, one for each process
+    assert trainer.last_checkpoint(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_stage_logs_and_saves_as_the_config_of_now_says(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from transformers import TrainerState
+
+    from llava_bridge.progress import Progress
+    from llava_bridge.trainer import _Callback
+
+    state = TrainerState(global_step=2, max_steps=9, logging_steps=5, save_steps=500)
+    args = SimpleNamespace(logging_steps=1, save_steps=3, eval_steps=None)
+    callback = _Callback(Progress("align", 4, tmp_path / "metrics.jsonl"), stage_trainer(allowed=1).bad, {})
+    callback.on_train_begin(args, state, None)
+    assert (state.logging_steps, state.save_steps) == (1, 3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,11 +304,11 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pyte
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(UserError, match="align: the loss is nan in step 7"):
-        stage_trainer(max_bad=1).compute_loss(torch.nn.Linear(1, 1), {})
+        stage_trainer(allowed=1).compute_loss(torch.nn.Linear(1, 1), {})
 
 
 def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
-    path = config_file(tmp_path, "x", bridge_talk, encoder="timm:x@random", feature_layer=-1)
+    path = bridge_world.config_file(tmp_path, "x", bridge_talk, encoder="timm:x@random", feature_layer=-1)
     config = parse_config(TrainConfig, ["--config", str(path), "--instruct.lr", "0.5"], prog="test")
     assert (config.instruct.lr, config.instruct.steps, config.feature_layer) == (0.5, 6, -1)
     assert config.align.data == [DataConfig(path=str(bridge_talk / "talk.json"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -160,6 +161,52 @@ def test_specs() -> None:
     assert parse_spec("timm:name@weights.safetensors") == ("timm", "name@weights.safetensors")
     with pytest.raises(UserError, match="did you mean 'timm'"):
         parse_spec("tim:name")
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"preprocess_cfg": {"interpolation": "lanczos"}}, "interpolation: expected bilinear or bicubic, got lanczos"),
+        ({"preprocess_cfg": {"mean": [0.5, 0.5]}}, r"open_clip_config\.json: expected sizes, mean and std"),
+        ({"preprocess_cfg": [1]}, r"open_clip_config\.json: expected sizes, mean and std"),
+        (
+            {"model_cfg": {**bridge_world.VIT, "vision_cfg": 5}},
+            r"open_clip_config\.json: expected open_clip's model_cfg",
+        ),
+        (
+            {"model_cfg": {**bridge_world.VIT, "vision_cfg": {**bridge_world.VIT["vision_cfg"], "layer": 3}}},
+            "cannot be built .*unexpected keyword argument 'layer'",
+        ),
+    ],
+)
+def test_odd_encoder_configs_are_refused_in_one_line(
+    fields: dict[str, object], match: str, bridge_encoder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bridge_encoder, tmp_path / "odd")
+    path = tmp_path / "odd" / "open_clip_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(UserError, match=match):
+        vision_model(load_encoder(str(tmp_path / "odd")))
+
+
+def test_unreadable_encoder_files_and_no_preprocessing(bridge_encoder: Path, tmp_path: Path) -> None:
+    for name, match in (("open_clip_model.safetensors", "not a readable"), ("open_clip_config.json", "utf-8")):
+        copy = tmp_path / name
+        shutil.copytree(bridge_encoder, copy)
+        (copy / name).write_bytes(b"\xff\xfe" + (bridge_encoder / name).read_bytes()[:-50])
+        with pytest.raises(UserError, match=f"{name}.*{match}"):
+            load_encoder(str(copy))
+    shutil.copytree(bridge_encoder, tmp_path / "bare")
+    (tmp_path / "bare/open_clip_config.json").write_text(
+        json.dumps({"model_cfg": bridge_world.VIT, "preprocess_cfg": None})
+    )
+    assert load_encoder(str(tmp_path / "bare")).pixels.interpolation == "bicubic"
+
+
+def test_no_size_is_not_the_encoders_own(bridge_encoder: Path) -> None:
+    for spec in (TIMM, str(bridge_encoder)):
+        with pytest.raises(UserError, match="image_size: expected at least 1, got 0"):
+            load_encoder(spec, 0)
 
 
 def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Path) -> None:

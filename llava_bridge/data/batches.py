@@ -42,6 +42,8 @@ class Conversations(Dataset):
                 return {**self.encode(sample), "skipped": skipped}
             except (SampleError, UserError) as error:
                 skipped.append((sample.name, str(error)))
+            except Exception as error:  # templates and pictures fail in every way; max_bad_share bounds how often
+                skipped.append((sample.name, f"{type(error).__name__}: {error}"))
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {skipped[0][0]}: {skipped[0][1]}")
 
     def sizes(self) -> list[int]:
@@ -58,6 +60,8 @@ class Conversations(Dataset):
             SampleError: its text does not fit its pictures or the length.
             UserError: a picture is missing or broken.
         """
+        if not sample.turns:
+            raise SampleError("nothing is said")
         messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
         marks = [message["content"].count(IMAGE) for message in messages if message["role"] != "assistant"]
         if sum(marks) != len(sample.images) or any(

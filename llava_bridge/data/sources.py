@@ -11,13 +11,20 @@ from clips.errors import UserError, suggest
 from llava_bridge.chat import IMAGE
 from llava_bridge.data.samples import DataConfig, Sample, Turn
 from llava_bridge.data.split import is_held_back
+from llava_bridge.loading import refusing
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 """What captions answer; also the words of lmms-eval's captioning tasks."""
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """Follows a question with a one-word answer; also the words of lmms-eval's question tasks."""
 
-_ROLES: dict[str, Any] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_ROLES: dict[str, Any] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 def read_samples(config: DataConfig) -> list[Sample]:
@@ -61,13 +68,13 @@ def llava(config: DataConfig) -> Iterator[Sample]:
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
     for number, row in enumerate(rows):
-        where = f"{path} sample {number}"
-        try:
-            turns = [Turn(_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
+        with refusing(
+            f"{path} sample {number}: expected conversations with from (human, gpt or system) and value, "
+            "and image as a reference or a list of them"
+        ):
+            turns = [Turn(_ROLES[turn["from"]], _text(turn["value"])) for turn in row["conversations"]]
             image = row.get("image")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: expected conversations with from (human or gpt) and value ({error!r})") from None
-        images = [] if image is None else [image] if isinstance(image, str) else list(image)
+            images = [] if image is None else [image] if isinstance(image, str) else [_text(one) for one in image]
         yield Sample(f"{path.name} {row.get('id', number)}", _root(config, path.parent), images, turns)
 
 
@@ -81,16 +88,17 @@ def karpathy(config: DataConfig) -> Iterator[Sample]:
         path = found[0]
     root = _root(config, path.parent / "images")
     data = _json(path)
-    if not isinstance(data, dict) or "images" not in data:
-        raise UserError(f'{path}: expected Karpathy\'s JSON layout with "images"')
-    splits = {row.get("split") for row in data["images"]}
+    with refusing(f'{path}: expected Karpathy\'s JSON layout, a list "images" of objects with a split'):
+        splits = {_text(row["split"]) for row in data["images"]}
     if config.split not in splits:
-        raise suggest(config.split, {str(name) for name in splits}, f"split of {path}")
-    for row in data["images"]:
+        raise suggest(config.split, splits, f"split of {path}")
+    for number, row in enumerate(data["images"]):
         if row["split"] == config.split:
-            reference = str(Path(row.get("filepath", "")) / row["filename"])
-            for sentence in row["sentences"][: config.per_image]:
-                turns = [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), Turn("assistant", sentence["raw"].strip())]
+            with refusing(f"{path} image {number}: expected filename and sentences, each with its raw text"):
+                reference = str(Path(row.get("filepath", "")) / row["filename"])
+                captions = [_text(sentence["raw"]).strip() for sentence in row["sentences"][: config.per_image]]
+            for caption in captions:
+                turns = [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), Turn("assistant", caption)]
                 yield Sample(row["filename"], root, [reference], turns)
 
 
@@ -102,13 +110,13 @@ def cocoqa(config: DataConfig) -> Iterator[Sample]:
     keep = _cocoqa_split(config.split)
     photos: dict[str, list[Turn]] = {}
     for number, row in enumerate(_json_lines(path), 1):
-        if not isinstance(row, dict) or not {"image", "question", "answer"} <= row.keys():
-            raise UserError(f"{path} line {number}: expected image, question and answer")
-        if keep(row["image"]):
-            turns = photos.setdefault(row["image"], [])
+        with refusing(f"{path} line {number}: expected the texts image, question and answer"):
+            photo, question, answer = (_text(row[key]) for key in ("image", "question", "answer"))
+        if keep(photo):
+            turns = photos.setdefault(photo, [])
             picture = "" if turns else f"{IMAGE}\n"
-            turns.append(Turn("user", f"{picture}{row['question']}\n{SHORT_ANSWER}"))
-            turns.append(Turn("assistant", row["answer"]))
+            turns.append(Turn("user", f"{picture}{question}\n{SHORT_ANSWER}"))
+            turns.append(Turn("assistant", answer))
     for photo, turns in photos.items():
         yield Sample(photo, root, [photo], turns)
 
@@ -129,6 +137,12 @@ def _cocoqa_split(split: str) -> Callable[[str], bool]:
     if split not in rules:
         raise suggest(split, rules, "split of cocoqa")
     return rules[split]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {json.dumps(value)}")
+    return value
 
 
 def _root(config: DataConfig, default: Path) -> Path:

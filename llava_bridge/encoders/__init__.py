@@ -17,7 +17,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from clips.errors import suggest
+from clips.errors import UserError, suggest
 from llava_bridge.encoders.spec import SOURCES, parse_spec
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def load_encoder(spec: str, image_size: int | None = None) -> Encoder:
     Raises:
         UserError: an unknown source or name, missing or unfitting weights.
     """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size: expected at least 1, got {image_size}")
     source, reference = parse_spec(spec)
     return importlib.import_module(SOURCES[source]).load(reference, image_size)
 

@@ -5,6 +5,7 @@ open_clip's own ViT, CLIP's ResNet, and directories whose image tower is a timm 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from clips.errors import UserError
 from clips.lean_imports import without_wandb
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+from llava_bridge.loading import refusing
 from llava_bridge.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -87,21 +89,15 @@ def load(reference: str, image_size: int | None) -> Encoder:
     check_encoder(reference)
     directory = Path(reference)
     config = _read_config(directory)
-    model, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
-    vision = model["vision_cfg"]
-    size = _side(preprocess.get("size") or vision.get("image_size", 224))
+    model, vision = config["model_cfg"], config["model_cfg"]["vision_cfg"]
+    own = _pixels(directory / OPEN_CLIP_CONFIG, vision, config.get("preprocess_cfg") or {})
+    pixels = own if image_size is None else dataclasses.replace(own, size=image_size)
     weights = _visual_weights(directory)
-    pixels = Pixels(
-        size=image_size or size,
-        mean=tuple(preprocess.get("mean") or OPENAI_MEAN),
-        std=tuple(preprocess.get("std") or OPENAI_STD),
-        interpolation=preprocess.get("interpolation") or "bicubic",
-    )
     if vision.get("timm_model_name"):
         trunk = {name.removeprefix("trunk."): value for name, value in weights.items() if name.startswith("trunk.")}
         return timm_source.encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
-    if image_size not in {None, size}:
-        raise UserError(f"image_size: expected {size}, the size of {directory}, got {image_size}")
+    if pixels != own:
+        raise UserError(f"image_size: expected {own.size}, the size of {directory}, got {image_size}")
     return Encoder(
         source="open_clip",
         architecture={key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model},
@@ -113,25 +109,42 @@ def load(reference: str, image_size: int | None) -> Encoder:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / OPEN_CLIP_CONFIG
-    try:
+    with refusing(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg"):
         config = json.loads(path.read_text(encoding="utf-8"))
-        if not {"embed_dim", "vision_cfg"} <= config["model_cfg"].keys():
-            raise KeyError("vision_cfg")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg ({error})") from None
-    return config
+        if not isinstance(config["model_cfg"]["embed_dim"], int):
+            raise TypeError("embed_dim is no whole number")
+        config["model_cfg"]["vision_cfg"].keys()
+        return config
+
+
+def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Pixels:
+    """The tower's own preprocessing, as the config in ``path`` states it."""
+    with refusing(f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"):
+        pixels = Pixels(
+            size=_side(preprocess.get("size") or vision.get("image_size", 224)),
+            mean=_channels(preprocess.get("mean") or OPENAI_MEAN),
+            std=_channels(preprocess.get("std") or OPENAI_STD),
+            interpolation=preprocess.get("interpolation") or "bicubic",
+        )
+    if pixels.interpolation not in {"bilinear", "bicubic"}:
+        raise UserError(
+            f"{path}: preprocess_cfg.interpolation: expected bilinear or bicubic, got {pixels.interpolation}"
+        )
+    return pixels
+
+
+def _channels(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
 
 
 def _visual_weights(directory: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = directory / OPEN_CLIP_WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
-            return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    with refusing(f"encoder: {path} is not a readable safetensors file"), safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
+        return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
 
 
 def _side(size: Any) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.lean_imports import without_wandb
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+from llava_bridge.loading import refusing
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 
@@ -67,7 +68,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
         raise _unknown(name)
     settings = timm.get_pretrained_cfg(name)
     pixels = Pixels(
-        size=image_size or settings.input_size[-1],
+        size=settings.input_size[-1] if image_size is None else image_size,
         mean=tuple(settings.mean),
         std=tuple(settings.std),
         interpolation="bicubic" if settings.interpolation == "bicubic" else "bilinear",
@@ -107,15 +108,12 @@ def _unknown(name: str) -> UserError:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise UserError(f"{path}: no such file (expected safetensors weights, or @random)")
-    try:
+    with refusing(f"encoder: {path} is not a readable safetensors file"):
         return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _pretrained(name: str) -> dict[str, Tensor]:

@@ -1,0 +1,109 @@
+"""What a run is: the settings that its result depends on, and what it reads.
+
+The unfinished run in a work directory goes on, and a finished output is left as it is, only if it is the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
+from clips.commandline import plain
+from clips.errors import UserError
+from llava_bridge.config import TrainConfig
+from llava_bridge.data.samples import DataConfig
+from llava_bridge.encoders.spec import parse_spec
+
+# These say how a run is carried out, not what comes of it: a run may go on with others.
+_FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
+
+
+def kind_of(config: TrainConfig) -> str:
+    """What the manifest calls the output."""
+    return "llm" if config.stages[-1] == "pretrain" else "llava"
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """All that the result depends on, as dotted names: settings, then hashes below ``inputs``."""
+    return _identity(plain(config), inputs(config))
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the output is already there, made by this very run.
+
+    Raises:
+        UserError: the output is something else, or made with other settings or from other inputs.
+    """
+    output = Path(config.output)
+    check_replaceable(output, kind_of(config))
+    if not (output / MANIFEST).is_file():
+        return False
+    there, here = _made_as(output), identity(config)
+    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if differing:
+        name = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise UserError(
+            f"output: {output} holds another run: {name} is {there.get(name)!r} there and {here.get(name)!r} "
+            f"now{more}; choose another output or remove the directory"
+        )
+    return True
+
+
+def _made_as(output: Path) -> dict[str, Any]:
+    """The identity of the run that made ``output``, from its manifest."""
+    manifest = read_manifest(output)
+    try:
+        hashes = {name: parent["hash"] for name, parent in manifest["parents"].items()}
+        return _identity(manifest["config"], {**hashes, **manifest["data"]})
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{output / MANIFEST}: expected config, data and parents of a finished run") from None
+
+
+def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _leaves({**config, "inputs": inputs}) if name not in _FREE}
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def inputs(config: TrainConfig) -> dict[str, Any]:
+    """What the run reads: the encoder, the LLM and each stage's data, with their hashes."""
+    found: dict[str, Any] = {name: directory_hash(path) for name, path in parents(config).items()}
+    return {**found, **data_of(config)}
+
+
+def parents(config: TrainConfig) -> dict[str, str]:
+    """The artifacts on disk that the model is made from."""
+    found = {}
+    if config.encoder and config.stages[-1] != "pretrain":
+        source, reference = parse_spec(config.encoder)
+        path = reference if source == "open_clip" else reference.partition("@")[2]
+        if path and Path(path).exists():
+            found["encoder"] = path
+    if config.llm and Path(config.llm).is_dir():
+        found["llm"] = config.llm
+    return found
+
+
+def data_of(config: TrainConfig) -> dict[str, list[dict[str, Any]]]:
+    """Each stage's data sources with their hashes."""
+    return {name: [describe_data(data) for data in config.stage(name).data] for name in config.stages}
+
+
+def describe_data(data: DataConfig) -> dict[str, Any]:
+    """A source with the hash of its text files (pictures are not read), and that of its manifest if it has one."""
+    path = Path(data.path)
+    files = [path] if path.is_file() else sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
+    digest = hashlib.sha256("".join(directory_hash(file) for file in files).encode()).hexdigest()
+    manifest = path.parent / "manifest.json"
+    whole = {"directory_hash": directory_hash(path.parent)} if path.is_file() and manifest.is_file() else {}
+    return {**plain(data), "hash": digest, **whole}

@@ -1,0 +1,126 @@
+"""A run's directories: whose they are, what is done already, what an interrupted run keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bridge_world import config_file
+
+from clips.commandline import parse_config
+from clips.errors import UserError
+from llava_bridge import launch as launching
+from llava_bridge.cli import main
+from llava_bridge.config import TrainConfig
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", '{"kind": "encoder", "hash": "1", "config": {}}', "[", "\xff"])
+def test_an_output_of_someone_else_is_not_replaced(
+    manifest: str | None, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+) -> None:
+    from llava_bridge.train import train
+
+    path = config_file(tmp_path, "mine", bridge_talk, encoder=str(bridge_encoder))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    if manifest is not None:
+        (tmp_path / "mine" / "manifest.json").write_text(manifest, encoding="latin-1")
+    with pytest.raises(UserError, match="not empty, and not an artifact of kind 'llava'"):
+        train(parse_config(TrainConfig, ["--config", str(path)], prog="test"))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def llava_bridge(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of the command, which must not come to start processes."""
+    monkeypatch.setattr(sys, "argv", ["llava-bridge", *arguments])
+    monkeypatch.setattr(launching, "_deepspeed", lambda: [sys.executable, "-c", "raise SystemExit('it was launched')"])
+    return main()
+
+
+def test_a_finished_run_is_left_as_it_is(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from clips.artifact import write_manifest
+    from llava_bridge.identity import data_of, parents
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
+    (tmp_path / "one").mkdir()
+    write_manifest(tmp_path / "one", kind="llava", config=config, data=data_of(config), parents=parents(config))
+    for free in ([], ["--log_every", "3", "--workers", "1", "--checkpoint_every", "9", "--launch.processes", "2"]):
+        assert llava_bridge(monkeypatch, "train", "--config", str(path), *free) == 0
+        assert "already trained with this config; nothing to do" in capsys.readouterr().err
+    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.lr", "0.5") == 2
+    assert "holds another run: align.lr is 0.001 there and 0.5 now" in capsys.readouterr().err
+    config = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    config["parents"]["encoder"]["hash"] = "another"
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(config))
+    assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
+    assert "holds another run: inputs.encoder is 'another' there" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_finished_stages_outlive_changes_of_how_the_run_is_carried_out(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+) -> None:
+    from llava_bridge.stages import _prepare
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+
+    def prepare(**fields: Any) -> bool:
+        _prepare(
+            tmp_path / "work",
+            dataclasses.replace(parse_config(TrainConfig, ["--config", str(path)], prog="test"), **fields),
+        )
+        return (tmp_path / "work/align/model").is_dir()
+
+    (tmp_path / "work").mkdir()
+    prepare()
+    (tmp_path / "work/align/model").mkdir(parents=True)
+    assert prepare(log_every=7, workers=2, checkpoint_every=3)
+    assert not prepare(seed=1)
+
+
+def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+) -> None:
+    from llava_bridge.workspace import held_work_directory
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config, work = parse_config(TrainConfig, ["--config", str(path)], prog="test"), tmp_path / ".one.work"
+    with held_work_directory(config):
+        with pytest.raises(UserError, match=r"output: another run is writing .*one"), held_work_directory(config):
+            pass
+        assert work.is_dir()
+    assert not work.exists()
+
+    def fail(leaving: str) -> None:
+        with held_work_directory(config):
+            (work / "align" / leaving).mkdir(parents=True)
+            raise UserError("align: wrong")
+
+    for leaving, helps in (("partial", False), ("model", True)):
+        with pytest.raises(UserError, match="align: wrong"):
+            fail(leaving)
+        assert work.exists() == helps
+
+
+def test_the_number_of_processes_is_what_a_launcher_has_started(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    assert config.among(4).launch.processes == 4
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
+    assert "pretrain.batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
+    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--launch.processes", "2") == 2
+    assert (
+        "launch.processes: expected 3, as many as the launcher has started, or null, got 2" in capsys.readouterr().err
+    )
