@@ -24,7 +24,7 @@ class CaptionSet:
 
     Args:
         root: what the references are relative to.
-        images: (N,) picture references: a file, or ``shard.tar/member``.
+        images: (N,) picture references, all different: a file, or ``shard.tar/member``.
         captions: (N,) lists of captions, each at least one.
         source: the file or directory that was read, for messages.
     """
@@ -55,7 +55,7 @@ class CaptionSet:
 def load_caption_set(
     data: str, *, split: str = "test", images: str | None = None, captions_per_image: int = 5, limit: int | None = None
 ) -> CaptionSet:
-    """Read a retrieval data set.
+    """Read a retrieval data set. A picture that comes several times is one picture with all those captions.
 
     Args:
         data: a directory of WebDataset shards (``captions`` in each JSON, or CLIP_benchmark's ``.txt`` with one
@@ -80,18 +80,15 @@ def load_caption_set(
         rows = _from_karpathy(path, split, root)
     else:
         raise UserError(f"{data}: expected a directory of .tar shards, a .json or a .jsonl file")
-    names: list[str] = []
-    captions: list[list[str]] = []
+    captions: dict[str, list[str]] = {}
     for name, texts in rows:
-        if limit is not None and len(names) == limit:
-            break
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise UserError(f"{data}: {name}: expected a list of captions, got {texts!r:.80}")
-        names.append(name)
-        captions.append(texts[:captions_per_image])
-    if not names:
+        captions.setdefault(name, []).extend(texts)
+    if not captions:
         raise UserError(f"{data}: holds no picture with captions" + (f" in split '{split}'" if path.is_file() else ""))
-    return CaptionSet(root, names, captions, data)
+    names = list(captions)[:limit]
+    return CaptionSet(root, names, [captions[name][:captions_per_image] for name in names], data)
 
 
 def _from_shards(directory: Path) -> Iterator[tuple[str, Any]]:
@@ -117,7 +114,7 @@ def _from_shards(directory: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _from_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for _, row in read_lines(path, ("image", "captions")):
+    for _, row in read_lines(path, texts=("image",), others=("captions",)):
         yield row["image"], row["captions"]
 
 
@@ -139,18 +136,29 @@ def _from_karpathy(path: Path, split: str, root: Path) -> Iterator[tuple[str, An
         raise UserError(f"{path}: expected Karpathy's layout; a picture lacks {error}") from None
 
 
-def read_lines(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON lines file whose objects all have ``keys``."""
+def read_lines(path: Path, *, texts: Sequence[str], others: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSON lines file.
+
+    Args:
+        path: the file.
+        texts: keys that every object must have, with a text that is not empty.
+        others: keys that every object must have.
+
+    Raises:
+        UserError: naming the line.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
-            row = _parse(line.encode(), f"{path} line {number}")
-            missing = [key for key in keys if key not in row]
-            if missing:
-                raise UserError(f"{path} line {number}: expected the key '{missing[0]}'")
+            row = _parse(line, f"{path} line {number}")
+            for key in (*texts, *others):
+                if key not in row:
+                    raise UserError(f"{path} line {number}: expected the key '{key}'")
+                if key in texts and not (isinstance(row[key], str) and row[key]):
+                    raise UserError(f"{path} line {number}: {key}: expected a text, got {row[key]!r:.80}")
             yield number, row
 
 

@@ -31,7 +31,7 @@ class Pairs:
 
     Args:
         root: what the picture references are relative to.
-        rows: objects with image, caption, negative and, where stated, kind.
+        rows: objects with image, caption, negative and kind (empty where not stated).
     """
 
     root: Path
@@ -39,12 +39,12 @@ class Pairs:
 
     def kinds(self) -> list[str]:
         """The kinds of wrong caption, sorted."""
-        return sorted({row.get("kind", "") for row in self.rows})
+        return sorted({row["kind"] for row in self.rows})
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     """Share of pictures for which the encoder finds the right caption more similar; a tie counts half."""
-    from benchmarks.embed import embed_images, embed_texts
+    from benchmarks.embed import computed_by, embed_images, embed_texts
     from clips.data.images import open_image
 
     pairs = _load(config)
@@ -63,7 +63,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in specs.items()},
         primary=PRIMARY,
-        protocol=_protocol(pairs, config) | encoder.how | {"precision": encoder.precision},
+        protocol=_protocol(pairs, config) | encoder.how | computed_by(encoder),
         items=items,
     )
 
@@ -76,10 +76,8 @@ def data_hash(config: BenchmarkConfig) -> str:
 def _load(config: BenchmarkConfig) -> Pairs:
     path = Path(config.data)
     rows = []
-    for number, row in read_lines(path, ("image", "caption", "negative")):
-        if not all(isinstance(row[key], str) and row[key] for key in ("image", "caption", "negative")):
-            raise UserError(f"{path} line {number}: expected texts for image, caption and negative")
-        rows.append(row)
+    for _, row in read_lines(path, texts=("image", "caption", "negative")):
+        rows.append(row | {"kind": str(row.get("kind", ""))})
         if len(rows) == config.limit:
             break
     if not rows:
@@ -127,7 +125,7 @@ def _items(pairs: Pairs, margin: np.ndarray) -> pd.DataFrame:
             "item": [f"{number}/{row['image']}" for number, row in enumerate(rows)],
             "image": [row["image"] for row in rows],
             "direction": "",
-            "category": [row.get("kind", "") for row in rows],
+            "category": [row["kind"] for row in rows],
             "question": [f"{row['caption']} | {row['negative']}" for row in rows],
             "prediction": [row["caption" if hit >= 0.5 else "negative"] for row, hit in zip(rows, score, strict=True)],
             "target": [row["caption"] for row in rows],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import Entries
+from clips.artifact import versions
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class DualEncoder:
         model: has ``encode_image(pixels (B, 3, H, W))`` and ``encode_text(tokens (B, L))``.
         preprocess: PIL picture → (3, H, W).
         tokenizer: list of texts → (B, L).
-        how: how the model takes its input, as protocol entries.
+        how: how the model takes its input, as its directory records it, as protocol entries.
         device: where it runs.
         precision: the type that the towers are cast to.
     """
@@ -45,10 +46,8 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
     """Load an encoder directory: ours, or any in open_clip's hub layout.
 
     Raises:
-        UserError: no such directory, or it has no text tower.
+        UserError: not such a directory.
     """
-    if path.startswith("timm:"):
-        raise UserError(f"encoder: '{path}' has no text tower, which this benchmark needs")
     if not (Path(path) / _ENCODER_FILE).is_file():
         raise UserError(f"encoder: {path}: expected a directory with {_ENCODER_FILE}")
     import torch
@@ -66,6 +65,12 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
         device=device,
         precision=precision,
     )
+
+
+def computed_by(encoder: DualEncoder) -> Entries:
+    """What the harness runs an encoder with, as protocol entries. A build (``2.9.0+cpu``) is no other version."""
+    found = {name: versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
+    return {"precision": encoder.precision, **found}
 
 
 def _how(model: Any, path: str) -> Entries:

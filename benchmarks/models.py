@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.config import RunConfig
 from clips.artifact import directory_hash
@@ -14,6 +13,12 @@ from clips.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.embed import DualEncoder
+
+Part = Literal["encoder", "llava"]
+_WANTED: dict[Part, str] = {
+    "encoder": "expected an encoder directory, for this benchmark compares pictures and texts",
+    "llava": "expected a LLaVA directory, for this benchmark asks questions about pictures",
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,7 @@ class Row:
         """
         from benchmarks.embed import load_dual_encoder
 
-        if self.config.encoder is None:
-            raise UserError("encoder: expected an encoder directory; this benchmark compares pictures and texts")
-        return load_dual_encoder(self.config.encoder, self.device, self.config.precision)
+        return load_dual_encoder(self.path("encoder"), self.device, self.config.precision)
 
     @functools.cached_property
     def llava(self) -> tuple[Any, Any]:
@@ -55,27 +58,34 @@ class Row:
         Raises:
             UserError: there is none, or it cannot be loaded.
         """
-        if self.config.llava is None:
-            raise UserError("llava: expected a LLaVA directory; this benchmark asks questions about pictures")
         from benchmarks.mllm.tasks import go_offline
 
         go_offline()
         from benchmarks.mllm.answering import load_for_evaluation
 
-        return load_for_evaluation(self.config.llava, self.device, self.config.precision)
+        return load_for_evaluation(self.path("llava"), self.device, self.config.precision)
 
-    def model(self, needs: str) -> dict[str, str]:
-        """Path and hash of the part that a benchmark uses; empty where the row lacks it."""
-        path = self.config.encoder if needs == "encoder" else self.config.llava
+    def path(self, needs: Part) -> str:
+        """Where the part that a benchmark uses lies.
+
+        Raises:
+            UserError: the row lacks it, it cannot read texts, or there is no such directory.
+        """
+        path = getattr(self.config, needs)
         if path is None:
-            return {"path": "", "hash": ""}
+            raise UserError(f"{needs}: {_WANTED[needs]}")
+        if needs == "encoder" and path.startswith("timm:"):
+            raise UserError(f"{needs}: '{path}' has no text tower; {_WANTED[needs]}")
+        if not Path(path).is_dir():
+            raise UserError(f"{needs}: {path}: no such directory; {_WANTED[needs]}")
+        return path
+
+    def model(self, needs: Part) -> dict[str, str]:
+        """Path and hash of the part that a benchmark uses."""
+        path = self.path(needs)
         return {"path": path, "hash": _model_hash(path)}
 
 
 @functools.cache
-def _model_hash(spec: str) -> str:
-    if Path(spec).exists():
-        return directory_hash(spec)
-    name, _, weights = spec.partition("@")
-    content = directory_hash(weights) if weights and Path(weights).exists() else weights
-    return hashlib.sha256(f"{name}@{content}".encode()).hexdigest()
+def _model_hash(path: str) -> str:
+    return directory_hash(path)

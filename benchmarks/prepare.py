@@ -49,7 +49,7 @@ def prepare(config: PrepareConfig) -> None:
     Raises:
         UserError: the source is missing or malformed, or nothing of it is left.
     """
-    with artifact_directory(config.output) as folder:
+    with artifact_directory(config.output, kind="hub") as folder:
         details = CONVERTERS[config.what](config, folder)
         write_manifest(folder, kind="hub", config=config, counts=details)
     say(f"{config.output}: {', '.join(f'{count} {name}' for name, count in details.items())}")
@@ -62,7 +62,7 @@ def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
     source = Path(config.source)
     pictures: dict[str, None] = {}
     questions: list[dict[str, str]] = []
-    for number, row in read_lines(source / "questions.jsonl", ("image", "question", "answer")):
+    for number, row in read_lines(source / "questions.jsonl", texts=("image", "question", "answer")):
         if not is_held_back(row["image"]):
             continue
         if row["image"] not in pictures and config.limit is not None and len(pictures) == config.limit:
@@ -74,7 +74,7 @@ def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
                 "imageId": row["image"],
                 "question": row["question"],
                 "answer": row["answer"],
-                "type": row.get("type", ""),
+                "type": str(row.get("type", "")),
             }
         )
     if not questions:

@@ -1,8 +1,13 @@
 """What a number depends on besides the model, in words, and its fingerprint.
 
-Two results may be ranked together only if their fingerprints are equal. A protocol is a flat dict from a name to
-a plain value, ``{"data": "…", "data_hash": "…", "prompt": "…", …}``; names that begin with ``input_`` state how
-the model itself takes its input (resolution, resize, interpolation).
+A protocol is a flat dict from a name to a plain value, ``{"data_hash": "…", "prompt": "…", …}``. Who decides a
+thing says where it belongs:
+
+- the model, by what its directory records: resolution, resize, interpolation, chat template. These entries begin
+  with ``input_``. Rows that differ in them are ranked together, as in papers, and the report remarks on it.
+- the harness: data, prompt, decoding, precision, the scorer and the versions of what computes it. Rows that differ in
+  any of these are never ranked together. Versions count whole, a patch release included: it can change numbers, and
+  making results again costs less than a wrong comparison.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clips.errors import UserError
 
@@ -32,6 +32,7 @@ class Benchmark:
         folder: MLLM: folder below lmms-eval's ``tasks`` that defines it (spares reading all 2,000 definitions).
         dataset: MLLM: the hub name of its data, a path below the data root.
         max_new_tokens: MLLM: cap of an answer where the task itself states none.
+        without_skill: one sentence for below the table: what a model gets that does not look at the picture.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Benchmark:
     folder: str = ""
     dataset: str = ""
     max_new_tokens: int | None = None
+    without_skill: str = ""
 
     def run(self, row: Row, config: BenchmarkConfig) -> Outcome:
         """Evaluate a row on this benchmark."""
@@ -58,7 +60,7 @@ def _load(target: str) -> Callable:
     return getattr(importlib.import_module(module), name)
 
 
-def _mllm(about: str, task: str, folder: str, dataset: str, max_new_tokens: int | None = None) -> Benchmark:
+def _mllm(about: str, task: str, folder: str, dataset: str, **more: Any) -> Benchmark:
     return Benchmark(
         kind="mllm",
         about=about,
@@ -68,7 +70,7 @@ def _mllm(about: str, task: str, folder: str, dataset: str, max_new_tokens: int 
         task=task,
         folder=folder,
         dataset=dataset,
-        max_new_tokens=max_new_tokens,
+        **more,
     )
 
 
@@ -86,11 +88,32 @@ BENCHMARKS: dict[str, Benchmark] = {
         needs="encoder",
         evaluate="benchmarks.choice:evaluate",
         data_hash="benchmarks.choice:data_hash",
+        without_skill=(
+            "Guessing gives an accuracy of 50; a model that ignores the picture may prefer one kind of caption, and "
+            "end above or below that."
+        ),
     ),
-    "pope": _mllm("is an object in the picture: yes or no", "pope", "pope", "lmms-lab-encoder/POPE"),
-    "mme": _mllm("yes-no questions in pairs, fourteen abilities", "mme", "mme", "lmms-lab-encoder/MME"),
+    "pope": _mllm(
+        "is an object in the picture: yes or no",
+        "pope",
+        "pope",
+        "lmms-lab-encoder/POPE",
+        without_skill=(
+            "Where half of the questions are to be answered yes, always saying yes gives an accuracy of 50 and an F1 "
+            "of 66.7."
+        ),
+    ),
+    "mme": _mllm(
+        "yes-no questions in pairs, fourteen abilities",
+        "mme",
+        "mme",
+        "lmms-lab-encoder/MME",
+        without_skill="Of the 200 points of each ability, always saying yes gives 50 and a coin 75.",
+    ),
     "gqa": _mllm("one-word answers about objects, attributes, relations", "gqa", "gqa", "lmms-lab-encoder/GQA"),
-    "textvqa_val": _mllm("reading text in pictures", "textvqa_val", "textvqa", "lmms-lab-encoder/textvqa", 32),
+    "textvqa_val": _mllm(
+        "reading text in pictures", "textvqa_val", "textvqa", "lmms-lab-encoder/textvqa", max_new_tokens=32
+    ),
     "nocaps_val": _mllm("captions against ten human ones", "nocaps_val", "nocaps", "lmms-lab-encoder/NoCaps"),
 }
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.artifact import versions, write_file
+from clips.artifact import versions, write_file, writing
 from clips.commandline import plain
 from clips.errors import UserError
 
@@ -39,7 +39,7 @@ ITEM_COLUMNS: dict[str, str] = {
     "score": "this item's part in the first primary metric, higher is better; NaN where there is none",
     "thumbnail": "JPEG bytes, longest side 160, in the first item of each picture; null elsewhere",
 }
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,7 @@ class Result:
         metrics: name → metric; empty where it failed.
         primary: the metrics to show in the main table, in order.
         absent: metrics that this benchmark usually has → why not here.
+        without_skill: what a model gets that does not look at the picture, as a sentence.
         protocol: everything that the numbers depend on besides the model, name → value.
         fingerprint: SHA-256 of ``protocol``; numbers are ranked together only where it is equal.
         items: file name of the items table beside the JSON; None where there is none.
@@ -107,6 +108,7 @@ class Result:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     primary: Sequence[str] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
+    without_skill: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     items: str | None = None
@@ -121,7 +123,7 @@ class Result:
 def check_name(name: str, what: str) -> None:
     """Refuse names that cannot be file names everywhere."""
     if not _NAME.fullmatch(name):
-        raise UserError(f"{what}: expected letters, digits, '.', '_' and '-', got '{name}'")
+        raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
 
 
 def result_path(results: str | Path, row: str, benchmark: str) -> Path:
@@ -132,21 +134,26 @@ def result_path(results: str | Path, row: str, benchmark: str) -> Path:
 def write_result(results: str | Path, result: Result, items: pd.DataFrame | None = None) -> Path:
     """Store a result and its items so that a crash leaves the old pair or the new one readable."""
     path = result_path(results, result.row, result.benchmark)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = path.with_name(f"{result.benchmark}.items.parquet")
     if items is not None:
-        partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
-        try:
-            items.to_parquet(partial, index=False)
-            partial.replace(table)
-        finally:
-            partial.unlink(missing_ok=True)
+        _write_items(table, items)
         result = dataclasses.replace(result, items=table.name)
     content = {name: value for name, value in plain(result).items() if name != "path"}
     write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if items is None:
         table.unlink(missing_ok=True)
     return path
+
+
+def _write_items(table: Path, items: pd.DataFrame) -> None:
+    partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
+    with writing(table):
+        table.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            items.to_parquet(partial, index=False)
+            partial.replace(table)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -43,7 +43,7 @@ METRICS: dict[str, MetricSpec] = {
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     """Recall at 1, 5 and 10, median rank and means, of a row's encoder."""
-    from benchmarks.embed import embed_images, embed_texts
+    from benchmarks.embed import computed_by, embed_images, embed_texts
 
     captions = _load(config)
     encoder, batch_size = row.encoder, row.config.batch_size
@@ -55,7 +55,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in METRICS.items()},
         primary=PRIMARY,
-        protocol=_protocol(captions, config) | encoder.how | {"precision": encoder.precision},
+        protocol=_protocol(captions, config) | encoder.how | computed_by(encoder),
         items=items,
     )
 

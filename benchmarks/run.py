@@ -8,10 +8,12 @@ import hashlib
 import json
 import time
 import traceback
+from pathlib import Path
 
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
+from benchmarks.output import writable_directory
 from benchmarks.protocol import fingerprint
 from benchmarks.registry import BENCHMARKS, Benchmark, find
 from benchmarks.results import Result, read_result, result_path, write_result
@@ -19,7 +21,7 @@ from clips.artifact import say, versions
 from clips.commandline import plain
 from clips.errors import UserError
 
-_CODE = 1  # raise it when a change of this package changes numbers, so that old results are made again
+_CODE = 2  # raise it when a change of this package changes numbers, so that old results are made again
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "transformers", "torch")
 
 
@@ -27,33 +29,42 @@ def run(config: RunConfig) -> None:
     """Evaluate a row on its benchmarks; one that fails is recorded as such and the others go on.
 
     Raises:
-        UserError: a benchmark that does not exist; or every benchmark failed, for the reason of the first.
+        UserError: an unknown benchmark, or a model or data that are not there: then nothing is run. Or some
+            benchmarks failed: they are named when all have been run.
     """
-    for benchmark in config.benchmarks:
-        find(benchmark.entry)  # an unknown name is a mistake in the config: nothing is run
     row = Row(config)
+    for benchmark in config.benchmarks:
+        _check(row, benchmark)
+    writable_directory(Path(config.results) / config.row)
     results = [_one(row, benchmark) for benchmark in config.benchmarks]
-    failed = [result for result in results if result.status == "failed"]
-    if len(failed) == len(results):
-        more = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
-        raise UserError(f"{failed[0].benchmark}: {failed[0].reason}{more}")
+    failed = [f"{result.benchmark} ({result.reason})" for result in results if result.status == "failed"]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}")
+
+
+def _check(row: Row, config: BenchmarkConfig) -> None:
+    """Refuse what no benchmark could run with."""
+    row.model(find(config.entry).needs)
+    for field in ("data", "images"):
+        path = getattr(config, field)
+        if path is not None and not Path(path).exists():
+            raise UserError(f"benchmarks.{field}: {path}: no such file or directory (benchmark '{config.name}')")
 
 
 def _one(row: Row, config: BenchmarkConfig) -> Result:
-    """Evaluate one benchmark, or find that it is done, and store the result."""
+    """Evaluate one benchmark, or find that it is done, and store the result; a failure never replaces numbers."""
     entry = find(config.entry)
     started = time.perf_counter()
+    earlier = _earlier(row.config, config)
+    model = row.model(entry.needs)
     outcome: Outcome | None = None
-    model: dict[str, str] = {"path": "", "hash": ""}
     key = ""
     reason = None
     try:
-        model = row.model(entry.needs)
         key = _key(row, entry, config, model["hash"])
-        known = None if row.config.again else _done(row.config, config, key)
-        if known is not None:
-            say(f"{row.config.row} {config.name}: done already ({_headline(known)})")
-            return known
+        if earlier is not None and earlier.key == key and not row.config.again:
+            say(f"{row.config.row} {config.name}: done already ({_headline(earlier)})")
+            return earlier
         _prepare(row, entry)
         started = time.perf_counter()
         outcome = entry.run(row, config)
@@ -65,8 +76,12 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
         traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     result = _result(row, entry, config, model, key, outcome, reason, time.perf_counter() - started)
-    write_result(row.config.results, result, None if outcome is None else outcome.items)
-    say(f"{row.config.row} {config.name}: {_headline(result)}")
+    kept = ""
+    if outcome is not None or earlier is None:
+        write_result(row.config.results, result, None if outcome is None else outcome.items)
+    else:
+        kept = "; the earlier result is kept"
+    say(f"{row.config.row} {config.name}: {_headline(result)}{kept}")
     return result
 
 
@@ -102,6 +117,7 @@ def _result(
         metrics=outcome.metrics,
         primary=outcome.primary,
         absent=outcome.absent,
+        without_skill=entry.without_skill,
         protocol=outcome.protocol,
         fingerprint=fingerprint(outcome.protocol),
     )
@@ -122,7 +138,8 @@ def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _done(run_config: RunConfig, config: BenchmarkConfig, key: str) -> Result | None:
+def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
+    """The result that is there already, whatever it depends on; None where there is none, or it is not whole."""
     path = result_path(run_config.results, run_config.row, config.name)
     if not path.is_file():
         return None
@@ -131,7 +148,7 @@ def _done(run_config: RunConfig, config: BenchmarkConfig, key: str) -> Result | 
     except UserError:
         return None
     items = known.items is None or path.with_name(known.items).is_file()
-    return known if known.status == "ok" and known.key == key and items else None
+    return known if known.status == "ok" and items else None
 
 
 def _headline(result: Result) -> str:

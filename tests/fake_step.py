@@ -29,15 +29,20 @@ while time.monotonic() < deadline or (config.get("until") and not Path(config["u
 if config.get("fail"):
     print(config["fail"], flush=True)
     sys.exit(3)
+failed = []
 for benchmark in config.get("benchmarks", []):
     path = Path(config["results"]) / config["row"] / f"{benchmark['name']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    reason = benchmark.get("uses") if str(benchmark.get("uses", "")).startswith("broken") else None
+    reason = benchmark.get("split") if str(benchmark.get("split", "")).startswith("broken") else None
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "clusters": 100, "higher_is_better": True}
     score |= {"scale": 100, "label": "score", "interval": "wilson", "formula": None, "columns": []}
     result = {"schema": 1, "row": config["row"], "benchmark": benchmark["name"], "kind": "mllm", "created": ""}
     result |= {"status": "failed" if reason else "ok", "reason": reason, "model": {}, "items": None}
     result |= {"metrics": {} if reason else {"score": score}, "primary": ["score"]}
     path.write_text(json.dumps(result), encoding="utf-8")
+    failed += [f"{benchmark['name']} ({reason})"] if reason else []
+if failed:
+    print(f"clips-bench: failed: {', '.join(failed)}", flush=True)
+    sys.exit(2)
 if config.get("output"):
     (output / "made.txt").write_text("made\n", encoding="utf-8")

@@ -276,7 +276,7 @@ def test_a_task_that_is_not_listed(places, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": "nowhere"}, "nowhere: no such directory"),
+        ({"data": "a-file"}, "a-file: no such directory"),
         ({"data": "empty"}, "empty: expected the data of pope in lmms-lab-encoder/POPE/ below it"),
         ({"data": "broken"}, "broken/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
         ({"data": "wrong"}, "wrong/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
@@ -285,6 +285,7 @@ def test_a_task_that_is_not_listed(places, tmp_path, monkeypatch):
 def test_bad_data_gives_one_line(places, tmp_path, monkeypatch, changes, said, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("a-file").write_text("")
     for name in ("broken", "wrong"):
         Path(name, world.HUB, "POPE/data").mkdir(parents=True)
     Path("broken", world.HUB, "POPE/data/test-00000-of-00001.parquet").write_bytes(b"PAR1 cut short")
@@ -313,5 +314,8 @@ def test_a_scorer_that_refuses_the_data(places, tmp_path, monkeypatch):
 def test_no_llava_there(places, tmp_path):
     benchmark = BenchmarkConfig(name="pope", data=str(places / "hub"))
     config = dataclasses.replace(_config(places, tmp_path, benchmark), llava=str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match=r"pope: .*nothing: no config\.json here"):
+    with pytest.raises(UserError, match=r"^llava: .*nothing: no such directory"):
+        run(config)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match=r"pope .*nothing: no config\.json here"):
         run(config)

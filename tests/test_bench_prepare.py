@@ -96,10 +96,15 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
         ({"source": "nowhere"}, r"nowhere/questions.jsonl: no such file"),
         ({"what": "flickr8k", "source": "nowhere"}, r"nowhere/dataset_flickr8k\.json: no such file"),
         ({"limit": 0}, "limit: expected at least 1"),
+        ({"source": "number"}, r"number/questions\.jsonl line 1: image: expected a text, got 7"),
+        ({"source": "latin"}, r"latin/questions\.jsonl line 1: not valid JSON \('utf-8' codec"),
     ],
 )
 def test_what_cannot_be_converted(tmp_path, monkeypatch, changes, said):
     monkeypatch.chdir(tmp_path)
+    for name, image in (("number", b"7"), ("latin", b'"caf\xe9.png"')):
+        Path(name).mkdir()
+        Path(name, "questions.jsonl").write_bytes(b'{"image": %s, "question": "what", "answer": "a"}' % image)
     with pytest.raises(UserError, match=said):
         prepare(PrepareConfig(**{"what": "cocoqa", "source": "x", "output": "out"} | changes))
     assert not Path("out").exists()

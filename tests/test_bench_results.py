@@ -92,9 +92,9 @@ def test_missing_items_file(tmp_path):
         read_items(read_result(path))
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a/b"])
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a/b", "x" * 201])
 def test_names_that_are_no_file_names(name):
-    with pytest.raises(UserError, match="expected letters"):
+    with pytest.raises(UserError, match="expected up to 200 letters"):
         check_name(name, "row")
 
 
@@ -123,7 +123,7 @@ def test_differences_in_words():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"row": "a/b"}, "row: expected letters"),
+        ({"row": "a/b"}, "row: expected up to 200 letters"),
         ({"encoder": None}, "encoder: expected"),
         ({"benchmarks": []}, "benchmarks: expected at least one"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+from importlib.metadata import version
 from pathlib import Path
 
 import bench_world as world
@@ -19,6 +20,8 @@ from benchmarks import embed
 from benchmarks.caption_sets import load_caption_set
 from benchmarks.cli import COMMANDS
 from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.report.examples import galleries
+from benchmarks.report.source import read_source
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
 from benchmarks.run import run
 from benchmarks.statistics import evaluate
@@ -142,6 +145,8 @@ def test_protocol_states_data_and_input(tmp_path, shards, use):
         "squash",
         "bilinear",
     )
+    assert (stated["precision"], stated["torch"]) == ("uint8", torch.__version__.partition("+")[0])
+    assert stated["open_clip_torch"] == version("open_clip_torch")
     (fewer,) = _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(shards), captions_per_image=2))
     assert fewer.fingerprint != result.fingerprint
     assert fewer.protocol["captions"] == 24
@@ -171,16 +176,51 @@ def test_a_second_run_skips_until_model_data_or_settings_change(tmp_path, shards
     assert created() > third  # half a result is none
 
 
-def test_one_failure_does_not_stop_the_others(tmp_path, shards, use, capsys):
-    missing = BenchmarkConfig(name="elsewhere", uses="retrieval", data=str(tmp_path / "nowhere"))
+def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shards, use, capsys):
+    (tmp_path / "empty").mkdir()
+    empty = [BenchmarkConfig(name=name, uses="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
     good = BenchmarkConfig(name="retrieval", data=str(shards))
-    failed, found = _run(tmp_path, use(Oracle()), missing, good)
+    with pytest.raises(UserError, match=r"^failed: one \(.*found none\), two \(.*found none\)$"):
+        _run(tmp_path, use(Oracle()), empty[0], good, empty[1])
+    failed, found = (read_result(result_path(tmp_path / "results", "row", name)) for name in ("two", "retrieval"))
     assert (failed.status, failed.metrics, failed.items) == ("failed", {}, None)
-    assert "no such file or directory" in failed.reason
+    assert "expected .tar shards, found none" in failed.reason
     assert found.status == "ok"
-    assert "elsewhere: failed" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"elsewhere: .*no such file"):
-        _run(tmp_path, use(Oracle()), missing)
+    assert "one: failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"encoder": "misspelt"}, "^encoder: misspelt: no such directory; expected an encoder directory"),
+        ({"encoder": "timm:resnet18"}, "^encoder: 'timm:resnet18' has no text tower"),
+        ({"encoder": None, "llava": "x"}, "^encoder: expected an encoder directory"),
+        ({"data": "nowhere"}, r"^benchmarks\.data: nowhere: no such file or directory \(benchmark 'retrieval'\)"),
+        ({"images": "nowhere"}, r"^benchmarks\.images: nowhere: no such file"),
+        ({"results": "a-file"}, "^a-file/row: cannot write here"),
+        ({"results": "/proc/nowhere"}, "^/proc/nowhere/row: cannot write here"),
+    ],
+)
+def test_a_mistake_in_the_config_is_told_at_once_and_leaves_no_trace(tmp_path, monkeypatch, shards, use, changes, said):
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("")
+    benchmark = {"name": "retrieval", "data": str(shards)}
+    benchmark |= {name: changes.pop(name) for name in ("data", "images") if name in changes}
+    row = {"row": "row", "results": "results", "encoder": use(Oracle()), **changes}
+    with pytest.raises(UserError, match=said):
+        run(RunConfig(**row, benchmarks=[BenchmarkConfig(**benchmark)]))
+    assert not Path("results").exists()
+
+
+def test_a_failure_never_replaces_numbers(tmp_path, shards, use, capsys):
+    benchmark = BenchmarkConfig(name="retrieval", data=str(shards))
+    (before,) = _run(tmp_path, use(Oracle()), benchmark)
+    with pytest.raises(UserError, match=r"^failed: retrieval \(.*not finite"):
+        _run(tmp_path, use(Oracle(broken=5)), benchmark, again=True)
+    assert "the earlier result is kept" in capsys.readouterr().err
+    after = read_result(before.path)
+    assert after == before
+    assert len(read_items(after)) == 4 * PICTURES
 
 
 def test_features_that_are_not_finite_are_refused_by_name(tmp_path, shards, use):
@@ -188,22 +228,14 @@ def test_features_that_are_not_finite_are_refused_by_name(tmp_path, shards, use)
         _run(tmp_path, use(Oracle(broken=5)), BenchmarkConfig(name="retrieval", data=str(shards)))
 
 
-def test_an_encoder_without_text_tower(tmp_path, shards):
-    with pytest.raises(UserError, match="timm:resnet18' has no text tower"):
-        _run(tmp_path, "timm:resnet18", BenchmarkConfig(name="retrieval", data=str(shards)))
+def test_a_directory_that_is_no_encoder(tmp_path, shards):
     with pytest.raises(UserError, match=r"open_clip_config.json"):
-        _run(tmp_path, str(tmp_path), BenchmarkConfig(name="retrieval", data=str(shards)))
-
-
-def test_a_row_without_the_model_that_is_asked_for(tmp_path, shards):
-    benchmark = BenchmarkConfig(name="retrieval", data=str(shards))
-    with pytest.raises(UserError, match="retrieval: encoder: expected an encoder directory"):
-        run(RunConfig(row="a", results=str(tmp_path / "r"), llava="somewhere", benchmarks=[benchmark]))
+        _run(tmp_path, str(shards), BenchmarkConfig(name="retrieval", data=str(shards)))
 
 
 def test_unknown_benchmark_is_found_before_anything_runs(tmp_path, shards, use):
     with pytest.raises(UserError, match="unknown benchmark 'retreival'; did you mean 'retrieval'"):
-        _run(tmp_path, use(Oracle()), *[BenchmarkConfig(name=name, data="x") for name in ("retrieval", "retreival")])
+        _run(tmp_path, use(Oracle()), *[BenchmarkConfig(name=name, data=".") for name in ("retrieval", "retreival")])
     assert not (tmp_path / "results").exists()
 
 
@@ -296,6 +328,26 @@ def test_layouts_of_the_same_data_have_the_same_hash(tmp_path):
     assert limited.captions == [world.captions(1)[:2]]
 
 
+def test_a_picture_that_comes_several_times_is_one_with_all_its_captions(tmp_path, use):
+    for number in range(4):
+        world.picture(number).save(tmp_path / f"{number}.png")
+    rows = [{"image": f"{n}.png", "captions": [world.captions(n)[k]]} for k in range(3) for n in range(4)]
+    file = tmp_path / "one-caption-a-line.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = load_caption_set(str(file))
+    assert list(found.images) == [f"{n}.png" for n in range(4)]
+    assert found.captions == [world.captions(n) for n in range(4)]
+    cut = load_caption_set(str(file), limit=2, captions_per_image=2)
+    assert cut.captions == [world.captions(n)[:2] for n in range(2)]
+
+    (result,) = _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(file)))
+    assert (result.protocol["pictures"], result.protocol["captions"]) == (4, 12)
+    assert read_items(result)["item"].is_unique
+    assert result.metrics["i2t_r1"].value == 1
+    (gallery,) = galleries(read_source(tmp_path / "results"))
+    assert gallery.examples
+
+
 def test_broken_caption_sets(tmp_path):
     karpathy = _karpathy(tmp_path)
     with pytest.raises(UserError, match=r"has no split 'val' \(it has: test, train\)"):
@@ -305,6 +357,11 @@ def test_broken_caption_sets(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"image": "a.png", "captions": []}')
     with pytest.raises(UserError, match=r"a\.png: expected a list of captions"):
         load_caption_set(str(tmp_path / "x.jsonl"))
+    for content, said in ((b'{"image": 3, "captions": ["a"]}', "line 1: image: expected a text, got 3"),
+                          (b'{"image": "caf\xe9.png", "captions": ["a"]}', "line 1: not valid JSON")):  # fmt: skip
+        (tmp_path / "x.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            load_caption_set(str(tmp_path / "x.jsonl"))
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(UserError, match="expected a JSON object"):
         load_caption_set(str(tmp_path / "x.json"))

@@ -144,6 +144,19 @@ def test_the_command_writes_every_format_and_says_where(study, capsys):
         report(ReportConfig(directory=str(study), formats=("htm",)))
 
 
+def test_the_command_names_what_it_wrote_and_nothing_else(study, tmp_path, capsys):
+    report(ReportConfig(directory=str(study), output=str(tmp_path / "pages"), formats=("csv", "latex")))
+    assert f"report: {tmp_path}/pages/table.csv, {tmp_path}/pages/table.tex\n" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == {"table.csv", "table.tex"}
+
+
+def test_a_report_that_cannot_be_written_is_one_line(study, tmp_path):
+    (tmp_path / "a-file").write_text("mine", encoding="utf-8")
+    for place in (tmp_path / "a-file", Path("/proc/nowhere")):
+        with pytest.raises(UserError, match=f"^{place}: cannot write here"):
+            report(ReportConfig(directory=str(study), output=str(place)))
+
+
 class Loads(HTMLParser):
     """Everything in a page that a browser would fetch, and ids that stand twice."""
 

@@ -10,6 +10,7 @@ import json
 import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 
+from benchmarks.registry import BENCHMARKS
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.wording import number
@@ -121,6 +122,16 @@ def test_a_best_mark_and_the_difference_to_the_baseline_never_contradict_each_ot
     cells = [cell for cell in report.table.cells.values() if cell.row == "better"]
     assert {cell.mark for cell in cells} == {"best", ""}
     assert all((cell.mark == "best") == cell.delta.significant for cell in cells)
+
+
+def test_what_needs_no_skill_is_said_once_below_the_table(tmp_path):
+    put_results(tmp_path)
+    for path in tmp_path.glob("*/pope.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert content["without_skill"] == ""
+        path.write_text(json.dumps(content | {"without_skill": BENCHMARKS["pope"].without_skill}), encoding="utf-8")
+    said = [remark for remark in build_report(tmp_path).remarks if "always saying yes" in remark]
+    assert said == [f"pope: {BENCHMARKS['pope'].without_skill}"]
 
 
 def test_without_items_intervals_decide(tmp_path):

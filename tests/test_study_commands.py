@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import yaml
 from study_material import SMALL
 
 from benchmarks.study import commands, runner
-from benchmarks.study.check import check_configs, first_problem
+from benchmarks.study.check import check_configs, check_files, first_problem
 from benchmarks.study.commands import StudyConfig, plan_study, run_study, study_status
 from benchmarks.study.plan import make_plan
 from benchmarks.study.programs import check_command
 from benchmarks.study.record import read_study_record
 from benchmarks.study.schema import study_from
+from benchmarks.study.steps import Step
 from clips.errors import UserError
 
 FAKE = Path(__file__).with_name("fake_step.py")
@@ -84,6 +86,52 @@ def test_a_failed_branch_is_reported_and_the_exit_status_is_1(tmp_path, capsys):
     page = (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
     assert "step encoder-clips-s0 failed: loss is nan" in page
     assert states(write_study(tmp_path, encoders=encoders))["evaluate-llava-clip-tiny-s0"] == "done"
+
+
+def test_a_failed_benchmark_is_a_gap_with_its_reason_beside_the_numbers_of_the_others(tmp_path, capsys):
+    benchmarks = {**SMALL["benchmarks"], "gqa": {"split": "broken parquet"}}
+    with pytest.raises(SystemExit):
+        run_study(write_study(tmp_path, benchmarks=benchmarks))
+    assert "evaluate-llava-clip-tiny-s0" in capsys.readouterr().err
+    table = (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")
+    row = next(line for line in table.splitlines() if line.startswith("| clip |"))
+    assert (row.count("50.0"), row.count("failed")) == (2, 1)
+    assert "clip on gqa: failed: broken parquet." in table
+
+
+def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
+    (tmp_path / "here").mkdir()
+    encoders = {**SMALL["encoders"], "clips": "$shared/clips", "net": f"timm:net@{tmp_path}/none.safetensors"}
+    config = write_study(tmp_path, encoders=encoders, paths={"shared": str(tmp_path / "gone")})
+    checked = dataclasses.replace(config, check=True)
+    for command in (run_study, plan_study):
+        with pytest.raises(UserError, match=r"^small: files that no step makes are missing: 2$"):
+            command(checked)
+        named = [line for line in capsys.readouterr().err.splitlines() if "no such file" in line]
+        assert [line.partition(";")[0] for line in named] == [
+            f"{tmp_path}/gone/clips: no such file or directory",
+            f"{tmp_path}/none.safetensors: no such file or directory",
+        ]
+        assert named[0].endswith("; needed by evaluate-encoder-clips and 1 more")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_step_makes_and_what_is_no_path_are_not_missing(tmp_path):
+    study = study_from({**SMALL, "output": str(tmp_path), "paths": {"shared": "gone"}})
+    script = Step(name="mine", kind="data", command=("python", "mine.py"), config={}, outputs=())
+    check_files([dataclasses.replace(script, needs=(Path("https://a/b"), tmp_path / "data" / "x"))], study)
+    with pytest.raises(UserError, match="missing: 1"):
+        check_files([dataclasses.replace(script, needs=(Path("gone/photos"),))], study)
+
+
+@pytest.mark.parametrize("place", ["a-file", "a-file/below", "/proc/nowhere", "x" * 300])
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").write_text("mine", encoding="utf-8")
+    config = write_study(tmp_path)
+    with pytest.raises(UserError, match=f"^{place}: cannot write here"):
+        run_study(dataclasses.replace(config, output=place))
+    assert Path("a-file").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_row_that_left_the_study_leaves_the_report(tmp_path):

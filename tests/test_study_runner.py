@@ -142,12 +142,20 @@ def evaluation(root: Path, benchmarks: dict[str, dict[str, str]]) -> Step:
     return Step(name="evaluate", kind="evaluation", command=("clips-bench", "run"), config=config, outputs=outputs)
 
 
-def test_a_result_that_records_a_failure_fails_the_step_with_its_reason(tmp_path):
-    step = evaluation(tmp_path, {"pope": {}, "gqa": {"uses": "broken parquet"}})
+def test_a_benchmark_that_fails_fails_the_step_with_its_reason(tmp_path):
+    step = evaluation(tmp_path, {"pope": {}, "gqa": {"split": "broken parquet"}})
     assert run(tmp_path, [step])[0].failed == ("evaluate",)
     record = read_record(tmp_path, "evaluate")
     assert record is not None
-    assert record.log_tail[-1] == "gqa failed: broken parquet"
+    assert record.exit_status == 2
+    assert record.log_tail[-1] == "clips-bench: failed: gqa (broken parquet)"
+
+
+def test_a_result_that_was_replaced_by_a_failure_is_made_again(tmp_path):
+    step = evaluation(tmp_path, {"pope": {}})
+    run(tmp_path, [step])
+    step.outputs[0].write_text(json.dumps({"status": "failed", "benchmark": "pope", "reason": "x"}), encoding="utf-8")
+    assert run(tmp_path, [step])[0].done == ("evaluate",)
 
 
 def test_a_new_column_leaves_the_other_results_in_place(tmp_path):

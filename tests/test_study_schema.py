@@ -94,6 +94,10 @@ def test_paths_outside_the_study_are_one_entry():
         ({"overrides": [{"skp": True}]}, r"overrides\[0\]\.skp.*did you mean"),
         ({"overrides": [{"skip": True}]}, "every row is left out"),
         ({"benchmarks": {"retrieval": {"captions_per_image": 0}}}, "benchmarks.retrieval: .*at least 1"),
+        ({"benchmarks": {"pope": {"limit": "5"}}}, r"benchmarks\.pope\.limit: expected a whole number, got a text"),
+        ({"benchmarks": {"pope": {"uses": 5}}}, r"benchmarks\.pope\.uses: expected a text, got a number"),
+        ({"benchmarks": {"pope": {"without": "x"}}}, r"benchmarks\.pope\.without: expected a list, got a text"),
+        ({"encoders": {"x" * 300: {}}}, r"expected a name of up to 60 letters"),
     ],
 )
 def test_a_wrong_study_is_refused_naming_the_field(fields, message):
@@ -108,7 +112,17 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         read_study(file)
 
 
-@pytest.mark.parametrize("text", ["name: [", "- a\n- b\n", "", "name: a\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: [",
+        "- a\n- b\n",
+        "",
+        "name: a\n",
+        "? [a, b]\n: 1\n",
+        "name: a\nencoders: &x {again: *x}\nbenchmarks: {pope: {data: d}}\n",
+    ],
+)
 def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
     file = tmp_path / "study.yaml"
     file.write_text(text, encoding="utf-8")

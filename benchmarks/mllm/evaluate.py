@@ -49,7 +49,9 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         metrics=metrics,
         primary=tuple(name for name in reader.primary if name in metrics),
         absent=absent,
-        protocol=_protocol(task, entry, config, settings, len(samples)) | _input(row.llava[0], processor),
+        protocol=_protocol(task, entry, config, settings, len(samples))
+        | {"precision": str(row.llava[0].dtype).removeprefix("torch.")}
+        | _input(processor),
         items=items,
     )
 
@@ -161,8 +163,8 @@ def _protocol(
     return protocol | ({"caption_tokenizer": tokenizer_name()} if entry.task.startswith("nocaps") else {})
 
 
-def _input(model: Any, processor: Any) -> Entries:
-    """How the LLaVA takes pictures and text."""
+def _input(processor: Any) -> Entries:
+    """How the LLaVA takes pictures and text, as its directory records it."""
     from PIL.Image import Resampling
 
     images = processor.image_processor
@@ -178,5 +180,4 @@ def _input(model: Any, processor: Any) -> Entries:
         else "other",
         "input_interpolation": Resampling(int(images.resample)).name.lower(),
         "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
-        "precision": str(model.dtype).removeprefix("torch."),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.output import writable_directory
 from clips.artifact import say, write_file
 from clips.errors import suggest
 
@@ -30,7 +31,7 @@ def report(config: ReportConfig) -> None:
     """Write the report's files and print the table and their place.
 
     Raises:
-        UserError: nothing to report, an unreadable result, an unknown baseline or format.
+        UserError: nothing to report, an unreadable result, an unknown baseline or format, no place to write.
     """
     from rich.console import Console
 
@@ -42,8 +43,9 @@ def report(config: ReportConfig) -> None:
         if name not in FORMATS:
             raise suggest(name, FORMATS, "format")
     built = build_report(config.directory, baseline=config.baseline)
-    output = Path(config.output or Path(config.directory) / "report")
-    for name in config.formats or FORMATS:
-        write_file(output / FORMATS[name].file, FORMATS[name].render(built))
+    output = writable_directory(config.output or Path(config.directory) / "report")
+    written = [output / FORMATS[name].file for name in config.formats or FORMATS]
+    for name, path in zip(config.formats or FORMATS, written, strict=True):
+        write_file(path, FORMATS[name].render(built))
     print_table(built, Console(highlight=False))
-    say(f"report: {output / FORMATS['html'].file}")
+    say(f"report: {', '.join(map(str, written if config.formats else written[:1]))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.protocol import INPUT
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Table
-from benchmarks.report.wording import column_title, listed
+from benchmarks.report.wording import LONGEST_TEXT, column_title, listed, visible
 
 SCENES_CAVEAT = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "
@@ -18,7 +18,13 @@ def remarks(source: ReportSource, table: Table) -> list[str]:
     found = [*source.notes]
     if any(record.command.startswith("clips scenes") for record in source.steps):
         found.append(SCENES_CAVEAT)
-    return [*found, *_about_marks(table), *_about_gaps(source, table), *_about_protocols(source, table)]
+    return [
+        *found,
+        *_about_marks(table),
+        *_about_skill(source),
+        *_about_gaps(source, table),
+        *_about_protocols(source, table),
+    ]
 
 
 def _about_marks(table: Table) -> list[str]:
@@ -36,6 +42,13 @@ def _about_marks(table: Table) -> list[str]:
             f"{table.comparisons} Holm-corrected together; ▲ and ▼ were shown (p < {SIGNIFICANCE}), ≈ was not."
         )
     return lines
+
+
+def _about_skill(source: ReportSource) -> list[str]:
+    said = {
+        name: {result.without_skill for result in source.results(name).values()} - {""} for name in source.benchmarks
+    }
+    return [f"{name}: {visible(text, LONGEST_TEXT)}" for name, texts in said.items() for text in sorted(texts)]
 
 
 def _about_gaps(source: ReportSource, table: Table) -> list[str]:
@@ -63,7 +76,7 @@ def _about_protocols(source: ReportSource, table: Table) -> list[str]:
 
 
 def _about_inputs(source: ReportSource) -> list[str]:
-    """Resolution and resize belong to the model; where they differ between rows, the reader is told."""
+    """How a model takes its input belongs to it; where the rows differ in it, the reader is told."""
     lines = []
     for benchmark in source.benchmarks:
         results = source.results(benchmark)
@@ -71,8 +84,7 @@ def _about_inputs(source: ReportSource) -> list[str]:
         for name in names:
             values = {row: result.protocol.get(name) for row, result in results.items()}
             if len(set(map(str, values.values()))) > 1:
+                what = name.removeprefix(INPUT).replace("_", " ")
                 said = listed([f"{row} {value}" for row, value in values.items()])
-                lines.append(
-                    f"Rows take their pictures differently: {name.removeprefix(INPUT).replace('_', ' ')} {said}."
-                )
+                lines.append(f"Rows take their input differently, each as its model says: {what} {said}.")
     return list(dict.fromkeys(lines))

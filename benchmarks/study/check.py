@@ -1,8 +1,8 @@
-"""Check the configs of a study's steps before the first of them runs: a typo is told now, not after hours.
+"""Check a study's steps before the first of them runs: a typo or a missing file is told now, not after hours.
 
-This is done in a process of its own, ``python -m benchmarks.study.check``, which reads ``[[command, config], …]``
-from its standard input: the commands' config classes live in modules that import torch, without which the
-runner does.
+The configs are checked in a process of its own, ``python -m benchmarks.study.check``, which reads
+``[[step, command, config], …]`` from its standard input: the commands' config classes live in modules that import
+torch, without which the runner does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,40 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.programs import SCRIPT, find_command
+from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
+from clips.artifact import say
 from clips.commandline import config_type, parse_config, plain, to_yaml
 from clips.errors import UserError
+
+
+def check_files(steps: Iterable[Step], study: Study) -> None:
+    """Check that the files that steps need and no step makes are there; each missing one is named on a line.
+
+    Raises:
+        UserError: some are missing.
+    """
+    missing: dict[Path, list[str]] = {}
+    for step in steps:
+        for path in step.needs:
+            if _is_file_of(step, path, study) and not path.exists():
+                missing.setdefault(path, []).append(step.name)
+    for path, (first, *others) in missing.items():
+        more = f" and {len(others)} more" if others else ""
+        say(f"{path}: no such file or directory; needed by {first}{more}")
+    if missing:
+        raise UserError(f"{study.name}: files that no step makes are missing: {len(missing)}")
+
+
+def _is_file_of(step: Step, path: Path, study: Study) -> bool:
+    """Whether something that looks like a path surely is one, and no step's output.
+
+    The configs of the suite's commands hold nothing else with a slash. A script of the user's may call anything
+    ``a/b``: there only what lies below the study's ``paths`` counts.
+    """
+    if path.resolve().is_relative_to(study.directory.resolve()):
+        return False
+    return step.command[0] != SCRIPT or any(path.is_relative_to(root) for root in study.paths.values())
 
 
 def check_configs(steps: Iterable[Step]) -> None:

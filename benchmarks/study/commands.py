@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.output import writable_directory
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.programs import check_command, code_hash
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
@@ -30,7 +31,7 @@ class StudyConfig:
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
-        check: check every step's config before the first one runs.
+        check: check every step's config, and that the files it needs are there, before the first one runs.
     """
 
     study: str
@@ -101,7 +102,7 @@ def current_keys(plan: Plan) -> dict[str, StepKey]:
 
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
-    from benchmarks.study.check import check_configs
+    from benchmarks.study.check import check_configs, check_files
     from benchmarks.study.progress import Progress
     from benchmarks.study.runner import run_steps
 
@@ -110,7 +111,9 @@ def run_study(config: StudyConfig) -> None:
     missing = [step for step in steps if not is_done(step, keyed.keys[step.name], output)]
     say(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
     if config.check and missing:
+        check_files(missing, study)
         check_configs(missing)
+    writable_directory(output)
     if missing or not (output / "study.json").is_file():
         write_study_record(output, study_record(keyed, config.study))
     with Progress(steps, output, jobs=study.jobs) as progress:
@@ -169,8 +172,14 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
 
 
 def plan_study(config: StudyConfig) -> None:
-    """Print the steps of a study, what each depends on and what would run."""
+    """Print the steps of a study, what each depends on and what would run.
+
+    Raises:
+        UserError: files that they need are missing.
+    """
     from rich.text import Text
+
+    from benchmarks.study.check import check_files
 
     keyed = resolve(config)
     console, table = _table("step", "state", "after", "command")
@@ -182,6 +191,8 @@ def plan_study(config: StudyConfig) -> None:
     rows = ", ".join(row.name for row in keyed.plan.rows)
     console.print(Text(f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"))
     console.print(Text(f"{len(would_run)} of {len(keyed.plan.steps)} steps would run"))
+    if config.check:
+        check_files(would_run, keyed.plan.study)
 
 
 def study_status(config: StudyConfig) -> None:

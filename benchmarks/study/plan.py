@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.config import BenchmarkConfig
 from benchmarks.registry import find
 from benchmarks.study.record import CellRecord, RowRecord
-from benchmarks.study.schema import Settings, Study, merged
+from benchmarks.study.schema import Settings, Study, check_benchmark, merged
 from benchmarks.study.steps import Part, Step, StepKind
 from clips.errors import UserError, suggest
 
@@ -21,6 +21,7 @@ TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
 MAKE_DATA = "clips scenes"
+_LONGEST_NAME = 255  # of a file, for most systems; what is longer is no path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,11 +198,12 @@ def _benchmark(study: Study, name: str) -> _Column:
     for key in settings:
         if key not in known:
             raise suggest(f"{where}.{key}", [f"{where}.{setting}" for setting in known], "key")
-    if "data" not in settings:
+    if settings.get("data") is None:
         raise UserError(f"{where}.data: missing (or give defaults.benchmark.data)")
+    check_benchmark(settings, where)
     try:
         config = BenchmarkConfig(**settings)
-    except (TypeError, UserError) as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from None
     return _Column(settings=settings, needs=find(config.entry).needs)
 
@@ -296,7 +298,7 @@ def has_text_tower(spec: str) -> bool:
 
 def outside_file(text: str) -> Path | None:
     """The file or directory that a config value names (``timm:NAME@FILE`` included), where there is one."""
-    if not text or len(text) > 1000 or "\n" in text:
+    if not text or "\n" in text or max(map(len, text.split("/"))) > _LONGEST_NAME:
         return None
     path = Path(text.rpartition("@")[2] if text.startswith("timm:") else text)
     return path if path.is_absolute() or len(path.parts) > 1 else None

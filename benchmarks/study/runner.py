@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from benchmarks.output import writable_directory
 from benchmarks.study.programs import executable
 from benchmarks.study.state import (
     CONFIG,
@@ -270,10 +271,10 @@ def locked(output: Path) -> Iterator[int]:
     """Hold the study's directory; yields the lock's file descriptor, for children to share.
 
     Raises:
-        UserError: another runner, or a step that a killed runner left behind, is at work there.
+        UserError: another runner, or a step that a killed runner left behind, is at work there; or it cannot be
+            written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / _LOCK
+    path = writable_directory(output) / _LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,7 +33,7 @@ Settings = Mapping[str, Any]
 """Fields of a command's own config; that command checks them."""
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,10 +250,19 @@ def _known_keys(content: Mapping[Any, Any], kind: type, prefix: str) -> None:
             raise suggest(f"{prefix}{key}", [f"{prefix}{name}" for name in names], "key")
 
 
-def _expect(fields: Mapping[str, Any], name: str, kind: type, words: str) -> None:
+def check_benchmark(settings: Settings, where: str) -> None:
+    """Refuse settings of a benchmark that are of the wrong kind."""
+    for name in ("name", "data", "uses", "split", "images"):
+        _expect(settings, name, str, "a text", f"{where}.")
+    for name in ("captions_per_image", "limit", "max_new_tokens"):
+        _expect(settings, name, int, "a whole number", f"{where}.")
+    _list(settings.get("without"), f"{where}.without", str, "a text")
+
+
+def _expect(fields: Mapping[str, Any], name: str, kind: type, words: str, prefix: str = "") -> None:
     value = fields.get(name)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise UserError(f"{name}: expected {words}, got {_kind(value)}")
+        raise UserError(f"{prefix}{name}: expected {words}, got {_kind(value)}")
 
 
 def _list(value: Any, where: str, kind: type, words: str) -> list[Any]:
@@ -273,18 +282,25 @@ def _kind(value: Any) -> str:
 
 def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
-        raise UserError(f"{where}: expected a name of letters, digits, '_' and '.', got '{name}'")
+        raise UserError(f"{where}: expected a name of up to 60 letters, digits, '_' and '.', got '{name:.250}'")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice."""
+    """YAML's safe loader, which also refuses a key that stands twice and an anchor that holds itself."""
+
+    def construct_document(self, node: Any) -> Any:
+        self.deep_construct = True  # build what an anchor stands for at once, so that the loader sees the circle
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag != "tag:yaml.org,2002:merge":
                 key = self.construct_object(key_node, deep=True)
-                if isinstance(key, str | int | float | bool) and key in seen:
-                    raise UserError(f"line {key_node.start_mark.line + 1}: the key '{key}' is there twice")
+                line = key_node.start_mark.line + 1
+                if isinstance(key, list | dict):
+                    raise UserError(f"line {line}: expected a name as a key, got {_kind(key)}")
+                if key in seen:
+                    raise UserError(f"line {line}: the key '{key}' is there twice")
                 seen.add(key)
         return super().construct_mapping(node, deep)

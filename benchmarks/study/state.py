@@ -68,7 +68,7 @@ def read_record(output: Path, name: str) -> StepRecord | None:
     try:
         data = json.loads((step_directory(output, name) / RECORD).read_text(encoding="utf-8"))
         return StepRecord(**{**data, "log_tail": tuple(data.get("log_tail", ()))})
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
