@@ -34,11 +34,12 @@ _EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would giv
 _SHARES = {"existence": 40, "choice": 25, "pair": 12, "open": 23}
 _ALIGN_CHOICES = 3
 _CAPTION = 200  # per mille of conversations about a picture
-# Per mille, of conversations without pictures: those that begin with a caption. Of their other questions: those that
-# offer two things; of the rest, those about something else than what is there; of those about that, those in two
-# words. The answer to the first kind is a word of the text and not a mere yes, which a small LLM learns to look up
-# sooner: yes or no came out right at 0.87 and 0.89 after 800 steps (two seeds), without them at 0.69 after 1000.
-_TEXT_CAPTION, _CHOICE, _TOLD, _TERSE = 300, 400, 100, 550
+# Per mille, of conversations without pictures: those that begin with a caption. Of their other questions: those about
+# the word on a sign, where there is one; of the rest, those that offer two things; of the rest, those about something
+# else than what is there; of those about that, those in two words. The answer to those that offer two things is a word
+# of the text and not a mere yes, which a small LLM learns to look up sooner: yes or no came out right at 0.87 and 0.89
+# after 800 steps (two seeds), without them at 0.69 after 1000.
+_TEXT_CAPTION, _WORD, _CHOICE, _TOLD, _TERSE = 300, 250, 400, 100, 550
 
 
 def align_record(world: World, scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
@@ -87,6 +88,9 @@ def _description(long_caption: str, dice: Dice) -> Question:
 
 def _text_question(described: Described, dice: Dice) -> Question:
     """What of two things is there, or whether a thing is, asked in few words or in full; or what else is told."""
+    words = word_questions(described)
+    if words and dice.chance(_WORD):
+        return dice.choice(words)
     if dice.chance(_CHOICE):
         return _choice(described, described.groups, dice)[1]
     told = told_questions(described)
@@ -113,7 +117,8 @@ def instruct_questions(described: Described, count: int, dice: Dice) -> list[Que
     """
     facts, openly = pairs(described, dice), open_questions(described, dice)
     present = dice.shuffled(described.groups)
-    chosen = word_questions(described)[:1] if dice.chance(700) else []
+    words = word_questions(described)
+    chosen = [dice.choice(words)] if words and dice.chance(700) else []
     for _ in range(4 * count):
         if len(chosen) >= count:
             break
