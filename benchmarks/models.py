@@ -33,10 +33,13 @@ class Row:
 
     @functools.cached_property
     def device(self) -> str:
-        """``"cuda"`` or ``"cpu"``."""
+        """``"cuda"`` or ``"cpu"``. Raises UserError where cuda is asked for and there is none."""
+        import torch
+
+        if self.config.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device: expected a GPU for cuda, found none")
         if self.config.device != "auto":
             return self.config.device
-        import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 

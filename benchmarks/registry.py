@@ -130,7 +130,7 @@ def find(name: str) -> Benchmark:
 
     tasks = task_folders()
     if name not in tasks:
-        near = difflib.get_close_matches(name, [*BENCHMARKS, *tasks], n=3, cutoff=0.6)
+        near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
         hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
         raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
     return _mllm(f"lmms-eval's task {name}", name, tasks[name], "")

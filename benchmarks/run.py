@@ -33,6 +33,8 @@ def run(config: RunConfig) -> None:
             benchmarks failed: they are named when all have been run.
     """
     row = Row(config)
+    if config.device == "cuda":
+        _ = row.device  # refused at once where there is none
     for benchmark in config.benchmarks:
         _check(row, benchmark)
     writable_directory(Path(config.results) / config.row)

@@ -21,7 +21,7 @@ class ChatConfig:
 
     Args:
         directory: the LLaVA directory.
-        image: a picture file; without one the talk is about text alone.
+        image: a picture file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text alone.
         prompt: ask this once and print the answer; without it, ask again and again until an empty line.
         max_new_tokens: an answer is cut there.
     """
@@ -45,7 +45,8 @@ def chat(config: ChatConfig) -> None:
     picture = None
     if config.image is not None:
         path = Path(config.image)
-        picture = open_image(path.parent, path.name)
+        folder = path.parent.parent if path.parent.suffix == ".tar" else path.parent
+        picture = open_image(folder, str(path.relative_to(folder)))
     from llava_bridge.inference import answer_conversations, load_llava, with_images
 
     model, processor = load_llava(config.directory)

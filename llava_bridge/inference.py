@@ -38,7 +38,8 @@ def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, A
     register()
     path = Path(directory)
     if not (path / "config.json").is_file():
-        raise UserError(f"{path}: no config.json here (expected a LLaVA directory)")
+        what = "no config.json in it" if path.is_dir() else "no such directory"
+        raise UserError(f"{path}: {what}; expected a LLaVA directory")
     if not any(path.glob("*.safetensors")):
         raise UserError(f"{path}: no weights here (expected *.safetensors)")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

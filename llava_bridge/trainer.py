@@ -193,7 +193,7 @@ def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path
         bf16=precision(config) == "bf16",
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
-        logging_steps=config.log_every,
+        logging_steps=min(config.log_every, steps),
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.checkpoint_every else "no",
         save_steps=config.checkpoint_every or 1,

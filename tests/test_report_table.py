@@ -13,7 +13,8 @@ from report_material import SKILLS, items_table, put_failure, put_result, put_re
 from benchmarks.registry import BENCHMARKS
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
-from benchmarks.report.wording import number
+from benchmarks.report.table import Cell, Column
+from benchmarks.report.wording import margin, number
 from clips.errors import UserError
 
 
@@ -152,7 +153,7 @@ def test_the_answer_says_what_the_tests_say(tmp_path):
     assert "on retrieval T→I R@1" in report.answer
     assert report.sentences[-1].startswith("untrained loses to clip by ")
     bare = build_report(tmp_path)
-    assert bare.answer.startswith("Best beyond chance: clips on ")
+    assert bare.answer.startswith("Told from all others by paired tests: clips on ")
 
 
 def test_failures_are_shown_as_such(tmp_path):
@@ -228,6 +229,20 @@ def test_latex_rows_have_as_many_cells_as_the_head(tmp_path):
 )
 def test_numbers_read_well(value, places, sign, text):
     assert number(value, places, sign=sign) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (50, 48, 52.4, "±2.2"),
+        (0, 0, 8, "+8.0/\N{MINUS SIGN}0.0"),
+        (3.4, 0.5, 11, "+7.6/\N{MINUS SIGN}2.9"),
+        (5, None, None, ""),
+    ],
+)
+def test_lopsided_intervals_tell_both_sides(value, low, high, text):
+    column = Column(benchmark="b", metric="m", label="x", scale=100.0, higher_is_better=True)
+    assert margin(Cell(row="r", column=column, value=value, low=low, high=high)) == text
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"schema": 99}', '{"schema": 1}'])

@@ -20,7 +20,10 @@ def answer(table: Table) -> str:
     best = [cell for cell in table.cells.values() if cell.mark == "best"]
     if not best:
         return "No row can be told from all the others on any measure."
-    return f"Best beyond chance: {listed([f'{cell.row} on {column_title(cell.column)}' for cell in best])}."
+    by_row: dict[str, list[str]] = {}
+    for cell in best:
+        by_row.setdefault(cell.row, []).append(column_title(cell.column))
+    return f"Told from all others by paired tests: {listed([f'{row} on {listed(on)}' for row, on in by_row.items()])}."
 
 
 def sentences(table: Table) -> list[str]:

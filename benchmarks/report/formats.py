@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
 from benchmarks.report.table import Cell
-from benchmarks.report.wording import column_head, decimals, group_sign, half_width, number, short_gap
+from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def _markdown_cell(cell: Cell) -> str:
         return _markdown(short_gap(cell))
     value = number(cell.value, decimals(cell.column))
     marked = {"best": f"**{value}**", "tied": f"*{value}*", "": value}[cell.mark]
-    return marked + (f" {half_width(cell)}" if half_width(cell) else "") + group_sign(cell)
+    return marked + (f" {margin(cell)}" if margin(cell) else "") + group_sign(cell)
 
 
 def _pipes(cells: list[str]) -> str:
@@ -116,8 +116,15 @@ def _latex_cell(cell: Cell) -> str:
         return _latex(short_gap(cell))
     value = _latex(number(cell.value, decimals(cell.column)))
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[cell.mark]
-    half = rf" {{\scriptsize $\pm {half_width(cell)[1:]}$}}" if half_width(cell) else ""
-    return marked + half + _latex(group_sign(cell))
+    return marked + _latex_margin(margin(cell)) + _latex(group_sign(cell))
+
+
+def _latex_margin(text: str) -> str:
+    if not text:
+        return ""
+    above, lopsided, below = text[1:].partition("/")
+    inner = rf"^{{+{above}}}_{{-{below[1:]}}}" if lopsided else rf"\pm {above}"
+    return rf" {{\scriptsize ${inner}$}}"
 
 
 _LATEX = {

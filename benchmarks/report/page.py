@@ -68,7 +68,7 @@ def render_page(report: Report) -> str:
         number=wording.number,
         decimals=wording.decimals,
         column_head=wording.column_head,
-        half_width=wording.half_width,
+        margin=wording.margin,
         short_gap=wording.short_gap,
         whisker=whisker,
         groups=header_groups,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell
-from benchmarks.report.wording import column_head, decimals, group_sign, half_width, number, short_gap, visible
+from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,5 +45,5 @@ def _text(cell: Cell):  # rich is imported only when a table is printed
         return Text(short_gap(cell), style="red" if cell.gap and cell.gap.kind == "failed" else "dim")
     style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
     text = Text(number(cell.value, decimals(cell.column)), style=style)
-    text.append(f" {half_width(cell)}{group_sign(cell)}", style="dim")
+    text.append(f" {margin(cell)}{group_sign(cell)}", style="dim")
     return text

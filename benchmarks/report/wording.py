@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from benchmarks.report.table import Cell, Column
 
 LONGEST_TEXT = 600
+_LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
@@ -45,11 +46,14 @@ def column_head(column: Column) -> str:
     return column_title(column) + (" ↓" if column.higher_is_better is False else "")
 
 
-def half_width(cell: Cell) -> str:
-    """``±1.2``: half of the 95 % interval; empty where there is none."""
-    if cell.low is None or cell.high is None:
+def margin(cell: Cell) -> str:
+    """The 95 % interval beside its value: ``±1.2``, or ``+8.0/−0.0`` where it is lopsided; empty without one."""
+    if cell.low is None or cell.high is None or cell.value is None:
         return ""
-    return f"±{number((cell.high - cell.low) / 2, decimals(cell.column))}"
+    places, above, below = decimals(cell.column), cell.high - cell.value, cell.value - cell.low
+    if abs(above - below) <= _LOPSIDED * (above + below):
+        return f"±{number((above + below) / 2, places)}"
+    return f"+{number(above, places)}/\N{MINUS SIGN}{number(below, places)}"
 
 
 def group_sign(cell: Cell) -> str:
