@@ -21,7 +21,8 @@ class ChatConfig:
 
     Args:
         directory: the LLaVA directory.
-        image: a picture file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text alone.
+        image: a picture file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text
+            alone.
         prompt: ask this once and print the answer; without it, ask again and again until an empty line.
         max_new_tokens: an answer is cut there.
     """

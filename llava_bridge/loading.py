@@ -59,12 +59,15 @@ def _quiet() -> Iterator[None]:
     """Keep transformers' table of missing weights off the screen; its first entry becomes our line."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _some(names: list[str]) -> str:
