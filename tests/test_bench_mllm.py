@@ -317,5 +317,5 @@ def test_no_llava_there(places, tmp_path):
     with pytest.raises(UserError, match=r"^llava: .*nothing: no such directory"):
         run(config)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match=r"pope .*nothing: no config\.json here"):
+    with pytest.raises(UserError, match=r"pope .*nothing: no config\.json in it"):
         run(config)

@@ -228,7 +228,7 @@ def test_no_weight_is_ever_made_up(
 
 
 def test_llava_directories_are_checked(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json here"):
+    with pytest.raises(UserError, match=r"no config\.json in it"):
         load_llava(tmp_path)
     shutil.copytree(saved, tmp_path / "copy")
     (tmp_path / "copy" / "model.safetensors").unlink()

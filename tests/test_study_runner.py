@@ -206,7 +206,8 @@ def test_two_runners_on_one_directory_are_refused(tmp_path):
 
 
 RUNNER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
 sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import test_study_runner as t
