@@ -1,6 +1,7 @@
 """The captioner: a decoder that sees an image and its web caption and predicts the whole synthetic caption.
 
-It has no teacher forcing: learnable token *i* predicts target token *i*. Source: [C] of the method.
+Learnable token *i* predicts target token *i*. Source: [C] of the method. With teacher forcing, which is not the
+method's, token *i* of the target is added to learnable token *i*, so that the decoder knows the words so far (as CoCa).
 
 Dimension letters: B samples, I image tokens, W web caption tokens, T learnable tokens, D decoder width,
 V vocabulary rows, N counted target tokens of a batch.
@@ -30,6 +31,7 @@ class CaptionerConfig:
         layers: number of blocks.
         heads: attention heads of a block.
         length: learnable tokens = longest target, begin and end token included.
+        teacher_forced: whether it is fed the target's tokens before the one it predicts; by default as the recipe says.
         positions: at most so many target tokens of a sample, drawn at random, enter the caption loss (all if not
             given, as the authors do). The 32,000-way head gets that much cheaper, and long captions weigh no
             more than short ones.
@@ -39,6 +41,7 @@ class CaptionerConfig:
     layers: int | None = None
     heads: int | None = None
     length: int = 128
+    teacher_forced: bool | None = None
     positions: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,21 +59,23 @@ class CaptionerShape:
 
     Args:
         image_width: channels of the image tokens.
-        text_width: channels of the text tower's tokens.
+        text_width: channels of the text tower's tokens; None for a captioner that reads no text.
         width: the decoder's channels.
         layers: number of blocks.
         heads: attention heads of a block.
         length: number of learnable tokens.
         vocabulary: rows of the output head.
+        teacher_forced: whether the target's tokens are embedded and added to the learnable ones.
     """
 
     image_width: int
-    text_width: int
+    text_width: int | None
     width: int
     layers: int
     heads: int
     length: int
     vocabulary: int = EMBEDDING_ROWS
+    teacher_forced: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -145,45 +150,59 @@ class Captioner(nn.Module):
     def __init__(self, shape: CaptionerShape) -> None:
         super().__init__()
         self.config = shape
-        self.image_projection = nn.Linear(shape.image_width, shape.width, bias=False)
-        self.text_projection = nn.Linear(shape.text_width, shape.width, bias=False)
-        nn.init.normal_(self.image_projection.weight, std=shape.image_width**-0.5)
-        nn.init.normal_(self.text_projection.weight, std=shape.text_width**-0.5)
+        self.image_projection = _projection(shape.image_width, shape.width)
+        self.text_projection = None if shape.text_width is None else _projection(shape.text_width, shape.width)
         self.learnable_tokens = nn.Parameter(torch.randn(shape.length, shape.width))
+        self.embedding = nn.Embedding(shape.vocabulary, shape.width) if shape.teacher_forced else None
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.layers) for _ in range(shape.layers))
         self.head = CaptionHead(shape.width, shape.vocabulary)
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
         """Summed cross-entropy () over the counted labels of a batch.
 
         Args:
             image_tokens: (B, I, image width) patch tokens of the image tower.
-            text_tokens: (B, W, text width) tokens of the text tower for the web caption.
+            text_tokens: (B, W, text width) tokens of the text tower for the web caption; None if it reads no text.
             target: (B, T) rows of ``ClipsTokenizer.encode_target``.
             counted: (B, T) bool, which labels count; label *i* is target token *i* + 1.
         """
         used = counted.any(dim=0).nonzero()
         length = int(used.max()) + 1 if len(used) else 1
-        hidden, chosen = self.decode(image_tokens, text_tokens, length), counted[:, :length]
+        hidden = self.decode(image_tokens, text_tokens, length, target)
+        chosen = counted[:, :length]
         return self.head(hidden[chosen], shifted(target)[:, :length][chosen])
 
-    def logits(self, image_tokens: Tensor, text_tokens: Tensor) -> Tensor:
-        """Vocabulary logits (B, T, V), float32."""
-        return self.head(self.decode(image_tokens, text_tokens))
+    def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
+        """Vocabulary logits (B, T, V), float32; ``target`` (B, T) is what a teacher-forced captioner is fed."""
+        length = None if target is None else target.shape[1]
+        return self.head(self.decode(image_tokens, text_tokens, length, target))
 
-    def decode(self, image_tokens: Tensor, text_tokens: Tensor, length: int | None = None) -> Tensor:
+    def decode(
+        self, image_tokens: Tensor, text_tokens: Tensor | None, length: int | None = None, target: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given).
 
         Leaving out later tokens changes nothing for the earlier ones: they never see them.
         """
         queries = self.learnable_tokens[:length].expand(image_tokens.shape[0], -1, -1)
-        prefix = torch.cat([self.image_projection(image_tokens), self.text_projection(text_tokens)], dim=1)
+        if self.embedding is not None:
+            assert target is not None
+            queries = queries + self.embedding(target[:, : queries.shape[1]])
+        prefix = self.image_projection(image_tokens)
+        if self.text_projection is not None:
+            prefix = torch.cat([prefix, self.text_projection(text_tokens)], dim=1)
         start = prefix.shape[1]
         mask = combination_mask(start, queries.shape[1]).to(prefix.device)
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
         for block in self.blocks[:-1]:
             x = block(x, mask)
         return self.blocks[-1](x, mask, first=start)  # nothing reads the last layer's prefix
+
+
+def _projection(inputs: int, width: int) -> nn.Linear:
+    linear = nn.Linear(inputs, width, bias=False)
+    nn.init.normal_(linear.weight, std=inputs**-0.5)
+    return linear
 
 
 def shifted(target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ tokens, D decoder width, V vocabulary rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,23 +21,78 @@ from torch.nn import functional as F  # noqa: N812
 _CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB of float32
 
 
-def contrastive_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor) -> Tensor:
-    """Multi-positive loss (): the mean of the symmetric CLIP losses of the images with each kind of text.
+def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The mean () of the symmetric CLIP losses of the images with each kind of text. Source: [C].
 
     Args:
         image: (B, E) image features of unit length.
         texts: for each kind of text, (B, E) features of unit length; row *i* belongs to image *i*.
         scale: () or (1,), the factor that multiplies the cosines.
+        bias: unused; a softmax does not see it.
+    """
+    images, own = gather(image), _own_rows(image)
+    halves = []
+    for text in texts:
+        halves.append(linear_cross_entropy(scale * image, gather(text), own))
+        halves.append(linear_cross_entropy(scale * text, images, own))
+    return torch.stack(halves).mean() / len(image)
+
+
+def supcon_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Symmetric loss () in which an image picks its texts of all kinds in one softmax, each an equal positive.
+
+    Source: L_out of SupCon (arXiv 2004.11362, equation 2) from image to text; a text has one image. With one kind of
+    text it equals `softmax_loss`, whose arguments it takes.
+    """
+    images, own = gather(image), _own_rows(image)
+    matches = torch.stack([(scale * image * text).sum() for text in texts])
+    everything = torch.cat([gather(text) for text in texts])
+    to_texts = linear_cross_entropy(scale * image, everything, own) + matches[0] - matches.mean()
+    to_images = torch.stack([linear_cross_entropy(scale * text, images, own) for text in texts]).mean()
+    return (to_texts + to_images) / (2 * len(image))
+
+
+def sigmoid_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The mean () over kinds of text of SigLIP's loss: every pair is judged by itself, matching or not.
+
+    Source: arXiv 2303.15343, algorithm 1. Arguments as `softmax_loss`; ``bias`` () or (1,) is added to the logits.
+    """
+    own = _own_rows(image)
+    shift = image.new_zeros(()) if bias is None else bias
+    sums = [_PairwiseSigmoid.apply(scale * image, gather(text), shift, own) for text in texts]
+    return torch.stack(sums).mean() / len(image)
+
+
+CONTRASTIVE_LOSSES: dict[str, Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], Tensor]] = {
+    "softmax": softmax_loss,
+    "supcon": supcon_loss,
+    "sigmoid": sigmoid_loss,
+}
+
+
+def contrastive_loss(
+    image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None, *, kind: str = "softmax"
+) -> Tensor:
+    """The loss () of ``CONTRASTIVE_LOSSES`` that ``kind`` names, in float32 whatever the autocast.
+
+    No process ever holds more than a chunk of its rows of the global similarity matrix.
+
+    Args:
+        image: (B, E) image features of unit length.
+        texts: for each kind of text, (B, E) features of unit length; row *i* belongs to image *i*.
+        scale: () or (1,), the factor that multiplies the cosines.
+        bias: () or (1,), added to the logits of the sigmoid loss.
+        kind: the loss's name.
     """
     with torch.autocast(image.device.type, enabled=False):
-        local, scale = image.float(), scale.float()
-        images = gather(local)
-        labels = process_rank() * len(image) + torch.arange(len(image), device=image.device)
-        halves = []
-        for text in texts:
-            halves.append(F.cross_entropy(scale * local @ gather(text.float()).t(), labels))
-            halves.append(F.cross_entropy(scale * text.float() @ images.t(), labels))
-        return torch.stack(halves).mean()
+        return CONTRASTIVE_LOSSES[kind](
+            image.float(), [text.float() for text in texts], scale.float(), None if bias is None else bias.float()
+        )
+
+
+def _own_rows(local: Tensor) -> Tensor:
+    """Where this process's rows stand among the gathered ones, (B,)."""
+    return process_rank() * len(local) + torch.arange(len(local), device=local.device)
 
 
 def caption_loss(summed: Tensor, counted: Tensor) -> Tensor:
@@ -100,6 +155,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if weight_grad is None else weight_grad * grads[0],
             None,
         )
+
+
+class _PairwiseSigmoid(torch.autograd.Function):
+    """Summed -log sigmoid(±logit) of ``hidden @ weight.T + bias``, plus for the label's column; gradients as above."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+        hidden_grad, weight_grad = torch.zeros_like(hidden), torch.zeros_like(weight)
+        bias_grad, total = torch.zeros_like(bias), hidden.new_zeros(())
+        step = max(1, _CHUNK_ELEMENTS // len(weight))
+        for start in range(0, len(hidden), step):
+            part, label = hidden[start : start + step], labels[start : start + step, None]
+            logits = part @ weight.t() + bias
+            total += F.softplus(logits).sum() - logits.gather(1, label).sum()
+            error = logits.sigmoid_().scatter_add_(1, label, logits.new_full(label.shape, -1.0))
+            torch.mm(error, weight, out=hidden_grad[start : start + step])
+            weight_grad.addmm_(error.t(), part)
+            bias_grad += error.sum()
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        hidden_grad, weight_grad, bias_grad = ctx.saved_tensors
+        return hidden_grad * grads[0], weight_grad * grads[0], bias_grad * grads[0], None
 
 
 def gather(features: Tensor) -> Tensor:

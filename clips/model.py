@@ -24,6 +24,7 @@ from clips.recipes import Recipe, RecipeConfig
 from clips.towers import ModelConfig
 
 _LARGEST_LOGIT_SCALE = math.log(100.0)  # as CLIP; a higher one makes the softmax brittle
+_SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
 
 
 class ClipsModel(nn.Module):
@@ -65,21 +66,24 @@ class ClipsModel(nn.Module):
 
         Returns:
             "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that
-            multiplies the cosines; with a captioner "caption_loss_sum" () and "caption_tokens" (), the summed
+            multiplies the cosines; "logit_bias" (): added to the logits of the sigmoid loss; with a captioner "caption_loss_sum" () and "caption_tokens" (), the summed
             cross-entropy over the counted target tokens and their number.
         """
         with trainable_attention(batch["image"].device.type):
             return self._encode(batch)
 
     def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        names = self.recipe.texts
+        names = self.recipe.encoded
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
         texts, text_tokens = towers.encode_text(self.clip, torch.cat([batch[name] for name in names]))
         outputs = {"image": F.normalize(image.float(), dim=-1)}
         outputs |= zip(names, F.normalize(texts.float(), dim=-1).chunk(len(names)), strict=True)
         outputs["logit_scale"] = self.clip.logit_scale.float().exp().squeeze()
-        if self.captioner is not None and self.recipe.captioner_reads is not None:
-            read = text_tokens.chunk(len(names))[names.index(self.recipe.captioner_reads)]
+        if self.clip.logit_bias is not None:
+            outputs["logit_bias"] = self.clip.logit_bias.float().squeeze()
+        if self.captioner is not None and self.recipe.captioning is not None:
+            reads = self.recipe.captioning.reads
+            read = None if reads is None else text_tokens.chunk(len(names))[names.index(reads)]
             outputs["caption_loss_sum"] = self.captioner(image_tokens, read, batch["target"], batch["target_mask"])
             outputs["caption_tokens"] = batch["target_mask"].sum()
         return outputs
@@ -121,26 +125,28 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
     recipe = recipes.build(recipe_config)
-    cfg = towers.model_cfg(config)
+    cfg = towers.model_cfg(config) | (_SIGMOID_START if recipe_config.loss == "sigmoid" else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
-        captioner = None if recipe.captioner_reads is None else Captioner(captioner_shape(clip, cfg, recipe_config))
+        captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
     return ClipsModel(clip, captioner, recipe, cfg)
 
 
-def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe_config: RecipeConfig) -> CaptionerShape:
+def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerShape:
     """The captioner's resolved size: what the recipe leaves open is the text tower's."""
     image_width, text_width = towers.token_widths(clip)
-    text, wanted = cfg["text_cfg"], recipe_config.captioner
+    text, wanted, does = cfg["text_cfg"], recipe.config.captioner, recipe.captioning
+    assert does is not None
     return CaptionerShape(
         image_width=image_width,
-        text_width=text_width,
+        text_width=None if does.reads is None else text_width,
         width=wanted.width or text["width"],
         layers=wanted.layers or text["layers"],
         heads=wanted.heads or text["heads"],
         length=wanted.length,
         vocabulary=text["vocab_size"],
+        teacher_forced=does.teacher_forced if wanted.teacher_forced is None else wanted.teacher_forced,
     )

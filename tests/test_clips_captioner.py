@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -145,3 +147,17 @@ def test_bad_sizes_are_refused():
         CaptionerConfig(positions=0)
     with pytest.raises(UserError, match=r"captioner\.heads: expected a divisor of the width 16, got 3"):
         CaptionerShape(image_width=1, text_width=1, width=16, layers=1, heads=3, length=4)
+
+
+def test_a_teacher_forced_captioner_knows_the_words_so_far_and_no_later_ones():
+    torch.manual_seed(0)
+    captioner = Captioner(dataclasses.replace(SHAPE, text_width=None, teacher_forced=True))
+    image, target = torch.randn(2, 3, 12), torch.randint(3, 50, (2, 6))
+    plain = captioner.logits(image, None, target)
+    assert plain.shape == (2, 6, 50)
+    changed = target.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 50
+    moved = (captioner.logits(image, None, changed) - plain).abs().amax(dim=(0, 2))
+    assert moved[:3].max() == 0
+    assert moved[3:].min() > 1e-4
+    torch.testing.assert_close(captioner.logits(image, None, target[:, :4]), plain[:, :4], atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn import functional as F
 
-from clips.losses import caption_loss, contrastive_loss, linear_cross_entropy
+from clips.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss, linear_cross_entropy
 
 
 def unit(*shape, seed=0):
@@ -40,6 +40,61 @@ def test_contrastive_loss_by_hand():
     eye = torch.eye(2)
     expected = math.log(1 + math.exp(-1))
     assert contrastive_loss(eye, [eye], torch.ones(1)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def naive_supcon(image, texts, scale, bias):
+    """Every image with its texts of all kinds as positives of one softmax; every text with its image."""
+    count, total = len(image), 0.0
+    for i in range(count):
+        scores = [[scale * float(image[i] @ text[j]) for j in range(count)] for text in texts]
+        normaliser = math.log(sum(math.exp(score) for row in scores for score in row))
+        total += sum(normaliser - row[i] for row in scores) / len(texts)
+        for text in texts:
+            backward = [scale * float(image[j] @ text[i]) for j in range(count)]
+            total += (math.log(sum(map(math.exp, backward))) - backward[i]) / len(texts)
+    return total / (2 * count)
+
+
+def naive_sigmoid(image, texts, scale, bias):
+    """Every pair by itself; summed over texts, averaged over images and kinds of text."""
+    total = 0.0
+    for text in texts:
+        for i in range(len(image)):
+            for j in range(len(text)):
+                logit = scale * float(image[i] @ text[j]) + bias
+                total += math.log1p(math.exp(-logit if i == j else logit))
+    return total / (len(image) * len(texts))
+
+
+@pytest.mark.parametrize("chunk", [1, 12, 10_000])
+@pytest.mark.parametrize(("kind", "naive"), [("supcon", naive_supcon), ("sigmoid", naive_sigmoid)])
+def test_other_contrastive_losses_against_naive_loops(kind, naive, chunk, monkeypatch):
+    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", chunk)
+    image, web, partial = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 8, seed=3)
+    scale, bias = torch.tensor(6.0), torch.tensor(-2.0)
+    for texts in ([web], [web, partial]):
+        ours = contrastive_loss(image, texts, scale, bias, kind=kind)
+        assert ours.item() == pytest.approx(naive(image, texts, 6.0, -2.0), abs=1e-5)
+
+
+def test_with_one_kind_of_text_supcon_is_the_clip_loss():
+    image, web, scale = unit(5, 8, seed=1), unit(5, 8, seed=2), torch.tensor(14.0)
+    supcon = contrastive_loss(image, [web], scale, kind="supcon")
+    torch.testing.assert_close(supcon, contrastive_loss(image, [web], scale))
+
+
+@pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
+def test_gradients_of_the_contrastive_losses_are_those_of_finite_differences(kind, monkeypatch):
+    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", 8)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # gradcheck needs double precision throughout
+    inputs = [unit(3, 4, seed=seed).double().requires_grad_() for seed in range(3)]
+    inputs += [torch.tensor(3.0, dtype=torch.float64, requires_grad=True), torch.tensor(-1.0, dtype=torch.float64)]
+    inputs[-1].requires_grad_(kind == "sigmoid")
+
+    def loss(image, web, partial, scale, bias):
+        return contrastive_loss(image, [web, partial], scale, bias, kind=kind)
+
+    assert torch.autograd.gradcheck(loss, inputs)
 
 
 def test_contrastive_loss_is_float32_under_autocast():
@@ -116,39 +171,49 @@ def small_captioner():
     return CaptionerConfig(width=16, heads=2, layers=1, length=20)
 
 
-def small_model():
+def small_model(kind):
     from clips.model import ModelConfig, build_model
     from clips.recipes import RecipeConfig
 
-    return build_model(ModelConfig(context_length=12), RecipeConfig(captioner=small_captioner()), seed=0)
+    recipe = RecipeConfig(loss=kind, captioner=small_captioner())
+    return build_model(ModelConfig(context_length=12), recipe, seed=0)
 
 
 def two_processes(rank, port, path):
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model = torch.nn.parallel.DistributedDataParallel(small_model())
-    part = {name: tensor.chunk(2)[rank] for name, tensor in batch_of(8).items()}
-    losses = model.module.recipe.losses(model(part), part)
-    losses["loss"].backward()
-    values = torch.stack([losses[name].detach() for name in sorted(losses)])
-    torch.distributed.all_reduce(values)
-    if rank == 0:
+    found = {}
+    for kind in CONTRASTIVE_LOSSES:
+        model = torch.nn.parallel.DistributedDataParallel(small_model(kind))
+        part = {name: tensor.chunk(2)[rank] for name, tensor in batch_of(8).items()}
+        losses = model.module.recipe.losses(model(part), part)
+        losses["loss"].backward()
+        values = torch.stack([losses[name].detach() for name in sorted(losses)])
+        torch.distributed.all_reduce(values)
         gradients = {name: value.grad for name, value in model.module.named_parameters() if value.requires_grad}
-        torch.save({"losses": values / 2, "gradients": gradients}, path)
+        found[kind] = {"losses": values / 2, "gradients": gradients}
+    if rank == 0:
+        torch.save(found, path)
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
+@pytest.fixture(scope="module")
+def gloo(tmp_path_factory):
+    """Losses and gradients of two processes, for each contrastive loss."""
+    path = tmp_path_factory.mktemp("gloo") / "two.pt"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.set_forkserver_preload(["open_clip"])
-    mp.start_processes(two_processes, (port, tmp_path / "two.pt"), nprocs=2, start_method="forkserver")
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    mp.start_processes(two_processes, (port, path), nprocs=2, start_method="forkserver")
+    return torch.load(path, weights_only=True)
 
-    model, batch = small_model(), batch_of(8)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
+def test_two_processes_give_the_loss_and_gradients_of_one(kind, gloo):
+    model, batch, two = small_model(kind), batch_of(8), gloo[kind]
     counts = [int(part.sum()) for part in batch["target_mask"].chunk(2)]
     assert counts[0] != counts[1]  # else a mean of means would pass
     losses = model.recipe.losses(model(batch), batch)

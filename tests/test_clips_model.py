@@ -64,6 +64,25 @@ def test_every_trained_parameter_gets_a_gradient_and_fixed_positions_none(model)
     model.zero_grad()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("coca", {}),
+        ("recap", {"loss": "sigmoid"}),
+        ("clips", {"loss": "supcon", "texts": ("partial",)}),
+        ("clips", {"loss": "sigmoid", "caption_weight": 0.0}),
+    ],
+)
+def test_every_recipe_trains_all_that_it_builds(name, settings):
+    model = make(name, **settings)
+    batch = batch_of(model)
+    model.recipe.losses(model(batch), batch)["loss"].backward()
+    without = [name for name, value in model.named_parameters() if value.grad is None]
+    assert without == ["clip.visual.positional_embedding"]
+    assert (model.captioner is None) == (name == "recap" or "caption_weight" in settings)
+    assert (model.clip.logit_bias is not None) == (settings.get("loss") == "sigmoid")
+
+
 def test_permuting_the_batch_permutes_the_output(model):
     batch, order = batch_of(model), torch.tensor([2, 0, 3, 1])
     direct, permuted = model(batch), model({name: tensor[order] for name, tensor in batch.items()})

@@ -42,6 +42,44 @@ def test_without_a_sentence_the_web_caption_stands_in():
         assert torch.equal(sample["target"], TOKENIZER.encode_target(web, 128)[0])
 
 
+def share_of_web(config, draws=600):
+    web = TOKENIZER(WEB)[0]
+    return np.mean([torch.equal(prepare(config, seed=seed)["mixed"], web) for seed in range(draws)])
+
+
+@pytest.mark.parametrize(("name", "share"), [("recap", 0.8), ("veclip", 0.5), ("coca", 0.8)])
+def test_mixing_recipes_draw_one_of_the_two_captions(name, share):
+    config = RecipeConfig(name=name)
+    assert share_of_web(config) == pytest.approx(share, abs=0.06)
+    assert share_of_web(RecipeConfig(name=name, web_share=1.0), draws=20) == 1
+    texts = {TOKENIZER.decode(prepare(config, seed=seed)["mixed"]) for seed in range(40)}
+    assert texts == {TOKENIZER.decode(TOKENIZER(text)[0]) for text in (WEB, SYNTHETIC)}
+
+
+def test_clipa_shortens_both_captions():
+    config = RecipeConfig(name="clipa", target_tokens=2)
+    drawn = {TOKENIZER.decode(prepare(config, seed=seed)["mixed"]) for seed in range(80)}
+    assert {"my dog", "dog pic", "a dog", "dog runs"} < drawn
+    assert all(len(text.replace(".", " .").replace("!", " !").split()) == 2 for text in drawn)
+
+
+def test_coca_predicts_the_caption_that_it_contrasts():
+    for seed in range(20):
+        sample = prepare(RecipeConfig(name="coca", captioner=CaptionerConfig(length=15)), seed=seed)
+        assert TOKENIZER.decode(sample["target"][1:]) == TOKENIZER.decode(sample["mixed"][1:])
+
+
+def test_ablations_are_configs():
+    partial_only = RecipeConfig(texts=("partial",), caption_weight=0.0)
+    assert list(prepare(partial_only)) == ["partial"]
+    no_multi_positive = prepare(RecipeConfig(texts=("partial",)))
+    assert list(no_multi_positive) == ["partial", "web", "target", "target_mask"]  # the captioner reads the web caption
+    whole = prepare(RecipeConfig(strategy="full", caption_weight=0.0))
+    assert torch.equal(whole["partial"], TOKENIZER(SYNTHETIC)[0])
+    short_web = prepare(RecipeConfig(name="clip", web_strategy="truncate", target_tokens=1))
+    assert TOKENIZER.decode(short_web["web"]) == "my"
+
+
 def test_labels_count_up_to_the_end_token():
     sample = prepare(RecipeConfig(captioner=CaptionerConfig(length=8)), synthetic="red car")
     assert sample["target"].tolist() == [1, 2417, 2482, 2, 0, 0, 0, 0]
@@ -68,7 +106,7 @@ def test_samples_are_deterministic_and_stack():
 
 def test_no_caption_weight_no_captioner():
     recipe = build(RecipeConfig(caption_weight=0.0))
-    assert recipe.captioner_reads is None
+    assert recipe.captioning is None
     assert set(prepare(recipe.config)) == {"web", "partial"}
 
 
@@ -92,5 +130,13 @@ def test_unknown_names_get_the_near_miss():
         RecipeConfig(strategy="subcaption")
     with pytest.raises(UserError, match=r"recipe\.caption_weight: expected a number not below 0, got nan"):
         RecipeConfig(caption_weight=float("nan"))
+    with pytest.raises(UserError, match="unknown contrastive loss 'sigmod'; did you mean 'sigmoid'"):
+        RecipeConfig(loss="sigmod")
+    with pytest.raises(UserError, match="unknown text of a recipe 'wed'; did you mean 'web'"):
+        RecipeConfig(texts=("wed",))
+    with pytest.raises(UserError, match=r"recipe\.texts: expected one or more different texts, got \['web', 'web'\]"):
+        RecipeConfig(texts=("web", "web"))
+    with pytest.raises(UserError, match=r"recipe\.web_share: expected a share from 0 to 1, got 80"):
+        RecipeConfig(web_share=80)
     with pytest.raises(UserError, match=r"recipe\.target_tokens: expected at least 1, got 0"):
         RecipeConfig(target_tokens=0)
