@@ -66,8 +66,9 @@ class ClipsModel(nn.Module):
 
         Returns:
             "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that
-            multiplies the cosines; "logit_bias" (): added to the logits of the sigmoid loss; with a captioner "caption_loss_sum" () and "caption_tokens" (), the summed
-            cross-entropy over the counted target tokens and their number.
+            multiplies the cosines; with a sigmoid loss "logit_bias" (): what is added to the logits; with a
+            captioner "caption_loss_sum" () and "caption_tokens" (), the summed cross-entropy over the counted
+            target tokens and their number.
         """
         with trainable_attention(batch["image"].device.type):
             return self._encode(batch)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import numpy as np
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
