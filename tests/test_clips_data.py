@@ -14,7 +14,7 @@ from PIL import Image
 from clips.data import BadImageError, decode_image, open_image
 from clips.data.augment import AugmentConfig, augment
 from clips.data.loader import DataConfig, TrainingData, batches
-from clips.data.order import positions_of_step, sample_at
+from clips.data.order import Order, positions_of_step
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.tars import index_tar
 from clips.errors import UserError
@@ -37,11 +37,50 @@ def training_data(path: Path, **fields: object) -> TrainingData:
 # ---- order
 
 
-def test_an_epoch_holds_every_sample_once_in_another_order_each_time():
-    epochs = [[sample_at(position, size=21, seed=5) for position in range(21 * e, 21 * e + 21)] for e in range(3)]
+def epochs_of(order: Order, count: int) -> list[list[int]]:
+    size = len(order)
+    return [[order.at(position).index for position in range(size * e, size * e + size)] for e in range(count)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 9])
+def test_an_epoch_holds_every_sample_once_in_another_order_each_time(window: int | None):
+    blocks = [[7, 1, 4], [3, 6]]
+    epochs = epochs_of(Order(blocks, seed=5, window=window), 3)
     assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != [sample_at(position, size=21, seed=6) for position in range(21)]
+    assert epochs[0] != epochs_of(Order(blocks, seed=6, window=window), 1)[0]
+    assert {Order(blocks, seed=5, window=window).at(position).epoch for position in (0, 20)} == {0}
+
+
+def test_a_window_reads_few_shards_at_a_time():
+    order = Order([[10] * 20], seed=0, window=4)
+    shards = [{order.at(position).index // 10 for position in range(start, start + 40)} for start in range(0, 200, 40)]
+    assert [len(window) for window in shards] == [4] * 5
+    assert set().union(*shards) == set(range(20))
+    first = [order.at(position).index // 10 for position in range(40)]
+    assert first != sorted(first)  # shuffled within the window as well
+
+
+def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():
+    order = Order([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
+    places = [order.at(position) for position in range(2000)]
+    sources = [0 if place.index < 30 else 1 if place.index < 530 else 2 for place in places]
+    for cycle in (sources[:1000], sources[1000:]):
+        assert Counter(cycle) == {0: 600, 1: 200, 2: 200}
+    small = [place for place, source in zip(places, sources, strict=True) if source == 2]
+    for epoch in range(len(small) // 7):
+        part = small[7 * epoch : 7 * epoch + 7]
+        assert sorted(place.index for place in part) == list(range(530, 537))
+        assert {place.epoch for place in part} == {epoch}
+    again = Order([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
+    assert again.at(1777) == places[1777]  # without having been through those before
+
+
+def test_weights_that_do_not_divide_a_cycle():
+    counts = Counter(place.index for place in map(Order([[1]] * 3, [1, 1, 1], seed=0).at, range(1000)))
+    assert sorted(counts.values()) == [333, 333, 334]
+    tiny = Counter(place.index for place in map(Order([[1], [1]], [1, 1e6], seed=0).at, range(1000)))
+    assert tiny == {0: 1, 1: 999}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -94,7 +133,7 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     samples["000000005"]["png"] = samples["000000005"]["png"][:400]
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent)
     batch = next(batches(data, first_step=0, last_step=1, batch_size=6))
-    order = [sample_at(position, size=6, seed=3) for position in range(6)]
+    order = [data.order.at(position).index for position in range(6)]
     replaced = {0: 0, 1: 3, 2: 3, 3: 3, 4: 0, 5: 0}
     assert batch["web"][:, 0].tolist() == [replaced[index] for index in order]
     assert dict(batch["bad"]) == {
@@ -214,7 +253,7 @@ def test_karpathy_layout(tmp_path: Path):
         ({"split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),
         ({"web": "web_caption"}, "unknown 'web' of a karpathy data source 'web_caption'"),
         ({"images": "nowhere"}, "nowhere: expected the folder of pictures"),
-        ({"path": "images/0.jpg"}, "0.jpg: expected Karpathy's layout"),
+        ({"path": "images/0.jpg"}, "0.jpg: not valid JSON"),
     ],
 )
 def test_a_wrong_karpathy_source_is_named(tmp_path: Path, fields: dict[str, str], message: str):

@@ -14,8 +14,8 @@ import torch
 from clips.artifact import MANIFEST
 from clips.data.augment import AugmentConfig, augment, decoding_size
 from clips.data.images import BadImageError, decode_image
-from clips.data.order import positions_of_step, sample_at, sample_generator
-from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, open_source
+from clips.data.order import Order, positions_of_step
+from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
 from clips.errors import UserError
 
 _READ_AHEAD = 3  # batches
@@ -29,7 +29,10 @@ class DataConfig:
 
     Args:
         sources: pictures with captions, each an entry of format, path, web, synthetic (see `--data.sources.help`);
-            several are read as one.
+            several are read as one, or mixed by their weights.
+        shuffle_window: shards (or blocks of 10,000 rows) that are shuffled together. null shuffles all samples of an
+            epoch, which suits local disks; with shards from afar or very many samples a number, such as 100, keeps the
+            reading to few shards at a time.
         augment: how pictures are varied.
         workers: processes that read ahead; 0 reads ahead in a thread of the training process.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
@@ -37,6 +40,7 @@ class DataConfig:
     """
 
     sources: tuple[SourceConfig, ...]
+    shuffle_window: int | None = None
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     workers: int = 0
     cache_images: bool = False
@@ -45,6 +49,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("data.sources: expected at least one source")
+        given = [source.weight is not None for source in self.sources]
+        if any(given) and not all(given):
+            raise UserError("data.sources: expected a weight for each source or for none")
+        if self.shuffle_window is not None and self.shuffle_window < 1:
+            raise UserError(f"data.shuffle_window: expected 1 or more, got {self.shuffle_window}")
         if self.workers < 0:
             raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
         if not 0 <= self.max_bad_share <= 1:
@@ -83,6 +92,10 @@ class TrainingData(torch.utils.data.Dataset):
         self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
         self.parts = [open_source(source) for source in config.sources]
         self.sources = Sources(self.parts)
+        weights = [source.weight for source in config.sources if source.weight is not None]
+        self.order = Order(
+            [blocks_of(part) for part in self.parts], weights or None, seed=seed, window=config.shuffle_window
+        )
         self.cache: dict[int, Any] | None = {} if config.cache_images else None
 
     def __len__(self) -> int:
@@ -95,11 +108,11 @@ class TrainingData(torch.utils.data.Dataset):
         "bad" lists (name, reason) of unusable samples; each is replaced by the next one in the source.
         """
         count = len(self)
-        wanted = sample_at(position, size=count, seed=self.seed)
+        wanted = self.order.at(position).index
         bad: list[tuple[str, str]] = []
         for step in range(min(count, 1000)):
             index = (wanted + step) % count
-            rng = sample_generator(position, size=count, seed=self.seed)
+            rng = self.order.generator(position)
             try:
                 return {**self._load(index, rng), "bad": bad}
             except (BadSampleError, BadImageError) as error:

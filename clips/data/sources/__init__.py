@@ -1,0 +1,23 @@
+"""Where pictures and their captions come from: one class a format."""
+
+from __future__ import annotations
+
+import importlib
+
+from clips.data.sources.base import FORMATS, BadSampleError, Sample, Source, SourceConfig, blocks_of
+from clips.errors import UserError
+
+__all__ = ["FORMATS", "BadSampleError", "Sample", "Source", "SourceConfig", "blocks_of", "open_source"]
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The source that ``config`` names, its first samples tried.
+
+    Raises:
+        UserError: a file is missing or broken, or all of the first samples lack what ``config`` names.
+    """
+    module, _, name = FORMATS[config.format].partition(":")
+    source: Source = getattr(importlib.import_module(module), name)(config)
+    if not len(source):
+        raise UserError(f"{config.path}: no samples")
+    return source

@@ -1,0 +1,140 @@
+"""What a source of pictures with captions is: its config, its samples, and helpers that all formats share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from clips.data.files import is_remote, read_file
+from clips.errors import UserError, suggest
+
+FORMATS = {
+    "webdataset": "clips.data.sources.webdataset:WebDataset",
+    "table": "clips.data.sources.tables:Table",
+    "datasets": "clips.data.sources.tables:HubDataset",
+    "karpathy": "clips.data.sources.sentences:Karpathy",
+    "coco": "clips.data.sources.sentences:Coco",
+}
+"""Format → the class that reads it; one entry each."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Pictures with captions.
+
+    Args:
+        format: webdataset (tar shards of pictures with JSON or text files of the same name), table (a CSV, TSV, JSON
+            lines or parquet file, or a directory of such, a picture a row), datasets (a data set of the Hugging Face
+            hub, or a directory that ``save_to_disk`` wrote), karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k),
+            coco (COCO's captions_*.json).
+        path: the file, the directory, or the data set's name on the hub. webdataset and table also take addresses
+            that fsspec reads (https://, s3://, …), with ``{000..127}`` for many of them; webdataset also commands that
+            write a shard (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
+        image: table, datasets: the column of the picture: its bytes, or its path or address. null takes the first of
+            image, jpg, png, image_path, file_name, path, url, image_url that is there.
+        web: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the text
+            file; table, datasets: a column; a list of captions there means one drawn at random each time. karpathy,
+            coco: "drawn_sentence" (another human sentence each epoch) or "first_sentence".
+        synthetic: where the long synthetic caption is found, as ``web``; null if there is none. karpathy, coco:
+            "other_sentences" (all but the web caption, joined: a stand-in for a long caption) or "all_sentences".
+        split: karpathy, datasets: the split to read.
+        subset: datasets: the configuration of a hub data set that has several.
+        images: table, karpathy, coco: the folder of pictures; null means the folder of the table, or "images" beside
+            the JSON file.
+        sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json beside the
+            shards. With it no shard is opened before it is needed; shards from afar need it (``clips data index``
+            writes it).
+        cache: webdataset: the folder for copies of shards from afar.
+        cache_gb: how much that folder may hold; the longest unused copies go first.
+        weight: how much of every batch comes from this source, relative to the weights of the others; give one to
+            each source or to none. Without, the sources are read as one, each sample once an epoch.
+    """
+
+    format: str = "webdataset"
+    path: str
+    image: str | None = None
+    web: str = "web_caption"
+    synthetic: str | None = "synthetic_caption"
+    split: str = "train"
+    subset: str | None = None
+    images: str | None = None
+    sizes: str | None = None
+    cache: str = "~/.cache/clips/shards"
+    cache_gb: float = 100.0
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise suggest(self.format, FORMATS, "format of a data source")
+        if self.weight is not None and not self.weight > 0:
+            raise UserError(f"data source's 'weight': expected a number above 0, got {self.weight}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One picture, still encoded, with its captions ("" where the source has no synthetic ones)."""
+
+    image: bytes
+    web: str
+    synthetic: str
+
+
+class BadSampleError(Exception):
+    """A sample without a usable part; the message is a short reason, the same for all samples with that fault."""
+
+
+class Source(Protocol):
+    """A sequence of samples by index: which of them comes when is `clips.data.order`'s matter."""
+
+    def __len__(self) -> int:
+        """The number of samples, bad ones included."""
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """Sample ``index``; ``rng`` draws captions. Raises BadSampleError."""
+
+    def name(self, index: int) -> str:
+        """How people find the sample again."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of the source: its path, size and hash."""
+
+
+def blocks_of(source: Source) -> list[int]:
+    """How many samples lie together in each shard; where a format has no shards, all are one."""
+    return list(getattr(source, "blocks", None) or [len(source)])
+
+
+def drawn(found: Any, wanted: str, rng: np.random.Generator) -> str:
+    """One caption, "" where it is empty: ``found`` is a text, a list of which one is drawn, or None.
+
+    Raises:
+        BadSampleError: it is something else.
+    """
+    if isinstance(found, list | np.ndarray):
+        found = found[rng.integers(len(found))] if len(found) else None
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise BadSampleError(f"no caption '{wanted}'")
+    return found.strip()
+
+
+def picture_bytes(found: Any, folder: str | Path) -> bytes:
+    """The encoded picture behind a table's value: bytes, ``{"bytes", "path"}``, or a path or address.
+
+    Raises:
+        BadSampleError: there is none, or it cannot be read.
+    """
+    if isinstance(found, dict):
+        found = found.get("bytes") or found.get("path")
+    if isinstance(found, bytes | bytearray):
+        return bytes(found)
+    if not isinstance(found, str) or not found:
+        raise BadSampleError("no picture")
+    try:
+        return read_file(found if is_remote(found) else str(Path(folder) / found))
+    except (OSError, ValueError):
+        raise BadSampleError("missing picture") from None

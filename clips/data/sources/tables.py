@@ -1,0 +1,159 @@
+"""Tables with a picture a row, read by Hugging Face ``datasets``: files of rows, data sets of the hub or saved ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clips.data.files import expand, is_remote
+from clips.data.sources.base import BadSampleError, Sample, SourceConfig, drawn, picture_bytes
+from clips.errors import UserError, reason_of, suggest
+
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "csv": ("csv", {}),
+    "tsv": ("csv", {"sep": "\t"}),
+    "jsonl": ("json", {}),
+    "parquet": ("parquet", {}),
+}
+"""File extension → datasets' reader and its options."""
+_PICTURE_COLUMNS = ("image", "jpg", "png", "image_path", "file_name", "path", "url", "image_url")
+_BLOCK = 10_000
+
+
+class HubDataset:
+    """A data set of the Hugging Face hub, or a directory of ``save_to_disk``, by random access."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        with _one_line_errors(config.path):
+            self.rows = self.read_rows()
+        found = self.rows.column_names
+        self.picture = config.image or next((name for name in _PICTURE_COLUMNS if name in found), "image")
+        wanted = {"image": self.picture, "web": config.web, "synthetic": config.synthetic}
+        for field, column in wanted.items():
+            if column is not None and column not in found:
+                raise UserError(f"{config.path}: {suggest(column, found, f'column for data source field {field}')}")
+        self.rows = _undecoded(self.rows.select_columns([name for name in dict.fromkeys(wanted.values()) if name]))
+        self.folder = config.images or self.folder_of_pictures()
+
+    def read_rows(self) -> Any:
+        """The rows, as a ``datasets.Dataset``."""
+        import datasets
+
+        folder = Path(self.config.path)
+        if (folder / "state.json").is_file():
+            return datasets.load_from_disk(self.config.path)
+        if (folder / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(self.config.path)
+            if self.config.split not in splits:
+                raise suggest(self.config.split, splits, f"split of {self.config.path}")
+            return splits[self.config.split]
+        return datasets.load_dataset(self.config.path, self.config.subset, split=self.config.split)
+
+    def folder_of_pictures(self) -> str:
+        """The folder that paths of pictures are relative to."""
+        return self.config.path
+
+    @property
+    def blocks(self) -> list[int]:
+        """Neighbouring rows that may be shuffled together."""
+        whole, rest = divmod(len(self), _BLOCK)
+        return [_BLOCK] * whole + [rest] * bool(rest)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """See `Source`."""
+        return f"{self.config.path} row {index}"
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
+        row = self.rows[index]
+        web = drawn(row[self.config.web], self.config.web, rng)
+        if not web:
+            raise BadSampleError(f"no caption '{self.config.web}'")
+        synthetic = self.config.synthetic
+        return Sample(
+            picture_bytes(row[self.picture], self.folder),
+            web,
+            drawn(row[synthetic], synthetic, rng) if synthetic else "",
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {
+            "path": self.config.path,
+            "split": self.config.split,
+            "samples": len(self),
+            "hash": self.rows._fingerprint,  # datasets' own: of the files and of what was done with them
+        }
+
+
+class Table(HubDataset):
+    """CSV, TSV, JSON lines or parquet files."""
+
+    def read_rows(self) -> Any:
+        """See `HubDataset`."""
+        import datasets
+
+        files = _table_files(self.config.path)
+        kind = Path(files[0]).suffix.lstrip(".")
+        if kind not in _READERS:
+            raise UserError(f"{files[0]}: expected a file that ends in {', '.join(_READERS)}")
+        reader, options = _READERS[kind]
+        return datasets.load_dataset(reader, data_files=files, split="train", **options)
+
+    def folder_of_pictures(self) -> str:
+        """See `HubDataset`."""
+        path = Path(self.config.path)
+        return str(path if path.is_dir() else path.parent)
+
+
+def _table_files(path: str) -> list[str]:
+    if is_remote(path):
+        return expand(path)
+    if Path(path).is_dir():
+        found = sorted(str(file) for kind in _READERS for file in Path(path).glob(f"*.{kind}"))
+        if not found:
+            raise UserError(f"{path}: expected files that end in {', '.join(_READERS)} in this directory, found none")
+        if len({Path(file).suffix for file in found}) > 1:
+            raise UserError(f"{path}: expected tables of one kind, found {found[0]} and {found[-1]}")
+        return found
+    files = expand(path)
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such file or directory")
+    return files
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str) -> Iterator[None]:
+    """Whatever datasets and its readers raise on a missing, broken or empty file, in one line; no progress bars."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as a data set ({reason_of(error)})") from None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _undecoded(rows: Any) -> Any:
+    """Pictures stay the bytes or paths that they are; our own decoding is safer, and may shrink them on the way."""
+    import datasets
+
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows

@@ -1,0 +1,199 @@
+"""WebDataset's tar shards, here or anywhere that fsspec reads, at random through an index of their headers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clips.artifact import MANIFEST, directory_hash
+from clips.data.files import ShardCache, expand, is_remote, read_file
+from clips.data.sources.base import BadSampleError, Sample, SourceConfig, drawn
+from clips.data.tars import index_tar, read_span
+from clips.errors import UserError, reason_of, suggest
+
+SIZES = "sizes.json"
+"""Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
+_TRIED_SAMPLES = 20  # before training, for the keys that they have
+_IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_INDEXES_KEPT = 64
+
+Spans = Mapping[str, tuple[int, int]]
+
+
+class WebDataset:
+    """Tar shards; where their sizes are known beforehand (`SIZES`), a shard is not opened until it is needed."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        self.cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
+        self.shards = _shards(config.path)
+        sizes = _known_sizes(config.sizes, self.shards)
+        keep = _INDEXES_KEPT if sizes else len(self.shards)
+        self._index = functools.lru_cache(maxsize=keep)(self._read_index)
+        self.sizes = sizes or [len(self._index(number)) for number in range(len(self.shards))]
+        self.ends = np.cumsum(self.sizes)
+        self._check_keys()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_index"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._index = functools.lru_cache(maxsize=_INDEXES_KEPT)(self._read_index)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def blocks(self) -> list[int]:
+        """Samples of each shard."""
+        return self.sizes
+
+    def name(self, index: int) -> str:
+        """See `Source`."""
+        shard, place = self._locate(index)
+        samples = self._index(shard)
+        return f"{_file_name(self.shards[shard])}/{samples[place][0] if place < len(samples) else place}"
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
+        shard, place = self._locate(index)
+        samples = self._index(shard)
+        if place >= len(samples):
+            raise BadSampleError(f"missing, though {SIZES} counts it")
+        spans = samples[place][1]
+        image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
+        if image is None:
+            raise BadSampleError("no picture")
+        path = self.cache.path(self.shards[shard])
+        captions = _captions(path, spans)
+        web = self._caption(self.config.web, captions, path, spans, rng)
+        if not web:
+            raise BadSampleError(f"no caption '{self.config.web}'")
+        synthetic = self._caption(self.config.synthetic, captions, path, spans, rng) if self.config.synthetic else ""
+        return Sample(read_span(path, *image), web, synthetic)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        return shard, index - int(self.ends[shard]) + self.sizes[shard]
+
+    def _read_index(self, shard: int) -> list[tuple[str, Spans]]:
+        """(key, file extension → where its bytes lie) of each sample of a shard, in the order of the tar."""
+        files: dict[str, dict[str, tuple[int, int]]] = {}
+        for name, span in index_tar(self.cache.path(self.shards[shard])).members.items():
+            key, extension = _split_name(name)
+            files.setdefault(key, {})[extension] = span
+        return list(files.items())
+
+    @staticmethod
+    def _caption(wanted: str, captions: Mapping[str, Any], path: Path, spans: Spans, rng: np.random.Generator) -> str:
+        """The caption under ``wanted``, "" where it is empty."""
+        if not wanted.startswith("."):
+            return drawn(captions.get(wanted, 0), wanted, rng)
+        span = spans.get(wanted[1:])
+        return drawn(read_span(path, *span).decode("utf-8", "replace") if span else 0, wanted, rng)
+
+    def _check_keys(self) -> None:
+        """A key that no sample has is the user's mistake, and is told before training; a few bad samples are not."""
+        extensions: dict[str, None] = {}
+        keys: dict[str, None] = {}
+        for _, spans in self._index(0)[:_TRIED_SAMPLES]:
+            extensions |= dict.fromkeys(spans)
+            try:
+                keys |= dict.fromkeys(_captions(self.cache.path(self.shards[0]), spans))
+            except BadSampleError:
+                continue
+        for field in ("web", "synthetic"):
+            wanted, what = getattr(self.config, field), f"{self.config.path}: data source's '{field}' expects"
+            if wanted is None:
+                continue
+            if wanted.startswith("."):
+                if wanted[1:] not in extensions:
+                    found = ", ".join(f".{name}" for name in extensions)
+                    raise UserError(f"{what} a {wanted} file (found {found})")
+            elif "json" not in extensions:
+                raise UserError(f"{what} key '{wanted}' in a .json file; none")
+            elif keys and wanted not in keys:
+                raise UserError(f"{self.config.path}: {suggest(wanted, keys, f'key for data source field {field}')}")
+
+    def describe(self) -> dict[str, Any]:
+        """See `Source`."""
+        described = {"path": self.config.path, "shards": len(self.shards), "samples": len(self)}
+        root = Path(self.config.path)
+        if not is_remote(self.config.path) and (root / MANIFEST).is_file():
+            return described | {"hash": directory_hash(root)}
+        digest = hashlib.sha256()
+        for shard, size in zip(self.shards, self.sizes, strict=True):
+            bytes_here = None if is_remote(shard) else Path(shard).stat().st_size
+            digest.update(json.dumps([_file_name(shard), size, bytes_here]).encode())
+        return described | {"index_hash": digest.hexdigest()}
+
+
+def _shards(path: str) -> list[str]:
+    found = expand(path)
+    if is_remote(path):
+        return found
+    if len(found) == 1 and Path(path).is_dir():
+        found = sorted(map(str, Path(path).glob("*.tar")))
+        if not found:
+            raise UserError(f"{path}: expected .tar shards in this directory, found none")
+    for shard in found:
+        if not Path(shard).exists():
+            raise UserError(f"{shard}: no such file or directory")
+    return found
+
+
+def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
+    """Samples in each shard, from a JSON file; None where there is none beside shards of this machine.
+
+    Args:
+        path: the file; None means `SIZES` beside the shards.
+        shards: the shards.
+
+    Raises:
+        UserError: it lacks a shard, or it is missing although it was named or the shards are not here.
+    """
+    file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES}"
+    try:
+        sizes = json.loads(read_file(file))
+        return [int(sizes[_file_name(shard)]) for shard in shards]
+    except KeyError as error:
+        raise UserError(f"{file}: expected the number of samples in {error.args[0]}") from None
+    except (OSError, ImportError) as error:
+        if path is None and not is_remote(shards[0]):
+            return None
+        raise UserError(
+            f"{file}: expected JSON of shard: number of its samples, which shards from afar need ({reason_of(error)})"
+        ) from None
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{file}: expected JSON of shard: number of its samples") from None
+
+
+def _captions(path: Path, spans: Spans) -> dict[str, Any]:
+    if "json" not in spans:
+        return {}
+    try:
+        captions = json.loads(read_span(path, *spans["json"]))
+    except (ValueError, RecursionError):
+        raise BadSampleError("broken JSON") from None
+    if not isinstance(captions, dict):
+        raise BadSampleError("broken JSON")
+    return captions
+
+
+def _file_name(address: str) -> str:
+    # A command may go on after the name.
+    return address.rpartition("/")[2].split(" ")[0]
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """``a/b.c.jpg`` → ("a/b", "c.jpg"): WebDataset's key ends at the first dot of the file name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()

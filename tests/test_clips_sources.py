@@ -1,0 +1,272 @@
+"""Every format of training data: tables, hub data sets, COCO's layout, shards from afar."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import clips_world
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from clips.data.files import ShardCache, expand
+from clips.data.loader import DataConfig, TrainingData
+from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.errors import UserError
+
+COUNT = 6
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(COUNT):
+        (folder / f"{index}.png").write_bytes(clips_world.picture(index))
+    return folder
+
+
+def rows() -> pd.DataFrame:
+    """Recap-DataComp-1B's columns, the pictures as paths."""
+    return pd.DataFrame(
+        {
+            "url": [f"{index}.png" for index in range(COUNT)],
+            "org_caption": [f"photo {index}" for index in range(COUNT)],
+            "re_caption": [f"A photo. Number {index}." for index in range(COUNT)],
+        }
+    )
+
+
+def write_table(folder: Path, kind: str) -> Path:
+    path = folder / f"rows.{kind}"
+    if kind in {"csv", "tsv"}:
+        rows().to_csv(path, sep="\t" if kind == "tsv" else ",", index=False)
+    elif kind == "jsonl":
+        rows().to_json(path, orient="records", lines=True)
+    else:
+        rows().to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_tables_of_every_kind_read_alike(tmp_path: Path, pictures: Path, kind: str):
+    path = write_table(tmp_path, kind)
+    config = SourceConfig(
+        format="table", path=str(path), images=str(pictures), web="org_caption", synthetic="re_caption"
+    )
+    source = open_source(config)
+    assert len(source) == COUNT
+    for index in range(COUNT):
+        sample = source.read(index, rng())
+        assert sample.image == clips_world.picture(index)
+        assert (sample.web, sample.synthetic) == (f"photo {index}", f"A photo. Number {index}.")
+    whole = open_source(SourceConfig(**{**vars(config), "path": str(tmp_path)}))  # a directory of tables
+    assert len(whole) == COUNT
+    assert source.describe()["samples"] == COUNT
+
+
+def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
+    frame = rows().assign(
+        image=[clips_world.picture(index) for index in range(COUNT)],
+        several=[[f"first of {index}", f"second of {index}"] for index in range(COUNT)],
+    )
+    frame.loc[2, "image"] = None
+    frame.loc[3, "org_caption"] = None
+    frame.to_parquet(tmp_path / "rows.parquet")
+    source = open_source(
+        SourceConfig(format="table", path=str(tmp_path / "rows.parquet"), web="org_caption", synthetic="several")
+    )
+    drawn = {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(20)}
+    assert drawn == {"first of 1", "second of 1"}
+    assert source.read(1, rng()).image == clips_world.picture(1)
+    for index, reason in ((2, "no picture"), (3, "no caption 'org_caption'")):
+        with pytest.raises(BadSampleError, match=reason):
+            source.read(index, rng())
+
+
+def test_saved_data_sets_of_the_hub(tmp_path: Path, pictures: Path):
+    made = datasets.Dataset.from_dict(
+        {
+            "image": [str(pictures / f"{index}.png") for index in range(COUNT)],
+            "text": [f"photo {index}" for index in range(COUNT)],
+        }
+    ).cast_column("image", datasets.Image())
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": made, "test": made.select(range(2))}).save_to_disk(tmp_path / "both")
+    config = {"format": "datasets", "web": "text", "synthetic": None}
+    assert len(open_source(SourceConfig(path=str(tmp_path / "one"), **config))) == COUNT
+    test = open_source(SourceConfig(path=str(tmp_path / "both"), split="test", **config))
+    assert len(test) == 2
+    assert test.read(1, rng()).image == clips_world.picture(1)
+    assert test.read(1, rng()).synthetic == ""
+    with pytest.raises(UserError, match=r"unknown split of .*both 'tets'; did you mean 'test'"):
+        open_source(SourceConfig(path=str(tmp_path / "both"), split="tets", **config))
+
+
+def test_cocos_own_layout(tmp_path: Path, pictures: Path):
+    content = {
+        "images": [{"id": 10 + index, "file_name": f"{index}.png"} for index in range(3)],
+        "annotations": [
+            {"image_id": 10 + index, "caption": f" caption {number} of {index} "}
+            for index in (0, 2)
+            for number in range(5)
+        ],
+    }
+    path = tmp_path / "captions_train2017.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    config = SourceConfig(
+        format="coco", path=str(path), images=str(pictures), web="first_sentence", synthetic="other_sentences"
+    )
+    source = open_source(config)
+    assert len(source) == 2
+    sample = source.read(1, rng())
+    assert sample.image == clips_world.picture(2)
+    assert sample.web == "caption 0 of 2"
+    assert sample.synthetic == " ".join(f"caption {number} of 2." for number in range(1, 5))
+    path.write_text('{"images": []}', encoding="utf-8")
+    with pytest.raises(UserError, match="expected COCO's layout"):
+        open_source(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": "gone.csv"}, "gone.csv: no such file or directory"),
+        ({"path": "rows.xls"}, "expected a file that ends in csv, tsv, jsonl, parquet"),
+        ({"path": "rows.csv", "web": "org_captoin"}, "did you mean 'org_caption'"),
+        ({"path": "rows.csv", "image": "picture"}, "unknown column for data source field image 'picture'"),
+        ({"path": "broken.parquet"}, "broken.parquet: cannot be read as a data set"),
+        ({"path": "empty"}, "expected files that end in"),
+    ],
+)
+def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, "csv")
+    (tmp_path / "rows.xls").touch()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(SourceConfig(**{"format": "table", "web": "org_caption", "synthetic": "re_caption", **fields}))
+    assert "\n" not in str(raised.value)
+
+
+# ---- shards from afar
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        self.server.seen.append(self.path)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    """Three shards and their sizes.json behind HTTP on this machine."""
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(9, 7, 5))
+    sizes = {f"shard-{number:05d}.tar": size for number, size in enumerate((9, 7, 5))}
+    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+        found.seen = []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def address(server: http.server.ThreadingHTTPServer, name: str = "shard-{00000..00002}.tar") -> str:
+    return f"http://127.0.0.1:{server.server_port}/{name}"
+
+
+def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
+    cache = tmp_path / "cache"
+    source = open_source(SourceConfig(path=address(server), cache=str(cache)))
+    assert len(source) == 21
+    fetched = [path for path in server.seen if path.endswith(".tar")]
+    assert set(fetched) == {"/shard-00000.tar"}  # opened to try its first samples
+    assert source.read(20, rng()).web == clips_world.captions(20)["web_caption"]
+    assert source.name(20) == "shard-00002.tar/000000020"
+    before = len(server.seen)
+    assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.picture(20)
+    assert len(server.seen) == before
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_commands_write_shards_too(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(3, 2))
+    (tmp_path / "sizes.json").write_text('{"shard-00000.tar": 3, "shard-00001.tar": 2}', encoding="utf-8")
+    piped = SourceConfig(
+        path=f"pipe:cat {folder}/shard-{{00000..00001}}.tar | cat",
+        sizes=str(tmp_path / "sizes.json"),
+        cache=str(tmp_path / "cache"),
+    )
+    source = open_source(piped)
+    assert [source.read(index, rng()).image for index in range(5)] == [clips_world.picture(i) for i in range(5)]
+
+
+def test_the_cache_makes_room(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(2, 2, 2))
+    size = (folder / "shard-00000.tar").stat().st_size
+    cache = ShardCache(tmp_path / "cache", limit=2.5 * size)
+    for number in range(3):
+        cache.path(f"file://{folder}/shard-{number:05d}.tar")
+    left = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").iterdir())
+    assert left == ["shard-00001.tar", "shard-00002.tar"]
+
+
+def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clips.data.files.time.sleep", lambda seconds: None)
+    cache = {"cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"shard-00003\.tar"):
+        open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
+    (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"gone\.tar: cannot be read"):
+        open_source(SourceConfig(path=address(server, "gone.tar"), sizes=str(tmp_path / "sizes.json"), **cache))
+    (tmp_path / "afar" / "sizes.json").unlink()
+    with pytest.raises(UserError, match="which shards from afar need"):
+        open_source(SourceConfig(path=address(server), **cache))
+
+
+def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "here", sizes=(2, 2))
+    (folder / "sizes.json").write_text('{"shard-00000.tar": 2, "shard-00001.tar": 3}', encoding="utf-8")
+    source = open_source(SourceConfig(path=str(folder)))
+    assert len(source) == 5
+    with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
+        source.read(4, rng())
+
+
+def test_ranges_of_names():
+    assert expand("a/{8..11}.tar") == ["a/8.tar", "a/9.tar", "a/10.tar", "a/11.tar"]
+    assert expand("{00..01}/{1..2}") == ["00/1", "00/2", "01/1", "01/2"]
+    assert expand("plain.tar") == ["plain.tar"]
+
+
+def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
+    shards = clips_world.write_shards(tmp_path / "shards", sizes=(9, 7, 5))
+    table = write_table(tmp_path, "jsonl")
+    sources = (
+        SourceConfig(path=str(shards), weight=3),
+        SourceConfig(
+            format="table", path=str(table), images=str(pictures), web="org_caption", synthetic="re_caption", weight=1
+        ),
+    )
+
+    def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, object]:
+        return {"web": web}
+
+    data = TrainingData(DataConfig(sources=sources), size=16, seed=0, prepare=prepare)  # type: ignore[arg-type]
+    web = [data[position]["web"] for position in range(200)]
+    assert sum(text.startswith("photo ") for text in web) == pytest.approx(50, abs=15)
+    with pytest.raises(UserError, match="expected a weight for each source or for none"):
+        DataConfig(sources=(sources[0], SourceConfig(path=str(table))))
