@@ -11,6 +11,14 @@ COMMANDS = {
         help="make the embedded world: pictures, captions and questions",
         target="clips.scenes.make:make_scenes",
     ),
+    "data inspect": Command(
+        help="tell what training data holds: counts, caption lengths, samples, what is broken",
+        target="clips.data.survey:inspect",
+        positional=("path",),
+    ),
+    "data index": Command(
+        help="count the samples of tar shards once and for all", target="clips.data.survey:index", positional=("path",)
+    ),
     "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
     "export": Command(
         help="write the encoder directory of a checkpoint", target="clips.export:export", positional=("run",)

@@ -73,11 +73,12 @@ def summary(config_class: type) -> str:
 
 
 def field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names of the fields, each with what the docstring says of it."""
-    described = inspect.getdoc(config_class) or ""
-    _, _, arguments = described.partition("Args:\n")
-    found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
-    yield from ((prefix + match[1], " ".join(match[2].split())) for match in found)
+    """Dotted names of the fields, each with what the docstring says of it; inherited fields come first."""
+    for kind in reversed(config_class.__mro__):
+        _, _, arguments = (inspect.cleandoc(kind.__doc__ or "")).partition("Args:\n")
+        found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
+        if dataclasses.is_dataclass(kind):
+            yield from ((prefix + match[1], " ".join(match[2].split())) for match in found)
     for name, kind in typing.get_type_hints(config_class).items():
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from field_help(kind, f"{prefix}{name}.")

@@ -32,7 +32,7 @@ class WebDataset:
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         self.cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
-        self.shards = _shards(config.path)
+        self.shards = list_shards(config.path)
         sizes = _known_sizes(config.sizes, self.shards)
         keep = _INDEXES_KEPT if sizes else len(self.shards)
         self._index = functools.lru_cache(maxsize=keep)(self._read_index)
@@ -85,11 +85,7 @@ class WebDataset:
 
     def _read_index(self, shard: int) -> list[tuple[str, Spans]]:
         """(key, file extension → where its bytes lie) of each sample of a shard, in the order of the tar."""
-        files: dict[str, dict[str, tuple[int, int]]] = {}
-        for name, span in index_tar(self.cache.path(self.shards[shard])).members.items():
-            key, extension = _split_name(name)
-            files.setdefault(key, {})[extension] = span
-        return list(files.items())
+        return _samples(self.cache.path(self.shards[shard]))
 
     @staticmethod
     def _caption(wanted: str, captions: Mapping[str, Any], path: Path, spans: Spans, rng: np.random.Generator) -> str:
@@ -135,7 +131,25 @@ class WebDataset:
         return described | {"index_hash": digest.hexdigest()}
 
 
-def _shards(path: str) -> list[str]:
+def count_samples(shard: Path) -> int:
+    """The number of samples in a shard of this machine. Raises UserError where it is broken."""
+    return len(_samples(shard))
+
+
+def _samples(shard: Path) -> list[tuple[str, Spans]]:
+    files: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, span in index_tar(shard).members.items():
+        key, extension = _split_name(name)
+        files.setdefault(key, {})[extension] = span
+    return list(files.items())
+
+
+def list_shards(path: str) -> list[str]:
+    """The shards that ``path`` names: a directory's .tar files, or those of a range of names, here or from afar.
+
+    Raises:
+        UserError: there are none.
+    """
     found = expand(path)
     if is_remote(path):
         return found

@@ -1,0 +1,244 @@
+"""Look at training data before money is spent on it.
+
+clips data inspect /data/recap/shards
+clips data inspect rows.parquet --format table --image url --web org_caption --synthetic re_caption
+clips data index s3://bucket/recap            (writes sizes.json, which shards from afar need)
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clips.artifact import say, write_file
+from clips.captions import sentences
+from clips.data.files import ShardCache, is_remote
+from clips.data.images import BadImageError, decode_image
+from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, open_source
+from clips.data.sources.webdataset import SIZES, count_samples, list_shards
+from clips.errors import UserError
+from clips.tokenizer import BOS, EOS, ClipsTokenizer
+
+_THUMBNAIL = 160
+_BARS = 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectConfig(SourceConfig):
+    """Tell what a source of training data holds: counts, caption lengths, samples, and what is broken.
+
+    Args:
+        scan: how many samples are read, spread evenly over the source; 0 reads all.
+        shown: how many of them the page shows with their pictures.
+        page: the HTML page to write.
+        seed: of the captions that are drawn where a sample has several.
+    """
+
+    scan: int = 2000
+    shown: int = 24
+    page: str = "inspect.html"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scan", "shown", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass
+class Survey:
+    """What was found.
+
+    Args:
+        samples: in the source.
+        scanned: of them read.
+        bad: reason → names of the samples that training would skip.
+        tokens: "web" and "synthetic" → WordPiece tokens of each caption, begin and end token left out.
+        sentences: of each synthetic caption.
+        sizes: width and height of each picture.
+        formats: how the pictures are encoded → how many.
+        file_sizes: bytes of each encoded picture.
+        repeated: share of the web captions that an earlier sample has as well.
+        shown: thumbnails and captions of some samples.
+    """
+
+    samples: int
+    scanned: int = 0
+    bad: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    tokens: dict[str, list[int]] = dataclasses.field(default_factory=lambda: {"web": [], "synthetic": []})
+    sentences: list[int] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    formats: Counter[str] = dataclasses.field(default_factory=Counter)
+    file_sizes: list[int] = dataclasses.field(default_factory=list)
+    repeated: float = 0.0
+    shown: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def inspect(config: InspectConfig) -> None:
+    """Carry out ``config``: a summary on the terminal, and the page."""
+    source = open_source(config)
+    found = survey(source, config)
+    for line in summary(found):
+        print(line)
+    write_file(Path(config.page), render(config, found))
+    say(f"samples with pictures and histograms: {config.page}")
+
+
+def survey(source: Source, config: InspectConfig) -> Survey:
+    """Read samples spread over ``source`` and gather what `Survey` tells."""
+    found = Survey(samples=len(source))
+    count = min(config.scan or len(source), len(source))
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    shown = set(chosen[np.linspace(0, count - 1, min(config.shown, count)).round().astype(int)].tolist())
+    tokenizer, seen = ClipsTokenizer(), Counter[str]()
+    for index in _progress(chosen.tolist()):
+        found.scanned += 1
+        try:
+            sample = source.read(index, np.random.default_rng([config.seed, index]))
+            picture = decode_image(sample.image)
+        except (BadSampleError, BadImageError) as error:
+            found.bad.setdefault(str(error), []).append(source.name(index))
+            continue
+        _count(found, sample, tokenizer)
+        found.sizes.append(picture.size)
+        found.formats[Image.open(io.BytesIO(sample.image)).format or "?"] += 1
+        seen[sample.web] += 1
+        if index in shown:
+            found.shown.append({"name": source.name(index), "picture": _thumbnail(picture), **_texts(sample)})
+    found.repeated = 1 - len(seen) / max(1, seen.total())
+    return found
+
+
+def _count(found: Survey, sample: Sample, tokenizer: ClipsTokenizer) -> None:
+    found.file_sizes.append(len(sample.image))
+    for kind, text in _texts(sample).items():
+        if text:
+            row = tokenizer.encode_target(text, 2048)[0]
+            found.tokens[kind].append(int(((row != 0) & (row != BOS) & (row != EOS)).sum()))
+    if sample.synthetic:
+        found.sentences.append(len(sentences(sample.synthetic)))
+
+
+def _texts(sample: Sample) -> dict[str, str]:
+    return {"web": sample.web, "synthetic": sample.synthetic}
+
+
+def summary(found: Survey) -> Iterator[str]:
+    """The survey in lines of text."""
+    bad = sum(map(len, found.bad.values()))
+    yield f"samples     {found.samples:,} in the source, {found.scanned:,} read, {bad:,} of them unusable"
+    for reason, names in sorted(found.bad.items(), key=lambda item: -len(item[1])):
+        yield f"  unusable  {len(names):,} × {reason}, for instance {names[0]}"
+    if not found.sizes:
+        return
+    for kind, lengths in found.tokens.items():
+        if lengths:
+            without = len(found.sizes) - len(lengths)
+            cut = np.mean(np.asarray(lengths) > 77)
+            yield (
+                f"{kind:<11} {_spread(lengths)} tokens; {cut:.1%} are cut at the text tower's 80"
+                + (f"; {without:,} samples have none" if without else "")
+            )
+        else:
+            yield f"{kind:<11} none"
+    if found.sentences:
+        yield f"            {_spread(found.sentences)} sentences in a synthetic caption"
+    yield f"repeated    {found.repeated:.1%} of the web captions are another sample's as well"
+    short = [min(size) for size in found.sizes]
+    kinds = ", ".join(f"{name} {count / found.formats.total():.0%}" for name, count in found.formats.most_common())
+    yield f"pictures    {_spread(short)} pixels on the short side; {kinds}"
+    yield f"            {_spread([size / 1024 for size in found.file_sizes])} KiB"
+
+
+def _spread(values: Sequence[float]) -> str:
+    low, median, high = np.quantile(values, (0.05, 0.5, 0.95))
+    return f"median {median:,.0f} (5 % below {low:,.0f}, 5 % above {high:,.0f})"
+
+
+def histogram(values: Sequence[float]) -> list[dict[str, float]]:
+    """Bars for a page: where each begins and ends, its count, and its height as a share of the highest."""
+    if not values:
+        return []
+    last = float(np.quantile(values, 0.99)) + 1
+    counts, edges = np.histogram(np.clip(values, 0, last), bins=min(_BARS, max(1, int(last))), range=(0, last))
+    return [
+        {"start": start, "end": end, "count": int(count), "share": count / counts.max()}
+        for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def render(config: InspectConfig, found: Survey) -> str:
+    """The page, self-contained."""
+    import jinja2
+
+    template = (Path(__file__).parent / "survey.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    charts = {
+        "Tokens of a web caption": histogram(found.tokens["web"]),
+        "Tokens of a synthetic caption": histogram(found.tokens["synthetic"]),
+        "Sentences of a synthetic caption": histogram(found.sentences),
+        "Pixels of a picture's short side": histogram([min(size) for size in found.sizes]),
+    }
+    return environment.from_string(template).render(
+        path=config.path, lines=list(summary(found)), charts=charts, survey=found
+    )
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    picture = picture.copy()
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=75)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _progress(items: list[int]) -> Any:
+    if not sys.stderr.isatty():
+        return items
+    from rich.progress import track
+
+    return track(items, description="reading", transient=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Count the samples of tar shards and write sizes.json, with which training opens no shard before it needs it.
+
+    Args:
+        path: a directory of .tar files, one .tar, or addresses as `clips data inspect` takes them.
+        output: the file to write; null means sizes.json beside shards of this machine.
+        cache: the folder for copies of shards from afar.
+        cache_gb: how much that folder may hold.
+    """
+
+    path: str
+    output: str | None = None
+    cache: str = "~/.cache/clips/shards"
+    cache_gb: float = 100.0
+
+
+def index(config: IndexConfig) -> None:
+    """Carry out ``config``."""
+    shards = list_shards(config.path)
+    if config.output is None and is_remote(config.path):
+        raise UserError(f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES}")
+    cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
+    sizes = {shard.rpartition("/")[2]: count_samples(cache.path(shard)) for shard in _progress_over(shards)}
+    output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES
+    write_file(output, json.dumps(sizes, indent=1) + "\n")
+    say(f"{output}: {sum(sizes.values()):,} samples in {len(sizes):,} shards")
+
+
+def _progress_over(shards: list[str]) -> Any:
+    return [shards[number] for number in _progress(list(range(len(shards))))]

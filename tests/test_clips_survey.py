@@ -1,0 +1,77 @@
+"""``clips data inspect`` and ``clips data index``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import clips_world
+import pytest
+
+from clips.data.sources import SourceConfig, open_source
+from clips.data.survey import IndexConfig, InspectConfig, histogram, index, inspect, survey
+from clips.errors import UserError
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Eight samples: one without a picture, one undecodable, two with the same web caption."""
+    samples = {f"{number:09d}": clips_world.sample(number) for number in range(8)}
+    del samples["000000002"]["png"]
+    samples["000000003"]["png"] = b"nothing"
+    samples["000000005"]["json"] = samples["000000006"]["json"]
+    return clips_world.write_shard(tmp_path / "data" / "shard.tar", samples).parent
+
+
+def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    page = tmp_path / "page.html"
+    inspect(InspectConfig(path=str(shards), page=str(page), shown=8))
+    told = capsys.readouterr().out
+    assert "8 in the source, 8 read, 2 of them unusable" in told
+    assert "1 × no picture, for instance shard.tar/000000002" in told
+    assert "16.7% of the web captions are another sample's" in told
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<img") == 6
+    assert "http" not in html
+    assert "shard.tar/000000007" in html
+
+
+def test_lengths_are_in_wordpiece_tokens(shards: Path):
+    config = InspectConfig(path=str(shards))
+    found = survey(open_source(config), config)
+    assert found.tokens["web"] == [3] * 6  # "red thing 0"
+    assert set(found.sentences) == {3}
+    assert set(found.sizes) == {(40, 32)}
+    assert found.formats == {"PNG": 6}
+
+
+def test_some_samples_stand_for_many(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(40,))
+    config = InspectConfig(path=str(folder), scan=5, shown=2)
+    found = survey(open_source(config), config)
+    assert (found.samples, found.scanned, len(found.shown)) == (40, 5, 2)
+    assert found.shown[-1]["name"].endswith("000000039")
+
+
+def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
+    samples = {"0": {**clips_world.sample(0), "json": b'{"web_caption": "<script>alert(1)</script>"}'}}
+    folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
+    inspect(InspectConfig(path=str(folder), synthetic=None, page=str(tmp_path / "page.html")))
+    assert "<script>" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_histograms_count_everything_once():
+    bars = histogram([1, 1, 2, 30, 500])
+    assert sum(bar["count"] for bar in bars) == 5
+    assert max(bar["share"] for bar in bars) == 1
+    assert histogram([]) == []
+
+
+def test_index_writes_what_training_reads(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2))
+    index(IndexConfig(path=str(folder)))
+    sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+    assert sizes == {"shard-00000.tar": 4, "shard-00001.tar": 2}
+    assert len(open_source(SourceConfig(path=str(folder)))) == 6
+    with pytest.raises(UserError, match="output: expected a file to write"):
+        index(IndexConfig(path="s3://bucket/{0..3}.tar"))
