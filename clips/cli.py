@@ -23,6 +23,9 @@ COMMANDS = {
     "export": Command(
         help="write the encoder directory of a checkpoint", target="clips.export:export", positional=("run",)
     ),
+    "caption": Command(
+        help="what a trained captioner says of a picture", target="clips.caption:caption", positional=("image",)
+    ),
 }
 
 

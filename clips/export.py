@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_file, write_manifest
+from clips.captioner import Captioner, CaptionerShape
 from clips.checkpoint import CONFIG as RUN_CONFIG
 from clips.checkpoint import checkpoints, load_weights, read_loop, read_run_config
 from clips.errors import UserError, reason_of
@@ -166,6 +167,28 @@ def load_encoder(directory: str | Path) -> Encoder:
     except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({reason_of(error)})") from None
     return Encoder(model.eval(), preprocess, tokenizer, config)
+
+
+def load_captioner(directory: str | Path) -> Captioner:
+    """The captioner of an encoder directory, in evaluation mode.
+
+    Raises:
+        UserError: the directory has none, or it is broken.
+    """
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    if not (directory / CAPTIONER_WEIGHTS).is_file():
+        raise UserError(
+            f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
+        )
+    try:
+        shape = json.loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+        captioner = Captioner(CaptionerShape(**shape))
+        captioner.load_state_dict(load_file(directory / CAPTIONER_WEIGHTS))
+    except Exception as error:  # JSON, safetensors and torch each raise their own
+        raise UserError(f"{directory}: its captioner cannot be loaded ({reason_of(error)})") from None
+    return captioner.eval()
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
