@@ -90,8 +90,9 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     except (KeyError, TypeError, ValueError, ArgumentError) as error:
         where = checkpoint / RUN_CONFIG
         raise UserError(f"{where}: expected the config of a training run ({reason_of(error)})") from None
-    # The checkpoint holds every weight: the trunk that training began with need not be there any more.
-    model = build_model(dataclasses.replace(parts.model, pretrained_trunk=None), parts.recipe, seed)
+    # The checkpoint holds every weight: what training began with need not be there any more.
+    bare = dataclasses.replace(parts.model, pretrained_trunk=None, pretrained=None)
+    model = build_model(bare, parts.recipe, seed)
     load_weights(checkpoint, model)
     return model
 

@@ -19,9 +19,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clips import recipes, towers
+from clips.artifact import say
 from clips.captioner import Captioner, CaptionerShape
 from clips.recipes import Recipe, RecipeConfig
 from clips.towers import ModelConfig
+from clips.warmstart import load_pretrained
 
 _LARGEST_LOGIT_SCALE = math.log(100.0)  # as CLIP; a higher one makes the softmax brittle
 _SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
@@ -89,6 +91,16 @@ class ClipsModel(nn.Module):
             outputs["caption_tokens"] = batch["target_mask"].sum()
         return outputs
 
+    def train(self, mode: bool = True) -> ClipsModel:
+        """As every module's; but the batch norms of frozen layers keep the statistics that they were trained with."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                value.requires_grad for value in module.parameters()
+            ):
+                module.eval()
+        return self
+
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Keep the temperature's factor within [1, 100]; call after each optimizer step."""
@@ -133,6 +145,10 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
         captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
+    if config.pretrained is not None:
+        for line in load_pretrained(clip, captioner, config.pretrained, stretch=config.text_positions):
+            say(f"model.pretrained: {line}")
+    towers.lock(clip, config)
     return ClipsModel(clip, captioner, recipe, cfg)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,14 +50,38 @@ class ModelConfig:
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
+        pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, whose weights training begins
+            with; positions are interpolated to other sizes and lengths, a captioner of the same shape comes along.
+        text_positions: how its text positions are interpolated: linear, or long_clip, which keeps the first 20 and
+            stretches the rest, as Long-CLIP does for whole long captions.
+        patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
+        lock_image: freeze the image tower, as LiT does.
+        unlocked_image_groups: the last so many groups of its layers stay trainable.
+        lock_text: freeze the text tower.
+        unlocked_text_groups: the last so many groups of its layers stay trainable.
     """
 
     architecture: str = "clips-tiny"
     context_length: int | None = None
     image_size: int | None = None
     pretrained_trunk: str | None = None
+    pretrained: str | None = None
+    text_positions: Literal["linear", "long_clip"] = "linear"
+    patch_dropout: float = 0.0
+    lock_image: bool = False
+    unlocked_image_groups: int = 0
+    lock_text: bool = False
+    unlocked_text_groups: int = 0
 
     def __post_init__(self) -> None:
+        if self.pretrained and self.pretrained_trunk:
+            raise UserError("model.pretrained_trunk: expected none beside model.pretrained, which has its own trunk")
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"model.patch_dropout: expected a share from 0 to below 1, got {self.patch_dropout}")
+        for side in ("image", "text"):
+            name, groups = f"model.unlocked_{side}_groups", getattr(self, f"unlocked_{side}_groups")
+            if groups < 0 or (groups and not getattr(self, f"lock_{side}")):
+                raise UserError(f"{name}: expected 0, or more with model.lock_{side}, got {groups}")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
@@ -90,6 +114,10 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     fixed = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
     if fixed is not None and fixed.fixed_input_size and fixed.input_size[-1] != vision["image_size"]:
         raise UserError(f"model.image_size: expected {fixed.input_size[-1]}, which this trunk is fixed to")
+    if config.patch_dropout:
+        if fixed is not None or isinstance(vision.get("layers"), list):
+            raise UserError("model.patch_dropout: expected a ViT of open_clip's own")
+        vision["patch_dropout"] = config.patch_dropout
     patch = vision.get("patch_size")
     if isinstance(patch, int) and vision["image_size"] % patch:
         raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {vision['image_size']}")
@@ -161,6 +189,21 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
                 f"model.pretrained_trunk: {path} {problem} {names[0]}{more}; expected weights of this trunk"
             )
     trunk.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
+
+
+def lock(towers: Towers, config: ModelConfig) -> None:
+    """Freeze what ``config`` wants frozen, by open_clip's own groups of layers.
+
+    Raises:
+        UserError: this tower cannot be frozen in part.
+    """
+    try:
+        if config.lock_image:
+            towers.lock_image_tower(unlocked_groups=config.unlocked_image_groups)
+        if config.lock_text:
+            towers.lock_text_tower(unlocked_layers=config.unlocked_text_groups)
+    except (AssertionError, IndexError) as error:
+        raise UserError(f"model.unlocked_image_groups: this tower cannot be frozen in part ({error})") from None
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -284,8 +284,9 @@ def open_data(config: TrainConfig) -> TrainingData:
 
 def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
     """What the encoder is made from: artifacts among the data, and the trunk's weights. Name → path."""
-    trunk = config.model.pretrained_trunk
-    return data.parents() | ({} if trunk is None else {"pretrained_trunk": trunk})
+    begun_with = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
+    local = {name: path for name, path in begun_with.items() if path is not None and Path(path).exists()}
+    return data.parents() | local
 
 
 def start_run(config: TrainConfig, data: TrainingData) -> Run:

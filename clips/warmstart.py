@@ -1,0 +1,128 @@
+"""Begin from trained towers: weights of an encoder directory in a model of another resolution or text length."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from clips.captioner import Captioner
+from clips.errors import UserError, reason_of
+from clips.towers import Towers
+
+_WEIGHTS, _CAPTIONER, _CAPTIONER_CONFIG = (
+    "open_clip_model.safetensors",
+    "captioner.safetensors",
+    "captioner_config.json",
+)
+_HUB = "hf-hub:"
+_KEPT_POSITIONS = 20  # Long-CLIP's number of well-trained text positions (arXiv 2403.15378, section 3.2)
+
+
+def load_pretrained(
+    towers: Towers, captioner: Captioner | None, reference: str, *, stretch: str = "linear"
+) -> list[str]:
+    """Put the weights of an encoder directory into ``towers`` and, where it has the like, into ``captioner``.
+
+    Position embeddings of another picture size or text length are interpolated; fixed ones are left as they are.
+
+    Args:
+        towers: an open_clip model of the same architecture but for the sizes of its inputs.
+        captioner: or None.
+        reference: the directory, or ``hf-hub:NAME``.
+        stretch: how text positions are interpolated: "linear", or "long_clip", which keeps the first 20.
+
+    Returns:
+        What was adapted or left new, in words.
+
+    Raises:
+        UserError: no such directory, or weights of another architecture.
+    """
+    directory = _directory(reference)
+    weights = _read(directory / _WEIGHTS)
+    said = _fit_pictures(weights, towers) + _fit_texts(weights, towers, stretch)
+    _load(towers, weights, directory / _WEIGHTS)
+    if captioner is None:
+        return said
+    if not (directory / _CAPTIONER).is_file():
+        return [*said, f"{directory} has no captioner; a new one begins"]
+    shape = json.loads((directory / _CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+    if shape != vars(captioner.config):
+        return [*said, f"the captioner of {directory} has another shape; a new one begins"]
+    _load(captioner, _read(directory / _CAPTIONER), directory / _CAPTIONER)
+    return said
+
+
+def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
+    from open_clip.model import resize_pos_embed
+
+    name = "visual.positional_embedding"
+    own = getattr(towers.visual, "positional_embedding", None)
+    if name not in weights or own is None or weights[name].shape == own.shape:
+        return []
+    if not own.requires_grad:  # sines and cosines of the new grid
+        weights[name] = own.detach().clone()
+        return []
+    before = len(weights[name])
+    resize_pos_embed(weights, towers)
+    return [f"picture positions interpolated from {before} to {len(own)}"]
+
+
+def _fit_texts(weights: dict[str, Tensor], towers: Towers, stretch: str) -> list[str]:
+    name = next((name for name in ("positional_embedding", "text.positional_embedding") if name in weights), None)
+    own = getattr(towers.text if hasattr(towers, "text") else towers, "positional_embedding", None)
+    if name is None or own is None or len(weights[name]) == len(own):
+        return []
+    before = len(weights[name])
+    kept = _KEPT_POSITIONS if stretch == "long_clip" else 0
+    weights[name] = stretch_positions(weights[name], len(own), kept)
+    return [f"text positions interpolated from {before} to {len(own)}, the first {kept} as they were"]
+
+
+def stretch_positions(table: Tensor, length: int, kept: int) -> Tensor:
+    """(length, width) positions from ``table``: the first ``kept`` as they are, the rest interpolated.
+
+    Raises:
+        UserError: there would be no room for the rest.
+    """
+    if not kept < min(len(table), length):
+        raise UserError(f"model.context_length: expected more than the {kept} positions that are kept, got {length}")
+    rest = F.interpolate(table[kept:].t()[None], size=length - kept, mode="linear", align_corners=True)
+    return torch.cat([table[:kept], rest[0].t()])
+
+
+def _directory(reference: str) -> Path:
+    if not reference.startswith(_HUB):
+        if not (Path(reference) / _WEIGHTS).is_file():
+            raise UserError(f"model.pretrained: {reference}: expected an encoder directory with {_WEIGHTS}")
+        return Path(reference)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(reference.removeprefix(_HUB), allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the hub's, the network's and the file system's own
+        raise UserError(f"model.pretrained: {reference}: cannot be had from the hub ({reason_of(error)})") from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own errors
+        raise UserError(f"model.pretrained: {path}: cannot be read ({reason_of(error)})") from None
+
+
+def _load(module: Towers, weights: dict[str, Tensor], path: Path) -> None:
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    extra = [name for name in weights if name not in wanted]
+    unlike = [name for name in weights if name in wanted and weights[name].numel() != wanted[name].numel()]
+    for problem, names in (("lacks", missing), ("has the unknown", extra), ("has another shape of", unlike)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"model.pretrained: {path} {problem} {names[0]}{more}; expected the same architecture")
+    module.load_state_dict({name: value.reshape(wanted[name].shape) for name, value in weights.items()}, strict=False)

@@ -1,0 +1,139 @@
+"""Training that begins from trained towers, of another resolution or text length, in whole or in part frozen."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import clips_world
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clips.captioner import CaptionerConfig
+from clips.errors import UserError
+from clips.export import write_encoder
+from clips.model import ClipsModel, ModelConfig, build_model
+from clips.recipes import RecipeConfig
+from clips.train import train
+from clips.warmstart import stretch_positions
+
+RECIPE = RecipeConfig(captioner=CaptionerConfig(length=12, layers=1))
+
+
+def model(**fields: object) -> ClipsModel:
+    settings = {"architecture": "ViT-B-32", "image_size": 64, "context_length": 12} | fields
+    return build_model(ModelConfig(**settings), RECIPE, seed=len(fields))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small(monkeymodule: pytest.MonkeyPatch) -> None:
+    """A small ViT with learnt positions under a public name."""
+    import open_clip
+
+    towers = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "patch_size": 32},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    monkeymodule.setattr(open_clip, "get_model_config", lambda name: towers if name == "ViT-B-32" else None)
+
+
+@pytest.fixture(scope="module")
+def monkeymodule():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("trained")
+    write_encoder(model(), directory)
+    return directory
+
+
+def test_the_same_shape_begins_with_the_same_weights(trained: Path):
+    other = model(pretrained=str(trained), patch_dropout=0.25)
+    assert all(torch.equal(value, other.clip.state_dict()[n]) for n, value in model().clip.state_dict().items())
+    assert all(
+        torch.equal(value, other.captioner.state_dict()[n]) for n, value in model().captioner.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(("size", "length"), [(96, 20), (32, 8)])
+def test_positions_follow_the_size_in_both_directions(trained: Path, size: int, length: int):
+    grown = model(pretrained=str(trained), image_size=size, context_length=length).clip
+    old = load_file(trained / "open_clip_model.safetensors")
+    assert grown.visual.positional_embedding.shape == ((size // 32) ** 2 + 1, 64)
+    assert torch.equal(grown.visual.positional_embedding[0], old["visual.positional_embedding"][0])
+    assert grown.positional_embedding.shape == (length, 32)
+    for end in (0, -1):  # begin token and class token stay at their ends
+        torch.testing.assert_close(grown.positional_embedding[end], old["positional_embedding"][end])
+    assert torch.equal(grown.visual.conv1.weight, old["visual.conv1.weight"])
+
+
+def test_fixed_positions_are_those_of_the_new_grid(tmp_path: Path):
+    def sines(**fields: object) -> ClipsModel:
+        return build_model(ModelConfig(architecture="clips-tiny", context_length=12, **fields), RECIPE, seed=0)
+
+    write_encoder(sines(image_size=32), tmp_path)
+    grown = sines(image_size=64, pretrained=str(tmp_path)).clip.visual.positional_embedding
+    assert torch.equal(grown, sines(image_size=64).clip.visual.positional_embedding)
+
+
+def test_long_clip_keeps_the_first_positions():
+    table = torch.randn(77, 4, generator=torch.Generator().manual_seed(0))
+    longer = stretch_positions(table, 248, 20)
+    assert longer.shape == (248, 4)
+    assert torch.equal(longer[:20], table[:20])
+    torch.testing.assert_close(longer[20], table[20])
+    torch.testing.assert_close(longer[-1], table[-1])
+    middle = 20 + (248 - 20 - 1) / 2  # halfway between the ends of what is stretched
+    lower, upper = longer[math.floor(middle)], longer[math.ceil(middle)]
+    torch.testing.assert_close((lower + upper) / 2, table[20 + 28], atol=0.2, rtol=0)
+    with pytest.raises(UserError, match="expected more than the 20 positions"):
+        stretch_positions(table, 16, 20)
+
+
+def test_what_does_not_fit_is_named(trained: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"expected an encoder directory with open_clip_model\.safetensors"):
+        model(pretrained=str(tmp_path))
+    with pytest.raises(UserError, match="expected the same architecture"):
+        build_model(ModelConfig(architecture="clips-tiny", pretrained=str(trained)), RECIPE, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "frozen", "trained_too"),
+    [
+        ({"lock_image": True}, ["visual.proj", "visual.conv1.weight"], ["text_projection"]),
+        ({"lock_image": True, "unlocked_image_groups": 1}, ["visual.conv1.weight"], ["visual.proj"]),
+        ({"lock_text": True}, ["token_embedding.weight", "text_projection"], ["visual.conv1.weight"]),
+        ({"lock_text": True, "unlocked_text_groups": 1}, ["token_embedding.weight"], ["text_projection"]),
+    ],
+)
+def test_locked_towers_get_no_gradient(fields: dict[str, object], frozen: list[str], trained_too: list[str]):
+    parameters = dict(model(**fields).clip.named_parameters())
+    assert not any(parameters[name].requires_grad for name in frozen)
+    assert all(parameters[name].requires_grad for name in trained_too)
+    assert parameters["logit_scale"].requires_grad
+
+
+def test_batch_norms_of_frozen_layers_keep_their_statistics():
+    recipe = RecipeConfig(name="clip")
+    locked = build_model(ModelConfig(architecture="clips-rn-tiny", lock_image=True), recipe, seed=0).train()
+    before = {name: value.clone() for name, value in locked.clip.visual.state_dict().items()}
+    locked({"image": torch.randn(4, 3, 64, 64), "web": torch.randint(3, 99, (4, 32))})
+    assert all(torch.equal(value, locked.clip.visual.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_run_that_begins_from_another_says_so_and_leaves_frozen_weights_alone(tmp_path: Path):
+    data = clips_world.write_shards(tmp_path / "data")
+    train(clips_world.train_config(data, tmp_path / "first", steps=2))
+    settings = {"architecture": "clips-tiny", "image_size": 32, "context_length": 12, "patch_dropout": 0.5}
+    settings |= {"pretrained": str(tmp_path / "first"), "lock_text": True}
+    train(clips_world.train_config(data, tmp_path / "second", steps=2, model=settings))
+    first, second = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("first", "second"))
+    assert torch.equal(first["token_embedding.weight"], second["token_embedding.weight"])
+    assert not torch.equal(first["visual.conv1.weight"], second["visual.conv1.weight"])
+    manifest = (tmp_path / "second" / "manifest.json").read_text(encoding="utf-8")
+    assert f'"path": "{tmp_path / "first"}"' in manifest
