@@ -98,8 +98,9 @@ def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | N
     kept, done = [([BOS], 0.0)], []
     for _ in range(captioner.config.length - 1):
         rows = torch.tensor([tokens for tokens, _ in kept])
-        context = [None if part is None else part.expand(len(kept), -1, -1) for part in (image_tokens, text_tokens)]
-        scores = captioner.logits(context[0], context[1], rows)[:, -1].log_softmax(dim=-1)
+        images = image_tokens.expand(len(kept), -1, -1)
+        texts = None if text_tokens is None else text_tokens.expand(len(kept), -1, -1)
+        scores = captioner.logits(images, texts, rows)[:, -1].log_softmax(dim=-1)
         scores[:, [PAD, BOS]] = -torch.inf
         best, tokens = scores.topk(beams, dim=-1)
         grown = [

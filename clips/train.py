@@ -3,7 +3,7 @@
     clips train --config encoder.yaml --optim.learning_rate 2e-3
     torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
 
-The training step is `training_step`; everything around it carries batches to it and results from it.
+The training step is `clips.step.training_step`; everything here carries batches to it and results from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ import torch
 from clips import recipes, towers
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.checkpoint import LoopState, is_finished, record_run, remove_checkpoints, restore, save_checkpoint
-from clips.data.loader import DataConfig, TrainingData, batches
+from clips.config import TrainConfig
+from clips.data.loader import TrainingData, batches
 from clips.distributed import (
     end_processes,
     gather_objects,
@@ -32,99 +33,15 @@ from clips.distributed import (
 )
 from clips.errors import UserError
 from clips.export import write_encoder, write_model_card
-from clips.model import ClipsModel, ModelConfig, build_model
-from clips.optim import OptimConfig, build_optimizer, learning_rate_at
-from clips.precision import Precision, choose_precision
-from clips.recipes import Recipe, RecipeConfig
+from clips.model import build_model
+from clips.optim import build_optimizer
+from clips.precision import choose_precision
 from clips.runlog import Clock, RunLog
+from clips.step import Run, training_step
 from clips.tokenizer import ClipsTokenizer
 
 SUMMARY = "summary.json"
 _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train an encoder on pictures with captions, or go on with an interrupted training.
-
-    Args:
-        output: the directory that becomes the encoder directory; progress and checkpoints live there meanwhile.
-        data: what is trained on.
-        model: the towers.
-        recipe: what they learn from web and synthetic captions.
-        optim: the optimizer.
-        steps: length of the training in steps; 0 writes the untrained encoder. Give one of steps, samples, epochs.
-        samples: length of the training in samples.
-        epochs: length of the training in passes over the data.
-        batch_size: samples a step, over all processes.
-        seed: of the weights, the order of the data, crops and caption draws.
-        precision: of activations; auto takes bf16 where the hardware multiplies it faster.
-        log_every: steps between entries of metrics.jsonl.
-        checkpoint_every: steps between checkpoints.
-        keep_checkpoints: how many checkpoints are kept.
-        keep_after_training: leave the checkpoints in place when the training is done.
-    """
-
-    output: str
-    data: DataConfig
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    steps: int | None = None
-    samples: int | None = None
-    epochs: float | None = None
-    batch_size: int = 128
-    seed: int = 0
-    precision: Precision = "auto"
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    keep_after_training: bool = False
-
-    def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("steps", "samples", "epochs")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise UserError(f"steps, samples, epochs: expected exactly one of them, got {', '.join(given) or 'none'}")
-        for name, value in given.items():
-            if value < 0:
-                raise UserError(f"{name}: expected 0 or more, got {value}")
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
-
-
-@dataclasses.dataclass(kw_only=True)
-class Run:
-    """What one process of a training run holds.
-
-    Args:
-        encoder: the model itself; ``model`` is the same, wrapped where there are many processes.
-        loop: where the run stands.
-        steps: where it ends.
-        precision: what it computes in.
-        mean: channel means of normalised pictures, (3, 1, 1); ``std`` likewise.
-    """
-
-    config: TrainConfig
-    data: TrainingData
-    recipe: Recipe
-    encoder: ClipsModel
-    model: torch.nn.Module
-    optimizer: Any
-    accelerator: Any
-    loop: LoopState
-    steps: int
-    precision: Literal["fp32", "bf16"]
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes and speaks."""
-        return self.accelerator.is_main_process
 
 
 def train(config: TrainConfig) -> None:
@@ -146,49 +63,6 @@ def train(config: TrainConfig) -> None:
         wait_for_main_process()
     finally:
         end_processes()
-
-
-# ---------------------------------------------------------------- the training step
-
-
-def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Images and captions in, a slightly better model; returns the losses and what else is worth a curve.
-
-    Raises:
-        UserError: a loss or the gradient is not finite; the model has not moved.
-    """
-    with torch.autocast(run.accelerator.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        outputs = run.model(batch)
-        losses = run.recipe.losses(outputs, batch)
-    run.accelerator.backward(losses["loss"])
-    gradient_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.optim.clip_gradient or math.inf)
-
-    values = _to_numbers({**losses, "grad_norm": gradient_norm, "logit_scale": outputs["logit_scale"]})
-    refuse_non_finite(values, run.loop.step)  # before the optimizer moves
-
-    rate = learning_rate_at(run.loop.step, run.steps, run.config.optim)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    run.encoder.clamp_logit_scale()
-    return {**values, "lr": rate}
-
-
-def refuse_non_finite(values: dict[str, float], step: int) -> None:
-    """Raise UserError where a loss or the gradient is not a finite number."""
-    broken = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
-    if broken:
-        raise UserError(
-            f"step {step + 1}: {broken}; stopped before the weights moved. "
-            "A lower optim.learning_rate, optim.clip_gradient or precision: fp32 may help"
-        )
-
-
-def _to_numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Scalar tensors as floats, fetched from the device at one go."""
-    numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
-    return dict(zip(values, numbers, strict=True))
 
 
 # ---------------------------------------------------------------- around it

@@ -1,0 +1,71 @@
+"""The config of ``clips train``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clips.data.loader import DataConfig
+from clips.errors import UserError
+from clips.optim import OptimConfig
+from clips.precision import Precision
+from clips.recipes import RecipeConfig
+from clips.towers import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an encoder on pictures with captions, or go on with an interrupted training.
+
+    Args:
+        output: the directory that becomes the encoder directory; progress and checkpoints live there meanwhile.
+        data: what is trained on.
+        model: the towers.
+        recipe: what they learn from web and synthetic captions.
+        optim: the optimizer.
+        steps: length of the training in steps; 0 writes the untrained encoder. Give one of steps, samples, epochs.
+        samples: length of the training in samples.
+        epochs: length of the training in passes over the data.
+        batch_size: samples a step, over all processes.
+        micro_batch: samples that one process holds activations of at a time; null means its whole share of the batch.
+            The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
+            arXiv 2101.06983).
+        seed: of the weights, the order of the data, crops and caption draws.
+        precision: of activations; auto takes bf16 where the hardware multiplies it faster.
+        log_every: steps between entries of metrics.jsonl.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many checkpoints are kept.
+        keep_after_training: leave the checkpoints in place when the training is done.
+    """
+
+    output: str
+    data: DataConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    steps: int | None = None
+    samples: int | None = None
+    epochs: float | None = None
+    batch_size: int = 128
+    micro_batch: int | None = None
+    seed: int = 0
+    precision: Precision = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    keep_after_training: bool = False
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("steps", "samples", "epochs")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise UserError(f"steps, samples, epochs: expected exactly one of them, got {', '.join(given) or 'none'}")
+        for name, value in given.items():
+            if value < 0:
+                raise UserError(f"{name}: expected 0 or more, got {value}")
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")

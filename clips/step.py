@@ -1,0 +1,161 @@
+"""The training step: images and captions in, a slightly better model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from clips.checkpoint import LoopState
+from clips.config import TrainConfig
+from clips.data.loader import TrainingData
+from clips.errors import UserError
+from clips.model import ClipsModel
+from clips.optim import learning_rate_at
+from clips.recipes import Recipe
+
+Batch = dict[str, Tensor]
+_SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that add up over samples
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """What one process of a training run holds.
+
+    Args:
+        encoder: the model itself; ``model`` is the same, wrapped where there are many processes.
+        loop: where the run stands.
+        steps: where it ends.
+        precision: what it computes in.
+        mean: channel means of normalised pictures, (3, 1, 1); ``std`` likewise.
+    """
+
+    config: TrainConfig
+    data: TrainingData
+    recipe: Recipe
+    encoder: ClipsModel
+    model: torch.nn.Module
+    optimizer: Any
+    accelerator: Any
+    loop: LoopState
+    steps: int
+    precision: Literal["fp32", "bf16"]
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.accelerator.is_main_process
+
+
+def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Images and captions in, a slightly better model; returns the losses and what else is worth a curve.
+
+    Raises:
+        UserError: a loss or the gradient is not finite; the model has not moved.
+    """
+    losses, outputs = gradients(run, batch)
+    gradient_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.optim.clip_gradient or math.inf)
+
+    values = _to_numbers({**losses, "grad_norm": gradient_norm, "logit_scale": outputs["logit_scale"]})
+    refuse_non_finite(values, run.loop.step)  # before the optimizer moves
+
+    rate = learning_rate_at(run.loop.step, run.steps, run.config.optim)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.encoder.clamp_logit_scale()
+    return {**values, "lr": rate}
+
+
+def refuse_non_finite(values: dict[str, float], step: int) -> None:
+    """Raise UserError where a loss or the gradient is not a finite number."""
+    broken = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
+    if broken:
+        raise UserError(
+            f"step {step + 1}: {broken}; stopped before the weights moved. "
+            "A lower optim.learning_rate, optim.clip_gradient or precision: fp32 may help"
+        )
+
+
+def _to_numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Scalar tensors as floats, fetched from the device at one go."""
+    numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))
+
+
+# ---------------------------------------------------------------- the gradient, of a batch at once or in parts
+
+
+def gradients(run: Run, batch: Batch) -> tuple[Batch, Batch]:
+    """Add the loss's gradient to the parameters; returns the losses and the model's outputs for the whole batch."""
+    size = run.config.micro_batch or len(batch["image"])
+    if size >= len(batch["image"]):
+        outputs = forward(run, batch)
+        losses = run.recipe.losses(outputs, batch)
+        run.accelerator.backward(losses["loss"])
+        return losses, outputs
+    pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
+    return _gradients_in_parts(run, batch, [dict(zip(batch, piece, strict=True)) for piece in pieces])
+
+
+def forward(run: Run, batch: Batch) -> Batch:
+    """The model's outputs in the run's precision."""
+    with torch.autocast(run.accelerator.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        return run.model(batch)
+
+
+def _gradients_in_parts(run: Run, batch: Batch, parts: list[Batch]) -> tuple[Batch, Batch]:
+    """First all outputs without activations, then the loss's gradient by them, then each part again, with activations.
+
+    A part draws the same random numbers both times. Processes exchange gradients in the last part only.
+    """
+    states, found = [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(_random_state(run))
+            found.append(forward(run, part))
+    outputs = {name: _joined(name, [part[name] for part in found]) for name in found[0]}
+    losses = run.recipe.losses(outputs, batch)
+    losses["loss"].backward()
+    start = 0
+    for number, (part, state) in enumerate(zip(parts, states, strict=True)):
+        _restore_random_state(run, state)
+        rows, last = slice(start, start + len(part["image"])), number == len(parts) - 1
+        with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
+            _backward_part(forward(run, part), outputs, rows, with_shared=last)
+        start = rows.stop
+    return losses, {name: value.detach() for name, value in outputs.items()}
+
+
+def _joined(name: str, parts: list[Tensor]) -> Tensor:
+    """An output of the whole batch from those of its parts, as a leaf: rows, a sum over samples, or a shared number."""
+    value = torch.cat(parts) if parts[0].ndim else torch.stack(parts).sum() if name in _SUMMED else parts[0]
+    return value.detach().requires_grad_(value.is_floating_point())
+
+
+def _backward_part(part: Batch, outputs: Batch, rows: slice, *, with_shared: bool) -> None:
+    """Send the gradients by the outputs on to the parameters; those by shared numbers once in a batch."""
+    share = []
+    for name, value in part.items():
+        gradient = outputs[name].grad
+        if gradient is not None and (value.ndim or name in _SUMMED or with_shared):
+            share.append((value * (gradient[rows] if value.ndim else gradient)).sum())
+    torch.stack(share).sum().backward()
+
+
+def _random_state(run: Run) -> list[Tensor]:
+    device = run.accelerator.device
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _restore_random_state(run: Run, state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    for value in state[1:]:
+        torch.cuda.set_rng_state(value, run.accelerator.device)

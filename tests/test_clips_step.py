@@ -1,0 +1,75 @@
+"""The training step: the gradient of a batch, computed at once or in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import clips_world
+import pytest
+import torch
+
+from clips.data.loader import batches
+from clips.step import gradients
+from clips.train import open_data, start_run, to_device, train
+
+
+def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Losses of the first batch of seven, and the gradient by each parameter."""
+    config = clips_world.train_config(data, output, batch_size=7, **fields)
+    run = start_run(config, open_data(config))
+    run.model.train()
+    batch = next(batches(run.data, first_step=0, last_step=1, batch_size=7))
+    batch.pop("bad")
+    torch.manual_seed(0)
+    losses, _ = gradients(run, to_device(batch, run))
+    found = {name: value.grad for name, value in run.encoder.named_parameters() if value.grad is not None}
+    return {name: float(value.detach()) for name, value in losses.items()}, found
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"recipe": {"name": "coca", "captioner": {"length": 12, "layers": 1}}},
+        {"recipe": {"name": "clip", "loss": "sigmoid"}},
+    ],
+)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path: Path, fields: dict[str, object]):
+    data = clips_world.write_shards(tmp_path / "data")
+    losses, whole = gradient_of(data, tmp_path / "whole", **fields)
+    for micro_batch in (1, 3):
+        again, parts = gradient_of(data, tmp_path / f"{micro_batch}", micro_batch=micro_batch, **fields)
+        assert parts.keys() == whole.keys()
+        assert again == pytest.approx(losses, rel=1e-5)
+        for name, value in whole.items():
+            torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = clips_world.write_shards(tmp_path / "data")
+    seen: list[torch.Tensor] = []
+
+    def forward(run, part):  # type: ignore[no-untyped-def]
+        seen.append(torch.rand(3))
+        return real(run, part)
+
+    from clips import step
+
+    real = step.forward
+    monkeypatch.setattr(step, "forward", forward)
+    gradient_of(data, tmp_path / "run", micro_batch=3)
+    first, second = seen[:3], seen[3:]
+    assert len(second) == 3
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_training_in_parts_ends_where_training_at_once_does(tmp_path: Path):
+    from safetensors.torch import load_file
+
+    data = clips_world.write_shards(tmp_path / "data")
+    for name, micro_batch in (("whole", None), ("parts", 2)):
+        train(clips_world.train_config(data, tmp_path / name, steps=3, micro_batch=micro_batch))
+    whole, parts = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("whole", "parts"))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-3, rtol=1e-2, msg=name)  # Adam enlarges rounding
