@@ -151,6 +151,29 @@ def parse_config(
         raise
 
 
+def from_plain(config_class: type, values: Mapping[str, Any], *, what: str) -> Any:
+    """Build ``config_class`` from plain data, checked as a file's would be.
+
+    Args:
+        config_class: the dataclass.
+        values: field → value, nested.
+        what: what the values are, for messages.
+
+    Raises:
+        UserError: an unknown key (with the near miss), a wrong type, a missing field.
+    """
+    import jsonargparse
+
+    try:
+        parser = _parser(config_class, what, ())
+        built = parser.instantiate(parser.parse_object(dict(values)))
+        return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
+    except jsonargparse.ArgumentError as error:
+        raise UserError(f"{what}: {one_line(str(error), config_class)}") from None
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
 def _parser(config_class: type, prog: str, positional: Sequence[str]) -> Any:
     import jsonargparse
 

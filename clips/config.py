@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from clips.data.loader import DataConfig
 from clips.errors import UserError
@@ -35,6 +36,9 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
+        stages: trainings one after the other, each a mapping of the fields in which it differs from the above
+            (``model.image_size: 224``); each begins with the weights of the one before, and the last one's encoder is
+            the output.
     """
 
     output: str
@@ -53,11 +57,12 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     keep_after_training: bool = False
+    stages: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("steps", "samples", "epochs")}
         given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
+        if len(given) != 1 and not (self.stages and not given):
             raise UserError(f"steps, samples, epochs: expected exactly one of them, got {', '.join(given) or 'none'}")
         for name, value in given.items():
             if value < 0:

@@ -37,6 +37,7 @@ from clips.model import build_model
 from clips.optim import build_optimizer
 from clips.precision import choose_precision
 from clips.runlog import Clock, RunLog
+from clips.stages import stage_configs
 from clips.step import Run, training_step
 from clips.tokenizer import ClipsTokenizer
 
@@ -46,23 +47,30 @@ _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
 
 def train(config: TrainConfig) -> None:
     """Carry out ``config``: its output directory becomes an encoder directory."""
+    stages = stage_configs(config)
+    try:
+        for stage in stages:
+            train_stage(stage)
+    finally:
+        end_processes()
+
+
+def train_stage(config: TrainConfig) -> None:
+    """Carry out one stage, or say that it is done."""
     data = open_data(config)
     inputs = {name: directory_hash(path) for name, path in parents_of(config, data).items()}
     if is_finished(config.output, config, inputs):
         say(f"{config.output}: already trained with this config; nothing to do")
         return
-    try:
-        run = start_run(config, data)
-        run.loop.inputs = inputs
-        if run.is_main:
-            record_run(config.output, config)
-        metrics = run_steps(run)
-        summary = summarise(run, metrics)
-        if run.is_main:
-            finish(run, summary)
-        wait_for_main_process()
-    finally:
-        end_processes()
+    run = start_run(config, data)
+    run.loop.inputs = inputs
+    if run.is_main:
+        record_run(config.output, config)
+    metrics = run_steps(run)
+    summary = summarise(run, metrics)
+    if run.is_main:
+        finish(run, summary)
+    wait_for_main_process()
 
 
 # ---------------------------------------------------------------- around it

@@ -1,0 +1,57 @@
+"""Training in stages of growing resolution: each begins with the weights of the one before.
+
+stages:
+  - {model.image_size: 84, samples: 12800000000, batch_size: 32768, optim.learning_rate: 1.02e-3}
+  - {model.image_size: 224, samples: 512000000, batch_size: 16384, optim.learning_rate: 2.6e-5}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clips.commandline import from_plain, plain
+from clips.config import TrainConfig
+from clips.errors import UserError
+
+_LENGTHS = ("steps", "samples", "epochs")
+
+
+def stage_configs(config: TrainConfig) -> list[TrainConfig]:
+    """The config of each stage, in order: ``config`` itself where it has no stages.
+
+    A stage's fields are laid over the config's. All but the last write into ``OUTPUT.stages/N``. The order of the
+    samples differs from stage to stage.
+
+    Raises:
+        UserError: a stage has an unknown or unfitting field; it is named.
+    """
+    if not config.stages:
+        return [config]
+    found: list[TrainConfig] = []
+    for number, fields in enumerate(config.stages, 1):
+        last = number == len(config.stages)
+        values = plain(config) | {"stages": []}
+        if any(name in fields for name in _LENGTHS):
+            values |= dict.fromkeys(_LENGTHS)
+        _lay_over(values, fields, f"stages[{number}]")
+        values["output"] = config.output if last else f"{config.output}.stages/{number}"
+        values["seed"] = config.seed + number - 1
+        if found:
+            values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
+        found.append(from_plain(TrainConfig, values, what=f"stages[{number}]"))
+    return found
+
+
+def _lay_over(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:
+    for name, value in fields.items():
+        place, rest = values, name
+        while "." in rest:
+            first, _, rest = rest.partition(".")
+            place = place.get(first)
+            if not isinstance(place, dict):
+                raise UserError(f"{what}: unknown field '{name}'")
+        if isinstance(value, Mapping) and isinstance(place.get(rest), dict):
+            _lay_over(place[rest], value, f"{what}.{name}")
+        else:
+            place[rest] = value

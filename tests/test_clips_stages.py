@@ -1,0 +1,67 @@
+"""Training in stages: one config, one command, each stage from the weights of the one before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import clips_world
+import pytest
+from safetensors.torch import load_file
+
+from clips.errors import UserError
+from clips.export import load_encoder
+from clips.stages import stage_configs
+from clips.train import train
+
+STAGES = (
+    {"model.image_size": 16, "steps": 2, "optim.learning_rate": 1e-3},
+    {"model": {"image_size": 32}, "steps": 1, "batch_size": 3, "optim": {"learning_rate": 0.0001, "warmup": 0.0}},
+)
+
+
+def test_stages_run_in_turn_and_are_done_the_second_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = clips_world.write_shards(tmp_path / "data")
+    config = clips_world.train_config(data, tmp_path / "run", steps=None, stages=STAGES)
+    train(config)
+    first, last = tmp_path / "run.stages" / "1", tmp_path / "run"
+    assert load_encoder(last).preprocess.transforms[0].size == (32, 32)
+    manifest = json.loads((last / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["parents"]["pretrained"]["path"] == str(first)
+    assert manifest["samples_seen"] == 3
+    assert not (last / "open_clip_model.safetensors").samefile(first / "open_clip_model.safetensors")
+    before, after = (load_file(folder / "open_clip_model.safetensors") for folder in (first, last))
+    moved = max(float((before[name] - after[name]).abs().max()) for name in before if "positional" not in name)
+    assert 0 < moved < 2e-3  # one step of 1e-4 away from the first stage, not from a fresh model
+    capsys.readouterr()
+    train(config)
+    assert capsys.readouterr().err.count("nothing to do") == 2
+
+
+def test_stages_go_on_where_they_were_stopped(tmp_path: Path):
+    data = clips_world.write_shards(tmp_path / "data")
+    config = clips_world.train_config(data, tmp_path / "run", steps=None, stages=STAGES)
+    first, second = stage_configs(config)
+    train(first)
+    stamp = (tmp_path / "run.stages" / "1" / "manifest.json").stat().st_mtime_ns
+    train(config)
+    assert (tmp_path / "run.stages" / "1" / "manifest.json").stat().st_mtime_ns == stamp
+    assert (tmp_path / "run" / "manifest.json").is_file()
+    assert (first.seed, second.seed) == (config.seed, config.seed + 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"model.image_sise": 32}, r"stages\[2\].*image_sise"),
+        ({"modle.image_size": 32}, r"stages\[2\]: unknown field 'modle.image_size'"),
+        ({"batch_size": 0}, r"stages\[2\]: batch_size: expected 1 or more, got 0"),
+        ({"steps": 2, "samples": 8}, r"stages\[2\]: steps, samples, epochs: expected exactly one"),
+    ],
+)
+def test_a_wrong_stage_is_told_before_the_first_begins(tmp_path: Path, stage: dict[str, object], message: str):
+    data = clips_world.write_shards(tmp_path / "data")
+    stages = ({"steps": 1}, {"steps": 1, **stage})
+    with pytest.raises(UserError, match=message):
+        train(clips_world.train_config(data, tmp_path / "run", steps=None, stages=stages))
+    assert not (tmp_path / "run.stages").exists()
