@@ -24,6 +24,7 @@ from clips.errors import UserError, reason_of
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"
 _WEIGHTS, _OPTIMIZER, _LOOP = "model.safetensors", "optimizer.safetensors", "loop.json"
+_AVERAGE = "average.safetensors"
 
 _BEGUN = {CONFIG, "metrics.jsonl"}  # what a run has written before its first checkpoint
 
@@ -141,7 +142,14 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def save_checkpoint(
-    output: str | Path, model: torch.nn.Module, optimizer: Any, loop: LoopState, config: Any, *, keep: int
+    output: str | Path,
+    model: torch.nn.Module,
+    optimizer: Any,
+    loop: LoopState,
+    config: Any,
+    *,
+    keep: int,
+    average: torch.nn.Module | None = None,
 ) -> Path:
     """Write a checkpoint whole or not at all, then delete all but the ``keep`` latest."""
     from safetensors.torch import save_file
@@ -149,6 +157,8 @@ def save_checkpoint(
     checkpoint = Path(output) / CHECKPOINTS / f"step-{loop.step:08d}"
     with artifact_directory(checkpoint) as partial:
         save_file(_contiguous(model.state_dict()), partial / _WEIGHTS)
+        if average is not None:
+            save_file(_contiguous(average.state_dict()), partial / _AVERAGE)
         save_file(_contiguous(_flatten(optimizer.state_dict()["state"])), partial / _OPTIMIZER)
         write_file(partial / CONFIG, to_yaml(config))
         write_file(partial / _LOOP, json.dumps(dataclasses.asdict(loop), ensure_ascii=False))
@@ -187,12 +197,28 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
         model.load_state_dict(tensors)
 
 
-def restore(output: str | Path, model: torch.nn.Module, optimizer: Any) -> LoopState:
+def load_exported(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Put what a checkpoint would export into ``model``: its average of the weights, where it keeps one."""
+    if not (checkpoint / _AVERAGE).is_file():
+        load_weights(checkpoint, model)
+        return
+    with _loading(checkpoint / _AVERAGE) as tensors:
+        model.load_state_dict(
+            {name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")}
+        )
+
+
+def restore(
+    output: str | Path, model: torch.nn.Module, optimizer: Any, average: torch.nn.Module | None = None
+) -> LoopState:
     """Go on from the latest checkpoint in ``output``; a fresh LoopState where there is none."""
     found = checkpoints(output)
     if not found:
         return LoopState()
     load_weights(found[-1], model)
+    if average is not None:
+        with _loading(found[-1] / _AVERAGE) as tensors:
+            average.load_state_dict(tensors)
     state: dict[int, dict[str, torch.Tensor]] = {}
     with _loading(found[-1] / _OPTIMIZER) as tensors:
         for key, value in tensors.items():

@@ -30,6 +30,8 @@ class TrainConfig:
         micro_batch: samples that one process holds activations of at a time; null means its whole share of the batch.
             The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
             arXiv 2101.06983).
+        average: decay of a running average of the weights (EMA), such as 0.9999, which is what is exported then; null
+            exports the weights themselves.
         seed: of the weights, the order of the data, crops and caption draws.
         precision: of activations; auto takes bf16 where the hardware multiplies it faster.
         log_every: steps between entries of metrics.jsonl.
@@ -51,6 +53,7 @@ class TrainConfig:
     epochs: float | None = None
     batch_size: int = 128
     micro_batch: int | None = None
+    average: float | None = None
     seed: int = 0
     precision: Precision = "auto"
     log_every: int = 10
@@ -72,5 +75,7 @@ class TrainConfig:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise UserError(f"average: expected a decay from 0 to below 1, got {self.average}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")

@@ -16,7 +16,7 @@ import torch
 from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_file, write_manifest
 from clips.captioner import Captioner, CaptionerShape
 from clips.checkpoint import CONFIG as RUN_CONFIG
-from clips.checkpoint import checkpoints, load_weights, read_loop, read_run_config
+from clips.checkpoint import checkpoints, load_exported, read_loop, read_run_config
 from clips.errors import UserError, reason_of
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.recipes import RecipeConfig
@@ -93,7 +93,7 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     # The checkpoint holds every weight: what training began with need not be there any more.
     bare = dataclasses.replace(parts.model, pretrained_trunk=None, pretrained=None)
     model = build_model(bare, parts.recipe, seed)
-    load_weights(checkpoint, model)
+    load_exported(checkpoint, model)
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from clips.checkpoint import LoopState
 from clips.config import TrainConfig
@@ -28,6 +29,7 @@ class Run:
 
     Args:
         encoder: the model itself; ``model`` is the same, wrapped where there are many processes.
+        average: a running average of the encoder's weights, or None.
         loop: where the run stands.
         steps: where it ends.
         precision: what it computes in.
@@ -39,6 +41,7 @@ class Run:
     recipe: Recipe
     encoder: ClipsModel
     model: torch.nn.Module
+    average: AveragedModel | None
     optimizer: Any
     accelerator: Any
     loop: LoopState
@@ -46,6 +49,11 @@ class Run:
     precision: Literal["fp32", "bf16"]
     mean: torch.Tensor
     std: torch.Tensor
+
+    @property
+    def exported(self) -> ClipsModel:
+        """The model whose weights are the result: the average where there is one."""
+        return self.encoder if self.average is None else self.average.module
 
     @property
     def is_main(self) -> bool:
@@ -71,6 +79,8 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.encoder.clamp_logit_scale()
+    if run.average is not None:
+        run.average.update_parameters(run.encoder)
     return {**values, "lr": rate}
 
 

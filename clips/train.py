@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clips import recipes, towers
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
@@ -33,7 +34,7 @@ from clips.distributed import (
 )
 from clips.errors import UserError
 from clips.export import write_encoder, write_model_card
-from clips.model import build_model
+from clips.model import ClipsModel, build_model
 from clips.optim import build_optimizer
 from clips.precision import choose_precision
 from clips.runlog import Clock, RunLog
@@ -185,15 +186,17 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     encoder = build_model(config.model, config.recipe, config.seed)
     optimizer = build_optimizer(encoder, config.optim, encoder.no_decay_names())
     model, optimizer = accelerator.prepare(encoder, optimizer)
+    average = running_average(encoder, config.average)
     run = Run(
         config=config,
         data=data,
         recipe=recipes.build(config.recipe),
         encoder=encoder,
         model=model,
+        average=average,
         optimizer=optimizer,
         accelerator=accelerator,
-        loop=restore(config.output, encoder, optimizer),
+        loop=restore(config.output, encoder, optimizer, average),
         steps=count_steps(config, len(data)),
         precision=precision,
         mean=_channels(encoder.preprocess_cfg["mean"], accelerator.device),
@@ -207,6 +210,13 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
         if run.loop.step:
             say(f"going on from step {run.loop.step}")
     return run
+
+
+def running_average(encoder: ClipsModel, decay: float | None) -> AveragedModel | None:
+    """The average of weights and of batch norms' statistics that training keeps, or None."""
+    if decay is None:
+        return None
+    return AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def count_steps(config: TrainConfig, samples_in_data: int) -> int:
@@ -229,7 +239,13 @@ def checkpoint(run: Run) -> None:
     loop = dataclasses.replace(run.loop, bad=_all_bad(run.loop))
     if run.is_main:
         save_checkpoint(
-            run.config.output, run.encoder, run.optimizer, loop, run.config, keep=run.config.keep_checkpoints
+            run.config.output,
+            run.encoder,
+            run.optimizer,
+            loop,
+            run.config,
+            keep=run.config.keep_checkpoints,
+            average=run.average,
         )
     wait_for_main_process()
 
@@ -266,7 +282,7 @@ def finish(run: Run, summary: dict[str, Any]) -> None:
     config = run.config
     output = Path(config.output)
     with added_files(output) as partial:
-        write_encoder(run.encoder, partial)
+        write_encoder(run.exported, partial)
         write_file(partial / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         manifest = write_manifest(
             partial,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import clips_world
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from clips.checkpoint import checkpoints
 from clips.data.loader import batches
-from clips.step import gradients
+from clips.step import gradients, training_step
 from clips.train import open_data, start_run, to_device, train
 
 
@@ -65,11 +69,43 @@ def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: p
 
 
 def test_training_in_parts_ends_where_training_at_once_does(tmp_path: Path):
-    from safetensors.torch import load_file
-
     data = clips_world.write_shards(tmp_path / "data")
     for name, micro_batch in (("whole", None), ("parts", 2)):
         train(clips_world.train_config(data, tmp_path / name, steps=3, micro_batch=micro_batch))
     whole, parts = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=2e-3, rtol=1e-2, msg=name)  # Adam enlarges rounding
+
+
+def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
+    data = clips_world.write_shards(tmp_path / "data")
+    config = clips_world.train_config(data, tmp_path / "run", average=0.5, keep_after_training=True)
+    train(config)
+    exported = load_file(tmp_path / "run" / "open_clip_model.safetensors")
+    held = [load_file(path / "model.safetensors") for path in checkpoints(tmp_path / "run")]
+    name = "clip.visual.conv1.weight"
+    assert not torch.equal(exported[name.removeprefix("clip.")], held[-1][name])
+
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "run" / ".checkpoints", again / ".checkpoints")
+    shutil.rmtree(checkpoints(again)[-1])
+    shutil.copy(tmp_path / "run" / "config.yaml", again)
+    train(dataclasses.replace(config, output=str(again)))
+    resumed = load_file(again / "open_clip_model.safetensors")
+    assert all(torch.equal(value, resumed[key]) for key, value in exported.items())
+
+
+def test_the_average_is_the_exponential_one(tmp_path: Path):
+    data = clips_world.write_shards(tmp_path / "data")
+    config = clips_world.train_config(data, tmp_path / "run", average=0.75)
+    run = start_run(config, open_data(config))
+    run.model.train()
+    stream = batches(run.data, first_step=0, last_step=3, batch_size=4)
+    expected = None
+    for batch in stream:
+        batch.pop("bad")
+        training_step(run, to_device(batch, run))
+        now = run.encoder.clip.text_projection.detach().clone()
+        expected = now if expected is None else 0.75 * expected + 0.25 * now
+        run.loop.step += 1
+    torch.testing.assert_close(run.exported.clip.text_projection, expected)
