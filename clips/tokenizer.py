@@ -62,12 +62,14 @@ class ClipsTokenizer:
         return self._wordpiece.decode([token for token in ids if token < self._wordpiece.get_vocab_size()])
 
     def save(self, directory: str | Path) -> None:
-        """Write the files from which stock ``open_clip.get_tokenizer("local-dir:…")`` makes the same tokenizer."""
+        """Write the files from which stock ``open_clip.get_tokenizer("local-dir:…")`` makes the same tokenizer.
+
+        They state no greatest length: open_clip cuts texts itself, and transformers would only warn of it.
+        """
         folder = Path(directory)
         self._wordpiece.save(str(folder / "tokenizer.json"))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": self.context_length,
             "clean_up_tokenization_spaces": False,
         } | {f"{name}_token": token for name, token in _SPECIAL.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
