@@ -26,10 +26,10 @@ CHECKPOINTS = ".checkpoints"
 _WEIGHTS, _OPTIMIZER, _LOOP = "model.safetensors", "optimizer.safetensors", "loop.json"
 _AVERAGE = "average.safetensors"
 
-_BEGUN = {CONFIG, "metrics.jsonl"}  # what a run has written before its first checkpoint
+_BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
-_FREE = {"output", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers", "data.cache_images"}
+_FREE = {"output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers", "data.cache_images"}
 
 
 @dataclasses.dataclass(kw_only=True)

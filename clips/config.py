@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from clips.data.loader import DataConfig
 from clips.errors import UserError
@@ -34,6 +34,7 @@ class TrainConfig:
             exports the weights themselves.
         seed: of the weights, the order of the data, crops and caption draws.
         precision: of activations; auto takes bf16 where the hardware multiplies it faster.
+        track: where metrics go besides metrics.jsonl: tensorboard, wandb.
         log_every: steps between entries of metrics.jsonl.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
@@ -56,6 +57,7 @@ class TrainConfig:
     average: float | None = None
     seed: int = 0
     precision: Precision = "auto"
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

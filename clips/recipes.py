@@ -195,9 +195,10 @@ class Recipe:
         return sample
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named losses (): "loss" is the weighted total; its parts are for the record, without gradients.
+        """Named losses (): "loss" is the weighted total; the others are for the record, without gradients.
 
-        Their means over processes are the global values.
+        Their means over processes are the global values. "cosine_gap" is how much nearer an image is to its own first
+        text than to those of this process's other images, on average.
         """
         texts = [outputs[name] for name in self.spec.texts]
         scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
@@ -206,7 +207,15 @@ class Recipe:
         if self.captioning is not None:
             parts["caption_loss"] = caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
             loss = loss + self.config.caption_weight * parts["caption_loss"]
+        parts["cosine_gap"] = cosine_gap(outputs["image"].detach(), texts[0].detach())
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+
+def cosine_gap(image: Tensor, text: Tensor) -> Tensor:
+    """Mean cosine () of matching rows of ``image`` and ``text`` (B, E) minus that of the others; 0 for one row."""
+    count = len(image)
+    matching, all_pairs = (image * text).sum(), image.sum(0) @ text.sum(0)
+    return matching / count - (all_pairs - matching) / max(1, count * (count - 1)) if count > 1 else matching * 0
 
 
 def build(config: RecipeConfig) -> Recipe:

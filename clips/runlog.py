@@ -1,4 +1,4 @@
-"""What a training run tells while it goes on: a progress line for people, metrics.jsonl for the report."""
+"""What a training run tells while it goes on: a progress line, metrics.jsonl for the report, and trackers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clips.artifact import say, write_file, writing
 from clips.checkpoint import LoopState
+from clips.errors import UserError
 
 METRICS = "metrics.jsonl"
 
@@ -28,11 +29,14 @@ class RunLog:
         step: the step from which the run goes on.
         steps: the step at which it ends.
         quiet: write and show nothing, as all processes but one do.
+        trackers: what else gets the numbers, see `open_trackers`.
     """
 
-    def __init__(self, directory: str | Path, *, step: int, steps: int, quiet: bool = False) -> None:
+    def __init__(
+        self, directory: str | Path, *, step: int, steps: int, quiet: bool = False, trackers: Sequence[Any] = ()
+    ) -> None:
         self.path = Path(directory) / METRICS
-        self.step, self.steps, self.quiet = step, steps, quiet
+        self.step, self.steps, self.quiet, self.trackers = step, steps, quiet, trackers
         self.bar: Progress | None = None
 
     def __enter__(self) -> RunLog:
@@ -55,6 +59,8 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.stop()
+        for tracker in self.trackers:
+            tracker.finish()
 
     def advance(self) -> None:
         """One step is done."""
@@ -67,6 +73,8 @@ class RunLog:
             return
         with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
+        for tracker in self.trackers:
+            tracker.log(dict(entry), step=entry["step"])
         shown = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s"
         if self.bar is not None:
             self.bar.update(self.task, description=shown)
@@ -74,6 +82,45 @@ class RunLog:
             rate = max(entry["samples_per_second"], 1e-9)
             left = (self.steps - entry["step"]) * entry["samples_seen"] / max(1, entry["step"]) / rate
             say(f"step {entry['step']}/{self.steps} · {shown} · {_minutes(left)} left")
+
+
+def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[str, Any]) -> list[Any]:
+    """accelerate's trackers by name, the run's config handed to them.
+
+    Args:
+        names: of "tensorboard" (files in ``directory``/tensorboard) and "wandb" (project "clips", its own settings
+            from the environment).
+        directory: the run's.
+        config: the run's, as plain data.
+
+    Raises:
+        UserError: a tracker's package is not installed.
+    """
+    from accelerate import tracking
+
+    found = []
+    for name in names:
+        try:
+            tracker = (
+                tracking.TensorBoardTracker("tensorboard", str(directory))
+                if name == "tensorboard"
+                else tracking.WandBTracker("clips", name=Path(directory).name)
+            )
+            tracker.start()
+        except (ImportError, NameError):
+            raise UserError(f"track: expected the package {name} to be installed (pip install {name})") from None
+        tracker.store_init_configuration(dict(_flat(config)))
+        found.append(tracker)
+    return found
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values that trackers can show."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
 class Clock:

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from clips import recipes, towers
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.checkpoint import LoopState, is_finished, record_run, remove_checkpoints, restore, save_checkpoint
+from clips.commandline import plain
 from clips.config import TrainConfig
 from clips.data.loader import TrainingData, batches
 from clips.distributed import (
@@ -37,7 +38,7 @@ from clips.export import write_encoder, write_model_card
 from clips.model import ClipsModel, build_model
 from clips.optim import build_optimizer
 from clips.precision import choose_precision
-from clips.runlog import Clock, RunLog
+from clips.runlog import Clock, RunLog, open_trackers
 from clips.stages import stage_configs
 from clips.step import Run, training_step
 from clips.tokenizer import ClipsTokenizer
@@ -91,7 +92,9 @@ def run_steps(run: Run) -> dict[str, Any]:
     )
     run.model.train()
     entry: dict[str, Any] = {}
-    with RunLog(config.output, step=loop.step, steps=run.steps, quiet=not run.is_main) as log, Clock(loop) as clock:
+    trackers = open_trackers(config.track, config.output, plain(config)) if run.is_main else []
+    log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not run.is_main, trackers=trackers)
+    with log, Clock(loop) as clock:
         while loop.step < run.steps:
             with clock.waiting():
                 batch = next(stream)

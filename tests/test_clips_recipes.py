@@ -7,7 +7,7 @@ from torch.utils.data import default_collate
 
 from clips.captioner import CaptionerConfig
 from clips.errors import UserError
-from clips.recipes import RecipeConfig, build
+from clips.recipes import RecipeConfig, build, cosine_gap
 from clips.tokenizer import ClipsTokenizer
 
 WEB, SYNTHETIC = "my dog pic", "A dog runs on grass. It is brown! A ball lies near."
@@ -121,6 +121,16 @@ def test_total_is_the_weighted_sum():
     web_only = build(RecipeConfig(name="clip")).losses(outputs, {})["contrastive_loss"]
     assert losses["contrastive_loss"].item() > web_only.item()  # the partial captions are mismatched
     assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+
+
+def test_the_cosine_gap_by_hand():
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    text = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    cosines = image @ text.t()
+    own = cosines.diagonal().mean()
+    others = (cosines.sum() - cosines.diagonal().sum()) / 6
+    assert cosine_gap(image, text).item() == pytest.approx((own - others).item())
+    assert cosine_gap(image[:1], text[:1]).item() == 0
 
 
 def test_unknown_names_get_the_near_miss():

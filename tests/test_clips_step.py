@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import clips_world
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 from clips.checkpoint import checkpoints
 from clips.data.loader import batches
+from clips.errors import UserError
 from clips.step import gradients, training_step
 from clips.train import open_data, start_run, to_device, train
 
@@ -109,3 +112,23 @@ def test_the_average_is_the_exponential_one(tmp_path: Path):
         expected = now if expected is None else 0.75 * expected + 0.25 * now
         run.loop.step += 1
     torch.testing.assert_close(run.exported.clip.text_projection, expected)
+
+
+def test_metrics_go_to_tensorboard_too(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data = clips_world.write_shards(tmp_path / "data")
+    train(clips_world.train_config(data, tmp_path / "run", steps=4, track=("tensorboard",)))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    told = {entry.step: entry.value for entry in events.Scalars("loss")}
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert told == pytest.approx({entry["step"]: entry["loss"] for entry in written})
+    assert "cosine_gap" in events.Tags()["scalars"]
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    data = clips_world.write_shards(tmp_path / "data")
+    with pytest.raises(UserError, match="track: expected the package wandb to be installed"):
+        train(clips_world.train_config(data, tmp_path / "run", track=("wandb",)))
