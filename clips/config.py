@@ -6,11 +6,34 @@ import dataclasses
 from typing import Any, Literal
 
 from clips.data.loader import DataConfig
+from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.optim import OptimConfig
 from clips.precision import Precision
 from clips.recipes import RecipeConfig
 from clips.towers import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Retrieval on held-out pictures while training goes on.
+
+    Args:
+        source: the pictures and their captions; null for none.
+        every: steps from one validation to the next.
+        samples: how many pictures, spread evenly over the source.
+        batch_size: pictures encoded at once.
+    """
+
+    source: SourceConfig | None = None
+    every: int = 1000
+    samples: int = 1000
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"validation.{name}: expected 1 or more, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +46,7 @@ class TrainConfig:
         model: the towers.
         recipe: what they learn from web and synthetic captions.
         optim: the optimizer.
+        validation: zero-shot retrieval on held-out pictures while training goes on.
         steps: length of the training in steps; 0 writes the untrained encoder. Give one of steps, samples, epochs.
         samples: length of the training in samples.
         epochs: length of the training in passes over the data.
@@ -49,6 +73,7 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     steps: int | None = None
     samples: int | None = None
     epochs: float | None = None

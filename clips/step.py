@@ -84,6 +84,16 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     return {**values, "lr": rate}
 
 
+def to_device(batch: dict[str, torch.Tensor], run: Run) -> dict[str, torch.Tensor]:
+    """The batch where the model is, its pictures normalised: "image" uint8 becomes float, its channels last in memory.
+
+    Convolutions take the layout of their input, and train 1.1 to 1.7 times as fast with this one; ViTs do not mind.
+    """
+    batch = {name: value.to(run.accelerator.device, non_blocking=True) for name, value in batch.items()}
+    pixels = batch["image"].contiguous(memory_format=torch.channels_last).float()
+    return {**batch, "image": (pixels / 255 - run.mean) / run.std}
+
+
 def refuse_non_finite(values: dict[str, float], step: int) -> None:
     """Raise UserError where a loss or the gradient is not a finite number."""
     broken = ", ".join(f"{name} is {value}" for name, value in values.items() if not math.isfinite(value))
