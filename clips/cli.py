@@ -23,6 +23,7 @@ COMMANDS = {
     "export": Command(
         help="write the encoder directory of a checkpoint", target="clips.export:export", positional=("run",)
     ),
+    "soup": Command(help="average the weights of several encoders", target="clips.soup:soup"),
     "caption": Command(
         help="what a trained captioner says of a picture", target="clips.caption:caption", positional=("image",)
     ),

@@ -19,7 +19,7 @@ from clips.checkpoint import CONFIG as RUN_CONFIG
 from clips.checkpoint import checkpoints, load_exported, read_loop, read_run_config
 from clips.errors import UserError, reason_of
 from clips.model import ClipsModel, ModelConfig, build_model
-from clips.recipes import RecipeConfig
+from clips.recipes import RECIPES, RecipeConfig
 from clips.tokenizer import ClipsTokenizer
 
 CONFIG = "open_clip_config.json"
@@ -127,6 +127,7 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         manifest=manifest,
         config=manifest["config"],
         model_cfg=model_cfg,
+        strategy=manifest["config"]["recipe"]["strategy"] or RECIPES[manifest["config"]["recipe"]["name"]].strategy,
         captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
     )
     write_file(directory / MODEL_CARD, card)

@@ -1,0 +1,107 @@
+"""Model soups: the mean of several encoders' weights.
+
+    clips soup --encoders '[runs/a, runs/b, runs/c]' --output runs/soup
+
+Source: arXiv 2203.05482, the uniform soup.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clips.artifact import artifact_directory, say, write_file, write_manifest
+from clips.errors import UserError, reason_of
+from clips.export import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, MODEL_CARD, WEIGHTS
+
+_KEPT = (CONFIG, CAPTIONER_CONFIG, "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SoupConfig:
+    """Average the weights of encoders that began from the same ones.
+
+    Args:
+        encoders: two or more encoder directories of one architecture; a captioner is averaged where all have one.
+        output: the encoder directory to write.
+    """
+
+    encoders: tuple[str, ...]
+    output: str
+
+    def __post_init__(self) -> None:
+        if len(self.encoders) < 2:
+            raise UserError(f"encoders: expected two or more directories, got {len(self.encoders)}")
+
+
+def soup(config: SoupConfig) -> None:
+    """Carry out ``config``."""
+    folders = [Path(path) for path in config.encoders]
+    settings = [_read_settings(folder) for folder in folders]
+    for folder, found in zip(folders, settings, strict=True):
+        if found != settings[0]:
+            raise UserError(f"{folder / CONFIG}: expected the settings of {folders[0]}, which differ")
+    with artifact_directory(config.output, kind="encoder") as partial:
+        for name in _KEPT:
+            if (folders[0] / name).is_file():
+                shutil.copyfile(folders[0] / name, partial / name)
+        _average([folder / WEIGHTS for folder in folders], partial / WEIGHTS)
+        if all((folder / CAPTIONER_WEIGHTS).is_file() for folder in folders):
+            _average([folder / CAPTIONER_WEIGHTS for folder in folders], partial / CAPTIONER_WEIGHTS)
+        else:
+            (partial / CAPTIONER_CONFIG).unlink(missing_ok=True)
+        parents = {f"{number} {folder.name}": folder for number, folder in enumerate(folders)}
+        write_manifest(partial, kind="encoder", config=config, parents=parents)
+        write_file(partial / MODEL_CARD, _card(config))
+    say(f"{config.output}: the mean of {len(folders)} encoders")
+
+
+def _card(config: SoupConfig) -> str:
+    listed = "\n".join(f"- `{path}`" for path in config.encoders)
+    return (
+        "---\nlibrary_name: open_clip\ntags:\n- clip\n---\n# A model soup\n\n"
+        f"An encoder in open_clip's hub layout, its weights the mean of those of\n\n{listed}\n"
+    )
+
+
+def _read_settings(folder: Path) -> Any:
+    try:
+        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: expected an encoder directory with {CONFIG} ({reason_of(error)})") from None
+
+
+def _average(files: list[Path], output: Path) -> None:
+    """Write the mean of the floating-point weights; whole numbers, as batch norms count, are the first file's."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    total: dict[str, Tensor] = {}
+    for number, path in enumerate(files):
+        try:
+            with safe_open(path, framework="pt") as file:
+                if number and set(file.keys()) != total.keys():
+                    raise UserError(f"{path}: expected the same weights as in {files[0]}")
+                for name in file.keys():  # noqa: SIM118
+                    value = file.get_tensor(name)
+                    if number == 0:
+                        total[name] = value.double() if value.is_floating_point() else value
+                    elif value.is_floating_point():
+                        total[name] += value
+        except UserError:
+            raise
+        except Exception as error:  # safetensors raises its own errors, torch its own for other shapes
+            raise UserError(f"{path}: cannot be averaged ({reason_of(error)})") from None
+    save_file(
+        {
+            name: (value / len(files)).float() if value.dtype == torch.float64 else value
+            for name, value in total.items()
+        },
+        output,
+    )

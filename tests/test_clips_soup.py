@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import clips_world
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clips.errors import UserError
+from clips.export import load_captioner, load_encoder, read_encoder_manifest
+from clips.soup import SoupConfig, soup
+from clips.train import train
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two with a captioner and another order of samples each, one without."""
+    folder = tmp_path_factory.mktemp("soup")
+    data = clips_world.write_shards(folder / "data")
+    for seed, name in enumerate(("clips", "clips", "clip")):
+        recipe = {"name": name, "captioner": {"length": 12, "layers": 1}}
+        train(clips_world.train_config(data, folder / str(seed), steps=2, seed=seed, recipe=recipe))
+    return [folder / str(seed) for seed in range(3)]
+
+
+def test_the_weights_are_the_mean(encoders: list[Path], tmp_path: Path):
+    soup(SoupConfig(encoders=tuple(map(str, encoders[:2])), output=str(tmp_path / "soup")))
+    for name in ("open_clip_model.safetensors", "captioner.safetensors"):
+        one, two, mean = (load_file(folder / name) for folder in (*encoders[:2], tmp_path / "soup"))
+        for key, value in mean.items():
+            torch.testing.assert_close(value, (one[key] + two[key]) / 2)
+    assert load_encoder(tmp_path / "soup").tokenizer(["a dog"]).shape == (1, 12)
+    load_captioner(tmp_path / "soup")
+    parents = read_encoder_manifest(tmp_path / "soup")["parents"]
+    assert [parent["path"] for parent in parents.values()] == list(map(str, encoders[:2]))
+
+
+def test_without_a_captioner_in_all_there_is_none(encoders: list[Path], tmp_path: Path):
+    soup(SoupConfig(encoders=tuple(map(str, encoders)), output=str(tmp_path / "soup")))
+    assert not list((tmp_path / "soup").glob("captioner*"))
+
+
+def test_what_does_not_mix_is_told(encoders: list[Path], tmp_path: Path):
+    with pytest.raises(UserError, match="two or more"):
+        SoupConfig(encoders=("a",), output="b")
+    with pytest.raises(UserError, match="expected an encoder directory"):
+        soup(SoupConfig(encoders=(str(encoders[0]), str(tmp_path)), output=str(tmp_path / "soup")))
+    assert not (tmp_path / "soup").exists()
