@@ -41,6 +41,7 @@ from clips.precision import choose_precision
 from clips.runlog import Clock, RunLog, open_trackers
 from clips.stages import stage_configs
 from clips.step import Run, to_device, training_step
+from clips.stopping import exit_status, stop_requests
 from clips.tokenizer import ClipsTokenizer
 from clips.validate import Validation
 
@@ -96,7 +97,7 @@ def run_steps(run: Run) -> dict[str, Any]:
     validation = Validation(config.validation, run) if run.is_main and config.validation.source else None
     trackers = open_trackers(config.track, config.output, plain(config)) if run.is_main else []
     log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not run.is_main, trackers=trackers)
-    with log, Clock(loop) as clock:
+    with log, Clock(loop) as clock, stop_requests() as stop:
         while loop.step < run.steps:
             with clock.waiting():
                 batch = next(stream)
@@ -108,16 +109,26 @@ def run_steps(run: Run) -> dict[str, Any]:
             loop.samples_seen += config.batch_size
             clock.tick()
             log.advance()
-            validates = validation is not None and (loop.step % config.validation.every == 0 or loop.step == run.steps)
-            if loop.step % config.log_every == 0 or loop.step == run.steps or validates:
+            last = loop.step == run.steps
+            validates = config.validation.source and (last or loop.step % config.validation.every == 0)
+            if last or validates or loop.step % config.log_every == 0:
                 entry = log_entry(run, values, clock)
                 if validates and validation is not None:
                     entry |= validation.measure()
                 log.write(entry)
-                wait_for_main_process()
-            if loop.step % config.checkpoint_every == 0 and loop.step < run.steps:
+            asked = 0 if last else stop.of_any_process(run.accelerator.device)
+            if not last and (asked or loop.step % config.checkpoint_every == 0):
                 checkpoint(run)
+            if asked:
+                say_stopped(run)
+                raise SystemExit(exit_status(asked))
     return entry
+
+
+def say_stopped(run: Run) -> None:
+    """Tell the user that nothing is lost."""
+    if run.is_main:
+        say(f"{run.config.output}: stopped and saved after step {run.loop.step}; the same command goes on from there")
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clips import train as training
 from clips.checkpoint import checkpoints
 from clips.data.loader import batches
 from clips.errors import UserError
 from clips.step import gradients, training_step
+from clips.stopping import stop_requests
 from clips.train import open_data, start_run, to_device, train
 
 
@@ -132,3 +136,40 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     data = clips_world.write_shards(tmp_path / "data")
     with pytest.raises(UserError, match="track: expected the package wandb to be installed"):
         train(clips_world.train_config(data, tmp_path / "run", track=("wandb",)))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_and_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
+):
+    data = clips_world.write_shards(tmp_path / "data")
+    train(clips_world.train_config(data, tmp_path / "whole", checkpoint_every=100))
+
+    real = training.training_step
+
+    def step_and_signal(run, batch):  # type: ignore[no-untyped-def]
+        values = real(run, batch)
+        if run.loop.step == 2:  # in the middle of the third step
+            os.kill(os.getpid(), number)
+        return values
+
+    config = clips_world.train_config(data, tmp_path / "stopped", checkpoint_every=100)
+    monkeypatch.setattr(training, "training_step", step_and_signal)
+    with pytest.raises(SystemExit) as stop:
+        train(config)
+    assert stop.value.code == status
+    assert "stopped and saved after step 3" in capsys.readouterr().err
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-00000003"]
+    monkeypatch.setattr(training, "training_step", real)
+    train(config)
+    whole, stopped = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(value, stopped[name]) for name, value in whole.items())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_signal_ends_at_once():
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.of_any_process(torch.device("cpu")) == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

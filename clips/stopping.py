@@ -1,0 +1,59 @@
+"""Stop between two steps when asked to: Ctrl-C, or SIGTERM as schedulers send it before they take a machine away."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+import torch.distributed
+
+EXIT_PREEMPTED = 75
+"""Exit status after SIGTERM: training was saved, and the same command goes on (EX_TEMPFAIL of sysexits.h)."""
+EXIT_INTERRUPTED = 130
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def of_any_process(self, device: torch.device) -> int:
+        """The signal that any process got, 0 for none; all processes must call it together, and learn the same."""
+        if not torch.distributed.is_initialized():
+            return self.signal
+        asked = torch.tensor(self.signal, device=device)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        return int(asked)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C or SIGTERM in this block into a request; a second one ends the process at once."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield request
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal = number
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_status(number: int) -> int:
+    """The status to end with after signal ``number``."""
+    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
