@@ -24,6 +24,17 @@ from clips.stopping import stop_requests
 from clips.train import open_data, start_run, to_device, train
 
 
+@pytest.fixture
+def listening():
+    """Signals as a shell's foreground has them; its background jobs ignore SIGINT."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses of the first batch of seven, and the gradient by each parameter."""
     config = clips_world.train_config(data, output, batch_size=7, **fields)
@@ -138,6 +149,7 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
         train(clips_world.train_config(data, tmp_path / "run", track=("wandb",)))
 
 
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_saves_and_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
@@ -167,6 +179,7 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("listening")
 def test_a_second_signal_ends_at_once():
     with stop_requests() as stop:
         os.kill(os.getpid(), signal.SIGINT)
