@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import textwrap
+import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -79,6 +80,8 @@ def field_help(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]
         found = re.finditer(r"^    (\w+): (.*(?:\n {8,}.*)*)", arguments, re.MULTILINE)
         if dataclasses.is_dataclass(kind):
             yield from ((prefix + match[1], " ".join(match[2].split())) for match in found)
-    for name, kind in typing.get_type_hints(config_class).items():
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from field_help(kind, f"{prefix}{name}.")
+    for name, hint in typing.get_type_hints(config_class).items():
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for kind in options:
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                yield from field_help(kind, f"{prefix}{name}.")

@@ -48,9 +48,10 @@ def _lay_over(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> N
         place, rest = values, name
         while "." in rest:
             first, _, rest = rest.partition(".")
-            place = place.get(first)
-            if not isinstance(place, dict):
+            inner = place.get(first)
+            if not isinstance(inner, dict):
                 raise UserError(f"{what}: unknown field '{name}'")
+            place = inner
         if isinstance(value, Mapping) and isinstance(place.get(rest), dict):
             _lay_over(place[rest], value, f"{what}.{name}")
         else:

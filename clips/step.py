@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class Run:
     @property
     def exported(self) -> ClipsModel:
         """The model whose weights are the result: the average where there is one."""
-        return self.encoder if self.average is None else self.average.module
+        return self.encoder if self.average is None else cast(ClipsModel, self.average.module)
 
     @property
     def is_main(self) -> bool:
@@ -115,8 +115,8 @@ def _to_numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def gradients(run: Run, batch: Batch) -> tuple[Batch, Batch]:
     """Add the loss's gradient to the parameters; returns the losses and the model's outputs for the whole batch."""
-    size = run.config.micro_batch or len(batch["image"])
-    if size >= len(batch["image"]):
+    size = run.config.micro_batch
+    if size is None or size >= len(batch["image"]):
         outputs = forward(run, batch)
         losses = run.recipe.losses(outputs, batch)
         run.accelerator.backward(losses["loss"])

@@ -86,7 +86,7 @@ def test_the_command_prints_words_and_writes_a_page(tmp_path: Path, capsys: pyte
         assert "base64" in html
         assert "&lt;b&gt;" in html
         assert isinstance(said, str)
-    with pytest.raises(UserError, match="from a recipe with a captioner"):
+    with pytest.raises(UserError, match="a recipe with a captioner"):
         caption(CaptionConfig(image=str(tmp_path / "photo.png"), encoder=str(tmp_path / "clip")))
     with pytest.raises(UserError, match=r"gone\.png: expected a picture"):
         caption(CaptionConfig(image="gone.png", encoder=str(tmp_path / "clips")))

@@ -29,7 +29,7 @@ def test_every_command_has_a_documented_config(name: str, capsys: pytest.Capture
     told = dict(field_help(config))
     fields = [field for field, _ in field_types(config) if "[]" not in field]
     assert [field for field in fields if field not in told] == []
-    assert run_commands("clips", "", COMMANDS, [name, "--help"]) == 0
+    assert run_commands("clips", "", COMMANDS, [*name.split(), "--help"]) == 0
     assert f"usage: clips {name}" in capsys.readouterr().out
 
 

@@ -299,7 +299,7 @@ class FakeModel(torch.nn.Module):
 
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
-    config = SimpleNamespace(optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
+    config = SimpleNamespace(micro_batch=None, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
     return SimpleNamespace(
         model=model,
         encoder=model,
@@ -307,6 +307,7 @@ def fake_run(losses: list[float], **optim: Any) -> Any:
         optimizer=build_optimizer(model, config.optim),
         accelerator=SimpleNamespace(device=torch.device("cpu"), backward=lambda loss: loss.backward()),
         loop=SimpleNamespace(step=7),
+        average=None,
         steps=10,
         config=config,
         precision="fp32",
