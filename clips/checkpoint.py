@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from clips.artifact import MANIFEST, artifact_directory, read_manifest, write_file, writing
-from clips.commandline import plain, to_yaml
+from clips.commandline import difference, leaves, plain, to_yaml
 from clips.errors import UserError, reason_of
 
 CONFIG = "config.yaml"
@@ -106,16 +106,13 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
 
 
 def _refuse_other_config(directory: Path, config: Any) -> None:
-    there, here = dict(_leaves(read_run_config(directory))), dict(_leaves(plain(config)))
-    differing = sorted(
-        name for name in there.keys() | here.keys() if name not in _FREE and there.get(name) != here.get(name)
+    there, here = (
+        {name: value for name, value in leaves(values) if name not in _FREE}
+        for values in (read_run_config(directory), plain(config))
     )
-    if differing:
-        name = differing[0]
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+    if found := difference(there, here):
         raise UserError(
-            f"{directory}: holds a run of another config: {name} is {there.get(name)!r} there and {here.get(name)!r} "
-            f"now{more}; choose another output or remove the directory"
+            f"{directory}: holds a run of another config: {found}; choose another output or remove the directory"
         )
 
 
@@ -131,14 +128,6 @@ def _refuse_other_inputs(directory: Path, there: Mapping[str, str], here: Mappin
                 f"{directory}: holds a run that read other content from {name} than it has now; "
                 "choose another output or remove the directory"
             )
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
 
 
 def save_checkpoint(

@@ -17,7 +17,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,24 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested plain data."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """How two mappings differ, in words: the first name with both values, and how many more; None if they are equal."""
+    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if not differing:
+        return None
+    name, more = differing[0], f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+    return f"{name} is {there.get(name)!r} there and {here.get(name)!r} now{more}"
 
 
 def _complain(program: str, message: str) -> int:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clips.artifact import say, write_file, writing
 from clips.checkpoint import LoopState
+from clips.commandline import leaves
 from clips.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -109,18 +110,12 @@ def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[s
             tracker.start()
         except (ImportError, NameError):
             raise UserError(f"track: expected the package {name} to be installed (pip install {name})") from None
-        tracker.store_init_configuration(dict(_flat(config)))
+        shown = {
+            name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in leaves(config)
+        }
+        tracker.store_init_configuration(shown)
         found.append(tracker)
     return found
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values that trackers can show."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
 class Clock:

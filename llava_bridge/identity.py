@@ -6,12 +6,12 @@ The unfinished run in a work directory goes on, and a finished output is left as
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
-from clips.commandline import plain
+from clips.commandline import difference, leaves, plain
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
 from llava_bridge.data.samples import DataConfig
@@ -41,15 +41,8 @@ def is_finished(config: TrainConfig) -> bool:
     check_replaceable(output, kind_of(config))
     if not (output / MANIFEST).is_file():
         return False
-    there, here = _made_as(output), identity(config)
-    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if differing:
-        name = differing[0]
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise UserError(
-            f"output: {output} holds another run: {name} is {there.get(name)!r} there and {here.get(name)!r} "
-            f"now{more}; choose another output or remove the directory"
-        )
+    if found := difference(_made_as(output), identity(config)):
+        raise UserError(f"output: {output} holds another run: {found}; choose another output or remove the directory")
     return True
 
 
@@ -64,15 +57,7 @@ def _made_as(output: Path) -> dict[str, Any]:
 
 
 def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in _leaves({**config, "inputs": inputs}) if name not in _FREE}
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+    return {name: value for name, value in leaves({**config, "inputs": inputs}) if name not in _FREE}
 
 
 def inputs(config: TrainConfig) -> dict[str, Any]:
