@@ -176,7 +176,7 @@ def open_data(config: TrainConfig) -> TrainingData:
 
 
 def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
-    """What the encoder is made from: artifacts among the data, and the trunk's weights. Name → path."""
+    """What the encoder is made from: artifacts among the data, and the weights begun with. Name → path."""
     begun_with = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
     local = {name: path for name, path in begun_with.items() if path is not None and Path(path).exists()}
     return data.parents() | local

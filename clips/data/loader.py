@@ -108,11 +108,11 @@ class TrainingData(torch.utils.data.Dataset):
         "bad" lists (name, reason) of unusable samples; each is replaced by the next one in the source.
         """
         count = len(self)
-        wanted = self.order.at(position).index
+        place = self.order.at(position)
         bad: list[tuple[str, str]] = []
         for step in range(min(count, 1000)):
-            index = (wanted + step) % count
-            rng = self.order.generator(position)
+            index = (place.index + step) % count
+            rng = self.order.generator(place)
             try:
                 return {**self._load(index, rng), "bad": bad}
             except (BadSampleError, BadImageError) as error:

@@ -69,9 +69,8 @@ class Order:
         found = self._streams[source].at(before)
         return Place(found.index + int(self._starts[source]), found.epoch)
 
-    def generator(self, position: int) -> np.random.Generator:
+    def generator(self, place: Place) -> np.random.Generator:
         """Random numbers for drawing captions and crops: the same for the same sample in the same epoch."""
-        place = self.at(position)
         return np.random.default_rng([_SAMPLE, self.seed, place.epoch, place.index])
 
 

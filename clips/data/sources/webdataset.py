@@ -34,8 +34,8 @@ class WebDataset:
         self.cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
         self.shards = list_shards(config.path)
         sizes = _known_sizes(config.sizes, self.shards)
-        keep = _INDEXES_KEPT if sizes else len(self.shards)
-        self._index = functools.lru_cache(maxsize=keep)(self._read_index)
+        self.indexes_kept = _INDEXES_KEPT if sizes else len(self.shards)
+        self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
         self.sizes = sizes or [len(self._index(number)) for number in range(len(self.shards))]
         self.ends = np.cumsum(self.sizes)
         self._check_keys()
@@ -45,7 +45,7 @@ class WebDataset:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._index = functools.lru_cache(maxsize=_INDEXES_KEPT)(self._read_index)
+        self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
