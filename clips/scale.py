@@ -1,0 +1,25 @@
+"""How a training is spread over processes, and what memory is traded for: settings that leave its result alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Parallel = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """How the work is spread, and what is traded for memory. The result is the same but for rounding.
+
+    Args:
+        parallel: ddp (every process holds the whole model), fsdp (parameters, gradients and optimizer state in shards,
+            torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), of the gradients too
+            (zero2), of the parameters too (zero3).
+        activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
+        compile: compile the layers with torch.compile; pays on GPUs.
+    """
+
+    parallel: Parallel = "ddp"
+    activation_checkpointing: bool = False
+    compile: bool = False
