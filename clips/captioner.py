@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from clips.errors import UserError
 from clips.losses import linear_cross_entropy
@@ -156,6 +157,7 @@ class Captioner(nn.Module):
         self.embedding = nn.Embedding(shape.vocabulary, shape.width) if shape.teacher_forced else None
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.layers) for _ in range(shape.layers))
         self.head = CaptionHead(shape.width, shape.vocabulary)
+        self.checkpoints_activations = False
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
         """Summed cross-entropy () over the counted labels of a batch.
@@ -194,9 +196,13 @@ class Captioner(nn.Module):
         start = prefix.shape[1]
         mask = combination_mask(start, queries.shape[1]).to(prefix.device)
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
-        for block in self.blocks[:-1]:
-            x = block(x, mask)
-        return self.blocks[-1](x, mask, first=start)  # nothing reads the last layer's prefix
+        for number, block in enumerate(self.blocks, 1):
+            first = start if number == len(self.blocks) else 0  # nothing reads the last layer's prefix
+            if self.checkpoints_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, first, use_reentrant=False)
+            else:
+                x = block(x, mask, first)
+        return x
 
 
 def _projection(inputs: int, width: int) -> nn.Linear:

@@ -1,35 +1,35 @@
-"""A training run on disk: its directory, and checkpoints from which it goes on exactly.
+"""Checkpoints, from which a training goes on exactly: written in the background, whole or not at all, and checked.
 
-All that training depends on is the weights, the optimizer's state and the number of steps done: the order
-of the samples and every random draw are functions of (seed, step), so nothing else needs to be kept.
+All that training depends on is the weights, the optimizer's state and the number of steps done: the order of the
+samples and every random draw are functions of (seed, step), so nothing else needs to be kept. torch's distributed
+checkpointing writes each process's shards as safetensors and reads them into any other number of processes.
 """
 
 from __future__ import annotations
 
-import contextlib
+import concurrent.futures
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
-import yaml
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
 
-from clips.artifact import MANIFEST, artifact_directory, read_manifest, write_file, writing
-from clips.commandline import difference, leaves, plain, to_yaml
+from clips.artifact import file_hash, write_file, writing
+from clips.commandline import to_yaml
+from clips.distributed import Processes, gather_objects
 from clips.errors import UserError, reason_of
 
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"
-_WEIGHTS, _OPTIMIZER, _LOOP = "model.safetensors", "optimizer.safetensors", "loop.json"
-_AVERAGE = "average.safetensors"
-
-_BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
-
-# These say how a run is carried out, not what comes of it: a run may go on with others.
-_FREE = {"output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "data.workers", "data.cache_images"}
+_LOOP, _HASHES = "loop.json", "hashes.json"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,6 +42,8 @@ class LoopState:
         seconds: time spent in training, interruptions left out.
         bad: unusable samples met so far: name → reason.
         inputs: what the run reads, each with its hash.
+        norms: the gradient's norms of the latest steps.
+        skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
     """
 
     step: int = 0
@@ -49,111 +51,114 @@ class LoopState:
     seconds: float = 0.0
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    norms: list[float] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    spikes_in_a_row: int = 0
 
 
-def is_finished(output: str | Path, config: Any, inputs: Mapping[str, str]) -> bool:
-    """Whether the run that ``config`` describes is already finished in ``output``.
+class Checkpointer:
+    """Writes the checkpoints of one run while it goes on; all processes make the same calls.
 
     Args:
-        output: the run's directory, there or not.
-        config: the run's config.
-        inputs: what the run reads, each with its hash.
-
-    Raises:
-        UserError: the directory holds something else, or the work of another config or from other inputs.
+        output: the run's directory.
+        processes: who trains.
+        keep: how many checkpoints stay.
     """
-    directory = Path(output)
-    with writing(output):
-        if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-            return False
-    if not directory.is_dir() or not _is_run(directory, config):
-        raise UserError(f"{directory}: exists and is not a training run; choose another output or remove it")
-    finished, kept = (directory / MANIFEST).is_file(), checkpoints(directory)
-    if finished or kept:
-        _refuse_other_config(directory, config)
-        _refuse_other_inputs(directory, _inputs_of(directory) if finished else read_loop(kept[-1]).inputs, inputs)
-    return finished
+
+    def __init__(self, output: str | Path, processes: Processes, *, keep: int) -> None:
+        self.folder, self.processes, self.keep = Path(output) / CHECKPOINTS, processes, keep
+        # A group of its own: what the training exchanges meanwhile must not get in between.
+        self._group = dist.new_group(backend="gloo")
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: concurrent.futures.Future[None] | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], loop: LoopState, config: Any) -> None:
+        """Begin to write a checkpoint; returns once the tensors are copied.
+
+        Args:
+            tensors: what this process holds of them, whole or in shards.
+            loop: where the run stands, on the main process.
+            config: the run's.
+
+        Raises:
+            UserError: the place cannot be written; also what went wrong with the checkpoint before.
+        """
+        self.wait()
+        checkpoint = self.folder / f"step-{loop.step:08d}"
+        partial = checkpoint.with_name(f".{checkpoint.name}.partial")
+        self._together(lambda: self._make(partial))
+        copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        records = {CONFIG: to_yaml(config), _LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False)}
+        self._writing = self._thread.submit(self._write, partial, checkpoint, copied, records)
+
+    def poll(self) -> None:
+        """Raise what went wrong with a checkpoint whose writing has ended."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the checkpoint is there; raise what went wrong."""
+        if self._writing is None:
+            return
+        ended, self._writing = self._writing, None
+        ended.result()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+    def _together(self, work: Any) -> None:
+        """Do ``work`` on the main process; what goes wrong there is raised on all."""
+        error: Exception | None = None
+        if self.processes.is_main:
+            try:
+                work()
+            except (UserError, OSError) as raised:
+                error = raised
+        found = gather_objects(error)[0]
+        if found is not None:
+            raise found
+
+    def _make(self, partial: Path) -> None:
+        with writing(partial):
+            for leftover in self.folder.glob(".step-*.partial"):
+                shutil.rmtree(leftover)
+            partial.mkdir(parents=True)
+
+    def _write(self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], records: dict[str, str]) -> None:
+        try:
+            _save_tensors(partial, tensors, self._group)
+            if self.processes.is_main:
+                for name, text in records.items():
+                    write_file(partial / name, text)
+                kept = [path for path in sorted(partial.iterdir()) if path.name != CONFIG]  # people may edit that
+                hashes = {path.name: file_hash(path) for path in kept}
+                write_file(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                partial.replace(checkpoint)
+                for old in checkpoints(self.folder.parent)[: -self.keep]:
+                    shutil.rmtree(old)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
-def _is_run(directory: Path, config: Any) -> bool:
-    """Whether training wrote ``directory``: it is finished, or has a checkpoint, or was stopped before its first."""
-    if not (directory / CONFIG).is_file():
-        return False
-    if (directory / MANIFEST).is_file():
-        return read_manifest(directory).get("kind") == "encoder"
-    others = [path.name for path in directory.iterdir() if path.name not in _BEGUN and path.name[0] != "."]
-    whole = plain(config).keys() <= read_run_config(directory).keys()  # one written by hand leaves defaults out
-    return bool(checkpoints(directory)) or (whole and not others)
-
-
-def record_run(output: str | Path, config: Any) -> None:
-    """Create a run's directory with its config; UserError where that cannot be."""
-    write_file(Path(output) / CONFIG, to_yaml(config))
-
-
-def read_run_config(directory: str | Path) -> dict[str, Any]:
-    """The config of the run or checkpoint in ``directory`` as plain data; UserError where there is none."""
-    path = Path(directory) / CONFIG
+def _save_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; expected the output of `clips train` or one of its checkpoints") from None
-    except (yaml.YAMLError, ValueError, OSError):
-        raise UserError(f"{path}: not valid YAML") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected the config of a training run, a mapping of field names to values")
-    return config
+        dcp.save(tensors, storage_writer=writer, process_group=group)
+    except dcp.CheckpointException as error:
+        raise _cause(error) from None
 
 
-def _refuse_other_config(directory: Path, config: Any) -> None:
-    there, here = (
-        {name: value for name, value in leaves(values) if name not in _FREE}
-        for values in (read_run_config(directory), plain(config))
-    )
-    if found := difference(there, here):
-        raise UserError(
-            f"{directory}: holds a run of another config: {found}; choose another output or remove the directory"
-        )
-
-
-def _inputs_of(directory: Path) -> dict[str, str]:
-    """What a finished run read, each with its hash."""
-    return {name: parent.get("hash") for name, parent in read_manifest(directory).get("parents", {}).items()}
-
-
-def _refuse_other_inputs(directory: Path, there: Mapping[str, str], here: Mapping[str, str]) -> None:
-    for name, content in here.items():
-        if there.get(name, content) != content:
-            raise UserError(
-                f"{directory}: holds a run that read other content from {name} than it has now; "
-                "choose another output or remove the directory"
-            )
-
-
-def save_checkpoint(
-    output: str | Path,
-    model: torch.nn.Module,
-    optimizer: Any,
-    loop: LoopState,
-    config: Any,
-    *,
-    keep: int,
-    average: torch.nn.Module | None = None,
-) -> Path:
-    """Write a checkpoint whole or not at all, then delete all but the ``keep`` latest."""
-    from safetensors.torch import save_file
-
-    checkpoint = Path(output) / CHECKPOINTS / f"step-{loop.step:08d}"
-    with artifact_directory(checkpoint) as partial:
-        save_file(_contiguous(model.state_dict()), partial / _WEIGHTS)
-        if average is not None:
-            save_file(_contiguous(average.state_dict()), partial / _AVERAGE)
-        save_file(_contiguous(_flatten(optimizer.state_dict()["state"])), partial / _OPTIMIZER)
-        write_file(partial / CONFIG, to_yaml(config))
-        write_file(partial / _LOOP, json.dumps(dataclasses.asdict(loop), ensure_ascii=False))
-    for old in checkpoints(output)[:-keep]:
-        shutil.rmtree(old)
-    return checkpoint
+def _cause(error: dcp.CheckpointException) -> BaseException:
+    """What went wrong in the process that failed first, where the system said it; else the whole story."""
+    causes = [found[0] for _, found in sorted(error.failures.items())]
+    return next((cause for cause in causes if isinstance(cause, OSError | UserError)), error)
 
 
 def checkpoints(output: str | Path) -> list[Path]:
@@ -172,62 +177,67 @@ def read_loop(checkpoint: Path) -> LoopState:
         raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
 
 
-def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def verify(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which a file is missing or has other content than was written; UserError names it."""
+    advice = "remove this checkpoint to go on without it"
+    path = checkpoint / _HASHES
+    try:
+        hashes = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: broken ({reason_of(error)}); {advice}") from None
+    for name, recorded in hashes.items():
+        if not (checkpoint / name).is_file():
+            raise UserError(f"{checkpoint / name}: missing; {advice}")
+        if file_hash(checkpoint / name) != recorded:
+            raise UserError(f"{checkpoint / name}: damaged, it is not what was written; {advice}")
 
 
-def _flatten(state: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+def verify_together(checkpoint: Path) -> None:
+    """`verify` by the main process; all processes raise what it finds."""
+    error: UserError | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            verify(checkpoint)
+        except UserError as raised:
+            error = raised
+    if (found := gather_objects(error)[0]) is not None:
+        raise found
 
 
-def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Put a checkpoint's weights into ``model``; UserError where they are broken or do not fit."""
-    with _loading(checkpoint / _WEIGHTS) as tensors:
-        model.load_state_dict(tensors)
+def stored_names(checkpoint: Path) -> set[str]:
+    """Names of a checkpoint's tensors."""
+    return set(_reader(checkpoint).read_metadata().state_dict_metadata)
+
+
+def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Fill ``tensors``, whole or shards, with those of ``checkpoint``, where they are called ``prefix`` + name.
+
+    All processes of a training call it together.
+
+    Raises:
+        UserError: one is missing or of another shape.
+    """
+    wanted = {prefix + name: value for name, value in tensors.items()}
+    stored: Mapping[str, Any] = _reader(checkpoint).read_metadata().state_dict_metadata
+    unlike = [name for name in wanted if name not in stored or tuple(stored[name].size) != tuple(wanted[name].shape)]
+    if unlike:
+        raise UserError(
+            f"{checkpoint}: {unlike[0]} is missing or has another shape; expected a checkpoint of this model"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(wanted, storage_reader=_reader(checkpoint), no_dist=not dist.is_initialized())
+
+
+def _reader(checkpoint: Path) -> dcp.HuggingFaceStorageReader:
+    return dcp.HuggingFaceStorageReader(str(checkpoint))
 
 
 def load_exported(checkpoint: Path, model: torch.nn.Module) -> None:
     """Put what a checkpoint would export into ``model``: its average of the weights, where it keeps one."""
-    if not (checkpoint / _AVERAGE).is_file():
-        load_weights(checkpoint, model)
-        return
-    with _loading(checkpoint / _AVERAGE) as tensors:
-        model.load_state_dict(
-            {name.removeprefix("module."): value for name, value in tensors.items() if name.startswith("module.")}
-        )
-
-
-def restore(
-    output: str | Path, model: torch.nn.Module, optimizer: Any, average: torch.nn.Module | None = None
-) -> LoopState:
-    """Go on from the latest checkpoint in ``output``; a fresh LoopState where there is none."""
-    found = checkpoints(output)
-    if not found:
-        return LoopState()
-    load_weights(found[-1], model)
-    if average is not None:
-        with _loading(found[-1] / _AVERAGE) as tensors:
-            average.load_state_dict(tensors)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    with _loading(found[-1] / _OPTIMIZER) as tensors:
-        for key, value in tensors.items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
-        # What is not a tensor, rates and decays, follows from the config at every step.
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return read_loop(found[-1])
-
-
-@contextlib.contextmanager
-def _loading(path: Path) -> Iterator[dict[str, torch.Tensor]]:
-    from safetensors.torch import load_file
-
-    try:
-        yield load_file(path)
-    except Exception as error:  # safetensors raises its own errors, load_state_dict whatever does not fit
-        raise UserError(
-            f"{path}: cannot be loaded ({reason_of(error)}); remove this checkpoint to go on without it"
-        ) from None
+    verify(checkpoint)
+    kept = "average." if any(name.startswith("average.") for name in stored_names(checkpoint)) else "model."
+    load_tensors(checkpoint, model.state_dict(), kept)
 
 
 def remove_checkpoints(output: str | Path) -> None:

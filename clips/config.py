@@ -11,6 +11,7 @@ from clips.errors import UserError
 from clips.optim import OptimConfig
 from clips.precision import Precision
 from clips.recipes import RecipeConfig
+from clips.scale import ScaleConfig
 from clips.towers import ModelConfig
 
 
@@ -53,7 +54,8 @@ class TrainConfig:
         batch_size: samples a step, over all processes.
         micro_batch: samples that one process holds activations of at a time; null means its whole share of the batch.
             The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
-            arXiv 2101.06983).
+            arXiv 2101.06983). This is how gradients are accumulated: a contrastive loss cannot be summed over parts.
+        scale: how the work is spread over processes, and what is traded for memory.
         average: decay of a running average of the weights (EMA), such as 0.9999, which is what is exported then; null
             exports the weights themselves.
         seed: of the weights, the order of the data, crops and caption draws.
@@ -79,6 +81,7 @@ class TrainConfig:
     epochs: float | None = None
     batch_size: int = 128
     micro_batch: int | None = None
+    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig)
     average: float | None = None
     seed: int = 0
     precision: Precision = "auto"
@@ -104,5 +107,10 @@ class TrainConfig:
             raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
         if self.average is not None and not 0 <= self.average < 1:
             raise UserError(f"average: expected a decay from 0 to below 1, got {self.average}")
+        zero = self.scale.parallel.startswith("zero")
+        if zero and self.optim.skip_spikes is not None:
+            raise UserError("optim.skip_spikes: expected null under ZeRO, which tells a gradient's norm after the step")
+        if self.scale.parallel == "zero3" and self.average is not None:
+            raise UserError("average: expected null under scale.parallel: zero3; fsdp can average")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")

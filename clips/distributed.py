@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import os
+import socket
 from typing import Any
 
 import torch
-import torch.distributed
+import torch.distributed as dist
 
 
-def start_processes() -> Any:
-    """The `accelerate.Accelerator` of this process, which joins the group that the launcher's environment names."""
-    from accelerate import Accelerator
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The training's processes, as one of them sees them.
 
-    return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    Args:
+        rank: its number.
+        count: how many there are.
+        device: what it computes on.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+
+def start_processes(*, patience: float = 1800) -> Processes:
+    """Join the process group that the launcher's environment names, or make one of this process alone.
+
+    A group that is there already is kept.
+
+    Args:
+        patience: seconds that a process may stand still; the group waits longer, so that a watchdog can tell who does.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # Checkpoints are written over gloo while nccl trains.
+        backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", datetime.timedelta(seconds=2 * patience + 60)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group(backend, timeout=wait, device_id=device if cuda else None)
+        else:
+            dist.init_process_group(backend, timeout=wait, store=dist.HashStore(), rank=0, world_size=1)
+    return Processes(rank=dist.get_rank(), count=dist.get_world_size(), device=device)
+
+
+def describe_process() -> str:
+    """This process in words, for people who look for it on a cluster."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return f"rank {rank} (host {socket.gethostname()}, process {os.getpid()})"
 
 
 def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
@@ -23,20 +68,20 @@ def mean_over_processes(values: dict[str, float]) -> dict[str, float]:
 
 def gather_objects(value: Any) -> list[Any]:
     """``value`` of every process, in order of rank, on every process."""
-    if not torch.distributed.is_initialized():
+    if not dist.is_initialized():
         return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
     return values
 
 
 def wait_for_main_process() -> None:
     """Return when all processes have come here."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def end_processes() -> None:
     """Leave the process group."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -16,10 +16,11 @@ import torch
 from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_file, write_manifest
 from clips.captioner import Captioner, CaptionerShape
 from clips.checkpoint import CONFIG as RUN_CONFIG
-from clips.checkpoint import checkpoints, load_exported, read_loop, read_run_config
+from clips.checkpoint import checkpoints, load_exported, read_loop
 from clips.errors import UserError, reason_of
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.recipes import RECIPES, RecipeConfig
+from clips.rundir import read_run_config
 from clips.tokenizer import ClipsTokenizer
 
 CONFIG = "open_clip_config.json"

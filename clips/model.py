@@ -9,14 +9,12 @@ Everything that has parameters runs inside ``ClipsModel.forward``, so that it ma
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clips import recipes, towers
 from clips.artifact import say
@@ -25,7 +23,8 @@ from clips.recipes import Recipe, RecipeConfig
 from clips.towers import ModelConfig
 from clips.warmstart import load_pretrained
 
-_LARGEST_LOGIT_SCALE = math.log(100.0)  # as CLIP; a higher one makes the softmax brittle
+LARGEST_LOGIT_SCALE = math.log(100.0)
+"""Bound of the temperature, as CLIP's: a higher one makes the softmax brittle."""
 _SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
 
 
@@ -72,18 +71,17 @@ class ClipsModel(nn.Module):
             captioner "caption_loss_sum" () and "caption_tokens" (), the summed cross-entropy over the counted
             target tokens and their number.
         """
-        with trainable_attention(batch["image"].device.type):
-            return self._encode(batch)
-
-    def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = self.recipe.encoded
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
         texts, text_tokens = towers.encode_text(self.clip, torch.cat([batch[name] for name in names]))
         outputs = {"image": F.normalize(image.float(), dim=-1)}
-        outputs |= zip(names, F.normalize(texts.float(), dim=-1).chunk(len(names)), strict=True)
-        outputs["logit_scale"] = self.clip.logit_scale.float().exp().squeeze()
+        # No output is a view of another tensor: FSDP hangs its hooks on them.
+        outputs |= {
+            name: F.normalize(text.float(), dim=-1) for name, text in zip(names, texts.chunk(len(names)), strict=True)
+        }
+        outputs["logit_scale"] = self.clip.logit_scale.float().exp().sum()
         if self.clip.logit_bias is not None:
-            outputs["logit_bias"] = self.clip.logit_bias.float().squeeze()
+            outputs["logit_bias"] = self.clip.logit_bias.float().sum()
         if self.captioner is not None and self.recipe.captioning is not None:
             reads = self.recipe.captioning.reads
             read = None if reads is None else text_tokens.chunk(len(names))[names.index(reads)]
@@ -101,34 +99,21 @@ class ClipsModel(nn.Module):
                 module.eval()
         return self
 
+    def checkpoint_activations(self) -> None:
+        """From now on keep each layer's input only and compute its activations again in the backward pass."""
+        self.clip.set_grad_checkpointing()
+        if self.captioner is not None:
+            self.captioner.checkpoints_activations = True
+
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Keep the temperature's factor within [1, 100]; call after each optimizer step."""
-        self.clip.logit_scale.clamp_(0.0, _LARGEST_LOGIT_SCALE)
+        self.clip.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def no_decay_names(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone: vectors, and what is added to tokens."""
         added = {f"clip.{name}" for name in self.clip.no_weight_decay()} | {"captioner.learnable_tokens"}
         return {name for name, value in self.named_parameters() if value.ndim < 2 or name in added}
-
-
-@contextmanager
-def trainable_attention(device_type: str) -> Iterator[None]:
-    """Attention by plain matrix products where that is quicker: training under bf16 autocast on a CPU.
-
-    The fused kernel's backward pass takes three to ten times as long there at the lengths of small towers.
-    """
-    slow = device_type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
-    if not slow:
-        yield
-        return
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # a switch for CPUs too, despite its place
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else it computes in float32, at twice the time
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
 def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:

@@ -21,6 +21,8 @@ class OptimConfig:
         betas: Adam's averages of the gradient and of its square.
         weight_decay: on matrices; never on norms, biases, embeddings or the temperature.
         clip_gradient: scale a gradient of greater norm down to this norm; null never does.
+        skip_spikes: leave the weights alone in a step whose gradient has more than this many times the median norm of
+            the last hundred, and stop after ten such steps in a row; null follows every gradient.
     """
 
     learning_rate: float = 1e-3
@@ -28,6 +30,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.2
     clip_gradient: float | None = None
+    skip_spikes: float | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -40,6 +43,8 @@ class OptimConfig:
             raise UserError(f"optim.weight_decay: expected 0 or more, got {self.weight_decay}")
         if self.clip_gradient is not None and self.clip_gradient <= 0:
             raise UserError(f"optim.clip_gradient: expected a number above 0 or null, got {self.clip_gradient}")
+        if self.skip_spikes is not None and self.skip_spikes <= 1:
+            raise UserError(f"optim.skip_spikes: expected a number above 1 or null, got {self.skip_spikes}")
 
 
 def build_optimizer(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -28,3 +31,22 @@ def choose_precision(wanted: Precision, device: torch.device) -> tuple[Literal["
 def _cpu_multiplies_bf16() -> bool:
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+@contextlib.contextmanager
+def quick_attention(device: torch.device, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
+    """Attention by plain matrix products where training is quicker with them: in bf16 on a CPU.
+
+    The fused kernel's backward pass takes three to ten times as long there at the lengths of small towers. Forward and
+    backward belong in one block: activations that are computed again must come from the same kernel.
+    """
+    if device.type != "cpu" or precision != "bf16":
+        yield
+        return
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # a switch for CPUs too, despite its place
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else it computes in float32, at twice the time
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from clips.errors import UserError
+
 Parallel = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
 
@@ -15,11 +17,17 @@ class ScaleConfig:
     Args:
         parallel: ddp (every process holds the whole model), fsdp (parameters, gradients and optimizer state in shards,
             torch's FSDP2), or DeepSpeed's ZeRO with shards of the optimizer state (zero1), of the gradients too
-            (zero2), of the parameters too (zero3).
+            (zero2), of the parameters too (zero3). A run may go on under another one, and on more or fewer processes.
         activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
         compile: compile the layers with torch.compile; pays on GPUs.
+        patience: seconds that a process may stand still before the training ends and names it.
     """
 
     parallel: Parallel = "ddp"
     activation_checkpointing: bool = False
     compile: bool = False
+    patience: float = 1800
+
+    def __post_init__(self) -> None:
+        if not self.patience > 0:
+            raise UserError(f"scale.patience: expected seconds above 0, got {self.patience}")

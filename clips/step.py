@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
+from clips.average import Average
 from clips.checkpoint import LoopState
 from clips.config import TrainConfig
 from clips.data.loader import TrainingData
+from clips.distributed import Processes
 from clips.errors import UserError
 from clips.model import ClipsModel
 from clips.optim import learning_rate_at
+from clips.parallel import DataParallel
+from clips.precision import quick_attention
 from clips.recipes import Recipe
+from clips.spikes import stands_out
 
 Batch = dict[str, Tensor]
 _SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that add up over samples
@@ -28,8 +31,8 @@ class Run:
     """What one process of a training run holds.
 
     Args:
-        encoder: the model itself; ``model`` is the same, wrapped where there are many processes.
-        average: a running average of the encoder's weights, or None.
+        parallel: the model and its optimizer, spread over the processes.
+        average: a running average of the model's weights, or None.
         loop: where the run stands.
         steps: where it ends.
         precision: what it computes in.
@@ -39,11 +42,9 @@ class Run:
     config: TrainConfig
     data: TrainingData
     recipe: Recipe
-    encoder: ClipsModel
-    model: torch.nn.Module
-    average: AveragedModel | None
-    optimizer: Any
-    accelerator: Any
+    processes: Processes
+    parallel: DataParallel
+    average: Average | None
     loop: LoopState
     steps: int
     precision: Literal["fp32", "bf16"]
@@ -51,36 +52,43 @@ class Run:
     std: torch.Tensor
 
     @property
-    def exported(self) -> ClipsModel:
-        """The model whose weights are the result: the average where there is one."""
-        return self.encoder if self.average is None else cast(ClipsModel, self.average.module)
+    def encoder(self) -> ClipsModel:
+        """The model itself, of which this process may hold shards; ``model`` is what is called with a batch."""
+        return self.parallel.encoder
 
     @property
-    def is_main(self) -> bool:
-        """Whether this process writes and speaks."""
-        return self.accelerator.is_main_process
+    def model(self) -> torch.nn.Module:
+        """See ``encoder``."""
+        return self.parallel.model
 
 
 def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     """Images and captions in, a slightly better model; returns the losses and what else is worth a curve.
 
     Raises:
-        UserError: a loss or the gradient is not finite; the model has not moved.
+        UserError: a loss or the gradient is not finite, or the gradient's norm stood out too often; the model has not
+            moved (under ZeRO, which tells the norm too late, it has).
     """
-    losses, outputs = gradients(run, batch)
-    gradient_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.optim.clip_gradient or math.inf)
-
-    values = _to_numbers({**losses, "grad_norm": gradient_norm, "logit_scale": outputs["logit_scale"]})
-    refuse_non_finite(values, run.loop.step)  # before the optimizer moves
-
     rate = learning_rate_at(run.loop.step, run.steps, run.config.optim)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    run.encoder.clamp_logit_scale()
+    with quick_attention(run.processes.device, run.precision):
+        losses, outputs = gradients(run, batch)
+    norm = run.parallel.clip(run.config.optim.clip_gradient)
+
+    told = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
+    values = _to_numbers(told)
+    refuse_non_finite(values, run.loop.step)  # before the optimizer moves
+    if run.config.optim.skip_spikes is not None and stands_out(
+        run.loop, values["grad_norm"], run.config.optim.skip_spikes
+    ):
+        run.parallel.forget_gradient()
+        return {**values, "lr": 0.0}
+
+    late_norm = run.parallel.update(rate)
+    if late_norm is not None:
+        values["grad_norm"] = late_norm
+        refuse_non_finite(values, run.loop.step)
     if run.average is not None:
-        run.average.update_parameters(run.encoder)
+        run.average.update(run.parallel.weights())
     return {**values, "lr": rate}
 
 
@@ -89,7 +97,7 @@ def to_device(batch: dict[str, torch.Tensor], run: Run) -> dict[str, torch.Tenso
 
     Convolutions take the layout of their input, and train 1.1 to 1.7 times as fast with this one; ViTs do not mind.
     """
-    batch = {name: value.to(run.accelerator.device, non_blocking=True) for name, value in batch.items()}
+    batch = {name: value.to(run.processes.device, non_blocking=True) for name, value in batch.items()}
     pixels = batch["image"].contiguous(memory_format=torch.channels_last).float()
     return {**batch, "image": (pixels / 255 - run.mean) / run.std}
 
@@ -117,9 +125,10 @@ def gradients(run: Run, batch: Batch) -> tuple[Batch, Batch]:
     """Add the loss's gradient to the parameters; returns the losses and the model's outputs for the whole batch."""
     size = run.config.micro_batch
     if size is None or size >= len(batch["image"]):
-        outputs = forward(run, batch)
-        losses = run.recipe.losses(outputs, batch)
-        run.accelerator.backward(losses["loss"])
+        with run.parallel.part(last=True):
+            outputs = forward(run, batch)
+            losses = run.recipe.losses(outputs, batch)
+            run.parallel.backward(losses["loss"])
         return losses, outputs
     pieces = zip(*(value.split(size) for value in batch.values()), strict=True)
     return _gradients_in_parts(run, batch, [dict(zip(batch, piece, strict=True)) for piece in pieces])
@@ -127,7 +136,7 @@ def gradients(run: Run, batch: Batch) -> tuple[Batch, Batch]:
 
 def forward(run: Run, batch: Batch) -> Batch:
     """The model's outputs in the run's precision."""
-    with torch.autocast(run.accelerator.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+    with torch.autocast(run.processes.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
         return run.model(batch)
 
 
@@ -148,8 +157,8 @@ def _gradients_in_parts(run: Run, batch: Batch, parts: list[Batch]) -> tuple[Bat
     for number, (part, state) in enumerate(zip(parts, states, strict=True)):
         _restore_random_state(run, state)
         rows, last = slice(start, start + len(part["image"])), number == len(parts) - 1
-        with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
-            _backward_part(forward(run, part), outputs, rows, with_shared=last)
+        with run.parallel.part(last=last):
+            run.parallel.backward(_surrogate(forward(run, part), outputs, rows, with_shared=last))
         start = rows.stop
     return losses, {name: value.detach() for name, value in outputs.items()}
 
@@ -160,22 +169,22 @@ def _joined(name: str, parts: list[Tensor]) -> Tensor:
     return value.detach().requires_grad_(value.is_floating_point())
 
 
-def _backward_part(part: Batch, outputs: Batch, rows: slice, *, with_shared: bool) -> None:
-    """Send the gradients by the outputs on to the parameters; those by shared numbers once in a batch."""
+def _surrogate(part: Batch, outputs: Batch, rows: slice, *, with_shared: bool) -> Tensor:
+    """A number () whose gradient sends those by the outputs on to the parameters; by shared numbers once in a batch."""
     share = []
     for name, value in part.items():
         gradient = outputs[name].grad
         if gradient is not None and (value.ndim or name in _SUMMED or with_shared):
             share.append((value * (gradient[rows] if value.ndim else gradient)).sum())
-    torch.stack(share).sum().backward()
+    return torch.stack(share).sum()
 
 
 def _random_state(run: Run) -> list[Tensor]:
-    device = run.accelerator.device
+    device = run.processes.device
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _restore_random_state(run: Run, state: list[Tensor]) -> None:
     torch.set_rng_state(state[0])
     for value in state[1:]:
-        torch.cuda.set_rng_state(value, run.accelerator.device)
+        torch.cuda.set_rng_state(value, run.processes.device)

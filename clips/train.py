@@ -9,41 +9,33 @@ The training step is `clips.step.training_step`; everything here carries batches
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from clips import recipes, towers
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
-from clips.checkpoint import LoopState, is_finished, record_run, remove_checkpoints, restore, save_checkpoint
+from clips.checkpoint import Checkpointer, LoopState, remove_checkpoints
 from clips.commandline import plain
 from clips.config import TrainConfig
-from clips.data.loader import TrainingData, batches
-from clips.distributed import (
-    end_processes,
-    gather_objects,
-    mean_over_processes,
-    start_processes,
-    wait_for_main_process,
-)
+from clips.data.loader import batches, told_of_dead_workers
+from clips.distributed import end_processes, gather_objects, mean_over_processes, wait_for_main_process
 from clips.errors import UserError
 from clips.export import write_encoder, write_model_card
-from clips.model import ClipsModel, build_model
-from clips.optim import build_optimizer
-from clips.precision import choose_precision
+from clips.model import ClipsModel
+from clips.parallel import whole
+from clips.rundir import is_finished, record_run
 from clips.runlog import Clock, RunLog, open_trackers
 from clips.stages import stage_configs
+from clips.start import bare_model, open_data, parents_of, start_run
 from clips.step import Run, to_device, training_step
 from clips.stopping import exit_status, stop_requests
-from clips.tokenizer import ClipsTokenizer
 from clips.validate import Validation
+from clips.watchdog import Watchdog
 
 SUMMARY = "summary.json"
 _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
@@ -68,12 +60,13 @@ def train_stage(config: TrainConfig) -> None:
         return
     run = start_run(config, data)
     run.loop.inputs = inputs
-    if run.is_main:
+    if run.processes.is_main:
         record_run(config.output, config)
     metrics = run_steps(run)
     summary = summarise(run, metrics)
-    if run.is_main:
-        finish(run, summary)
+    encoder = exported(run)
+    if encoder is not None:
+        finish(run, encoder, summary)
     wait_for_main_process()
 
 
@@ -82,52 +75,81 @@ def train_stage(config: TrainConfig) -> None:
 
 def run_steps(run: Run) -> dict[str, Any]:
     """Train to the end; returns the last entry of the log, empty where there was no step to do."""
-    config, loop = run.config, run.loop
-    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    stream = batches(
-        run.data,
-        first_step=loop.step,
-        last_step=run.steps,
-        batch_size=config.batch_size,
-        rank=rank,
-        world_size=world_size,
-    )
+    config, loop, is_main = run.config, run.loop, run.processes.is_main
+    validation = Validation(config.validation, run) if is_main and config.validation.source else None
+    trackers = open_trackers(config.track, config.output, plain(config)) if is_main else []
+    log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
+    stream = read_batches(run)
     run.model.train()
     entry: dict[str, Any] = {}
-    validation = Validation(config.validation, run) if run.is_main and config.validation.source else None
-    trackers = open_trackers(config.track, config.output, plain(config)) if run.is_main else []
-    log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not run.is_main, trackers=trackers)
-    with log, Clock(loop) as clock, stop_requests() as stop:
+    with (
+        told_of_dead_workers(),
+        log,
+        Clock(loop) as clock,
+        stop_requests() as stop,
+        Checkpointer(config.output, run.processes, keep=config.keep_checkpoints) as checkpointer,
+        Watchdog(run.processes, config.scale.patience) as watchdog,
+    ):
         while loop.step < run.steps:
-            with clock.waiting():
-                batch = next(stream)
-            loop.bad.update(batch.pop("bad"))
-            refuse_bad_share(run, share_of_data=1 / world_size)
-            _seed_step(config.seed, loop.step, rank)
-            values = training_step(run, to_device(batch, run))
-            loop.step += 1
-            loop.samples_seen += config.batch_size
-            clock.tick()
+            values = take_step(run, stream, clock, watchdog)
             log.advance()
             last = loop.step == run.steps
             validates = config.validation.source and (last or loop.step % config.validation.every == 0)
             if last or validates or loop.step % config.log_every == 0:
                 entry = log_entry(run, values, clock)
-                if validates and validation is not None:
-                    entry |= validation.measure()
+                if validates:
+                    watchdog.at(loop.step, "validating")
+                    entry |= validate(run, validation)
                 log.write(entry)
-            asked = 0 if last else stop.of_any_process(run.accelerator.device)
+            asked = 0 if last else stop.of_any_process(run.processes.device)
             if not last and (asked or loop.step % config.checkpoint_every == 0):
-                checkpoint(run)
+                watchdog.at(loop.step, "saving")
+                checkpoint(run, checkpointer)
             if asked:
+                checkpointer.wait()
                 say_stopped(run)
                 raise SystemExit(exit_status(asked))
     return entry
 
 
+def read_batches(run: Run) -> Iterator[dict[str, Any]]:
+    """This process's part of the batches that are left."""
+    return batches(
+        run.data,
+        first_step=run.loop.step,
+        last_step=run.steps,
+        batch_size=run.config.batch_size,
+        rank=run.processes.rank,
+        world_size=run.processes.count,
+    )
+
+
+def take_step(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdog: Watchdog) -> dict[str, float]:
+    """Train on the next batch; returns the step's numbers."""
+    config, loop = run.config, run.loop
+    watchdog.at(loop.step, "waiting for data")
+    with clock.waiting():
+        batch = next(stream)
+    watchdog.at(loop.step, "computing")
+    loop.bad.update(batch.pop("bad"))
+    refuse_bad_share(run, share_of_data=1 / run.processes.count)
+    _seed_step(config.seed, loop.step, run.processes.rank)
+    values = training_step(run, to_device(batch, run))
+    loop.step += 1
+    loop.samples_seen += config.batch_size
+    clock.tick()
+    return values
+
+
+def validate(run: Run, validation: Validation | None) -> dict[str, float]:
+    """Retrieval on held-out pictures, by the main process; the others help to bring the weights together."""
+    encoder = exported(run)
+    return {} if encoder is None or validation is None else validation.measure(encoder)
+
+
 def say_stopped(run: Run) -> None:
     """Tell the user that nothing is lost."""
-    if run.is_main:
+    if run.processes.is_main:
         say(f"{run.config.output}: stopped and saved after step {run.loop.step}; the same command goes on from there")
 
 
@@ -163,101 +185,29 @@ def refuse_bad_share(run: Run, *, share_of_data: float = 1.0) -> None:
         )
 
 
-# ---------------------------------------------------------------- before it
-
-
-def open_data(config: TrainConfig) -> TrainingData:
-    """The training data, opened first: what is wrong with it is told before anything heavy is loaded."""
-    cfg = towers.model_cfg(config.model)
-    tokenizer = ClipsTokenizer(cfg["text_cfg"]["context_length"])
-    prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=tokenizer)
-    size = int(towers.preprocess_cfg(cfg)["size"][0])
-    return TrainingData(config.data, size=size, seed=config.seed, prepare=prepare)
-
-
-def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
-    """What the encoder is made from: artifacts among the data, and the weights begun with. Name → path."""
-    begun_with = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
-    local = {name: path for name, path in begun_with.items() if path is not None and Path(path).exists()}
-    return data.parents() | local
-
-
-def start_run(config: TrainConfig, data: TrainingData) -> Run:
-    """Processes, model and optimizer, standing where the output directory says.
-
-    Precedence: (1) the latest checkpoint in the output directory, (2) a fresh model, its trunk pretrained or not.
-    """
-    accelerator = start_processes()
-    if config.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"batch_size: expected a multiple of the {accelerator.num_processes} processes, got {config.batch_size}"
-        )
-    precision, reason = choose_precision(config.precision, accelerator.device)
-    encoder = build_model(config.model, config.recipe, config.seed)
-    optimizer = build_optimizer(encoder, config.optim, encoder.no_decay_names())
-    model, optimizer = accelerator.prepare(encoder, optimizer)
-    average = running_average(encoder, config.average)
-    run = Run(
-        config=config,
-        data=data,
-        recipe=recipes.build(config.recipe),
-        encoder=encoder,
-        model=model,
-        average=average,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        loop=restore(config.output, encoder, optimizer, average),
-        steps=count_steps(config, len(data)),
-        precision=precision,
-        mean=_channels(encoder.preprocess_cfg["mean"], accelerator.device),
-        std=_channels(encoder.preprocess_cfg["std"], accelerator.device),
-    )
-    if run.is_main:
-        say(
-            f"{config.output}: {len(data)} samples, {run.steps} steps of {config.batch_size}, "
-            f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {precision} ({reason})"
-        )
-        if run.loop.step:
-            say(f"going on from step {run.loop.step}")
-    return run
-
-
-def running_average(encoder: ClipsModel, decay: float | None) -> AveragedModel | None:
-    """The average of weights and of batch norms' statistics that training keeps, or None."""
-    if decay is None:
-        return None
-    return AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def count_steps(config: TrainConfig, samples_in_data: int) -> int:
-    """The length of the training in steps; a last part of a batch becomes a whole one."""
-    if config.steps is not None:
-        return config.steps
-    samples = config.samples if config.samples is not None else (config.epochs or 0) * samples_in_data
-    return math.ceil(samples / config.batch_size)
-
-
-def _channels(values: list[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, device=device)[:, None, None]
-
-
 # ---------------------------------------------------------------- after it
 
 
-def checkpoint(run: Run) -> None:
-    """Save where the run stands."""
-    loop = dataclasses.replace(run.loop, bad=_all_bad(run.loop))
-    if run.is_main:
-        save_checkpoint(
-            run.config.output,
-            run.encoder,
-            run.optimizer,
-            loop,
-            run.config,
-            keep=run.config.keep_checkpoints,
-            average=run.average,
-        )
-    wait_for_main_process()
+def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
+    """Begin to save where the run stands."""
+    parts = {"model": run.parallel.weights(), "optimizer": run.parallel.moments()}
+    if run.average is not None:
+        parts["average"] = run.average.state
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    checkpointer.save(tensors, dataclasses.replace(run.loop, bad=_all_bad(run.loop)), run.config)
+
+
+def exported(run: Run) -> ClipsModel | None:
+    """The model whose weights are the result, whole: on the main process, None on the others. All ask together."""
+    if run.average is None and not run.parallel.shards_weights:
+        return run.encoder if run.processes.is_main else None
+    held = run.parallel.weights() if run.average is None else run.average.state
+    weights = {name: whole(value) for name, value in held.items()}
+    if not run.processes.is_main:
+        return None
+    encoder = bare_model(run.config)
+    encoder.load_state_dict(weights)
+    return encoder.to(run.processes.device)
 
 
 def _all_bad(loop: LoopState) -> dict[str, str]:
@@ -274,8 +224,8 @@ def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
         "epochs": loop.samples_seen / len(run.data),
         "seconds": round(loop.seconds, 3),
         "samples_per_second": loop.samples_seen / loop.seconds if loop.seconds else None,
-        "processes": run.accelerator.num_processes,
-        "device": run.accelerator.device.type,
+        "processes": run.processes.count,
+        "device": run.processes.device.type,
         "precision": run.precision,
         "parameters": {name: _count(part) for name, part in run.encoder.named_children() if _count(part)},
         "bad_samples": {"count": len(loop.bad), "by_reason": dict(Counter(loop.bad.values())), "samples": loop.bad},
@@ -287,12 +237,12 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def finish(run: Run, summary: dict[str, Any]) -> None:
+def finish(run: Run, encoder: ClipsModel, summary: dict[str, Any]) -> None:
     """Turn the output directory into an encoder directory."""
     config = run.config
     output = Path(config.output)
     with added_files(output) as partial:
-        write_encoder(run.exported, partial)
+        write_encoder(encoder, partial)
         write_file(partial / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         manifest = write_manifest(
             partial,

@@ -13,6 +13,7 @@ from clips.data.augment import AugmentConfig, augment
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, open_source
 from clips.errors import UserError
+from clips.model import ClipsModel
 from clips.recipes import Captions, partial
 from clips.step import Run, to_device
 from clips.tokenizer import ClipsTokenizer
@@ -58,38 +59,37 @@ class Validation:
         self.texts["whole"].append(captions.synthetic or captions.web)
 
     @torch.no_grad()
-    def measure(self) -> dict[str, float]:
+    def measure(self, encoder: ClipsModel) -> dict[str, float]:
         """R@1 of each kind of caption in both directions, 0 to 1, by name: ``val_web_t2i_r1`` …"""
-        model = self.run.exported
-        learns, _ = model.training, model.eval()
+        learns, _ = encoder.training, encoder.eval()
         try:
-            images = self._encode_images()
+            images = self._encode_images(encoder)
             found = {}
             for kind, texts in self.texts.items():
-                cosines = images @ self._encode_texts(texts).t()
+                cosines = images @ self._encode_texts(encoder, texts).t()
                 found[f"val_{kind}_i2t_r1"] = recall_at_1(cosines)
                 found[f"val_{kind}_t2i_r1"] = recall_at_1(cosines.t())
             return found
         finally:
-            model.train(learns)
+            encoder.train(learns)
 
-    def _encode_images(self) -> Tensor:
+    def _encode_images(self, encoder: ClipsModel) -> Tensor:
         features = []
         for pictures in self.pictures.split(self.config.batch_size):
             pixels = to_device({"image": pictures}, self.run)["image"]
             with self._autocast():
-                features.append(towers.encode_image(self.run.exported.clip, pixels)[0])
+                features.append(towers.encode_image(encoder.clip, pixels)[0])
         return F.normalize(torch.cat(features).float(), dim=-1)
 
-    def _encode_texts(self, texts: list[str]) -> Tensor:
-        tokens = ClipsTokenizer(self.run.encoder.context_length)(texts).to(self.run.accelerator.device)
+    def _encode_texts(self, encoder: ClipsModel, texts: list[str]) -> Tensor:
+        tokens = ClipsTokenizer(self.run.encoder.context_length)(texts).to(self.run.processes.device)
         with self._autocast():
             parts = tokens.split(self.config.batch_size)
-            features = [towers.encode_text(self.run.exported.clip, part)[0] for part in parts]
+            features = [towers.encode_text(encoder.clip, part)[0] for part in parts]
         return F.normalize(torch.cat(features).float(), dim=-1)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.run.accelerator.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
+        return torch.autocast(self.run.processes.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
 
 
 def recall_at_1(cosines: Tensor) -> float:

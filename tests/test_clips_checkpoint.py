@@ -1,25 +1,27 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from clips import checkpoint as checkpointing
 from clips.checkpoint import (
     CHECKPOINTS,
+    Checkpointer,
     LoopState,
     checkpoints,
-    is_finished,
-    load_weights,
+    load_tensors,
     read_loop,
-    read_run_config,
-    record_run,
     remove_checkpoints,
-    restore,
-    save_checkpoint,
+    verify,
 )
+from clips.distributed import Processes, start_processes
 from clips.errors import UserError
+from clips.rundir import is_finished, read_run_config, record_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,25 +53,60 @@ def one_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int
     optimizer.zero_grad()
 
 
+def tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    moments = {f"optimizer.{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
+    return {f"model.{name}": value for name, value in model.state_dict().items()} | moments
+
+
 def save(output: Path, step: int, keep: int = 2) -> Path:
-    model, optimizer = trained(step)
-    loop = LoopState(step=step, samples_seen=4 * step, seconds=1.5, bad={"a": "b"})
-    return save_checkpoint(output, model, optimizer, loop, RunConfig(output=str(output)), keep=keep)
+    start_processes()
+    loop = LoopState(step=step, samples_seen=4 * step, seconds=1.5, bad={"a": "b"}, norms=[0.25])
+    with Checkpointer(output, Processes(), keep=keep) as checkpointer:
+        checkpointer.save(tensors(*trained(step)), loop, RunConfig(output=str(output)))
+    return checkpoints(output)[-1]
+
+
+def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    verify(checkpoint)
+    model, optimizer = trained(1)
+    load_tensors(checkpoint, model.state_dict(), "model.")
+    state = {name: value for name, value in tensors(model, optimizer).items() if name.startswith("optimizer.")}
+    load_tensors(checkpoint, state, "")
+    return model, optimizer
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
-    save(tmp_path, 3)
-    model, optimizer = trained(0)
-    assert restore(tmp_path, model, optimizer) == LoopState(step=3, samples_seen=12, seconds=1.5, bad={"a": "b"})
+    checkpoint = save(tmp_path, 3)
+    assert read_loop(checkpoint) == LoopState(step=3, samples_seen=12, seconds=1.5, bad={"a": "b"}, norms=[0.25])
+    model, optimizer = restore(checkpoint)
     for step in (3, 4):
         one_step(model, optimizer, step)
     expected, _ = trained(5)
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_without_a_checkpoint_it_starts_fresh(tmp_path: Path):
-    model, optimizer = trained(0)
-    assert restore(tmp_path, model, optimizer) == LoopState()
+def test_what_training_does_while_it_is_written_is_not_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    start_processes()
+    model, optimizer = trained(3)
+    real, moved = checkpointing._save_tensors, threading.Event()
+
+    def slow(*args: Any) -> None:
+        assert moved.wait(20)
+        real(*args)
+
+    monkeypatch.setattr(checkpointing, "_save_tensors", slow)
+    with Checkpointer(tmp_path, Processes(), keep=2) as checkpointer:
+        checkpointer.save(tensors(model, optimizer), LoopState(step=3), RunConfig(output="x"))
+        one_step(model, optimizer, 3)  # save has returned before anything is written
+        assert checkpoints(tmp_path) == []
+        moved.set()
+    found, _ = restore(checkpoints(tmp_path)[0])
+    assert all(torch.equal(value, trained(3)[0].state_dict()[name]) for name, value in found.state_dict().items())
+
+
+def test_without_a_checkpoint_there_is_none(tmp_path: Path):
+    assert checkpoints(tmp_path) == []
 
 
 def test_the_latest_are_kept(tmp_path: Path):
@@ -93,28 +130,46 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
         with pytest.raises(OSError, match="No space"):
             save(tmp_path, 2)
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000001"]
-    # what a kill -9 leaves behind is not taken for a checkpoint
+    # what a kill -9 leaves behind is not taken for a checkpoint, and goes with the next one
     (tmp_path / CHECKPOINTS / ".step-00000002.partial").mkdir()
     (tmp_path / CHECKPOINTS / ".step-00000002.partial" / "loop.json").write_text('{"step": 2}')
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000001"]
+    save(tmp_path, 3)
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-00000001", "step-00000003"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-@pytest.mark.parametrize("damage", ["cut", "absent", "header"])
-def test_a_broken_checkpoint_is_named(tmp_path: Path, name: str, damage: str):
-    path = save(tmp_path, 1) / name
-    content = path.read_bytes()
+def test_a_disk_that_fills_up_under_the_tensors_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.HuggingFaceStorageWriter.write_data", full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 1)
+    assert list((tmp_path / CHECKPOINTS).iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "absent"])
+@pytest.mark.parametrize("kind", ["*.safetensors", "loop.json"])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, kind: str, damage: str):
+    checkpoint = save(tmp_path, 1)
+    (path,) = checkpoint.glob(kind)
+    content = bytearray(path.read_bytes())
     if damage == "absent":
         path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-8])
     else:
-        path.write_bytes(content[:-8] if damage == "cut" else b"\xff" + content[1:])
-    with pytest.raises(UserError, match=rf"step-00000001/{name}: cannot be loaded \(.*\); remove this checkpoint"):
-        restore(tmp_path, *trained(0))
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"step-00000001/{path.name}: .*; remove this checkpoint to go on without it"):
+        verify(checkpoint)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"model.safetensors: cannot be loaded \(.*size mismatch"):
-        load_weights(save(tmp_path, 1), torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4)))
+    checkpoint = save(tmp_path, 1)
+    other = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4))
+    with pytest.raises(UserError, match=r"step-00000001: model\.0\.weight is missing or has another shape"):
+        load_tensors(checkpoint, other.state_dict(), "model.")
 
 
 def test_a_run_keeps_to_its_config_once_there_is_something_to_lose(tmp_path: Path):
@@ -177,16 +232,19 @@ def test_only_what_training_wrote_is_taken_for_a_run(tmp_path: Path):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"stp": 1}', '{"step": null}', '{"step": 1, "inputs": 3}', "\xff"])
 def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
-    (save(tmp_path, 1) / "loop.json").write_text(content, encoding="latin-1")
+    checkpoint = save(tmp_path, 1)
+    (checkpoint / "loop.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"step-00000001/loop\.json: broken \(.*\); remove this checkpoint"):
-        restore(tmp_path, *trained(0))
+        read_loop(checkpoint)
 
 
 def test_a_run_goes_on_with_the_inputs_it_began_with(tmp_path: Path):
     model, optimizer = trained(1)
     config = RunConfig(output=str(tmp_path))
     record_run(tmp_path, config)
-    save_checkpoint(tmp_path, model, optimizer, LoopState(step=1, inputs={"trunk": "a"}), config, keep=1)
+    start_processes()
+    with Checkpointer(tmp_path, Processes(), keep=1) as checkpointer:
+        checkpointer.save(tensors(model, optimizer), LoopState(step=1, inputs={"trunk": "a"}), config)
     assert is_finished(tmp_path, config, {"trunk": "a"}) is False
     with pytest.raises(UserError, match="read other content from trunk than it has now"):
         is_finished(tmp_path, config, {"trunk": "b"})

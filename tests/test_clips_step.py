@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import clips_world
 import pytest
@@ -16,12 +19,17 @@ import torch
 from safetensors.torch import load_file
 
 from clips import train as training
-from clips.checkpoint import checkpoints
+from clips.checkpoint import LoopState, checkpoints
 from clips.data.loader import batches
+from clips.distributed import Processes
 from clips.errors import UserError
+from clips.optim import OptimConfig, learning_rate_at
+from clips.parallel import DataParallel
+from clips.spikes import stands_out
+from clips.start import open_data, start_run
 from clips.step import gradients, training_step
 from clips.stopping import stop_requests
-from clips.train import open_data, start_run, to_device, train
+from clips.train import exported, to_device, train
 
 
 @pytest.fixture
@@ -46,6 +54,10 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
     losses, _ = gradients(run, to_device(batch, run))
     found = {name: value.grad for name, value in run.encoder.named_parameters() if value.grad is not None}
     return {name: float(value.detach()) for name, value in losses.items()}, found
+
+
+def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 @pytest.mark.parametrize(
@@ -100,9 +112,9 @@ def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "run", average=0.5, keep_after_training=True)
     train(config)
     exported = load_file(tmp_path / "run" / "open_clip_model.safetensors")
-    held = [load_file(path / "model.safetensors") for path in checkpoints(tmp_path / "run")]
-    name = "clip.visual.conv1.weight"
-    assert not torch.equal(exported[name.removeprefix("clip.")], held[-1][name])
+    held = [stored(path) for path in checkpoints(tmp_path / "run")]
+    name = "visual.conv1.weight"
+    assert not torch.equal(exported[name], held[-1][f"model.clip.{name}"])
 
     again = tmp_path / "again"
     shutil.copytree(tmp_path / "run" / ".checkpoints", again / ".checkpoints")
@@ -126,7 +138,7 @@ def test_the_average_is_the_exponential_one(tmp_path: Path):
         now = run.encoder.clip.text_projection.detach().clone()
         expected = now if expected is None else 0.75 * expected + 0.25 * now
         run.loop.step += 1
-    torch.testing.assert_close(run.exported.clip.text_projection, expected)
+    torch.testing.assert_close(exported(run).clip.text_projection, expected)
 
 
 def test_metrics_go_to_tensorboard_too(tmp_path: Path):
@@ -186,3 +198,118 @@ def test_a_second_signal_ends_at_once():
         assert stop.of_any_process(torch.device("cpu")) == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+# ---- numbers and limits
+
+
+class FakeRecipe:
+    def __init__(self, losses: list[float]) -> None:
+        self.queue = losses
+
+    def losses(self, outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": outputs["value"] * self.queue.pop(0)}
+
+
+class FakeModel(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"value": (self.weight * batch["x"]).sum(), "logit_scale": torch.tensor(10.0)}
+
+    def no_decay_names(self) -> set[str]:
+        return set()
+
+    def clamp_logit_scale(self) -> None:
+        self.clamped = True
+
+
+def fake_run(losses: list[float], **optim: Any) -> Any:
+    model = FakeModel()
+    config = SimpleNamespace(micro_batch=None, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
+    return SimpleNamespace(
+        model=model,
+        recipe=FakeRecipe(losses),
+        parallel=DataParallel(model, config.optim, Processes()),  # type: ignore[arg-type]
+        processes=Processes(),
+        loop=LoopState(step=7),
+        average=None,
+        steps=10,
+        config=config,
+        precision="fp32",
+    )
+
+
+@pytest.mark.parametrize(("factor", "x"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1e30, 1e30)])
+def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: float, x: float):
+    run = fake_run([1.0, factor])
+    training_step(run, {"x": torch.ones(2)})
+    before, moments = run.model.weight.clone(), run.parallel.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    assert not torch.equal(before, torch.ones(2))
+    run.loop.step = 8
+    with pytest.raises(UserError, match=r"^step 9: .*(loss|grad_norm) is (nan|inf)"):
+        training_step(run, {"x": torch.full((2,), x)})
+    assert torch.equal(run.model.weight, before)
+    assert torch.equal(run.parallel.optimizer.state_dict()["state"][0]["exp_avg"], moments)
+
+
+def test_a_step_reports_and_clips_the_gradient():
+    run = fake_run([1.0], clip_gradient=0.5)
+    seen: list[torch.Tensor] = []
+    run.parallel.optimizer.register_step_pre_hook(lambda *_: seen.append(run.model.weight.grad.clone()))
+    values = training_step(run, {"x": torch.tensor([3.0, 4.0])})
+    assert values["loss"] == 7.0
+    assert values["grad_norm"] == 5.0
+    assert values["logit_scale"] == 10.0
+    assert values["lr"] == learning_rate_at(7, 10, run.config.optim)
+    assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
+    assert run.model.clamped
+    assert run.model.weight.grad is None
+
+
+def test_pictures_are_normalised_by_the_towers_mean_and_std():
+    run = SimpleNamespace(
+        processes=Processes(),
+        mean=torch.tensor([0.5, 0.0, 0.0])[:, None, None],
+        std=torch.tensor([0.5, 1.0, 2.0])[:, None, None],
+    )
+    image = to_device({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
+    assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
+
+
+# ---- gradients that stand out
+
+
+def test_a_gradient_that_stands_out_is_not_followed():
+    run = fake_run([1.0] * 40, skip_spikes=5.0)
+    for _ in range(20):
+        training_step(run, {"x": torch.ones(2)})
+    before = run.model.weight.clone()
+    values = training_step(run, {"x": torch.full((2,), 6.0)})
+    assert values["lr"] == 0.0
+    assert torch.equal(run.model.weight, before)
+    assert run.model.weight.grad is None
+    assert (run.loop.skipped, run.loop.spikes_in_a_row) == (1, 1)
+    assert training_step(run, {"x": torch.full((2,), 4.0)})["lr"] > 0
+    assert not torch.equal(run.model.weight, before)
+    assert (run.loop.skipped, run.loop.spikes_in_a_row) == (1, 0)
+
+
+def test_norms_that_stand_out_leave_the_usual_as_it_is_and_ten_in_a_row_end_the_run():
+    loop = LoopState(step=50)
+    assert not any(stands_out(loop, norm, 3.0) for norm in [100.0, *[1.0] * 19])  # nothing is usual yet
+    for _ in range(9):
+        assert stands_out(loop, 3.01, 3.0)
+    assert not stands_out(loop, 3.0, 3.0)
+    assert loop.norms == [100.0, *[1.0] * 19, 3.0]
+    for _ in range(9):
+        assert stands_out(loop, 9.0, 3.0)
+    with pytest.raises(
+        UserError, match=r"step 51: for 10 steps the gradient's norm was more than 3 times the usual 1 "
+    ):
+        stands_out(loop, 9.0, 3.0)
+    for _ in range(200):
+        stands_out(loop, 1.0, 3.0)
+    assert len(loop.norms) == 100

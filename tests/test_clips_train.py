@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clips import start as beginning
 from clips import train as training
 from clips.artifact import directory_hash, write_manifest
 from clips.checkpoint import CHECKPOINTS, checkpoints
@@ -193,34 +194,8 @@ def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, 
     assert not (output / CHECKPOINTS).exists()
 
 
-def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
-    """A bias on attention's keys has no effect and a gradient of pure rounding, which Adam blows up to full steps."""
-    if name.endswith("in_proj_bias"):
-        query, _, values = value.chunk(3)
-        return torch.cat([query, values])
-    return value.chunk(2)[1] if name.endswith("key_value.bias") else value
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(whole: Path, data: Path, tmp_path: Path):
-    output = tmp_path / "two"
-    clips_world.train_config(data, output)
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "clips.cli")
-    process = start(tmp_path / "log", *launcher, "train", "--config", str(output.with_suffix(".json")))
-    assert process.wait(300) == 0, (tmp_path / "log").read_text()
-    for mine, theirs in zip(metrics(output), metrics(whole), strict=True):
-        for name in ("loss", "contrastive_loss", "caption_loss", "grad_norm", "logit_scale"):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
-    expected = weights(whole)
-    for name, value in weights(output).items():
-        difference = without_key_bias(name, value) - without_key_bias(name, expected[name])
-        # Adam turns rounding in a gradient near zero into a step: single entries may differ, not the whole.
-        assert difference.abs().mean() < 1e-6, name
-    assert json.loads((output / "summary.json").read_text())["processes"] == 2
-
-
 def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training, "start_processes", lambda: SimpleNamespace(num_processes=3))
+    monkeypatch.setattr(beginning, "start_processes", lambda **_: SimpleNamespace(count=3))
     with pytest.raises(UserError, match="batch_size: expected a multiple of the 3 processes, got 4"):
         train(clips_world.train_config(data, tmp_path / "three"))
 
@@ -272,83 +247,6 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
     ):
         train(clips_world.train_config(data, tmp_path / "run"))
     assert not (tmp_path / "run" / "manifest.json").exists()
-
-
-# ---- the step
-
-
-class FakeRecipe:
-    def __init__(self, losses: list[float]) -> None:
-        self.queue = losses
-
-    def losses(self, outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"loss": outputs["value"] * self.queue.pop(0)}
-
-
-class FakeModel(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(2))
-
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"value": (self.weight * batch["x"]).sum(), "logit_scale": torch.tensor(10.0)}
-
-    def clamp_logit_scale(self) -> None:
-        self.clamped = True
-
-
-def fake_run(losses: list[float], **optim: Any) -> Any:
-    model = FakeModel()
-    config = SimpleNamespace(micro_batch=None, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
-    return SimpleNamespace(
-        model=model,
-        encoder=model,
-        recipe=FakeRecipe(losses),
-        optimizer=build_optimizer(model, config.optim),
-        accelerator=SimpleNamespace(device=torch.device("cpu"), backward=lambda loss: loss.backward()),
-        loop=SimpleNamespace(step=7),
-        average=None,
-        steps=10,
-        config=config,
-        precision="fp32",
-    )
-
-
-@pytest.mark.parametrize(("factor", "x"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1e30, 1e30)])
-def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: float, x: float):
-    run = fake_run([1.0, factor])
-    training_step(run, {"x": torch.ones(2)})
-    before, moments = run.model.weight.clone(), run.optimizer.state_dict()["state"][0]["exp_avg"].clone()
-    assert not torch.equal(before, torch.ones(2))
-    run.loop.step = 8
-    with pytest.raises(UserError, match=r"^step 9: .*(loss|grad_norm) is (nan|inf)"):
-        training_step(run, {"x": torch.full((2,), x)})
-    assert torch.equal(run.model.weight, before)
-    assert torch.equal(run.optimizer.state_dict()["state"][0]["exp_avg"], moments)
-
-
-def test_a_step_reports_and_clips_the_gradient():
-    run = fake_run([1.0], clip_gradient=0.5)
-    seen: list[torch.Tensor] = []
-    run.optimizer.register_step_pre_hook(lambda *_: seen.append(run.model.weight.grad.clone()))
-    values = training_step(run, {"x": torch.tensor([3.0, 4.0])})
-    assert values["loss"] == 7.0
-    assert values["grad_norm"] == 5.0
-    assert values["logit_scale"] == 10.0
-    assert values["lr"] == learning_rate_at(7, 10, run.config.optim)
-    assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
-    assert run.model.clamped
-    assert run.model.weight.grad is None
-
-
-def test_pictures_are_normalised_by_the_towers_mean_and_std():
-    run = SimpleNamespace(
-        accelerator=SimpleNamespace(device=torch.device("cpu")),
-        mean=torch.tensor([0.5, 0.0, 0.0])[:, None, None],
-        std=torch.tensor([0.5, 1.0, 2.0])[:, None, None],
-    )
-    image = training.to_device({"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)}, run)["image"]
-    assert image[0, :, 0, 0].tolist() == [1.0, 1.0, 0.5]
 
 
 # ---- optimizer, schedule, precision
@@ -410,7 +308,7 @@ def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
     config = clips_world.train_config(tmp_path, tmp_path / "x", batch_size=8)
     for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
         sized = dataclasses.replace(config, **{"steps": None, **fields})
-        assert training.count_steps(sized, 21) == steps
+        assert beginning.count_steps(sized, 21) == steps
 
 
 # ---- the log

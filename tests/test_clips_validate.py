@@ -55,9 +55,11 @@ def test_matching_features_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.texts["whole"][1] == clips_world.captions(1)["synthetic_caption"]
     assert found.texts["partial"][1].rstrip(".") in clips_world.captions(1)["synthetic_caption"]
     eye = torch.eye(5)
-    monkeypatch.setattr(found, "_encode_images", lambda: eye)
-    monkeypatch.setattr(found, "_encode_texts", lambda texts: eye if texts is found.texts["web"] else eye.roll(1, 0))
-    measured = found.measure()
+    monkeypatch.setattr(found, "_encode_images", lambda encoder: eye)
+    monkeypatch.setattr(
+        found, "_encode_texts", lambda encoder, texts: eye if texts is found.texts["web"] else eye.roll(1, 0)
+    )
+    measured = found.measure(run.encoder)
     assert measured["val_web_t2i_r1"] == measured["val_web_i2t_r1"] == 1
     assert measured["val_whole_t2i_r1"] == 0
 

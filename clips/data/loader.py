@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from clips.data.augment import AugmentConfig, augment, decoding_size
 from clips.data.images import BadImageError, decode_image
 from clips.data.order import Order, positions_of_step
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
-from clips.errors import UserError
+from clips.errors import UserError, reason_of
 
 _READ_AHEAD = 3  # batches
 
@@ -161,18 +162,31 @@ def batches(
     ]
     workers = data.config.workers
     if workers:
-        return iter(
-            torch.utils.data.DataLoader(
-                data,
-                batch_sampler=[list(positions) for positions in plan],
-                num_workers=workers,
-                collate_fn=collate,
-                prefetch_factor=_READ_AHEAD,
-                worker_init_fn=_one_thread,
-                pin_memory=torch.cuda.is_available(),
-            )
+        loader = torch.utils.data.DataLoader(
+            data,
+            batch_sampler=[list(positions) for positions in plan],
+            num_workers=workers,
+            collate_fn=collate,
+            prefetch_factor=_READ_AHEAD,
+            worker_init_fn=_one_thread,
+            pin_memory=torch.cuda.is_available(),
         )
+        return iter(loader)
     return _read_ahead(data, plan)
+
+
+@contextlib.contextmanager
+def told_of_dead_workers() -> Iterator[None]:
+    """Say in one line that a worker died; torch raises it wherever the process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"data.workers: a process that reads data died ({reason_of(error)}), as it does for want of memory; "
+            "the same command goes on from the last checkpoint"
+        ) from None
 
 
 def _one_thread(_: int) -> None:

@@ -1,0 +1,123 @@
+"""Begin a training run, or take up one where its last checkpoint stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import torch
+
+from clips import recipes, towers
+from clips.artifact import say
+from clips.average import Average
+from clips.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
+from clips.config import TrainConfig
+from clips.data.loader import TrainingData
+from clips.distributed import start_processes
+from clips.errors import UserError
+from clips.model import ClipsModel, build_model
+from clips.parallel import DataParallel, spread
+from clips.precision import choose_precision
+from clips.step import Run
+from clips.tokenizer import ClipsTokenizer
+
+
+def open_data(config: TrainConfig) -> TrainingData:
+    """The training data, opened first: what is wrong with it is told before anything heavy is loaded."""
+    cfg = towers.model_cfg(config.model)
+    tokenizer = ClipsTokenizer(cfg["text_cfg"]["context_length"])
+    prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=tokenizer)
+    size = int(towers.preprocess_cfg(cfg)["size"][0])
+    return TrainingData(config.data, size=size, seed=config.seed, prepare=prepare)
+
+
+def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
+    """What the encoder is made from: artifacts among the data, and the weights begun with. Name → path."""
+    begun_with = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
+    local = {name: path for name, path in begun_with.items() if path is not None and Path(path).exists()}
+    return data.parents() | local
+
+
+def start_run(config: TrainConfig, data: TrainingData) -> Run:
+    """Processes, model and optimizer, standing where the output directory says.
+
+    Precedence: (1) the latest checkpoint in the output directory, (2) a fresh model, its trunk pretrained or not.
+    """
+    processes = start_processes(patience=config.scale.patience)
+    if config.batch_size % processes.count:
+        raise UserError(f"batch_size: expected a multiple of the {processes.count} processes, got {config.batch_size}")
+    precision, reason = choose_precision(config.precision, processes.device)
+    latest = next(reversed(checkpoints(config.output)), None)
+    encoder = _begin(config, latest).to(processes.device)
+    parallel = spread(encoder, config.scale, config.optim, processes)
+    loop = LoopState() if latest is None else read_loop(latest)
+    run = Run(
+        config=config,
+        data=data,
+        recipe=recipes.build(config.recipe),
+        processes=processes,
+        parallel=parallel,
+        average=None if config.average is None else _average(config.average, parallel, latest, loop),
+        loop=loop,
+        steps=count_steps(config, len(data)),
+        precision=precision,
+        mean=_channels(encoder.preprocess_cfg["mean"], processes.device),
+        std=_channels(encoder.preprocess_cfg["std"], processes.device),
+    )
+    if latest is not None:
+        _take_up_moments(parallel, latest)
+    if processes.is_main:
+        spreading = f"{processes.count} process(es)" + (
+            f" under {config.scale.parallel}" if config.scale.parallel != "ddp" else ""
+        )
+        say(
+            f"{config.output}: {len(data)} samples, {run.steps} steps of {config.batch_size}, "
+            f"{spreading} on {processes.device.type}, {precision} ({reason})"
+        )
+        if loop.step:
+            say(f"going on from step {loop.step}")
+    return run
+
+
+def _begin(config: TrainConfig, latest: Path | None) -> ClipsModel:
+    """The whole model with the weights it goes on with; sharding comes later."""
+    if latest is None:
+        return build_model(config.model, config.recipe, config.seed)
+    verify_together(latest)
+    encoder = bare_model(config)
+    load_tensors(latest, encoder.state_dict(), "model.")
+    return encoder
+
+
+def bare_model(config: TrainConfig) -> ClipsModel:
+    """A model to be filled with weights: what training began with need not be there any more."""
+    model = dataclasses.replace(config.model, pretrained=None, pretrained_trunk=None)
+    return build_model(model, config.recipe, config.seed)
+
+
+def _take_up_moments(parallel: DataParallel, latest: Path) -> None:
+    kept = stored_names(latest)
+    moments = {name: value for name, value in parallel.empty_moments().items() if f"optimizer.{name}" in kept}
+    load_tensors(latest, moments, "optimizer.")
+    parallel.load_moments(moments)
+
+
+def _average(decay: float, parallel: DataParallel, latest: Path | None, loop: LoopState) -> Average:
+    average = Average(decay, parallel.weights(), updates=loop.step - loop.skipped)
+    if latest is not None:
+        load_tensors(latest, average.state, "average.")
+    return average
+
+
+def count_steps(config: TrainConfig, samples_in_data: int) -> int:
+    """The length of the training in steps; a last part of a batch becomes a whole one."""
+    if config.steps is not None:
+        return config.steps
+    samples = config.samples if config.samples is not None else (config.epochs or 0) * samples_in_data
+    return math.ceil(samples / config.batch_size)
+
+
+def _channels(values: list[float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device)[:, None, None]

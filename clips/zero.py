@@ -1,0 +1,177 @@
+"""Training under DeepSpeed's ZeRO: an entry of `clips.parallel.PARALLELISMS` for each stage."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import utils
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from clips.distributed import Processes
+from clips.model import LARGEST_LOGIT_SCALE, ClipsModel
+from clips.optim import OptimConfig, build_optimizer
+from clips.parallel import MOMENTS, DataParallel
+
+
+class Zero(DataParallel):
+    """The optimizer's state in shards (stage 1), and the gradients (stage 2).
+
+    Args:
+        encoder: the model, on the device.
+        optim: the optimizer's settings.
+        processes: who shares the work.
+        stage: of ZeRO.
+    """
+
+    def __init__(self, encoder: ClipsModel, optim: OptimConfig, processes: Processes, *, stage: int) -> None:
+        self.encoder, self.processes = encoder, processes
+        self.model: Any
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+        self.inner = build_optimizer(encoder, optim, encoder.no_decay_names())
+        for group in self.inner.param_groups:
+            group["lr"] = 0.0  # stage 3 makes its state by a step of its own
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_clipping": optim.clip_gradient or 0.0,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        self.model, self.optimizer, _, _ = deepspeed.initialize(model=encoder, optimizer=self.inner, config=settings)
+        for state in self.inner.state.values():
+            state["step"].zero_()
+
+    # ---- a step
+
+    def part(self, *, last: bool) -> AbstractContextManager[Any]:
+        """See `DataParallel`."""
+        self.model.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """See `DataParallel`."""
+        self.model.backward(loss)
+
+    def clip(self, limit: float | None) -> Tensor | None:
+        """See `DataParallel`: DeepSpeed clips while it updates."""
+        return None
+
+    def update(self, rate: float) -> float | None:
+        """See `DataParallel`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.step()
+        scale = self.encoder.clip.logit_scale
+        value = utils.safe_get_full_fp32_param(scale)
+        allowed = value.clamp(0.0, LARGEST_LOGIT_SCALE)
+        if scale.requires_grad and not torch.equal(allowed, value):
+            self._set(scale, allowed)
+        return float(self.model.get_global_grad_norm())
+
+    def forget_gradient(self) -> None:
+        """See `DataParallel`."""
+        self.model.zero_grad()
+
+    # ---- one parameter in the shards: DeepSpeed's own setters stumble over what does not divide evenly
+
+    def _set(self, parameter: Tensor, value: Tensor, moment: str | None = None) -> None:
+        if moment is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+            parameter.data.copy_(value)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _make_state(self) -> None:
+        """Make the optimizer's state where there is none yet, and tell each parameter where its part of it is.
+
+        DeepSpeed 0.19 itself tells the parameters of the first group only.
+        """
+        zero = self.optimizer
+        for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            state = self._state_of(flat)
+            for parameter in group:
+                if parameter._hp_mapping is not None:
+                    parameter._hp_mapping.set_optim_state_fragment(flat, state)
+
+    def _state_of(self, flat: Tensor) -> dict[str, Tensor]:
+        state = self.inner.state[flat]
+        for moment in MOMENTS:
+            state.setdefault(moment, torch.zeros_like(flat))
+        state.setdefault("step", torch.zeros((), device=flat.device))
+        return state
+
+    # ---- what a checkpoint keeps
+
+    def moments(self) -> dict[str, Tensor]:
+        """See `DataParallel`; whole tensors, on the main process."""
+        self._make_state()
+        step = next(iter(self.inner.state.values()))["step"]
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.encoder.named_parameters():
+            if parameter.requires_grad:
+                for moment in MOMENTS:
+                    gathered = utils.safe_get_full_optimizer_state(parameter, moment)
+                    if self.processes.is_main:
+                        found[f"{name}.{moment}"] = gathered.cpu()
+                if self.processes.is_main:
+                    found[f"{name}.step"] = step.reshape(())
+        return found
+
+    def empty_moments(self) -> dict[str, Tensor]:
+        """See `DataParallel`; whole tensors, on every process."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.encoder.named_parameters():
+            if parameter.requires_grad:
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                found |= {f"{name}.{moment}": torch.zeros(shape) for moment in MOMENTS}
+                found[f"{name}.step"] = torch.zeros(())
+        return found
+
+    def load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """See `DataParallel`."""
+        self._make_state()
+        for name, parameter in self.encoder.named_parameters():
+            if f"{name}.step" in moments:
+                for moment in MOMENTS:
+                    self._set(parameter, moments[f"{name}.{moment}"].to(parameter.device), moment)
+        steps = [value for name, value in moments.items() if name.endswith(".step")]
+        for state in self.inner.state.values():
+            state["step"].copy_(torch.stack(steps).max())  # ZeRO counts for all parameters together
+
+
+class Zero3(Zero):
+    """Parameters, gradients and the optimizer's state in shards (stage 3). Arguments as `Zero`."""
+
+    shards_weights = True
+
+    def __init__(self, encoder: ClipsModel, optim: OptimConfig, processes: Processes) -> None:
+        super().__init__(encoder, optim, processes, stage=3)
+
+    def _set(self, parameter: Any, value: Tensor, moment: str | None = None) -> None:
+        share = parameter.ds_tensor.numel()
+        flat = F.pad(value.flatten(), (0, share * self.processes.count - value.numel()))
+        own = flat[share * self.processes.rank :][:share]
+        if moment is None:
+            utils.safe_set_local_fp32_param(parameter, own)
+            parameter.ds_tensor.data.copy_(own)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, own, moment)
+
+    def _make_state(self) -> None:
+        for flat in self.optimizer.fp32_partitioned_groups_flat:
+            self._state_of(flat)
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `DataParallel`; whole tensors, on the main process."""
+        found = {}
+        for name, value in self.encoder.state_dict(keep_vars=True).items():
+            with deepspeed.zero.GatheredParameters([value], enabled=hasattr(value, "ds_id")):
+                if self.processes.is_main:
+                    found[name] = value.detach().to("cpu", copy=True)
+        return found

@@ -1,0 +1,250 @@
+"""Break a training in every way that clusters do, and see that nothing is lost.
+
+    python scripts/reliability.py --kills 100
+
+With two processes, shuffled data, and one sample and one shard in a hundred broken:
+
+1. kill -9 at random moments, of all processes or of one, again and again: the parameters at the end are those of an
+   uninterrupted training, bit for bit, and the same broken samples are reported;
+2. a byte of a checkpoint is flipped: it is refused by name;
+3. the disk fills up while a checkpoint is written: one line, and the checkpoint before is intact (needs the right to
+   mount a small tmpfs).
+
+It prints a line for each and ends with status 1 if one fails. About half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHARDS, SAMPLES = 100, 10
+WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--kills", type=int, default=100)
+    options.add_argument("--steps", type=int, default=4000)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
+    arguments = options.parse_args()
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        data = write_data(work / "data", random.Random(arguments.seed))
+        passed = [
+            survives_kills(work, data, arguments.kills, arguments.steps, random.Random(arguments.seed)),
+            refuses_a_flipped_byte(work, data),
+            survives_a_full_disk(work, data),
+        ]
+    return 0 if all(passed) else 1
+
+
+# ---------------------------------------------------------------- the world
+
+
+def write_data(folder: Path, rng: random.Random) -> Path:
+    """Shards of pictures with captions, one sample in a hundred undecodable, one shard in a hundred cut off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    broken, cut = set(rng.sample(range(SHARDS * SAMPLES), SHARDS * SAMPLES // 100)), rng.randrange(SHARDS)
+    for shard in range(SHARDS):
+        path = folder / f"{shard:05d}.tar"
+        with tarfile.open(path, "w") as tar:
+            for index in range(shard * SAMPLES, (shard + 1) * SAMPLES):
+                add(tar, f"{index:06d}.png", b"broken" if index in broken else picture(index))
+                captions = {"web_caption": f"thing {index}", "synthetic_caption": f"It is {index}. There are {index}."}
+                add(tar, f"{index:06d}.json", json.dumps(captions).encode())
+        if shard == cut:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return folder
+
+
+def picture(index: int) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(index).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    Image.fromarray(pixels).resize((24, 24)).save(stream, "png")
+    return stream.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def write_config(output: Path, data: Path, steps: int) -> Path:
+    path = output.with_name(f"{output.name}.json")
+    path.write_text(
+        json.dumps(
+            {
+                "output": str(output),
+                "data": {"sources": [{"path": str(data)}], "max_bad_share": 0.05},
+                "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
+                "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 2}},
+                "steps": steps,
+                "batch_size": 4,
+                "precision": "fp32",
+                "log_every": 50,
+                "checkpoint_every": 10,
+            }
+        )
+    )
+    return path
+
+
+def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Two processes in a session of their own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "clips.cli", "train", "--config", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as stream:
+        return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, start_new_session=True)
+
+
+def finish(config: Path, log: Path) -> int:
+    return start(config, log).wait()
+
+
+def checkpoints(output: Path) -> list[Path]:
+    return sorted(path.parent for path in output.glob(".checkpoints/[!.]*/loop.json"))
+
+
+# ---------------------------------------------------------------- the trials
+
+
+def survives_kills(work: Path, data: Path, kills: int, steps: int, rng: random.Random) -> bool:
+    whole, killed = work / "whole", work / "killed"
+    began = time.monotonic()
+    if finish(write_config(whole, data, steps), work / "whole.log"):
+        return told(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
+    taken = time.monotonic() - began
+    config = write_config(killed, data, steps)
+    done, resumed_at = 0, set()
+    while done < kills:
+        process = start(config, work / "killed.log")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if process.wait(rng.uniform(0, min(2 * startup(taken, steps), 40))) == 0:
+                break  # it came to its end before all kills were spent
+        kill(process, rng)
+        done += 1
+        resumed_at.add(checkpoints(killed)[-1].name if checkpoints(killed) else "the beginning")
+        print(f"\rkill {done} of {kills}, stands at {max(resumed_at)} ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    if finish(config, work / "killed.log"):
+        return told(False, f"the killed training did not end, see {work / 'killed.log'}")
+    same = all((whole / name).read_bytes() == (killed / name).read_bytes() for name in WEIGHTS)
+    reports = [json.loads((output / "summary.json").read_text())["bad_samples"] for output in (whole, killed)]
+    return told(
+        same and reports[0] == reports[1] and reports[0]["count"] > 0,
+        f"{done} kills, gone on from {len(resumed_at)} places: parameters "
+        f"{'equal' if same else 'differ'}; broken samples met: {reports[0]['count']} and {reports[1]['count']}",
+    )
+
+
+def startup(taken: float, steps: int) -> float:
+    """Seconds until training begins: what it takes beyond the steps, roughly."""
+    return max(8.0, taken - steps * 0.05)
+
+
+def kill(process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    """End everything at once, or one of the two processes, whose launcher then ends the other."""
+    workers = [int(pid) for pid in children(process.pid)]
+    if workers and rng.random() < 0.3:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+        process.wait()
+        return
+    for pid in [*workers, process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def children(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return []
+
+
+def refuses_a_flipped_byte(work: Path, data: Path) -> bool:
+    output = work / "flipped"
+    config = write_config(output, data, 100_000)
+    process = start(config, work / "flipped.log")
+    while not checkpoints(output) and process.poll() is None:
+        time.sleep(0.1)
+    kill(process, random.Random(1))
+    victim = max(checkpoints(output)[-1].glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    (work / "flipped.log").unlink()
+    status = finish(config, work / "flipped.log")
+    lines = [line for line in (work / "flipped.log").read_text().splitlines() if f"{victim}: damaged" in line]
+    return told(status != 0 and bool(lines), f"a flipped byte: {lines[0] if lines else 'not noticed'}")
+
+
+def survives_a_full_disk(work: Path, data: Path) -> bool:
+    with small_disk(work / "disk") as disk:
+        if disk is None:
+            print("skipped  a full disk: no right to mount a tmpfs here")
+            return True
+        output = disk / "run"
+        config = write_config(work / "full", data, 100_000)
+        config.write_text(config.read_text().replace(str(work / "full"), str(output)))
+        process = start(config, work / "full.log")
+        while not checkpoints(output) and process.poll() is None:
+            time.sleep(0.1)
+        size = sum(path.stat().st_size for path in checkpoints(output)[-1].iterdir())
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        ballast = disk / "ballast"
+        ballast.write_bytes(b"x" * max(0, free - size // 2))
+        status = process.wait()
+        left = checkpoints(output)
+        ballast.unlink()
+        lines = [line for line in (work / "full.log").read_text().splitlines() if "No space left" in line]
+        goes_on = start(config, work / "again.log")
+        before = left[-1].name if left else ""
+        while goes_on.poll() is None and not (checkpoints(output) and checkpoints(output)[-1].name > before):
+            time.sleep(0.1)
+        went_on = goes_on.poll() is None
+        kill(goes_on, random.Random(1))
+        return told(
+            status != 0 and bool(lines) and bool(left) and went_on,
+            f"a full disk: {lines[0] if lines else 'no line tells of it'}; {before} stayed, and the training "
+            f"{'went on from it' if went_on else 'did not go on'}",
+        )
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    folder.mkdir(exist_ok=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", folder], capture_output=True)
+    try:
+        yield folder if mount.returncode == 0 else None
+    finally:
+        if mount.returncode == 0:
+            subprocess.run(["umount", "-l", folder], check=True)
+
+
+def told(passed: bool, what: str) -> bool:
+    print(f"{'passed ' if passed else 'FAILED '} {what}", flush=True)
+    return passed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Started by torchrun: trainings one after the other in the same processes, each stopped where the plan says."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clips import train as training
+from clips.commandline import parse_config
+from clips.distributed import end_processes
+from clips.train import TrainConfig, read_batches, train_stage, training_step
+
+
+def run(plan: list[dict[str, Any]]) -> None:
+    for entry in plan:
+        config = parse_config(TrainConfig, ["--config", entry["config"]], prog="driver")
+        assert config is not None
+        training.training_step = stop_at(entry["stop"]) if entry["stop"] else training_step
+        if "hang" in entry:
+            training.read_batches = hang_at(**entry["hang"])
+        try:
+            train_stage(config)
+        except InterruptedError:
+            continue
+    end_processes()
+
+
+def stop_at(step: int) -> Any:
+    def stopping(run: training.Run, batch: dict[str, Any]) -> dict[str, float]:
+        if run.loop.step == step:
+            raise InterruptedError
+        return training_step(run, batch)
+
+    return stopping
+
+
+def hang_at(rank: int, step: int) -> Any:
+    def hanging(run: training.Run) -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(read_batches(run)):
+            if number == step and run.processes.rank == rank:
+                time.sleep(1000)
+            yield batch
+
+    return hanging
+
+
+if __name__ == "__main__":
+    run(json.loads(Path(sys.argv[1]).read_text()))

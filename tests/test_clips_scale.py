@@ -1,0 +1,242 @@
+"""One training in two processes, spread in every way: what it comes to is what one process would make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import pytest
+import torch
+from safetensors.torch import load_file
+from scale_driver import stop_at
+
+from clips import train as training
+from clips.checkpoint import checkpoints, read_loop
+from clips.errors import UserError
+from clips.model import build_model
+from clips.parallel import layers_of
+from clips.train import train
+from clips.watchdog import EXIT_HUNG, blame
+
+WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
+FIELDS: dict[str, Any] = {"optim": {"clip_gradient": 5.0}, "validation": {"every": 3, "samples": 5}}
+WAYS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"scale": {"parallel": "fsdp", "activation_checkpointing": True}},
+    "zero1": {"scale": {"parallel": "zero1"}},
+    "zero2": {"scale": {"parallel": "zero2"}, "micro_batch": 1},
+    "zero3": {"scale": {"parallel": "zero3"}},
+    "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch": 1},
+}
+
+
+def torchrun(log: Path, *command: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command)
+    with log.open("wb") as stream:
+        return subprocess.Popen([sys.executable, "-m", *launcher], env=environment, stderr=stream, stdout=stream)
+
+
+def drive(folder: Path, plan: list[dict[str, Any]]) -> None:
+    (folder / "plan.json").write_text(json.dumps(plan))
+    process = torchrun(folder / "log", str(Path(__file__).parent / "scale_driver.py"), str(folder / "plan.json"))
+    assert process.wait(400) == 0, (folder / "log").read_text()[-5000:]
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return {f"{name}/{key}": value for name in WEIGHTS for key, value in load_file(output / name).items()}
+
+
+def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A bias on attention's keys has no effect and a gradient of pure rounding, which Adam blows up to full steps."""
+    if name.endswith("in_proj_bias"):
+        query, _, values = value.chunk(3)
+        return torch.cat([query, values])
+    return value.chunk(2)[1] if name.endswith("key_value.bias") else value
+
+
+def assert_same_training(output: Path, expected: Path) -> None:
+    for mine, theirs in zip(metrics(output), metrics(expected), strict=True):
+        for name in ("loss", "contrastive_loss", "caption_loss", "grad_norm", "logit_scale"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (output.name, name)
+        assert {key: value for key, value in mine.items() if key.startswith("val_")} == {
+            key: value for key, value in theirs.items() if key.startswith("val_")
+        }
+    for name, value in weights(output).items():
+        difference = without_key_bias(name, value) - without_key_bias(name, weights(expected)[name])
+        # Adam turns rounding in a gradient near zero into a step: single entries may differ, not the whole.
+        assert difference.abs().mean() < 1e-6, (output.name, name)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+
+
+def fields(data: Path, **more: Any) -> dict[str, Any]:
+    return {**FIELDS, "validation": {**FIELDS["validation"], "source": {"path": str(data)}}, **more}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Path]:
+    """Trainings in one process: to the end, and one that stopped after its checkpoint of step 4."""
+    folder = tmp_path_factory.mktemp("one")
+    train(clips_world.train_config(data, folder / "whole", **fields(data)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_step", stop_at(4))
+        with pytest.raises(InterruptedError):
+            train(clips_world.train_config(data, folder / "stopped", **fields(data)))
+    return {"whole": folder / "whole", "stopped": folder / "stopped"}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Path]) -> Path:
+    """Trainings in two processes: each way to the end, each way stopped at step 4, and `one`'s taken up each way."""
+    folder = tmp_path_factory.mktemp("two")
+    plan = []
+    for name, way in WAYS.items():
+        for kind, stop in (("whole", None), ("stopped", 4), ("taken_up", None)):
+            output = folder / kind / name
+            if kind == "taken_up":
+                shutil.copytree(one["stopped"], output)
+            clips_world.train_config(data, output, **fields(data, **way))
+            plan.append({"config": str(output.with_suffix(".json")), "stop": stop})
+    drive(folder, plan)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, way: str):
+    assert_same_training(two / "whole" / way, one["whole"])
+    assert json.loads((two / "whole" / way / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_of_one_process_goes_on_in_two(one: dict[str, Path], two: Path, way: str):
+    assert_same_training(two / "taken_up" / way, one["whole"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path], two: Path, tmp_path: Path, way: str):
+    output = tmp_path / way
+    shutil.copytree(two / "stopped" / way, output)
+    assert [path.name for path in checkpoints(output)] == ["step-00000002", "step-00000004"]
+    train(clips_world.train_config(data, output, **fields(data)))
+    assert_same_training(output, one["whole"])
+
+
+# ---- in one process
+
+
+def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "x", recipe={"captioner": {"length": 12, "layers": 2}})
+    model = build_model(config.model, config.recipe, 0)
+    counted = [type(layer).__name__ for layer in layers_of(model)]
+    vision, text = model.clip.visual.transformer.layers, model.clip.transformer.layers
+    assert counted == ["ResidualAttentionBlock"] * (vision + text) + ["Block"] * 2
+    pretrained = dataclasses.replace(config.model, architecture="clips-tinyvit", image_size=32)
+    names = {type(layer).__name__ for layer in layers_of(build_model(pretrained, config.recipe, 0).clip.visual)}
+    assert "TinyVitBlock" in names
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_that_are_computed_again_change_nothing(data: Path, tmp_path: Path, precision: str):
+    for name, again in (("kept", False), ("again", True)):
+        scale = {"activation_checkpointing": again}
+        train(clips_world.train_config(data, tmp_path / name, precision=precision, steps=2, scale=scale))
+    kept, again = (weights(tmp_path / name) for name in ("kept", "again"))
+    assert all(torch.equal(value, again[name]) for name, value in kept.items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, Path]):
+    output = tmp_path / "compiled"
+    train(clips_world.train_config(data, output, **fields(data, scale={"compile": True})))
+    assert_same_training(output, one["whole"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"scale": {"patience": 0}}, "scale.patience: expected seconds above 0, got 0"),
+        ({"scale": {"parallel": "zero2"}, "optim": {"skip_spikes": 4}}, "optim.skip_spikes: expected null under ZeRO"),
+        ({"scale": {"parallel": "zero3"}, "average": 0.9}, "average: expected null under scale.parallel: zero3"),
+        ({"optim": {"skip_spikes": 1}}, "optim.skip_spikes: expected a number above 1 or null"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path, more: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        clips_world.train_config(data, tmp_path / "x", **more)
+
+
+# ---- processes that stand still or die
+
+
+def place(step: int, doing: str, who: str) -> dict[str, Any]:
+    return {"step": step, "doing": doing, "who": who, "moves": 1}
+
+
+def test_the_one_that_the_others_wait_for_is_named():
+    still = {0: place(6, "computing", "rank 0"), 1: place(6, "waiting for data", "rank 1 (host b, process 7)")}
+    assert blame(still, 2, 60) == (
+        "rank 1 (host b, process 7) has stood still for 60 s (waiting for data, step 7; scale.patience) "
+        "and the others wait for it; ended"
+    )
+    still[1] = place(5, "saving", "rank 1")
+    assert blame(still, 2, 60).startswith("rank 1 has stood still for 60 s (saving, step 6;")
+    still[1] = place(6, "computing", "rank 1")
+    assert blame(still, 2, 60).startswith("all 2 processes have stood still for 60 s (computing, step 7;")
+    assert blame({3: place(2, "computing", "rank 3")}, 9, 60).startswith("rank 3 has stood still")
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_path: Path):
+    output = tmp_path / "hung"
+    clips_world.train_config(data, output, scale={"patience": 6}, steps=50, checkpoint_every=1)
+    plan = [{"config": str(output.with_suffix(".json")), "stop": None, "hang": {"rank": 1, "step": 3}}]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    driver = Path(__file__).parent / "scale_driver.py"
+    process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "plan.json"))
+    assert process.wait(200) != 0
+    log = (tmp_path / "log").read_text()
+    assert re.search(r"rank 1 \(host .*, process \d+\) has stood still for 6 s \(waiting for data, step 4; ", log), log
+    assert f"exitcode  : {EXIT_HUNG}" in log
+    assert checkpoints(output)[-1].name == "step-00000003"
+
+
+def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "run", steps=200, checkpoint_every=1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=1))
+    with pytest.MonkeyPatch.context() as patch:
+        real = training.training_step
+
+        def kill_the_reader(run: Any, batch: Any) -> dict[str, float]:
+            if run.loop.step == 3:
+                for child in multiprocessing.active_children():
+                    child.kill()
+            return real(run, batch)
+
+        patch.setattr(training, "training_step", kill_the_reader)
+        with pytest.raises(
+            UserError, match=r"data\.workers: a process that reads data died \(.*\), as it does for want"
+        ):
+            train(config)
+    assert read_loop(checkpoints(tmp_path / "run")[-1]).step >= 3
