@@ -14,15 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
+from clips.checkpoint import LoopState
 from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
-from clips.model import ClipsModel
+from clips.model import ClipsModel, build_model
 from clips.optim import build_optimizer
-from clips.recipes import Recipe
+from clips.recipes import RecipeConfig
 from clips.step import Run
+from clips.tokenizer import ClipsTokenizer
+from clips.towers import ModelConfig
 
 # ---------------------------------------------------------------- time
 
@@ -47,22 +53,27 @@ def take_turns(
     sides: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall", warmup: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of each side in each round; the order turns round from one round to the next (ABBA)."""
-    now = CLOCKS[clock]
     for _ in range(warmup):
         for run in sides.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
-            _synchronise()
-            start = now()
-            sides[name]()
-            _synchronise()
-            seconds[name].append(now() - start)
+            seconds[name].append(seconds_of(sides[name], clock))
     return seconds
 
 
-def _synchronise() -> None:
+def seconds_of(run: Callable[[], object], clock: str) -> float:
+    """How long ``run`` takes by ``clock``, the device's work included."""
+    now = CLOCKS[clock]
+    synchronise()
+    start = now()
+    run()
+    synchronise()
+    return now() - start
+
+
+def synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -139,35 +150,54 @@ def _first(value: Any) -> str:
     return str(next(iter(value.values() if isinstance(value, dict) else value)))
 
 
-def start_run(config: TrainConfig, encoder: ClipsModel, recipe: Recipe, device: str) -> Run:
-    """What `clips.step.training_step` needs, with no data behind it."""
-    from accelerate import Accelerator
+def start(
+    model_config: ModelConfig, recipe_config: RecipeConfig, precision: str, texts: list[list[str]], device: str
+) -> tuple[Run, dict[str, Tensor]]:
+    """What `clips.step.training_step` needs: a new model with its optimizer, and a batch.
 
-    from clips.checkpoint import LoopState
-
+    Args:
+        model_config: the towers.
+        recipe_config: the recipe.
+        precision: fp32 or bf16.
+        texts: the web captions and the synthetic ones; the batch has as many samples. Its pictures are noise.
+        device: cpu or cuda.
+    """
+    encoder = build_model(model_config, recipe_config, seed=0)
+    config = TrainConfig(
+        output="",
+        data=DataConfig(sources=(SourceConfig(path="none"),)),
+        model=model_config,
+        recipe=recipe_config,
+        steps=10**6,
+    )
     accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu")
     optimizer = build_optimizer(encoder, config.optim, encoder.no_decay_names())
     model, optimizer = accelerator.prepare(encoder, optimizer)
-    return Run(
+    run = Run(
         config=config,
         data=None,  # type: ignore[arg-type]
-        recipe=recipe,
+        recipe=encoder.recipe,
         encoder=encoder,
         model=model.train(),
         average=None,
         optimizer=optimizer,
         accelerator=accelerator,
         loop=LoopState(),
-        steps=config.steps or 1,
-        precision="fp32" if config.precision == "fp32" else "bf16",
+        steps=10**6,
+        precision="fp32" if precision == "fp32" else "bf16",
         mean=torch.zeros(3, 1, 1),
         std=torch.ones(3, 1, 1),
     )
+    return run, make_batch(encoder, texts, device)
 
 
-def train_config(**fields: Any) -> TrainConfig:
-    """A config of the trainer that only lacks data."""
-    return TrainConfig(output="", data=DataConfig(sources=(SourceConfig(path="none"),)), steps=10**6, **fields)
+def make_batch(model: ClipsModel, texts: list[list[str]], device: str) -> dict[str, Tensor]:
+    """Noise pictures and the tokens of web and synthetic captions, as the trainer's loader makes them."""
+    tokenizer, rng = ClipsTokenizer(model.context_length), np.random.default_rng(0)
+    samples = [model.recipe.prepare(web, synthetic, rng, tokenizer) for web, synthetic in zip(*texts, strict=True)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    batch["image"] = torch.randn(len(samples), 3, model.image_size, model.image_size)
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -19,17 +19,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import measure
-import numpy as np
 import torch
 from measure import add_common, flops, machine, parameters, speed_up, spread, table, take_turns
 from torch import Tensor
 
-from clips import recipes
 from clips.captioner import CaptionerConfig
-from clips.model import ClipsModel, build_model
+from clips.model import ClipsModel
 from clips.recipes import RecipeConfig
 from clips.step import training_step
-from clips.tokenizer import PAD, ClipsTokenizer
+from clips.tokenizer import PAD
 from clips.towers import ModelConfig
 
 Sides = dict[str, Callable[[], object]]
@@ -86,42 +84,15 @@ def row(args: argparse.Namespace, recipe: str, attention: str, precision: str) -
 def make_sides(args: argparse.Namespace, recipe: str, attention: str, precision: str) -> tuple[Sides, dict[str, str]]:
     model_config = ModelConfig(architecture=args.architecture, image_size=args.image_size, text_attention=attention)
     recipe_config = RecipeConfig(name=recipe, web_share=1.0, captioner=CaptionerConfig(length=80))
-    ours = build_model(model_config, recipe_config, seed=0).to(args.device)
-    theirs = copy.deepcopy(ours.clip) if recipe == "clip" else open_clips_coca(ours).to(args.device)
-    batch = make_batch(args, ours)
-    counts = {name: f"{parameters(model) / 1e6:.1f} M" for name, model in (("ours", ours), ("theirs", theirs))}
-    return {
-        "ours": our_step(ours, model_config, recipe_config, precision, batch, args.device),
+    texts = [measure.captions(args.captions, args.field, args.batch), [""] * args.batch]
+    run, batch = measure.start(model_config, recipe_config, precision, texts, args.device)
+    theirs = copy.deepcopy(run.encoder.clip) if recipe == "clip" else open_clips_coca(run.encoder).to(args.device)
+    counts = {name: f"{parameters(model) / 1e6:.1f} M" for name, model in (("ours", run.encoder), ("theirs", theirs))}
+    sides: Sides = {
+        "ours": lambda: training_step(run, batch),
         "theirs": open_clips_step(theirs, precision, batch, args.device),
-    }, counts
-
-
-def make_batch(args: argparse.Namespace, model: ClipsModel) -> dict[str, Tensor]:
-    """Noise pictures and tokens of captions, as the trainer's loader makes them."""
-    tokenizer, rng = ClipsTokenizer(model.context_length), np.random.default_rng(0)
-    texts = measure.captions(args.captions, args.field, args.batch)
-    samples = [model.recipe.prepare(text, "", rng, tokenizer) for text in texts]
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    batch["image"] = torch.randn(args.batch, 3, args.image_size, args.image_size)
-    return {name: value.to(args.device) for name, value in batch.items()}
-
-
-# ---------------------------------------------------------------- ours
-
-
-def our_step(
-    model: ClipsModel,
-    model_config: ModelConfig,
-    recipe_config: RecipeConfig,
-    precision: str,
-    batch: dict[str, Tensor],
-    device: str,
-) -> Callable[[], object]:
-    config = measure.train_config(
-        model=model_config, recipe=recipe_config, precision=precision, batch_size=len(batch["image"])
-    )
-    run = measure.start_run(config, model, recipes.build(recipe_config), device)
-    return lambda: training_step(run, batch)
+    }
+    return sides, counts
 
 
 # ---------------------------------------------------------------- theirs
