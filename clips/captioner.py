@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from clips.errors import UserError
+from clips.lengths import groups_by_length
 from clips.losses import linear_cross_entropy
 from clips.tokenizer import EMBEDDING_ROWS
 
@@ -162,17 +163,26 @@ class Captioner(nn.Module):
     def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
         """Summed cross-entropy () over the counted labels of a batch.
 
+        Samples are decoded in groups of like length, each no further than its last counted label: later tokens are
+        seen by none before them.
+
         Args:
             image_tokens: (B, I, image width) patch tokens of the image tower.
             text_tokens: (B, W, text width) tokens of the text tower for the web caption; None if it reads no text.
             target: (B, T) rows of ``ClipsTokenizer.encode_target``.
             counted: (B, T) bool, which labels count; label *i* is target token *i* + 1.
         """
-        used = counted.any(dim=0).nonzero()
-        length = int(used.max()) + 1 if len(used) else 1
-        hidden = self.decode(image_tokens, text_tokens, length, target)
-        chosen = counted[:, :length]
-        return self.head(hidden[chosen], shifted(target)[:, :length][chosen])
+        places = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+        order, sizes, longest = groups_by_length((counted * places).amax(dim=1).clamp(min=1))
+        groups = list(zip(order.split(sizes), longest, strict=True))
+        chosen = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
+        hidden, labels = [], []
+        for (rows, length), kept in zip(groups, chosen, strict=True):
+            image, wanted = image_tokens.index_select(0, rows), target[rows]
+            text = None if text_tokens is None else text_tokens.index_select(0, rows)
+            hidden.append(self.decode(image, text, length, wanted).flatten(0, 1).index_select(0, kept))
+            labels.append(shifted(wanted)[:, :length].flatten()[kept])
+        return self.head(torch.cat(hidden), torch.cat(labels))
 
     def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
         """Vocabulary logits (B, T, V), float32; ``target`` (B, T) is what a teacher-forced captioner is fed."""

@@ -71,23 +71,29 @@ class ClipsModel(nn.Module):
             captioner "caption_loss_sum" () and "caption_tokens" (), the summed cross-entropy over the counted
             target tokens and their number.
         """
-        names = self.recipe.encoded
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
-        texts, text_tokens = towers.encode_text(self.clip, torch.cat([batch[name] for name in names]))
-        outputs = {"image": F.normalize(image.float(), dim=-1)}
+        texts, read = self._encode_texts(batch)
         # No output is a view of another tensor: FSDP hangs its hooks on them.
-        outputs |= {
-            name: F.normalize(text.float(), dim=-1) for name, text in zip(names, texts.chunk(len(names)), strict=True)
-        }
+        features = {"image": image, **texts}
+        outputs = {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
         outputs["logit_scale"] = self.clip.logit_scale.float().exp().sum()
         if self.clip.logit_bias is not None:
             outputs["logit_bias"] = self.clip.logit_bias.float().sum()
-        if self.captioner is not None and self.recipe.captioning is not None:
-            reads = self.recipe.captioning.reads
-            read = None if reads is None else text_tokens.chunk(len(names))[names.index(reads)]
+        if self.captioner is not None:
             outputs["caption_loss_sum"] = self.captioner(image_tokens, read, batch["target"], batch["target_mask"])
             outputs["caption_tokens"] = batch["target_mask"].sum()
         return outputs
+
+    def _encode_texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Features of the recipe's texts by name, and the tokens of the one that the captioner reads."""
+        features, tokens, reads = {}, None, self.recipe.reads
+        if reads is not None:
+            features[reads], tokens = towers.encode_text(self.clip, batch[reads])
+        others = [name for name in self.recipe.encoded if name != reads]
+        if others:
+            found = towers.text_features(self.clip, torch.cat([batch[name] for name in others]))
+            features |= zip(others, found.chunk(len(others)), strict=True)
+        return features, tokens
 
     def train(self, mode: bool = True) -> ClipsModel:
         """As every module's; but the batch norms of frozen layers keep the statistics that they were trained with."""

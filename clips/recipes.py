@@ -170,9 +170,14 @@ class Recipe:
         return self.spec.captioning if self.config.caption_weight > 0 else None
 
     @property
+    def reads(self) -> str | None:
+        """The text whose tokens the captioner reads; None where it reads none or there is no captioner."""
+        return self.captioning.reads if self.captioning else None
+
+    @property
     def encoded(self) -> tuple[str, ...]:
         """Names of the texts that go through the text tower: those contrasted, and what only the captioner reads."""
-        reads = self.captioning.reads if self.captioning else None
+        reads = self.reads
         return self.spec.texts if reads is None or reads in self.spec.texts else (*self.spec.texts, reads)
 
     def prepare(

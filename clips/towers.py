@@ -13,20 +13,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clips.errors import UserError, reason_of, suggest
-from clips.tokenizer import text_config
+from clips.lengths import groups_by_length
+from clips.tokenizer import EOS, text_config
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
 
 CONFIGS = Path(__file__).parent / "model_configs"
 _TEXT_CONVENTIONS = {
-    "no_causal_mask": True,
-    "pool_type": "last",
     "proj_bias": False,
     "act_kwargs": {"approximate": "tanh"},
     "norm_kwargs": {"eps": 1e-6},
+}
+_TEXT_ATTENTION: dict[str, dict[str, Any]] = {
+    "all": {"no_causal_mask": True, "pool_type": "last"},
+    "causal": {"no_causal_mask": False, "pool_type": "eos", "eos_id": EOS},
 }
 _CLIPS_PREPROCESS = {
     "mode": "RGB",
@@ -54,6 +57,9 @@ class ModelConfig:
             with; positions are interpolated to other sizes and lengths, a captioner of the same shape comes along.
         text_positions: how its text positions are interpolated: linear, or long_clip, which keeps the first 20 and
             stretches the rest, as Long-CLIP does for whole long captions.
+        text_attention: all (every token of a text sees all others, padding too, and the class token's place is the
+            feature, as CLIPS) or causal (a token sees those before it, and the end token's place is the feature, as
+            CLIP: training leaves the padding out, which is faster with short captions and gives the same).
         patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
         unlocked_image_groups: the last so many groups of its layers stay trainable.
@@ -67,6 +73,7 @@ class ModelConfig:
     pretrained_trunk: str | None = None
     pretrained: str | None = None
     text_positions: Literal["linear", "long_clip"] = "linear"
+    text_attention: Literal["all", "causal"] = "all"
     patch_dropout: float = 0.0
     lock_image: bool = False
     unlocked_image_groups: int = 0
@@ -124,7 +131,7 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     return {
         "embed_dim": cfg["embed_dim"],
         "vision_cfg": vision,
-        "text_cfg": kept | text_config(length) | _TEXT_CONVENTIONS,
+        "text_cfg": kept | text_config(length) | _TEXT_CONVENTIONS | _TEXT_ATTENTION[config.text_attention],
         "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
     }
 
@@ -233,6 +240,61 @@ def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
     """
     outputs = towers.forward_intermediates(text=text, text_indices=1, normalize=False)
     return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
+
+
+def text_features(towers: Towers, text: Tensor) -> Tensor:
+    """Text features (B, E) as `encode_text` gives, without what only its tokens need.
+
+    With a causal mask nothing behind a text's end token counts: rows are cut there, in groups of like length. Without
+    one, the last block is computed at the class token alone.
+
+    Args:
+        towers: an open_clip model.
+        text: (B, L) token rows whose last token is the class token.
+    """
+    tower = towers.text if hasattr(towers, "text") else towers
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        return encode_text(towers, text)[0]
+    pool = tower.pool_type if hasattr(towers, "text") else towers.text_pool_type
+    if tower.attn_mask is not None and pool == "eos":
+        pooled = _at_end_tokens(tower, text)
+    elif tower.attn_mask is None and pool == "last" and _is_plain(tower.transformer.resblocks[-1]):
+        pooled = _at_last_token(tower, text)
+    else:
+        return encode_text(towers, text)[0]
+    pooled, projection = tower.ln_final(pooled), tower.text_projection
+    return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def _at_end_tokens(tower: Any, text: Tensor) -> Tensor:
+    """The last layer (B, width) at each text's end token, computed no further than there."""
+    ends = (text == EOS).int().argmax(dim=1)
+    order, sizes, longest = groups_by_length(ends + 1)
+    found = []
+    for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), longest, strict=True):
+        x = tower.token_embedding(rows[:, :length]) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        found.append(x[torch.arange(len(end), device=end.device), end])
+    return torch.cat(found)[order.argsort()]
+
+
+def _at_last_token(tower: Any, text: Tensor) -> Tensor:
+    """The last layer (B, width) at the last place; its block needs keys and values of the others, no more."""
+    *_, block = tower.transformer.resblocks
+    x = tower.token_embedding(text) + tower.positional_embedding
+    if tower.transformer.layers > 1:
+        before = [tower.transformer.layers - 2]
+        x, _ = tower.transformer.forward_intermediates(x, indices=before, stop_early=True)
+    y, last = block.ln_1(x), x[:, -1:]
+    last = last + block.ls_1(block.attention(y[:, -1:], y, y))
+    return (last + block.ls_2(block.mlp(block.ln_2(last))))[:, 0]
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether a block is open_clip's default one as it stands, not a variant nor one that a wrapper has changed."""
+    from open_clip.transformer import ResidualAttentionBlock
+
+    return type(block) is ResidualAttentionBlock
 
 
 def token_widths(towers: Towers) -> tuple[int, int]:

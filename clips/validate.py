@@ -85,7 +85,7 @@ class Validation:
         tokens = ClipsTokenizer(self.run.encoder.context_length)(texts).to(self.run.processes.device)
         with self._autocast():
             parts = tokens.split(self.config.batch_size)
-            features = [towers.encode_text(encoder.clip, part)[0] for part in parts]
+            features = [towers.text_features(encoder.clip, part) for part in parts]
         return F.normalize(torch.cat(features).float(), dim=-1)
 
     def _autocast(self) -> torch.autocast:

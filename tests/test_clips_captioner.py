@@ -133,6 +133,24 @@ def test_loss_is_the_cross_entropy_of_the_logits_at_the_shifted_targets(captione
     assert captioner(*tokens, target, torch.zeros_like(counted)).item() == 0
 
 
+@pytest.mark.parametrize("teacher_forced", [False, True])
+def test_decoding_in_groups_of_like_length_gives_the_loss_and_gradients_of_all_at_once(teacher_forced):
+    torch.manual_seed(0)
+    captioner = Captioner(dataclasses.replace(SHAPE, teacher_forced=teacher_forced))
+    lengths = [index * 5 % 7 for index in range(24)]  # 0 to 6 tokens of 6, in no order
+    target = torch.tensor([[1 + place if place < length else 0 for place in range(6)] for length in lengths])
+    counted = (shifted(target) != 0) & (torch.arange(6) != 1)
+    image = torch.randn(24, 5, 12, requires_grad=True)
+    text = torch.randn(24, 3, 8, requires_grad=True)
+    wanted = [image, text, *captioner.parameters()]
+    log_p = captioner.logits(image, text, target if teacher_forced else None).log_softmax(dim=-1)
+    plain = -log_p.gather(2, shifted(target)[..., None])[..., 0][counted].sum()
+    ours = captioner(image, text, target, counted)
+    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss, wanted) for loss in (ours, plain)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
 def test_logits_are_float32_under_autocast(captioner, tokens):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = captioner.logits(*tokens)

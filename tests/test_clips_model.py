@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from clips import towers
 from clips.captioner import CaptionerConfig
 from clips.model import ModelConfig, build_model
 from clips.recipes import RecipeConfig, build
@@ -53,6 +54,16 @@ def test_one_forward_gives_what_the_towers_and_the_captioner_give(model):
     summed = model.captioner(*tokens, batch["target"], batch["target_mask"])
     torch.testing.assert_close(outputs["caption_loss_sum"], summed)
     assert outputs["caption_tokens"] == batch["target_mask"].sum() == 9 + 5 + 11 + 4
+
+
+def test_tokens_are_read_from_the_text_that_the_captioner_sees():
+    model = make("clips", texts=("partial",))  # the web caption is encoded for the captioner alone
+    batch = batch_of(model)
+    outputs = model(batch)
+    _, patches = towers.encode_image(model.clip, batch["image"])
+    _, words = towers.encode_text(model.clip, batch["web"])
+    summed = model.captioner(patches, words, batch["target"], batch["target_mask"])
+    torch.testing.assert_close(outputs["caption_loss_sum"], summed)
 
 
 def test_every_trained_parameter_gets_a_gradient_and_fixed_positions_none(model):

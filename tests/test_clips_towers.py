@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from clips import towers
 from clips.errors import UserError
@@ -56,11 +57,16 @@ def test_image_feature_is_the_normed_mean_of_the_patch_tokens(tiny):
     torch.testing.assert_close(features, tiny.visual.ln_post(tokens.mean(dim=1)) @ tiny.visual.proj)
 
 
-@pytest.mark.parametrize("custom_text", [False, True])
-def test_features_are_open_clips(custom_text):
+def with_text(attention="all", custom_text=False):
     torch.manual_seed(0)
-    cfg = towers.model_cfg(ModelConfig(context_length=12)) | {"custom_text": custom_text}
-    model = towers.build_towers(cfg).eval()
+    cfg = towers.model_cfg(ModelConfig(context_length=12, text_attention=attention)) | {"custom_text": custom_text}
+    return towers.build_towers(cfg).eval()
+
+
+@pytest.mark.parametrize("attention", ["all", "causal"])
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_features_are_open_clips(attention, custom_text):
+    model = with_text(attention, custom_text)
     assert hasattr(model, "text") == custom_text
     text = ClipsTokenizer(12)(["a red car", "", "two brown dogs run"])
     features, tokens = towers.encode_text(model, text)
@@ -79,6 +85,54 @@ def test_text_feature_comes_from_the_class_token_and_tokens_from_before_the_last
     hidden = tiny.transformer(tiny.token_embedding(text) + tiny.positional_embedding)
     torch.testing.assert_close(tokens, hidden[:, :-1])
     torch.testing.assert_close(features, tiny.ln_final(hidden[:, -1]) @ tiny.text_projection)
+
+
+@pytest.mark.parametrize("attention", ["all", "causal"])
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_the_short_way_to_text_features_has_their_values_and_gradients(attention, custom_text):
+    model = with_text(attention, custom_text).double()
+    text = ClipsTokenizer(12)(["word " * (index * 7 % 12) for index in range(20)])
+    weight = torch.randn(20, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = []
+    for features in (towers.text_features(model, text), model.encode_text(text)):
+        (features * weight).sum().backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found.append({"features": features.detach(), **gradients})
+        model.zero_grad()
+    short, plain = found
+    assert short.keys() == plain.keys()
+    assert any("resblocks.0" in name for name in short)
+    for name, value in plain.items():
+        torch.testing.assert_close(short[name], value, atol=1e-9, rtol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("attention", ["all", "causal"])
+def test_the_short_way_to_text_features_computes_less(attention):
+    model, text = with_text(attention), ClipsTokenizer(12)(["car"] * 20 + ["a long caption of many words"] * 4)
+    work = {}
+    for encode in (towers.text_features, towers.encode_text):
+        with FlopCounterMode(display=False) as counter:
+            encode(model, text)
+        work[encode] = counter.get_total_flops()
+    assert work[towers.text_features] < {"all": 0.9, "causal": 0.6}[attention] * work[towers.encode_text]
+
+
+def test_what_stands_behind_the_end_token_of_a_causal_text_does_not_count():
+    model, text = with_text("causal"), ClipsTokenizer(12)(["a red car", "two brown dogs run"])
+    changed = text.clone()
+    changed[0, 6:], changed[1, 7:] = 2000, 2000
+    torch.testing.assert_close(towers.text_features(model, changed), towers.text_features(model, text))
+    changed[0, 3] = 2000  # "car"
+    assert (towers.text_features(model, changed) - towers.text_features(model, text))[0].abs().max() > 1e-3
+
+
+def test_a_text_tower_of_another_kind_takes_the_long_way():
+    torch.manual_seed(0)
+    cfg = towers.model_cfg(ModelConfig(context_length=12))
+    cfg["text_cfg"]["qk_norm"] = True  # blocks of open_clip's other kind
+    model = towers.build_towers(cfg).eval()
+    text = ClipsTokenizer(12)(["a red car", "two brown dogs run"])
+    torch.testing.assert_close(towers.text_features(model, text), model.encode_text(text))
 
 
 def test_timm_trunk(trunked):

@@ -1,0 +1,171 @@
+"""What do our losses cost in memory and time beside the naive ones, forward and backward?
+
+    python scripts/bench/loss_memory.py --samples 16 --rounds 3              (seconds; the ratios hold at any size)
+    python scripts/bench/loss_memory.py --threads 2                          (256 × 128 tokens: naive needs 13 GB)
+    python scripts/bench/loss_memory.py --device cuda
+
+Caption loss: ``clips.losses.linear_cross_entropy`` beside ``F.cross_entropy(hidden @ weight.T)`` and, where it is
+installed and there is a GPU, Liger's fused one. Contrastive loss: ``clips.losses.softmax_loss`` of one process among
+many, its partners' features simulated, beside this process's rows
+of the matrix of logits, as open_clip's ``--local-loss`` holds them. Memory is the peak of what torch allocates
+beyond the inputs and their gradients, counted at every allocation; all gradients must be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from measure import add_common, machine, speed_up, spread, table, take_turns
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.profiler import ProfilerActivity, profile
+
+from clips import losses
+from clips.tokenizer import EMBEDDING_ROWS
+
+MIB = 2**20
+Loss = Callable[..., Tensor]
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    print(machine(args.device))
+    print(caption_table(args))
+    print(contrastive_table(args))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of a sample")
+    parser.add_argument("--widths", type=int, nargs="+", default=[384, 512, 768])
+    parser.add_argument("--global-batches", type=int, nargs="+", default=[8192, 32768])
+    parser.add_argument("--local-batch", type=int, default=2048)
+    add_common(parser)
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------- caption loss
+
+
+def caption_table(args: argparse.Namespace) -> str:
+    head = ["caption loss", "width", "peak MiB", "share of naive", "seconds", "times as fast as naive"]
+    rows = []
+    for width in args.widths:
+        count = args.samples * args.tokens
+        hidden = torch.randn(count, width, device=args.device).requires_grad_()
+        weight = (torch.randn(EMBEDDING_ROWS, width, device=args.device) * width**-0.5).requires_grad_()
+        labels = torch.randint(EMBEDDING_ROWS, (count,), device=args.device)
+        rows += compare(caption_losses(args.device), (hidden, weight), labels, args, [str(width)])
+    return table(head, rows)
+
+
+def caption_losses(device: str) -> dict[str, Loss]:
+    found: dict[str, Loss] = {"naive": naive, "ours": losses.linear_cross_entropy}
+    if device == "cuda":
+        try:
+            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+        except ImportError:
+            print("Liger is not installed")
+        else:
+            found["Liger"] = lambda hidden, weight, labels: LigerFusedLinearCrossEntropyFunction.apply(
+                hidden, weight, labels, None, None, -100, 0.0, 0.0, "sum"
+            )[0]
+    return found
+
+
+def naive(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+
+
+# ---------------------------------------------------------------- contrastive loss
+
+
+def contrastive_table(args: argparse.Namespace) -> str:
+    head = ["contrastive loss", "global batch", "peak MiB", "share of naive", "seconds", "times as fast as naive"]
+    rows = []
+    for everyone in args.global_batches:
+        leaves = tuple(unit(args.local_batch, args.device).requires_grad_() for _ in range(2))
+        partners = [unit(everyone - args.local_batch, args.device) for _ in range(2)]
+        scale = torch.tensor(14.0, device=args.device)
+        rows += compare(contrastive_losses(partners), leaves, scale, args, [str(everyone)])
+    return table(head, rows)
+
+
+def unit(count: int, device: str) -> Tensor:
+    return F.normalize(torch.randn(count, 512, device=device), dim=1)
+
+
+def contrastive_losses(partners: list[Tensor]) -> dict[str, Loss]:
+    """Losses of the first process, by its own features; "naive" is open_clip's with ``--local-loss``."""
+
+    def gathered(image: Tensor, text: Tensor) -> list[Tensor]:
+        return [torch.cat([own, others]) for own, others in zip((image, text), partners, strict=True)]
+
+    def ours(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        with mock.patch.object(losses, "gather", side_effect=gathered(image, text)):  # images first, as it asks
+            return losses.softmax_loss(image, [text], scale)
+
+    def rows_at_once(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        images, texts = gathered(image, text)
+        labels = torch.arange(len(image), device=image.device)
+        return (
+            F.cross_entropy(scale * image @ texts.t(), labels) + F.cross_entropy(scale * text @ images.t(), labels)
+        ) / 2
+
+    return {"naive": rows_at_once, "ours": ours}
+
+
+# ---------------------------------------------------------------- both
+
+
+def compare(
+    sides: dict[str, Loss], leaves: tuple[Tensor, Tensor], last: Tensor, args: argparse.Namespace, key: list[str]
+) -> list[list[str]]:
+    """A row for each side; raises AssertionError where the gradients differ."""
+    runs = {name: gradients_of(loss, leaves, last) for name, loss in sides.items()}
+    expected = runs["naive"]()
+    for run in runs.values():
+        torch.testing.assert_close(run(), expected, atol=1e-4, rtol=1e-3)
+    returned = sum(value.nbytes for value in expected)
+    del expected
+    peaks = {name: peak_bytes(run, args.device) - returned for name, run in runs.items()}
+    seconds = take_turns(runs, args.rounds, args.clock)
+    return [
+        [
+            name,
+            *key,
+            f"{peaks[name] / MIB:.0f}",
+            f"{peaks[name] / peaks['naive']:.3f}",
+            f"{spread(seconds[name]):.3g}",
+            f"{speed_up(seconds, name, 'naive'):.2f}",
+        ]
+        for name in sides
+    ]
+
+
+def gradients_of(loss: Loss, leaves: tuple[Tensor, Tensor], last: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: torch.autograd.grad(loss(*leaves, last), leaves)
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int:
+    """The most bytes that ``run`` holds at a time beyond what was held before, as the allocator counts them."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    assert recorded.profiler is not None
+    events = recorded.profiler.kineto_results.events()
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""What the benchmarks share: sides that take turns, ratios with their spread, the machine, real captions."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clips.checkpoint import LoopState
+from clips.config import TrainConfig
+from clips.data.loader import DataConfig
+from clips.data.sources import SourceConfig
+from clips.distributed import Processes
+from clips.model import ClipsModel, build_model
+from clips.parallel import DataParallel
+from clips.recipes import RecipeConfig
+from clips.step import Run
+from clips.tokenizer import ClipsTokenizer
+from clips.towers import ModelConfig
+
+# ---------------------------------------------------------------- time
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Arguments that every benchmark has."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=list(CLOCKS),
+        help="cpu counts this process's own seconds: for one thread on a machine that others use too",
+    )
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[], object]], rounds: int, clock: str = "wall", warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each side in each round; the order turns round from one round to the next (ABBA)."""
+    for _ in range(warmup):
+        for run in sides.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in list(sides)[:: -1 if number % 2 else 1]:
+            seconds[name].append(seconds_of(sides[name], clock))
+    return seconds
+
+
+def seconds_of(run: Callable[[], object], clock: str) -> float:
+    """How long ``run`` takes by ``clock``, the device's work included."""
+    now = CLOCKS[clock]
+    synchronise()
+    start = now()
+    run()
+    synchronise()
+    return now() - start
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median and the quartiles of some numbers."""
+
+    low: float
+    median: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({self.low:{spec}}–{self.high:{spec}})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles; of fewer than two numbers all the same."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return Spread(low, statistics.median(values), high)
+
+
+def speed_up(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str) -> Spread:
+    """How many times as fast ``ours`` is as ``theirs``, from the pairs of each round."""
+    return spread([their / our for our, their in zip(seconds[ours], seconds[theirs], strict=True)])
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def machine(device: str) -> str:
+    """The machine in a line: what computes, with how many threads, how busy it was before, which versions."""
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} thread(s)"
+    versions = [f"{package} {_version(package)}" for package in ("torch", "open_clip_torch")]
+    return f"{name}; load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores at the start; {', '.join(versions)}"
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; all columns but the first to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in [head, rule, *rows])
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def captions(path: str | None, field: str, count: int) -> list[str]:
+    """The first ``count`` captions of a JSONL or JSON file, of several the first; without a file, long ones."""
+    if path is None:
+        return [" ".join(["word"] * 200)] * count
+    text = Path(path).read_text(encoding="utf-8")
+    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    found = [_first(row[field]) for row in rows]
+    return [found[index % len(found)] for index in range(count)]
+
+
+def _first(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return str(next(iter(value.values() if isinstance(value, dict) else value)))
+
+
+def start(
+    model_config: ModelConfig, recipe_config: RecipeConfig, precision: str, texts: list[list[str]], device: str
+) -> tuple[Run, dict[str, Tensor]]:
+    """What `clips.step.training_step` needs: a new model with its optimizer, and a batch.
+
+    Args:
+        model_config: the towers.
+        recipe_config: the recipe.
+        precision: fp32 or bf16.
+        texts: the web captions and the synthetic ones; the batch has as many samples. Its pictures are noise.
+        device: cpu or cuda.
+    """
+    encoder = build_model(model_config, recipe_config, seed=0)
+    config = TrainConfig(
+        output="",
+        data=DataConfig(sources=(SourceConfig(path="none"),)),
+        model=model_config,
+        recipe=recipe_config,
+        steps=10**6,
+    )
+    processes = Processes(device=torch.device(device))
+    parallel = DataParallel(encoder.to(device).train(), config.optim, processes)
+    run = Run(
+        config=config,
+        data=None,  # type: ignore[arg-type]
+        recipe=encoder.recipe,
+        processes=processes,
+        parallel=parallel,
+        average=None,
+        loop=LoopState(),
+        steps=10**6,
+        precision="fp32" if precision == "fp32" else "bf16",
+        mean=torch.zeros(3, 1, 1, device=device),
+        std=torch.ones(3, 1, 1, device=device),
+    )
+    return run, make_batch(encoder, texts, device)
+
+
+def make_batch(model: ClipsModel, texts: list[list[str]], device: str) -> dict[str, Tensor]:
+    """Noise pictures and the tokens of web and synthetic captions, as the trainer's loader makes them."""
+    tokenizer, rng = ClipsTokenizer(model.context_length), np.random.default_rng(0)
+    samples = [model.recipe.prepare(web, synthetic, rng, tokenizer) for web, synthetic in zip(*texts, strict=True)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    batch["image"] = torch.randn(len(samples), 3, model.image_size, model.image_size)
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """How many parameters train."""
+    return sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Floating point operations of the matrix products and attentions that ``run`` does, backward passes included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()

@@ -1,0 +1,94 @@
+"""What share of the machine's matrix-product peak does our training step reach?
+
+    python scripts/bench/mfu.py --threads 2                                            (S/16 on a CPU)
+    python scripts/bench/mfu.py --device cuda --architecture clips-l-14 --batch 512 --precisions bf16
+
+The peak is measured in the same run, in turns with the step: a large matrix product of the step's precision. The
+step's operations are those of its matrix products and attentions, counted as they run, the backward pass included and
+nothing recomputed counted twice; whatever is left out as padding is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import measure
+import torch
+from measure import add_common, flops, machine, spread, table, take_turns
+
+from clips.captioner import CaptionerConfig
+from clips.recipes import RECIPES, RecipeConfig
+from clips.step import training_step
+from clips.towers import ModelConfig
+
+SECONDS_OF_PRODUCTS = 1.0
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    print(machine(args.device))
+    print(f"{args.architecture} at {args.image_size} px, batch {args.batch}, texts: {args.captions or 'full rows'}")
+    head = ["recipe", "precision", "threads", "peak TFLOP/s", "step TFLOP/s", "share of peak", "samples/s"]
+    rows = [row(args, recipe, precision) for recipe in args.recipes for precision in args.precisions]
+    print(table(head, rows))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", default="clips-s-16")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--captions", help="JSON or JSONL with captions; without it every text fills its row")
+    parser.add_argument("--web", default="web", help="field of the web captions")
+    parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
+    parser.add_argument("--recipes", nargs="+", default=["clip", "clips"], choices=list(RECIPES))
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--matrix", type=int, default=4096, help="rows and columns of the product that is the peak")
+    add_common(parser)
+    return parser.parse_args()
+
+
+def row(args: argparse.Namespace, recipe: str, precision: str) -> list[str]:
+    step = our_step(args, recipe, precision)
+    work = flops(step)
+    product, repeats = matrix_product(args, precision)
+    seconds = take_turns({"step": step, "peak": product}, args.rounds, args.clock)
+    peaks = [2 * args.matrix**3 * repeats / value / 1e12 for value in seconds["peak"]]
+    rates = [work / value / 1e12 for value in seconds["step"]]
+    shares = spread([rate / peak for rate, peak in zip(rates, peaks, strict=True)])
+    samples = spread([args.batch / value for value in seconds["step"]])
+    rest = [f"{spread(peaks):.3g}", f"{spread(rates):.3g}", f"{shares:.1%}", f"{samples:.3g}"]
+    return [recipe, precision, str(args.threads), *rest]
+
+
+def our_step(args: argparse.Namespace, recipe: str, precision: str) -> Callable[[], object]:
+    model = ModelConfig(architecture=args.architecture, image_size=args.image_size)
+    texts = [measure.captions(args.captions, field, args.batch) for field in (args.web, args.synthetic)]
+    recipe_config = RecipeConfig(name=recipe, captioner=CaptionerConfig())
+    run, batch = measure.start(model, recipe_config, precision, texts, args.device)
+    return lambda: training_step(run, batch)
+
+
+def matrix_product(args: argparse.Namespace, precision: str) -> tuple[Callable[[], object], int]:
+    """Products of two square matrices for about a second; how many there are."""
+    kind = torch.float32 if precision == "fp32" else torch.bfloat16
+    left, right = (torch.randn(args.matrix, args.matrix, device=args.device, dtype=kind) for _ in range(2))
+    out = torch.empty_like(left)
+
+    def products(repeats: int) -> None:
+        for _ in range(repeats):
+            torch.mm(left, right, out=out)
+        measure.synchronise()
+
+    products(1)
+    start = time.perf_counter()
+    products(1)
+    repeats = max(1, round(SECONDS_OF_PRODUCTS / (time.perf_counter() - start)))
+    return lambda: products(repeats), repeats
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""How fast is our training step of the ``clips`` recipe beside the authors' JAX step, on the same CPU?
+
+    python scripts/bench/vs_openvision.py --openvision OpenVision --jax-python jaxenv/bin/python \\
+        --captions captions.jsonl --web short --synthetic long
+
+``OpenVision`` is a checkout of github.com/UCSC-VLAA/OpenVision; ``jaxenv`` an environment with the versions that it
+asks for: ``pip install jax==0.4.38 flax==0.10.2 optax ml_collections einops orbax-checkpoint absl-py scipy``.
+
+Both train the same shapes on the same tokens: towers, 80 tokens of web and of partial synthetic caption, a decoder of
+128 learnable tokens. Their model, loss and optimizer run in a process of their own under jit, which takes turns with
+ours. They compute all 128 targets of every sample; ours leaves out those behind a caption's end, so that there is a row
+with captions that fill everything ("full rows": equal work) and one with real ones. Their towers recompute activations
+in the backward pass by default (``--remat full``); the faster ``none`` is what we compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import measure
+import numpy as np
+import torch
+from measure import add_common, machine, parameters, speed_up, spread, table
+from torch import Tensor
+
+from clips.captioner import shifted
+from clips.recipes import RecipeConfig
+from clips.step import training_step
+from clips.towers import ModelConfig
+
+HEAD = ["texts", "precision", "threads", "batch", "ours / s", "OpenVision / s", "times as fast"]
+
+
+def main() -> None:
+    args = arguments()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # jax takes as many threads as it may use
+    torch.set_num_threads(args.threads)
+    print(machine(args.device))
+    rows = []
+    for captions in dict.fromkeys([None, args.captions]):
+        for precision in args.precisions:
+            rows.append(row(args, captions, precision))
+            print(table(HEAD, rows[-1:]).splitlines()[-1], flush=True)
+    print(table(HEAD, rows))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--openvision", required=True, help="a checkout of their repository")
+    parser.add_argument("--jax-python", required=True, help="a Python that has jax and flax")
+    parser.add_argument("--remat", default="none", choices=["none", "full"])
+    parser.add_argument("--size", default="S", choices=["S", "B"])
+    parser.add_argument("--image-size", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--captions", help="JSON or JSONL with captions")
+    parser.add_argument("--web", default="web", help="field of the web captions")
+    parser.add_argument("--synthetic", default="fused", help="field of the synthetic captions")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    add_common(parser)
+    return parser.parse_args()
+
+
+def row(args: argparse.Namespace, captions: str | None, precision: str) -> list[str]:
+    model = ModelConfig(architecture=f"clips-{args.size.lower()}-16", image_size=args.image_size)
+    texts = [measure.captions(captions, field, args.batch) for field in (args.web, args.synthetic)]
+    run, batch = measure.start(model, RecipeConfig(name="clips"), precision, texts, args.device)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = OpenVision(args, precision, write_batch(batch, Path(folder) / "batch.npz"))
+        print(f"parameters: ours {parameters(run.encoder) / 1e6:.1f} M, theirs {theirs.parameters / 1e6:.1f} M")
+
+        def our_seconds() -> float:
+            return measure.seconds_of(lambda: training_step(run, batch), args.clock)
+
+        theirs.seconds(args.clock), our_seconds()  # compiles; warms up
+        for number in range(args.rounds):
+            pair = [("ours", our_seconds), ("theirs", lambda: theirs.seconds(args.clock))]
+            for name, side in pair[:: -1 if number % 2 else 1]:
+                seconds[name].append(side())
+        theirs.end()
+    times = [f"{spread(seconds[name]):.3g}" for name in ("ours", "theirs")]
+    label = "full rows" if captions is None else Path(captions).stem
+    ratio = f"{speed_up(seconds, 'ours', 'theirs'):.2f}"
+    return [label, precision, str(args.threads), str(args.batch), *times, ratio]
+
+
+def write_batch(batch: dict[str, Tensor], path: Path) -> Path:
+    """Our batch as theirs: channels last, targets without the begin token, a mask of those that count."""
+    np.savez(
+        path,
+        image=batch["image"].permute(0, 2, 3, 1).numpy(),
+        labels1=batch["web"].numpy().astype(np.int32),
+        labels2=batch["partial"].numpy().astype(np.int32),
+        targets=shifted(batch["target"]).numpy().astype(np.int32),
+        counted=batch["target_mask"].numpy().astype(np.float32),
+    )
+    return path
+
+
+class OpenVision:
+    """Their training step in a process of its own."""
+
+    def __init__(self, args: argparse.Namespace, precision: str, batch: Path) -> None:
+        options = {
+            "openvision": args.openvision,
+            "batch": str(batch),
+            "size": args.size,
+            "patch": "16",
+            "precision": precision,
+            "remat": args.remat,
+        }
+        script = Path(__file__).with_name("openvision_step.py")
+        command = [args.jax_python, str(script), *(part for name in options for part in (f"--{name}", options[name]))]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment | {"JAX_PLATFORMS": "cpu"},
+        )
+        self.parameters = int(self._answer()["parameters"])
+
+    def seconds(self, clock: str) -> float:
+        """Train a step; how long it took by ``clock``."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        assert np.isfinite(answer["loss"]), answer
+        return answer[clock]
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.process.args}: ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Let the process end."""
+        self.process.communicate()
+
+
+if __name__ == "__main__":
+    main()
