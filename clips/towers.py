@@ -44,9 +44,10 @@ class ModelConfig:
     """The towers.
 
     Args:
-        architecture: a CLIPS architecture (clips-tiny, clips-rn-tiny, clips-s-16, clips-b-16, clips-l-14,
-            clips-h-14, clips-tinyvit) or an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50)
-            see the samples of their own process only, as in open_clip.
+        architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
+            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit), or
+            an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50) see the samples of their own
+            process only, as in open_clip.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.

@@ -34,8 +34,9 @@ from clips.distributed import (
     wait_for_main_process,
 )
 from clips.errors import UserError
-from clips.export import write_encoder, write_model_card
+from clips.export import write_encoder
 from clips.model import ClipsModel, build_model
+from clips.modelcard import write_model_card
 from clips.optim import build_optimizer
 from clips.precision import choose_precision
 from clips.runlog import Clock, RunLog, open_trackers

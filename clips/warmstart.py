@@ -63,12 +63,21 @@ def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
     own = getattr(towers.visual, "positional_embedding", None)
     if name not in weights or own is None or weights[name].shape == own.shape:
         return []
-    if not own.requires_grad:  # sines and cosines of the new grid
+    if not own.requires_grad and _is_sines(weights[name]):  # those of the new grid
         weights[name] = own.detach().clone()
         return []
     before = len(weights[name])
     resize_pos_embed(weights, towers)
     return [f"picture positions interpolated from {before} to {len(own)}"]
+
+
+def _is_sines(table: Tensor) -> bool:
+    """Whether a picture's positions are open_clip's fixed ones; released CLIPS towers have sines of other frequencies."""
+    from open_clip.pos_embed import get_2d_sincos_pos_embed
+
+    side = round((len(table) - 1) ** 0.5)
+    fixed = torch.from_numpy(get_2d_sincos_pos_embed(table.shape[1], side, cls_token=True)).float()
+    return fixed.shape == table.shape and torch.allclose(fixed, table.float(), atol=1e-3)
 
 
 def _fit_texts(weights: dict[str, Tensor], towers: Towers, stretch: str) -> list[str]:
