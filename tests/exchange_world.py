@@ -115,15 +115,18 @@ def hf_siglip(folder: Path, **fields: Any) -> Any:
 def register_small_siglip_tower() -> str:
     """A timm model as its SigLIP towers are, of the size of `hf_siglip`."""
     import timm
-    from timm.models import register_model
-    from timm.models.vision_transformer import VisionTransformer, _create_vision_transformer
+    from timm.models import generate_default_cfgs, register_model, vision_transformer
+    from timm.models.vision_transformer import VisionTransformer, _cfg, _create_vision_transformer
+
+    name = "vit_small0_patch8_siglip_32"
 
     def vit_small0_patch8_siglip_32(pretrained: bool = False, **options: Any) -> VisionTransformer:
         sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 72 / 32}
         own = {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"}
-        return _create_vision_transformer("vit_base_patch16_224", pretrained=pretrained, **(sizes | own | options))
+        return _create_vision_transformer(name, pretrained=pretrained, **(sizes | own | options))
 
-    if "vit_small0_patch8_siglip_32" not in timm.list_models():
-        vit_small0_patch8_siglip_32.__module__ = "timm.models.vision_transformer"
+    if name not in timm.list_models():
+        vision_transformer.default_cfgs |= generate_default_cfgs({name: _cfg(input_size=(3, 32, 32), num_classes=0)})
+        vit_small0_patch8_siglip_32.__module__ = vision_transformer.__name__
         register_model(vit_small0_patch8_siglip_32)
-    return "vit_small0_patch8_siglip_32"
+    return name

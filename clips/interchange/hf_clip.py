@@ -10,7 +10,7 @@ import torch
 from clips.errors import UserError
 from clips.export import Encoder
 from clips.interchange import transformers_files as files
-from clips.interchange.source import OPENAI_PREPROCESS, Features, Found, no_tokenizer, tower_shapes
+from clips.interchange.source import OPENAI_PREPROCESS, Features, Found, no_tokenizer, stated_licence, tower_shapes
 from clips.interchange.tensors import (
     OPEN_CLIP,
     TRANSFORMERS,
@@ -85,8 +85,6 @@ def read(path: Path, architecture: str | None) -> Found:
         raise UserError(f"{path}: expected a tokenizer (tokenizer.json), for its words are not OpenAI's")
     size = cfg["vision_cfg"]["image_size"]
     named = links(cfg["vision_cfg"]["layers"], cfg["text_cfg"]["layers"])
-    from clips.interchange.open_clip_files import stated_licence
-
     return Found(
         model_cfg=cfg,
         preprocess_cfg=files.read_preprocessing(path, size, OPENAI_PREPROCESS),
@@ -219,6 +217,7 @@ def _vision_config(visual: Any) -> dict[str, Any]:
 
 
 def text_config(model: Any) -> dict[str, Any]:
+    """The entries of a ``CLIPTextConfig`` that computes what a model's text tower does."""
     text = text_tower(model)
     blocks = blocks_of(text, "text", _WANTED)
     words, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]

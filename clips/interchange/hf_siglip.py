@@ -15,7 +15,7 @@ from clips.errors import UserError
 from clips.export import Encoder
 from clips.interchange import transformers_files as files
 from clips.interchange.hf_clip import features_of, text_links
-from clips.interchange.source import Features, Found, tower_shapes
+from clips.interchange.source import Features, Found, stated_licence, tower_shapes
 from clips.interchange.tensors import (
     TIMM,
     TRANSFORMERS,
@@ -84,8 +84,6 @@ def recognises(path: Path) -> bool:
 def read(path: Path, architecture: str | None) -> Found:
     """See `clips.interchange.importing`; ``architecture`` names timm's image tower where several would do."""
     from transformers import SiglipModel
-
-    from clips.interchange.open_clip_files import stated_licence
 
     model = files.from_pretrained(SiglipModel, path)
     cfg = _model_cfg(model.config, architecture, path)

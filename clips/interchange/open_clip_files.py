@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clips.artifact import RECORDS
 from clips.errors import UserError, reason_of
 from clips.export import CONFIG
-from clips.interchange.source import Found, named_configs, no_tokenizer, stock_preprocess
+from clips.interchange.source import Found, named_configs, no_tokenizer, stated_licence, stock_preprocess
 from clips.interchange.tensors import Weights, read_weights
 from clips.tokenizer import ClipsTokenizer, text_config
 
@@ -100,8 +101,6 @@ def _tokenizer_of(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copy the small files of ``source`` that may be a tokenizer's; the config and records of artifacts are left."""
-    from clips.artifact import RECORDS
-
     for path in sorted(source.iterdir()):
         if path.suffix in _TOKENIZER_ENDINGS and path.name not in {*RECORDS, CONFIG, "config.json"}:
             shutil.copyfile(path, directory / path.name)
@@ -121,16 +120,3 @@ def _text_placed(weights: Weights, custom_text: bool) -> Weights:
     if custom_text:
         return {f"text.{name}" if name.startswith(_TEXT_PARTS) else name: value for name, value in weights.items()}
     return {name.removeprefix("text."): value for name, value in weights.items()}
-
-
-def stated_licence(path: Path) -> str | None:
-    """The licence in the front matter of a folder's model card."""
-    import yaml
-
-    card = (path if path.is_dir() else path.parent) / "README.md"
-    try:
-        front = card.read_text(encoding="utf-8").split("---")[1]
-        stated = yaml.safe_load(front).get("license")
-    except (OSError, ValueError, IndexError, AttributeError, yaml.YAMLError):
-        return None
-    return str(stated) if stated else None

@@ -18,6 +18,7 @@ from clips.errors import UserError, reason_of
 from clips.interchange.source import Found, named_configs, tower_shapes
 from clips.interchange.tensors import OPEN_CLIP, BlockNames, Weights, link, link_blocks, link_both, to_ours
 from clips.tokenizer import ClipsTokenizer
+from clips.towers import authors_positions
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _FLAX = BlockNames(
@@ -29,7 +30,6 @@ _FLAX = BlockNames(
     "MlpBlock_0.Dense_1.{}",
 )
 _DECODER = "txt_decoder/"
-_TEMPERATURE = 10_000.0
 
 
 def recognises(path: Path) -> bool:
@@ -46,7 +46,7 @@ def read(path: Path, architecture: str | None) -> Found:
     cfg, preprocess = named_configs(architecture, {"positional_embedding": table})
     vision, text = cfg["vision_cfg"], cfg["text_cfg"]
     if "img.pos_embedding" not in stored:
-        stored["img.pos_embedding"] = sine_positions(vision["image_size"] // vision["patch_size"], vision["width"])
+        stored["img.pos_embedding"] = authors_positions(vision["image_size"] // vision["patch_size"], vision["width"])
     links = [
         link("visual.positional_embedding", "img.pos_embedding"),
         link("visual.class_embedding", "img.cls"),
@@ -113,12 +113,3 @@ def _kernel(kernel: Tensor, folders: list[str]) -> Tensor:
     if kernel.ndim == 3:  # attention's, split by heads
         kernel = kernel.flatten(0, 1) if folders[-1] == "out" else kernel.flatten(1, 2)
     return kernel.t()
-
-
-def sine_positions(side: int, width: int) -> Tensor:
-    """(1 + side², width) fixed positions as in the authors' code, zeros for the class token. Source: MoCo v3."""
-    frequencies = _TEMPERATURE ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    x, y = (place.flatten()[:, None] * frequencies for place in (columns, rows))
-    table = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
-    return torch.cat([table.new_zeros(1, width), table]).float()

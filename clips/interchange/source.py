@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from clips.errors import UserError
+from clips.errors import UserError, suggest
 from clips.interchange.tensors import Weights, shapes_of
 from clips.towers import ModelConfig, architectures, build_towers
 from clips.towers import model_cfg as clips_model_cfg
@@ -81,13 +82,14 @@ def named_configs(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, A
     """
     architecture, size = released_name(name)
     if architecture in architectures():
-        plain = clips_model_cfg(ModelConfig(architecture=architecture))
-        patch = plain["vision_cfg"].get("patch_size")
-        if size is None and patch and "visual.positional_embedding" in weights:
-            size = int(patch) * round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
         table = weights.get("positional_embedding", weights.get("text.positional_embedding"))
         length = len(table) if table is not None and len(table) >= 4 else None
-        cfg = clips_model_cfg(ModelConfig(architecture=architecture, image_size=size, context_length=length))
+        cfg = clips_model_cfg(ModelConfig(architecture=architecture, context_length=length))
+        patch = cfg["vision_cfg"].get("patch_size")
+        if size is None and patch and "visual.positional_embedding" in weights:
+            size = int(patch) * round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
+        if size is not None:  # SO400M/14 was released at 384 px, of which its patches leave out six
+            cfg["vision_cfg"]["image_size"] = size
         if "logit_bias" in weights:
             cfg["init_logit_bias"] = 0.0
         return cfg, clips_preprocess_cfg(cfg)
@@ -95,8 +97,6 @@ def named_configs(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, A
 
     stock = open_clip.get_model_config(architecture)
     if stock is None:
-        from clips.errors import suggest
-
         raise suggest(name, [*architectures(), *open_clip.list_models()], "architecture")
     return stock, stock_preprocess(stock)
 
@@ -121,3 +121,14 @@ def tower_shapes(cfg: Mapping[str, Any], where: str | Path) -> dict[str, torch.S
         raise UserError(f"{where}: expected open_clip's own text tower, but this architecture has one of transformers")
     with torch.device("meta"):
         return shapes_of(build_towers(dict(cfg)))
+
+
+def stated_licence(path: Path) -> str | None:
+    """The licence in the front matter of a folder's model card."""
+    card = (path if path.is_dir() else path.parent) / "README.md"
+    try:
+        front = card.read_text(encoding="utf-8").split("---")[1]
+        stated = yaml.safe_load(front).get("license")
+    except (OSError, ValueError, IndexError, AttributeError, yaml.YAMLError):
+        return None
+    return str(stated) if stated else None
