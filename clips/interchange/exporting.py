@@ -21,7 +21,7 @@ EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> feature
     "hf_siglip": "clips.interchange.hf_siglip",
     "timm": "clips.interchange.timm_tower",
 }
-_TOLERANCE = 1e-4  # of unit features; more means that the conversion is wrong
+_TOLERANCE = 1e-5  # of unit features; more means that the conversion is wrong
 
 
 def export_as(config: ExportConfig) -> None:

@@ -97,6 +97,7 @@ def read(path: Path, architecture: str | None) -> Found:
         weights=to_ours(model.state_dict(), named, tower_shapes(cfg, path)),
         write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
         features=features_of(model),
+        approximation=_approximation(cfg["vision_cfg"]["timm_model_name"], model.config.vision_config.hidden_act),
         licence=stated_licence(path),
         where=path,
     )
@@ -163,6 +164,15 @@ def _timm_name(vision: Any, where: Path) -> str:
             f"patches of {vision.patch_size} at {vision.image_size} px, and open_clip builds it by timm's name"
         )
     return min(fitting)[1]
+
+
+def _approximation(name: str, activation: str) -> str | None:
+    import timm
+
+    with torch.device("meta"):
+        trunk: Any = timm.create_model(name, num_classes=0)
+    own = activation_of(trunk.blocks[0].mlp.act)
+    return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
 
 
 # ---------------------------------------------------------------- to it

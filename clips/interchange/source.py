@@ -43,6 +43,7 @@ class Found:
         write_tokenizer: writes the tokenizer's files into the directory that it is given.
         features: the source's own image and text features of pixels and tokens, where its library is there to compute
             them.
+        approximation: where open_clip's towers are known to compute something slightly else, what it is.
         licence: what the source says of its licence.
         where: the file or folder of the weights, for messages.
     """
@@ -52,6 +53,7 @@ class Found:
     weights: Weights
     write_tokenizer: Callable[[Path], None]
     features: Features | None = None
+    approximation: str | None = None
     licence: str | None = None
     where: Path = field(default_factory=Path)
 
