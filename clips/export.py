@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, wri
 from clips.captioner import Captioner, CaptionerShape
 from clips.checkpoint import CONFIG as RUN_CONFIG
 from clips.checkpoint import checkpoints, load_exported, read_loop, read_run_config
-from clips.errors import UserError, reason_of
+from clips.errors import UserError, reason_of, suggest
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.modelcard import write_model_card
 from clips.recipes import RecipeConfig
@@ -47,8 +47,14 @@ class ExportConfig:
 
     run: str
     output: str
-    format: Literal["open_clip", "hf_clip", "hf_siglip", "hf_dual", "timm"] = "open_clip"
+    format: str = "open_clip"
     licence: str | None = None
+
+    def __post_init__(self) -> None:
+        from clips.interchange.exporting import EXPORTS
+
+        if self.format not in ("open_clip", *EXPORTS):
+            raise suggest(self.format, ("open_clip", *EXPORTS), "format")
 
 
 def export(config: ExportConfig) -> None:

@@ -26,7 +26,7 @@ _TOLERANCE = 1e-5  # of unit features; more means that the conversion is wrong
 
 def export_as(config: ExportConfig) -> None:
     """Carry out a ``config`` of another format than open_clip's."""
-    from clips.export import CONFIG, load_encoder
+    from clips.export import CAPTIONER_WEIGHTS, CONFIG, load_encoder
 
     source = Path(config.run)
     if not (source / CONFIG).is_file():
@@ -51,6 +51,8 @@ def export_as(config: ExportConfig) -> None:
             largest_difference=difference,
         )
         write_card(partial, config.format, manifest=manifest, licence=licence, cfg=encoder.config["model_cfg"])
+    if (source / CAPTIONER_WEIGHTS).is_file():
+        say(f"{config.output}: without the captioner, for which {config.format} has no place")
     say(f"{config.output}: {config.format}, features differ from the encoder's by {difference:.1e} at most")
 
 

@@ -13,17 +13,16 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
-from clips.errors import UserError
+from clips.errors import UserError, suggest
 from clips.export import CONFIG, WEIGHTS, load_encoder
 from clips.interchange.parity import largest_difference
 from clips.interchange.source import Found, tower_shapes
 from clips.interchange.tensors import fitted
 from clips.modelcard import write_card
 
-Format = Literal["open_clip", "hf_clip", "hf_siglip", "openvision_jax"]
 IMPORTS: dict[str, str] = {  # modules with recognises(path) and read(path, architecture)
     "hf_clip": "clips.interchange.hf_clip",
     "hf_siglip": "clips.interchange.hf_siglip",
@@ -46,17 +45,19 @@ class ImportConfig:
         format: open_clip, hf_clip, hf_siglip or openvision_jax; found out from the content if not given.
         licence: of the weights; what the source's model card states if not given.
         tolerance: the largest difference of unit features from the source's that is let pass, where its own library
-            can be asked. Most SigLIP towers need 1e-3, for timm computes GELU where the source approximates it.
+            can be asked. Some SigLIP towers need more, for timm computes GELU where the source approximates it.
     """
 
     path: str
     output: str
     architecture: str | None = None
-    format: Format | None = None
+    format: str | None = None
     licence: str | None = None
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
+        if self.format is not None and self.format not in IMPORTS:
+            raise suggest(self.format, IMPORTS, "format")
         if not self.tolerance > 0:
             raise UserError(f"tolerance: expected a number above 0, got {self.tolerance}")
 
