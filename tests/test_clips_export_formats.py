@@ -43,6 +43,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         world.shaken(model)
         write_encoder(model, folder / name)
     world.open_clip_directory(folder / "clip")
+    world.open_clip_directory(folder / "biased", world.VIT | {"init_logit_bias": -10.0})
     quick = world.VIT | {"quick_gelu": True, "custom_text": True}
     world.open_clip_directory(folder / "quick", quick)
     first = {**world.VIT, "vision_cfg": {**world.VIT["vision_cfg"], "pool_type": "avg", "no_ln_pre": True}}
@@ -144,6 +145,7 @@ def test_hf_dual(encoders: Path, tmp_path: Path, name: str):
         ("clips", "hf_clip", "norms the patches before the first block, this tower does not"),
         ("tinyvit", "hf_clip", "has a ViT, this image tower is a TimmModel"),
         ("clips", "hf_siglip", "has a ViT that is pooled by attention, this image tower is another"),
+        ("biased", "hf_clip", "has no logit bias, which this encoder's sigmoid loss has trained"),
         ("sigmoid", "hf_dual", "has no logit bias, which this encoder's sigmoid loss has trained"),
         ("siglip", "hf_dual", "projects texts without a bias"),
         ("resnet", "hf_dual", "timm has no ModifiedResNet"),
@@ -210,7 +212,7 @@ def test_manifest_and_card(encoders: Path, tmp_path: Path):
         assert (tmp_path / form / "README.md").read_text().startswith("---\nlicense: unknown\n")
 
 
-def test_a_card_has_results_and_what_the_data_was(tmp_path: Path):
+def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
     validation = {"source": {"path": str(held_out)}, "every": 2}
     run = tmp_path / "run"
@@ -227,6 +229,13 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path):
     card = (tmp_path / "earlier" / "README.md").read_text()
     assert "R@1 at step 2:" in card
     assert "The weights: mit." in card
+    export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
+    assert "without the captioner, for which timm has no place" in capsys.readouterr().err
+
+
+def test_an_unknown_format_is_told():
+    with pytest.raises(UserError, match=r"unknown format 'hf-clip'; did you mean 'hf_clip'\?"):
+        ExportConfig(run="a", output="b", format="hf-clip")
 
 
 def test_soup_of_imported_encoders_keeps_their_tokenizer(encoders: Path, tmp_path: Path):
