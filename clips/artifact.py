@@ -151,7 +151,7 @@ def write_manifest(
 
     Args:
         directory: the artifact, all its other files already written.
-        kind: ``"scenes"``, ``"encoder"``, ``"llm"`` or ``"llava"``.
+        kind: ``"scenes"``, ``"encoder"``, ``"llm"``, ``"llava"``, or the format of an encoder for another library.
         config: the resolved config of the run.
         seed: the seed of the run.
         data: what was read that is not an artifact of ours: name → description (path, hash, counts).

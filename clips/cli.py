@@ -21,7 +21,14 @@ COMMANDS = {
     ),
     "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
     "export": Command(
-        help="write the encoder directory of a checkpoint", target="clips.export:export", positional=("run",)
+        help="write the encoder directory of a checkpoint, or an encoder for transformers or timm",
+        target="clips.export:export",
+        positional=("run",),
+    ),
+    "import": Command(
+        help="make an encoder directory from open_clip's, transformers' or the authors' weights",
+        target="clips.interchange.importing:import_encoder",
+        positional=("path",),
     ),
     "soup": Command(help="average the weights of several encoders", target="clips.soup:soup"),
     "caption": Command(

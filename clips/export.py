@@ -1,6 +1,7 @@
 """Encoder directories: written in open_clip's hub layout, read back with nothing but open_clip.
 
 clips export runs/clips --output encoders/clips
+clips export runs/clips --output towers/clips --format timm
 python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:encoders/clips')"
 """
 
@@ -17,35 +18,52 @@ from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, wri
 from clips.captioner import Captioner, CaptionerShape
 from clips.checkpoint import CONFIG as RUN_CONFIG
 from clips.checkpoint import checkpoints, load_exported, read_loop
-from clips.errors import UserError, reason_of
+from clips.errors import UserError, reason_of, suggest
 from clips.model import ClipsModel, ModelConfig, build_model
-from clips.recipes import RECIPES, RecipeConfig
+from clips.modelcard import write_model_card
+from clips.recipes import RecipeConfig
 from clips.rundir import read_run_config
+from clips.runlog import METRICS
 from clips.tokenizer import ClipsTokenizer
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 CAPTIONER_CONFIG = "captioner_config.json"
 CAPTIONER_WEIGHTS = "captioner.safetensors"
-MODEL_CARD = "README.md"
-_CARD_TEMPLATE = Path(__file__).parent / "modelcard" / "template.md"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write the encoder directory of a training run that is still going on, or of one of its checkpoints.
+    """Write the encoder directory of a training run that is still going on, or an encoder for another library.
 
     Args:
-        run: the run's directory, whose latest checkpoint is taken, or a checkpoint's.
+        run: the run's directory, whose latest checkpoint is taken, or a checkpoint's; for the formats of other
+            libraries also an encoder directory.
         output: the directory to write.
+        format: open_clip (the encoder directory), hf_clip (transformers' CLIPModel), hf_siglip (its SiglipModel),
+            hf_dual (its VisionTextDualEncoderModel) or timm (the image tower alone). A format that cannot compute
+            what the encoder does says why.
+        licence: of the weights, for the model card.
     """
 
     run: str
     output: str
+    format: str = "open_clip"
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        from clips.interchange.exporting import EXPORTS
+
+        if self.format not in ("open_clip", *EXPORTS):
+            raise suggest(self.format, ("open_clip", *EXPORTS), "format")
 
 
 def export(config: ExportConfig) -> None:
     """Carry out ``config``."""
+    if config.format != "open_clip":
+        from clips.interchange.exporting import export_as
+
+        return export_as(config)
     checkpoint = _find_checkpoint(Path(config.run))
     recorded, loop = read_run_config(checkpoint), read_loop(checkpoint)
     if Path(config.output).exists():
@@ -62,6 +80,8 @@ def export(config: ExportConfig) -> None:
             steps=loop.step,
             samples_seen=loop.samples_seen,
             seconds=loop.seconds,
+            last=_last_validation(checkpoint, loop.step),
+            licence=config.licence,
         )
         write_model_card(partial, manifest)
     say(f"{config.output}: encoder after {loop.step} steps")
@@ -77,6 +97,16 @@ def _find_checkpoint(path: Path) -> Path:
     if (path / MANIFEST).is_file():
         raise UserError(f"{path}: the training is finished and this is already the encoder directory")
     raise UserError(f"{path}: no checkpoints in it; expected the output of `clips train`, or a checkpoint")
+
+
+def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
+    """The last entry of the run's metrics.jsonl up to ``step`` that validation is in; none where there is none."""
+    for folder in checkpoint.resolve().parents[:2]:
+        if (folder / METRICS).is_file():
+            entries = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+            validated = [entry for entry in entries if entry["step"] <= step and any("val_" in name for name in entry)]
+            return validated[-1] if validated else {}
+    return {}
 
 
 def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
@@ -114,24 +144,6 @@ def _write_weights(module: torch.nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)
-
-
-def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
-    """Write README.md, which says in words what the manifest says."""
-    import jinja2
-
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        _CARD_TEMPLATE.read_text(encoding="utf-8")
-    )
-    model_cfg = json.loads((directory / CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-    card = template.render(
-        manifest=manifest,
-        config=manifest["config"],
-        model_cfg=model_cfg,
-        strategy=manifest["config"]["recipe"]["strategy"] or RECIPES[manifest["config"]["recipe"]["name"]].strategy,
-        captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
-    )
-    write_file(directory / MODEL_CARD, card)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.artifact import artifact_directory, say, write_file, write_manifest
+from clips.artifact import RECORDS, artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError, reason_of
-from clips.export import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, MODEL_CARD, WEIGHTS
+from clips.export import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
+from clips.modelcard import MODEL_CARD
 
-_KEPT = (CONFIG, CAPTIONER_CONFIG, "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_KEPT = (".json", ".txt", ".model")  # endings of configs and of all tokenizers' files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,9 @@ def soup(config: SoupConfig) -> None:
         if found != settings[0]:
             raise UserError(f"{folder / CONFIG}: expected the settings of {folders[0]}, which differ")
     with artifact_directory(config.output, kind="encoder") as partial:
-        for name in _KEPT:
-            if (folders[0] / name).is_file():
-                shutil.copyfile(folders[0] / name, partial / name)
+        for path in folders[0].iterdir():
+            if path.suffix in _KEPT and path.name not in RECORDS:
+                shutil.copyfile(path, partial / path.name)
         _average([folder / WEIGHTS for folder in folders], partial / WEIGHTS)
         if all((folder / CAPTIONER_WEIGHTS).is_file() for folder in folders):
             _average([folder / CAPTIONER_WEIGHTS for folder in folders], partial / CAPTIONER_WEIGHTS)

@@ -47,9 +47,10 @@ class ModelConfig:
     """The towers.
 
     Args:
-        architecture: a CLIPS architecture (clips-tiny, clips-rn-tiny, clips-s-16, clips-b-16, clips-l-14,
-            clips-h-14, clips-tinyvit) or an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50)
-            see the samples of their own process only, as in open_clip.
+        architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
+            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit), or
+            an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50) see the samples of their own
+            process only, as in open_clip.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
@@ -308,6 +309,18 @@ def token_widths(towers: Towers) -> tuple[int, int]:
         image = visual.transformer.width
     text = towers.text if hasattr(towers, "text") else towers
     return image, text.transformer.width
+
+
+def authors_positions(side: int, width: int) -> Tensor:
+    """(1 + side², width) fixed positions of the released towers: sines and cosines, zeros for the class token.
+
+    Source: [C], ``posemb_sincos_2d``, after MoCo v3. open_clip's own (``sin_cos_2d``) have slightly other frequencies.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    x, y = (place.flatten()[:, None] * frequencies for place in (columns, rows))
+    table = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
+    return torch.cat([table.new_zeros(1, width), table]).float()
 
 
 def _flattened(features: Tensor, trunk: Any) -> Tensor:

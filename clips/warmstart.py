@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
-from clips.towers import Towers
+from clips.towers import Towers, authors_positions
 
 _WEIGHTS, _CAPTIONER, _CAPTIONER_CONFIG = (
     "open_clip_model.safetensors",
@@ -63,12 +63,26 @@ def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
     own = getattr(towers.visual, "positional_embedding", None)
     if name not in weights or own is None or weights[name].shape == own.shape:
         return []
-    if not own.requires_grad:  # sines and cosines of the new grid
-        weights[name] = own.detach().clone()
+    if not own.requires_grad and (fixed := _same_sines(weights[name], own)) is not None:
+        weights[name] = fixed
         return []
     before = len(weights[name])
     resize_pos_embed(weights, towers)
     return [f"picture positions interpolated from {before} to {len(own)}"]
+
+
+def _same_sines(table: Tensor, wanted: Tensor) -> Tensor | None:
+    """Fixed positions of the shape of ``wanted`` by the formula that ``table`` follows, open_clip's or the authors'."""
+    from open_clip.pos_embed import get_2d_sincos_pos_embed
+
+    def stock(side: int, width: int) -> Tensor:
+        return torch.from_numpy(get_2d_sincos_pos_embed(width, side, cls_token=True)).float()
+
+    before, after = (round((len(places) - 1) ** 0.5) for places in (table, wanted))
+    for formula in (stock, authors_positions):
+        if torch.allclose(formula(before, table.shape[1]), table.float(), atol=1e-3):
+            return formula(after, table.shape[1])
+    return None
 
 
 def _fit_texts(weights: dict[str, Tensor], towers: Towers, stretch: str) -> list[str]:

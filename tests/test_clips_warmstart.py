@@ -15,6 +15,7 @@ from clips.errors import UserError
 from clips.export import write_encoder
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.recipes import RecipeConfig
+from clips.towers import authors_positions
 from clips.train import train
 from clips.warmstart import stretch_positions
 
@@ -79,6 +80,19 @@ def test_fixed_positions_are_those_of_the_new_grid(tmp_path: Path):
     write_encoder(sines(image_size=32), tmp_path)
     grown = sines(image_size=64, pretrained=str(tmp_path)).clip.visual.positional_embedding
     assert torch.equal(grown, sines(image_size=64).clip.visual.positional_embedding)
+
+
+def test_released_positions_are_those_of_the_new_grid_by_their_own_formula(tmp_path: Path):
+    def sines(**fields: object) -> ClipsModel:
+        return build_model(ModelConfig(architecture="clips-tiny", context_length=12, **fields), RECIPE, seed=0)
+
+    released = sines(image_size=32)
+    with torch.no_grad():
+        released.clip.visual.positional_embedding.copy_(authors_positions(2, 128))
+    write_encoder(released, tmp_path)
+    grown = sines(image_size=64, pretrained=str(tmp_path)).clip.visual.positional_embedding
+    assert torch.equal(grown, authors_positions(4, 128))
+    assert not torch.allclose(grown, sines(image_size=64).clip.visual.positional_embedding, atol=1e-2)
 
 
 def test_long_clip_keeps_the_first_positions():

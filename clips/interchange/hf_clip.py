@@ -1,0 +1,243 @@
+"""transformers' ``CLIPModel``: OpenAI's CLIP and those like it, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clips.errors import UserError
+from clips.export import Encoder
+from clips.interchange import transformers_files as files
+from clips.interchange.source import OPENAI_PREPROCESS, Features, Found, no_tokenizer, stated_licence, tower_shapes
+from clips.interchange.tensors import (
+    OPEN_CLIP,
+    TRANSFORMERS,
+    Link,
+    link,
+    link_blocks,
+    link_both,
+    shapes_of,
+    to_ours,
+    to_theirs,
+)
+from clips.interchange.towers import blocks_of, pool_type, same_norm, text_prefix, text_tower
+
+_OPENAI_WORDS = 49408  # entries of OpenAI's vocabulary, which open_clip brings along
+_HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # where open_clip finds the words of a copy on the hub
+_BY_LARGEST = 2  # with this eos_token_id transformers reads the text at the largest token, as open_clip's "argmax"
+_WANTED = "hf_clip: transformers' CLIPModel"
+
+
+def links(vision_layers: int, text_layers: int, text: str = "") -> list[Link]:
+    """Names of a model's tensors; ``text`` stands before open_clip's names of its text tower."""
+    return [
+        link("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+        link("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+        link("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+        *link_both("visual.ln_pre.{}", "vision_model.pre_layrnorm.{}"),
+        *link_both("visual.ln_post.{}", "vision_model.post_layernorm.{}"),
+        link("visual.proj", "visual_projection.weight", transposed=True),
+        *link_blocks(
+            ("visual.transformer.resblocks.{}.", OPEN_CLIP),
+            ("vision_model.encoder.layers.{}.", TRANSFORMERS),
+            vision_layers,
+        ),
+        *text_links(text_layers, text),
+        link(f"{text}text_projection", "text_projection.weight", transposed=True),
+        link("logit_scale", "logit_scale"),
+    ]
+
+
+def text_links(layers: int, text: str) -> list[Link]:
+    """Names of a text tower's tensors, its projection apart: those of CLIP are those of SigLIP."""
+    return [
+        link(f"{text}token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        link(f"{text}positional_embedding", "text_model.embeddings.position_embedding.weight"),
+        *link_both(f"{text}ln_final.{{}}", "text_model.final_layer_norm.{}"),
+        *link_blocks(
+            (f"{text}transformer.resblocks.{{}}.", OPEN_CLIP), ("text_model.encoder.layers.{}.", TRANSFORMERS), layers
+        ),
+    ]
+
+
+# ---------------------------------------------------------------- from it
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a directory of a ``CLIPModel``."""
+    return path.is_dir() and files.model_type(path) == "clip"
+
+
+def read(path: Path, architecture: str | None) -> Found:
+    """See `clips.interchange.importing`; the directory's own config says the architecture."""
+    from transformers import CLIPModel
+
+    if architecture is not None:
+        raise UserError(f"architecture: expected none, for {path} says its own")
+    model = files.from_pretrained(CLIPModel, path)
+    cfg = _model_cfg(model.config, path)
+    own_words = files.has_tokenizer(path)
+    if own_words:
+        cfg["text_cfg"]["hf_tokenizer_name"] = _HUB_TOKENIZER
+    elif cfg["text_cfg"]["vocab_size"] != _OPENAI_WORDS:
+        raise UserError(f"{path}: expected a tokenizer (tokenizer.json), for its words are not OpenAI's")
+    size = cfg["vision_cfg"]["image_size"]
+    named = links(cfg["vision_cfg"]["layers"], cfg["text_cfg"]["layers"])
+    return Found(
+        model_cfg=cfg,
+        preprocess_cfg=files.read_preprocessing(path, size, OPENAI_PREPROCESS),
+        weights=to_ours(model.state_dict(), named, tower_shapes(cfg, path)),
+        write_tokenizer=(lambda directory: files.save_tokenizer(path, directory)) if own_words else no_tokenizer,
+        features=features_of(model),
+        licence=stated_licence(path),
+        where=path,
+    )
+
+
+def _model_cfg(config: Any, where: Path) -> dict[str, Any]:
+    vision, text = config.vision_config, config.text_config
+    quick_gelu, vision_options, text_options = files.activation_options(vision.hidden_act, text.hidden_act, where)
+    last_word = text.eos_token_id in (_BY_LARGEST, text.vocab_size - 1)
+    pooling = {"pool_type": "argmax"} if last_word else {"pool_type": "eos", "eos_id": text.eos_token_id}
+    return {
+        "embed_dim": config.projection_dim,
+        "quick_gelu": quick_gelu,
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "layers": vision.num_hidden_layers,
+            "width": vision.hidden_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads,
+            "mlp_ratio": files.mlp_ratio(vision.intermediate_size, vision.hidden_size),
+            "norm_kwargs": {"eps": vision.layer_norm_eps},
+            **vision_options,
+        },
+        "text_cfg": {
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "layers": text.num_hidden_layers,
+            "mlp_ratio": files.mlp_ratio(text.intermediate_size, text.hidden_size),
+            "norm_kwargs": {"eps": text.layer_norm_eps},
+            **pooling,
+            **text_options,
+        },
+    }
+
+
+def features_of(model: Any) -> Features:
+    """Image and text features of a two-tower model of transformers, not normalised."""
+
+    def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = (model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens))
+        image, text = (getattr(output, "pooler_output", output) for output in found)  # older ones give the tensor
+        return image, text
+
+    return features
+
+
+# ---------------------------------------------------------------- to it
+
+
+def write(encoder: Encoder, directory: Path) -> Features:
+    """See `clips.interchange.exporting`.
+
+    Raises:
+        UserError: a ``CLIPModel`` cannot compute what this encoder does.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    model = encoder.model
+    _check_vision(model.visual)
+    _check_text(model)
+    config = CLIPConfig(
+        projection_dim=model.visual.proj.shape[1],
+        vision_config=_vision_config(model.visual),
+        text_config=text_config(model),
+        logit_scale_init_value=model.logit_scale.item(),
+    )
+    theirs = CLIPModel(config).eval()
+    named = links(
+        len(model.visual.transformer.resblocks), len(text_tower(model).transformer.resblocks), text_prefix(model)
+    )
+    theirs.load_state_dict(to_theirs(model.state_dict(), named, shapes_of(theirs)))
+    theirs.save_pretrained(directory)
+    files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
+    files.write_tokenizer(encoder.tokenizer, directory)
+    return features_of(theirs)
+
+
+def _check_vision(visual: Any) -> None:
+    from open_clip.transformer import VisionTransformer
+    from torch import nn
+
+    if not isinstance(visual, VisionTransformer):
+        raise UserError(f"{_WANTED} has a ViT, this image tower is a {type(visual).__name__}; use hf_dual or timm")
+    for unfit, why in (
+        (isinstance(visual.ln_pre, nn.Identity), "norms the patches before the first block, this tower does not"),
+        (visual.attn_pool is not None, "has no attention pooling"),
+        (visual.pool_type != "tok", "reads its class token, this tower pools its patches otherwise"),
+    ):
+        if unfit:
+            raise UserError(f"{_WANTED} {why}; use hf_dual or timm")
+
+
+def _check_text(model: Any) -> None:
+    text = text_tower(model)
+    for unfit, why in (
+        (not hasattr(text, "token_embedding"), "has a text tower of its own, not this one"),
+        (getattr(text, "attn_mask", None) is None, "masks later words, this text tower does not"),
+        (pool_type(model) not in ("argmax", "eos"), "reads the end token, this text tower another position"),
+        (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
+        (not isinstance(text.text_projection, torch.nn.Parameter), "projects texts without a bias"),
+        (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
+    ):
+        if unfit:
+            raise UserError(f"{_WANTED} {why}; use hf_dual or timm")
+
+
+def _vision_config(visual: Any) -> dict[str, Any]:
+    blocks = blocks_of(visual, "image", _WANTED)
+    if not (same_norm(visual.ln_pre, blocks) and same_norm(visual.ln_post, blocks)):
+        raise UserError(f"{_WANTED} has one epsilon for all norms; use timm")
+    return {
+        "hidden_size": blocks.width,
+        "intermediate_size": blocks.inner,
+        "num_hidden_layers": blocks.layers,
+        "num_attention_heads": blocks.heads,
+        "image_size": visual.image_size[0],
+        "patch_size": visual.patch_size[0],
+        "hidden_act": blocks.activation,
+        "layer_norm_eps": blocks.eps,
+        "projection_dim": visual.proj.shape[1],
+    }
+
+
+def text_config(model: Any) -> dict[str, Any]:
+    """The entries of a ``CLIPTextConfig`` that computes what a model's text tower does."""
+    text = text_tower(model)
+    blocks = blocks_of(text, "text", _WANTED)
+    words, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]
+    by_largest = words - 1 if words == _OPENAI_WORDS else _BY_LARGEST
+    end = (
+        by_largest if pool_type(model) == "argmax" else (text.eos_id if hasattr(text, "eos_id") else model.text_eos_id)
+    )
+    if pool_type(model) == "eos" and end == _BY_LARGEST:
+        raise UserError(f"{_WANTED} reads the largest token where the end token is {_BY_LARGEST}; use timm")
+    return {
+        "vocab_size": words,
+        "hidden_size": blocks.width,
+        "intermediate_size": blocks.inner,
+        "num_hidden_layers": blocks.layers,
+        "num_attention_heads": blocks.heads,
+        "max_position_embeddings": length,
+        "hidden_act": blocks.activation,
+        "layer_norm_eps": blocks.eps,
+        "projection_dim": text.text_projection.shape[1],
+        "bos_token_id": words - 2 if words == _OPENAI_WORDS else 0,
+        "eos_token_id": end,
+        "pad_token_id": words - 1 if words == _OPENAI_WORDS else 0,
+    }

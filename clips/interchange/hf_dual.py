@@ -1,0 +1,138 @@
+"""transformers' ``VisionTextDualEncoderModel``: any image tower that timm has, with the text tower of CLIP or SigLIP.
+
+A CLIPS text tower is SigLIP's (no causal mask, the last position read), which transformers does not let ``AutoModel``
+build unless it is told of it, in one line:
+
+    AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clips.errors import UserError
+from clips.export import Encoder
+from clips.interchange import hf_clip, timm_tower
+from clips.interchange import transformers_files as files
+from clips.interchange.hf_siglip import siglip_text_config
+from clips.interchange.source import Features
+from clips.interchange.tensors import Weights, link, shapes_of, to_theirs
+from clips.interchange.towers import blocks_of, pool_type, text_prefix, text_tower
+
+_WANTED = "hf_dual: transformers' VisionTextDualEncoderModel"
+
+
+def register() -> None:
+    """Let transformers' ``AutoModel`` build SigLIP's text tower by its config."""
+    from transformers import AutoModel, SiglipTextConfig, SiglipTextModel
+
+    AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
+
+
+def write(encoder: Encoder, directory: Path) -> Features:
+    """See `clips.interchange.exporting`.
+
+    Raises:
+        UserError: no stock text tower or no timm model computes what this encoder does.
+    """
+    from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
+
+    register()
+    model = encoder.model
+    _check(model)
+    tower = timm_tower.tower_of(encoder)
+    classifier = tower.get_classifier()
+    if not isinstance(classifier, torch.nn.Linear) or (classifier.bias is not None and classifier.bias.any()):
+        raise UserError(f"{_WANTED} projects pictures without a bias, this image tower otherwise; use timm")
+    config = VisionTextDualEncoderConfig(
+        vision_config=_vision_config(encoder, tower),
+        text_config=_text_config(model),
+        projection_dim=classifier.out_features,
+    )
+    theirs = VisionTextDualEncoderModel(config).eval()
+    theirs.load_state_dict(_weights(model, tower, classifier, theirs))
+    theirs.save_pretrained(directory)
+    files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
+    files.write_tokenizer(encoder.tokenizer, directory)
+    return hf_clip.features_of(theirs)
+
+
+def _check(model: Any) -> None:
+    text = text_tower(model)
+    if not hasattr(text, "token_embedding"):
+        raise UserError(f"{_WANTED} is made with open_clip's own text tower, this is another; use timm")
+    read_as = (getattr(text, "attn_mask", None) is not None, pool_type(model))
+    for unfit, why in (
+        (read_as not in _TEXT_TOWERS, "has no stock text tower that masks and reads words as this one"),
+        (getattr(text, "cls_emb", None) is not None, "has no class token for texts"),
+        (not isinstance(text.text_projection, torch.nn.Parameter), "projects texts without a bias"),
+        (model.logit_bias is not None, "has no logit bias, which this encoder's sigmoid loss has trained"),
+    ):
+        if unfit:
+            raise UserError(f"{_WANTED} {why}; use timm")
+
+
+def _clip_text_config(model: Any) -> dict[str, Any]:
+    return {"model_type": "clip_text_model"} | hf_clip.text_config(model)
+
+
+def _siglip_text_config(model: Any) -> dict[str, Any]:
+    text = text_tower(model)
+    own = siglip_text_config(text, blocks_of(text, "text", _WANTED))
+    return {"model_type": "siglip_text_model"} | own
+
+
+# by whether later words are masked, and where the feature is read
+_TEXT_TOWERS = {
+    (True, "argmax"): _clip_text_config,
+    (True, "eos"): _clip_text_config,
+    (False, "last"): _siglip_text_config,
+}
+
+
+def _text_config(model: Any) -> dict[str, Any]:
+    masked = getattr(text_tower(model), "attn_mask", None) is not None
+    return _TEXT_TOWERS[masked, pool_type(model)](model)
+
+
+def _vision_config(encoder: Encoder, tower: Any) -> dict[str, Any]:
+    """A ``TimmWrapperConfig``'s entries, with the width that the dual encoder asks every image tower for."""
+    from open_clip.transformer import VisionTransformer
+
+    visual = encoder.model.visual
+    if isinstance(visual, VisionTransformer):
+        name, arguments = timm_tower.vit_arguments(visual)
+    else:
+        vision = encoder.config["model_cfg"]["vision_cfg"]
+        name, pool = vision["timm_model_name"], vision.get("timm_pool")
+        arguments = {"global_pool": pool} if pool else {}
+    return {
+        "model_type": "timm_wrapper",
+        "architecture": name,
+        "model_args": arguments,
+        "hidden_size": tower.get_classifier().in_features,
+        "num_classes": 0,
+        "label_names": [],
+        "pretrained_cfg": timm_tower.timm_preprocessing(encoder.config["preprocess_cfg"]),
+    }
+
+
+def _weights(model: Any, tower: Any, classifier: torch.nn.Linear, theirs: Any) -> Weights:
+    text, shapes = text_prefix(model), shapes_of(theirs)
+    head = next(name for name, module in tower.named_modules() if module is classifier)
+    image = {name: value for name, value in tower.state_dict().items() if not name.startswith(f"{head}.")}
+    ours = {name: value for name, value in model.state_dict().items() if not name.startswith("visual.")}
+    named = [
+        *hf_clip.text_links(len(text_tower(model).transformer.resblocks), text),
+        link(f"{text}text_projection", "text_projection.weight", transposed=True),
+        link("logit_scale", "logit_scale"),
+    ]
+    weights = to_theirs(ours, named, shapes)
+    if "text_model.head.weight" in shapes:  # SigLIP's own projection, which leaves things as they are
+        weights["text_model.head.weight"] = torch.eye(shapes["text_model.head.weight"][0])
+        weights["text_model.head.bias"] = torch.zeros(shapes["text_model.head.bias"])
+    weights |= {f"vision_model.timm_model.{name}": value for name, value in image.items()}
+    return weights | {"visual_projection.weight": classifier.weight}

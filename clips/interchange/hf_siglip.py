@@ -1,0 +1,247 @@
+"""transformers' ``SiglipModel``: SigLIP and SigLIP 2 of one resolution, both ways.
+
+open_clip's image tower is timm's ViT of the same size; the sizes it knows are those that timm has names for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clips.errors import UserError
+from clips.export import Encoder
+from clips.interchange import transformers_files as files
+from clips.interchange.hf_clip import features_of, text_links
+from clips.interchange.source import Features, Found, stated_licence, tower_shapes
+from clips.interchange.tensors import (
+    TIMM,
+    TRANSFORMERS,
+    Link,
+    link,
+    link_blocks,
+    link_both,
+    shapes_of,
+    to_ours,
+    to_theirs,
+)
+from clips.interchange.timm_tower import activation_of
+from clips.interchange.towers import blocks_of, pool_type
+
+_PREPROCESS = {
+    "mode": "RGB",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "squash",
+    "fill_color": 0,
+}
+_HUB_TOKENIZERS = {
+    True: "timm/ViT-B-16-SigLIP2-256",
+    False: "timm/ViT-B-16-SigLIP",
+}  # by whether they are Gemma's words
+_GEMMA_WORDS = 256_000
+_WANTED = "hf_siglip: transformers' SiglipModel"
+
+
+def links(vision_layers: int, text_layers: int) -> list[Link]:
+    """Names of a model's tensors."""
+    pool, head = "visual.trunk.attn_pool.", "vision_model.head."
+    attention = [
+        Link((f"{pool}q.{kind}", f"{pool}kv.{kind}"), (f"{head}attention.in_proj_{kind}",))
+        for kind in ("weight", "bias")
+    ]
+    return [
+        *link_both("visual.trunk.patch_embed.proj.{}", "vision_model.embeddings.patch_embedding.{}"),
+        link("visual.trunk.pos_embed", "vision_model.embeddings.position_embedding.weight"),
+        *link_both("visual.trunk.norm.{}", "vision_model.post_layernorm.{}"),
+        link(f"{pool}latent", f"{head}probe"),
+        *attention,
+        *link_both(f"{pool}proj.{{}}", f"{head}attention.out_proj.{{}}"),
+        *link_both(f"{pool}norm.{{}}", f"{head}layernorm.{{}}"),
+        *link_both(f"{pool}mlp.fc1.{{}}", f"{head}mlp.fc1.{{}}"),
+        *link_both(f"{pool}mlp.fc2.{{}}", f"{head}mlp.fc2.{{}}"),
+        *link_blocks(
+            ("visual.trunk.blocks.{}.", TIMM), ("vision_model.encoder.layers.{}.", TRANSFORMERS), vision_layers
+        ),
+        *text_links(text_layers, "text."),
+        *link_both("text.text_projection.{}", "text_model.head.{}"),
+        link("logit_scale", "logit_scale"),
+        link("logit_bias", "logit_bias"),
+    ]
+
+
+# ---------------------------------------------------------------- from it
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a directory of a ``SiglipModel``."""
+    return path.is_dir() and files.model_type(path) == "siglip"
+
+
+def read(path: Path, architecture: str | None) -> Found:
+    """See `clips.interchange.importing`; ``architecture`` names timm's image tower where several would do."""
+    from transformers import SiglipModel
+
+    model = files.from_pretrained(SiglipModel, path)
+    cfg = _model_cfg(model.config, architecture, path)
+    size = cfg["vision_cfg"]["image_size"]
+    named = links(model.config.vision_config.num_hidden_layers, cfg["text_cfg"]["layers"])
+    if not files.has_tokenizer(path):
+        raise UserError(f"{path}: expected a tokenizer (tokenizer.json or spiece.model) beside the weights")
+    return Found(
+        model_cfg=cfg,
+        preprocess_cfg=files.read_preprocessing(path, size, _PREPROCESS),
+        weights=to_ours(model.state_dict(), named, tower_shapes(cfg, path)),
+        write_tokenizer=lambda directory: files.save_tokenizer(path, directory),
+        features=features_of(model),
+        approximation=_approximation(cfg["vision_cfg"]["timm_model_name"], model.config.vision_config.hidden_act),
+        licence=stated_licence(path),
+        where=path,
+    )
+
+
+def _model_cfg(config: Any, tower: str | None, where: Path) -> dict[str, Any]:
+    vision, text = config.vision_config, config.text_config
+    if text.projection_size != vision.hidden_size:
+        raise UserError(f"{where}: expected texts projected to the width of the image tower")
+    _, _, text_options = files.activation_options(vision.hidden_act, text.hidden_act, where)
+    return {
+        "embed_dim": vision.hidden_size,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": vision.image_size,
+            "timm_model_name": tower or _timm_name(vision, where),
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {
+            "context_length": text.max_position_embeddings,
+            "vocab_size": text.vocab_size,
+            "hf_tokenizer_name": _HUB_TOKENIZERS[text.vocab_size == _GEMMA_WORDS],
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "width": text.hidden_size,
+            "heads": text.num_attention_heads,
+            "layers": text.num_hidden_layers,
+            "mlp_ratio": files.mlp_ratio(text.intermediate_size, text.hidden_size),
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": text.layer_norm_eps},
+            **text_options,
+        },
+    }
+
+
+def _timm_name(vision: Any, where: Path) -> str:
+    """timm's name of an image tower: of the same sizes, and if there is one, of the same activation."""
+    import timm
+
+    fitting = []
+    for name in timm.list_models(f"vit_*_patch{vision.patch_size}_siglip_{vision.image_size}"):
+        with torch.device("meta"):
+            trunk: Any = timm.create_model(name, num_classes=0)
+        sizes = (
+            trunk.embed_dim,
+            len(trunk.blocks),
+            trunk.blocks[0].mlp.fc1.out_features,
+            trunk.blocks[0].attn.num_heads,
+        )
+        if sizes == (
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.intermediate_size,
+            vision.num_attention_heads,
+        ):
+            fitting.append((activation_of(trunk.blocks[0].mlp.act) != vision.hidden_act, name))
+    if not fitting:
+        raise UserError(
+            f"{where}: timm has no SigLIP tower of width {vision.hidden_size}, {vision.num_hidden_layers} layers and "
+            f"patches of {vision.patch_size} at {vision.image_size} px, and open_clip builds it by timm's name"
+        )
+    return min(fitting)[1]
+
+
+def _approximation(name: str, activation: str) -> str | None:
+    import timm
+
+    with torch.device("meta"):
+        trunk: Any = timm.create_model(name, num_classes=0)
+    own = activation_of(trunk.blocks[0].mlp.act)
+    return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
+
+
+# ---------------------------------------------------------------- to it
+
+
+def write(encoder: Encoder, directory: Path) -> Features:
+    """See `clips.interchange.exporting`.
+
+    Raises:
+        UserError: a ``SiglipModel`` cannot compute what this encoder does.
+    """
+    from transformers import SiglipConfig, SiglipModel
+
+    model = encoder.model
+    _check(model)
+    trunk, text = model.visual.trunk, model.text
+    activation = activation_of(trunk.blocks[0].mlp.act)
+    blocks = blocks_of(text, "text", _WANTED)
+    config = SiglipConfig(
+        vision_config={
+            "hidden_size": trunk.embed_dim,
+            "intermediate_size": trunk.blocks[0].mlp.fc1.out_features,
+            "num_hidden_layers": len(trunk.blocks),
+            "num_attention_heads": trunk.blocks[0].attn.num_heads,
+            "image_size": trunk.patch_embed.img_size[0],
+            "patch_size": trunk.patch_embed.patch_size[0],
+            "hidden_act": activation,
+            "layer_norm_eps": trunk.norm.eps,
+        },
+        text_config=siglip_text_config(text, blocks) | {"projection_size": text.text_projection.out_features},
+    )
+    theirs = SiglipModel(config).eval()
+    named = links(len(trunk.blocks), blocks.layers)
+    theirs.load_state_dict(to_theirs(model.state_dict(), named, shapes_of(theirs)))
+    theirs.save_pretrained(directory)
+    files.write_preprocessing(encoder.config["preprocess_cfg"], directory)
+    files.write_tokenizer(encoder.tokenizer, directory)
+    return features_of(theirs)
+
+
+def siglip_text_config(text: Any, blocks: Any) -> dict[str, Any]:
+    """The entries of a ``SiglipTextConfig`` that computes what this text tower does, its projection apart."""
+    return {
+        "vocab_size": text.token_embedding.num_embeddings,
+        "hidden_size": blocks.width,
+        "intermediate_size": blocks.inner,
+        "num_hidden_layers": blocks.layers,
+        "num_attention_heads": blocks.heads,
+        "max_position_embeddings": text.positional_embedding.shape[0],
+        "hidden_act": blocks.activation,
+        "layer_norm_eps": blocks.eps,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+
+
+def _check(model: Any) -> None:
+    trunk, text = getattr(model.visual, "trunk", None), getattr(model, "text", None)
+    fits_image = trunk is not None and getattr(trunk, "global_pool", "") == "map" and trunk.cls_token is None
+    for unfit, why in (
+        (
+            not fits_image or len(model.visual.head),
+            "has a ViT that is pooled by attention, this image tower is another",
+        ),
+        (text is None or pool_type(model) != "last", "reads texts at the last position, this text tower does not"),
+        (getattr(text, "attn_mask", None) is not None, "does not mask later words, this text tower does"),
+        (not isinstance(getattr(text, "text_projection", None), nn.Linear), "projects texts with a bias"),
+        (model.logit_bias is None, "has a logit bias, this encoder has none"),
+    ):
+        if unfit:
+            raise UserError(f"{_WANTED} {why}; use hf_dual or timm")

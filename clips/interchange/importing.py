@@ -1,0 +1,128 @@
+"""Encoders of other formats as encoder directories.
+
+    clips import path/to/clip-vit-base-patch32 --output encoders/openai-b-32
+    clips import epoch_32.pt --architecture ViT-B-32 --output encoders/mine
+
+What is written is checked: stock open_clip loads it, and where the source's own library is there to ask, both give the
+same features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
+from clips.errors import UserError, suggest
+from clips.export import CONFIG, WEIGHTS, load_encoder
+from clips.interchange.parity import largest_difference
+from clips.interchange.source import Found, tower_shapes
+from clips.interchange.tensors import fitted
+from clips.modelcard import write_card
+
+IMPORTS: dict[str, str] = {  # modules with recognises(path) and read(path, architecture)
+    "hf_clip": "clips.interchange.hf_clip",
+    "hf_siglip": "clips.interchange.hf_siglip",
+    "open_clip": "clips.interchange.open_clip_files",
+    "openvision_jax": "clips.interchange.openvision_jax",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Make an encoder directory from a model of another format.
+
+    Args:
+        path: a directory of open_clip's hub layout (released CLIPS and OpenVision models too) or of transformers'
+            CLIPModel or SiglipModel; or a file of weights: safetensors, a state dict or checkpoint of torch's, or the
+            authors' JAX parameters (.npz).
+        output: the encoder directory to write.
+        architecture: what a file of weights is of: a CLIPS architecture, a name of open_clip's, or a released one
+            (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). Of a SiglipModel, timm's name of its image tower.
+        format: open_clip, hf_clip, hf_siglip or openvision_jax; found out from the content if not given.
+        licence: of the weights; what the source's model card states if not given.
+        tolerance: the largest difference of unit features from the source's that is let pass, where its own library
+            can be asked. Some SigLIP towers need more, for timm computes GELU where the source approximates it.
+    """
+
+    path: str
+    output: str
+    architecture: str | None = None
+    format: str | None = None
+    licence: str | None = None
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in IMPORTS:
+            raise suggest(self.format, IMPORTS, "format")
+        if not self.tolerance > 0:
+            raise UserError(f"tolerance: expected a number above 0, got {self.tolerance}")
+
+
+def import_encoder(config: ImportConfig) -> None:
+    """Carry out ``config``."""
+    path = Path(config.path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory")
+    check_replaceable(config.output, "encoder")
+    if Path(config.output).resolve() == path.resolve():
+        raise UserError(f"output: expected another directory than {path}, which is read")
+    name = config.format or _recognised(path)
+    found: Found = importlib.import_module(IMPORTS[name]).read(path, config.architecture)
+    weights = fitted(found.weights, tower_shapes(found.model_cfg, path), found.where)
+    licence = config.licence or found.licence or "unknown"
+    with artifact_directory(config.output, kind="encoder") as partial:
+        _write(found, weights, partial)
+        difference = _checked(partial, found, config)
+        manifest = write_manifest(
+            partial,
+            kind="encoder",
+            config=config,
+            parents={"source": path},
+            format=name,
+            architecture=config.architecture,
+            licence=licence,
+            largest_difference=difference,
+        )
+        write_card(partial, "imported", manifest=manifest, licence=licence, config=config, cfg=found.model_cfg)
+    parity = "" if difference is None else f", features differ from the source's by {difference:.1e} at most"
+    say(f"{config.output}: encoder imported from {name}{parity}")
+
+
+def _recognised(path: Path) -> str:
+    for name, module in IMPORTS.items():
+        if importlib.import_module(module).recognises(path):
+            return name
+    if path.is_dir():
+        from clips.interchange.transformers_files import model_type
+
+        what = f"its config.json is of a '{model_type(path)}'" if model_type(path) else f"no {CONFIG}, no config.json"
+        raise UserError(f"{path}: {what}; expected open_clip's hub layout, or transformers' CLIPModel or SiglipModel")
+    raise UserError(f"{path}: expected a checkpoint that ends in .safetensors, .bin, .pt, .pth, .ckpt or .npz")
+
+
+def _write(found: Found, weights: dict[str, Any], directory: Path) -> None:
+    from safetensors.torch import save_file
+
+    config = {"model_cfg": found.model_cfg, "preprocess_cfg": found.preprocess_cfg}
+    write_file(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+    save_file(weights, directory / WEIGHTS)
+    found.write_tokenizer(directory)
+
+
+def _checked(partial: Path, found: Found, config: ImportConfig) -> float | None:
+    """How far the new encoder's features are from the source's; None where there is nobody to ask."""
+    encoder = load_encoder(partial)
+    if found.features is None:
+        return None
+    difference = largest_difference(encoder, found.features)
+    if not difference <= config.tolerance:
+        why = f" ({found.approximation})" if found.approximation else ""
+        raise UserError(
+            f"{config.path}: open_clip's features would differ from the source's by {difference:.1e}{why}, "
+            f"and tolerance is {config.tolerance:.0e}"
+        )
+    return difference

@@ -1,0 +1,122 @@
+"""open_clip's files: directories in its hub layout, checkpoints of its training, bare state dicts.
+
+Released CLIPS and OpenVision weights come in the same layout. Their configs were written for the authors' copy of
+open_clip, which took the tokenizer from the model's name; here the config says it (``tokenizer_mode``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import RECORDS
+from clips.errors import UserError, reason_of
+from clips.export import CONFIG
+from clips.interchange.source import Found, named_configs, no_tokenizer, stated_licence, stock_preprocess
+from clips.interchange.tensors import Weights, read_weights
+from clips.tokenizer import ClipsTokenizer, text_config
+
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+_TOKENIZER_ENDINGS = (".json", ".txt", ".model")
+_TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a directory of open_clip's hub layout, or a single file of weights."""
+    return (path / CONFIG).is_file() if path.is_dir() else path.suffix in _ENDINGS
+
+
+def read(path: Path, architecture: str | None) -> Found:
+    """See `clips.interchange.importing`."""
+    where = _weights_in(path) if path.is_dir() else path
+    recorded = _read_config(path / CONFIG) if path.is_dir() else None
+    weights = read_weights(where)
+    if recorded is not None and architecture is None:
+        cfg = recorded["model_cfg"]
+        preprocess = recorded.get("preprocess_cfg") or stock_preprocess(cfg)
+    elif architecture is not None:
+        cfg, preprocess = named_configs(architecture, weights)
+    else:
+        raise UserError(f"{path}: a file of weights does not say what it is of; give its --architecture")
+    return Found(
+        model_cfg=_tokenizer_stated(cfg),
+        preprocess_cfg=preprocess,
+        weights=_text_placed(weights, bool(cfg.get("custom_text"))),
+        write_tokenizer=_tokenizer_of(path, _tokenizer_stated(cfg)["text_cfg"]),
+        licence=stated_licence(path),
+        where=where,
+    )
+
+
+def _weights_in(folder: Path) -> Path:
+    named = [folder / name for name in _WEIGHTS]
+    others = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
+    found = [path for path in [*named, *others] if path.is_file() and path.name != "captioner.safetensors"]
+    if not found:
+        raise UserError(f"{folder}: no weights in it; expected {_WEIGHTS[0]} or {_WEIGHTS[-1]}")
+    return found[0]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["model_cfg"]["vision_cfg"].keys()
+        config["model_cfg"]["text_cfg"].keys()
+        return config
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected open_clip's model_cfg with both towers ({reason_of(error)})") from None
+
+
+def _tokenizer_stated(cfg: dict[str, Any]) -> dict[str, Any]:
+    """``cfg`` with the CLIPS tokenisation written down where the authors' copy of open_clip knows it by name.
+
+    Theirs is the only text tower over BERT's words without a causal mask that is read at the last position.
+    """
+    text = cfg["text_cfg"]
+    if (
+        str(text.get("hf_tokenizer_name", "")).endswith("bert-base-uncased")
+        and text.get("no_causal_mask")
+        and text.get("pool_type") == "last"
+        and not text.get("tokenizer_mode")
+    ):
+        plain = {key: value for key, value in text.items() if key != "tokenizer_kwargs"}
+        return cfg | {"text_cfg": plain | text_config(text.get("context_length", 77))}
+    return cfg
+
+
+def _tokenizer_of(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:
+    if text.get("tokenizer_mode") == "clips":
+        return ClipsTokenizer(text["context_length"]).save
+    if not text.get("hf_tokenizer_name"):
+        return no_tokenizer
+    if path.is_dir() and any((path / name).is_file() for name in _TOKENIZER):
+        return lambda directory: copy_tokenizer(path, directory)
+    return lambda directory: _fetch_tokenizer(str(text["hf_tokenizer_name"]), directory)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the small files of ``source`` that may be a tokenizer's; the config and records of artifacts are left."""
+    for path in sorted(source.iterdir()):
+        if path.suffix in _TOKENIZER_ENDINGS and path.name not in {*RECORDS, CONFIG, "config.json"}:
+            shutil.copyfile(path, directory / path.name)
+
+
+def _fetch_tokenizer(name: str, directory: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(name).save_pretrained(directory)
+    except Exception as error:  # the hub's, the network's and the tokenizer's own
+        raise UserError(f"tokenizer {name}: cannot be had from the hub ({reason_of(error)})") from None
+
+
+def _text_placed(weights: Weights, custom_text: bool) -> Weights:
+    """``weights`` with the text tower's names where this architecture has them, below ``text.`` or at the top."""
+    if custom_text:
+        return {f"text.{name}" if name.startswith(_TEXT_PARTS) else name: value for name, value in weights.items()}
+    return {name.removeprefix("text."): value for name, value in weights.items()}

@@ -1,0 +1,115 @@
+"""Weights of the authors' JAX code, CLIPS and OpenVision: a ``.npz`` of its parameters under their flax names.
+
+Names: ``img/…`` and ``txt/…`` are the towers, ``t`` the log-scale, below ``params/`` or at the top; the captioner
+(``txt_decoder/…``) is left. Kernels are input × output there. The sines and cosines of the picture's positions are not
+stored; they follow MoCo v3, whose frequencies differ a little from open_clip's.
+Source: [C], ``src/models/vit.py`` and ``src/convert_upload/transfer_jax2hf.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clips.errors import UserError, reason_of
+from clips.interchange.source import Found, named_configs, tower_shapes
+from clips.interchange.tensors import OPEN_CLIP, BlockNames, Weights, link, link_blocks, link_both, to_ours
+from clips.tokenizer import ClipsTokenizer
+from clips.towers import authors_positions
+
+_ATTENTION = "MultiHeadDotProductAttention_0"
+_FLAX = BlockNames(
+    "LayerNorm_0.{}",
+    (f"{_ATTENTION}.query.{{}}", f"{_ATTENTION}.key.{{}}", f"{_ATTENTION}.value.{{}}"),
+    f"{_ATTENTION}.out.{{}}",
+    "LayerNorm_1.{}",
+    "MlpBlock_0.Dense_0.{}",
+    "MlpBlock_0.Dense_1.{}",
+)
+_DECODER = "txt_decoder/"
+
+
+def recognises(path: Path) -> bool:
+    """Whether this is a ``.npz`` file."""
+    return path.is_file() and path.suffix == ".npz"
+
+
+def read(path: Path, architecture: str | None) -> Found:
+    """See `clips.interchange.importing`."""
+    if architecture is None:
+        raise UserError(f"{path}: a file of weights does not say what it is of; give its --architecture")
+    stored = _as_torch(_read_parameters(path))
+    table = stored.get("txt.pos_embedding", torch.empty(1, 0, 0))[0]
+    cfg, preprocess = named_configs(architecture, {"positional_embedding": table})
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
+    if "img.pos_embedding" not in stored:
+        stored["img.pos_embedding"] = authors_positions(vision["image_size"] // vision["patch_size"], vision["width"])
+    links = [
+        link("visual.positional_embedding", "img.pos_embedding"),
+        link("visual.class_embedding", "img.cls"),
+        link("visual.conv1.weight", "img.embedding.weight"),
+        *link_both("visual.ln_post.{}", "img.encoder_norm.{}"),
+        link("visual.proj", "img.head.weight", transposed=True),
+        *link_blocks(
+            ("visual.transformer.resblocks.{}.", OPEN_CLIP),
+            ("img.Transformer.encoderblock_{}.", _FLAX),
+            vision["layers"],
+        ),
+        link("positional_embedding", "txt.pos_embedding"),
+        link("token_embedding.weight", "txt.Embed_0.embedding"),
+        *link_both("ln_final.{}", "txt.encoder_norm.{}"),
+        link("text_projection", "txt.head.weight", transposed=True),
+        *link_blocks(
+            ("transformer.resblocks.{}.", OPEN_CLIP), ("txt.Transformer.encoderblock_{}.", _FLAX), text["layers"]
+        ),
+        link("logit_scale", "t"),
+    ]
+    return Found(
+        model_cfg=cfg,
+        preprocess_cfg=preprocess,
+        weights=to_ours(stored, links, tower_shapes(cfg, path)),
+        write_tokenizer=ClipsTokenizer(text["context_length"]).save,
+        where=path,
+    )
+
+
+def _read_parameters(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable .npz of arrays ({reason_of(error)})") from None
+    for prefix in ("params/", "opt/target/"):
+        inner = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+        stored = inner or stored
+    if not any(name.startswith("img/") for name in stored):
+        raise UserError(f"{path}: expected the parameters of the authors' two towers, img/… and txt/…")
+    return {name: value for name, value in stored.items() if not name.startswith(_DECODER)}
+
+
+def _as_torch(stored: dict[str, np.ndarray]) -> Weights:
+    """Each tensor in torch's orientation, its name with dots, kernels and scales called weights."""
+    weights = {}
+    for name, value in stored.items():
+        *folders, last = name.split("/")
+        tensor = torch.from_numpy(np.asarray(value, dtype=np.float32))
+        if last == "kernel":
+            tensor, last = _kernel(tensor, folders), "weight"
+        elif last == "scale":
+            last = "weight"
+        elif last == "bias":
+            tensor = tensor.flatten()  # attention's may be heads × width of a head
+        weights[".".join([*folders, last])] = tensor
+    return weights
+
+
+def _kernel(kernel: Tensor, folders: list[str]) -> Tensor:
+    """A convolution's kernel as output × input × height × width; a dense one as output × input."""
+    if kernel.ndim == 4:
+        return kernel.permute(3, 2, 0, 1)
+    if kernel.ndim == 3:  # attention's, split by heads
+        kernel = kernel.flatten(0, 1) if folders[-1] == "out" else kernel.flatten(1, 2)
+    return kernel.t()

@@ -1,0 +1,29 @@
+"""Do two encoders say the same? Features of both for the same pictures and texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from clips.interchange.source import Features
+
+_TEXTS = ["a photo of a cat", "Two red buses stand beside a tree, and a dog runs across the street.", ""]
+
+
+@torch.no_grad()
+def largest_difference(encoder: Any, features: Features) -> float:
+    """The largest difference between the unit features of an encoder and those that ``features`` gives.
+
+    Args:
+        encoder: an `clips.export.Encoder`; pictures are noise of its size, texts go through its tokenizer.
+        features: the other side.
+    """
+    noise = torch.Generator().manual_seed(0)
+    size = encoder.config["preprocess_cfg"]["size"]
+    pixels = torch.randn(2, 3, *size, generator=noise)
+    tokens = encoder.tokenizer(_TEXTS)
+    ours = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
+    pairs = zip(ours, features(pixels, tokens), strict=True)
+    return max(float((F.normalize(one, dim=-1) - F.normalize(other, dim=-1)).abs().max()) for one, other in pairs)

@@ -1,0 +1,162 @@
+"""The image tower as a timm model in timm's hub layout: ``timm.create_model("local-dir:…", pretrained=True)``.
+
+Its classifier is the tower's projection, so that the model's output is the image feature.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clips.errors import UserError
+from clips.export import Encoder
+from clips.interchange.source import Features
+from clips.interchange.tensors import OPEN_CLIP, TIMM, Link, link, link_blocks, link_both, shapes_of, to_theirs
+from clips.interchange.towers import Blocks, blocks_of, same_norm
+from clips.interchange.transformers_files import mlp_ratio
+
+# timm models of whose arguments all but the epsilon of the norms can be set: one for each epsilon
+_BASES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
+_ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_WANTED = "timm's VisionTransformer"
+
+
+def write(encoder: Encoder, directory: Path) -> Features:
+    """See `clips.interchange.exporting`; the features it returns are those of pictures alone.
+
+    Raises:
+        UserError: no timm model computes what this image tower does.
+    """
+    import timm
+
+    tower = tower_of(encoder)
+    timm.models.save_for_hf(tower, str(directory), safe_serialization=True)
+
+    def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tower(pixels), encoder.model.encode_text(tokens)
+
+    return features
+
+
+def tower_of(encoder: Encoder) -> Any:
+    """The image tower as a timm model in evaluation mode, its projection as the classifier."""
+    from open_clip.transformer import VisionTransformer
+
+    visual = encoder.model.visual
+    if isinstance(visual, VisionTransformer):
+        return _vit(visual, encoder.config["preprocess_cfg"])
+    if hasattr(visual, "trunk"):
+        return _trunk(visual, encoder.config)
+    raise UserError(f"timm has no {type(visual).__name__} such as this image tower; it stays open_clip's")
+
+
+def vit_arguments(visual: Any) -> tuple[str, dict[str, Any]]:
+    """timm's name and arguments of a model that computes what an open_clip ViT does, up to the projection."""
+    blocks = blocks_of(visual, "image", _WANTED)
+    has_norm_before = not isinstance(visual.ln_pre, nn.Identity)
+    for unfit, why in (
+        (visual.attn_pool is not None or visual.pool_type not in ("avg", "tok"), "has no such pooling"),
+        (blocks.eps not in _BASES, f"knows the epsilons {', '.join(map(str, _BASES))}, not {blocks.eps}"),
+        (not same_norm(visual.ln_post, blocks), "has one epsilon for all norms"),
+        (has_norm_before and not same_norm(visual.ln_pre, blocks), "has one epsilon for all norms"),
+    ):
+        if unfit:
+            raise UserError(f"{_WANTED} {why}")
+    return _BASES[blocks.eps], _arguments(visual, blocks, has_norm_before)
+
+
+def _arguments(visual: Any, blocks: Blocks, has_norm_before: bool) -> dict[str, Any]:
+    return {
+        "img_size": visual.image_size[0],
+        "patch_size": visual.patch_size[0],
+        "embed_dim": blocks.width,
+        "depth": blocks.layers,
+        "num_heads": blocks.heads,
+        "mlp_ratio": mlp_ratio(blocks.inner, blocks.width),
+        "act_layer": _ACTIVATIONS[blocks.activation],
+        "pre_norm": has_norm_before,
+        "class_token": True,
+        "global_pool": "avg" if visual.pool_type == "avg" else "token",
+        "fc_norm": bool(visual.final_ln_after_pool),
+    }
+
+
+def vit_links(layers: int, *, norm_after_pool: bool) -> list[Link]:
+    """Names of a ViT's tensors; timm's bias of the patches, where it has one, is zero."""
+    return [
+        link("visual.class_embedding", "cls_token"),
+        link("visual.positional_embedding", "pos_embed"),
+        link("visual.conv1.weight", "patch_embed.proj.weight"),
+        *link_both("visual.ln_pre.{}", "norm_pre.{}"),
+        *link_both("visual.ln_post.{}", "fc_norm.{}" if norm_after_pool else "norm.{}"),
+        *link_blocks(("visual.transformer.resblocks.{}.", OPEN_CLIP), ("blocks.{}.", TIMM), layers),
+        link("visual.proj", "head.weight", transposed=True),
+    ]
+
+
+def _vit(visual: Any, preprocess: dict[str, Any]) -> Any:
+    import timm
+
+    name, arguments = vit_arguments(visual)
+    outputs = visual.proj.shape[1]
+    tower: Any = timm.create_model(
+        name, pretrained_cfg_overlay=timm_preprocessing(preprocess), num_classes=outputs, **arguments
+    )
+    shapes = shapes_of(tower)
+    named = vit_links(arguments["depth"], norm_after_pool=arguments["fc_norm"])
+    ours = {f"visual.{key}": value for key, value in visual.state_dict().items()}
+    weights = to_theirs(ours, named, shapes)
+    for bias in ("patch_embed.proj.bias", "head.bias"):
+        if bias in shapes:
+            weights[bias] = torch.zeros(shapes[bias])
+    tower.load_state_dict(weights)
+    return tower.eval()
+
+
+def _trunk(visual: Any, config: dict[str, Any]) -> Any:
+    """A timm trunk with open_clip's linear projection as its classifier; without a projection, as it is."""
+    import timm
+
+    vision = config["model_cfg"]["vision_cfg"]
+    if not set(visual.head._modules) <= {"drop", "proj"}:
+        raise UserError("timm has no such head as this image tower's; it stays open_clip's")
+    projection = getattr(visual.head, "proj", None)
+    options: dict[str, Any] = {"num_classes": 0 if projection is None else projection.out_features}
+    if vision.get("timm_pool"):
+        options["global_pool"] = vision["timm_pool"]
+    overlay = timm_preprocessing(config["preprocess_cfg"])
+    tower: Any = timm.create_model(vision["timm_model_name"], pretrained_cfg_overlay=overlay, **options)
+    weights = dict(visual.trunk.state_dict())
+    if projection is not None:
+        classifier = tower.get_classifier()
+        name = next(name for name, module in tower.named_modules() if module is classifier)
+        bias = projection.bias if projection.bias is not None else torch.zeros(projection.out_features)
+        weights |= {f"{name}.weight": projection.weight, f"{name}.bias": bias}
+    tower.load_state_dict(weights)
+    return tower.eval()
+
+
+def timm_preprocessing(preprocess: dict[str, Any]) -> dict[str, Any]:
+    """timm's record of an open_clip preprocess_cfg."""
+    return {
+        "input_size": (3, *preprocess["size"]),
+        "mean": tuple(preprocess["mean"]),
+        "std": tuple(preprocess["std"]),
+        "interpolation": preprocess.get("interpolation", "bicubic"),
+        "crop_pct": 1.0,
+        "crop_mode": "squash" if preprocess.get("resize_mode") == "squash" else "center",
+    }
+
+
+def activation_of(act: nn.Module) -> str | None:
+    """What transformers calls an activation module of timm; None where it has no name for it."""
+    from timm.layers import GELUTanh, QuickGELU
+
+    if isinstance(act, GELUTanh) or (isinstance(act, nn.GELU) and act.approximate == "tanh"):
+        return "gelu_pytorch_tanh"
+    if isinstance(act, QuickGELU):
+        return "quick_gelu"
+    return "gelu" if isinstance(act, nn.GELU) else None

@@ -1,0 +1,85 @@
+"""What an open_clip model computes, read from the model itself: what decides which other class computes the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from clips.errors import UserError
+from clips.interchange.transformers_files import activation_name
+
+Tower = Any  # an open_clip VisionTransformer, TextTransformer, or the CLIP that holds a text transformer's parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The transformer of a tower.
+
+    Args:
+        width: of a token.
+        layers: how many blocks.
+        heads: of its attention.
+        inner: width of the hidden layer between.
+        activation: transformers' name of it.
+        eps: of every layer norm.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    activation: str
+    eps: float
+
+
+def blocks_of(tower: Tower, side: str, wanted: str) -> Blocks:
+    """The blocks of a tower.
+
+    Args:
+        tower: has ``transformer``.
+        side: image or text, for the message.
+        wanted: what it shall become, for the message.
+
+    Raises:
+        UserError: blocks, activation or norms that only open_clip has.
+    """
+    from open_clip.transformer import ResidualAttentionBlock
+
+    blocks = list(tower.transformer.resblocks)
+    first = blocks[0]
+    norms = {module.eps for module in tower.transformer.modules() if isinstance(module, nn.LayerNorm)}
+    if not isinstance(first, ResidualAttentionBlock) or not isinstance(first.ls_1, nn.Identity):
+        raise UserError(f"{wanted} has no such blocks as this {side} tower's ({type(first).__name__})")
+    activation = activation_name(first.mlp.gelu)
+    if activation is None or len(norms) != 1:
+        raise UserError(f"{wanted} has no such blocks as this {side} tower's (activation or norms)")
+    return Blocks(
+        width=tower.transformer.width,
+        layers=len(blocks),
+        heads=first.attn.num_heads,
+        inner=first.mlp.c_fc.out_features,
+        activation=activation,
+        eps=norms.pop(),
+    )
+
+
+def text_tower(model: Any) -> Tower:
+    """The module that holds the text tower's parts."""
+    return model.text if hasattr(model, "text") else model
+
+
+def text_prefix(model: Any) -> str:
+    """What stands before the text tower's names in the state dict."""
+    return "text." if hasattr(model, "text") else ""
+
+
+def pool_type(model: Any) -> str:
+    """Which position of the text tower gives the feature."""
+    return model.text.pool_type if hasattr(model, "text") else model.text_pool_type
+
+
+def same_norm(norm: nn.Module, blocks: Blocks) -> bool:
+    """Whether a tower's other norm has the epsilon of its blocks'."""
+    return isinstance(norm, nn.LayerNorm) and norm.eps == blocks.eps

@@ -1,0 +1,58 @@
+"""Model cards: README.md of an artifact, which says in words what its manifest says. One template a kind, in cards/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import write_file
+from clips.recipes import RECIPES
+
+MODEL_CARD = "README.md"
+CARDS = Path(__file__).parent / "cards"
+_RESULT = "val_"  # what validation's entries in metrics.jsonl begin with
+
+
+def write_card(directory: Path, template: str, **facts: Any) -> None:
+    """Write README.md from ``cards/<template>.md``; a fact that the template asks for and nobody gives is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    write_file(directory / MODEL_CARD, environment.get_template(f"{template}.md").render(facts))
+
+
+def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
+    """The card of a trained encoder.
+
+    Args:
+        directory: the encoder's, its config written.
+        manifest: of the training; its ``last`` entry of metrics may hold validation's results, its ``data`` what the
+            sources say of themselves.
+    """
+    config = manifest["config"]
+    recipe = config["recipe"]
+    write_card(
+        directory,
+        "trained",
+        manifest=manifest,
+        config=config,
+        model_cfg=json.loads((directory / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"],
+        strategy=recipe["strategy"] or RECIPES[recipe["name"]].strategy,
+        captioner=(directory / "captioner.safetensors").is_file(),
+        licence=manifest.get("licence") or "unknown",
+        described=manifest["data"].get("sources", []),
+        results=results(manifest.get("last") or {}),
+    )
+
+
+def results(entry: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Validation's R@1 in an entry of metrics.jsonl: kind of caption → direction (i2t, t2i) → share of hits."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in entry.items():
+        if name.startswith(_RESULT):
+            kind, direction, _ = name.removeprefix(_RESULT).rsplit("_", 2)
+            found.setdefault(kind, {})[direction] = value
+    return found

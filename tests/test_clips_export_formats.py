@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import exchange_world as world
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from clips.artifact import directory_hash, read_manifest
+from clips.checkpoint import checkpoints
+from clips.errors import UserError
+from clips.export import ExportConfig, export, load_encoder, write_encoder
+from clips.interchange.hf_dual import register
+from clips.interchange.importing import ImportConfig, import_encoder
+from clips.model import ModelConfig, build_model
+from clips.recipes import RecipeConfig
+from clips.soup import SoupConfig, soup
+from clips.train import train
+
+NO_WARNING = "ignore:builtin type .* has no __module__:DeprecationWarning"
+pytestmark = pytest.mark.filterwarnings(NO_WARNING)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder directories by name: our towers, CLIP-like and SigLIP-like ones."""
+    folder = tmp_path_factory.mktemp("encoders")
+    world.register_small_siglip_tower()
+    for name, architecture, loss in (
+        ("clips", "clips-tiny", "softmax"),
+        ("sigmoid", "clips-tiny", "sigmoid"),
+        ("tinyvit", "clips-tinyvit", "softmax"),
+        ("resnet", "clips-rn-tiny", "softmax"),
+    ):
+        config = ModelConfig(architecture=architecture, context_length=12, image_size=64)
+        model = build_model(config, RecipeConfig(name="clip", loss=loss), 0)
+        (folder / name).mkdir()
+        world.shaken(model)
+        write_encoder(model, folder / name)
+    world.open_clip_directory(folder / "clip")
+    world.open_clip_directory(folder / "biased", world.VIT | {"init_logit_bias": -10.0})
+    quick = world.VIT | {"quick_gelu": True, "custom_text": True}
+    world.open_clip_directory(folder / "quick", quick)
+    first = {**world.VIT, "vision_cfg": {**world.VIT["vision_cfg"], "pool_type": "avg", "no_ln_pre": True}}
+    world.open_clip_directory(folder / "normed first", first)
+    world.hf_siglip(folder / "hf_siglip")
+    import_encoder(ImportConfig(path=str(folder / "hf_siglip"), output=str(folder / "siglip")))
+    return folder
+
+
+def exported(encoders: Path, name: str, form: Any, output: Path) -> Any:
+    export(ExportConfig(run=str(encoders / name), output=str(output), format=form))
+    return load_encoder(encoders / name)
+
+
+def probe(encoder: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    size = encoder.config["preprocess_cfg"]["size"]
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(9)), encoder.tokenizer(world.TEXTS)
+
+
+def assert_close(mine: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(mine[0], mine[1], atol=1e-2)
+
+
+def assert_same(encoder: Any, theirs: Any) -> None:
+    pixels, tokens = probe(encoder)
+    with torch.no_grad():
+        assert_close(encoder.model.encode_image(pixels), theirs.get_image_features(pixel_values=pixels).pooler_output)
+        assert_close(encoder.model.encode_text(tokens), theirs.get_text_features(input_ids=tokens).pooler_output)
+        logits = theirs(input_ids=tokens, pixel_values=pixels).logits_per_image
+        torch.testing.assert_close(encoder.model.get_logits(pixels, tokens)[0], logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["clips", "sigmoid", "tinyvit", "clip", "quick", "normed first", "siglip"])
+def test_timm(encoders: Path, tmp_path: Path, name: str):
+    import timm
+
+    encoder = exported(encoders, name, "timm", tmp_path / "tower")
+    tower = timm.create_model(f"local-dir:{tmp_path / 'tower'}", pretrained=True).eval()
+    pixels, _ = probe(encoder)
+    with torch.no_grad():
+        assert_close(encoder.model.encode_image(pixels), tower(pixels))
+    settings = timm.data.resolve_model_data_config(tower)
+    preprocess = encoder.config["preprocess_cfg"]
+    assert (list(settings["mean"]), list(settings["std"])) == (preprocess["mean"], preprocess["std"])
+    assert (settings["input_size"], settings["interpolation"]) == (
+        (3, *preprocess["size"]),
+        preprocess["interpolation"],
+    )
+    if preprocess["resize_mode"] == "squash":
+        noise = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+        ours, theirs = (p(Image.fromarray(noise)) for p in (encoder.preprocess, timm.data.create_transform(**settings)))
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["clip", "quick"])
+def test_hf_clip_and_back(encoders: Path, tmp_path: Path, name: str):
+    from transformers import AutoTokenizer, CLIPModel
+
+    encoder = exported(encoders, name, "hf_clip", tmp_path / "hf")
+    assert_same(encoder, CLIPModel.from_pretrained(tmp_path / "hf").eval())
+    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    texts = [*world.TEXTS, "Don't: 12 cafés & naïve snowmen ☃"]
+    for text, row in zip(texts, encoder.tokenizer(texts), strict=True):
+        ids = words(text, truncation=True).input_ids
+        assert row[: len(ids)].tolist() == ids
+        assert not row[len(ids) :].any()
+
+    import_encoder(ImportConfig(path=str(tmp_path / "hf"), output=str(tmp_path / "back")))
+    once, twice = (load_file(folder / "open_clip_model.safetensors") for folder in (encoders / name, tmp_path / "back"))
+    assert {key.removeprefix("text.") for key in once} == set(twice)
+    assert all(torch.equal(value, twice[key.removeprefix("text.")]) for key, value in once.items())
+    ours, theirs = (load_encoder(folder).config["preprocess_cfg"] for folder in (encoders / name, tmp_path / "back"))
+    assert ours == theirs
+
+
+def test_hf_siglip_and_back(encoders: Path, tmp_path: Path):
+    from transformers import SiglipModel
+
+    encoder = exported(encoders, "siglip", "hf_siglip", tmp_path / "hf")
+    assert_same(encoder, SiglipModel.from_pretrained(tmp_path / "hf").eval())
+    first, again = (load_file(folder / "model.safetensors") for folder in (encoders / "hf_siglip", tmp_path / "hf"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("name", ["clips", "tinyvit", "clip", "normed first"])
+def test_hf_dual(encoders: Path, tmp_path: Path, name: str):
+    from transformers import VisionTextDualEncoderModel
+
+    encoder = exported(encoders, name, "hf_dual", tmp_path / "hf")
+    register()
+    assert_same(encoder, VisionTextDualEncoderModel.from_pretrained(tmp_path / "hf").eval())
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "why"),
+    [
+        ("clips", "hf_clip", "norms the patches before the first block, this tower does not"),
+        ("tinyvit", "hf_clip", "has a ViT, this image tower is a TimmModel"),
+        ("clips", "hf_siglip", "has a ViT that is pooled by attention, this image tower is another"),
+        ("biased", "hf_clip", "has no logit bias, which this encoder's sigmoid loss has trained"),
+        ("sigmoid", "hf_dual", "has no logit bias, which this encoder's sigmoid loss has trained"),
+        ("siglip", "hf_dual", "projects texts without a bias"),
+        ("resnet", "hf_dual", "timm has no ModifiedResNet"),
+        ("resnet", "timm", "timm has no ModifiedResNet"),
+    ],
+)
+def test_what_does_not_fit_says_why(encoders: Path, tmp_path: Path, name: str, form: Any, why: str):
+    with pytest.raises(UserError, match=why) as told:
+        exported(encoders, name, form, tmp_path / "out")
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_conversion_is_noticed(encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from clips.interchange import timm_tower
+
+    monkeypatch.setitem(timm_tower._ACTIVATIONS, "gelu", "relu")
+    with pytest.raises(UserError, match=r"timm: features would differ by \d"):
+        exported(encoders, "clips", "timm", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sigmoid_training_loads_in_stock_open_clip(tmp_path: Path):
+    import open_clip
+
+    data = clips_world.write_shards(tmp_path / "train")
+    run = tmp_path / "run"
+    train(
+        clips_world.train_config(
+            data, run, steps=4, keep_after_training=True, recipe={"name": "clip", "loss": "sigmoid"}
+        )
+    )
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{run}")
+    stored = load_file(run / "open_clip_model.safetensors")
+    assert torch.equal(model.logit_bias, stored["logit_bias"])
+    assert model.logit_bias.item() != -10.0  # it has been trained
+    pixels = preprocess(Image.new("RGB", (20, 20), "red"))[None]
+    tokens = open_clip.get_tokenizer(f"local-dir:{run}")(["red", "blue"])
+    with torch.no_grad():
+        logits = model.eval().get_logits(pixels, tokens)[0]
+        cosines = model.encode_image(pixels, normalize=True) @ model.encode_text(tokens, normalize=True).t()
+        torch.testing.assert_close(logits, model.logit_scale.exp() * cosines + stored["logit_bias"])
+
+    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "tower"), format="timm"))  # mid-training
+    held = load_file(checkpoints(run)[-1] / "model.safetensors")
+    tower = load_file(tmp_path / "tower" / "model.safetensors")
+    assert torch.equal(tower["head.weight"], held["clip.visual.proj"].t())
+
+
+def test_manifest_and_card(encoders: Path, tmp_path: Path):
+    output = tmp_path / "out"
+    export(ExportConfig(run=str(encoders / "clips"), output=str(output), format="hf_dual", licence="apache-2.0"))
+    manifest = read_manifest(output)
+    assert manifest["kind"] == "hf_dual"
+    assert manifest["largest_difference"] < 1e-5
+    assert manifest["parents"]["encoder"]["hash"] == directory_hash(encoders / "clips")
+    card = (output / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    for fact in ("the text tower SigLIP's", "AutoModel.register", 'tokenizer_mode="clips"'):
+        assert fact in card, fact
+    for form in ("timm", "hf_clip"):
+        export(ExportConfig(run=str(encoders / "clip"), output=str(tmp_path / form), format=form))
+        assert "tokenizer_mode" not in (tmp_path / form / "README.md").read_text()
+        assert (tmp_path / form / "README.md").read_text().startswith("---\nlicense: unknown\n")
+
+
+def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
+    validation = {"source": {"path": str(held_out)}, "every": 2}
+    run = tmp_path / "run"
+    train(clips_world.train_config(data, run, steps=4, keep_after_training=True, validation=validation))
+    card, manifest = (run / "README.md").read_text(), read_manifest(run)
+    assert card.startswith("---\nlicense: unknown\n")
+    assert "21 samples, hash `" in card
+    for kind in ("web", "partial", "whole"):
+        shares = [100 * manifest["last"][f"val_{kind}_{way}_r1"] for way in ("i2t", "t2i")]
+        assert f"| {kind} | {shares[0]:.1f} | {shares[1]:.1f} |" in card
+
+    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "earlier"), licence="mit"))
+    assert read_manifest(tmp_path / "earlier")["last"]["step"] == 2
+    card = (tmp_path / "earlier" / "README.md").read_text()
+    assert "R@1 at step 2:" in card
+    assert "The weights: mit." in card
+    export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
+    assert "without the captioner, for which timm has no place" in capsys.readouterr().err
+
+
+def test_an_unknown_format_is_told():
+    with pytest.raises(UserError, match=r"unknown format 'hf-clip'; did you mean 'hf_clip'\?"):
+        ExportConfig(run="a", output="b", format="hf-clip")
+
+
+def test_soup_of_imported_encoders_keeps_their_tokenizer(encoders: Path, tmp_path: Path):
+    soup(SoupConfig(encoders=(str(encoders / "siglip"), str(encoders / "siglip")), output=str(tmp_path / "soup")))
+    one, mean = load_encoder(encoders / "siglip"), load_encoder(tmp_path / "soup")
+    assert torch.equal(one.tokenizer(world.TEXTS), mean.tokenizer(world.TEXTS))
+    for key, value in one.model.state_dict().items():
+        torch.testing.assert_close(value, mean.model.state_dict()[key])
+    assert not (tmp_path / "soup" / "summary.json").exists()
