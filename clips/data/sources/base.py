@@ -82,6 +82,23 @@ class Sample:
     synthetic: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a source knows of a sample besides its picture, for those who write the sample anew.
+
+    Args:
+        key: tells it from the others of its shard.
+        fields: captions and whatever else there is, as plain data; its web caption is under the config's ``web``.
+        files: other files of the sample: extension → content.
+        reference: the path or address of its picture, where the source has that.
+    """
+
+    key: str
+    fields: dict[str, Any]
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    reference: str | None = None
+
+
 class BadSampleError(Exception):
     """A sample without a usable part; the message is a short reason, the same for all samples with that fault."""
 
@@ -94,6 +111,9 @@ class Source(Protocol):
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """Sample ``index``; ``rng`` draws captions. Raises BadSampleError."""
+
+    def record(self, index: int) -> Record:
+        """What is known of sample ``index``, which `read` could read."""
 
     def name(self, index: int) -> str:
         """How people find the sample again."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clips.data.files import expand, is_remote
-from clips.data.sources.base import BadSampleError, Sample, SourceConfig, drawn, picture_bytes
+from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, picture_bytes
 from clips.errors import UserError, reason_of, suggest
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,7 +37,8 @@ class HubDataset:
         for field, column in wanted.items():
             if column is not None and column not in found:
                 raise UserError(f"{config.path}: {suggest(column, found, f'column for data source field {field}')}")
-        self.rows = _undecoded(self.rows.select_columns([name for name in dict.fromkeys(wanted.values()) if name]))
+        self.whole_rows = _undecoded(self.rows)
+        self.rows = self.whole_rows.select_columns([name for name in dict.fromkeys(wanted.values()) if name])
         self.folder = config.images or self.folder_of_pictures()
 
     def read_rows(self) -> Any:
@@ -83,6 +84,16 @@ class HubDataset:
             web,
             drawn(row[synthetic], synthetic, rng) if synthetic else "",
         )
+
+    def record(self, index: int) -> Record:
+        """See `Source`."""
+        row = self.whole_rows[index]
+        picture = row.pop(self.picture)
+        reference = picture.get("path") if isinstance(picture, dict) else picture
+        if isinstance(reference, str):
+            row[self.picture] = reference
+        fields = {name: value for name, value in row.items() if not isinstance(value, bytes | bytearray)}
+        return Record(f"{index:09d}", fields, reference=reference if isinstance(reference, str) else None)
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
