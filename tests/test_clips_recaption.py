@@ -210,6 +210,23 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
     assert record.fields.items() >= rows[5].items()
 
 
+def test_a_model_of_another_family_without_a_chat_template(settings: Settings, tmp_path: Path):
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    from clips.tokenizer import VOCABULARY
+
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"encoder_hidden_size": 32, "vocab_size": 30522, "bos_token_id": 101, "sep_token_id": 102, "pad_token_id": 0}
+    config = BlipConfig(text_config=small | text, vision_config=small | {"image_size": 32, "patch_size": 8})
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
+    pictures = BlipImageProcessor(size={"height": 32, "width": 32})
+    BlipProcessor(pictures, BertTokenizer(str(VOCABULARY))).save_pretrained(tmp_path / "blip")
+    recaption(settings(model=str(tmp_path / "blip"), prompt="a picture of", max_new_tokens=3))
+    found = captions_of(tmp_path / "out")
+    assert len(found) == 21
+    assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP goes on from it
+
+
 # ---- the plan
 
 

@@ -30,9 +30,9 @@ class DataConfig:
     Args:
         sources: pictures with captions, each an entry of format, path, web, synthetic (see `--data.sources.help`);
             several are read as one, or mixed by their weights.
-        shuffle_window: shards (or blocks of 10,000 rows) that are shuffled together. null shuffles all samples of an
-            epoch, which suits local disks; with shards from afar or very many samples a number, such as 100, keeps the
-            reading to few shards at a time.
+        shuffle_window: shards (or blocks of 10,000 rows, or streamed row groups) that are shuffled together. null
+            shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
+            number, such as 100, keeps the reading to few shards at a time.
         augment: how pictures are varied.
         workers: processes that read ahead; 0 reads ahead in a thread of the training process.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
@@ -54,6 +54,8 @@ class DataConfig:
             raise UserError("data.sources: expected a weight for each source or for none")
         if self.shuffle_window is not None and self.shuffle_window < 1:
             raise UserError(f"data.shuffle_window: expected 1 or more, got {self.shuffle_window}")
+        if self.shuffle_window is None and any(source.stream for source in self.sources):
+            raise UserError("data.shuffle_window: expected a number, such as 100, where a source is streamed")
         if self.workers < 0:
             raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
         if not 0 <= self.max_bad_share <= 1:

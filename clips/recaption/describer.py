@@ -58,6 +58,7 @@ class Describer:
             self.tokenizer.padding_side = "left"
             if self.tokenizer.pad_token_id is None:
                 self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self.ends = _end_tokens(self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id)
 
     def prompt(self, text: str) -> str:
@@ -96,7 +97,6 @@ class Describer:
 
     def _decoding(self) -> dict[str, Any]:
         common = {"max_new_tokens": self.config.max_new_tokens, "num_return_sequences": self.config.captions}
-        common["pad_token_id"] = self.tokenizer.pad_token_id
         if not self.config.temperature:
             return {**common, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         drawn = {"do_sample": True, "temperature": self.config.temperature, "top_p": self.config.top_p, "top_k": 0}
