@@ -122,7 +122,7 @@ def wordpiece() -> Tokenizer:
 
 def clean(text: str) -> str:
     """``text`` with broken encoding mended, HTML entities resolved and white space collapsed, as open_clip does."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # plain ASCII needs no mending
+    if not (text.isascii() and text.replace("\n", " ").isprintable() and "&" not in text):  # ASCII needs no mending
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
