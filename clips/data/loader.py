@@ -189,7 +189,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack the tensors of a batch; the lists of bad samples become one."""
     bad = [entry for sample in samples for entry in sample["bad"]]
     names = [name for name in samples[0] if name != "bad"]
-    return {**{name: torch.stack([sample[name] for sample in samples]) for name in names}, "bad": bad}
+    stack = torch.utils.data.default_collate  # in a worker process, straight into the memory shared with the trainer
+    return {**{name: stack([sample[name] for sample in samples]) for name in names}, "bad": bad}
 
 
 def batches(
