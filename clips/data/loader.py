@@ -185,12 +185,14 @@ def _or_none(work: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the tensors of a batch; the lists of bad samples become one."""
-    bad = [entry for sample in samples for entry in sample["bad"]]
-    names = [name for name in samples[0] if name != "bad"]
-    stack = torch.utils.data.default_collate  # in a worker process, straight into the memory shared with the trainer
-    return {**{name: stack([sample[name] for sample in samples]) for name in names}, "bad": bad}
+def collate(samples: list[dict[str, Any]], pictures: torch.Tensor | None = None) -> dict[str, Any]:
+    """Stack the tensors of a batch, the images into ``pictures`` if given; the lists of bad samples become one."""
+    stacked = {
+        name: torch.stack([sample[name] for sample in samples], out=pictures if name == "image" else None)
+        for name in samples[0]
+        if name != "bad"
+    }
+    return {**stacked, "bad": [entry for sample in samples for entry in sample["bad"]]}
 
 
 def batches(
@@ -201,20 +203,55 @@ def batches(
         positions_of_step(step, batch_size=batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
-    workers = data.config.workers
-    if workers:
-        return iter(
-            torch.utils.data.DataLoader(
-                data,
-                batch_sampler=[list(positions) for positions in plan],
-                num_workers=workers,
-                collate_fn=collate,
-                prefetch_factor=_READ_AHEAD,
-                worker_init_fn=_one_thread,
-                pin_memory=torch.cuda.is_available(),
-            )
-        )
+    if data.config.workers and plan:
+        return _from_workers(_SharedBatches(data, plan))
     return _read_ahead(data, plan)
+
+
+class _SharedBatches(torch.utils.data.Dataset):
+    """The batches of a plan without their images, which lie in ``pictures``, (slots, batch, 3, size, size) uint8.
+
+    All processes share that memory, and it is used again and again: fresh pages for each batch cost the system more
+    time than filling them. The loader never has as many batches under way as there are slots.
+    """
+
+    def __init__(self, data: TrainingData, plan: list[range]) -> None:
+        self.data, self.plan = data, plan
+        slots = data.config.workers * _READ_AHEAD + 1
+        shape = (slots, len(plan[0]), 3, data.size, data.size)
+        self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def slot(self, number: int) -> torch.Tensor:
+        """Where the images of batch ``number`` lie."""
+        return self.pictures[number % len(self.pictures)]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        batch = collate(self.data.__getitems__(self.plan[number]), self.slot(number))
+        del batch["image"]
+        return batch
+
+
+def _from_workers(shared: _SharedBatches) -> Iterator[dict[str, Any]]:
+    on_gpu = torch.cuda.is_available()
+    loader = torch.utils.data.DataLoader(
+        shared,
+        batch_size=None,
+        num_workers=shared.data.config.workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=_READ_AHEAD,
+        worker_init_fn=_one_thread,
+        pin_memory=on_gpu,
+    )
+    for number, batch in enumerate(loader):
+        images = shared.slot(number)
+        yield {"image": images.pin_memory() if on_gpu else images.clone(), **batch}
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _one_thread(_: int) -> None:
