@@ -145,20 +145,23 @@ def write_manifest(
     seed: int | None = None,
     data: Mapping[str, Any] | None = None,
     parents: Mapping[str, str | Path] | None = None,
+    known: Mapping[str, Any] | None = None,
     **details: Any,
 ) -> dict[str, Any]:
     """Describe the artifact in ``directory`` and return the manifest.
 
     Args:
         directory: the artifact, all its other files already written.
-        kind: ``"scenes"``, ``"encoder"``, ``"llm"``, ``"llava"``, or the format of an encoder for another library.
+        kind: ``"scenes"``, ``"captions"``, ``"encoder"``, ``"llm"``, ``"llava"``, or the format of an encoder for
+            another library.
         config: the resolved config of the run.
         seed: the seed of the run.
         data: what was read that is not an artifact of ours: name → description (path, hash, counts).
         parents: artifacts that this one was made from: name → directory. Their hashes are recorded.
+        known: size, modified_ns and hash of files that were hashed when they were written: file's name → these.
         details: anything else worth keeping, for instance ``samples_seen`` or ``seconds``.
     """
-    files = _describe_files(directory, known={})
+    files = _describe_files(directory, known=known or {})
     manifest = {
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -19,6 +19,11 @@ COMMANDS = {
     "data index": Command(
         help="count the samples of tar shards once and for all", target="clips.data.survey:index", positional=("path",)
     ),
+    "recaption": Command(
+        help="write synthetic captions for a data set with any image-text model",
+        target="clips.recaption.run:recaption",
+        positional=("path",),
+    ),
     "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
     "export": Command(
         help="write the encoder directory of a checkpoint, or an encoder for transformers or timm",

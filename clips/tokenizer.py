@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ CONTEXT_LENGTH = 80
 VOCABULARY = Path(__file__).parent / "vocab" / "vocab.txt"
 _SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
 _SPECIAL["mask"] = "[MASK]"
-_BATCH_FROM = 8  # from so many texts on, the tokenizer's own threads pay
+_WORDS_KEPT = 1 << 16  # words whose tokens a process remembers: most words of a caption are common ones
 
 
 class ClipsTokenizer:
@@ -76,16 +76,27 @@ class ClipsTokenizer:
         (folder / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
 
     def _fill(self, rows: Tensor, texts: str | Sequence[str], length: int) -> Tensor:
-        for row, ids in zip(rows, self._encode(texts), strict=True):
-            kept = [BOS, *ids[: length - 2], EOS]
-            row[: len(kept)] = torch.tensor(kept)
+        filled = rows.numpy()  # the same memory
+        for row, text in zip(filled, [texts] if isinstance(texts, str) else texts, strict=True):
+            kept = [BOS, *_first_ids(text, length - 2), EOS]
+            row[: len(kept)] = kept
         return rows
 
-    def _encode(self, texts: str | Sequence[str]) -> list[list[int]]:
-        cleaned = [clean(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        if len(cleaned) < _BATCH_FROM:
-            return [self._wordpiece.encode(text, add_special_tokens=False).ids for text in cleaned]
-        return [row.ids for row in self._wordpiece.encode_batch_fast(cleaned, add_special_tokens=False)]
+
+def _first_ids(text: str, count: int) -> list[int]:
+    """The first ``count`` tokens of ``text``, special ones left out."""
+    ids: list[int] = []
+    for word in clean(text).split(" "):
+        ids += _ids_of(word)
+        if len(ids) >= count:
+            break
+    return ids[:count]
+
+
+@lru_cache(maxsize=_WORDS_KEPT)
+def _ids_of(word: str) -> tuple[int, ...]:
+    """The tokens of what stands between two spaces: WordPiece looks at nothing beyond."""
+    return tuple(wordpiece().encode(word, add_special_tokens=False).ids)
 
 
 def text_config(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
@@ -111,7 +122,7 @@ def wordpiece() -> Tokenizer:
 
 def clean(text: str) -> str:
     """``text`` with broken encoding mended, HTML entities resolved and white space collapsed, as open_clip does."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # plain ASCII needs no mending
+    if not (text.isascii() and text.replace("\n", " ").isprintable() and "&" not in text):  # ASCII needs no mending
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))

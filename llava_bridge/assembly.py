@@ -22,10 +22,10 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from clips.errors import UserError
+from clips.loading import load_pretrained, refusing
 from llava_bridge.chat import IMAGE, Chat, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Pixels
-from llava_bridge.loading import load_pretrained, refusing
 from llava_bridge.parts import check_llm
 from llava_bridge.registration import register
 from llava_bridge.vision import EncoderVisionModel, feature_layer, vision_model

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clips.errors import UserError, suggest
-from llava_bridge.loading import refusing
+from clips.loading import refusing
 
 IMAGE = "<image>"
 IGNORED = -100

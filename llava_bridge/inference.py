@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from clips.errors import UserError
+from clips.loading import load_pretrained, refusing
 from llava_bridge.chat import IMAGE
-from llava_bridge.loading import load_pretrained, refusing
 
 Pictures = Image.Image | Sequence[Image.Image] | None
 

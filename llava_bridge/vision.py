@@ -17,9 +17,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.errors import UserError
+from clips.loading import refusing
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
-from llava_bridge.loading import refusing
 
 
 class EncoderVisionConfig(PretrainedConfig):

@@ -113,6 +113,17 @@ def test_crops_and_draws_differ_between_epochs_and_samples(shards: Path):
         assert all(torch.equal(again[p]["image"], stream[p]["image"]) for p in (0, 20, 41))
 
 
+def test_workers_write_no_batch_over_another(shards: Path):
+    """Their memory is used again and again; what was given out stays."""
+    steps = {"first_step": 0, "last_step": 40, "batch_size": 3}
+    alone = list(batches(training_data(shards), **steps))
+    together = list(batches(training_data(shards, workers=2), **steps))
+    assert len(together) == 40
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["web"], other["web"])
+
+
 def test_an_abandoned_stream_ends_its_thread(shards: Path):
     import threading
 

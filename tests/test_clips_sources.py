@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import http.server
 import json
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +17,11 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from clips.data.files import ShardCache, expand
-from clips.data.loader import DataConfig, TrainingData
-from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.sources import BadSampleError, Record, SourceConfig, blocks_of, open_source
 from clips.errors import UserError
 
 COUNT = 6
@@ -168,20 +171,24 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         self.server.seen.append(self.path)  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
-    """Three shards and their sizes.json behind HTTP on this machine."""
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(9, 7, 5))
-    sizes = {f"shard-{number:05d}.tar": size for number, size in enumerate((9, 7, 5))}
-    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+def serve(kind: type[Quiet], folder: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    """``folder`` behind HTTP on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(kind, directory=str(folder))) as found:
         found.seen = []  # type: ignore[attr-defined]
         thread = threading.Thread(target=found.serve_forever, daemon=True)
         thread.start()
         yield found
         found.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    """Three shards and their sizes.json."""
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(9, 7, 5))
+    sizes = {f"shard-{number:05d}.tar": size for number, size in enumerate((9, 7, 5))}
+    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+    yield from serve(Quiet, folder)
 
 
 def address(server: http.server.ThreadingHTTPServer, name: str = "shard-{00000..00002}.tar") -> str:
@@ -244,6 +251,159 @@ def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
     assert len(source) == 5
     with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
         source.read(4, rng())
+
+
+def test_threads_copy_a_shard_once(tmp_path: Path):
+    made = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        time.sleep(0.05)
+        path.write_bytes(b"x")
+
+    cache = ShardCache(tmp_path, limit=100)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        paths = {future.result() for future in [threads.submit(cache.made, "key", "x", make) for _ in range(4)]}
+    assert len(made) == len(paths) == 1
+
+
+# ---- streams
+
+
+def streamed_rows(folder: Path) -> Path:
+    """23 rows in two parquet files in the hub's layout, five rows a group, with a column that nobody asks for."""
+    frame = pd.DataFrame(
+        {
+            "jpg": [{"bytes": clips_world.picture(index), "path": f"{index}.png"} for index in range(23)],
+            "text": [f"photo {index}" for index in range(23)],
+            "re_caption": [[f"A photo. Number {index}.", f"Photo {index}."] for index in range(23)],
+            "heavy": [np.random.default_rng(index).bytes(20_000) for index in range(23)],
+        }
+    )
+    (folder / "data").mkdir(parents=True)
+    for number, part in enumerate((frame[:13], frame[13:])):
+        part.to_parquet(folder / "data" / f"train-{number:05d}-of-00002.parquet", row_group_size=5)
+    return folder
+
+
+class Ranges(Quiet):
+    """Serves parts of files, as object stores do, and keeps how large they were."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        content = Path(self.translate_path(self.path)).read_bytes()
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        part = content[int(first) : int(last) + 1]
+        self.server.seen.append(len(part))  # type: ignore[attr-defined]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+@pytest.fixture
+def parquet_server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    yield from serve(Ranges, streamed_rows(tmp_path / "hub"))
+
+
+STREAM = {"format": "datasets", "web": "text", "synthetic": "re_caption", "stream": True}
+
+
+def test_a_data_set_in_the_hubs_layout_is_streamed(tmp_path: Path):
+    hub = streamed_rows(tmp_path / "hub")
+    fields = {**STREAM, "path": str(hub), "cache": str(tmp_path / "cache")}
+    copied = open_source(SourceConfig(**{**fields, "stream": False}))
+    source = open_source(SourceConfig(**fields))
+    assert len(source) == len(copied) == 23
+    assert blocks_of(source) == [5, 5, 3, 5, 5]
+    assert not list((tmp_path / "cache").glob("*.arrow"))  # nothing is copied before it is needed
+    for index in range(23):
+        assert source.read(index, rng()) == copied.read(index, rng())
+    assert {source.read(7, np.random.default_rng(seed)).synthetic for seed in range(20)} == {
+        "A photo. Number 7.",
+        "Photo 7.",
+    }
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 5
+    assert pickle.loads(pickle.dumps(source)).read(20, rng()) == copied.read(20, rng())
+    assert source.describe() == open_source(SourceConfig(**fields)).describe()
+    fields = {"jpg": "20.png", "text": "photo 20", "re_caption": ["A photo. Number 20.", "Photo 20."]}
+    assert source.record(20) == Record("000000020", fields, reference="20.png")
+
+
+def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path):
+    path = address(parquet_server, "data/train-{00000..00001}-of-00002.parquet")
+    cache = tmp_path / "cache"
+    limit = 3 * 5 * len(clips_world.picture(0)) * 1.4  # bytes of about three groups
+    fields = {**STREAM, "format": "table", "path": path, "cache": str(cache), "cache_gb": limit / 1e9}
+    source = open_source(SourceConfig(**fields))
+    before = len(parquet_server.seen)
+    assert source.read(12, rng()).image == clips_world.picture(12)
+    footer, group = parquet_server.seen[before:]
+    assert (footer, group < 20_000) == (65_536, True)  # the three rows have 60,000 bytes more in another column
+    config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, workers=2)
+    data = TrainingData(config, size=8, seed=0, prepare=number_of)
+    found = [batch["number"] for batch in batches(data, first_step=0, last_step=6, batch_size=4)]
+    assert sorted(torch.cat(found)[:23].tolist()) == list(range(23))
+    kept = [file.stat().st_size for file in cache.glob("*.arrow")]
+    assert max(kept) < sum(kept) <= limit
+    again = open_source(SourceConfig(**fields))
+    assert len(again) == 23
+
+
+def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    return {"number": torch.tensor(int(web.split()[-1]))}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split": "tets"}, "unknown split of .*hub 'tets'"),
+        ({"web": "txt"}, "unknown column for data source field web 'txt'; did you mean 'text'"),
+        ({"format": "table", "path": "rows.csv"}, "a data source with 'stream' expects .parquet files, found rows.csv"),
+        ({"format": "table", "path": "broken.parquet"}, "broken.parquet: cannot be read as a data set"),
+    ],
+)
+def test_a_wrong_stream_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str):
+    monkeypatch.chdir(tmp_path)
+    streamed_rows(tmp_path / "hub")
+    write_table(tmp_path, "csv")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match=message):
+        open_source(SourceConfig(**{**STREAM, "path": "hub", "cache": str(tmp_path / "cache"), **fields}))
+
+
+def test_a_stream_is_shuffled_within_a_window(tmp_path: Path):
+    with pytest.raises(UserError, match=r"data\.shuffle_window: expected a number, such as 100"):
+        DataConfig(sources=(SourceConfig(**STREAM, path="hub"),))
+
+
+def test_capsfusions_columns(tmp_path: Path, pictures: Path):
+    frame = pd.DataFrame(
+        {
+            "image_url": [(pictures / f"{index}.png").as_uri() for index in range(COUNT)],
+            "laion_2b": [f"raw {index}" for index in range(COUNT)],
+            "laion_coco": [f"a photo of {index}" for index in range(COUNT)],
+            "capsfusion": [f"A raw photo of {index}." for index in range(COUNT)],
+        }
+    )
+    frame.to_parquet(tmp_path / "capsfusion_1.parquet")
+    for synthetic, expected in (("capsfusion", "A raw photo of 4."), ("laion_coco", "a photo of 4")):
+        config = SourceConfig(format="table", path=str(tmp_path), web="laion_2b", synthetic=synthetic)
+        sample = open_source(config).read(4, rng())
+        assert (sample.web, sample.synthetic) == ("raw 4", expected)
+        assert sample.image == clips_world.picture(4)
+
+
+def test_real_capsfusion_captions(tmp_path: Path, pictures: Path, shared: Path):
+    rows = [json.loads(line) for line in (shared / "data" / "capsfusion_5k.jsonl").read_text().splitlines()[:COUNT]]
+    lines = [json.dumps({"image_url": f"{index}.png", **row}) + "\n" for index, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    config = {"format": "table", "path": str(tmp_path / "rows.jsonl"), "images": str(pictures), "web": "web"}
+    source = open_source(SourceConfig(**config, synthetic="fused"))
+    assert source.read(1, rng()).synthetic == rows[1]["fused"].strip()
+    assert source.read(1, rng()).web == rows[1]["web"].strip()
 
 
 def test_ranges_of_names():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
 import re
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from clips.errors import UserError, reason_of
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TRIES = 3
 _PIPE = "pipe:"
+_LOCKS: dict[Path, threading.Lock] = {}  # threads of this process make a copy once; other processes may make it again
+os.register_at_fork(after_in_child=_LOCKS.clear)
 
 
 def is_remote(path: str) -> bool:
@@ -81,13 +86,28 @@ class ShardCache:
         if not is_remote(address):
             return Path(address)
         name = address.rpartition("/")[2] if "://" in address else "shard.tar"
-        target = self.folder / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}"
+        return self.made(address, name, functools.partial(_fetch, address))
+
+    def made(self, key: str, name: str, make: Callable[[Path], None]) -> Path:
+        """The local path of what ``make`` writes to the path that it gets; called if that is not here already.
+
+        Args:
+            key: says what it is.
+            name: ends the file's name.
+            make: the same for the same key.
+
+        Raises:
+            UserError: it cannot be made, after three tries.
+        """
+        target = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
         try:
             os.utime(target)
         except FileNotFoundError:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _copy(address, target)
-            self._make_room(target)
+            with _LOCKS.setdefault(target, threading.Lock()):
+                if not target.exists():
+                    _try(make, key, target)
+                    self._make_room(target)
         return target
 
     def _make_room(self, newest: Path) -> None:
@@ -104,17 +124,17 @@ class ShardCache:
                 total -= size
 
 
-def _copy(address: str, target: Path) -> None:
+def _try(make: Callable[[Path], None], key: str, target: Path) -> None:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     for attempt in range(1, _TRIES + 1):
         try:
-            _fetch(address, partial)
+            make(partial)
             partial.replace(target)
             return
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # file systems raise errors of their own
             partial.unlink(missing_ok=True)
             if attempt == _TRIES:
-                raise UserError(f"{address}: cannot be read ({reason_of(error)})") from None
+                raise UserError(f"{key}: cannot be read ({reason_of(error)})") from None
             time.sleep(attempt)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 from clips.artifact import MANIFEST
 from clips.data.augment import AugmentConfig, augment, decoding_size
 from clips.data.images import BadImageError, decode_image
-from clips.data.order import Order, positions_of_step
+from clips.data.order import Order, Place, positions_of_step
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
 from clips.errors import UserError, reason_of
 
 _READ_AHEAD = 3  # batches
+_TOGETHER = 32  # samples: more would only take more memory
 
 Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
 
@@ -31,9 +32,9 @@ class DataConfig:
     Args:
         sources: pictures with captions, each an entry of format, path, web, synthetic (see `--data.sources.help`);
             several are read as one, or mixed by their weights.
-        shuffle_window: shards (or blocks of 10,000 rows) that are shuffled together. null shuffles all samples of an
-            epoch, which suits local disks; with shards from afar or very many samples a number, such as 100, keeps the
-            reading to few shards at a time.
+        shuffle_window: shards (or blocks of 10,000 rows, or streamed row groups) that are shuffled together. null
+            shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
+            number, such as 100, keeps the reading to few shards at a time.
         augment: how pictures are varied.
         workers: processes that read ahead; 0 reads ahead in a thread of the training process.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
@@ -55,6 +56,8 @@ class DataConfig:
             raise UserError("data.sources: expected a weight for each source or for none")
         if self.shuffle_window is not None and self.shuffle_window < 1:
             raise UserError(f"data.shuffle_window: expected 1 or more, got {self.shuffle_window}")
+        if self.shuffle_window is None and any(source.stream for source in self.sources):
+            raise UserError("data.shuffle_window: expected a number, such as 100, where a source is streamed")
         if self.workers < 0:
             raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
         if not 0 <= self.max_bad_share <= 1:
@@ -108,29 +111,59 @@ class TrainingData(torch.utils.data.Dataset):
 
         "bad" lists (name, reason) of unusable samples; each is replaced by the next one in the source.
         """
-        count = len(self)
-        place = self.order.at(position)
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples at ``positions``, as torch's loader asks for those of a batch."""
+        return [
+            sample
+            for start in range(0, len(positions), _TOGETHER)
+            for sample in self._together([self.order.at(at) for at in positions[start : start + _TOGETHER]])
+        ]
+
+    def _together(self, places: list[Place]) -> list[dict[str, Any]]:
+        """The samples at ``places``, each kind of work done for all of them before the next.
+
+        A picture's decoding drives everything else out of the processor's caches: texts prepared between two pictures
+        take three times as long.
+        """
+        rngs = [self.order.generator(place) for place in places]
+        samples = [_or_none(self.sources.read, place.index, rng) for place, rng in zip(places, rngs, strict=True)]
+        images = [
+            sample and _or_none(self._image, place, sample, rng)
+            for place, sample, rng in zip(places, samples, rngs, strict=True)
+        ]
+        texts = [
+            self.prepare(sample.web, sample.synthetic, rng) if sample else {}
+            for sample, rng in zip(samples, rngs, strict=True)
+        ]
+        return [
+            self._next_good(place) if image is None else {"image": image, **text, "bad": []}
+            for place, image, text in zip(places, images, texts, strict=True)
+        ]
+
+    def _next_good(self, place: Place) -> dict[str, Any]:
+        """The sample at ``place``, or the first good one after it."""
         bad: list[tuple[str, str]] = []
+        count = len(self)
         for step in range(min(count, 1000)):
             index = (place.index + step) % count
             rng = self.order.generator(place)
             try:
-                return {**self._load(index, rng), "bad": bad}
+                sample = self.sources.read(index, rng)
+                image = self._image(Place(index, place.epoch), sample, rng)
+                return {"image": image, **self.prepare(sample.web, sample.synthetic, rng), "bad": bad}
             except (BadSampleError, BadImageError) as error:
                 bad.append((self.sources.name(index), str(error)))
         raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][0]}: {bad[0][1]}")
 
-    def _load(self, index: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        sample = self.sources.read(index, rng)
-        image = self.cache.get(index) if self.cache is not None else None
+    def _image(self, place: Place, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
+        image = self.cache.get(place.index) if self.cache is not None else None
         if image is None:
             image = decode_image(sample.image, at_least=decoding_size(self.size, self.config.augment))
             if self.cache is not None:
-                self.cache[index] = image
-        return {
-            "image": augment(image, self.size, self.config.augment, rng),
-            **self.prepare(sample.web, sample.synthetic, rng),
-        }
+                self.cache[place.index] = image
+        return augment(image, self.size, self.config.augment, rng)
 
     def parents(self) -> dict[str, str]:
         """The artifacts of ours among the sources: name → directory."""
@@ -145,11 +178,22 @@ class TrainingData(torch.utils.data.Dataset):
         return [source.describe() for source in self.parts]
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the tensors of a batch; the lists of bad samples become one."""
-    bad = [entry for sample in samples for entry in sample["bad"]]
-    names = [name for name in samples[0] if name != "bad"]
-    return {**{name: torch.stack([sample[name] for sample in samples]) for name in names}, "bad": bad}
+def _or_none(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work`` gives, None where the sample is bad."""
+    try:
+        return work(*arguments)
+    except (BadSampleError, BadImageError):
+        return None
+
+
+def collate(samples: list[dict[str, Any]], pictures: torch.Tensor | None = None) -> dict[str, Any]:
+    """Stack the tensors of a batch, the images into ``pictures`` if given; the lists of bad samples become one."""
+    stacked = {
+        name: torch.stack([sample[name] for sample in samples], out=pictures if name == "image" else None)
+        for name in samples[0]
+        if name != "bad"
+    }
+    return {**stacked, "bad": [entry for sample in samples for entry in sample["bad"]]}
 
 
 def batches(
@@ -160,19 +204,55 @@ def batches(
         positions_of_step(step, batch_size=batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
-    workers = data.config.workers
-    if workers:
-        loader = torch.utils.data.DataLoader(
-            data,
-            batch_sampler=[list(positions) for positions in plan],
-            num_workers=workers,
-            collate_fn=collate,
-            prefetch_factor=_READ_AHEAD,
-            worker_init_fn=_one_thread,
-            pin_memory=torch.cuda.is_available(),
-        )
-        return iter(loader)
+    if data.config.workers and plan:
+        return _from_workers(_SharedBatches(data, plan))
     return _read_ahead(data, plan)
+
+
+class _SharedBatches(torch.utils.data.Dataset):
+    """The batches of a plan without their images, which lie in ``pictures``, (slots, batch, 3, size, size) uint8.
+
+    All processes share that memory, and it is used again and again: fresh pages for each batch cost the system more
+    time than filling them. The loader never has as many batches under way as there are slots.
+    """
+
+    def __init__(self, data: TrainingData, plan: list[range]) -> None:
+        self.data, self.plan = data, plan
+        slots = data.config.workers * _READ_AHEAD + 1
+        shape = (slots, len(plan[0]), 3, data.size, data.size)
+        self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def slot(self, number: int) -> torch.Tensor:
+        """Where the images of batch ``number`` lie."""
+        return self.pictures[number % len(self.pictures)]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        batch = collate(self.data.__getitems__(self.plan[number]), self.slot(number))
+        del batch["image"]
+        return batch
+
+
+def _from_workers(shared: _SharedBatches) -> Iterator[dict[str, Any]]:
+    on_gpu = torch.cuda.is_available()
+    loader = torch.utils.data.DataLoader(
+        shared,
+        batch_size=None,
+        num_workers=shared.data.config.workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=_READ_AHEAD,
+        worker_init_fn=_one_thread,
+        pin_memory=on_gpu,
+    )
+    for number, batch in enumerate(loader):
+        images = shared.slot(number)
+        yield {"image": images.pin_memory() if on_gpu else images.clone(), **batch}
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 @contextlib.contextmanager
@@ -195,7 +275,7 @@ def _one_thread(_: int) -> None:
 
 def _read_ahead(data: TrainingData, plan: list[range]) -> Iterator[dict[str, Any]]:
     def load(positions: range) -> dict[str, Any]:
-        return collate([data[position] for position in positions])
+        return collate(data.__getitems__(positions))
 
     executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
     try:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError, suggest
+from clips.loading import refusing
 from llava_bridge.chat import IMAGE
 from llava_bridge.data.samples import DataConfig, Sample, Turn
 from llava_bridge.data.split import is_held_back
-from llava_bridge.loading import refusing
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 """What captions answer; also the words of lmms-eval's captioning tasks."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.lean_imports import without_wandb
+from clips.loading import refusing
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.loading import refusing
 from llava_bridge.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

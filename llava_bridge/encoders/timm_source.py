@@ -16,8 +16,8 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.lean_imports import without_wandb
+from clips.loading import refusing
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.loading import refusing
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
 

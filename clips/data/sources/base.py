@@ -42,12 +42,15 @@ class SourceConfig:
             "other_sentences" (all but the web caption, joined: a stand-in for a long caption) or "all_sentences".
         split: karpathy, datasets: the split to read.
         subset: datasets: the configuration of a hub data set that has several.
+        stream: table, datasets: read parquet files where they are, a row group at a time and of it only the columns
+            named here, instead of copying all to this disk before training begins. Copies of row groups are kept in
+            ``cache``; they are what ``data.shuffle_window`` counts.
         images: table, karpathy, coco: the folder of pictures; null means the folder of the table, or "images" beside
             the JSON file.
         sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json beside the
             shards. With it no shard is opened before it is needed; shards from afar need it (``clips data index``
             writes it).
-        cache: webdataset: the folder for copies of shards from afar.
+        cache: the folder for copies of shards from afar and of streamed row groups.
         cache_gb: how much that folder may hold; the longest unused copies go first.
         weight: how much of every batch comes from this source, relative to the weights of the others; give one to
             each source or to none. Without, the sources are read as one, each sample once an epoch.
@@ -60,6 +63,7 @@ class SourceConfig:
     synthetic: str | None = "synthetic_caption"
     split: str = "train"
     subset: str | None = None
+    stream: bool = False
     images: str | None = None
     sizes: str | None = None
     cache: str = "~/.cache/clips/shards"
@@ -82,6 +86,23 @@ class Sample:
     synthetic: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a source knows of a sample besides its picture, for those who write the sample anew.
+
+    Args:
+        key: tells it from the others of its shard.
+        fields: captions and whatever else there is, as plain data; its web caption is under the config's ``web``.
+        files: other files of the sample: extension → content.
+        reference: the path or address of its picture, where the source has that.
+    """
+
+    key: str
+    fields: dict[str, Any]
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    reference: str | None = None
+
+
 class BadSampleError(Exception):
     """A sample without a usable part; the message is a short reason, the same for all samples with that fault."""
 
@@ -94,6 +115,9 @@ class Source(Protocol):
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """Sample ``index``; ``rng`` draws captions. Raises BadSampleError."""
+
+    def record(self, index: int) -> Record:
+        """What is known of sample ``index``, which `read` could read."""
 
     def name(self, index: int) -> str:
         """How people find the sample again."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clips.artifact import file_hash
-from clips.data.sources.base import BadSampleError, Sample, SourceConfig, picture_bytes
+from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, picture_bytes
 from clips.errors import UserError, suggest
 
 WEB = ("drawn_sentence", "first_sentence")
@@ -55,6 +55,12 @@ class Karpathy:
         ]
         synthetic = " ".join(kept) if self.config.synthetic else ""
         return Sample(picture_bytes(file, self.folder), sentences[web], synthetic)
+
+    def record(self, index: int) -> Record:
+        """See `Source`; a list of sentences stays one where the web caption is drawn from it."""
+        file, sentences = self.samples[index]
+        web = sentences if self.config.web == "drawn_sentence" else sentences[0]
+        return Record(f"{index:09d}", {"file": file, "sentences": sentences, self.config.web: web}, reference=file)
 
     def describe(self) -> dict[str, Any]:
         """See `Source`."""

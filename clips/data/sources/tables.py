@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clips.data.files import expand, is_remote
-from clips.data.sources.base import BadSampleError, Sample, SourceConfig, drawn, picture_bytes
+from clips.data.files import ShardCache, expand, is_remote
+from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, picture_bytes
+from clips.data.sources.parquet import ParquetRows
 from clips.errors import UserError, reason_of, suggest
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -25,7 +26,10 @@ _BLOCK = 10_000
 
 
 class HubDataset:
-    """A data set of the Hugging Face hub, or a directory of ``save_to_disk``, by random access."""
+    """A data set of the Hugging Face hub, a directory in the hub's layout or of ``save_to_disk``, by random access.
+
+    As ``datasets`` reads it, or, where the config says ``stream``, its parquet files where they are.
+    """
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
@@ -37,11 +41,12 @@ class HubDataset:
         for field, column in wanted.items():
             if column is not None and column not in found:
                 raise UserError(f"{config.path}: {suggest(column, found, f'column for data source field {field}')}")
-        self.rows = _undecoded(self.rows.select_columns([name for name in dict.fromkeys(wanted.values()) if name]))
+        self.whole_rows = _undecoded(self.rows)
+        self.rows = self.whole_rows.select_columns([name for name in dict.fromkeys(wanted.values()) if name])
         self.folder = config.images or self.folder_of_pictures()
 
     def read_rows(self) -> Any:
-        """The rows, as a ``datasets.Dataset``."""
+        """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
         import datasets
 
         folder = Path(self.config.path)
@@ -52,7 +57,18 @@ class HubDataset:
             if self.config.split not in splits:
                 raise suggest(self.config.split, splits, f"split of {self.config.path}")
             return splits[self.config.split]
+        if self.config.stream:
+            files = datasets.load_dataset_builder(self.config.path, self.config.subset).config.data_files
+            if not files or self.config.split not in files:
+                raise suggest(self.config.split, files or (), f"split of {self.config.path}")
+            return self.streamed(files[self.config.split])
         return datasets.load_dataset(self.config.path, self.config.subset, split=self.config.split)
+
+    def streamed(self, files: Sequence[str]) -> ParquetRows:
+        """The rows of parquet files where they are."""
+        if other := next((file for file in files if not file.endswith(".parquet")), None):
+            raise UserError(f"{self.config.path}: a data source with 'stream' expects .parquet files, found {other}")
+        return ParquetRows(files, ShardCache(Path(self.config.cache).expanduser(), self.config.cache_gb * 1e9))
 
     def folder_of_pictures(self) -> str:
         """The folder that paths of pictures are relative to."""
@@ -60,7 +76,9 @@ class HubDataset:
 
     @property
     def blocks(self) -> list[int]:
-        """Neighbouring rows that may be shuffled together."""
+        """Neighbouring rows that may be shuffled together: row groups where they are streamed."""
+        if isinstance(self.rows, ParquetRows):
+            return self.rows.blocks
         whole, rest = divmod(len(self), _BLOCK)
         return [_BLOCK] * whole + [rest] * bool(rest)
 
@@ -84,24 +102,42 @@ class HubDataset:
             drawn(row[synthetic], synthetic, rng) if synthetic else "",
         )
 
+    def record(self, index: int) -> Record:
+        """See `Source`."""
+        row = self.whole_rows[index]
+        picture = row.pop(self.picture)
+        reference = picture.get("path") if isinstance(picture, dict) else picture
+        if isinstance(reference, str):
+            row[self.picture] = reference
+        fields = {name: value for name, value in row.items() if not isinstance(value, bytes | bytearray)}
+        return Record(f"{index:09d}", fields, reference=reference if isinstance(reference, str) else None)
+
     def describe(self) -> dict[str, Any]:
         """See `Source`."""
         return {
             "path": self.config.path,
             "split": self.config.split,
             "samples": len(self),
-            "hash": self.rows._fingerprint,  # datasets' own: of the files and of what was done with them
+            "hash": self.rows.fingerprint if isinstance(self.rows, ParquetRows) else self.rows._fingerprint,
         }
 
 
 class Table(HubDataset):
-    """CSV, TSV, JSON lines or parquet files."""
+    """CSV, TSV, JSON lines or parquet files.
+
+    Recap-DataComp-1B's parquet has columns url, org_caption, re_caption; CapsFusion-120M's has image_url, laion_2b
+    (web), laion_coco and capsfusion (synthetic). Addresses of pictures are fetched sample by sample, which suits a
+    look at the data; for training, download the pictures first (img2dataset writes webdataset shards with all columns
+    in the JSON).
+    """
 
     def read_rows(self) -> Any:
         """See `HubDataset`."""
         import datasets
 
         files = _table_files(self.config.path)
+        if self.config.stream:
+            return self.streamed(files)
         kind = Path(files[0]).suffix.lstrip(".")
         if kind not in _READERS:
             raise UserError(f"{files[0]}: expected a file that ends in {', '.join(_READERS)}")
@@ -153,6 +189,8 @@ def _undecoded(rows: Any) -> Any:
     """Pictures stay the bytes or paths that they are; our own decoding is safer, and may shrink them on the way."""
     import datasets
 
+    if isinstance(rows, ParquetRows):
+        return rows
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))

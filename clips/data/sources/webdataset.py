@@ -13,7 +13,7 @@ import numpy as np
 
 from clips.artifact import MANIFEST, directory_hash
 from clips.data.files import ShardCache, expand, is_remote, read_file
-from clips.data.sources.base import BadSampleError, Sample, SourceConfig, drawn
+from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn
 from clips.data.tars import index_tar, read_span
 from clips.errors import UserError, reason_of, suggest
 
@@ -78,6 +78,16 @@ class WebDataset:
             raise BadSampleError(f"no caption '{self.config.web}'")
         synthetic = self._caption(self.config.synthetic, captions, path, spans, rng) if self.config.synthetic else ""
         return Sample(read_span(path, *image), web, synthetic)
+
+    def record(self, index: int) -> Record:
+        """See `Source`."""
+        shard, place = self._locate(index)
+        key, spans = self._index(shard)[place]
+        path = self.cache.path(self.shards[shard])
+        others = {name: span for name, span in spans.items() if name not in (*_IMAGE_EXTENSIONS, "json")}
+        return Record(
+            key, _captions(path, spans), files={name: read_span(path, *span) for name, span in others.items()}
+        )
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, index, side="right"))

@@ -1,0 +1,133 @@
+"""Rows of parquet files where they are, here or afar: any row by its index, without a copy of the whole.
+
+A row group is copied when one of its rows is first needed: of its columns only those that are read, as an Arrow file
+in the shard cache, from which rows are read by memory map. What a run needs of the disk is the cache's limit, and
+the order of the samples is the same as that of data here.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clips.artifact import write_file
+from clips.data.files import ShardCache, is_remote
+
+_FOOTERS_AT_ONCE = 16
+_FILES_KEPT = 64  # footers and open row groups that a process keeps
+
+
+class ParquetRows:
+    """Rows of many files as one sequence; as much of ``datasets.Dataset`` as the sources use.
+
+    Args:
+        files: paths or addresses that fsspec reads.
+        cache: where row groups are copied to.
+    """
+
+    def __init__(self, files: Sequence[str], cache: ShardCache) -> None:
+        self.files, self.cache = list(files), cache
+        self.groups = _row_groups(self.files, cache)
+        self.ends = np.cumsum([rows for _, _, rows in self.groups])
+        self._forget()
+        self.column_names = list(self._footer_of(self.files[0]).schema.to_arrow_schema().names)
+
+    def select_columns(self, names: Sequence[str]) -> ParquetRows:
+        """The same rows with fewer columns."""
+        found = copy.copy(self)
+        found.column_names = list(names)
+        return found
+
+    def _forget(self) -> None:
+        self._table = functools.lru_cache(maxsize=_FILES_KEPT)(self._open_group)
+        self._footer_of = functools.lru_cache(maxsize=_FILES_KEPT)(self._footer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in {"_table", "_footer_of"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def blocks(self) -> list[int]:
+        """Rows of each row group."""
+        return [rows for _, _, rows in self.groups]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' names and of the rows in their groups."""
+        return hashlib.sha256(json.dumps([[*map(_name, self.files)], self.blocks]).encode()).hexdigest()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        place = index - int(self.ends[number]) + self.groups[number][2]
+        row: dict[str, Any] = self._table(number).slice(place, 1).to_pylist()[0]
+        return row
+
+    def _open_group(self, number: int) -> Any:
+        import pyarrow as pa
+
+        file, group, _ = self.groups[number]
+        key = f"{self.files[file]}#{group}#{','.join(self.column_names)}"
+        path = self.cache.made(key, "group.arrow", functools.partial(self._copy_group, self.files[file], group))
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    def _copy_group(self, file: str, group: int, target: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        with _open(file) as stream:
+            reader = pyarrow.parquet.ParquetFile(stream, metadata=self._footer_of(file), pre_buffer=True)
+            table = reader.read_row_group(group, columns=self.column_names)
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    @staticmethod
+    def _footer(file: str) -> Any:
+        import pyarrow.parquet
+
+        with _open(file) as stream:
+            return pyarrow.parquet.read_metadata(stream)
+
+
+def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int, int]]:
+    """(file's number, group's number in it, its rows); read from the footers once and then kept in the cache."""
+    kept = cache.folder / f"rows-{hashlib.sha256(json.dumps(list(files)).encode()).hexdigest()[:16]}.json"
+    try:
+        counts = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        with concurrent.futures.ThreadPoolExecutor(_FOOTERS_AT_ONCE) as executor:
+            counts = list(executor.map(_rows_of_groups, files))
+        write_file(kept, json.dumps(counts))
+    return [(file, group, rows) for file, found in enumerate(counts) for group, rows in enumerate(found) if rows]
+
+
+def _rows_of_groups(file: str) -> list[int]:
+    footer = ParquetRows._footer(file)
+    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+
+def _open(file: str) -> Any:
+    """A file whose parts are read as pyarrow asks for them: it knows better than fsspec's caches what comes next."""
+    if not is_remote(file):
+        return Path(file).open("rb")
+    import fsspec
+
+    system, inside = fsspec.core.url_to_fs(file)
+    return system.open(inside, "rb", cache_type="none")
+
+
+def _name(file: str) -> str:
+    return file.rpartition("/")[2]

@@ -1,0 +1,198 @@
+"""Write synthetic captions for a data set: the step that VeCLIP and Recap-DataComp-1B begin with.
+
+clips recaption /data/cc12m --web .txt --model llava-hf/llava-1.5-7b-hf --output /data/cc12m-recap
+torchrun --nproc-per-node 8 -m clips.cli recaption --config recaption.yaml
+clips recaption --config recaption.yaml --part $SLURM_ARRAY_TASK_ID/64       (a SLURM array 1-64)
+
+Interrupted, the same command goes on with the shards that are missing. The last process to end completes the
+directory: sizes.json, manifest.json and README.md.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from clips.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
+from clips.commandline import difference
+from clips.data.images import BadImageError, decode_image
+from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
+from clips.errors import UserError
+from clips.recaption.cleaning import fitting
+from clips.recaption.config import WEB, RecaptionConfig
+from clips.recaption.finish import complete, note_model
+from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows, overlaps
+from clips.recaption.progress import Progress
+from clips.recaption.shards import SETTINGS, WORK, Captioned, OpenShard, shard_name
+
+if TYPE_CHECKING:
+    from clips.recaption.describer import Describer, Said
+
+KIND = "captions"
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A usable sample of the source, its picture ready for the model."""
+
+    index: int
+    sample: Sample
+    picture: Image.Image
+
+
+def recaption(config: RecaptionConfig) -> None:
+    """Carry out ``config``."""
+    source = open_source(config)
+    shards = cut_shards(blocks_of(source), config.shard_size)
+    if not _begin(config, len(source)):
+        say(f"{config.output}: done before")
+        return
+    number, count = config.share()
+    groups = make_groups(shards, config.batch_size)[number::count]
+    missing = [shard for group in groups for shard in group if not _is_done(shard, config)]
+    if missing:
+        from clips.recaption.describer import Describer
+
+        found = Describer(config)
+        note_model(config, found)
+        with Progress(sum(shard.stop - shard.start for shard in missing), len(missing)) as progress:
+            for group in groups:
+                if any(not _is_done(shard, config) for shard in group):
+                    _caption_group(group, source, found, config, progress)
+    left = sum(not _is_done(shard, config) for shard in shards)
+    if left:
+        say(f"{config.output}: this part is done; {left} of {len(shards)} shards are other processes' or missing")
+    else:
+        complete(config, source, [shard_name(shard.number, config) for shard in shards])
+
+
+def _begin(config: RecaptionConfig, samples: int) -> bool:
+    """Make the directory, or go on with it; False where it is complete already.
+
+    Raises:
+        UserError: it holds something else, or captions that were written with other settings.
+    """
+    output, settings = Path(config.output), {**config.deciding(), "samples": samples}
+    if (output / MANIFEST).is_file():
+        manifest = read_manifest(output)
+        check_replaceable(output, KIND)
+        before = manifest.get("settings", {})
+    elif (output / WORK / SETTINGS).is_file():
+        before = json.loads((output / WORK / SETTINGS).read_text(encoding="utf-8"))
+    else:
+        check_replaceable(output, KIND)
+        write_file(output / WORK / SETTINGS, json.dumps(settings, indent=1))
+        return True
+    if differing := difference(before, settings):
+        raise UserError(f"{output}: has captions of other settings ({differing}); choose another directory")
+    return not (output / MANIFEST).is_file()
+
+
+def _is_done(shard: Shard, config: RecaptionConfig) -> bool:
+    return (Path(config.output) / shard_name(shard.number, config)).is_file()
+
+
+def _caption_group(
+    group: Sequence[Shard], source: Source, describer: Describer, config: RecaptionConfig, progress: Progress
+) -> None:
+    """Write the missing shards of a group; a window that they share with finished ones is captioned once more."""
+    missing = [shard for shard in group if not _is_done(shard, config)]
+    windows = [
+        window for window in make_windows(group, config.batch_size) if any(overlaps(window, shard) for shard in missing)
+    ]
+    waiting = list(missing)
+    opened: OpenShard | None = None
+    try:
+        for window, samples in _read_ahead(windows, source, config):
+            written = _caption_window(window, samples, describer, config)
+            for index in window:
+                if not waiting or index < waiting[0].start:
+                    continue
+                opened = opened or OpenShard(waiting[0].number, config)
+                _add(opened, samples[index], written.get(index, []), source, config)
+                progress.advance(written.get(index, []))
+                if index == waiting[0].stop - 1:
+                    _finish(opened, waiting.pop(0), config)
+                    progress.shard_done(opened)
+                    opened = None
+    finally:
+        if opened is not None:
+            opened.abandon()
+
+
+def _read_ahead(
+    windows: Sequence[range], source: Source, config: RecaptionConfig
+) -> Iterator[tuple[range, dict[int, Read | str]]]:
+    """Each window with its samples, or why they cannot be used; the next one is read meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(config.readers, thread_name_prefix="reader") as readers:
+
+        def submit(window: range) -> list[concurrent.futures.Future[Read | str]]:
+            return [readers.submit(_read, source, index, config) for index in window]
+
+        try:
+            pending = submit(windows[0])
+            for number, window in enumerate(windows):
+                following = submit(windows[number + 1]) if number + 1 < len(windows) else []
+                yield window, {index: future.result() for index, future in zip(window, pending, strict=True)}
+                pending = following
+        finally:
+            readers.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(source: Source, index: int, config: RecaptionConfig) -> Read | str:
+    try:
+        sample = source.read(index, np.random.default_rng([config.seed, index]))
+        picture = decode_image(sample.image, at_least=config.max_side)
+    except (BadSampleError, BadImageError) as error:
+        return str(error)
+    picture.thumbnail((config.max_side, config.max_side))
+    return Read(index, sample, picture)
+
+
+def _caption_window(
+    window: range, samples: dict[int, Read | str], describer: Describer, config: RecaptionConfig
+) -> dict[int, list[Said]]:
+    """What the model says of the usable samples, by their index; batches of prompts of like length."""
+    usable = [sample for sample in samples.values() if isinstance(sample, Read)]
+    prompts = {found.index: describer.prompt(config.prompt.replace(WEB, found.sample.web)) for found in usable}
+    usable.sort(key=lambda found: len(prompts[found.index]))  # stable: equals stay in their order
+    said: dict[int, list[Said]] = {}
+    for start in range(0, len(usable), config.batch_size):
+        batch = usable[start : start + config.batch_size]
+        seed = int(np.random.SeedSequence([config.seed, window.start, start]).generate_state(1)[0])
+        written = describer.describe(
+            [found.picture for found in batch], [prompts[found.index] for found in batch], seed
+        )
+        said |= {found.index: texts for found, texts in zip(batch, written, strict=True)}
+    return said
+
+
+def _add(shard: OpenShard, read: Read | str, said: list[Said], source: Source, config: RecaptionConfig) -> None:
+    if isinstance(read, str):
+        shard.dropped[read] += 1
+        return
+    captions, reason = fitting(said, config)
+    if not captions:
+        shard.dropped[reason] += 1
+        return
+    captioned = Captioned(source.record(read.index), read.sample.image, read.sample.web, captions)
+    shard.add(captioned, sum(one.tokens for one in said))
+
+
+def _finish(opened: OpenShard, shard: Shard, config: RecaptionConfig) -> None:
+    """Complete a shard, unless too much of it was dropped."""
+    lost = opened.dropped.total()
+    if lost > config.max_bad_share * (shard.stop - shard.start):
+        reason, often = opened.dropped.most_common(1)[0]
+        raise UserError(
+            f"{opened.target}: {lost} of {shard.stop - shard.start} samples have no caption, more than max_bad_share "
+            f"({config.max_bad_share:g}); {often} × {reason}"
+        )
+    opened.finish()

@@ -1,0 +1,283 @@
+"""How much of bare decoding our loader reaches, with as many processes: PIL alone, our loader, webdataset's.
+
+    python scripts/bench/loader.py --photos shard.tar --captions captions.jsonl --workers 2
+
+Each side reads the same photos at 224 pixels with the same crop, flip and filter. `bare` is a loop over bytes in
+memory: open, draft, crop and resize, flip, array; nothing else, no captions. `clips` is the loader as training uses it:
+order, tar, JSON, captions drawn and tokenised, batches sent to the trainer. `webdataset` (where installed) is
+open_clip's pipeline of the same library, with torchvision's crop and the same tokenizer.
+
+The sides take turns in short bursts; what is reported is the median of the ratios of neighbouring bursts, in photos a
+second and in photos a CPU second of all processes of a side, which others' work on the machine changes less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clips.data.augment import AugmentConfig, augment, decoding_size
+from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.sources import SourceConfig
+from clips.data.tars import index_tar
+from clips.recipes import RecipeConfig, build
+from clips.tokenizer import ClipsTokenizer
+
+SIZE = 224
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Burst(NamedTuple):
+    """Photos a second and photos a CPU second."""
+
+    wall: float
+    cpu: float
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(found[11]) + int(found[12]) for found in fields) / TICKS
+
+
+def wait_until_idle(pids: list[int]) -> None:
+    """Return when loaders have read ahead as far as they do."""
+    before = -1.0
+    while (now := cpu_seconds(pids)) > before + 2 / TICKS:
+        before = now
+        time.sleep(0.2)
+
+
+def timed(pids: list[int], count: int, work: Any) -> Burst:
+    cpu, began = cpu_seconds(pids), time.perf_counter()
+    work()
+    return Burst(count / (time.perf_counter() - began), count / max(cpu_seconds(pids) - cpu, 1 / TICKS))
+
+
+# ---------------------------------------------------------------- the data
+
+
+def read_photos(path: Path, side: int | None) -> list[bytes]:
+    """JPEGs of a tar or a folder; with ``side`` scaled to that longer side and saved at quality 90."""
+    if path.is_dir():
+        found = [file.read_bytes() for file in sorted(path.glob("*.jpg"))[:1000]]
+    else:
+        index = index_tar(path)
+        found = [index.read(name) for name in index.members if name.endswith(".jpg")]
+    return [_scaled(photo, side) for photo in found] if side else found
+
+
+def _scaled(photo: bytes, side: int) -> bytes:
+    image = Image.open(io.BytesIO(photo)).convert("RGB")
+    factor, stream = side / max(image.size), io.BytesIO()
+    image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC).save(
+        stream, "JPEG", quality=90
+    )
+    return stream.getvalue()
+
+
+def read_captions(path: Path) -> list[str]:
+    """The longest text of each line of a JSONL file, wherever in it it stands."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from texts(item)
+
+    return [max(texts(json.loads(line)), key=len) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_shards(folder: Path, photos: list[bytes], captions: list[str], samples: int, shards: int = 8) -> None:
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for index in range(shard, samples, shards):
+                caption = captions[index % len(captions)]
+                web = " ".join(caption.split()[:8])
+                sidecar = json.dumps({"web_caption": web, "synthetic_caption": caption}).encode()
+                for extension, content in (("jpg", photos[index % len(photos)]), ("json", sidecar)):
+                    member = tarfile.TarInfo(f"{index:09d}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+# ---------------------------------------------------------------- the sides
+
+
+class Bare:
+    """Processes that decode, crop and flip photos that lie in memory."""
+
+    def __init__(self, photos: list[bytes], config: AugmentConfig, workers: int) -> None:
+        self.pipes, self.processes = [], []
+        for number in range(workers):
+            ours, theirs = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=_bare, args=(theirs, photos, config, number), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+        self.pids = [process.pid for process in self.processes]
+
+    def burst(self, count: int) -> Burst:
+        share = count // len(self.pipes)
+
+        def work() -> None:
+            for pipe in self.pipes:
+                pipe.send(share)
+            for pipe in self.pipes:
+                pipe.recv()
+
+        return timed(self.pids, share * len(self.pipes), work)
+
+
+def _bare(pipe: Connection, photos: list[bytes], config: AugmentConfig, seed: int) -> None:
+    torch.set_num_threads(1)
+    rng, least = np.random.default_rng(seed), decoding_size(SIZE, config)
+    order = itertools.cycle(rng.permutation(len(photos)))
+    while True:
+        for _ in range(pipe.recv()):
+            image = Image.open(io.BytesIO(photos[next(order)]))
+            image.draft("RGB", (least, least))
+            augment(image.convert("RGB"), SIZE, config, rng)
+        pipe.send(None)
+
+
+class Loader:
+    """Batches from worker processes, consumed as fast as they come."""
+
+    def __init__(self, stream: Iterator[Any], batch_size: int, workers: int) -> None:
+        self.stream, self.batch_size, self.workers = stream, batch_size, workers
+        next(self.stream)
+        self.pids = list[int]()
+
+    def burst(self, count: int) -> Burst:
+        for _ in range(4 * self.workers):  # what they read ahead while the other side worked
+            next(self.stream)
+        steps = max(1, count // self.batch_size)
+        return timed(self.pids, steps * self.batch_size, lambda: [next(self.stream) for _ in range(steps)])
+
+
+def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
+    recipe, tokenizer = build(RecipeConfig(name="clips")), ClipsTokenizer()
+    data = TrainingData(
+        DataConfig(sources=(SourceConfig(path=str(folder)),), augment=config, workers=arguments.workers),
+        size=SIZE,
+        seed=0,
+        prepare=functools.partial(recipe.prepare, tokenizer=tokenizer),
+    )
+    return batches(data, first_step=0, last_step=100_000, batch_size=arguments.batch_size)
+
+
+def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
+    """open_clip's pipeline: shards resampled, decoded by PIL, torchvision's crop, web caption and target tokenised."""
+    import webdataset
+    from torchvision import transforms
+
+    tokenizer = ClipsTokenizer()
+    flip = [transforms.RandomHorizontalFlip()] if config.flip else []
+    crop = transforms.RandomResizedCrop(SIZE, scale=(config.min_area, 1.0), antialias=True)
+    picture = transforms.Compose([crop, *flip, transforms.PILToTensor()])
+
+    def sample(found: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        captions = found["json"]
+        texts = tokenizer([captions["web_caption"], captions["synthetic_caption"]])
+        return picture(found["jpg"]), texts, tokenizer.encode_target(captions["synthetic_caption"])[0]
+
+    pipeline = webdataset.DataPipeline(
+        webdataset.ResampledShards(sorted(map(str, folder.glob("*.tar")))),
+        webdataset.tarfile_to_samples(),
+        webdataset.shuffle(500),
+        webdataset.decode("pilrgb"),
+        webdataset.map(sample),
+        webdataset.batched(arguments.batch_size),
+    )
+    return iter(webdataset.WebLoader(pipeline, batch_size=None, shuffle=False, num_workers=arguments.workers))
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def compare(sides: dict[str, Any], rounds: int, count: int) -> dict[str, list[Burst]]:
+    found: dict[str, list[Burst]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name in list(sides)[:: 1 if number % 2 else -1]:
+            wait_until_idle([pid for side in sides.values() for pid in side.pids])
+            burst = sides[name].burst(count)
+            if number:  # the first round warms caches up
+                found[name].append(burst)
+    return found
+
+
+def report(found: dict[str, list[Burst]]) -> Iterator[str]:
+    yield "| loader | photos/s | of bare | spread | photos/CPU s | of bare | spread |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for name, bursts in found.items():
+        cells = [name]
+        for clock in Burst._fields:
+            rates = [getattr(burst, clock) for burst in bursts]
+            ratios = [rate / getattr(bare, clock) for rate, bare in zip(rates, found["bare"], strict=True)]
+            cells += [f"{statistics.median(rates):.0f}", f"{statistics.median(ratios):.2f}"]
+            cells += [f"{min(ratios):.2f}–{max(ratios):.2f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, required=True, help="a tar with, or a folder of, .jpg files")
+    parser.add_argument("--captions", type=Path, required=True, help="JSON lines; the longest text of each is taken")
+    parser.add_argument("--side", type=int, help="scale photos to this longer side first, JPEG quality 90")
+    parser.add_argument("--samples", type=int, default=2000, help="in the shards; photos are repeated")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--burst", type=int, default=512, help="photos in a burst")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--min-area", type=float, default=0.4)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = AugmentConfig(min_area=arguments.min_area, flip=True)
+    photos, captions = read_photos(arguments.photos, arguments.side), read_captions(arguments.captions)
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(Path(folder), photos, captions, arguments.samples)
+        sides: dict[str, Any] = {"bare": Bare(photos, config, arguments.workers)}
+        makers = {"clips": clips_loader}
+        if importlib.util.find_spec("webdataset"):
+            makers["webdataset"] = webdataset_loader
+        for name, make in makers.items():
+            before = set(multiprocessing.active_children())
+            sides[name] = Loader(make(Path(folder), config, arguments), arguments.batch_size, arguments.workers)
+            workers = set(multiprocessing.active_children()) - before
+            sides[name].pids = [*(worker.pid for worker in workers), os.getpid()]
+        found = compare(sides, arguments.rounds, arguments.burst)
+    pixels = statistics.mean(max(Image.open(io.BytesIO(photo)).size) for photo in photos)
+    print(
+        f"{len(photos)} photos, on average {statistics.mean(map(len, photos)) / 1024:.0f} KiB and {pixels:.0f} pixels "
+        f"on the longer side; captions of {statistics.mean(len(text.split()) for text in captions):.0f} words; "
+        f"{arguments.workers} processes a side, {arguments.rounds} rounds of {arguments.burst} photos; "
+        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pillow"))
+        + "\n"
+    )
+    print("\n".join(report(found)))
+
+
+if __name__ == "__main__":
+    main()

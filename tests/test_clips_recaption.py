@@ -1,0 +1,333 @@
+"""Synthetic captions by a LLaVA: what is written, what is kept, sharing, killing and going on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import clips_world
+import numpy as np
+import pytest
+
+from clips.cli import COMMANDS
+from clips.commandline import run_commands
+from clips.data import decode_image
+from clips.data.sources import SourceConfig, open_source
+from clips.errors import UserError
+from clips.recaption.cleaning import clean, fitting
+from clips.recaption.config import RecaptionConfig
+from clips.recaption.describer import Describer, Said
+from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows
+from clips.recaption.run import recaption
+
+PROMPT = "{web}. What colour is it?"
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> Path:
+    """A LLaVA that the bridge put together."""
+    from llava_bridge.assembly import Assembly, assemble
+
+    directory = tmp_path_factory.mktemp("recaption") / "llava"
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm)))
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 samples in shards of 9, 7 and 5."""
+    return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+
+
+Settings = Callable[..., RecaptionConfig]
+
+
+@pytest.fixture
+def settings(llava: Path, shards: Path, tmp_path: Path) -> Settings:
+    usual = {"path": str(shards), "model": str(llava), "output": str(tmp_path / "out"), "prompt": PROMPT}
+    return functools.partial(
+        lambda **fields: RecaptionConfig(**{**usual, "max_new_tokens": 8, "batch_size": 4, **fields})
+    )
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("0*"))}
+
+
+def captions_of(directory: Path, **fields: Any) -> list[str]:
+    source = open_source(SourceConfig(path=str(directory), synthetic="re_caption", **fields))
+    return [source.read(index, np.random.default_rng(0)).synthetic for index in range(len(source))]
+
+
+def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings: Settings, llava: Path, shards: Path):
+    from llava_bridge import answer, load_llava
+
+    config = settings()
+    recaption(config)
+    written = open_source(SourceConfig(path=config.output, synthetic="re_caption"))
+    before = open_source(SourceConfig(path=str(shards)))
+    assert written.blocks == before.blocks == [9, 7, 5]  # type: ignore[attr-defined]
+    model, processor = load_llava(llava)
+    found = set()
+    for index in range(21):
+        sample, old = written.read(index, np.random.default_rng(0)), before.read(index, np.random.default_rng(0))
+        assert (sample.image, sample.web) == (old.image, old.web)
+        assert written.name(index).partition("/")[2] == before.name(index).partition("/")[2]
+        record = written.record(index)
+        assert record.fields == {**clips_world.captions(index), "re_caption": sample.synthetic}
+        picture = decode_image(old.image)
+        (alone,) = answer(model, processor, [picture], [PROMPT.replace("{web}", old.web)], max_new_tokens=8)
+        assert sample.synthetic == " ".join(alone.split())
+        found.add(sample.synthetic)
+    assert len(found) > 5  # so that a caption in the wrong place would have been seen
+
+
+def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llava: Path, tmp_path: Path):
+    from clips.train import train
+
+    config = settings()
+    recaption(config)
+    output = Path(config.output)
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["kind"] == "captions"
+    assert manifest["captions"]["written"] == 21
+    assert manifest["captions"]["dropped"] == {}
+    assert 21 <= manifest["captions"]["tokens"] <= 21 * 8
+    assert manifest["data"]["model"]["class"] == "LlavaForConditionalGeneration"
+    assert len(manifest["data"]["model"]["hash"]) == 64
+    assert json.loads((output / "sizes.json").read_text()) == {"00000.tar": 9, "00001.tar": 7, "00002.tar": 5}
+    card = (output / "README.md").read_text()
+    assert all(text in card for text in (str(llava), PROMPT, "synthetic: re_caption"))
+    assert not (output / ".work").exists()
+    sources = {"sources": [{"path": config.output, "synthetic": "re_caption"}]}
+    train(clips_world.train_config(output, tmp_path / "encoder", data=sources, steps=2))
+    made = json.loads((tmp_path / "encoder" / "manifest.json").read_text())
+    assert made["parents"]["out"]["hash"] == manifest["hash"]
+
+
+def test_batches_are_full_across_shards_and_bad_pictures(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(21)}
+    samples["000000003"]["png"] = b"not a picture"
+    samples["000000012"]["json"] = b"{broken"
+    items = list(samples.items())
+    for number, part in enumerate((items[:9], items[9:16], items[16:])):
+        clips_world.write_shard(tmp_path / "bad" / f"{number}.tar", dict(part))
+    sizes: list[int] = []
+    describe = Describer.describe
+
+    def counted(self: Describer, pictures: Any, prompts: Any, seed: int) -> Any:
+        sizes.append(len(pictures))
+        return describe(self, pictures, prompts, seed)
+
+    monkeypatch.setattr(Describer, "describe", counted)
+    recaption(settings(path=str(tmp_path / "bad")))
+    assert sizes == [4, 4, 4, 4, 3]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["captions"]["dropped"] == {"undecodable picture": 1, "broken JSON": 1}
+    assert "8 captions; 1 × undecodable picture" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match=r"00000\.tar: 1 of 9 samples have no caption, more than max_bad_share \(0\.1\)"
+    ):
+        recaption(settings(path=str(tmp_path / "bad"), output=str(tmp_path / "strict"), max_bad_share=0.1))
+    assert not list((tmp_path / "strict").rglob("*.tar*"))
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_interrupted_it_goes_on_and_writes_the_same(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+):
+    drawn = functools.partial(settings, temperature=1.0)
+    recaption(drawn(output=str(tmp_path / "whole")))
+    describe, calls = Describer.describe, 0
+
+    def interrupted(self: Describer, pictures: Any, prompts: Any, seed: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise KeyboardInterrupt
+        return describe(self, pictures, prompts, seed)
+
+    monkeypatch.setattr("clips.recaption.plan._BATCHES_OF_WINDOW", 1)
+    recaption(drawn(output=str(tmp_path / "small windows")))
+    monkeypatch.setattr(Describer, "describe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recaption(drawn())
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    assert len(done) == {1: 0, 3: 1, 5: 2}[after]
+    assert not list((tmp_path / "out" / ".work").glob("*.partial"))
+    monkeypatch.setattr(Describer, "describe", describe)
+    recaption(drawn())
+    assert content(tmp_path / "out") == content(tmp_path / "small windows")
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(content(tmp_path / "whole")) == 3
+
+
+def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys):
+    config = settings(max_new_tokens=2)
+    recaption(config)
+    monkeypatch.setattr(Describer, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
+    recaption(config)
+    assert "done before" in capsys.readouterr().err
+    with pytest.raises(UserError, match="other settings \\(max_new_tokens is 2 there and 3 now"):
+        recaption(settings(max_new_tokens=3))
+    Path(config.output, "manifest.json").unlink()
+    with pytest.raises(UserError, match="not empty, and not an artifact"):
+        recaption(config)
+
+
+def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
+    frame_folder = tmp_path / "photos"
+    frame_folder.mkdir()
+    rows = []
+    for index in range(6):
+        (frame_folder / f"{index}.png").write_bytes(clips_world.picture(index))
+        rows.append({"url": f"{index}.png", "org_caption": f"thing {index}", "score": index})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = {"format": "table", "path": str(tmp_path / "rows.jsonl"), "images": str(frame_folder), "web": "org_caption"}
+    recaption(settings(**table, write="parquet", captions=3, temperature=1.5, shard_size=4))
+    assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == ["00000.parquet", "00001.parquet"]
+    back = open_source(SourceConfig(**{**table, "path": str(tmp_path / "out"), "synthetic": "re_caption"}))
+    assert len(back) == 6
+    drawn = {back.read(4, np.random.default_rng(seed)).synthetic for seed in range(30)}
+    assert len(drawn) == 3
+    assert back.read(4, np.random.default_rng(0)).image == clips_world.picture(4)
+    assert back.read(4, np.random.default_rng(0)).web == "thing 4"
+    recaption(settings(**table, output=str(tmp_path / "tar")))
+    record = open_source(SourceConfig(path=str(tmp_path / "tar"), web="org_caption", synthetic=None)).record(5)
+    assert record.fields.items() >= rows[5].items()
+
+
+def test_a_model_of_another_family_without_a_chat_template(settings: Settings, tmp_path: Path):
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    from clips.tokenizer import VOCABULARY
+
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"encoder_hidden_size": 32, "vocab_size": 30522, "bos_token_id": 101, "sep_token_id": 102, "pad_token_id": 0}
+    config = BlipConfig(text_config=small | text, vision_config=small | {"image_size": 32, "patch_size": 8})
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
+    pictures = BlipImageProcessor(size={"height": 32, "width": 32})
+    BlipProcessor(pictures, BertTokenizer(str(VOCABULARY))).save_pretrained(tmp_path / "blip")
+    recaption(settings(model=str(tmp_path / "blip"), prompt="a picture of", max_new_tokens=3))
+    found = captions_of(tmp_path / "out")
+    assert len(found) == 21
+    assert all(text.startswith("a picture of ") and len(text.split()) <= 6 for text in found)  # BLIP goes on from it
+
+
+# ---- the plan
+
+
+def test_shards_keep_to_the_sources_own_and_groups_to_whole_batches():
+    assert cut_shards([5, 3], 4) == [Shard(0, 0, 4), Shard(1, 4, 5), Shard(2, 5, 8)]
+    shards = cut_shards([100] * 10, 1000)
+    groups = make_groups(shards, 4)  # 64 batches are 256 samples
+    assert [[shard.number for shard in group] for group in groups] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    windows = make_windows(groups[1], 4)
+    assert windows[0] == range(300, 332)
+    assert windows[-1] == range(588, 600)
+    assert [index for window in windows for index in window] == list(range(300, 600))
+
+
+def test_the_work_is_shared_by_part_and_rank(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    assert settings().share() == (0, 1)
+    assert settings(part="3/64").share() == (2, 64)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert settings(part="3/64").share() == (17, 512)
+    for part in ("0/4", "5/4", "1", "a/b"):
+        with pytest.raises(UserError, match="part: expected for instance 3/64"):
+            settings(part=part)
+
+
+# ---- what is kept of what was written
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "kept"),
+    [
+        ("A dog.  It runs. The", False, "A dog. It runs."),
+        ("A dog.\nIt runs. The", True, "A dog. It runs. The"),
+        ("A dog runs over", False, "A dog runs over"),
+        ('He says "stop!" And th', False, 'He says "stop!"'),
+        ("It costs 3.5 dollars. A pa", False, "It costs 3.5 dollars."),
+        ("Is it red? Yes.", False, "Is it red? Yes."),
+    ],
+)
+def test_an_unfinished_last_sentence_is_dropped(text: str, ended: bool, kept: str):
+    assert clean(Said(text, 9, ended), whole_sentences=True) == kept
+    assert clean(Said(text, 9, ended), whole_sentences=False) == " ".join(text.split())
+
+
+def test_captions_that_do_not_fit_are_dropped(settings: Settings):
+    config = settings(min_words=2, max_words=4)
+    said = [Said(text, 1, ended=True) for text in ("one", "one two", "one two", "a b c d", "a b c d e", "")]
+    assert fitting(said, config)[0] == ["one two", "a b c d"]
+    assert fitting(said[:1], config) == ([], "caption too short")
+    assert fitting(said[4:], config) == ([], "caption too long")
+    assert fitting(said[5:], config) == ([], "no caption written")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"captions": 2}, "temperature: expected above 0 for 2 captions"),
+        ({"max_words": 3, "min_words": 5}, r"max_words: expected 5 \(min_words\) or more"),
+        ({"caption": "web_caption"}, "caption: expected another name than the web caption's"),
+        ({"batch_size": 0}, "batch_size: expected 1 or more"),
+        ({"imports": ("no_such_module",)}, "imports: cannot import 'no_such_module'"),
+        ({"model": "no/such/model"}, "model: no/such/model cannot be loaded"),
+    ],
+)
+def test_mistakes_are_one_line(settings: Settings, fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message) as raised:
+        recaption(settings(**fields))
+    assert "\n" not in str(raised.value)
+
+
+# ---- whole processes
+
+
+@pytest.mark.slow
+def test_a_llava_that_the_bridge_trained_in_processes_that_are_killed(
+    tmp_path: Path, bridge_encoder: Path, bridge_talk: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = bridge_world.config_file(tmp_path, "llava", bridge_talk, encoder=str(bridge_encoder))
+    trained = bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(config))
+    assert trained.returncode == 0, trained.stderr
+    data = clips_world.write_shards(tmp_path / "data", sizes=(40, 30, 35, 45, 20))
+    fields = {"model": tmp_path / "llava", "batch_size": 1, "max_new_tokens": 6, "prompt": PROMPT}
+    options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    options = ["-m", "clips.cli", "recaption", str(data), *options, "--imports", "[llava_bridge]", "--output"]
+    begun = subprocess.Popen(
+        [sys.executable, *options, str(tmp_path / "shared"), "--part", "1/2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "shared" / "00000.tar").exists() and begun.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    begun.send_signal(signal.SIGKILL)
+    begun.wait()
+    second = bridge_world.run_python(*options, str(tmp_path / "shared"), "--part", "2/2")
+    assert second.returncode == 0, second.stderr
+    assert "this part is done" in second.stderr
+    rest = bridge_world.run_python(*options, str(tmp_path / "shared"))  # whatever is missing, in one process
+    assert rest.returncode == 0, rest.stderr
+    assert run_commands("clips", "", COMMANDS, [*options[2:], str(tmp_path / "alone")]) == 0
+    assert content(tmp_path / "shared") == content(tmp_path / "alone")
+    assert len(content(tmp_path / "alone")) == 5
+    assert len(captions_of(tmp_path / "alone")) == 170
+    assert not (tmp_path / "shared" / ".work").exists()
