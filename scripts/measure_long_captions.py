@@ -25,23 +25,24 @@ from typing import Any
 from clips.captions import count_tokens, sentences
 
 _PLACES = 6
-_OBJECTS = """
-person bicycle car motorcycle airplane bus train truck boat light hydrant sign meter bench bird cat dog horse sheep cow
-elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee ski snowboard ball kite bat glove skateboard
-surfboard racket bottle glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot pizza donut cake
-chair couch plant bed table toilet tv laptop mouse remote keyboard phone microwave oven toaster sink refrigerator book
-clock vase scissors bear dryer toothbrush
-""".split()
-_SAME = {
-    **dict.fromkeys(
-        "people man men woman women child children boy girl guy lady kid player skier surfer rider individual".split(),
-        "person",
-    ),
+_WORD = re.compile(r"[a-z]+")
+_OBJECTS = set(
+    _WORD.findall(
+        """
+        person bicycle car motorcycle airplane bus train truck boat light hydrant sign meter bench bird cat dog horse
+        sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee ski snowboard ball kite
+        bat glove skateboard surfboard racket bottle glass cup fork knife spoon bowl banana apple sandwich orange
+        broccoli carrot pizza donut cake chair couch plant bed table toilet tv laptop mouse remote keyboard phone
+        microwave oven toaster sink refrigerator book clock vase scissors dryer toothbrush
+        """
+    )
+)
+_PEOPLE = "people man men woman women child children boy girl guy lady kid player skier surfer rider individual"
+_SAME = dict.fromkeys(_WORD.findall(_PEOPLE), "person") | {
     **{"bike": "bicycle", "plane": "airplane", "jet": "airplane", "motorbike": "motorcycle", "sofa": "couch"},
     **{"television": "tv", "cellphone": "phone", "fridge": "refrigerator", "wine": "glass", "purse": "handbag"},
     **{"doughnut": "donut", "computer": "laptop", "racquet": "racket", "stove": "oven", "knives": "knife"},
 }
-_WORD = re.compile(r"[a-z]+")
 
 
 def objects_in(text: str) -> set[str]:
