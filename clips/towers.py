@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clips.errors import UserError, reason_of, suggest
 from clips.tokenizer import text_config
+from clips.trunk_cache import keep_outputs
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
 
@@ -57,6 +58,8 @@ class ModelConfig:
         patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
         unlocked_image_groups: the last so many groups of its layers stay trainable.
+        keep_trunk_outputs: remember on disk (in the user's cache) what a frozen timm trunk makes of a picture, for all
+            trainings that see the same pixels, as they do without crops and flips.
         lock_text: freeze the text tower.
         unlocked_text_groups: the last so many groups of its layers stay trainable.
     """
@@ -70,6 +73,7 @@ class ModelConfig:
     patch_dropout: float = 0.0
     lock_image: bool = False
     unlocked_image_groups: int = 0
+    keep_trunk_outputs: bool = False
     lock_text: bool = False
     unlocked_text_groups: int = 0
 
@@ -82,6 +86,8 @@ class ModelConfig:
             name, groups = f"model.unlocked_{side}_groups", getattr(self, f"unlocked_{side}_groups")
             if groups < 0 or (groups and not getattr(self, f"lock_{side}")):
                 raise UserError(f"{name}: expected 0, or more with model.lock_{side}, got {groups}")
+        if self.keep_trunk_outputs and (not self.lock_image or self.unlocked_image_groups):
+            raise UserError("model.keep_trunk_outputs: expected model.lock_image beside it, and no unlocked groups")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
@@ -204,6 +210,10 @@ def lock(towers: Towers, config: ModelConfig) -> None:
             towers.lock_text_tower(unlocked_layers=config.unlocked_text_groups)
     except (AssertionError, IndexError) as error:
         raise UserError(f"model.unlocked_image_groups: this tower cannot be frozen in part ({error})") from None
+    if config.keep_trunk_outputs:
+        if not hasattr(towers.visual, "trunk"):
+            raise UserError("model.keep_trunk_outputs: expected an architecture whose image tower is a timm model")
+        keep_outputs(towers.visual.trunk)
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
