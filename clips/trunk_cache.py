@@ -65,7 +65,7 @@ class _Kept:
         return True
 
     def _write(self, file: Path, output: Tensor) -> None:
-        self.held[file] = output.clone()
+        self.held[file] = output.clone(memory_format=torch.contiguous_format)
         partial = file.with_name(f"{file.name}.{os.getpid()}")
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import yaml
 from study_material import SMALL
 
 from benchmarks.study.plan import make_plan
+from benchmarks.study.record import NOT_ASKED
 from benchmarks.study.schema import merged, read_study, study_from
 from clips.errors import UserError
 
@@ -129,6 +130,63 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(UserError, match=r"study\.yaml") as refusal:
         read_study(file)
     assert "\n" not in str(refusal.value)
+
+
+GRID = {
+    "vary": {"recipe.strategy": ["truncate", "block"], "recipe.target_tokens": [8, 16]},
+    "recipe": {"texts": ["partial"]},
+}
+
+
+def test_one_entry_makes_an_encoder_of_every_combination():
+    plan = make_plan(study_from(changed(encoders={"clip": {"recipe": {}}, "part": GRID})))
+    names = ["part.truncate.8", "part.truncate.16", "part.block.8", "part.block.16"]
+    assert [row.name for row in plan.rows] == ["clip", *names]
+    config = step(plan, "encoder-part.block.16-s0").config
+    assert config["recipe"] == {"texts": ["partial"], "strategy": "block", "target_tokens": 16}
+    assert "vary" not in config
+    assert plan.rows[2].settings == {"recipe.strategy": "truncate", "recipe.target_tokens": 16}
+    assert plan.rows[2].entry == "part"
+    assert plan.rows[0].settings == {}
+
+
+def test_a_benchmark_can_be_for_some_encoders_only():
+    benchmarks = {"retrieval": {"data": "$data/test", "encoders": ["part"]}, "pope": {"encoders": ["clip"]}}
+    plan = make_plan(study_from(changed(encoders={"clip": {"recipe": {}}, "part": GRID}, benchmarks=benchmarks)))
+    rows = {row.name: row for row in plan.rows}
+    assert list(rows["clip"].cells) == ["pope"]
+    assert list(rows["part.block.8"].cells) == ["retrieval"]
+    assert rows["part.block.8"].not_applicable == {"pope": NOT_ASKED}
+    evaluation = step(plan, "evaluate-encoder-part.block.8-s0").config["benchmarks"]
+    assert [(entry["name"], "encoders" in entry) for entry in evaluation] == [("retrieval", False)]
+    assert "evaluate-encoder-clip-s0" not in {one.name for one in plan.steps}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoders": {"a": {"vary": ["b"]}}}, r"encoders\.a\.vary: expected a mapping"),
+        ({"encoders": {"a": {"vary": {"b": [1, 1]}}}}, r"encoders\.a\.vary\.b: expected a list of different values"),
+        ({"encoders": {"a": {"vary": {"b": [[1]]}}}}, r"encoders\.a\.vary\.b: expected names or numbers"),
+        ({"encoders": {"a.1": {}, "a": {"vary": {"b": [1]}}}}, r"its 'vary' makes a\.1, which is there already"),
+        ({"benchmarks": {"retrieval": {"data": "d", "encoders": ["prt"]}}}, r"'prt'; did you mean 'part'"),
+        ({"figures": [{"benchmark": "retrieval", "encoders": "part"}]}, r"figures\[0\]\.x: missing"),
+        (
+            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.strategy"}]},
+            r"figures\[0\]\.x: expected a setting whose values are numbers",
+        ),
+        (
+            {"figures": [{"benchmark": "retrieval", "encoders": "clip", "x": "recipe.strategy"}]},
+            r"figures\[0\]\.encoders' 'clip'",
+        ),
+        ({"varied": {}}, "unknown key 'varied'"),
+    ],
+)
+def test_a_wrong_grid_or_figure_is_refused_naming_the_field(fields, message):
+    content = changed(encoders={"clip": {"recipe": {}}, "part": GRID}, llms={}, benchmarks={"retrieval": {"data": "d"}})
+    content["baseline"] = None if "encoders" in fields else "clip"
+    with pytest.raises(UserError, match=message):
+        make_plan(study_from({**content, **fields}))
 
 
 @pytest.mark.parametrize("name", ["demo", "photos"])

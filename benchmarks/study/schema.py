@@ -7,6 +7,7 @@
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, laid over defaults.encoder
       efficientnet: "timm:efficientnet_lite0"       # a text: pretrained, from anywhere
+      sized: {vary: {batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
     llms:
       tiny:     {}                                  # likewise: trained here, over defaults.llm
       stories:  path/to/any/transformers/llm
@@ -27,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.study.grid import VARY, nested, points
 from clips.errors import UserError, suggest
 
 Settings = Mapping[str, Any]
@@ -80,6 +82,35 @@ class Override:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Varied:
+    """An encoder that ``vary`` made: the entry that it comes from, and its own values (dotted field → value)."""
+
+    entry: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSpec:
+    """A figure of the report: a score against a setting, one curve for each combination of the other settings.
+
+    Args:
+        benchmark: whose primary metrics are drawn, one panel each.
+        encoders: the entry with ``vary`` whose encoders are the points.
+        x: the setting along the axis, one that the entry varies, with numbers for values.
+        beside: encoders drawn as level lines.
+        title: above the panels; the entry's name where empty.
+        label: of the axis; the setting's name where empty.
+    """
+
+    benchmark: str
+    encoders: str
+    x: str
+    beside: tuple[str, ...] = ()
+    title: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A comparison.
 
@@ -99,7 +130,9 @@ class Study:
         encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
         llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
         overrides: exceptions for some rows.
-        benchmarks: column → settings of the benchmark.
+        benchmarks: column → settings of the benchmark; ``encoders`` among them: those encoders only, or entries.
+        figures: of the report, see ``FigureSpec``.
+        varied: the encoders that an entry with ``vary`` stands for (they are among ``encoders``).
     """
 
     name: str
@@ -118,6 +151,8 @@ class Study:
     llms: Mapping[str, Settings | str] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
+    figures: tuple[FigureSpec, ...] = ()
+    varied: Mapping[str, Varied] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what in ("paths", "data", "encoders", "llms"):
@@ -143,6 +178,40 @@ class Study:
                 raise suggest(override.encoder, self.encoders, "encoder in 'overrides'")
             if override.llm is not None and override.llm not in self.llms:
                 raise suggest(override.llm, self.llms, "LLM in 'overrides'")
+        for name, settings in self.benchmarks.items():
+            for asked in _list(settings.get("encoders"), f"benchmarks.{name}.encoders", str, "a name"):
+                self._check_encoder(asked, f"benchmarks.{name}.encoders")
+        for number, figure in enumerate(self.figures):
+            self._check_figure(figure, f"figures[{number}]")
+
+    def _check_encoder(self, name: str, where: str) -> None:
+        known = {*self.encoders, *self.entries}
+        if name not in known:
+            raise suggest(name, sorted(known), f"encoder in '{where}'")
+
+    def _check_figure(self, figure: FigureSpec, where: str) -> None:
+        if figure.benchmark not in self.benchmarks:
+            raise suggest(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
+        if figure.encoders not in self.entries:
+            raise suggest(figure.encoders, self.entries, f"entry with 'vary' in '{where}.encoders'")
+        settings = next(varied.settings for varied in self.varied.values() if varied.entry == figure.encoders)
+        if figure.x not in settings:
+            raise suggest(figure.x, settings, f"setting in '{where}.x'")
+        if isinstance(settings[figure.x], str):
+            raise UserError(f"{where}.x: expected a setting whose values are numbers, got '{figure.x}'")
+        for name in figure.beside:
+            self._check_encoder(name, f"{where}.beside")
+
+    @property
+    def entries(self) -> list[str]:
+        """Names of the entries with ``vary``."""
+        return list(dict.fromkeys(varied.entry for varied in self.varied.values()))
+
+    def asks(self, benchmark: str, encoder: str) -> bool:
+        """Whether a benchmark is for an encoder: all are, unless it names some, or their entries."""
+        wanted = self.benchmarks[benchmark].get("encoders")
+        mine = {encoder, self.varied[encoder].entry} if encoder in self.varied else {encoder}
+        return wanted is None or not mine.isdisjoint(wanted)
 
     @property
     def directory(self) -> Path:
@@ -189,12 +258,15 @@ def study_from(content: Any) -> Study:
         _expect(fields, name, int, "a whole number")
     for name in ("data", "encoders", "llms", "benchmarks"):
         fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
+    fields["encoders"], fields["varied"] = _expanded(fields["encoders"])
     fields["paths"] = _paths(fields.get("paths") or {})
     fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
     fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
     fields["defaults"] = _record(fields.get("defaults") or {}, Defaults, "defaults")
     overrides = _list(fields.get("overrides"), "overrides", dict, "a mapping")
     fields["overrides"] = tuple(_record(entry, Override, f"overrides[{i}]") for i, entry in enumerate(overrides))
+    figures = _list(fields.get("figures"), "figures", dict, "a mapping")
+    fields["figures"] = tuple(_figure(entry, f"figures[{i}]") for i, entry in enumerate(figures))
     return Study(**{name: value for name, value in fields.items() if value is not None})
 
 
@@ -225,6 +297,34 @@ def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
     return entries
 
 
+def _expanded(encoders: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Varied]]:
+    """The encoders, those of entries with ``vary`` in the place of their entry, and where these come from."""
+    expanded: dict[str, Any] = {}
+    varied: dict[str, Varied] = {}
+    for name, entry in encoders.items():
+        if not isinstance(entry, dict) or VARY not in entry:
+            made = {name: entry}
+        else:
+            common = {key: value for key, value in entry.items() if key != VARY}
+            found = {f"{name}.{rest}": point for rest, point in points(entry, f"encoders.{name}").items()}
+            made = {full: merged(common, nested(point)) for full, point in found.items()}
+            varied |= {full: Varied(entry=name, settings=point) for full, point in found.items()}
+        if twice := made.keys() & expanded.keys():
+            raise UserError(f"encoders.{name}: its '{VARY}' makes {min(twice)}, which is there already")
+        expanded |= made
+    return expanded, varied
+
+
+def _figure(value: dict[str, Any], where: str) -> FigureSpec:
+    _known_keys(value, FigureSpec, f"{where}.")
+    for name in ("benchmark", "encoders", "x", "title", "label"):
+        _expect(value, name, str, "a text", f"{where}.")
+    for name in ("benchmark", "encoders", "x"):
+        if value.get(name) is None:
+            raise UserError(f"{where}.{name}: missing")
+    return FigureSpec(**value | {"beside": tuple(_list(value.get("beside"), f"{where}.beside", str, "a name"))})
+
+
 def _paths(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in [*value, *value.values()]):
         raise UserError("paths: expected a mapping from names to directories (texts)")
@@ -244,7 +344,7 @@ def _record(value: Any, kind: type, where: str) -> Any:
 
 
 def _known_keys(content: Mapping[Any, Any], kind: type, prefix: str) -> None:
-    names = [entry.name for entry in dataclasses.fields(kind)]
+    names = [entry.name for entry in dataclasses.fields(kind) if entry.name != "varied"]  # which nobody writes
     for key in content:
         if key not in names:
             raise suggest(f"{prefix}{key}", [f"{prefix}{name}" for name in names], "key")
