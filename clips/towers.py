@@ -46,8 +46,8 @@ class ModelConfig:
 
     Args:
         architecture: a CLIPS architecture (clips-tiny, clips-rn-tiny, clips-s-16, clips-b-16, clips-l-14,
-            clips-h-14, clips-tinyvit) or an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50)
-            see the samples of their own process only, as in open_clip.
+            clips-h-14, clips-tinyvit, clips-tinyvit-tiny) or an open_clip model name. The batch norms of a ResNet
+            (clips-rn-tiny, RN50) see the samples of their own process only, as in open_clip.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.

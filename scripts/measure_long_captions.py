@@ -3,9 +3,9 @@
     python scripts/measure_long_captions.py path/to/captions.jsonl
 
 Reads JSON lines with ``long_captions`` (each a ``caption``) and ``human_captions``, and prints how long the captions
-are, and for each place of a sentence: how many captions reach it, its length, how much of what people mention it
-mentions for the first time, and how much of what it names nobody mentions. The last line of the table is a control:
-the same captions beside another photo's human captions.
+are, and for each place of a sentence: how many captions reach it, its length, how often it names a thing that people
+mention, how much of what people mention it is the first to name, and how much of what it is the first to name nobody
+mentions. The last line is a control: the same captions beside another photo's human captions.
 
 What people mention is counted in the words for COCO's objects. That nobody of five mentions a thing does not prove
 that it is not there; the rise from the first sentence on is what tells.
@@ -62,6 +62,7 @@ class Place:
     """What was counted of all captions' first, second, … sentences."""
 
     lengths: list[int] = field(default_factory=list)
+    names_known: list[bool] = field(default_factory=list)
     newly_mentioned: list[float] = field(default_factory=list)
     named: int = 0
     unconfirmed: int = 0
@@ -70,6 +71,7 @@ class Place:
         """Count a sentence beside what people mention and what the sentences before it named."""
         named = objects_in(sentence)
         self.lengths.append(count_tokens(sentence))
+        self.names_known.append(bool(named & known))
         self.newly_mentioned.append(len((named - earlier) & known) / len(known))
         self.named += len(named - earlier)
         self.unconfirmed += len(named - earlier - known)
@@ -113,17 +115,23 @@ def main() -> None:
     print("sentences:", spread([len(sentences(caption)) for caption in captions]))
     described = [photo for photo in photos if photo["human_captions"]]
     places, together = by_place(described)
-    print(f"\nof {len(described)} photos with human captions:")
-    print("sentence | captions | tokens | of people's objects, new | its new objects that nobody mentions")
-    reached = sum(1 for photo in described for _ in texts(photo))
-    for number, place in enumerate(places, 1):
-        print(
-            f"{number:8} | {len(place.lengths) / reached:8.0%} | {mean(place.lengths):6.1f} | "
-            f"{mean(place.newly_mentioned):24.1%} | {place.unconfirmed / place.named:.1%} of {place.named}"
-        )
-    print(f"     all |          |        | {'':24} | {together.unconfirmed / together.named:.1%} of {together.named}")
     _, control = by_place(described, other=1)
-    print(f" control |          |        | {'':24} | {control.unconfirmed / control.named:.1%} of {control.named}")
+    reached = sum(1 for photo in described for _ in texts(photo))
+    print(f"\nof {len(described)} photos with human captions, by sentence:")
+    print("        | captions | tokens | names people's | new of people's | its new ones nobody's")
+    for number, place in enumerate(places, 1):
+        print_line(str(number), place, reached)
+    print_line("all", together)
+    print_line("control", control)
+
+
+def print_line(label: str, place: Place, reached: int | None = None) -> None:
+    """One line of the table."""
+    share = f"{len(place.lengths) / reached:8.0%}" if reached else " " * 8
+    print(
+        f"{label:>7} | {share} | {mean(place.lengths):6.1f} | {mean(place.names_known):14.0%} | "
+        f"{mean(place.newly_mentioned):15.1%} | {place.unconfirmed / place.named:.1%} of {place.named}"
+    )
 
 
 if __name__ == "__main__":

@@ -271,8 +271,8 @@ def test_articles_and_lists():
 
 
 def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliable(world, scenes):
-    """By place of the sentence: things that are there and were not named yet, and things that are not there."""
-    new, absent, lengths = Counter(), Counter(), Counter()
+    """By place of the sentence: things newly named, sentences that name what is there, and those that name others."""
+    new, again, absent, lengths = Counter(), Counter(), Counter(), Counter()
     for scene in scenes:
         there = {thing.kind for thing in scene.objects}
         sentences = re.findall(r"[^.]+\.", captions_of(world, scene, MllmWriter()).synthetic_caption)
@@ -281,6 +281,7 @@ def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliabl
         for place, sentence in enumerate(sentences):
             found = names_in(sentence, world)
             new[place] += len((found & there) - named)
+            again[place] += bool(found & there)
             absent[place] += bool(found - there)
             named |= found
         assert names_in(sentences[0], world) <= there
@@ -288,6 +289,11 @@ def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliabl
     assert new[0] > 4 * new[1] > 4 * new[3]
     assert 0.05 * COUNT < absent[1] < absent[3]
     assert absent[0] == 0
+    reached = {place: sum(count for length, count in lengths.items() if length > place) for place in range(7)}
+    shares = [again[place] / reached[place] for place in range(6)]
+    assert shares[0] == 1
+    assert shares[1] > 0.9
+    assert all(0.5 < share < 0.75 for share in shares[2:])  # most sentences name a thing that is there, but not all
 
 
 def test_a_model_that_is_never_wrong_names_nothing_that_is_not_there(world, scenes):
