@@ -110,6 +110,10 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_besi
         ("block", "16.0", pytest.approx(36)),
         ("whole", "", pytest.approx(25)),
     ]
+    slopes = (30 - 50, 36 - 55, 42 - 60)  # 8 to 16 tokens is one doubling
+    low, high = stats.t.interval(0.95, 2, loc=-19, scale=stats.sem(slopes))
+    assert [float(lines[0][name]) for name in ("slope", "slope low", "slope high")] == pytest.approx([-19, low, high])
+    assert lines[2]["slope"] == ""
     page = render_page(built)
     assert 'id="settings"' in page
     assert 'id="seeds"' in page

@@ -8,9 +8,11 @@ import pytest
 import yaml
 from study_material import SMALL
 
+from benchmarks.study.check import first_problem
 from benchmarks.study.plan import make_plan
 from benchmarks.study.record import NOT_ASKED
 from benchmarks.study.schema import merged, read_study, study_from
+from clips.commandline import plain
 from clips.errors import UserError
 
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
@@ -162,6 +164,20 @@ def test_a_benchmark_can_be_for_some_encoders_only():
     assert "evaluate-encoder-clip-s0" not in {one.name for one in plan.steps}
 
 
+def test_rows_can_have_baselines_of_their_own():
+    encoders = {"clip": {"recipe": {}}, "other": {}, "part": GRID}
+    plan = make_plan(study_from(changed(encoders=encoders, baseline={"part": "clip", "part.block.8": "other"})))
+    baselines = {row.name: row.baseline for row in plan.rows}
+    assert baselines["part.block.16"] == "clip"
+    assert baselines["part.block.8"] == "other"
+    assert baselines["clip"] is None
+    for wrong, message in (({"part": "clap"}, "did you mean 'clip'"), ({"prt": "clip"}, "did you mean 'part'")):
+        with pytest.raises(UserError, match=message):
+            study_from(changed(encoders=encoders, baseline=wrong))
+    with pytest.raises(UserError, match="baseline: expected a name, or a mapping"):
+        study_from(changed(encoders=encoders, baseline={"part": 3}))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -194,6 +210,18 @@ def test_the_shipped_studies_have_a_plan(name):
     plan = make_plan(read_study(STUDIES / f"{name}.yaml"))
     assert {"untrained", "clip", "clips"} <= {row.name for row in plan.rows}
     assert all(row.cells for row in plan.rows)
+
+
+@pytest.mark.parametrize("name", ["inverse_effect", "ablation"])
+def test_the_studies_of_the_papers_claims_have_a_plan_that_their_commands_accept(name):
+    plan = make_plan(read_study(STUDIES / f"{name}.yaml"))
+    assert plan.study.seeds == (0, 1, 2)
+    assert all(row.cells for row in plan.rows)
+    first = [one for one in plan.steps if not one.name.endswith(("-s1", "-s2"))]
+    assert first_problem([(one.name, list(one.command), plain(one.config)) for one in first]) is None
+    compared = {row.encoder for row in plan.rows if row.baseline}
+    baselines = {row.baseline.partition(" ")[0] for row in plan.rows if row.baseline}
+    assert compared | baselines == {row.encoder for row in plan.rows}
 
 
 def test_swapping_an_encoder_is_one_changed_line():

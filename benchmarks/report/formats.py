@@ -72,7 +72,7 @@ def render_seeds(report: Report) -> str:
 
 
 def render_settings(report: Report) -> str:
-    """One line for each point of the figures of scores against settings; empty without such a figure."""
+    """One line for each point of the figures of scores against settings, with the curve's slope; empty without any."""
     lines = [
         {
             "figure": _safe_cell(panel.title),
@@ -81,6 +81,9 @@ def render_settings(report: Report) -> str:
             "benchmark": panel.column.benchmark,
             "metric": panel.column.metric,
             **_mean_fields(cell),
+            "slope": curve.slope.value if curve.slope else None,
+            "slope low": curve.slope.low if curve.slope else None,
+            "slope high": curve.slope.high if curve.slope else None,
         }
         for panel in setting_panels(report)
         for curve in panel.curves

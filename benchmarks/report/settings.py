@@ -1,12 +1,19 @@
-"""Scores against a setting: the figures that a study asks for, from the numbers of its main table."""
+"""Scores against a setting: the figures that a study asks for, from the numbers of its main table.
+
+Beside each curve stands its slope: the score's change where the setting doubles, by least squares on the setting's
+logarithm. With several seeds it is fitted seed by seed, and its interval is Student's over these slopes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.drawing import draw_panel, series_colour
+from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.wording import column_title
 from benchmarks.study.record import RowRecord
@@ -17,6 +24,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slope:
+    """Change of the score for each doubling of the setting, scaled as shown, and its 95 % interval over seeds."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SettingCurve:
     """One line: value on the axis → cell; a level line has one cell and no values."""
 
@@ -24,17 +40,19 @@ class SettingCurve:
     colour: int
     points: Mapping[float, Cell]
     level: Cell | None = None
+    slope: Slope | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingPanel:
-    """A metric against a setting. ``svg`` is safe markup: all text in it is escaped by matplotlib."""
+    """A metric against a setting; ``slope`` is the mean of its curves'. Matplotlib has escaped all text in ``svg``."""
 
     title: str
     label: str
     column: Column
     values: tuple[float, ...]
     curves: tuple[SettingCurve, ...]
+    slope: Slope | None
     svg: str
 
 
@@ -58,7 +76,10 @@ def _panel(figure: FigureSpec, table: Table, column: Column, *, salt: str) -> Se
             points.setdefault(_name(row, figure), {})[float(row.settings[figure.x])] = cell
     if not points:
         return None
-    curves = [SettingCurve(name=name, colour=place, points=found) for place, (name, found) in enumerate(points.items())]
+    curves = [
+        SettingCurve(name=name, colour=place, points=found, slope=mean_slope([found]))
+        for place, (name, found) in enumerate(points.items())
+    ]
     for row in table.rows:
         cell = table.cell(row, column)
         if cell.value is not None and {row.encoder, row.entry} & set(figure.beside):
@@ -70,8 +91,32 @@ def _panel(figure: FigureSpec, table: Table, column: Column, *, salt: str) -> Se
         column=column,
         values=tuple(sorted({value for found in points.values() for value in found})),
         curves=tuple(curves),
+        slope=mean_slope([*points.values()]),
         svg=_draw(curves, x_label=label, y_label=column.label, salt=salt),
     )
+
+
+def mean_slope(curves: Sequence[Mapping[float, Cell]]) -> Slope | None:
+    """The mean slope of some curves, fitted for each seed that all their points have; None where nothing can be fitted.
+
+    Args:
+        curves: value on the axis → cell.
+    """
+    cells = [cell for points in curves for cell in points.values()]
+    if any(len(points) < 2 or min(points) <= 0 for points in curves):
+        return None
+    seeds = [seed for seed in cells[0].by_seed if all(seed in cell.by_seed for cell in cells)]
+    if not seeds:
+        return Slope(value=fmean(_slope({x: cell.value or 0.0 for x, cell in points.items()}) for points in curves))
+    slopes = [
+        fmean(_slope({x: cell.by_seed[seed] for x, cell in points.items()}) for points in curves) for seed in seeds
+    ]
+    low, high = t_interval(slopes) or (None, None)
+    return Slope(value=fmean(slopes), low=low, high=high)
+
+
+def _slope(points: Mapping[float, float]) -> float:
+    return linear_regression([math.log2(x) for x in points], [*points.values()]).slope
 
 
 def _name(row: RowRecord, figure: FigureSpec) -> str:

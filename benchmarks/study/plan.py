@@ -233,13 +233,13 @@ def _row(
         model = _llava(maker, encoder, llm, seed, tower, language)
         artifacts["llava"] = model.made
         cells |= _evaluate(maker, columns, asked_of["llava"], "llava", model)
-    baseline = maker.study.baseline
+    baseline = maker.study.baseline_of(encoder)
     return RowRecord(
         name=row_label(maker.study, encoder, llm, seed),
         encoder=encoder,
         llm=llm,
         seed=seed,
-        baseline=row_label(maker.study, baseline, llm, seed) if baseline and baseline != encoder else None,
+        baseline=row_label(maker.study, baseline, llm, seed) if baseline else None,
         spec=tower.spec.removeprefix(MARK),
         cells=cells,
         not_applicable=not_applicable,

@@ -120,7 +120,7 @@ class Study:
         question: that the study answers, in words, for the report.
         notes: what a reader must know about the data and the set-up, one line each.
         output: another place for the output.
-        baseline: the encoder that the others are compared with.
+        baseline: the encoder that the others are compared with; or a mapping from encoders, or entries, to theirs.
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         seeds: every encoder and LLaVA is trained once with each.
@@ -140,7 +140,7 @@ class Study:
     question: str = ""
     notes: tuple[str, ...] = ()
     output: str | None = None
-    baseline: str | None = None
+    baseline: str | Mapping[str, str] | None = None
     jobs: int = 1
     threads: int | None = None
     seeds: tuple[int, ...] = (0,)
@@ -165,8 +165,11 @@ class Study:
             raise UserError("encoders: expected at least one")
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
-        if self.baseline is not None and self.baseline not in self.encoders:
-            raise suggest(self.baseline, self.encoders, "encoder in 'baseline'")
+        for name in [self.baseline] if isinstance(self.baseline, str) else (self.baseline or {}).values():
+            if name not in self.encoders:
+                raise suggest(name, self.encoders, "encoder in 'baseline'")
+        for name in self.baseline if isinstance(self.baseline, Mapping) else ():
+            self._check_encoder(name, "baseline")
         if self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
@@ -206,6 +209,15 @@ class Study:
     def entries(self) -> list[str]:
         """Names of the entries with ``vary``."""
         return list(dict.fromkeys(varied.entry for varied in self.varied.values()))
+
+    def baseline_of(self, encoder: str) -> str | None:
+        """The encoder that one is compared with; None for a baseline itself."""
+        if isinstance(self.baseline, Mapping):
+            entry = self.varied[encoder].entry if encoder in self.varied else encoder
+            found = self.baseline.get(encoder, self.baseline.get(entry))
+        else:
+            found = self.baseline
+        return None if found == encoder else found
 
     def asks(self, benchmark: str, encoder: str) -> bool:
         """Whether a benchmark is for an encoder: all are, unless it names some, or their entries."""
@@ -252,8 +264,14 @@ def study_from(content: Any) -> Study:
     for name in ("name", "encoders", "benchmarks"):
         if fields.get(name) is None:
             raise UserError(f"{name}: missing")
-    for name in ("name", "title", "question", "output", "baseline"):
+    for name in ("name", "title", "question", "output"):
         _expect(fields, name, str, "a text")
+    baseline = fields.get("baseline")
+    if isinstance(baseline, dict):
+        if not all(isinstance(text, str) for text in [*baseline, *baseline.values()]):
+            raise UserError("baseline: expected a name, or a mapping from names to names")
+    else:
+        _expect(fields, "baseline", str, "a name, or a mapping from names to names")
     for name in ("jobs", "threads"):
         _expect(fields, name, int, "a whole number")
     for name in ("data", "encoders", "llms", "benchmarks"):
