@@ -4,7 +4,7 @@
 
 For every encoder trained there: floating point operations of one sample in a training step (forward and backward, as
 torch's own counter sees them, attention and matrix products and convolutions), steps as the study has them, and the
-steps that cost as much as the encoder ``--like``. A frozen trunk whose outputs are kept costs nothing here.
+steps that cost as much as the encoder ``--like``. A frozen trunk counts even where its outputs are kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ def flops_of_sample(config: TrainConfig) -> float:
     batch = collate(samples)
     del batch["bad"]
     batch["image"] = torch.zeros(_BATCH, 3, model.image_size, model.image_size)
-    recipe.losses(model(batch), batch)["loss"].backward()  # a kept trunk knows its pictures from now on
     with FlopCounterMode(display=False) as counter:
         recipe.losses(model(batch), batch)["loss"].backward()
     return counter.get_total_flops() / _BATCH
@@ -64,10 +63,10 @@ def main() -> None:
         for name in study.encoders
         if step.name == f"encoder-{name}-s{seed}"
     }
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
-        found = {}
-        for name, config in configs.items():
+    found = {}
+    for name, config in configs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["XDG_CACHE_HOME"] = folder  # no trunk's output is there yet
             file = Path(folder) / "config.yaml"
             file.write_text(to_yaml(config), encoding="utf-8")
             parsed = parse_config(TrainConfig, ["--config", str(file)], prog="training_flops")

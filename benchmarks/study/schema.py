@@ -20,6 +20,7 @@ it is a path below an entry of ``paths``. Encoders × LLMs × seeds are the rows
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ class FigureSpec:
         benchmark: whose primary metrics are drawn, one panel each.
         encoders: the entry with ``vary`` whose encoders are the points.
         x: the setting along the axis, one that the entry varies, with numbers for values.
-        beside: encoders drawn as level lines.
+        beside: encoders drawn as level lines, by name.
         title: above the panels; the entry's name where empty.
         label: of the axis; the setting's name where empty.
     """
@@ -120,7 +121,8 @@ class Study:
         question: that the study answers, in words, for the report.
         notes: what a reader must know about the data and the set-up, one line each.
         output: another place for the output.
-        baseline: the encoder that the others are compared with; or a mapping from encoders, or entries, to theirs.
+        baseline: the encoder that the others are compared with; or a mapping from encoders, entries or patterns
+            (``photos.*``) to theirs, the first that fits.
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         seeds: every encoder and LLaVA is trained once with each.
@@ -130,7 +132,8 @@ class Study:
         encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
         llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
         overrides: exceptions for some rows.
-        benchmarks: column → settings of the benchmark; ``encoders`` among them: those encoders only, or entries.
+        benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,
+            entries or patterns only.
         figures: of the report, see ``FigureSpec``.
         varied: the encoders that an entry with ``vary`` stands for (they are among ``encoders``).
     """
@@ -188,9 +191,8 @@ class Study:
             self._check_figure(figure, f"figures[{number}]")
 
     def _check_encoder(self, name: str, where: str) -> None:
-        known = {*self.encoders, *self.entries}
-        if name not in known:
-            raise suggest(name, sorted(known), f"encoder in '{where}'")
+        if not any(self.means(name, encoder) for encoder in self.encoders):
+            raise suggest(name, [*self.encoders, *self.entries], f"encoder in '{where}'")
 
     def _check_figure(self, figure: FigureSpec, where: str) -> None:
         if figure.benchmark not in self.benchmarks:
@@ -210,20 +212,23 @@ class Study:
         """Names of the entries with ``vary``."""
         return list(dict.fromkeys(varied.entry for varied in self.varied.values()))
 
+    def means(self, name: str, encoder: str) -> bool:
+        """Whether ``name`` is an encoder's, or its entry's, or a pattern such as ``photos.*`` that fits it."""
+        varied = self.varied.get(encoder)
+        return fnmatch.fnmatchcase(encoder, name) or (varied is not None and varied.entry == name)
+
     def baseline_of(self, encoder: str) -> str | None:
         """The encoder that one is compared with; None for a baseline itself."""
         if isinstance(self.baseline, Mapping):
-            entry = self.varied[encoder].entry if encoder in self.varied else encoder
-            found = self.baseline.get(encoder, self.baseline.get(entry))
+            found = next((base for name, base in self.baseline.items() if self.means(name, encoder)), None)
         else:
             found = self.baseline
         return None if found == encoder else found
 
     def asks(self, benchmark: str, encoder: str) -> bool:
-        """Whether a benchmark is for an encoder: all are, unless it names some, or their entries."""
+        """Whether a benchmark is for an encoder: all are, unless it names some."""
         wanted = self.benchmarks[benchmark].get("encoders")
-        mine = {encoder, self.varied[encoder].entry} if encoder in self.varied else {encoder}
-        return wanted is None or not mine.isdisjoint(wanted)
+        return wanted is None or any(self.means(name, encoder) for name in wanted)
 
     @property
     def directory(self) -> Path:
