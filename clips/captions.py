@@ -38,7 +38,8 @@ def sub_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> s
 def sub_captions(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
     """Whole sentences in their order, drawn at random until the next would pass ``target_tokens``; at least one."""
     pieces = sentences(caption)
-    kept, room = [], target_tokens
+    kept: list[int] = []
+    room = target_tokens
     for index in rng.permutation(len(pieces)):
         room -= count_tokens(pieces[index])
         if kept and room < 0:

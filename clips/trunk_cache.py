@@ -77,5 +77,5 @@ def _digest(*values: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for value in values:
         digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

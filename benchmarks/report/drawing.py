@@ -30,7 +30,8 @@ def draw_panel(plot: Callable[[Any], None], *, x_label: str, y_label: str, salt:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}):
+    settings: Any = _SETTINGS | {"svg.hashsalt": salt}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
         plot(axes)

@@ -87,8 +87,7 @@ def render_settings(report: Report) -> str:
         }
         for panel in setting_panels(report)
         for curve in panel.curves
-        for value, cell in (curve.points or {None: curve.level}).items()
-        if cell is not None
+        for value, cell in curve.cells
     ]
     return _csv(lines)
 

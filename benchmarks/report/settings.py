@@ -42,6 +42,11 @@ class SettingCurve:
     level: Cell | None = None
     slope: Slope | None = None
 
+    @property
+    def cells(self) -> list[tuple[float | None, Cell]]:
+        """Its points, or the level."""
+        return [*self.points.items()] if self.level is None else [(None, self.level)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SettingPanel:
