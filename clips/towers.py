@@ -58,8 +58,8 @@ class ModelConfig:
         patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
         unlocked_image_groups: the last so many groups of its layers stay trainable.
-        keep_trunk_outputs: remember on disk (in the user's cache) what a frozen timm trunk makes of a picture, for all
-            trainings that see the same pixels, as they do without crops and flips.
+        keep_trunk_outputs: remember, in memory and in the user's cache on disk, what a frozen timm trunk makes of each
+            picture, for this and later trainings; for small data sets, without crops and flips.
         lock_text: freeze the text tower.
         unlocked_text_groups: the last so many groups of its layers stay trainable.
     """

@@ -6,6 +6,10 @@ import pytest
 import torch
 
 from clips import towers, trunk_cache
+from clips.config import TrainConfig
+from clips.data.augment import AugmentConfig
+from clips.data.loader import DataConfig
+from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.towers import ModelConfig
 
@@ -74,6 +78,14 @@ def test_a_broken_file_is_replaced(cache, computed):
     torch.testing.assert_close(towers.encode_image(built(0), image)[1], wanted)
     towers.encode_image(built(0), image)
     assert computed == [1, 1]
+
+
+def test_pictures_that_vary_are_refused():
+    sources = (SourceConfig(path="x"),)
+    same = DataConfig(sources=sources, augment=AugmentConfig(min_area=1.0))
+    assert TrainConfig(output="o", model=CONFIG, data=same, steps=1)
+    with pytest.raises(UserError, match=r"keep_trunk_outputs: expected pictures that never change"):
+        TrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), steps=1)
 
 
 def test_only_a_frozen_timm_trunk_has_outputs_to_keep():
