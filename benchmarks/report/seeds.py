@@ -86,7 +86,8 @@ def _mean_cell(row: str, cells: list[Cell]) -> Cell:
     if not numbers:
         return dataclasses.replace(cells[0], row=row)
     values = {cell.seed: cell.value for cell in numbers if cell.value is not None}
-    low, high = t_interval([*values.values()]) or (None, None)
+    differ = len(set(values.values())) > 1  # they do not where nothing was trained: a pretrained encoder
+    low, high = (t_interval([*values.values()]) if differ else None) or (None, None)
     halves = [(cell.high - cell.low) / 2 for cell in numbers if cell.low is not None and cell.high is not None]
     return dataclasses.replace(
         numbers[0],
