@@ -91,3 +91,49 @@ def test_the_table_shows_means_and_differences_at_equal_seed(study):
     assert cell.delta.value == pytest.approx(11)
     alone = stats.ttest_1samp([10, 11, 12], 0).pvalue
     assert cell.delta.p_value == pytest.approx(2 * alone)  # Holm: the second least of three
+    assert built.table.cell(built.table.rows[0], column).low is None  # the seeds do not differ
+    constant = built.table.cell(built.table.rows[2], column).delta
+    assert (constant.value, constant.low, constant.high) == pytest.approx((30, 30, 30))
+    assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
+    assert any("Student's t over seeds" in remark for remark in built.remarks)
+
+
+def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):
+    built = build_report(study)
+    lines = {line["row"]: line for line in rows_of(FORMATS["seeds"].render(built))}
+    assert float(lines["whole"]["seed 2"]) == pytest.approx(30)
+    assert float(lines["whole"]["value"]) == pytest.approx(25)
+    assert lines["whole"]["seeds"] == "3"
+    assert float(lines["whole"]["half width over pictures"]) > 5
+    assert len(rows_of(FORMATS["csv"].render(built))) == 4
+
+
+def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
+    built = build_report(study)
+    lines = rows_of(FORMATS["settings"].render(built))
+    assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
+        ("block", "8.0", pytest.approx(55)),
+        ("block", "16.0", pytest.approx(36)),
+        ("whole", "", pytest.approx(25)),
+    ]
+    slopes = (30 - 50, 36 - 55, 42 - 60)  # 8 to 16 tokens is one doubling
+    low, high = stats.t.interval(0.95, 2, loc=-19, scale=stats.sem(slopes))
+    assert [float(lines[0][name]) for name in ("slope", "slope low", "slope high")] == pytest.approx([-19, low, high])
+    assert lines[2]["slope"] == ""
+    page = render_page(built)
+    assert 'id="settings"' in page
+    assert 'id="seeds"' in page
+    assert "&lt;Lengths&gt;" in page
+    assert page.count("<svg") == 1
+
+
+def test_results_without_seeds_have_no_files_about_them(tmp_path):
+    put_result(tmp_path, "one", "retrieval", items_table(0.5, benchmark="retrieval"))
+    report(ReportConfig(directory=str(tmp_path)))
+    assert not {"seeds.csv", "settings.csv"} & {path.name for path in (tmp_path / "report").iterdir()}
+
+
+def test_figures_survive_the_record_and_galleries_look_at_the_first_seed(study):
+    assert read_study_record(study).figures[0].beside == ("whole",)
+    rows = few_rows(build_report(study).source).rows
+    assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
