@@ -16,8 +16,8 @@ from benchmarks.report.drawing import draw_panel, series_colour
 from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.wording import column_title
+from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
-from benchmarks.study.schema import FigureSpec
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report

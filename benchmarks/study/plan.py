@@ -11,8 +11,9 @@ from typing import Any
 
 from benchmarks.config import BenchmarkConfig
 from benchmarks.registry import find
+from benchmarks.study.grid import Settings, merged
 from benchmarks.study.record import NOT_ASKED, CellRecord, RowRecord
-from benchmarks.study.schema import Settings, Study, check_benchmark, merged
+from benchmarks.study.schema import Study, check_benchmark
 from benchmarks.study.steps import Part, Step, StepKind
 from clips.errors import UserError, suggest
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.schema import FigureSpec
+from benchmarks.study.grid import FigureSpec
 from clips.artifact import write_file
 from clips.commandline import plain
 from clips.errors import UserError

@@ -29,11 +29,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.study.grid import VARY, nested, points
+from benchmarks.study.grid import FigureSpec, Settings, Varied, expanded
 from clips.errors import UserError, suggest
-
-Settings = Mapping[str, Any]
-"""Fields of a command's own config; that command checks them."""
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
@@ -80,35 +77,6 @@ class Override:
         """Whether a row is meant."""
         wanted = ((self.encoder, encoder), (self.llm, llm), (self.seed, seed))
         return all(mine is None or mine == theirs for mine, theirs in wanted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Varied:
-    """An encoder that ``vary`` made: the entry that it comes from, and its own values (dotted field → value)."""
-
-    entry: str
-    settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureSpec:
-    """A figure of the report: a score against a setting, one curve for each combination of the other settings.
-
-    Args:
-        benchmark: whose primary metrics are drawn, one panel each.
-        encoders: the entry with ``vary`` whose encoders are the points.
-        x: the setting along the axis, one that the entry varies, with numbers for values.
-        beside: encoders drawn as level lines, by name.
-        title: above the panels; the entry's name where empty.
-        label: of the axis; the setting's name where empty.
-    """
-
-    benchmark: str
-    encoders: str
-    x: str
-    beside: tuple[str, ...] = ()
-    title: str = ""
-    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +249,7 @@ def study_from(content: Any) -> Study:
         _expect(fields, name, int, "a whole number")
     for name in ("data", "encoders", "llms", "benchmarks"):
         fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
-    fields["encoders"], fields["varied"] = _expanded(fields["encoders"])
+    fields["encoders"], fields["varied"] = expanded(fields["encoders"])
     fields["paths"] = _paths(fields.get("paths") or {})
     fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
     fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
@@ -291,15 +259,6 @@ def study_from(content: Any) -> Study:
     figures = _list(fields.get("figures"), "figures", dict, "a mapping")
     fields["figures"] = tuple(_figure(entry, f"figures[{i}]") for i, entry in enumerate(figures))
     return Study(**{name: value for name, value in fields.items() if value is not None})
-
-
-def merged(below: Settings, above: Settings) -> dict[str, Any]:
-    """``above`` laid over ``below``: mappings are merged key by key, everything else is replaced."""
-    result = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
 
 
 def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
@@ -318,24 +277,6 @@ def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
             raise UserError(f"{where}.{name}: expected {wanted}, got {_kind(settings)}")
         entries[name] = settings
     return entries
-
-
-def _expanded(encoders: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Varied]]:
-    """The encoders, those of entries with ``vary`` in the place of their entry, and where these come from."""
-    expanded: dict[str, Any] = {}
-    varied: dict[str, Varied] = {}
-    for name, entry in encoders.items():
-        if not isinstance(entry, dict) or VARY not in entry:
-            made = {name: entry}
-        else:
-            common = {key: value for key, value in entry.items() if key != VARY}
-            found = {f"{name}.{rest}": point for rest, point in points(entry, f"encoders.{name}").items()}
-            made = {full: merged(common, nested(point)) for full, point in found.items()}
-            varied |= {full: Varied(entry=name, settings=point) for full, point in found.items()}
-        if twice := made.keys() & expanded.keys():
-            raise UserError(f"encoders.{name}: its '{VARY}' makes {min(twice)}, which is there already")
-        expanded |= made
-    return expanded, varied
 
 
 def _figure(value: dict[str, Any], where: str) -> FigureSpec:
