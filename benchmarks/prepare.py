@@ -1,11 +1,12 @@
-"""Local data in the layout that lmms-eval's tasks read: ``clips-bench prepare cocoqa --source DIR --output DIR``.
+"""Local data in a layout that the suite reads: ``clips-bench prepare --what cocoqa --source DIR --output DIR``.
 
-A converter is one entry in ``CONVERTERS``. What it writes is evaluated by an upstream task with ``uses:``, for
-instance ``{name: cocoqa, uses: gqa, data: OUT}``.
+A converter is one entry in ``CONVERTERS``. Most write the layout of an upstream task of lmms-eval, which evaluates it
+with ``uses:``, for instance ``{name: cocoqa, uses: gqa, data: OUT}``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ _HUB = "lmms-lab-encoder"
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """Write local data in the layout that lmms-eval's tasks read.
+    """Write local data in a layout that the suite reads.
 
     Args:
-        what: ``cocoqa`` (the held-back fifth of its photos, as GQA) or ``flickr8k`` (a Karpathy split, as NoCaps).
-        source: the directory of the data: ``questions.jsonl`` or ``dataset_flickr8k.json``, beside ``images``.
+        what: ``cocoqa`` (the held-back fifth of its photos, as GQA), ``flickr8k`` (a Karpathy split, as NoCaps) or
+            ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for retrieval).
+        source: the directory of the data: ``questions.jsonl`` or ``dataset_flickr8k.json``, beside ``images``; for
+            coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
         split: of a Karpathy JSON.
         limit: the first so many pictures only; for trials.
@@ -106,8 +109,8 @@ configs:
 
 def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """A split's pictures with all their captions, as NoCaps' validation set."""
-    json = Path(config.source) / "dataset_flickr8k.json"
-    captions = load_caption_set(str(json), split=config.split, captions_per_image=100, limit=config.limit)
+    file = Path(config.source) / "dataset_flickr8k.json"
+    captions = load_caption_set(str(file), split=config.split, captions_per_image=100, limit=config.limit)
     rows = (
         {"image": _bytes(captions.root / name), "image_id": number, "annotations_captions": list(texts)}
         for number, (name, texts) in enumerate(zip(captions.images, captions.captions, strict=True))
@@ -115,6 +118,28 @@ def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
     kinds = {"image": "image", "image_id": "int64", "annotations_captions": "strings"}
     _write(folder / _HUB / "NoCaps" / "data" / "validation-00000-of-00001.parquet", rows, kinds)
     return {"pictures": len(captions.images), "captions": sum(map(len, captions.captions))}
+
+
+def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """``train.jsonl``: pictures with all their ``long`` captions; ``test.jsonl``: those of coco_mini not among them.
+
+    Pictures of the first are relative to coco_long, of the second to coco_mini.
+    """
+    train, seen = [], set()
+    source = Path(config.source)
+    for _, row in read_lines(
+        source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "long_captions")
+    ):
+        train.append({"image": row["image"], "long": [entry["caption"] for entry in row["long_captions"]]})
+        seen.add(int(row["coco_id"]))
+    test = [
+        {"image": row["image"], "captions": row["captions"]}
+        for _, row in read_lines(source / "coco_mini/captions.jsonl", texts=("image",), others=("image_id", "captions"))
+        if int(row["image_id"]) not in seen
+    ]
+    for name, rows in (("train", train[: config.limit]), ("test", test[: config.limit])):
+        write_file(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return {"training pictures": len(train[: config.limit]), "test pictures": len(test[: config.limit])}
 
 
 def _bytes(path: Path) -> dict[str, Any]:
@@ -137,4 +162,8 @@ def _write(path: Path, rows: Iterator[Mapping[str, Any]], kinds: Mapping[str, st
     datasets.Dataset.from_dict(columns, features=features).to_parquet(str(path))
 
 
-CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {"cocoqa": _cocoqa, "flickr8k": _flickr8k}
+CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {
+    "cocoqa": _cocoqa,
+    "flickr8k": _flickr8k,
+    "coco_long": _coco_long,
+}

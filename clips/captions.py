@@ -3,7 +3,7 @@
 A strategy maps (caption, random generator, number of tokens to keep) to a shorter caption and depends on
 nothing else: the same generator state gives the same text. A *token* here is a word or a punctuation mark, as
 BERT cuts a text before it looks words up. Source: [P] compares truncate, random, block and sub-caption; [C]
-defines sub-caption.
+defines sub-caption; sub_captions lengthens it to a number of tokens, which [P]'s comparison over lengths needs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,28 @@ def sentences(caption: str) -> list[str]:
     return [piece.strip() for piece in _SENTENCE_END.split(caption) if piece.strip()]
 
 
+def count_tokens(caption: str) -> int:
+    """How many tokens a caption has."""
+    return len(_TOKEN.findall(caption))
+
+
 def sub_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
     """One sentence, each equally likely, whatever its length; empty if the caption has none."""
     pieces = sentences(caption)
     return pieces[rng.integers(len(pieces))] if pieces else ""
+
+
+def sub_captions(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
+    """Whole sentences in their order, drawn at random until the next would pass ``target_tokens``; at least one."""
+    pieces = sentences(caption)
+    kept: list[int] = []
+    room = target_tokens
+    for index in rng.permutation(len(pieces)):
+        room -= count_tokens(pieces[index])
+        if kept and room < 0:
+            break
+        kept.append(int(index))
+    return ". ".join(pieces[index] for index in sorted(kept))
 
 
 def block(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
@@ -61,6 +79,7 @@ def full(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
 
 STRATEGIES: dict[str, Strategy] = {
     "sub_caption": sub_caption,
+    "sub_captions": sub_captions,
     "block": block,
     "random": random,
     "truncate": truncate,

@@ -103,6 +103,10 @@ class TrainConfig:
         for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.model.keep_trunk_outputs and self.data.augment.varies:
+            raise UserError(
+                "model.keep_trunk_outputs: expected pictures that never change (data.augment.min_area: 1.0, no flips)"
+            )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
         if self.average is not None and not 0 <= self.average < 1:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from clips.errors import UserError, reason_of, suggest
 from clips.lengths import groups_by_length
 from clips.tokenizer import EOS, text_config
+from clips.trunk_cache import keep_outputs
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
 
@@ -48,9 +49,9 @@ class ModelConfig:
 
     Args:
         architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
-            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit), or
-            an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50) see the samples of their own
-            process only, as in open_clip.
+            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit,
+            clips-tinyvit-tiny), or an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50) see the
+            samples of their own process only, as in open_clip.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
@@ -64,6 +65,8 @@ class ModelConfig:
         patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
         unlocked_image_groups: the last so many groups of its layers stay trainable.
+        keep_trunk_outputs: remember, in memory and in the user's cache on disk, what a frozen timm trunk makes of each
+            picture, for this and later trainings; for small data sets, without crops and flips.
         lock_text: freeze the text tower.
         unlocked_text_groups: the last so many groups of its layers stay trainable.
     """
@@ -78,6 +81,7 @@ class ModelConfig:
     patch_dropout: float = 0.0
     lock_image: bool = False
     unlocked_image_groups: int = 0
+    keep_trunk_outputs: bool = False
     lock_text: bool = False
     unlocked_text_groups: int = 0
 
@@ -90,6 +94,8 @@ class ModelConfig:
             name, groups = f"model.unlocked_{side}_groups", getattr(self, f"unlocked_{side}_groups")
             if groups < 0 or (groups and not getattr(self, f"lock_{side}")):
                 raise UserError(f"{name}: expected 0, or more with model.lock_{side}, got {groups}")
+        if self.keep_trunk_outputs and (not self.lock_image or self.unlocked_image_groups):
+            raise UserError("model.keep_trunk_outputs: expected model.lock_image beside it, and no unlocked groups")
         if self.context_length is not None and self.context_length < 4:
             raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
         if self.image_size is not None and self.image_size < 1:
@@ -212,6 +218,10 @@ def lock(towers: Towers, config: ModelConfig) -> None:
             towers.lock_text_tower(unlocked_layers=config.unlocked_text_groups)
     except (AssertionError, IndexError) as error:
         raise UserError(f"model.unlocked_image_groups: this tower cannot be frozen in part ({error})") from None
+    if config.keep_trunk_outputs:
+        if not hasattr(towers.visual, "trunk"):
+            raise UserError("model.keep_trunk_outputs: expected an architecture whose image tower is a timm model")
+        keep_outputs(towers.visual.trunk)
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import bench_world as world
+import numpy as np
 import pytest
 
+from benchmarks.caption_sets import load_caption_set
 from benchmarks.prepare import PrepareConfig, prepare
 from clips.artifact import read_manifest
+from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 from llava_bridge.data import is_held_back
 
@@ -66,6 +69,34 @@ def test_flickr8k_keeps_every_caption(tmp_path):
     rows = _read(tmp_path / "o" / world.HUB / "NoCaps/data/validation-00000-of-00001.parquet")
     assert [row["annotations_captions"] for row in rows] == [world.captions(number) for number in range(3)]
     assert [row["image_id"] for row in rows] == [0, 1, 2]
+
+
+def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_path):
+    for name in ("coco_long", "coco_mini"):
+        (tmp_path / name / "images").mkdir(parents=True)
+    for number in range(4):
+        world.picture(number).save(tmp_path / "coco_mini" / "images" / f"{number}.png")
+    long = [
+        {"image": f"../coco_mini/images/{number}.png", "coco_id": number, "long_captions": [{"caption": "One. Two."}]}
+        for number in range(3)
+    ]
+    mini = [
+        {"image": f"images/{number}.png", "image_id": str(number), "captions": [f"number {number}"]}
+        for number in (2, 3)
+    ]
+    (tmp_path / "coco_long" / "captions.jsonl").write_text("\n".join(map(json.dumps, long)))
+    (tmp_path / "coco_mini" / "captions.jsonl").write_text("\n".join(map(json.dumps, mini)))
+    out = tmp_path / "out"
+    prepare(PrepareConfig(what="coco_long", source=str(tmp_path), output=str(out)))
+    table = SourceConfig(
+        format="table", path=str(out / "train.jsonl"), images=str(tmp_path / "coco_long"), web="long", synthetic="long"
+    )
+    source = open_source(table)
+    assert len(source) == 3
+    assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
+    tested = load_caption_set(str(out / "test.jsonl"), images=str(tmp_path / "coco_mini"))
+    assert list(tested.images) == ["images/3.png"]
+    assert tested.open(0).size == (64, 64)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning")

@@ -66,3 +66,20 @@ def test_full_is_the_whole_caption():
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_deterministic_in_the_generator(name):
     assert [draw(name, CAPTION, seed) for seed in range(20)] == [draw(name, CAPTION, seed) for seed in range(20)]
+
+
+def test_sub_captions_are_whole_sentences_in_order_as_many_as_fit():
+    long = "One two. Three four five. Six. Seven eight nine ten"
+    pieces = sentences(long)
+    rng = np.random.default_rng(0)
+    drawn = [STRATEGIES["sub_captions"](long, rng, 5) for _ in range(2000)]
+    for text in drawn:
+        kept = sentences(text)
+        assert [pieces.index(piece) for piece in kept] == sorted(pieces.index(piece) for piece in kept)
+        assert sum(len(piece.split()) for piece in kept) <= 5
+    assert {len(sentences(text)) for text in drawn} == {1, 2}
+    firsts = Counter(STRATEGIES["sub_captions"](long, rng, 1) for _ in range(4000))
+    assert set(firsts) == set(pieces)  # where none fits, one, each equally likely
+    assert all(abs(count - 1000) < 120 for count in firsts.values())
+    assert draw("sub_captions", long, tokens=100) == ". ".join(pieces)
+    assert draw("sub_captions", " ... ") == ""

@@ -8,10 +8,12 @@ from collections import Counter
 
 import pytest
 
+from clips.errors import UserError
 from clips.scenes.captions import captions_of
 from clips.scenes.colours import PAINTS
 from clips.scenes.dice import Dice
 from clips.scenes.llava import align_record, instruct_record, text_record
+from clips.scenes.mllmtext import MllmWriter
 from clips.scenes.phrases import a, describe, group_relation, listed, relation
 from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER, open_questions, pairs, word_questions
 from clips.scenes.world import World
@@ -266,3 +268,41 @@ def test_articles_and_lists():
     ]  # fmt: skip
     assert listed(["x"]) == "x"
     assert listed(["x", "y", "z"]) == "x, y and z"
+
+
+def test_captions_like_a_models_begin_with_the_summary_and_get_ever_less_reliable(world, scenes):
+    """By place of the sentence: things newly named, sentences that name what is there, and those that name others."""
+    new, again, absent, lengths = Counter(), Counter(), Counter(), Counter()
+    for scene in scenes:
+        there = {thing.kind for thing in scene.objects}
+        sentences = re.findall(r"[^.]+\.", captions_of(world, scene, MllmWriter()).synthetic_caption)
+        lengths[len(sentences)] += 1
+        named: set[str] = set()
+        for place, sentence in enumerate(sentences):
+            found = names_in(sentence, world)
+            new[place] += len((found & there) - named)
+            again[place] += bool(found & there)
+            absent[place] += bool(found - there)
+            named |= found
+        assert names_in(sentences[0], world) <= there
+    assert set(lengths) == {3, 4, 5, 6, 7}
+    assert new[0] > 4 * new[1] > 4 * new[3]
+    assert 0.05 * COUNT < absent[1] < absent[3]
+    assert absent[0] == 0
+    reached = {place: sum(count for length, count in lengths.items() if length > place) for place in range(7)}
+    shares = [again[place] / reached[place] for place in range(6)]
+    assert shares[0] == 1
+    assert shares[1] > 0.9
+    assert all(0.5 < share < 0.75 for share in shares[2:])  # most sentences name a thing that is there, but not all
+
+
+def test_a_model_that_is_never_wrong_names_nothing_that_is_not_there(world, scenes):
+    for scene in scenes[:100]:
+        caption = captions_of(world, scene, MllmWriter(wrong=0.0)).synthetic_caption
+        assert names_in(caption, world) <= {thing.kind for thing in scene.objects}
+
+
+@pytest.mark.parametrize(("fields", "complaint"), [({"details": 1}, "mllm.details"), ({"wrong": 0.6}, "mllm.wrong")])
+def test_a_writer_out_of_range_is_refused(fields, complaint):
+    with pytest.raises(UserError, match=complaint):
+        MllmWriter(**fields)

@@ -8,8 +8,12 @@ import pytest
 import yaml
 from study_material import SMALL
 
+from benchmarks.study.check import first_problem
+from benchmarks.study.grid import merged
 from benchmarks.study.plan import make_plan
-from benchmarks.study.schema import merged, read_study, study_from
+from benchmarks.study.record import NOT_ASKED
+from benchmarks.study.schema import read_study, study_from
+from clips.commandline import plain
 from clips.errors import UserError
 
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
@@ -131,11 +135,94 @@ def test_a_file_that_is_no_study_is_refused_in_one_line(tmp_path, text):
     assert "\n" not in str(refusal.value)
 
 
+GRID = {
+    "vary": {"recipe.strategy": ["truncate", "block"], "recipe.target_tokens": [8, 16]},
+    "recipe": {"texts": ["partial"]},
+}
+
+
+def test_one_entry_makes_an_encoder_of_every_combination():
+    plan = make_plan(study_from(changed(encoders={"clip": {"recipe": {}}, "part": GRID})))
+    names = ["part.truncate.8", "part.truncate.16", "part.block.8", "part.block.16"]
+    assert [row.name for row in plan.rows] == ["clip", *names]
+    config = step(plan, "encoder-part.block.16-s0").config
+    assert config["recipe"] == {"texts": ["partial"], "strategy": "block", "target_tokens": 16}
+    assert "vary" not in config
+    assert plan.rows[2].settings == {"recipe.strategy": "truncate", "recipe.target_tokens": 16}
+    assert plan.rows[2].entry == "part"
+    assert plan.rows[0].settings == {}
+
+
+def test_a_benchmark_can_be_for_some_encoders_only():
+    benchmarks = {"retrieval": {"data": "$data/test", "encoders": ["part"]}, "pope": {"encoders": ["clip"]}}
+    plan = make_plan(study_from(changed(encoders={"clip": {"recipe": {}}, "part": GRID}, benchmarks=benchmarks)))
+    rows = {row.name: row for row in plan.rows}
+    assert list(rows["clip"].cells) == ["pope"]
+    assert list(rows["part.block.8"].cells) == ["retrieval"]
+    assert rows["part.block.8"].not_applicable == {"pope": NOT_ASKED}
+    evaluation = step(plan, "evaluate-encoder-part.block.8-s0").config["benchmarks"]
+    assert [(entry["name"], "encoders" in entry) for entry in evaluation] == [("retrieval", False)]
+    assert "evaluate-encoder-clip-s0" not in {one.name for one in plan.steps}
+
+
+def test_rows_can_have_baselines_of_their_own():
+    encoders = {"clip": {"recipe": {}}, "other": {}, "part": GRID}
+    plan = make_plan(study_from(changed(encoders=encoders, baseline={"part.*.8": "other", "part": "clip"})))
+    baselines = {row.name: row.baseline for row in plan.rows}
+    assert baselines["part.block.16"] == "clip"
+    assert baselines["part.block.8"] == baselines["part.truncate.8"] == "other"  # the first that fits
+    assert baselines["clip"] is None
+    for wrong, message in (({"part": "clap"}, "did you mean 'clip'"), ({"prt": "clip"}, "did you mean 'part'")):
+        with pytest.raises(UserError, match=message):
+            study_from(changed(encoders=encoders, baseline=wrong))
+    with pytest.raises(UserError, match="baseline: expected a name, or a mapping"):
+        study_from(changed(encoders=encoders, baseline={"part": 3}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoders": {"a": {"vary": ["b"]}}}, r"encoders\.a\.vary: expected a mapping"),
+        ({"encoders": {"a": {"vary": {"b": [1, 1]}}}}, r"encoders\.a\.vary\.b: expected a list of different values"),
+        ({"encoders": {"a": {"vary": {"b": [[1]]}}}}, r"encoders\.a\.vary\.b: expected names or numbers"),
+        ({"encoders": {"a.1": {}, "a": {"vary": {"b": [1]}}}}, r"its 'vary' makes a\.1, which is there already"),
+        ({"benchmarks": {"retrieval": {"data": "d", "encoders": ["prt"]}}}, r"'prt'; did you mean 'part'"),
+        ({"figures": [{"benchmark": "retrieval", "encoders": "part"}]}, r"figures\[0\]\.x: missing"),
+        (
+            {"figures": [{"benchmark": "retrieval", "encoders": "part", "x": "recipe.strategy"}]},
+            r"figures\[0\]\.x: expected a setting whose values are numbers",
+        ),
+        (
+            {"figures": [{"benchmark": "retrieval", "encoders": "clip", "x": "recipe.strategy"}]},
+            r"figures\[0\]\.encoders' 'clip'",
+        ),
+        ({"varied": {}}, "unknown key 'varied'"),
+    ],
+)
+def test_a_wrong_grid_or_figure_is_refused_naming_the_field(fields, message):
+    content = changed(encoders={"clip": {"recipe": {}}, "part": GRID}, llms={}, benchmarks={"retrieval": {"data": "d"}})
+    content["baseline"] = None if "encoders" in fields else "clip"
+    with pytest.raises(UserError, match=message):
+        make_plan(study_from({**content, **fields}))
+
+
 @pytest.mark.parametrize("name", ["demo", "photos"])
 def test_the_shipped_studies_have_a_plan(name):
     plan = make_plan(read_study(STUDIES / f"{name}.yaml"))
     assert {"untrained", "clip", "clips"} <= {row.name for row in plan.rows}
     assert all(row.cells for row in plan.rows)
+
+
+@pytest.mark.parametrize("name", ["inverse_effect", "ablation"])
+def test_the_studies_of_the_papers_claims_have_a_plan_that_their_commands_accept(name):
+    plan = make_plan(read_study(STUDIES / f"{name}.yaml"))
+    assert plan.study.seeds == (0, 1, 2)
+    assert all(row.cells for row in plan.rows)
+    first = [one for one in plan.steps if not one.name.endswith(("-s1", "-s2"))]
+    assert first_problem([(one.name, list(one.command), plain(one.config)) for one in first]) is None
+    compared = {row.encoder for row in plan.rows if row.baseline}
+    baselines = {row.baseline.partition(" ")[0] for row in plan.rows if row.baseline}
+    assert compared | baselines == {row.encoder for row in plan.rows}
 
 
 def test_swapping_an_encoder_is_one_changed_line():

@@ -17,6 +17,8 @@ def answer(table: Table) -> str:
         return sentence(table, max(compared, key=lambda name: _gains(table, name)))
     if not any(cell.value is not None for cell in table.cells.values()):
         return "There is no number yet; the table says why."
+    if table.seeds and not table.comparisons:
+        return "The rows were not compared: no row names a baseline."
     best = [cell for cell in table.cells.values() if cell.mark == "best"]
     if not best:
         return "No row can be told from all the others on any measure."

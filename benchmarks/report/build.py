@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from benchmarks.protocol import INPUT, differences, fingerprint
 from benchmarks.report.comparing import with_comparisons
+from benchmarks.report.seeds import has_seeds
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
+from benchmarks.study.record import RowRecord
 
 
 def build_table(source: ReportSource, *, primary_only: bool = True) -> Table:
-    """Make the table of a source's primary metrics, or of all its metrics (then without differences and marks)."""
+    """Make the table of a source's primary metrics, or of all its metrics.
+
+    Differences and marks are those of primary metrics between rows of one seed each; rows of several seeds are
+    compared over their seeds (``seeds.over_seeds``).
+    """
     columns = [column for name in source.benchmarks for column in _columns(source, name, primary_only)]
     cells: dict[tuple[str, str, str], Cell] = {}
     for column in columns:
         for cell in _plain_cells(source, column):
             cells[cell.row, column.benchmark, column.metric] = cell
     table = Table(rows=source.rows, columns=tuple(columns), cells=cells, comparisons=0)
-    return with_comparisons(table, source) if primary_only else table
+    return with_comparisons(table, source) if primary_only and not has_seeds(source) else table
 
 
 def _columns(source: ReportSource, benchmark: str, primary_only: bool) -> list[Column]:
@@ -58,13 +64,14 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
         main = main or outcome
         group = groups.setdefault(fingerprint(outcome.protocol, across=(INPUT,)), len(groups))
         unlike = tuple(differences(main.protocol, outcome.protocol)) if group else ()
-        cells.append(_number(row.name, column, metric, group, unlike))
+        cells.append(_number(row, column, metric, group, unlike))
     return cells
 
 
-def _number(row: str, column: Column, metric: Metric, group: int, unlike: tuple[str, ...]) -> Cell:
+def _number(row: RowRecord, column: Column, metric: Metric, group: int, unlike: tuple[str, ...]) -> Cell:
     return Cell(
-        row=row,
+        row=row.name,
+        seed=row.seed,
         column=column,
         value=metric.value * metric.scale,
         low=None if metric.low is None else metric.low * metric.scale,

@@ -18,7 +18,7 @@ class ReportConfig:
         directory: a study's output, or a directory with ``<row>/<benchmark>.json``.
         output: where the report goes; ``report`` inside the directory where not given.
         baseline: the row that the others are compared with; as the study says where not given.
-        formats: which of html, csv, markdown, latex to write; all where empty.
+        formats: which of html, csv, seeds, settings, markdown, latex to write; all where empty.
     """
 
     directory: str
@@ -44,8 +44,9 @@ def report(config: ReportConfig) -> None:
             raise suggest(name, FORMATS, "format")
     built = build_report(config.directory, baseline=config.baseline)
     output = writable_directory(config.output or Path(config.directory) / "report")
-    written = [output / FORMATS[name].file for name in config.formats or FORMATS]
-    for name, path in zip(config.formats or FORMATS, written, strict=True):
-        write_file(path, FORMATS[name].render(built))
+    texts = {output / FORMATS[name].file: FORMATS[name].render(built) for name in config.formats or FORMATS}
+    written = [path for path, text in texts.items() if text]
+    for path in written:
+        write_file(path, texts[path])
     print_table(built, Console(highlight=False))
     say(f"report: {', '.join(map(str, written if config.formats else written[:1]))}")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.report.drawing import SERIES_COLOURS, draw_panel, series_colour
 from benchmarks.report.source import ReportSource, read_metrics
-
-SERIES_COLOURS = 8
-_INK, _FAINT = "#010203", "#040506"  # stand-ins, replaced by CSS variables of the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,59 +111,16 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def draw(curves: Sequence[Curve], *, x_label: str, y_label: str, salt: str) -> str:
-    """The curves as an inline ``<svg>`` whose colours are the page's CSS variables."""
-    import matplotlib
+    """The curves as an inline ``<svg>``, each thin as it is and thick as it runs smoothed."""
 
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    def plot(axes: Any) -> None:
+        from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.edgecolor": _FAINT,
-        "grid.color": _FAINT,
-        "text.parse_math": False,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
-        axes = figure.add_subplot()
         for curve in curves:
-            colour = _series_colour(curve.colour)
+            colour = series_colour(curve.colour)
             axes.plot(curve.x, curve.y, color=colour, linewidth=0.8, alpha=0.3)
             axes.plot(curve.x, smooth(curve.y, max(1, len(curve.y) // 20) | 1), color=colour, linewidth=1.8)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", linewidth=0.5, alpha=0.5)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.tick_params(length=3)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return page_svg(text.getvalue())
 
-
-def _series_colour(place: int) -> str:
-    return f"#0a0b{0xC0 + place:02x}"
-
-
-def page_svg(text: str) -> str:
-    """matplotlib's SVG made part of a page: no prologue, no metadata, no fixed size, colours as CSS variables."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", r'<svg viewBox="\1" role="img" aria-hidden="true">', text, count=1
-    )
-    text = re.sub(r"\s+id=\"(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick)[._]?\w*\"", "", text)
-    text = text.replace("xlink:href", "href")
-    text = text.replace(_INK, "var(--ink-soft)").replace(_FAINT, "var(--line)")
-    for place in range(SERIES_COLOURS):
-        text = text.replace(_series_colour(place), f"var(--series-{place})")
-    return re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
+    return draw_panel(plot, x_label=x_label, y_label=y_label, salt=salt)

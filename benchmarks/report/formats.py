@@ -5,19 +5,19 @@ Names and reasons come from files that others wrote: every format escapes them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
+from benchmarks.report.settings import setting_panels
 from benchmarks.report.table import Cell
 from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One file of the report: its name in the report directory and what writes its content."""
+    """One file of the report: its name in the report directory and what makes its content (no file where empty)."""
 
     file: str
     render: Callable[[Report], str]
@@ -25,8 +25,6 @@ class Format:
 
 def render_csv(report: Report) -> str:
     """One line a row; for each metric its value, interval, difference with interval, p-value, mark and remark."""
-    import pandas as pd
-
     table = report.table
     lines = []
     for row in table.rows:
@@ -34,9 +32,7 @@ def render_csv(report: Report) -> str:
         for column in table.columns:
             line |= _csv_fields(table.cell(row, column))
         lines.append(line)
-    text = io.StringIO()
-    pd.DataFrame(lines).to_csv(text, index=False, lineterminator="\n")
-    return text.getvalue()
+    return _csv(lines)
 
 
 def _csv_fields(cell: Cell) -> dict[str, object]:
@@ -55,6 +51,61 @@ def _csv_fields(cell: Cell) -> dict[str, object]:
         f"{name} mark": cell.mark or None,
         f"{name} remark": _safe_cell(remark) or None,
     }
+
+
+def render_seeds(report: Report) -> str:
+    """One line a row and metric: the mean over seeds, both kinds of noise, every seed; empty without several seeds."""
+    table = report.table
+    lines = [
+        {
+            "row": _safe_cell(row.name),
+            "benchmark": column.benchmark,
+            "metric": column.metric,
+            **_mean_fields(cell),
+            **{f"seed {seed}": value for seed, value in cell.by_seed.items()},
+        }
+        for row in table.rows
+        for column in table.columns
+        if (cell := table.cell(row, column)).by_seed
+    ]
+    return _csv(lines)
+
+
+def render_settings(report: Report) -> str:
+    """One line for each point of the figures of scores against settings, with the curve's slope; empty without any."""
+    lines = [
+        {
+            "figure": _safe_cell(panel.title),
+            "curve": _safe_cell(curve.name),
+            panel.label: value,
+            "benchmark": panel.column.benchmark,
+            "metric": panel.column.metric,
+            **_mean_fields(cell),
+            "slope": curve.slope.value if curve.slope else None,
+            "slope low": curve.slope.low if curve.slope else None,
+            "slope high": curve.slope.high if curve.slope else None,
+        }
+        for panel in setting_panels(report)
+        for curve in panel.curves
+        for value, cell in curve.cells
+    ]
+    return _csv(lines)
+
+
+def _mean_fields(cell: Cell) -> dict[str, object]:
+    return {
+        "value": cell.value,
+        "low": cell.low,
+        "high": cell.high,
+        "half width over pictures": cell.sampling,
+        "seeds": len(cell.by_seed) or None,
+    }
+
+
+def _csv(lines: list[dict[str, object]]) -> str:
+    import pandas as pd
+
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n") if lines else ""
 
 
 def _safe_cell(text: str) -> str:
@@ -159,6 +210,8 @@ def _latex(text: str) -> str:
 FORMATS: dict[str, Format] = {
     "html": Format(file="index.html", render=render_page),
     "csv": Format(file="table.csv", render=render_csv),
+    "seeds": Format(file="seeds.csv", render=render_seeds),
+    "settings": Format(file="settings.csv", render=render_settings),
     "markdown": Format(file="table.md", render=render_markdown),
     "latex": Format(file="table.tex", render=render_latex),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
 from benchmarks.report.remarks import remarks
+from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, read_source
 from benchmarks.report.table import Table
 
@@ -18,7 +19,7 @@ class Report:
 
     Args:
         source: what was read.
-        table: rows × primary metrics, with marks and differences.
+        table: rows × primary metrics, with marks and differences; means over seeds where there are several.
         details: rows × all metrics.
         answer: one sentence.
         sentences: one for every row that has a baseline.
@@ -40,12 +41,13 @@ def build_report(directory: str | Path, *, baseline: str | None = None) -> Repor
         UserError: nothing to report there, an unreadable file, an unknown baseline.
     """
     source = read_source(directory, baseline=baseline)
-    table = build_table(source)
+    by_row, details = build_table(source), build_table(source, primary_only=False)
+    table = over_seeds(by_row) if has_seeds(source) else by_row
     return Report(
         source=source,
         table=table,
-        details=build_table(source, primary_only=False),
+        details=over_seeds(details) if has_seeds(source) else details,
         answer=answer(table),
         sentences=tuple(sentences(table)),
-        remarks=tuple(remarks(source, table)),
+        remarks=tuple(remarks(source, table, by_row)),
     )

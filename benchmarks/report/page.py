@@ -1,6 +1,6 @@
 """The page: its sections, one entry each in ``SECTIONS``, put into the templates beside this file.
 
-Everything that comes from a file is escaped by Jinja; only ``Panel.svg`` is markup, which matplotlib has escaped.
+Everything that comes from a file is escaped by Jinja; only the panels' ``svg`` is markup, which matplotlib has escaped.
 The page loads nothing: its content security policy forbids it to.
 """
 
@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import wording
-from benchmarks.report.curves import SERIES_COLOURS, learning_curves
+from benchmarks.report.curves import learning_curves
+from benchmarks.report.drawing import SERIES_COLOURS
 from benchmarks.report.examples import galleries
 from benchmarks.report.reproduce import reproduction
+from benchmarks.report.settings import setting_panels
+from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
 from benchmarks.report.wording import visible
@@ -44,9 +47,11 @@ class Section:
 
 SECTIONS: tuple[Section, ...] = (
     Section(id="table", title="Results", build=lambda report: report.table),
+    Section(id="settings", title="Scores against settings", build=lambda report: setting_panels(report)),
+    Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
-    Section(id="curves", title="Learning curves", build=lambda report: learning_curves(report.source)),
-    Section(id="examples", title="Examples", build=lambda report: galleries(report.source)),
+    Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
+    Section(id="examples", title="Examples", build=lambda report: galleries(few_rows(report.source))),
     Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
     Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
 )

@@ -6,6 +6,7 @@ from benchmarks.protocol import INPUT
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Table
 from benchmarks.report.wording import LONGEST_TEXT, column_title, listed, visible
+from benchmarks.study.record import NOT_ASKED
 
 SCENES_CAVEAT = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "
@@ -13,8 +14,8 @@ SCENES_CAVEAT = (
 )
 
 
-def remarks(source: ReportSource, table: Table) -> list[str]:
-    """All remarks that apply, the study's own notes first."""
+def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
+    """All remarks that apply, the study's own notes first; ``by_row`` is the table before its seeds were made one."""
     found = [*source.notes]
     if any(record.command.startswith("clips scenes") for record in source.steps):
         found.append(SCENES_CAVEAT)
@@ -22,12 +23,14 @@ def remarks(source: ReportSource, table: Table) -> list[str]:
         *found,
         *_about_marks(table),
         *_about_skill(source),
-        *_about_gaps(source, table),
-        *_about_protocols(source, table),
+        *_about_gaps(source, by_row),
+        *_about_protocols(source, by_row),
     ]
 
 
 def _about_marks(table: Table) -> list[str]:
+    if table.seeds:
+        return _about_seeds(table)
     lines = []
     if any(cell.low is not None for cell in table.cells.values()):
         lines.append("Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them.")
@@ -44,6 +47,20 @@ def _about_marks(table: Table) -> list[str]:
     return lines
 
 
+def _about_seeds(table: Table) -> list[str]:
+    lines = [
+        f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals are Student's t over seeds: the noise "
+        "of training, measured on the same pictures. The noise of sampling pictures is told apart, seed by seed."
+    ]
+    if table.comparisons:
+        lines.append(
+            f"Differences to the baseline are taken between rows of equal seed; they rest on t tests over seeds, the "
+            f"p-values of all {table.comparisons} Holm-corrected together; ▲ and ▼ were shown "
+            f"(p < {SIGNIFICANCE}), ≈ was not."
+        )
+    return lines
+
+
 def _about_skill(source: ReportSource) -> list[str]:
     said = {
         name: {result.without_skill for result in source.results(name).values()} - {""} for name in source.benchmarks
@@ -55,7 +72,7 @@ def _about_gaps(source: ReportSource, table: Table) -> list[str]:
     places: dict[tuple[str, str], dict[str, None]] = {}
     for column in table.columns:
         for cell in table.column_cells(column):
-            if cell.gap:
+            if cell.gap and cell.gap.reason != NOT_ASKED:
                 whole = isinstance(source.outcomes[cell.row, column.benchmark], Gap)
                 where = column.benchmark if whole else column_title(column)
                 places.setdefault((cell.row, f"{cell.gap.kind}: {cell.gap.reason}"), {})[where] = None

@@ -17,6 +17,7 @@ from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_st
 from benchmarks.study.state import StepRecord, read_record
 from clips.errors import UserError, suggest
 
+_LOOKED_AT = 12
 GapKind = Literal["failed", "not applicable", "missing"]
 
 
@@ -81,6 +82,13 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
     is_study = (root / RECORD_FILE).is_file()
     source = _study_source(root, read_study_record(root)) if is_study else _plain_source(root)
     return _with_baseline(source, baseline) if baseline else source
+
+
+def few_rows(source: ReportSource) -> ReportSource:
+    """The source with as many rows as can be looked at one by one: of the first seed, and not more than a dozen."""
+    first = {(row.encoder, row.llm): row for row in reversed(source.rows)}
+    rows = [row for row in source.rows if row is first[row.encoder, row.llm]]
+    return dataclasses.replace(source, rows=tuple(rows[:_LOOKED_AT]))
 
 
 def _with_baseline(source: ReportSource, baseline: str) -> ReportSource:

@@ -13,7 +13,7 @@ Holm-corrected together, so that a mark and a difference never contradict each o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.report.source import Gap
@@ -76,6 +76,9 @@ class Cell:
         group: 0 for the column's main protocol, 1, 2, … for others, which are not ranked with it.
         unlike: in words, what differs from the main protocol.
         gap: why there is no number.
+        seed: of the row.
+        by_seed: where the value is a mean over seeds (and the interval one over seeds): seed → value.
+        sampling: half the width of the interval over pictures that a single seed's value has, on average.
     """
 
     row: str
@@ -89,16 +92,23 @@ class Cell:
     group: int = 0
     unlike: tuple[str, ...] = ()
     gap: Gap | None = None
+    seed: int | None = None
+    by_seed: Mapping[int | None, float] = field(default_factory=dict)
+    sampling: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The rows, columns and cells, and how many tests stand behind the marks and differences."""
+    """The rows, columns and cells, and how many tests stand behind the marks and differences.
+
+    ``seeds`` is 0 unless the numbers are means over so many seeds.
+    """
 
     rows: tuple[RowRecord, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, str, str], Cell]
     comparisons: int
+    seeds: int = 0
 
     def cell(self, row: RowRecord, column: Column) -> Cell:
         """The cell of a row in a column."""

@@ -165,6 +165,7 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
         rows=keyed.plan.rows,
         benchmarks=keyed.plan.benchmarks,
         steps=steps,
+        figures=study.figures,
         machine=describe_machine(),
         versions=versions(),
         git=git_state(),

@@ -11,8 +11,9 @@ from typing import Any
 
 from benchmarks.config import BenchmarkConfig
 from benchmarks.registry import find
-from benchmarks.study.record import CellRecord, RowRecord
-from benchmarks.study.schema import Settings, Study, check_benchmark, merged
+from benchmarks.study.grid import Settings, merged
+from benchmarks.study.record import NOT_ASKED, CellRecord, RowRecord
+from benchmarks.study.schema import Study, check_benchmark
 from benchmarks.study.steps import Part, Step, StepKind
 from clips.errors import UserError, suggest
 
@@ -193,6 +194,7 @@ class _Column:
 
 def _benchmark(study: Study, name: str) -> _Column:
     settings = {"name": name, **merged(study.defaults.benchmark, study.benchmarks[name])}
+    settings.pop("encoders", None)  # the study's own: which encoders are asked
     where = f"benchmarks.{name}"
     known = [entry.name for entry in dataclasses.fields(BenchmarkConfig)]
     for key in settings:
@@ -217,11 +219,12 @@ def _row(
     tower: _Part,
     language: _Part | None,
 ) -> RowRecord:
+    asked = {name: column for name, column in columns.items() if maker.study.asks(name, encoder)}
     asked_of = {
-        needs: [name for name, column in columns.items() if column.needs == needs] for needs in ("encoder", "llava")
+        needs: [name for name, column in asked.items() if column.needs == needs] for needs in ("encoder", "llava")
     }
     cells: dict[str, CellRecord] = {}
-    not_applicable: dict[str, str] = {}
+    not_applicable = dict.fromkeys(columns.keys() - asked.keys(), NOT_ASKED)
     artifacts = {"encoder": tower.made, "llm": language.made if language else None}
     if asked_of["encoder"] and has_text_tower(tower.spec):
         cells |= _evaluate(maker, columns, asked_of["encoder"], "encoder", tower)
@@ -231,17 +234,19 @@ def _row(
         model = _llava(maker, encoder, llm, seed, tower, language)
         artifacts["llava"] = model.made
         cells |= _evaluate(maker, columns, asked_of["llava"], "llava", model)
-    baseline = maker.study.baseline
+    baseline = maker.study.baseline_of(encoder)
     return RowRecord(
         name=row_label(maker.study, encoder, llm, seed),
         encoder=encoder,
         llm=llm,
         seed=seed,
-        baseline=row_label(maker.study, baseline, llm, seed) if baseline and baseline != encoder else None,
+        baseline=row_label(maker.study, baseline, llm, seed) if baseline else None,
         spec=tower.spec.removeprefix(MARK),
         cells=cells,
         not_applicable=not_applicable,
         artifacts={name: made for name, made in artifacts.items() if made},
+        settings=maker.study.varied[encoder].settings if encoder in maker.study.varied else {},
+        entry=maker.study.varied[encoder].entry if encoder in maker.study.varied else "",
     )
 
 

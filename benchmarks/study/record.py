@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.grid import FigureSpec
 from clips.artifact import write_file
 from clips.commandline import plain
 from clips.errors import UserError
 
 RECORD_FILE = "study.json"
+NOT_ASKED = "this benchmark is for other rows"
 SCHEMA = 1
 
 
@@ -37,6 +39,8 @@ class RowRecord:
         spec: what ``encoder`` stands for: a directory in the study, or where a pretrained one comes from.
         cells: benchmark → where its number comes from.
         not_applicable: benchmark → why this row has no number there by its nature.
+        settings: the encoder's own values where an entry with ``vary`` made it: dotted field → value.
+        entry: name of that entry; empty otherwise.
         artifacts: ``"encoder"``, ``"llm"`` and ``"llava"`` → directory relative to the study's, of what was trained.
     """
 
@@ -49,6 +53,8 @@ class RowRecord:
     cells: Mapping[str, CellRecord] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    entry: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,7 @@ class StudyRecord:
         text: its content.
         rows: in the order of the table.
         benchmarks: in the order of the columns.
+        figures: of the report.
         steps: name → plan, parents before children.
         machine: what it ran on, see ``machine.describe_machine``.
         versions: of the libraries.
@@ -90,6 +97,7 @@ class StudyRecord:
     rows: tuple[RowRecord, ...]
     benchmarks: tuple[str, ...]
     steps: Mapping[str, StepPlan]
+    figures: tuple[FigureSpec, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     git: Mapping[str, Any] = field(default_factory=dict)
@@ -122,7 +130,10 @@ def read_study_record(output: Path) -> StudyRecord:
         steps = {
             name: StepPlan(**step | {"parents": tuple(step["parents"])}) for name, step in content["steps"].items()
         }
-        lists = {name: tuple(content[name]) for name in ("notes", "benchmarks")}
+        figures = [FigureSpec(**figure | {"beside": tuple(figure["beside"])}) for figure in content.get("figures", [])]
+        lists: dict[str, Any] = {"figures": tuple(figures)} | {
+            name: tuple(content[name]) for name in ("notes", "benchmarks")
+        }
         return StudyRecord(**content | {"rows": rows, "steps": steps, **lists})
     except FileNotFoundError:
         raise UserError(f"{path}: no study was run here") from None

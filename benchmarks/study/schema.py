@@ -7,6 +7,7 @@
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, laid over defaults.encoder
       efficientnet: "timm:efficientnet_lite0"       # a text: pretrained, from anywhere
+      sized: {vary: {batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
     llms:
       tiny:     {}                                  # likewise: trained here, over defaults.llm
       stories:  path/to/any/transformers/llm
@@ -19,6 +20,7 @@ it is a path below an entry of ``paths``. Encoders × LLMs × seeds are the rows
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,10 +29,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.study.grid import FigureSpec, Settings, Varied, expanded
 from clips.errors import UserError, suggest
-
-Settings = Mapping[str, Any]
-"""Fields of a command's own config; that command checks them."""
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
@@ -89,7 +89,8 @@ class Study:
         question: that the study answers, in words, for the report.
         notes: what a reader must know about the data and the set-up, one line each.
         output: another place for the output.
-        baseline: the encoder that the others are compared with.
+        baseline: the encoder that the others are compared with; or a mapping from encoders, entries or patterns
+            (``photos.*``) to theirs, the first that fits.
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         seeds: every encoder and LLaVA is trained once with each.
@@ -99,7 +100,10 @@ class Study:
         encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
         llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
         overrides: exceptions for some rows.
-        benchmarks: column → settings of the benchmark.
+        benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,
+            entries or patterns only.
+        figures: of the report, see ``FigureSpec``.
+        varied: the encoders that an entry with ``vary`` stands for (they are among ``encoders``).
     """
 
     name: str
@@ -107,7 +111,7 @@ class Study:
     question: str = ""
     notes: tuple[str, ...] = ()
     output: str | None = None
-    baseline: str | None = None
+    baseline: str | Mapping[str, str] | None = None
     jobs: int = 1
     threads: int | None = None
     seeds: tuple[int, ...] = (0,)
@@ -118,6 +122,8 @@ class Study:
     llms: Mapping[str, Settings | str] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
+    figures: tuple[FigureSpec, ...] = ()
+    varied: Mapping[str, Varied] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what in ("paths", "data", "encoders", "llms"):
@@ -130,8 +136,11 @@ class Study:
             raise UserError("encoders: expected at least one")
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
-        if self.baseline is not None and self.baseline not in self.encoders:
-            raise suggest(self.baseline, self.encoders, "encoder in 'baseline'")
+        for name in [self.baseline] if isinstance(self.baseline, str) else (self.baseline or {}).values():
+            if name not in self.encoders:
+                raise suggest(name, self.encoders, "encoder in 'baseline'")
+        for name in self.baseline if isinstance(self.baseline, Mapping) else ():
+            self._check_encoder(name, "baseline")
         if self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
@@ -143,6 +152,51 @@ class Study:
                 raise suggest(override.encoder, self.encoders, "encoder in 'overrides'")
             if override.llm is not None and override.llm not in self.llms:
                 raise suggest(override.llm, self.llms, "LLM in 'overrides'")
+        for name, settings in self.benchmarks.items():
+            for asked in _list(settings.get("encoders"), f"benchmarks.{name}.encoders", str, "a name"):
+                self._check_encoder(asked, f"benchmarks.{name}.encoders")
+        for number, figure in enumerate(self.figures):
+            self._check_figure(figure, f"figures[{number}]")
+
+    def _check_encoder(self, name: str, where: str) -> None:
+        if not any(self.means(name, encoder) for encoder in self.encoders):
+            raise suggest(name, [*self.encoders, *self.entries], f"encoder in '{where}'")
+
+    def _check_figure(self, figure: FigureSpec, where: str) -> None:
+        if figure.benchmark not in self.benchmarks:
+            raise suggest(figure.benchmark, self.benchmarks, f"benchmark in '{where}.benchmark'")
+        if figure.encoders not in self.entries:
+            raise suggest(figure.encoders, self.entries, f"entry with 'vary' in '{where}.encoders'")
+        settings = next(varied.settings for varied in self.varied.values() if varied.entry == figure.encoders)
+        if figure.x not in settings:
+            raise suggest(figure.x, settings, f"setting in '{where}.x'")
+        if isinstance(settings[figure.x], str):
+            raise UserError(f"{where}.x: expected a setting whose values are numbers, got '{figure.x}'")
+        for name in figure.beside:
+            self._check_encoder(name, f"{where}.beside")
+
+    @property
+    def entries(self) -> list[str]:
+        """Names of the entries with ``vary``."""
+        return list(dict.fromkeys(varied.entry for varied in self.varied.values()))
+
+    def means(self, name: str, encoder: str) -> bool:
+        """Whether ``name`` is an encoder's, or its entry's, or a pattern such as ``photos.*`` that fits it."""
+        varied = self.varied.get(encoder)
+        return fnmatch.fnmatchcase(encoder, name) or (varied is not None and varied.entry == name)
+
+    def baseline_of(self, encoder: str) -> str | None:
+        """The encoder that one is compared with; None for a baseline itself."""
+        if isinstance(self.baseline, Mapping):
+            found = next((base for name, base in self.baseline.items() if self.means(name, encoder)), None)
+        else:
+            found = self.baseline
+        return None if found == encoder else found
+
+    def asks(self, benchmark: str, encoder: str) -> bool:
+        """Whether a benchmark is for an encoder: all are, unless it names some."""
+        wanted = self.benchmarks[benchmark].get("encoders")
+        return wanted is None or any(self.means(name, encoder) for name in wanted)
 
     @property
     def directory(self) -> Path:
@@ -183,28 +237,28 @@ def study_from(content: Any) -> Study:
     for name in ("name", "encoders", "benchmarks"):
         if fields.get(name) is None:
             raise UserError(f"{name}: missing")
-    for name in ("name", "title", "question", "output", "baseline"):
+    for name in ("name", "title", "question", "output"):
         _expect(fields, name, str, "a text")
+    baseline = fields.get("baseline")
+    if isinstance(baseline, dict):
+        if not all(isinstance(text, str) for text in [*baseline, *baseline.values()]):
+            raise UserError("baseline: expected a name, or a mapping from names to names")
+    else:
+        _expect(fields, "baseline", str, "a name, or a mapping from names to names")
     for name in ("jobs", "threads"):
         _expect(fields, name, int, "a whole number")
     for name in ("data", "encoders", "llms", "benchmarks"):
         fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
+    fields["encoders"], fields["varied"] = expanded(fields["encoders"])
     fields["paths"] = _paths(fields.get("paths") or {})
     fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
     fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
     fields["defaults"] = _record(fields.get("defaults") or {}, Defaults, "defaults")
     overrides = _list(fields.get("overrides"), "overrides", dict, "a mapping")
     fields["overrides"] = tuple(_record(entry, Override, f"overrides[{i}]") for i, entry in enumerate(overrides))
+    figures = _list(fields.get("figures"), "figures", dict, "a mapping")
+    fields["figures"] = tuple(_figure(entry, f"figures[{i}]") for i, entry in enumerate(figures))
     return Study(**{name: value for name, value in fields.items() if value is not None})
-
-
-def merged(below: Settings, above: Settings) -> dict[str, Any]:
-    """``above`` laid over ``below``: mappings are merged key by key, everything else is replaced."""
-    result = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
 
 
 def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
@@ -223,6 +277,16 @@ def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
             raise UserError(f"{where}.{name}: expected {wanted}, got {_kind(settings)}")
         entries[name] = settings
     return entries
+
+
+def _figure(value: dict[str, Any], where: str) -> FigureSpec:
+    _known_keys(value, FigureSpec, f"{where}.")
+    for name in ("benchmark", "encoders", "x", "title", "label"):
+        _expect(value, name, str, "a text", f"{where}.")
+    for name in ("benchmark", "encoders", "x"):
+        if value.get(name) is None:
+            raise UserError(f"{where}.{name}: missing")
+    return FigureSpec(**value | {"beside": tuple(_list(value.get("beside"), f"{where}.beside", str, "a name"))})
 
 
 def _paths(value: Any) -> dict[str, str]:
@@ -244,7 +308,7 @@ def _record(value: Any, kind: type, where: str) -> Any:
 
 
 def _known_keys(content: Mapping[Any, Any], kind: type, prefix: str) -> None:
-    names = [entry.name for entry in dataclasses.fields(kind)]
+    names = [entry.name for entry in dataclasses.fields(kind) if entry.name != "varied"]  # which nobody writes
     for key in content:
         if key not in names:
             raise suggest(f"{prefix}{key}", [f"{prefix}{name}" for name in names], "key")

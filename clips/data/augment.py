@@ -38,6 +38,11 @@ class AugmentConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.augment.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
 
+    @property
+    def varies(self) -> bool:
+        """Whether a picture can look different from one time to the next."""
+        return self.min_area < 1 or self.flip or self.colour_jitter > 0 or self.greyscale > 0
+
 
 def decoding_size(size: int, config: AugmentConfig) -> int:
     """The least picture side to decode so that the smallest crop still has about ``size`` pixels a side."""

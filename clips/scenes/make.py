@@ -24,6 +24,7 @@ from clips.errors import UserError
 from clips.scenes.captions import Captions, captions_of
 from clips.scenes.hub import BenchmarkSizes, Picture, write_hub
 from clips.scenes.llava import align_record, instruct_record, text_record
+from clips.scenes.mllmtext import MllmWriter
 from clips.scenes.phrases import describe
 from clips.scenes.render import render
 from clips.scenes.words import SIGN_WORDS
@@ -53,6 +54,8 @@ class ScenesConfig:
         seed: another seed gives another world of scenes.
         hand: who drew the things.
         format: png and webp are lossless, jpg is not.
+        mllm: write the long captions as multimodal models do, a summary and then ever less important details, some of
+            them wrong; null writes complete and true ones.
         questions_per_picture: most questions in an instruction conversation.
         shard_size: scenes in one shard.
         benchmarks: rows of each benchmark of a test split.
@@ -70,6 +73,7 @@ class ScenesConfig:
     seed: int = 0
     hand: Literal["twemoji"] = "twemoji"
     format: Literal["png", "jpg", "webp"] = "png"
+    mllm: MllmWriter | None = None
     questions_per_picture: int = 7
     shard_size: int = 1000
     benchmarks: BenchmarkSizes = dataclasses.field(default_factory=BenchmarkSizes)
@@ -129,7 +133,7 @@ def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
         with tarfile.open(folder / shard, "w") as tar:
             for index in range(start, min(start + config.shard_size, config.size)):
                 scene, key = world.scene(config.split, index), f"{index:09d}"
-                image, captions = f"{key}.{config.format}", captions_of(world, scene)
+                image, captions = f"{key}.{config.format}", captions_of(world, scene, config.mllm)
                 _add(tar, image, encoded(world, scene, config.image_size, config.format))
                 _add(tar, f"{key}.json", _sidecar(scene, captions))
                 long = captions.synthetic_caption

@@ -1,0 +1,116 @@
+"""Many encoders from one entry: ``vary`` names settings and their values, every combination is an encoder.
+
+    partial:
+      vary: {recipe.strategy: [truncate, block], recipe.target_tokens: [8, 16]}
+      recipe: {texts: [partial]}
+
+makes partial.truncate.8, partial.truncate.16, partial.block.8 and partial.block.16. A figure of the report can show a
+score against one of these settings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clips.errors import UserError
+
+VARY = "vary"
+_PART = re.compile(r"[A-Za-z0-9_.]+")
+Settings = Mapping[str, Any]
+"""Fields of a command's own config; that command checks them."""
+Point = dict[str, Any]
+"""Dotted field → its value, for one encoder of an entry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Varied:
+    """An encoder that ``vary`` made: the entry that it comes from, and its own values (dotted field → value)."""
+
+    entry: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSpec:
+    """A figure of the report: a score against a setting, one curve for each combination of the other settings.
+
+    Args:
+        benchmark: whose primary metrics are drawn, one panel each.
+        encoders: the entry with ``vary`` whose encoders are the points.
+        x: the setting along the axis, one that the entry varies, with numbers for values.
+        beside: encoders drawn as level lines, by name.
+        title: above the panels; the entry's name where empty.
+        label: of the axis; the setting's name where empty.
+    """
+
+    benchmark: str
+    encoders: str
+    x: str
+    beside: tuple[str, ...] = ()
+    title: str = ""
+    label: str = ""
+
+
+def merged(below: Settings, above: Settings) -> dict[str, Any]:
+    """``above`` laid over ``below``: mappings are merged key by key, everything else is replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def expanded(encoders: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Varied]]:
+    """The encoders, those of entries with ``vary`` in the place of their entry, and where these come from."""
+    expanded: dict[str, Any] = {}
+    varied: dict[str, Varied] = {}
+    for name, entry in encoders.items():
+        if not isinstance(entry, dict) or VARY not in entry:
+            made = {name: entry}
+        else:
+            common = {key: value for key, value in entry.items() if key != VARY}
+            found = {f"{name}.{rest}": point for rest, point in points(entry, f"encoders.{name}").items()}
+            made = {full: merged(common, nested(point)) for full, point in found.items()}
+            varied |= {full: Varied(entry=name, settings=point) for full, point in found.items()}
+        if twice := made.keys() & expanded.keys():
+            raise UserError(f"encoders.{name}: its '{VARY}' makes {min(twice)}, which is there already")
+        expanded |= made
+    return expanded, varied
+
+
+def points(entry: Mapping[str, Any], where: str) -> dict[str, Point]:
+    """The encoders of an entry with ``vary``: what is added to its name → the values that it has.
+
+    Raises:
+        UserError: naming the field: no list of values, or one that makes no name.
+    """
+    axes = entry[VARY]
+    if not isinstance(axes, Mapping) or not axes:
+        raise UserError(
+            f"{where}.{VARY}: expected a mapping from settings (such as recipe.strategy) to lists of values"
+        )
+    for setting, values in axes.items():
+        listed = isinstance(values, list) and values and len(set(map(str, values))) == len(values)
+        if not isinstance(setting, str) or not listed:
+            raise UserError(f"{where}.{VARY}.{setting}: expected a list of different values")
+        for value in values:
+            if not isinstance(value, str | int | float) or not _PART.fullmatch(str(value)):
+                raise UserError(f"{where}.{VARY}.{setting}: expected names or numbers, got {value!r:.80}")
+    chosen = itertools.product(*axes.values())
+    return {".".join(map(str, values)): dict(zip(axes, values, strict=True)) for values in chosen}
+
+
+def nested(point: Point) -> dict[str, Any]:
+    """Dotted fields as mappings within mappings."""
+    settings: dict[str, Any] = {}
+    for field, value in point.items():
+        *outer, last = field.split(".")
+        inner = settings
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return settings

@@ -1,0 +1,138 @@
+"""Long synthetic captions that are complete and nearly always true."""
+
+from __future__ import annotations
+
+from clips.scenes.colours import PAINTS
+from clips.scenes.dice import Dice
+from clips.scenes.phrases import (
+    NUMBERS,
+    PLACES,
+    RELATIONS,
+    Described,
+    Group,
+    a,
+    group_relation,
+    listed,
+    sentence,
+)
+
+_SLIP = 40  # per mille of later sentences that get something wrong
+_INVENTION = 30  # per mille of long captions that name a thing which is not there
+_SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
+
+
+def complete_caption(described: Described, dice: Dice) -> str:
+    """Three to seven sentences as a multimodal model writes them.
+
+    The first names everything. The later ones give attributes, places and relations, the words on a
+    sign and the background, and now and then get a colour or a place wrong or invent a thing.
+    """
+    groups = dice.shuffled(described.groups)
+    sentences = [summary(described, groups, dice), *_details(groups, dice)]
+    if described.scene.sign:
+        sentences.append(sign_words(described, dice))
+    sentences.append(setting(described, dice))
+    if len(sentences) < 7 and dice.chance(_INVENTION):
+        absent = [kind for kind in described.world.inhabitants if kind.name not in described.kinds]
+        sentences.append(sentence(f"there is also {a(dice.choice(absent).name)} in the background"))
+    elif len(sentences) < 5 and dice.chance(250):
+        sentences.append(impression(groups, dice))
+    return " ".join(sentences)
+
+
+def sized(group: Group, dice: Dice, *, colour: bool = True) -> str:
+    """A thing with a word for its size: "a tiny red car"."""
+    return group.some(size=dice.choice(_SIZE_WORDS[group.size]), colour=colour)
+
+
+def summary(described: Described, groups: list[Group], dice: Dice) -> str:
+    """The sentence that a long caption begins with: ``groups`` and where they are."""
+    things = listed([sized(group, dice) if dice.chance(600) else group.some(colour=True) for group in groups])
+    is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
+    pattern = dice.choice(
+        (
+            "the image features {things} {where}",
+            "the image shows {things} {where}",
+            "this picture shows {things} {where}",
+            "in this image, there {is_are} {things} {where}",
+            "the scene depicts {things} {where}",
+            "{things} can be seen {where}",
+        )
+    )
+    return sentence(pattern.format(things=things, where=described.background.where, is_are=is_are))
+
+
+def _details(groups: list[Group], dice: Dice) -> list[str]:
+    """Where each thing is and what it looks like; four or five things share sentences in pairs."""
+    clauses = [clause(group, groups, dice) for group in groups]
+    if len(clauses) < 4:
+        return [sentence(words) for words in clauses]
+    pairs = [clauses[at : at + 2] for at in range(0, len(clauses), 2)]
+    return [sentence(", while ".join(pair)) for pair in pairs]
+
+
+def clause(group: Group, groups: list[Group], dice: Dice, *, slips: int = _SLIP) -> str:
+    """Where a thing is and what it looks like, wrong in ``slips`` per mille of the cases."""
+    slip = dice.chance(slips)
+    place = dice.choice(sorted(PLACES)) if slip and dice.chance(500) else group.place
+    colour = dice.choice(list(PAINTS)) if slip and place == group.place else group.colour
+    if group.count > 1:
+        looks = f"{group.size} and {colour}" if colour else group.size
+        return dice.choice((f"{group.the()} are {looks}", f"all {NUMBERS[group.count]} {group.noun} are {looks}"))
+    others = [(other, group_relation(group, other)) for other in groups if other is not group]
+    related = [(other, found) for other, found in others if found]
+    where = dice.choice(PLACES[place])
+    if related and dice.chance(700):
+        other, found = dice.choice(related)
+        where = dice.choice((f"{where}, {RELATIONS[found]} {other.the(colour=dice.chance(300))}",
+                             f"{RELATIONS[found]} {other.the(colour=dice.chance(300))}"))  # fmt: skip
+    shade = f"{colour} " if colour and colour not in group.kind.name else ""
+    verb = dice.choice(("is", "is located", "is positioned", "is placed", "can be seen"))
+    if dice.chance(300):
+        return f"the {shade}{group.noun}, which is {group.size}, {verb} {where}"
+    return f"the {shade}{group.noun} {verb} {where}"
+
+
+def sign_words(described: Described, dice: Dice) -> str:
+    """What is written, and where."""
+    assert described.scene.sign is not None
+    where = dice.choice(PLACES[described.scene.sign.place])
+    pattern = dice.choice(
+        (
+            'there is a white sign with the word "{word}" on it {where}',
+            'a sign {where} reads "{word}"',
+            'the word "{word}" is written on a white sign {where}',
+        )
+    )
+    return sentence(pattern.format(word=described.scene.sign.word, where=where))
+
+
+def setting(described: Described, dice: Dice) -> str:
+    """What the background is."""
+    description, colour = described.background.description, described.background.colour
+    pattern = dice.choice(
+        (
+            f"the background is plain {colour}"
+            if described.background.style == "plain"
+            else "the background shows {description}",
+            "behind {everything} is {description}",
+            "the scene is set against {description}",
+            "the objects stand out from {description}",
+        )
+    )
+    everything = listed([group.the() for group in described.groups])
+    return sentence(pattern.format(description=description, everything=everything))
+
+
+def impression(groups: list[Group], dice: Dice) -> str:
+    """What the picture is like, in words that fit any."""
+    things = listed([group.the() for group in groups])
+    is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
+    pattern = dice.choice(
+        (
+            "overall, {things} {is_are} the main focus of the image",
+            "the arrangement of {things} gives the picture a playful look",
+            "the picture is simple and draws attention to {things}",
+        )
+    )
+    return sentence(pattern.format(things=things, is_are=is_are))

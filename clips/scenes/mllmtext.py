@@ -1,0 +1,113 @@
+"""Long captions with the faults of those that multimodal models write: a summary, then ever less important details.
+
+Measured on captions that models wrote about COCO (``scripts/measure_long_captions.py``, docs/evidence.md): five
+sentences, three to seven; the first names two thirds of what people mention. Later ones name next to nothing more of
+it, but name it again: four in five of the second sentences, three in five of the fifth. And of the things that a
+sentence is the first to name, ever more are mentioned by nobody: 8 % in the first, 45 % in the second, 90 % in the
+fifth, as many as beside another photo. How many of those are wrong and how many only unimportant, that does not tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clips.errors import UserError
+from clips.scenes.dice import Dice
+from clips.scenes.longtext import clause, setting, sign_words, summary
+from clips.scenes.phrases import PLACES, Described, Group, a, sentence
+
+_ALSO_IN_SUMMARY = 500  # per mille of the things besides the most important one
+_NAMES_A_THING = 500  # per mille of the sentences that tell nothing new
+_VAGUE = (
+    "the scene has a cheerful and lively atmosphere, as if it was meant to make people smile",
+    "the arrangement of the elements creates a sense of balance and harmony in the picture",
+    "the contrast between the foreground and the background makes the scene visually appealing",
+    "there are no people in the scene, and nothing else of note can be seen around it",
+    "the colors are bright and well chosen, adding to the overall appeal of the picture",
+    "the various elements are placed close to each other, suggesting that they belong together",
+)
+_VAGUE_ABOUT = (
+    "the presence of {thing} conveys a playful mood and invites the viewer to look more closely",
+    "the composition is simple, which draws the viewer's attention to {thing}",
+    "it is likely that {thing} was drawn as a decoration or as an illustration for a story",
+    "the image captures {thing} in a moment that is both ordinary and charming",
+    "overall, {thing} can be considered the main focus of the scene, standing out from the rest",
+    "the placement of {thing} suggests that the picture is part of a larger set of images",
+)
+_WRONG = (
+    "there is also {one} {where}, partly hidden",
+    "in addition, {one} and {two} can be seen in the background",
+    "{one} is visible {where}, adding to the scene",
+    "nearby, there are {two} and what appears to be {one}",
+)
+_WRONG_ABOUT = (
+    "next to {thing} there is also {one}, partly hidden",
+    "in addition to {thing}, {one} and {two} can be seen in the background",
+    "{thing} is accompanied by {one}, adding to the scene",
+    "behind {thing} there are {two} and what appears to be {one}",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MllmWriter:
+    """How a multimodal model writes about scenes.
+
+    Args:
+        details: sentences after the summary, on average, 2 to 8; two more or fewer in a caption.
+        wrong: share of these sentences that name a thing that is not there, or get colour or place of one wrong; the
+            later a sentence the likelier, 0 to 0.5.
+    """
+
+    details: int = 4
+    wrong: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.details <= 8:
+            raise UserError(f"mllm.details: expected 2 to 8, got {self.details}")
+        if not 0 <= self.wrong <= 0.5:
+            raise UserError(f"mllm.wrong: expected a share from 0 to 0.5, got {self.wrong}")
+
+
+def mllm_caption(described: Described, dice: Dice, writer: MllmWriter) -> str:
+    """A summary of what is important, then details, later ones less important and more often wrong."""
+    groups = sorted(described.groups, key=lambda group: (group.size != "large", -group.count))
+    main = [group for number, group in enumerate(groups) if not number or dice.chance(_ALSO_IN_SUMMARY)]
+    count = max(1, dice.between(writer.details - 2, writer.details + 2))
+    true = _true_details(described, groups, dice)
+    sentences = [summary(described, main, dice)]
+    for number in range(count):
+        if dice.chance(round(2000 * writer.wrong * (number + 1) / (count + 1))):
+            sentences.append(_wrong(described, groups, dice))
+        else:
+            sentences.append(true.pop(0) if true else _vague(groups, dice))
+    return " ".join(sentences)
+
+
+def _true_details(described: Described, groups: list[Group], dice: Dice) -> list[str]:
+    """What is true and worth telling, the most important first; vague sentences lie between."""
+    found = [sentence(clause(group, groups, dice, slips=0)) for group in groups]
+    if described.scene.sign:
+        found.append(sign_words(described, dice))
+    found.append(setting(described, dice))
+    for number in range(1, len(found)):
+        if dice.chance(300):
+            found.insert(number, _vague(groups, dice))
+    return found
+
+
+def _vague(groups: list[Group], dice: Dice) -> str:
+    """A sentence that fits any picture, most often about a thing of this one, which it names again."""
+    if dice.chance(_NAMES_A_THING):
+        return sentence(dice.choice(_VAGUE_ABOUT).format(thing=dice.choice(groups).the()))
+    return sentence(dice.choice(_VAGUE))
+
+
+def _wrong(described: Described, groups: list[Group], dice: Dice) -> str:
+    """A sentence with a wrong colour or place, or about things that are not there."""
+    if dice.chance(300):
+        return sentence(clause(dice.choice(groups), groups, dice, slips=1000))
+    absent = [kind.name for kind in described.world.inhabitants if kind.name not in described.kinds]
+    one, two = (a(name) for name in dice.sample(absent, 2))
+    where = dice.choice(PLACES[dice.choice(sorted(PLACES))])
+    pattern = dice.choice(_WRONG_ABOUT if dice.chance(_NAMES_A_THING) else _WRONG)
+    return sentence(pattern.format(one=one, two=two, where=where, thing=dice.choice(groups).the()))

@@ -1,0 +1,95 @@
+"""A frozen trunk's outputs are found again, are those that it would compute, and are never another trunk's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clips import towers, trunk_cache
+from clips.config import TrainConfig
+from clips.data.augment import AugmentConfig
+from clips.data.loader import DataConfig
+from clips.data.sources import SourceConfig
+from clips.errors import UserError
+from clips.towers import ModelConfig
+
+CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, keep_trunk_outputs=True)
+
+
+def built(seed, config=CONFIG):
+    torch.manual_seed(seed)
+    model = towers.build_towers(towers.model_cfg(config))
+    towers.lock(model, config)
+    return model
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "clips" / "trunks"
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many pictures were computed in each call that computed any."""
+    counts = []
+    run = trunk_cache._Kept._run
+
+    def counted(self, image):
+        counts.append(len(image))
+        return run(self, image)
+
+    monkeypatch.setattr(trunk_cache._Kept, "_run", counted)
+    return counts
+
+
+def test_outputs_are_computed_once_and_right(cache, computed):
+    image = torch.randn(3, 3, 64, 64)
+    plain = built(0, ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True)).eval()
+    wanted = [value.detach() for value in towers.encode_image(plain, image)]
+    first = towers.encode_image(built(0), image[:2])
+    assert computed == [2]
+    model = built(0).train()
+    again = towers.encode_image(model, image)  # another model with the same weights, as a second training has
+    assert computed == [2, 1]
+    assert model.visual.trunk.training
+    torch.testing.assert_close(again[0], wanted[0])
+    torch.testing.assert_close(again[1], wanted[1])
+    torch.testing.assert_close(first[1], wanted[1][:2])
+    again[0].sum().backward()
+    assert model.visual.head.proj.weight.grad.abs().sum() > 0  # what is not frozen still learns
+
+
+def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed):
+    image = torch.randn(1, 3, 64, 64)
+    towers.encode_image(built(0), image)
+    towers.encode_image(built(1), image)
+    towers.encode_image(built(0), image + 1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        towers.encode_image(built(0), torch.cat([image, image + 1]))  # whose output lies otherwise in memory
+    assert computed == [1, 1, 1, 2]
+
+
+def test_a_broken_file_is_replaced(cache, computed):
+    image = torch.randn(1, 3, 64, 64)
+    wanted = towers.encode_image(built(0), image)[1]
+    (file,) = (path for path in cache.rglob("*") if path.is_file())
+    file.write_bytes(file.read_bytes()[:50])
+    torch.testing.assert_close(towers.encode_image(built(0), image)[1], wanted)
+    towers.encode_image(built(0), image)
+    assert computed == [1, 1]
+
+
+def test_pictures_that_vary_are_refused():
+    sources = (SourceConfig(path="x"),)
+    same = DataConfig(sources=sources, augment=AugmentConfig(min_area=1.0))
+    assert TrainConfig(output="o", model=CONFIG, data=same, steps=1)
+    with pytest.raises(UserError, match=r"keep_trunk_outputs: expected pictures that never change"):
+        TrainConfig(output="o", model=CONFIG, data=DataConfig(sources=sources), steps=1)
+
+
+def test_only_a_frozen_timm_trunk_has_outputs_to_keep():
+    with pytest.raises(UserError, match=r"expected model\.lock_image beside it"):
+        ModelConfig(keep_trunk_outputs=True)
+    with pytest.raises(UserError, match="whose image tower is a timm model"):
+        built(0, ModelConfig(lock_image=True, keep_trunk_outputs=True))

@@ -1,0 +1,139 @@
+"""Means over seeds, and scores against settings: known numbers, from results written by the harness's own writer."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from report_material import items_table, put_result
+from scipy import stats
+
+from benchmarks.report.command import ReportConfig, report
+from benchmarks.report.formats import FORMATS
+from benchmarks.report.model import build_report
+from benchmarks.report.page import render_page
+from benchmarks.report.seeds import t_interval, t_test
+from benchmarks.report.source import few_rows
+from benchmarks.study import commands
+from benchmarks.study.record import read_study_record, write_study_record
+from benchmarks.study.state import StepRecord, write_record
+
+SHARES = {
+    "pretrained": (0.1, 0.1, 0.1),
+    "whole": (0.2, 0.25, 0.3),
+    "part.block.8": (0.5, 0.55, 0.6),
+    "part.block.16": (0.3, 0.36, 0.42),
+}
+STUDY = """
+name: small
+baseline: whole
+seeds: [0, 1, 2]
+encoders:
+  pretrained: {}
+  whole: {recipe: {strategy: full}}
+  part: {vary: {recipe.strategy: [block], recipe.target_tokens: [8, 16]}}
+benchmarks: {retrieval: {data: d}}
+figures:
+  - {benchmark: retrieval, encoders: part, x: recipe.target_tokens, beside: [whole], title: <Lengths>, label: tokens}
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study's output with three encoders, three seeds each."""
+    folder = tmp_path_factory.mktemp("seeds")
+    output, file = folder / "out", folder / "study.yaml"
+    file.write_text(f"{STUDY}output: {output}\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "check_command", lambda words: None)
+        patch.setattr(commands, "code_hash", lambda words: "code")
+        keyed = commands.resolve(commands.StudyConfig(study=str(file)))
+        write_study_record(output, commands.study_record(keyed, str(file)))
+    for step in keyed.plan.steps:
+        record = StepRecord(
+            name=step.name, kind=step.kind, command="", key=keyed.keys[step.name].key, outcome="done", started=1.0,
+            seconds=1.0,
+        )  # fmt: skip
+        write_record(output, record)
+    for encoder, shares in SHARES.items():
+        for seed, share in enumerate(shares):
+            items = items_table(0.0, benchmark="retrieval", count=200)
+            items["hit"] = items["score"] = [float(number < round(200 * share)) for number in range(200)]
+            put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, primary=("t2i_r1",))
+    return output
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_interval_is_students_over_the_seeds():
+    values = (0.2, 0.25, 0.3)
+    expected = stats.t.interval(0.95, 2, loc=0.25, scale=stats.sem(values))
+    assert t_interval(values) == pytest.approx(expected)
+    assert t_interval([0.3]) is None
+    assert t_test([0.1, 0.2, 0.3]) == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.3], 0).pvalue)
+    assert (t_test([0.0, 0.0]), t_test([0.5, 0.5, 0.5 + 1e-16])) == (1.0, 0.0)
+
+
+def test_the_table_shows_means_and_differences_at_equal_seed(study):
+    built = build_report(study)
+    (column,) = built.table.columns
+    assert [row.name for row in built.table.rows] == ["pretrained", "whole", "part.block.8", "part.block.16"]
+    cell = built.table.cell(built.table.rows[3], column)
+    assert cell.value == pytest.approx(36)
+    assert cell.high - cell.value == pytest.approx(stats.t.ppf(0.975, 2) * 6 / 3**0.5)
+    assert cell.by_seed == pytest.approx({0: 30, 1: 36, 2: 42})
+    assert 8.5 < cell.sampling < 9.5  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
+    assert cell.delta.baseline == "whole"
+    assert cell.delta.value == pytest.approx(11)
+    alone = stats.ttest_1samp([10, 11, 12], 0).pvalue
+    assert cell.delta.p_value == pytest.approx(2 * alone)  # Holm: the second least of three
+    assert built.table.cell(built.table.rows[0], column).low is None  # the seeds do not differ
+    constant = built.table.cell(built.table.rows[2], column).delta
+    assert (constant.value, constant.low, constant.high) == pytest.approx((30, 30, 30))
+    assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
+    assert any("Student's t over seeds" in remark for remark in built.remarks)
+
+
+def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):
+    built = build_report(study)
+    lines = {line["row"]: line for line in rows_of(FORMATS["seeds"].render(built))}
+    assert float(lines["whole"]["seed 2"]) == pytest.approx(30)
+    assert float(lines["whole"]["value"]) == pytest.approx(25)
+    assert lines["whole"]["seeds"] == "3"
+    assert float(lines["whole"]["half width over pictures"]) > 5
+    assert len(rows_of(FORMATS["csv"].render(built))) == 4
+
+
+def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
+    built = build_report(study)
+    lines = rows_of(FORMATS["settings"].render(built))
+    assert [(line["curve"], line["tokens"], float(line["value"])) for line in lines] == [
+        ("block", "8.0", pytest.approx(55)),
+        ("block", "16.0", pytest.approx(36)),
+        ("whole", "", pytest.approx(25)),
+    ]
+    slopes = (30 - 50, 36 - 55, 42 - 60)  # 8 to 16 tokens is one doubling
+    low, high = stats.t.interval(0.95, 2, loc=-19, scale=stats.sem(slopes))
+    assert [float(lines[0][name]) for name in ("slope", "slope low", "slope high")] == pytest.approx([-19, low, high])
+    assert lines[2]["slope"] == ""
+    page = render_page(built)
+    assert 'id="settings"' in page
+    assert 'id="seeds"' in page
+    assert "&lt;Lengths&gt;" in page
+    assert page.count("<svg") == 1
+
+
+def test_results_without_seeds_have_no_files_about_them(tmp_path):
+    put_result(tmp_path, "one", "retrieval", items_table(0.5, benchmark="retrieval"))
+    report(ReportConfig(directory=str(tmp_path)))
+    assert not {"seeds.csv", "settings.csv"} & {path.name for path in (tmp_path / "report").iterdir()}
+
+
+def test_figures_survive_the_record_and_galleries_look_at_the_first_seed(study):
+    assert read_study_record(study).figures[0].beside == ("whole",)
+    rows = few_rows(build_report(study).source).rows
+    assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
