@@ -27,7 +27,7 @@ from clips.recaption.cleaning import clean, fitting
 from clips.recaption.config import RecaptionConfig
 from clips.recaption.describer import Describer, Said
 from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows
-from clips.recaption.run import recaption
+from clips.recaption.run import _begin, recaption
 
 PROMPT = "{web}. What colour is it?"
 
@@ -183,6 +183,9 @@ def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeyp
     assert "done before" in capsys.readouterr().err
     with pytest.raises(UserError, match="other settings \\(max_new_tokens is 2 there and 3 now"):
         recaption(settings(max_new_tokens=3))
+    begun = settings(output=f"{config.output}-begun")
+    Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
+    assert _begin(begun, 21)
     Path(config.output, "manifest.json").unlink()
     with pytest.raises(UserError, match="not empty, and not an artifact"):
         recaption(config)

@@ -87,7 +87,11 @@ def _begin(config: RecaptionConfig, samples: int) -> bool:
     elif (output / WORK / SETTINGS).is_file():
         before = json.loads((output / WORK / SETTINGS).read_text(encoding="utf-8"))
     else:
-        check_replaceable(output, KIND)
+        try:
+            check_replaceable(output, KIND)
+        except UserError:
+            if not (output / WORK).is_dir():  # else another process has begun at the same time
+                raise
         write_file(output / WORK / SETTINGS, json.dumps(settings, indent=1))
         return True
     if differing := difference(before, settings):
