@@ -75,14 +75,15 @@ def build(args: argparse.Namespace) -> tuple[Any, int]:
     model = two_towers.Model(
         **config.model, mesh=jax.sharding.Mesh(devices.reshape(1, 1, 1), config.sharding.mesh_axes)
     )
-    texts = jnp.concatenate([batch["labels1"], batch["labels2"]])
     rng = jax.random.PRNGKey(0)
-    params = meta.unbox(jax.jit(lambda key: model.init(key, batch["image"], texts, train=True)["params"])(rng))
+    smallest = batch["image"][:1], batch["labels1"][:2]
+    params = meta.unbox(jax.jit(lambda *inputs: model.init(*inputs, train=True)["params"])(rng, *smallest))
     count = len(batch["image"])
     tx, _ = optim.make(config, params, sched_kw={"total_steps": 10**6, "batch_size": count, "data_size": 10**6})
 
-    def loss_of(params: Any) -> Any:
+    def loss_of(params: Any, batch: Any) -> Any:
         randoms = dict.fromkeys(("dropout", "drop_path", "random_mask"), rng)
+        texts = jnp.concatenate([batch["labels1"], batch["labels2"]])
         image, text, outputs = model.apply({"params": params}, batch["image"], texts, train=True, rngs=randoms)
         contrastive, _ = losses.bidirectional_contrastive_loss(
             image, text[:count], text[count:], outputs["t"], reduction=True, local_loss=True, devices=devices
@@ -92,9 +93,9 @@ def build(args: argparse.Namespace) -> tuple[Any, int]:
         )
         return config.clip_loss_weight * contrastive + config.coca_caption_loss_weight * caption
 
-    def update(state: Any) -> Any:
+    def update(state: Any, batch: Any) -> Any:
         params, optimizer = state
-        loss, gradients = jax.value_and_grad(loss_of)(params)
+        loss, gradients = jax.value_and_grad(loss_of)(params, batch)
         updates, optimizer = tx.update(gradients, optimizer, params)
         return (optax.apply_updates(params, updates), optimizer), loss
 
@@ -104,7 +105,7 @@ def build(args: argparse.Namespace) -> tuple[Any, int]:
 
     def step() -> float:
         with nn.logical_axis_rules(()):
-            held[0], loss = jitted(held[0])
+            held[0], loss = jitted(held[0], batch)
         jax.block_until_ready(held[0])
         return float(loss)
 

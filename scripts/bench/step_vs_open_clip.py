@@ -30,7 +30,7 @@ from clips.step import training_step
 from clips.tokenizer import PAD
 from clips.towers import ModelConfig
 
-Sides = dict[str, Callable[[], object]]
+Sides = dict[str, Callable[[], dict[str, float]]]
 HEAD = [
     "recipe",
     "text attention",
@@ -98,7 +98,9 @@ def make_sides(args: argparse.Namespace, recipe: str, attention: str, precision:
 # ---------------------------------------------------------------- theirs
 
 
-def open_clips_step(model: Any, precision: str, batch: dict[str, Tensor], device: str) -> Callable[[], object]:
+def open_clips_step(
+    model: Any, precision: str, batch: dict[str, Tensor], device: str
+) -> Callable[[], dict[str, float]]:
     """A call of ``train_one_epoch`` on one batch, with open_clip's defaults."""
     from open_clip.factory import create_loss
     from open_clip_train.train import train_one_epoch
@@ -107,9 +109,21 @@ def open_clips_step(model: Any, precision: str, batch: dict[str, Tensor], device
     text = batch["web"] if "web" in batch else coca_rows(batch)
     loader = OneBatch((batch["image"], text))
     data = {"train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=loader)}
-    loss, optimizer = create_loss(args), open_clips_optimizer(model)
+    loss, optimizer, scheduler, log = create_loss(args), open_clips_optimizer(model), lambda step: None, Log()
     model.output_dict = True
-    return lambda: train_one_epoch(model, data, loss, 0, optimizer, None, lambda step: None, None, args)
+
+    def step() -> dict[str, float]:
+        train_one_epoch(model, data, loss, 0, optimizer, None, scheduler, None, args, log)
+        return dict(log)
+
+    return step
+
+
+class Log(dict):  # type: ignore[type-arg]
+    """What ``train_one_epoch`` tells TensorBoard: the step's losses, under the names that ours have."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self[name.removeprefix("train/")] = value
 
 
 class OneBatch(list):  # type: ignore[type-arg]
