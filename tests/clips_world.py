@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from clips.commandline import parse_config
 from clips.train import TrainConfig
@@ -57,6 +59,10 @@ def write_shards(folder: Path, sizes: tuple[int, ...] = (9, 7, 5)) -> Path:
         write_shard(folder / f"shard-{number:05d}.tar", samples)
         first += size
     return folder
+
+
+def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def config_text(data: Path, output: Path, /, **fields: Any) -> str:

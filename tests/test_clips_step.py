@@ -56,10 +56,6 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
     return {name: float(value.detach()) for name, value in losses.items()}, found
 
 
-def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -112,7 +108,7 @@ def test_an_average_of_the_weights_is_exported_and_resumed(tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "run", average=0.5, keep_after_training=True)
     train(config)
     exported = load_file(tmp_path / "run" / "open_clip_model.safetensors")
-    held = [stored(path) for path in checkpoints(tmp_path / "run")]
+    held = [clips_world.tensors_of(path) for path in checkpoints(tmp_path / "run")]
     name = "visual.conv1.weight"
     assert not torch.equal(exported[name], held[-1][f"model.clip.{name}"])
 
