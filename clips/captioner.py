@@ -169,8 +169,8 @@ class Captioner(nn.Module):
         used = counted.any(dim=0).nonzero()
         length = int(used.max()) + 1 if len(used) else 1
         hidden = self.decode(image_tokens, text_tokens, length, target)
-        chosen = counted[:, :length]
-        return self.head(hidden[chosen], shifted(target)[:, :length][chosen])
+        chosen = counted[:, :length].flatten().nonzero()[:, 0]
+        return self.head(hidden.flatten(0, 1)[chosen], shifted(target)[:, :length].flatten()[chosen])
 
     def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
         """Vocabulary logits (B, T, V), float32; ``target`` (B, T) is what a teacher-forced captioner is fed."""

@@ -20,6 +20,11 @@ COMMANDS = {
         help="count the samples of tar shards once and for all", target="clips.data.survey:index", positional=("path",)
     ),
     "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
+    "plan": Command(
+        help="what a training will need: memory, time, GPUs, storage",
+        target="clips.plan:plan",
+        positional=("training",),
+    ),
     "export": Command(
         help="write the encoder directory of a checkpoint", target="clips.export:export", positional=("run",)
     ),

@@ -11,6 +11,7 @@ from clips.errors import UserError
 from clips.optim import OptimConfig
 from clips.precision import Precision
 from clips.recipes import RecipeConfig
+from clips.scale import ScaleConfig
 from clips.towers import ModelConfig
 
 
@@ -54,6 +55,7 @@ class TrainConfig:
         micro_batch: samples that one process holds activations of at a time; null means its whole share of the batch.
             The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
             arXiv 2101.06983).
+        scale: how the work is spread over processes, and what is traded for memory.
         average: decay of a running average of the weights (EMA), such as 0.9999, which is what is exported then; null
             exports the weights themselves.
         seed: of the weights, the order of the data, crops and caption draws.
@@ -79,6 +81,7 @@ class TrainConfig:
     epochs: float | None = None
     batch_size: int = 128
     micro_batch: int | None = None
+    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig)
     average: float | None = None
     seed: int = 0
     precision: Precision = "auto"
