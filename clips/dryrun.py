@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import math
 import operator
 import weakref
 from collections.abc import Iterator, Mapping
@@ -78,8 +79,8 @@ def _empty(model: nn.Module) -> None:
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad))
-        for name, value in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty(value.shape, dtype=value.dtype))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -91,7 +92,7 @@ def layers(model: nn.Module) -> list[nn.Module]:
 def checkpointed(model: nn.Module) -> Iterator[None]:
     """Keep only the inputs of the layers, and compute what they hold again in the backward pass."""
     for layer in layers(model):
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
@@ -228,12 +229,20 @@ def _young_garbage() -> Iterator[None]:
 
 
 def _flop_counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added_product})
+    aten = torch.ops.aten
+    formulas = {aten.addmm_: _added_product, aten.convolution_backward: _convolution_backward}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def _added_product(into: Any, left: Any, right: Any, **named: Any) -> int:
     """FLOPs of a product that is added in place, from shapes; torch counts those only that are added elsewhere."""
     return 2 * left[0] * left[1] * right[1]
+
+
+def _convolution_backward(gradient: Any, x: Any, weight: Any, *settings: Any, **named: Any) -> int:
+    """FLOPs of a convolution's gradients, from shapes; torch's formula takes no heed of groups."""
+    wanted = sum(settings[-1][:2])  # by the input, by the weight
+    return wanted * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:])
 
 
 def counted_flops(counter: FlopCounterMode) -> float:
@@ -315,7 +324,7 @@ class MemoryTrace(TorchDispatchMode):
         self._bytes = {"gradients": 0, "copies": 0, "rest": 0}
         self._kinds: Any = WeakIdKeyDictionary()  # storage → [kind], or None for what was there before
         self._hooks: list[Any] = []
-        self._most = (0, 0)
+        self._most: tuple[int, ...] = (0, 0)
 
     def __enter__(self) -> MemoryTrace:
         self._parameters: Any = WeakIdKeyDictionary()
@@ -328,6 +337,7 @@ class MemoryTrace(TorchDispatchMode):
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
+        self._note()
         for hook in self._hooks:
             hook.remove()
         super().__exit__(*error)

@@ -28,7 +28,8 @@ DIVIDED: dict[Parallel, frozenset[str]] = {
 """Which parts each process holds 1/count of."""
 
 _FLOAT32, _ADAM = 4, 8  # bytes a parameter: weights and gradients are float32, AdamW keeps two numbers
-_SMALL, _LARGE = 32, 256  # dry steps of so many samples; between and beyond, bytes grow linearly
+_SMALL, _LARGE = 32, 256  # dry steps of so many samples; bytes grow linearly between and beyond
+_ROUND = 64  # the contrastive loss's samples are rounded up to a multiple, which spares dry runs of it
 _ZERO_BUCKET = 50_000_000  # elements of DeepSpeed's buckets, as scripts/deepspeed has them
 _OWN_MASTER = frozenset({"zero1", "zero2"})  # DeepSpeed's: a float32 copy of the share that a process updates
 
@@ -114,7 +115,8 @@ class Rehearsal:
         """
         lasting = self._lasting(spread) | {"batch": local * self._input_bytes()}
         share = spread.count if "gradients" in DIVIDED[spread.parallel] else 1
-        contrast = float(self.contrast(local, spread.count).peak)
+        rounded = -(-local // _ROUND) * _ROUND if local > _ROUND else local
+        contrast = float(self.contrast(rounded, spread.count).peak)
         if at_once >= local:
             moment = self._linear(local, lambda step: _fullest(step, share, contrast), spread.checkpointing)
         else:
@@ -127,8 +129,8 @@ class Rehearsal:
         parts = lasting | moment
         return parts | {"allowance": allowance.fixed + allowance.share * sum(parts.values())}
 
-    def least_bytes(self, checkpointing: bool) -> float:
-        """Bytes that every further sample of a step takes at least."""
+    def activation_bytes(self, checkpointing: bool) -> float:
+        """Bytes that every further sample of a step takes."""
         less, more = (self.step(size, checkpointing).timeline[:, 2].max() for size in (_SMALL, _LARGE))
         return float(more - less) / (_LARGE - _SMALL)
 
@@ -163,9 +165,13 @@ class Rehearsal:
     def _linear(self, samples: int, measure: Callable[[Step], Parts], checkpointing: bool) -> Parts:
         if samples <= _SMALL:
             return measure(self.step(samples, checkpointing))
-        less, more = (measure(self.step(size, checkpointing)) for size in (_SMALL, _LARGE))
+        if samples > _LARGE:  # the fullest instant is one of activations there
+            parts = measure(self.step(_LARGE, checkpointing))
+            more = (samples - _LARGE) * self.activation_bytes(checkpointing)
+            return parts | {"activations": parts["activations"] + more}
+        less, more_parts = (measure(self.step(size, checkpointing)) for size in (_SMALL, _LARGE))
         share = (samples - _SMALL) / (_LARGE - _SMALL)
-        return {name: max(0.0, less[name] + share * (more[name] - less[name])) for name in less}
+        return {name: less[name] + share * (more_parts[name] - less[name]) for name in less}
 
 
 def largest(fits: Callable[[int], bool], limit: int) -> int:

@@ -152,7 +152,7 @@ class StagePlan:
 
     def largest_batch(self, spread: Spread) -> int:
         """The most samples a GPU can take in a step whose activations it holds all at once."""
-        most = self.gpu.memory / self.rehearsal.least_bytes(spread.checkpointing)
+        most = self.gpu.memory / self.rehearsal.activation_bytes(spread.checkpointing)
         return largest(lambda size: self.fits(spread, local=size, at_once=size), int(most))
 
     def local(self, count: int) -> int:
