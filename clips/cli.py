@@ -25,6 +25,11 @@ COMMANDS = {
         positional=("path",),
     ),
     "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
+    "plan": Command(
+        help="what a training will need: memory, time, GPUs, storage",
+        target="clips.plan:plan",
+        positional=("training",),
+    ),
     "export": Command(
         help="write the encoder directory of a checkpoint, or an encoder for transformers or timm",
         target="clips.export:export",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared folder with real data and models")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _no_processes_left() -> Iterator[None]:
+    """A test that begins a training by hand leaves no process group behind."""
+    yield
+    if "clips.distributed" in sys.modules:
+        sys.modules["clips.distributed"].end_processes()
 
 
 @pytest.fixture(scope="session")

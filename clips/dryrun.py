@@ -1,0 +1,385 @@
+"""One training step without its numbers: what it computes, and what it holds in memory while it does.
+
+The model's own code runs on torch's fake tensors, which have shapes and types but no content: a step of the largest
+model takes seconds and no memory. Tokens are real, so that code may look at them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import math
+import operator
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from clips.losses import contrastive_loss
+from clips.model import ClipsModel, build_model
+from clips.precision import quick_attention
+from clips.recipes import RecipeConfig
+from clips.tokenizer import EOS
+from clips.towers import ModelConfig, model_cfg
+
+Device = Literal["cpu", "cuda"]
+_LAYERS = ("ResidualAttentionBlock", "CustomResidualAttentionBlock", "Block", "Bottleneck")
+_FLASH_BACKWARD = 2.5  # torch counts the scores that flash attention's backward pass computes again; a model has 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step over ``samples`` samples computes and holds, the contrastive loss left out.
+
+    Args:
+        samples: in it.
+        forward_flops: of the forward pass, all samples together; a multiplication with an addition is two.
+        flops: of forward and backward pass, nothing computed twice.
+        inputs: bytes of the batch.
+        timeline: (instants, 3) bytes at every allocation: gradients of parameters, low-precision copies of parameters,
+            and everything else that the step made (activations, their gradients, work space).
+        turn: the instant at which the forward pass was over.
+    """
+
+    samples: int
+    forward_flops: float
+    flops: float
+    inputs: int
+    timeline: np.ndarray
+    turn: int
+
+
+def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
+    """The model of a config, its parameters without content. What it begins with is not read."""
+    fresh = dataclasses.replace(model, pretrained=None, pretrained_trunk=None)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    if "timm_model_name" in model_cfg(fresh)["vision_cfg"]:  # timm's constructors look at numbers
+        built = build_model(fresh, recipe, seed=0)
+        with mode:
+            _empty(built)
+        return built
+    with mode:
+        return build_model(fresh, recipe, seed=0)
+
+
+def _empty(model: nn.Module) -> None:
+    """Take the content out of parameters and buffers; a fake tensor mode must be on."""
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of towers and captioner: those that activation checkpointing computes again."""
+    return [module for module in model.modules() if type(module).__name__ in _LAYERS]
+
+
+@contextlib.contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Keep only the inputs of the layers, and compute what they hold again in the backward pass."""
+    for layer in layers(model):
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers(model):
+            del layer.forward
+
+
+def fake_batch(
+    model: ClipsModel, samples: int, caption_tokens: int | None = None, texts: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A batch as `clips.step.to_device` hands it to the model: texts without padding, pictures without content.
+
+    Args:
+        model: whose batch.
+        samples: how many.
+        caption_tokens: counted labels of a sample's caption, all that the captioner has places for if not given.
+        texts: the token tensors of a real batch, which take the place of those without padding.
+    """
+    size = model.image_size
+    with _mode_of(model):
+        image = torch.empty(samples, 3, size, size).contiguous(memory_format=torch.channels_last)
+    batch = {name: torch.full((samples, model.context_length), EOS) for name in model.recipe.encoded}
+    if model.captioner is not None:
+        length = model.captioner.config.length
+        counted = torch.arange(length).expand(samples, -1) < counted_labels(model, caption_tokens)
+        batch |= {"target": torch.full((samples, length), EOS), "target_mask": counted}
+    return {"image": image, **batch, **(texts or {})}
+
+
+def counted_labels(model: ClipsModel, caption_tokens: int | None = None) -> int:
+    """Labels of a sample that enter the caption loss."""
+    assert model.captioner is not None
+    config = model.recipe.config.captioner
+    most = model.captioner.config.length - 1  # the begin token is nobody's label
+    return min(most, *(value for value in (caption_tokens, config.positions) if value is not None), most)
+
+
+def dry_step(
+    model: ClipsModel,
+    samples: int,
+    *,
+    device: Device = "cuda",
+    bf16: bool = True,
+    checkpointing: bool = False,
+    caption_tokens: int | None = None,
+    texts: Mapping[str, Tensor] | None = None,
+) -> Step:
+    """Forward and backward pass over a batch of ``samples``, as on ``device``.
+
+    Args:
+        model: of `fake_model`.
+        samples: in the batch.
+        device: whose attention kernels and types are taken: the fused kernels and types of autocast on a GPU differ
+            from a CPU's.
+        bf16: activations in bfloat16 by autocast.
+        checkpointing: keep the inputs of layers only, and compute the rest again in the backward pass.
+        caption_tokens: see `fake_batch`; ``texts`` likewise.
+    """
+    batch = fake_batch(model, samples, caption_tokens, texts)
+    model.train()
+    model.zero_grad()
+    live = MemoryTrace(model)
+    kernels = _cuda_kernels() if device == "cuda" else contextlib.nullcontext()
+    layers_again = checkpointed(model) if checkpointing else contextlib.nullcontext()
+    attention = quick_attention(torch.device(device), "bf16" if bf16 else "fp32")
+    with _young_garbage(), layers_again, kernels, attention, live, _flop_counter() as counter:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = model(batch)
+        turn, forward = len(live.timeline), counted_flops(counter)
+        live.collect = checkpointing
+        loss = torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum()
+        del outputs
+        loss.backward()
+    return Step(
+        samples=samples,
+        forward_flops=forward,
+        flops=counted_flops(counter),
+        inputs=sum(value.nbytes for value in batch.values()),
+        timeline=np.asarray(live.timeline, dtype=np.int64),
+        turn=turn,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """What the contrastive loss costs a process: ``flops`` and ``peak`` bytes, its and its gradient's together."""
+
+    flops: float
+    peak: int
+
+
+def dry_contrast(model: ClipsModel, samples: int, processes: int) -> Contrast:
+    """The contrastive loss of ``samples`` samples with those of all ``processes``, forward and backward.
+
+    Args:
+        model: of `fake_model`.
+        samples: of each process.
+        processes: how many; their group is torch's fake one, which sends nothing.
+
+    Raises:
+        RuntimeError: this process belongs to a group already.
+    """
+    recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
+    with _mode_of(model):
+        image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.texts)))
+        scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
+    with _process_group(processes), MemoryTrace(model) as live, _flop_counter() as counter:
+        contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
+    return Contrast(flops=counted_flops(counter), peak=max(map(sum, live.timeline)))
+
+
+@contextlib.contextmanager
+def _process_group(processes: int) -> Iterator[None]:
+    if processes == 1:
+        yield
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _young_garbage() -> Iterator[None]:
+    """What is there already is not looked at when garbage is collected, which so takes no time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _flop_counter() -> FlopCounterMode:
+    aten = torch.ops.aten
+    formulas = {aten.addmm_: _added_product, aten.convolution_backward: _convolution_backward}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _added_product(into: Any, left: Any, right: Any, **named: Any) -> int:
+    """FLOPs of a product that is added in place, from shapes; torch counts those only that are added elsewhere."""
+    return 2 * left[0] * left[1] * right[1]
+
+
+def _convolution_backward(gradient: Any, x: Any, weight: Any, *settings: Any, **named: Any) -> int:
+    """FLOPs of a convolution's gradients, from shapes; torch's formula takes no heed of groups."""
+    wanted = sum(settings[-1][:2])  # by the input, by the weight
+    return wanted * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:])
+
+
+def counted_flops(counter: FlopCounterMode) -> float:
+    """What was counted, less the attention scores that a fused kernel computes again: model FLOPs, as MFU takes them.
+
+    Source: appendix B of PaLM (arXiv 2204.02311).
+    """
+    total = 0.0
+    for kind, flops in counter.get_flop_counts()["Global"].items():
+        recomputes = "attention" in str(kind) and "backward" in str(kind)
+        total += flops * 2 / _FLASH_BACKWARD if recomputes else flops
+    return total
+
+
+@contextlib.contextmanager
+def _cuda_kernels() -> Iterator[None]:
+    """On a CPU's tensors, the attention and the types that a GPU would have.
+
+    A GPU has fused attention under any mask, which keeps queries, keys, values, result and one number a row; and its
+    autocast computes layer norms in float32, a CPU's in bfloat16 (the lists in torch's autocast_mode.h). Functions are
+    replaced, since a mode of torch's is not in force where checkpoints are computed again.
+    """
+    before = F.scaled_dot_product_attention, F.layer_norm
+    F.scaled_dot_product_attention, F.layer_norm = _fused_attention, _float32_norm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, F.layer_norm = before
+
+
+_layer_norm = F.layer_norm
+
+
+def _float32_norm(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return _layer_norm(x, *arguments, **named)
+    with torch.autocast("cpu", enabled=False):
+        return _layer_norm(x.float(), *arguments, **named)
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The operator of F.scaled_dot_product_attention that holds on a CPU what fused attention holds on a GPU."""
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    if attn_mask is not None and attn_mask.dtype is not query.dtype:
+        attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype).masked_fill(attn_mask.logical_not(), -torch.inf)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+def _mode_of(model: nn.Module) -> FakeTensorMode:
+    return next(model.parameters()).fake_mode  # type: ignore[attr-defined]
+
+
+class MemoryTrace(TorchDispatchMode):
+    """The bytes of all tensors made within it that are still there, after every operation that makes one.
+
+    Parameters, buffers and what else was there before are not counted. Tensors may be fake or real.
+
+    Args:
+        model: whose parameters' gradients and copies are told apart.
+    """
+
+    collect = False  # fake tensors make cycles with checkpoints, which real tensors do not: free them before a new peak
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.timeline: list[tuple[int, int, int]] = []
+        self._bytes = {"gradients": 0, "copies": 0, "rest": 0}
+        self._kinds: Any = WeakIdKeyDictionary()  # storage → [kind], or None for what was there before
+        self._hooks: list[Any] = []
+        self._most: tuple[int, ...] = (0, 0)
+
+    def __enter__(self) -> MemoryTrace:
+        self._parameters: Any = WeakIdKeyDictionary()
+        for value in [*self.model.parameters(), *self.model.buffers()]:
+            self._kinds[value.untyped_storage()] = None
+            if value.requires_grad:
+                self._parameters[value.untyped_storage()] = True
+                self._hooks.append(value.register_post_accumulate_grad_hook(self._has_gradient))
+        self._note()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._note()
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copies = func is torch.ops.aten._to_copy.default and args[0].untyped_storage() in self._parameters
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage(), "copies" if copies else "rest")
+        return result
+
+    def _count(self, storage: Any, kind: str) -> None:
+        if storage in self._kinds:
+            return
+        held, size = [kind], storage.nbytes()
+        self._kinds[storage] = held
+        self._bytes[kind] += size
+        weakref.finalize(storage, self._gone, held, size)
+        self._note()
+
+    def _gone(self, held: list[str], size: int) -> None:
+        self._bytes[held[0]] -= size
+
+    def _totals(self) -> tuple[int, int]:
+        """With and without gradients."""
+        made = self._bytes["copies"] + self._bytes["rest"]
+        return self._bytes["gradients"] + made, made
+
+    def _has_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        storage = parameter.grad.untyped_storage()
+        held = self._kinds.get(storage)
+        if held is not None and held[0] != "gradients":
+            self._bytes[held[0]] -= storage.nbytes()
+            self._bytes["gradients"] += storage.nbytes()
+            held[0] = "gradients"
+
+    def _note(self) -> None:
+        if self.collect and any(map(operator.gt, self._totals(), self._most)):
+            gc.collect()
+        self._most = tuple(map(max, self._totals(), self._most))
+        self.timeline.append((self._bytes["gradients"], self._bytes["copies"], self._bytes["rest"]))

@@ -1,0 +1,197 @@
+"""What one GPU holds while it trains, part by part, under each way of spreading the work.
+
+What a step makes comes from `clips.dryrun`; how parameters, gradients and states are divided is told in ``DIVIDED``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import get_args
+
+import numpy as np
+
+from clips.config import TrainConfig
+from clips.dryrun import Contrast, Device, Step, dry_contrast, dry_step, fake_model, layers
+from clips.scale import Parallel
+
+PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
+DIVIDED: dict[Parallel, frozenset[str]] = {
+    "ddp": frozenset(),
+    "fsdp": frozenset({"parameters", "gradients", "optimizer", "average"}),
+    "zero1": frozenset({"optimizer"}),
+    "zero2": frozenset({"optimizer", "gradients"}),
+    "zero3": frozenset({"parameters", "gradients", "optimizer", "average"}),
+}
+"""Which parts each process holds 1/count of."""
+
+_FLOAT32, _ADAM = 4, 8  # bytes a parameter: weights and gradients are float32, AdamW keeps two numbers
+_SMALL, _LARGE = 32, 256  # dry steps of so many samples; bytes grow linearly between and beyond
+_ROUND = 64  # the contrastive loss's samples are rounded up to a multiple, which spares dry runs of it
+_ZERO_BUCKET = 50_000_000  # elements of DeepSpeed's buckets, as scripts/deepspeed has them
+_OWN_MASTER = frozenset({"zero1", "zero2"})  # DeepSpeed's: a float32 copy of the share that a process updates
+
+Parts = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How the work is spread.
+
+    Args:
+        parallel: see `clips.scale.ScaleConfig`.
+        count: processes, one a GPU.
+        checkpointing: whether layers are computed again in the backward pass.
+    """
+
+    parallel: Parallel
+    count: int
+    checkpointing: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """What cannot be counted: ``fixed`` bytes (context, libraries, NCCL) and a ``share`` of all tensors (gaps)."""
+
+    fixed: float = 0.0
+    share: float = 0.0
+
+
+class Rehearsal:
+    """The model of one training stage and its dry steps, each of which is done once.
+
+    Args:
+        config: of the stage.
+        device: whose kernels are taken.
+        bf16: activations in bfloat16.
+        caption_tokens: counted labels of a sample's caption; all places of the captioner if not given.
+    """
+
+    def __init__(
+        self, config: TrainConfig, *, device: Device = "cuda", bf16: bool = True, caption_tokens: int | None = None
+    ) -> None:
+        self.config, self.device, self.bf16, self.caption_tokens = config, device, bf16, caption_tokens
+        self.model = fake_model(config.model, config.recipe)
+        weights = list(self.model.parameters())
+        self.parameters = sum(value.numel() for value in weights)
+        self.trained = sum(value.numel() for value in weights if value.requires_grad)
+        self.buffers = sum(value.nbytes for value in self.model.buffers())
+        in_layers = [sum(value.numel() for value in layer.parameters()) for layer in layers(self.model)] or [0]
+        self.largest_layer, self.outside_layers = max(in_layers), self.parameters - sum(in_layers)
+        self.step: Callable[[int, bool], Step] = functools.cache(self._step)
+        self.contrast: Callable[[int, int], Contrast] = functools.cache(functools.partial(dry_contrast, self.model))
+
+    def _step(self, samples: int, checkpointing: bool) -> Step:
+        return dry_step(
+            self.model,
+            samples,
+            device=self.device,
+            bf16=self.bf16,
+            checkpointing=checkpointing,
+            caption_tokens=self.caption_tokens,
+        )
+
+    def flops(self, count: int) -> float:
+        """Model FLOPs of a sample, its share of the contrastive loss over the global batch included."""
+        step, local = self.step(_SMALL, False), self.config.batch_size // count
+        return step.flops / step.samples + self.contrast(local, count).flops / local
+
+    def computed_flops(self, spread: Spread, *, in_parts: bool) -> float:
+        """FLOPs that a GPU really computes for a sample: some of them twice, to save memory."""
+        plain, step = self.step(_SMALL, False), self.step(_SMALL, spread.checkpointing)
+        again = step.flops - plain.flops + (plain.forward_flops if in_parts else 0)
+        return self.flops(spread.count) + again / step.samples
+
+    def footprint(self, spread: Spread, *, local: int, at_once: int, allowance: Allowance) -> Parts:
+        """Bytes of each part at the step's fullest instant.
+
+        Args:
+            spread: how the work is spread.
+            local: a process's samples of a step.
+            at_once: samples whose activations it holds at a time; fewer than ``local`` take two forward passes.
+            allowance: what is added for what cannot be counted.
+        """
+        lasting = self._lasting(spread) | {"batch": local * self._input_bytes()}
+        share = spread.count if "gradients" in DIVIDED[spread.parallel] else 1
+        rounded = -(-local // _ROUND) * _ROUND if local > _ROUND else local
+        contrast = float(self.contrast(rounded, spread.count).peak)
+        if at_once >= local:
+            moment = self._linear(local, lambda step: _fullest(step, share, contrast), spread.checkpointing)
+        else:
+            features = 2 * local * self.model.model_cfg["embed_dim"] * (1 + len(self.model.recipe.encoded)) * _FLOAT32
+            lasting["batch"] += features  # and their gradients
+            moment = self._linear(at_once, _fullest_part, spread.checkpointing)
+            moment["gradients"] = self.trained * _FLOAT32 / share
+            if moment["copies"] + moment["activations"] < contrast:
+                moment |= {"copies": 0.0, "activations": 0.0, "contrast": contrast}
+        parts = lasting | moment
+        return parts | {"allowance": allowance.fixed + allowance.share * sum(parts.values())}
+
+    def activation_bytes(self, checkpointing: bool) -> float:
+        """Bytes that every further sample of a step takes."""
+        less, more = (self.step(size, checkpointing).timeline[:, 2].max() for size in (_SMALL, _LARGE))
+        return float(more - less) / (_LARGE - _SMALL)
+
+    def _lasting(self, spread: Spread) -> Parts:
+        """What is there throughout a step."""
+        divided = DIVIDED[spread.parallel]
+        whole = {
+            "parameters": self.parameters * _FLOAT32,
+            "optimizer": self.trained * _ADAM,
+            "average": self.parameters * _FLOAT32 if self.config.average is not None else 0,
+        }
+        parts = {name: size / (spread.count if name in divided else 1) for name, size in whole.items()}
+        if spread.parallel in _OWN_MASTER:
+            parts["optimizer"] += self.trained * _FLOAT32 / spread.count
+        parts["parameters"] += self.buffers
+        return parts | {"exchange": float(self._exchanged(spread))}
+
+    def _exchanged(self, spread: Spread) -> int:
+        """Bytes of what processes pack for each other: DDP's copy of the gradients, or layers that are put together."""
+        if spread.count == 1:
+            return 0
+        if spread.parallel == "ddp":
+            return self.trained * _FLOAT32
+        if "parameters" not in DIVIDED[spread.parallel]:
+            return 2 * min(_ZERO_BUCKET, self.trained) * _FLOAT32
+        return (self.outside_layers + 3 * self.largest_layer) * _FLOAT32  # this layer, the next, and a gradient
+
+    def _input_bytes(self) -> float:
+        step = self.step(_SMALL, False)
+        return step.inputs / step.samples
+
+    def _linear(self, samples: int, measure: Callable[[Step], Parts], checkpointing: bool) -> Parts:
+        if samples <= _SMALL:
+            return measure(self.step(samples, checkpointing))
+        if samples > _LARGE:  # the fullest instant is one of activations there
+            parts = measure(self.step(_LARGE, checkpointing))
+            more = (samples - _LARGE) * self.activation_bytes(checkpointing)
+            return parts | {"activations": parts["activations"] + more}
+        less, more_parts = (measure(self.step(size, checkpointing)) for size in (_SMALL, _LARGE))
+        share = (samples - _SMALL) / (_LARGE - _SMALL)
+        return {name: less[name] + share * (more_parts[name] - less[name]) for name in less}
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to ``limit`` that ``fits``, a multiple of 8 above 8; 0 where not even 1 does."""
+    tried = sorted({*range(1, min(8, limit) + 1), *range(8, limit + 1, 8), limit})
+    return [0, *tried][bisect.bisect_left(tried, True, key=lambda number: not fits(number))]
+
+
+def _fullest(step: Step, gradient_share: int, contrast: float) -> Parts:
+    """The instant at which a step holds most, the contrastive loss taking place at its turn."""
+    timeline = step.timeline / [gradient_share, 1, 1]
+    instant = int(timeline.sum(axis=1).argmax())
+    at_turn = timeline[step.turn - 1]
+    if at_turn.sum() + contrast > timeline[instant].sum():
+        return dict(zip(("gradients", "copies", "activations", "contrast"), [*at_turn, contrast], strict=True))
+    return dict(zip(("gradients", "copies", "activations", "contrast"), [*timeline[instant], 0.0], strict=True))
+
+
+def _fullest_part(step: Step) -> Parts:
+    """The same for a part of a batch, where gradients are there already and the contrastive loss is over."""
+    held = step.timeline[:, 1:]
+    copies, activations = held[int(held.sum(axis=1).argmax())].astype(np.float64)
+    return {"gradients": 0.0, "copies": copies, "activations": activations, "contrast": 0.0}

@@ -1,0 +1,312 @@
+"""What a training will need, against what it takes on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from clips.cli import COMMANDS
+from clips.commandline import parse_config, run_commands
+from clips.config import TrainConfig
+from clips.data.loader import batches
+from clips.dryrun import MemoryTrace, Step, dry_contrast, dry_step, fake_batch, fake_model
+from clips.errors import UserError
+from clips.footprint import PARALLELS, Allowance, Rehearsal, Spread, largest
+from clips.hardware import GPUS, gpu_of
+from clips.model import ClipsModel, build_model
+from clips.plan import PlanConfig, bandwidth, make_plan
+from clips.recipes import RecipeConfig
+from clips.stages import stage_configs
+from clips.step import to_device
+from clips.towers import ModelConfig
+from clips.train import open_data, start_run
+from clips.utilisation import Utilisation, flops_per_sample
+
+MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
+RECIPE = RecipeConfig(name="clips")
+SHIPPED = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "clips-l-14.yaml"
+
+
+@pytest.fixture(scope="module")
+def fake() -> ClipsModel:
+    return fake_model(MODEL, RECIPE)
+
+
+def dry(fake: ClipsModel, samples: int, **options: Any) -> Step:
+    return dry_step(fake, samples, **{"device": "cpu", "bf16": False, **options})
+
+
+def real_step(model: ClipsModel, samples: int, fake: ClipsModel) -> None:
+    image = torch.randn(samples, 3, model.image_size, model.image_size)
+    outputs = model({**fake_batch(fake, samples), "image": image})
+    torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum().backward()
+
+
+# ---------------------------------------------------------------- a step without numbers, and a real one
+
+
+def test_a_dry_step_holds_what_a_real_one_holds(fake: ClipsModel):
+    model = build_model(MODEL, RECIPE, seed=0)
+    with MemoryTrace(model) as trace:
+        real_step(model, 32, fake)
+    image = 32 * 3 * 16 * 16 * 4  # made within the trace here, before it there
+    real, counted = np.asarray(trace.timeline), dry(fake, 32).timeline
+    assert abs(real.sum(1).max() - image - counted.sum(1).max()) <= 0.001 * counted.sum(1).max()
+    assert counted[-1, 0] == sum(value.nbytes for value in model.parameters() if value.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # profilers look for GPUs
+def test_the_allocator_tells_the_same(fake: ClipsModel):
+    model = build_model(MODEL, RECIPE, seed=0)
+    real_step(model, 2, fake)
+    model.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        real_step(model, 64, fake)
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    measured = np.cumsum([size for _, size in changes]).max()
+    assert dry(fake, 64).timeline.sum(1).max() == pytest.approx(measured, rel=0.05)
+
+
+def test_saved_tensors_are_what_a_real_forward_pass_saves(fake: ClipsModel):
+    model = build_model(MODEL, RECIPE, seed=0)
+    own = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(value: torch.Tensor) -> torch.Tensor:
+        if value.untyped_storage().data_ptr() not in own:
+            saved[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    batch = {**fake_batch(fake, 32), "image": torch.randn(32, 3, 16, 16)}
+    own |= {value.untyped_storage().data_ptr() for value in batch.values()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        outputs = model(batch)
+    step = dry(fake, 32)
+    features = sum(value.nbytes for value in outputs.values())
+    assert step.timeline[step.turn - 1, 2] == pytest.approx(sum(saved.values()) + features, rel=0.01)
+
+
+def test_bytes_grow_with_the_samples(fake: ClipsModel):
+    small, middle, large = (dry(fake, size, device="cuda", bf16=True).timeline[:, 2].max() for size in (32, 64, 128))
+    assert large - middle == pytest.approx(2 * (middle - small), rel=0.01)
+
+
+def test_checkpointing_holds_less_and_computes_more(fake: ClipsModel):
+    plain, again = dry(fake, 64), dry(fake, 64, checkpointing=True)
+    assert again.timeline[again.turn - 1, 2] < 0.4 * plain.timeline[plain.turn - 1, 2]
+    assert plain.flops < again.flops < plain.flops + plain.forward_flops
+    assert again.forward_flops == plain.forward_flops
+    assert dry(fake, 64).timeline.max() == plain.timeline.max()  # and nothing of it stays
+
+
+def test_bf16_halves_most_activations_and_copies_weights(fake: ClipsModel):
+    full, half = dry(fake, 64), dry(fake, 64, device="cuda", bf16=True)
+    assert 0.4 < half.timeline[:, 2].max() / full.timeline[:, 2].max() < 0.8
+    assert half.timeline[:, 1].max() > full.timeline[:, 1].max() == 0
+
+
+# ---------------------------------------------------------------- FLOPs
+
+
+def test_flops_of_parts_that_can_be_told_by_hand(fake: ClipsModel):
+    all_counted = fake_batch(fake, 8, 20)["target_mask"]
+    one_less = all_counted.clone()
+    one_less[5, 3] = False
+    more, fewer = (dry(fake, 8, texts={"target_mask": mask}).flops for mask in (all_counted, one_less))
+    assert fake.captioner is not None
+    assert more - fewer == 3 * 2 * fake.captioner.head.weight.numel()
+    assert dry_contrast(fake, 16, 1).flops == 4 * 3 * 2 * 16 * 16 * fake.model_cfg["embed_dim"]
+    assert dry_contrast(fake, 16, 8).flops == 8 * dry_contrast(fake, 16, 1).flops
+    locked = fake_model(dataclasses.replace(MODEL, lock_image=True, lock_text=True), RECIPE)
+    assert dry(locked, 8).flops < dry(fake, 8).flops
+    assert dry(locked, 8).forward_flops == dry(fake, 8).forward_flops
+
+
+@pytest.mark.parametrize("architecture", ["clips-rn-tiny", "clips-tinyvit"])
+def test_other_towers(architecture: str):
+    step = dry(fake_model(ModelConfig(architecture=architecture), RecipeConfig(name="clip")), 4)
+    assert 2.5 * step.forward_flops < step.flops <= 3.01 * step.forward_flops
+
+
+def test_utilisation_of_a_run(tmp_path: Path):
+    config = clips_world.train_config(clips_world.write_shards(tmp_path / "data"), tmp_path / "run")
+    run = start_run(config, open_data(config))
+    batch = next(batches(run.data, first_step=0, last_step=1, batch_size=4))
+    batch.pop("bad")
+    batch = to_device(batch, run)
+    assert Utilisation(run).read(batch, 100.0) == {}  # a CPU's peak is not known
+    flops = flops_per_sample(run, batch)
+    longer = {**batch, "target_mask": torch.ones_like(batch["target_mask"])}
+    assert flops < flops_per_sample(run, longer)
+    assert Utilisation(run, peak=1e12).read(batch, 100.0) == pytest.approx(
+        {"mfu": flops * 1e-10, "tflops": flops * 1e-10}
+    )
+
+
+# ---------------------------------------------------------------- plans
+
+
+def write_config(folder: Path, **fields: Any) -> Path:
+    path = folder / "train.yaml"
+    stages = [
+        {"samples": 1_000_000, "batch_size": 4096},
+        {"samples": 100_000, "batch_size": 2048, "model.image_size": 32},
+    ]
+    settings = {
+        "output": str(folder / "run"),
+        "data": {"sources": [{"path": "s3://nowhere/{0..9}.tar"}]},
+        "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
+        "recipe": {"name": "clips", "captioner": {"layers": 1}},
+        "stages": stages,
+    }
+    path.write_text(json.dumps({**settings, **fields}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    path = write_config(tmp_path_factory.mktemp("plan"), average=0.999)
+    return [make_plan(PlanConfig(training=str(path), gpu="l4", count=count)) for count in (4, 8)]
+
+
+def test_twice_the_gpus_half_the_hours(plans: list[dict[str, Any]]):
+    for few, many in zip(plans[0]["stages"], plans[1]["stages"], strict=True):
+        assert many["speed"]["computing_seconds"] == pytest.approx(few["speed"]["computing_seconds"] / 2)
+        assert many["samples_per_gpu"] * 2 == few["samples_per_gpu"]
+        assert many["flops_per_sample"] == few["flops_per_sample"]
+        speed = many["speed"]
+        assert speed["samples_per_second_nothing_overlapped"] < speed["samples_per_second"]
+        assert speed["samples_per_second"] * 8 < many["batch_size"] / speed["computing_seconds"] * 8
+        assert speed["hours"] == pytest.approx(many["samples"] / speed["samples_per_second"] / 3600)
+    assert [stage["image_size"] for stage in plans[0]["stages"]] == [16, 32]
+    assert [stage["steps"] for stage in plans[0]["stages"]] == [245, 49]
+    clusters = {cluster["count"]: cluster for cluster in plans[0]["clusters"]}
+    assert clusters[8]["hours"] == pytest.approx(sum(stage["speed"]["hours"] for stage in plans[1]["stages"]))
+    assert clusters[512]["hours"] < clusters[8]["hours"]
+
+
+def test_what_each_parallelism_divides(plans: list[dict[str, Any]]):
+    stage = plans[1]["stages"][0]
+    whole = {"parameters": 4, "gradients": 4, "optimizer": 8, "average": 4}
+    divided = {
+        "ddp": set(),
+        "fsdp": set(whole),
+        "zero1": {"optimizer"},
+        "zero2": {"optimizer", "gradients"},
+        "zero3": set(whole),
+    }
+    for parallel in PARALLELS:
+        parts = stage["memory"][parallel]["parts"]
+        for name, size in whole.items():
+            share = 8 if name in divided[parallel] else 1
+            if name == "gradients" and parallel != "ddp":
+                continue  # at the fullest instant there may be none yet
+            own_copy = 4 if name == "optimizer" and parallel in {"zero1", "zero2"} else 0
+            bound = stage["parameters"]["all"] * (size + own_copy) / share
+            assert parts[name] == pytest.approx(bound, rel=0.01) or (name == "gradients" and parts[name] <= bound)
+    totals = {parallel: sum(entry["parts"].values()) for parallel, entry in stage["memory"].items()}
+    assert totals["fsdp"] < totals["zero2"] <= totals["zero1"]
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(tmp_path: Path):
+    training = parse_config(TrainConfig, ["--config", str(write_config(tmp_path, stages=[], steps=9))], prog="test")
+    rehearsal = Rehearsal(training)
+    spread, none = Spread(parallel="ddp", count=4, checkpointing=False), Allowance()
+
+    def size(samples: int) -> float:
+        return sum(rehearsal.footprint(spread, local=samples, at_once=samples, allowance=none).values())
+
+    room = size(200)
+    assert largest(lambda samples: size(samples) <= room, 4000) == 200
+    assert [largest(lambda samples, most=most: samples <= most, 1000) for most in (0, 5, 8, 15, 16, 5000)] == [
+        *(0, 5, 8, 8, 16, 1000),
+    ]
+    step = rehearsal.step(180, False)
+    between = rehearsal.footprint(spread, local=180, at_once=180, allowance=none)
+    exact = step.timeline.sum(1).max()
+    assert between["gradients"] + between["copies"] + between["activations"] == pytest.approx(exact, rel=0.03)
+    parts = rehearsal.footprint(spread, local=1024, at_once=64, allowance=none)
+    assert sum(parts.values()) < 0.5 * size(1024)
+    assert rehearsal.computed_flops(spread, in_parts=True) > 1.25 * rehearsal.computed_flops(spread, in_parts=False)
+
+
+def test_the_shipped_schedule_is_the_papers():
+    training = parse_config(TrainConfig, ["--config", str(SHIPPED)], prog="test")
+    stages = stage_configs(training)
+    assert [stage.model.image_size for stage in stages] == [84, 224, 336]
+    assert [stage.samples for stage in stages] == [12_800_000_000, 512_000_000, 128_000_000]
+    assert [stage.batch_size for stage in stages] == [32768, 16384, 8192]
+    warmups = [stage.optim.warmup * stage.samples for stage in stages]
+    assert warmups == pytest.approx([51.2e6, 25.6e6, 0])
+    rehearsal = Rehearsal(stages[0])
+    assert rehearsal.parameters == pytest.approx(525.4e6, rel=0.01)
+    # 2 FLOPs a parameter and token forward, twice that backward: 36 patches and a class token, 2 texts of 80, and
+    # 36 + 79 + 127 tokens of the captioner, its head on 127 of them
+    visual = 24 * 12 * 1024**2 * 37
+    text = 12 * 12 * 768**2 * 160
+    captioner = 12 * 12 * 768**2 * 242 + 768 * 32000 * 127
+    assert rehearsal.flops(64) == pytest.approx(6 * (visual + text + captioner), rel=0.05)
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, file = write_config(tmp_path, stages=[], samples=10_000), tmp_path / "plan.json"
+    assert run_commands("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", "--json", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "Stage 1 of 1: 16 pixels, 8 × l4" in shown
+    assert "activations, work space" in shown
+    assert "extrapolated" in shown
+    written = json.loads(file.read_text())
+    assert written["mfu_from"] == "assumed"
+    assert written["stages"][0]["storage"]["encoder"] > 4 * written["stages"][0]["parameters"]["all"] - 1
+
+
+def test_a_measured_mfu_is_taken(tmp_path: Path):
+    path, log = write_config(tmp_path, stages=[], samples=10_000), tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps({"step": step, "mfu": mfu}) + "\n" for step, mfu in enumerate((0.1, 0.31, 0.33))))
+    found = make_plan(PlanConfig(training=str(path), gpu="l4", measured=str(log)))
+    assert found["mfu"] == 0.31
+    log.write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="has no mfu"):
+        make_plan(PlanConfig(training=str(path), gpu="l4", measured=str(log)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({}, {"gpu": "h20"}, "unknown kind of GPU 'h20'; did you mean 'h200'"),
+        ({}, {"count": 0}, "count: expected 1 or more, got 0"),
+        ({}, {"count": 3}, "count: expected a divisor of batch_size 4096, got 3"),
+        ({}, {"mfu": 1.5}, "mfu: expected a share"),
+        ({}, {"training": "none.yaml"}, "none.yaml"),
+        ({"stages": [], "epochs": 2}, {}, "epochs: expected samples or steps"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
+    path = write_config(tmp_path, **fields)
+    with pytest.raises(UserError, match=message):
+        make_plan(PlanConfig(**{"training": str(path), "gpu": "l4", **options}))
+
+
+def test_gpus():
+    names = {
+        "NVIDIA A100-SXM4-80GB": "a100-80",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H200": "h200",
+        "NVIDIA L40S": "l40s",
+        "NVIDIA L4": "l4",
+        "NVIDIA GeForce RTX 4090": "4090",
+    }
+    assert {name: gpu_of(name) for name in names} == {name: GPUS[kind] for name, kind in names.items()}
+    assert gpu_of("NVIDIA H100 PCIe") is None  # slower than what the table has
+    assert bandwidth(GPUS["h200"], 8) == 450e9
+    assert bandwidth(GPUS["h200"], 64) == 400e9
