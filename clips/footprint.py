@@ -8,13 +8,14 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
 
 from clips.config import TrainConfig
-from clips.dryrun import Contrast, Device, Step, dry_contrast, dry_step, fake_model, layers
+from clips.dryrun import Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model, layers
 from clips.scale import Parallel
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
@@ -29,8 +30,8 @@ DIVIDED: dict[Parallel, frozenset[str]] = {
 
 _FLOAT32, _ADAM = 4, 8  # bytes a parameter: weights and gradients are float32, AdamW keeps two numbers
 _SMALL, _LARGE = 32, 256  # dry steps of so many samples; bytes grow linearly between and beyond
-_ROUND = 64  # the contrastive loss's samples are rounded up to a multiple, which spares dry runs of it
-_ZERO_BUCKET = 50_000_000  # elements of DeepSpeed's buckets, as scripts/deepspeed has them
+_MOST_PAIRS = 2**27  # of samples in dry runs of the contrastive loss: some chunks of it
+_ZERO_BUCKET = 500_000_000  # elements of the buffer in which DeepSpeed packs gradients, its default
 _OWN_MASTER = frozenset({"zero1", "zero2"})  # DeepSpeed's: a float32 copy of the share that a process updates
 
 Parts = dict[str, float]
@@ -96,7 +97,7 @@ class Rehearsal:
     def flops(self, count: int) -> float:
         """Model FLOPs of a sample, its share of the contrastive loss over the global batch included."""
         step, local = self.step(_SMALL, False), self.config.batch_size // count
-        return step.flops / step.samples + self.contrast(local, count).flops / local
+        return step.flops / step.samples + contrast_flops(self.model, local, count) / local
 
     def computed_flops(self, spread: Spread, *, in_parts: bool) -> float:
         """FLOPs that a GPU really computes for a sample: some of them twice, to save memory."""
@@ -115,8 +116,7 @@ class Rehearsal:
         """
         lasting = self._lasting(spread) | {"batch": local * self._input_bytes()}
         share = spread.count if "gradients" in DIVIDED[spread.parallel] else 1
-        rounded = -(-local // _ROUND) * _ROUND if local > _ROUND else local
-        contrast = float(self.contrast(rounded, spread.count).peak)
+        contrast = self._contrast(local, spread.count)
         if at_once >= local:
             moment = self._linear(local, lambda step: _fullest(step, share, contrast), spread.checkpointing)
         else:
@@ -155,8 +155,17 @@ class Rehearsal:
         if spread.parallel == "ddp":
             return self.trained * _FLOAT32
         if "parameters" not in DIVIDED[spread.parallel]:
-            return 2 * min(_ZERO_BUCKET, self.trained) * _FLOAT32
+            return min(_ZERO_BUCKET, self.trained) * _FLOAT32
         return (self.outside_layers + 3 * self.largest_layer) * _FLOAT32  # this layer, the next, and a gradient
+
+    def _contrast(self, local: int, count: int) -> float:
+        """Bytes of the contrastive loss; linear between and beyond powers of two, which spares dry runs."""
+        most = math.isqrt(_MOST_PAIRS // count)
+        less = min(1 << (local.bit_length() - 1), max(1, (1 << (most.bit_length() - 1)) // 2))
+        if local == less:
+            return self.contrast(local, count).peak
+        low, high = (self.contrast(size, count).peak for size in (less, 2 * less))
+        return low + (local / less - 1) * (high - low)
 
     def _input_bytes(self) -> float:
         step = self.step(_SMALL, False)

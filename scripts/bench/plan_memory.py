@@ -21,8 +21,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from clips.config import TrainConfig
@@ -40,7 +38,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Measure all cases and print a table, or one case and print its numbers as JSON."""
+    """Measure all cases or one of them and print its numbers as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -48,20 +46,16 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(arguments.one)))
         return
-    table = Table(title="MiB: planned / measured (ratio)")
-    for name in ("case", *LASTING, "step", "all tensors", "peak resident, measured"):
-        table.add_column(name, justify="left" if name == "case" else "right")
+    print("MiB, planned / measured (ratio)")
     for case in arguments.cases:
         done = subprocess.run([sys.executable, __file__, "--one", case], check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         planned, measured = found["planned"], found["measured"]
-        pairs = [(planned[name], measured[name]) for name in (*LASTING, "step", "all")]
-        table.add_row(
-            case,
-            *(f"{ours / MIB:,.0f} / {real / MIB:,.0f} ({ours / real:.3f})" for ours, real in pairs),
-            f"{found['resident'] / MIB:,.0f}",
-        )
-    Console().print(table)
+        told = [
+            f"{name} {planned[name] / MIB:,.0f} / {measured[name] / MIB:,.0f} ({planned[name] / measured[name]:.3f})"
+            for name in (*LASTING, "step", "all")
+        ]
+        print(f"{case:<18} {', '.join(told)}; peak resident {found['resident'] / MIB:,.0f}", flush=True)
 
 
 def measure(case: str) -> dict[str, Any]:
