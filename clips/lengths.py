@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 _MOST_GROUPS = 8
-_SMALLEST_GROUP = 8  # rows; smaller matrix products cost more than the padding they save
+_SMALLEST_GROUP = 16  # rows; each group writes the gradients of all weights once more
 
 
 def groups_by_length(lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:

@@ -91,8 +91,8 @@ def test_text_feature_comes_from_the_class_token_and_tokens_from_before_the_last
 @pytest.mark.parametrize("custom_text", [False, True])
 def test_the_short_way_to_text_features_has_their_values_and_gradients(attention, custom_text):
     model = with_text(attention, custom_text).double()
-    text = ClipsTokenizer(12)(["word " * (index * 7 % 12) for index in range(20)])
-    weight = torch.randn(20, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    text = ClipsTokenizer(12)(["word " * (index * 7 % 12) for index in range(40)])
+    weight = torch.randn(40, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = []
     for features in (towers.text_features(model, text), model.encode_text(text)):
         (features * weight).sum().backward()
@@ -108,13 +108,13 @@ def test_the_short_way_to_text_features_has_their_values_and_gradients(attention
 
 @pytest.mark.parametrize("attention", ["all", "causal"])
 def test_the_short_way_to_text_features_computes_less(attention):
-    model, text = with_text(attention), ClipsTokenizer(12)(["car"] * 20 + ["a long caption of many words"] * 4)
+    model, text = with_text(attention), ClipsTokenizer(12)(["car"] * 32 + ["a long caption of many words"] * 16)
     work = {}
     for encode in (towers.text_features, towers.encode_text):
         with FlopCounterMode(display=False) as counter:
             encode(model, text)
         work[encode] = counter.get_total_flops()
-    assert work[towers.text_features] < {"all": 0.9, "causal": 0.6}[attention] * work[towers.encode_text]
+    assert work[towers.text_features] < {"all": 0.9, "causal": 0.7}[attention] * work[towers.encode_text]
 
 
 def test_what_stands_behind_the_end_token_of_a_causal_text_does_not_count():
