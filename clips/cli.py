@@ -27,7 +27,7 @@ COMMANDS = {
     "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
     "plan": Command(
         help="what a training will need: memory, time, GPUs, storage",
-        target="clips.plan:plan",
+        target="clips.planning.plan:plan",
         positional=("training",),
     ),
     "export": Command(

@@ -105,11 +105,11 @@ class ClipsModel(nn.Module):
                 module.eval()
         return self
 
-    def checkpoint_activations(self) -> None:
+    def checkpoint_activations(self, *, enable: bool = True) -> None:
         """From now on keep each layer's input only and compute its activations again in the backward pass."""
-        self.clip.set_grad_checkpointing()
+        self.clip.set_grad_checkpointing(enable)
         if self.captioner is not None:
-            self.captioner.checkpoints_activations = True
+            self.captioner.checkpoints_activations = enable
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -29,6 +29,7 @@ from clips.export import write_encoder
 from clips.model import ClipsModel
 from clips.modelcard import write_model_card
 from clips.parallel import whole
+from clips.planning.utilisation import Utilisation
 from clips.rundir import is_finished, record_run
 from clips.runlog import Clock, RunLog, open_trackers
 from clips.stages import stage_configs
@@ -80,6 +81,9 @@ def run_steps(run: Run) -> dict[str, Any]:
     validation = Validation(config.validation, run) if is_main and config.validation.source else None
     trackers = open_trackers(config.track, config.output, plain(config)) if is_main else []
     log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
+    utilisation = Utilisation(
+        config, device=run.processes.device, precision=run.precision, processes=run.processes.count
+    )
     stream = read_batches(run)
     run.model.train()
     entry: dict[str, Any] = {}
@@ -92,12 +96,14 @@ def run_steps(run: Run) -> dict[str, Any]:
         Watchdog(run.processes, config.scale.patience) as watchdog,
     ):
         while loop.step < run.steps:
-            values = take_step(run, stream, clock, watchdog)
+            batch = next_batch(run, stream, clock, watchdog)
+            values = take_step(run, batch, clock)
             log.advance()
             last = loop.step == run.steps
             validates = config.validation.source and (last or loop.step % config.validation.every == 0)
             if last or validates or loop.step % config.log_every == 0:
                 entry = log_entry(run, values, clock)
+                entry |= utilisation.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validates:
                     watchdog.at(loop.step, "validating")
                     entry |= validate(run, validation)
@@ -125,19 +131,24 @@ def read_batches(run: Run) -> Iterator[dict[str, Any]]:
     )
 
 
-def take_step(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdog: Watchdog) -> dict[str, float]:
-    """Train on the next batch; returns the step's numbers."""
-    config, loop = run.config, run.loop
-    watchdog.at(loop.step, "waiting for data")
+def next_batch(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
+    """Wait for a batch; what was unusable in it is noted."""
+    watchdog.at(run.loop.step, "waiting for data")
     with clock.waiting():
         batch = next(stream)
-    watchdog.at(loop.step, "computing")
-    loop.bad.update(batch.pop("bad"))
+    watchdog.at(run.loop.step, "computing")
+    run.loop.bad.update(batch.pop("bad"))
     refuse_bad_share(run, share_of_data=1 / run.processes.count)
-    _seed_step(config.seed, loop.step, run.processes.rank)
+    return batch
+
+
+def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]:
+    """Train on a batch; returns the step's numbers."""
+    loop = run.loop
+    _seed_step(run.config.seed, loop.step, run.processes.rank)
     values = training_step(run, to_device(batch, run))
     loop.step += 1
-    loop.samples_seen += config.batch_size
+    loop.samples_seen += run.config.batch_size
     clock.tick()
     return values
 

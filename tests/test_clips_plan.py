@@ -16,16 +16,16 @@ from torch.profiler import ProfilerActivity, profile
 from clips.cli import COMMANDS
 from clips.commandline import parse_config, run_commands
 from clips.config import TrainConfig
-from clips.dryrun import MemoryTrace, Step, contrast_flops, dry_contrast, dry_step, fake_batch, fake_model
 from clips.errors import UserError
-from clips.footprint import PARALLELS, Allowance, Rehearsal, Spread, largest
-from clips.hardware import GPUS, gpu_of
 from clips.model import ClipsModel, build_model
-from clips.plan import PlanConfig, StagePlan, bandwidth, cluster, make_plan, mfu_of
+from clips.planning.dryrun import MemoryTrace, Step, contrast_flops, dry_contrast, dry_step, fake_batch, fake_model
+from clips.planning.footprint import PARALLELS, Allowance, Rehearsal, Spread, largest
+from clips.planning.hardware import GPUS, gpu_of
+from clips.planning.plan import PlanConfig, StagePlan, bandwidth, cluster, make_plan, mfu_of
+from clips.planning.utilisation import Utilisation, flops_per_sample
 from clips.recipes import RecipeConfig
 from clips.stages import stage_configs
 from clips.towers import ModelConfig
-from clips.utilisation import Utilisation, flops_per_sample
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
 RECIPE = RecipeConfig(name="clips")

@@ -26,11 +26,11 @@ from torch.profiler import ProfilerActivity, profile
 from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
-from clips.dryrun import fake_batch
-from clips.footprint import Allowance, Rehearsal, Spread
+from clips.planning.dryrun import fake_batch
+from clips.planning.footprint import Allowance, Rehearsal, Spread
+from clips.start import start_run
 from clips.step import training_step
 from clips.towers import ModelConfig
-from clips.train import start_run
 
 CASES = ["clips-s-16:8", "clips-s-16:32", "clips-s-16:32:8", "clips-b-16:4", "clips-b-16:8"]
 LASTING = ("parameters", "optimizer")
@@ -95,7 +95,7 @@ def real_step(config: TrainConfig, rehearsal: Rehearsal, planned: dict[str, floa
         training_step(run, batch)
     events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    state = [value for entry in run.optimizer.state.values() for value in entry.values()]
+    state = [value for entry in run.parallel.optimizer.state.values() for value in entry.values()]
     measured = {
         "parameters": sum(value.nbytes for value in [*run.encoder.parameters(), *run.encoder.buffers()]),
         "optimizer": sum(value.nbytes for value in state),

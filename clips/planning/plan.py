@@ -2,7 +2,7 @@
 
     clips plan scripts/configs/clips-l-14.yaml --gpu h200 --count 64
 
-Nothing is trained and no data is opened; the model is built without content (see `clips.dryrun`).
+Nothing is trained and no data is opened; the model is built without content (see `clips.planning.dryrun`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from clips.config import TrainConfig
 from clips.data.files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError, suggest
-from clips.footprint import DIVIDED, PARALLELS, Allowance, Rehearsal, Spread, largest
-from clips.hardware import GPUS, Gpu
+from clips.planning.footprint import DIVIDED, PARALLELS, Allowance, Rehearsal, Spread, largest
+from clips.planning.hardware import GPUS, Gpu
 from clips.stages import stage_configs
 
 _COUNTS = (8, 16, 32, 64, 128, 256, 512)
@@ -72,7 +72,7 @@ class PlanConfig:
 
 def plan(config: PlanConfig) -> None:
     """Carry out ``config``: tables on the terminal, and the file."""
-    from clips.plantable import show
+    from clips.planning.table import show
 
     found = make_plan(config)
     show(found)
@@ -107,7 +107,7 @@ def mfu_of(config: PlanConfig) -> float:
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"measured: {path}: expected the metrics.jsonl of a training") from None
     if not values:
-        raise UserError(f"measured: {path}: has no mfu; it is logged on GPUs that clips.hardware knows")
+        raise UserError(f"measured: {path}: has no mfu; it is logged on GPUs that clips.planning.hardware knows")
     return statistics.median(values)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import gc
 import math
 import operator
@@ -24,7 +23,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -36,7 +34,6 @@ from clips.tokenizer import EOS
 from clips.towers import ModelConfig, model_cfg
 
 Device = Literal["cpu", "cuda"]
-_LAYERS = ("ResidualAttentionBlock", "CustomResidualAttentionBlock", "Block", "Bottleneck")
 _FLASH_BACKWARD = 2.5  # torch counts the scores that flash attention's backward pass computes again; a model has 2
 
 
@@ -84,21 +81,14 @@ def _empty(model: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of towers and captioner: those that activation checkpointing computes again."""
-    return [module for module in model.modules() if type(module).__name__ in _LAYERS]
-
-
 @contextlib.contextmanager
-def checkpointed(model: nn.Module) -> Iterator[None]:
+def checkpointed(model: ClipsModel) -> Iterator[None]:
     """Keep only the inputs of the layers, and compute what they hold again in the backward pass."""
-    for layer in layers(model):
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    model.checkpoint_activations()
     try:
         yield
     finally:
-        for layer in layers(model):
-            del layer.forward
+        model.checkpoint_activations(enable=False)
 
 
 def fake_batch(

@@ -19,11 +19,11 @@ _PARTS = {
     "batch": "batch and features",
     "allowance": "allowance",
 }
-"""Part of `clips.footprint.Rehearsal.footprint` → what it is called."""
+"""Part of `clips.planning.footprint.Rehearsal.footprint` → what it is called."""
 
 
 def show(plan: dict[str, Any]) -> None:
-    """Print ``plan``, see `clips.plan.make_plan`."""
+    """Print ``plan``, see `clips.planning.plan.make_plan`."""
     console = Console()
     gpu = plan["gpu"]
     for number, stage in enumerate(plan["stages"], 1):

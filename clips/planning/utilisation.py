@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from clips.config import TrainConfig
-from clips.dryrun import contrast_flops, dry_step, fake_model
-from clips.hardware import gpu_of
+from clips.planning.dryrun import contrast_flops, dry_step, fake_model
+from clips.planning.hardware import gpu_of
 
 
 class Utilisation:
@@ -21,7 +21,7 @@ class Utilisation:
         device: of this process.
         precision: what it computes in.
         processes: how many share the batch.
-        peak: FLOP/s of the device; by default what `clips.hardware` says of the GPU, None for any other.
+        peak: FLOP/s of the device; by default what `clips.planning.hardware` says of the GPU, None for any other.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """What one GPU holds while it trains, part by part, under each way of spreading the work.
 
-What a step makes comes from `clips.dryrun`; how parameters, gradients and states are divided is told in ``DIVIDED``.
+What a step makes comes from `clips.planning.dryrun`; ``DIVIDED`` tells how parameters, gradients and states are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import get_args
 import numpy as np
 
 from clips.config import TrainConfig
-from clips.dryrun import Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model, layers
+from clips.parallel import layers_of
+from clips.planning.dryrun import Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model
 from clips.scale import Parallel
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
@@ -29,7 +30,7 @@ DIVIDED: dict[Parallel, frozenset[str]] = {
 """Which parts each process holds 1/count of."""
 
 _FLOAT32, _ADAM = 4, 8  # bytes a parameter: weights and gradients are float32, AdamW keeps two numbers
-_SMALL, _LARGE = 32, 256  # dry steps of so many samples; bytes grow linearly between and beyond
+_SMALL, _LARGE = 16, 64  # dry steps of so many samples; bytes grow linearly between and beyond
 _MOST_PAIRS = 2**27  # of samples in dry runs of the contrastive loss: some chunks of it
 _ZERO_BUCKET = 500_000_000  # elements of the buffer in which DeepSpeed packs gradients, its default
 _OWN_MASTER = frozenset({"zero1", "zero2"})  # DeepSpeed's: a float32 copy of the share that a process updates
@@ -79,7 +80,7 @@ class Rehearsal:
         self.parameters = sum(value.numel() for value in weights)
         self.trained = sum(value.numel() for value in weights if value.requires_grad)
         self.buffers = sum(value.nbytes for value in self.model.buffers())
-        in_layers = [sum(value.numel() for value in layer.parameters()) for layer in layers(self.model)] or [0]
+        in_layers = [sum(value.numel() for value in layer.parameters()) for layer in layers_of(self.model)] or [0]
         self.largest_layer, self.outside_layers = max(in_layers), self.parameters - sum(in_layers)
         self.step: Callable[[int, bool], Step] = functools.cache(self._step)
         self.contrast: Callable[[int, int], Contrast] = functools.cache(functools.partial(dry_contrast, self.model))
