@@ -1,0 +1,98 @@
+"""How many training steps does a checkpoint cost?
+
+    python scripts/bench/checkpoint_stall.py --architecture clips-s-16 --batch 32
+
+Rounds of steps with one checkpoint and without take turns. What is lost is the difference of their times, in steps: the
+copying that training waits for, and whatever the writing in the background takes from the steps beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from measure import add_common, machine, spread, table
+
+from clips.captioner import CaptionerConfig
+from clips.checkpoint import Checkpointer
+from clips.distributed import end_processes, start_processes
+from clips.recipes import RECIPES, RecipeConfig
+from clips.step import Run, training_step
+from clips.towers import ModelConfig
+from clips.train import checkpoint
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    start_processes()
+    print(machine(args.device))
+    captioner = CaptionerConfig(positions=args.positions)
+    texts = [measure.captions(None, "", args.batch)] * 2
+    run, batch = measure.start(
+        ModelConfig(architecture=args.architecture, image_size=args.image_size),
+        RecipeConfig(name=args.recipe, captioner=captioner),
+        args.precision,
+        texts,
+        args.device,
+    )
+    folder = Path(tempfile.mkdtemp(dir=args.folder))
+    try:
+        lost, waited, size, step = trial(run, batch, folder, args)
+    finally:
+        shutil.rmtree(folder)
+        end_processes()
+    print(f"{args.architecture}, {args.recipe}, batch {args.batch}, {args.precision}: a step takes {step:.2f} s,")
+    print(f"a checkpoint has {size / 2**20:.0f} MiB; {args.steps} steps beside each")
+    print(table(["", "steps"], [["training waits for", f"{waited:.2f}"], ["lost in all", f"{lost:.2f}"]]))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", default="clips-s-16")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--recipe", default="clip", choices=list(RECIPES))
+    parser.add_argument("--positions", type=int, help="places of a caption that the captioner learns from")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--steps", type=int, default=8, help="of a round")
+    parser.add_argument("--folder", help="a directory on the disk in question")
+    add_common(parser)
+    return parser.parse_args()
+
+
+def trial(run: Run, batch: dict[str, Any], folder: Path, args: argparse.Namespace) -> tuple[Any, Any, int, float]:
+    """Steps lost, steps waited for, bytes of a checkpoint, seconds of a step."""
+    seconds: dict[str, list[float]] = {"with": [], "without": []}
+    waits = []
+    with Checkpointer(folder, run.processes, keep=1) as checkpointer:
+        for number in range(-1, args.rounds):  # the first is for warming up
+            for side in ("with", "without")[:: -1 if number % 2 else 1]:
+                measure.synchronise()
+                start = time.perf_counter()
+                if side == "with":
+                    checkpoint(run, checkpointer)
+                    wait = time.perf_counter() - start
+                for _ in range(args.steps):
+                    training_step(run, batch)
+                measure.synchronise()
+                if number >= 0:
+                    seconds[side].append(time.perf_counter() - start)
+                    waits += [wait] if side == "with" else []
+                checkpointer.wait()
+                run.loop.step += args.steps
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    step = statistics.median(seconds["without"]) / args.steps
+    lost = [(one - other) / step for one, other in zip(seconds["with"], seconds["without"], strict=True)]
+    return spread(lost), spread([wait / step for wait in waits]), size, step
+
+
+if __name__ == "__main__":
+    main()
