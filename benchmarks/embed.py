@@ -52,7 +52,7 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
         raise UserError(f"encoder: {path}: expected a directory with {_ENCODER_FILE}")
     import torch
 
-    from clips.export import load_encoder
+    from clips.encoder import load_encoder
 
     precision = "float32" if precision == "auto" else precision
     encoder = load_encoder(path)

@@ -5,10 +5,10 @@ from typing import Any
 
 # Public names and where they live; a module is imported when one of its names is asked for.
 _HOMES = {
-    "Encoder": "clips.export",
+    "Encoder": "clips.encoder",
     "UserError": "clips.errors",
     "decode_image": "clips.data",
-    "load_encoder": "clips.export",
+    "load_encoder": "clips.encoder",
     "open_image": "clips.data",
 }
 __all__ = ["Encoder", "UserError", "decode_image", "load_encoder", "open_image"]

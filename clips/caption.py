@@ -17,8 +17,8 @@ from clips import towers
 from clips.artifact import say, write_file
 from clips.captioner import Captioner
 from clips.data.images import BadImageError, decode_image
+from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError, reason_of
-from clips.export import load_captioner, load_encoder
 from clips.tokenizer import BOS, EOS, PAD, ClipsTokenizer
 
 _PAGE = """<!doctype html>

@@ -1,35 +1,28 @@
-"""Encoder directories: written in open_clip's hub layout, read back with nothing but open_clip.
+"""The encoder of a training that is still going on, and encoders for other libraries.
 
 clips export runs/clips --output encoders/clips
-clips export runs/clips --output towers/clips --format timm
-python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:encoders/clips')"
+clips export encoders/clips --output towers/clips --format timm
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_file, write_manifest
-from clips.captioner import Captioner, CaptionerShape
+from clips.artifact import MANIFEST, artifact_directory, say, write_manifest
 from clips.checkpoint import CONFIG as RUN_CONFIG
 from clips.checkpoint import checkpoints, load_exported, read_loop
+from clips.encoder import CONFIG, write_encoder
 from clips.errors import UserError, reason_of, suggest
+from clips.interchange.exporting import EXPORTS, export_as
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.modelcard import write_model_card
 from clips.recipes import RecipeConfig
 from clips.rundir import read_run_config
 from clips.runlog import METRICS
-from clips.tokenizer import ClipsTokenizer
-
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
-CAPTIONER_CONFIG = "captioner_config.json"
-CAPTIONER_WEIGHTS = "captioner.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,18 +45,24 @@ class ExportConfig:
     licence: str | None = None
 
     def __post_init__(self) -> None:
-        from clips.interchange.exporting import EXPORTS
-
         if self.format not in ("open_clip", *EXPORTS):
             raise suggest(self.format, ("open_clip", *EXPORTS), "format")
 
 
 def export(config: ExportConfig) -> None:
     """Carry out ``config``."""
-    if config.format != "open_clip":
-        from clips.interchange.exporting import export_as
+    if config.format == "open_clip":
+        _export_checkpoint(config)
+    elif (Path(config.run) / CONFIG).is_file():
+        export_as(config.run, config.output, format=config.format, licence=config.licence)
+    else:
+        with tempfile.TemporaryDirectory() as folder:  # the checkpoint becomes an encoder directory for a moment
+            encoder = str(Path(folder) / "encoder")
+            _export_checkpoint(dataclasses.replace(config, output=encoder))
+            export_as(encoder, config.output, format=config.format, licence=config.licence)
 
-        return export_as(config)
+
+def _export_checkpoint(config: ExportConfig) -> None:
     checkpoint = _find_checkpoint(Path(config.run))
     recorded, loop = read_run_config(checkpoint), read_loop(checkpoint)
     if Path(config.output).exists():
@@ -126,104 +125,3 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     model = build_model(bare, parts.recipe, seed)
     load_exported(checkpoint, model)
     return model
-
-
-def write_encoder(model: ClipsModel, directory: Path) -> None:
-    """Write towers, tokenizer, preprocessing and, where there is one, the captioner into ``directory``."""
-    config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.preprocess_cfg}
-    write_file(directory / CONFIG, json.dumps(config, indent=2) + "\n")
-    _write_weights(model.clip, directory / WEIGHTS)
-    ClipsTokenizer(model.context_length).save(directory)
-    if model.captioner is not None:
-        shape = dataclasses.asdict(model.captioner.config)
-        write_file(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
-        _write_weights(model.captioner, directory / CAPTIONER_WEIGHTS)
-
-
-def _write_weights(module: torch.nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """A loaded encoder directory.
-
-    Args:
-        model: the open_clip model, in evaluation mode, on CPU, float32.
-        preprocess: picture → (3, size, size) float tensor.
-        tokenizer: list of texts → (n, context length) int64 tokens.
-        config: the directory's open_clip_config.json.
-    """
-
-    model: Any
-    preprocess: Any
-    tokenizer: Any
-    config: dict[str, Any]
-
-
-def load_encoder(directory: str | Path) -> Encoder:
-    """Load an encoder directory, ours or any other of open_clip's hub layout.
-
-    Raises:
-        UserError: the directory or its config or weights are missing, broken or do not fit together.
-    """
-    directory = Path(directory)
-    config = _read_config(directory)
-    weights = directory / WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"{weights}: missing; expected the encoder's weights")
-    import open_clip
-
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
-    except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
-        raise UserError(f"{directory}: open_clip cannot load this encoder ({reason_of(error)})") from None
-    return Encoder(model.eval(), preprocess, tokenizer, config)
-
-
-def load_captioner(directory: str | Path) -> Captioner:
-    """The captioner of an encoder directory, in evaluation mode.
-
-    Raises:
-        UserError: the directory has none, or it is broken.
-    """
-    from safetensors.torch import load_file
-
-    directory = Path(directory)
-    if not (directory / CAPTIONER_WEIGHTS).is_file():
-        raise UserError(
-            f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
-        )
-    try:
-        shape = json.loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
-        captioner = Captioner(CaptionerShape(**shape))
-        captioner.load_state_dict(load_file(directory / CAPTIONER_WEIGHTS))
-    except Exception as error:  # JSON, safetensors and torch each raise their own
-        raise UserError(f"{directory}: its captioner cannot be loaded ({reason_of(error)})") from None
-    return captioner.eval()
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory; expected an encoder directory")
-    path = directory / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; expected an encoder directory of open_clip's hub layout") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict) or "model_cfg" not in config:
-        raise UserError(f"{path}: expected an object with 'model_cfg'")
-    return config
-
-
-def read_encoder_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of an encoder directory; UserError where it is one of something else."""
-    manifest = read_manifest(directory)
-    if manifest.get("kind") != "encoder":
-        raise UserError(f"{directory}: expected an encoder directory, found one of kind '{manifest.get('kind')}'")
-    return manifest

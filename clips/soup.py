@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from clips.artifact import RECORDS, artifact_directory, say, write_file, write_manifest
+from clips.encoder import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
 from clips.errors import UserError, reason_of
-from clips.export import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
 from clips.modelcard import MODEL_CARD
 
 _KEPT = (".json", ".txt", ".model")  # endings of configs and of all tokenizers' files

@@ -24,8 +24,8 @@ from clips.commandline import plain
 from clips.config import TrainConfig
 from clips.data.loader import batches, told_of_dead_workers
 from clips.distributed import end_processes, gather_objects, mean_over_processes, wait_for_main_process
+from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.export import write_encoder
 from clips.model import ClipsModel
 from clips.modelcard import write_model_card
 from clips.parallel import whole

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from clips.artifact import directory_hash, read_manifest
 from clips.captioner import Captioner, CaptionerShape
 from clips.checkpoint import checkpoints
+from clips.encoder import load_encoder, read_encoder_manifest, write_encoder
 from clips.errors import UserError
-from clips.export import ExportConfig, export, load_encoder, read_encoder_manifest, write_encoder
+from clips.export import ExportConfig, export
 from clips.model import ModelConfig, build_model
 from clips.recipes import RecipeConfig
 from clips.train import train

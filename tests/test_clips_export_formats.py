@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from clips.artifact import directory_hash, read_manifest
 from clips.checkpoint import checkpoints
+from clips.encoder import load_encoder, write_encoder
 from clips.errors import UserError
-from clips.export import ExportConfig, export, load_encoder, write_encoder
+from clips.export import ExportConfig, export
 from clips.interchange.hf_dual import register
 from clips.interchange.importing import ImportConfig, import_encoder
 from clips.model import ModelConfig, build_model

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from clips.artifact import directory_hash
 from clips.cli import COMMANDS
 from clips.commandline import run_commands
+from clips.encoder import load_encoder, read_encoder_manifest
 from clips.errors import UserError
-from clips.export import load_encoder, read_encoder_manifest
 from clips.interchange.importing import ImportConfig, import_encoder
 from clips.tokenizer import ClipsTokenizer
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from clips.export import load_encoder
+from clips.encoder import load_encoder
 from clips.interchange.importing import ImportConfig, import_encoder
 from clips.tokenizer import ClipsTokenizer
 from clips.towers import ModelConfig, authors_positions, build_towers, model_cfg

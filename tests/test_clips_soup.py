@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clips.encoder import load_captioner, load_encoder, read_encoder_manifest
 from clips.errors import UserError
-from clips.export import load_captioner, load_encoder, read_encoder_manifest
 from clips.soup import SoupConfig, soup
 from clips.train import train
 

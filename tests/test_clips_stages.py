@@ -9,8 +9,8 @@ import clips_world
 import pytest
 from safetensors.torch import load_file
 
+from clips.encoder import load_encoder
 from clips.errors import UserError
-from clips.export import load_encoder
 from clips.stages import stage_configs
 from clips.train import train
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from clips.captioner import CaptionerConfig
+from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.export import write_encoder
 from clips.model import ClipsModel, ModelConfig, build_model
 from clips.recipes import RecipeConfig
 from clips.towers import authors_positions

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_manifest
+from clips.encoder import CAPTIONER_WEIGHTS, load_encoder
 from clips.errors import UserError
+from clips.interchange.parity import largest_difference
 from clips.modelcard import write_card
-
-if TYPE_CHECKING:
-    from clips.export import ExportConfig
 
 EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> features
     "hf_clip": "clips.interchange.hf_clip",
@@ -24,46 +20,32 @@ EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> feature
 _TOLERANCE = 1e-5  # of unit features; more means that the conversion is wrong
 
 
-def export_as(config: ExportConfig) -> None:
-    """Carry out a ``config`` of another format than open_clip's."""
-    from clips.export import CAPTIONER_WEIGHTS, CONFIG, load_encoder
+def export_as(encoder_directory: str | Path, output: str, *, format: str, licence: str | None = None) -> None:
+    """Write the encoder in ``encoder_directory`` into ``output`` as ``format``, an entry of ``EXPORTS``.
 
-    source = Path(config.run)
-    if not (source / CONFIG).is_file():
-        _export_checkpoint(config)
-        return
-    from clips.interchange.parity import largest_difference
-
-    module = importlib.import_module(EXPORTS[config.format])
+    Raises:
+        UserError: the other library cannot compute what this encoder does, or features would differ.
+    """
+    source = Path(encoder_directory)
     encoder = load_encoder(source)
-    licence = config.licence or _recorded_licence(source)
-    with artifact_directory(config.output, kind=config.format) as partial:
-        features = module.write(encoder, partial)
+    licence = licence or _recorded_licence(source)
+    with artifact_directory(output, kind=format) as partial:
+        features = importlib.import_module(EXPORTS[format]).write(encoder, partial)
         difference = largest_difference(encoder, features)
         if not difference <= _TOLERANCE:
-            raise UserError(f"{config.format}: features would differ by {difference:.1e}; use another format")
+            raise UserError(f"{format}: features would differ by {difference:.1e}; use another format")
         manifest = write_manifest(
             partial,
-            kind=config.format,
-            config=config,
+            kind=format,
+            config={"encoder": str(source), "output": output, "format": format},
             parents={"encoder": source},
             licence=licence,
             largest_difference=difference,
         )
-        write_card(partial, config.format, manifest=manifest, licence=licence, cfg=encoder.config["model_cfg"])
+        write_card(partial, format, manifest=manifest, licence=licence, cfg=encoder.config["model_cfg"])
     if (source / CAPTIONER_WEIGHTS).is_file():
-        say(f"{config.output}: without the captioner, for which {config.format} has no place")
-    say(f"{config.output}: {config.format}, features differ from the encoder's by {difference:.1e} at most")
-
-
-def _export_checkpoint(config: ExportConfig) -> None:
-    """A checkpoint becomes an encoder directory first, for a moment."""
-    from clips.export import export
-
-    with tempfile.TemporaryDirectory() as folder:
-        encoder = str(Path(folder) / "encoder")
-        export(dataclasses.replace(config, output=encoder, format="open_clip"))
-        export_as(dataclasses.replace(config, run=encoder))
+        say(f"{output}: without the captioner, for which {format} has no place")
+    say(f"{output}: {format}, features differ from the encoder's by {difference:.1e} at most")
 
 
 def _recorded_licence(source: Path) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from clips.encoder import Encoder
 from clips.errors import UserError
-from clips.export import Encoder
 from clips.interchange import transformers_files as files
 from clips.interchange.source import OPENAI_PREPROCESS, Features, Found, no_tokenizer, stated_licence, tower_shapes
 from clips.interchange.tensors import (

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from clips.encoder import Encoder
 from clips.errors import UserError
-from clips.export import Encoder
 from clips.interchange import hf_clip, timm_tower
 from clips.interchange import transformers_files as files
 from clips.interchange.hf_siglip import siglip_text_config

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from clips.encoder import Encoder
 from clips.errors import UserError
-from clips.export import Encoder
 from clips.interchange import transformers_files as files
 from clips.interchange.hf_clip import features_of, text_links
 from clips.interchange.source import Features, Found, stated_licence, tower_shapes

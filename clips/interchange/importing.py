@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
+from clips.encoder import CONFIG, WEIGHTS, load_encoder
 from clips.errors import UserError, suggest
-from clips.export import CONFIG, WEIGHTS, load_encoder
 from clips.interchange.parity import largest_difference
 from clips.interchange.source import Found, tower_shapes
 from clips.interchange.tensors import fitted

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import RECORDS
+from clips.encoder import CONFIG
 from clips.errors import UserError, reason_of
-from clips.export import CONFIG
 from clips.interchange.source import Found, named_configs, no_tokenizer, stated_licence, stock_preprocess
 from clips.interchange.tensors import Weights, read_weights
 from clips.tokenizer import ClipsTokenizer, text_config

@@ -17,7 +17,7 @@ def largest_difference(encoder: Any, features: Features) -> float:
     """The largest difference between the unit features of an encoder and those that ``features`` gives.
 
     Args:
-        encoder: an `clips.export.Encoder`; pictures are noise of its size, texts go through its tokenizer.
+        encoder: an `clips.encoder.Encoder`; pictures are noise of its size, texts go through its tokenizer.
         features: the other side.
     """
     noise = torch.Generator().manual_seed(0)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from clips.encoder import Encoder
 from clips.errors import UserError
-from clips.export import Encoder
 from clips.interchange.source import Features
 from clips.interchange.tensors import OPEN_CLIP, TIMM, Link, link, link_blocks, link_both, shapes_of, to_theirs
 from clips.interchange.towers import Blocks, blocks_of, same_norm

@@ -1,0 +1,125 @@
+"""Encoder directories: written in open_clip's hub layout, read back with nothing but open_clip.
+
+python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:encoders/clips')"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clips.artifact import read_manifest, write_file
+from clips.captioner import Captioner, CaptionerShape
+from clips.errors import UserError, reason_of
+from clips.model import ClipsModel
+from clips.tokenizer import ClipsTokenizer
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+CAPTIONER_CONFIG = "captioner_config.json"
+CAPTIONER_WEIGHTS = "captioner.safetensors"
+
+
+def write_encoder(model: ClipsModel, directory: Path) -> None:
+    """Write towers, tokenizer, preprocessing and, where there is one, the captioner into ``directory``."""
+    config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.preprocess_cfg}
+    write_file(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+    _write_weights(model.clip, directory / WEIGHTS)
+    ClipsTokenizer(model.context_length).save(directory)
+    if model.captioner is not None:
+        shape = dataclasses.asdict(model.captioner.config)
+        write_file(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")
+        _write_weights(model.captioner, directory / CAPTIONER_WEIGHTS)
+
+
+def _write_weights(module: torch.nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder directory.
+
+    Args:
+        model: the open_clip model, in evaluation mode, on CPU, float32.
+        preprocess: picture → (3, size, size) float tensor.
+        tokenizer: list of texts → (n, context length) int64 tokens.
+        config: the directory's open_clip_config.json.
+    """
+
+    model: Any
+    preprocess: Any
+    tokenizer: Any
+    config: dict[str, Any]
+
+
+def load_encoder(directory: str | Path) -> Encoder:
+    """Load an encoder directory, ours or any other of open_clip's hub layout.
+
+    Raises:
+        UserError: the directory or its config or weights are missing, broken or do not fit together.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    weights = directory / WEIGHTS
+    if not weights.is_file():
+        raise UserError(f"{weights}: missing; expected the encoder's weights")
+    import open_clip
+
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
+    except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
+        raise UserError(f"{directory}: open_clip cannot load this encoder ({reason_of(error)})") from None
+    return Encoder(model.eval(), preprocess, tokenizer, config)
+
+
+def load_captioner(directory: str | Path) -> Captioner:
+    """The captioner of an encoder directory, in evaluation mode.
+
+    Raises:
+        UserError: the directory has none, or it is broken.
+    """
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    if not (directory / CAPTIONER_WEIGHTS).is_file():
+        raise UserError(
+            f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
+        )
+    try:
+        shape = json.loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+        captioner = Captioner(CaptionerShape(**shape))
+        captioner.load_state_dict(load_file(directory / CAPTIONER_WEIGHTS))
+    except Exception as error:  # JSON, safetensors and torch each raise their own
+        raise UserError(f"{directory}: its captioner cannot be loaded ({reason_of(error)})") from None
+    return captioner.eval()
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; expected an encoder directory")
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; expected an encoder directory of open_clip's hub layout") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(config, dict) or "model_cfg" not in config:
+        raise UserError(f"{path}: expected an object with 'model_cfg'")
+    return config
+
+
+def read_encoder_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of an encoder directory; UserError where it is one of something else."""
+    manifest = read_manifest(directory)
+    if manifest.get("kind") != "encoder":
+        raise UserError(f"{directory}: expected an encoder directory, found one of kind '{manifest.get('kind')}'")
+    return manifest
