@@ -24,8 +24,8 @@ from torch import Tensor
 
 from clips.artifact import file_hash, write_file, writing
 from clips.commandline import to_yaml
-from clips.distributed import Processes, gather_objects
 from clips.errors import UserError, reason_of
+from clips.parallel.processes import Processes, gather_objects
 
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"

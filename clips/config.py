@@ -9,9 +9,9 @@ from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.optim import OptimConfig
+from clips.parallel.config import ScaleConfig
 from clips.precision import Precision
 from clips.recipes import RecipeConfig
-from clips.scale import ScaleConfig
 from clips.towers import ModelConfig
 
 

@@ -15,10 +15,11 @@ from clips.average import Average
 from clips.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
 from clips.config import TrainConfig
 from clips.data.loader import TrainingData
-from clips.distributed import start_processes
 from clips.errors import UserError
 from clips.model import ClipsModel, build_model
-from clips.parallel import DataParallel, spread
+from clips.parallel.base import DataParallel
+from clips.parallel.processes import start_processes
+from clips.parallel.ways import spread
 from clips.precision import choose_precision
 from clips.step import Run
 from clips.tokenizer import ClipsTokenizer

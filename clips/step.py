@@ -13,11 +13,11 @@ from clips.average import Average
 from clips.checkpoint import LoopState
 from clips.config import TrainConfig
 from clips.data.loader import TrainingData
-from clips.distributed import Processes
 from clips.errors import UserError
 from clips.model import ClipsModel
 from clips.optim import learning_rate_at
-from clips.parallel import DataParallel
+from clips.parallel.base import DataParallel
+from clips.parallel.processes import Processes
 from clips.precision import quick_attention
 from clips.recipes import Recipe
 from clips.spikes import stands_out

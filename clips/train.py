@@ -23,12 +23,13 @@ from clips.checkpoint import Checkpointer, LoopState, remove_checkpoints
 from clips.commandline import plain
 from clips.config import TrainConfig
 from clips.data.loader import batches, told_of_dead_workers
-from clips.distributed import end_processes, gather_objects, mean_over_processes, wait_for_main_process
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.model import ClipsModel
 from clips.modelcard import write_model_card
-from clips.parallel import whole
+from clips.parallel.base import whole
+from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
+from clips.parallel.watchdog import Watchdog
 from clips.planning.utilisation import Utilisation
 from clips.rundir import is_finished, record_run
 from clips.runlog import Clock, RunLog, open_trackers
@@ -37,7 +38,6 @@ from clips.start import bare_model, open_data, parents_of, start_run
 from clips.step import Run, to_device, training_step
 from clips.stopping import exit_status, stop_requests
 from clips.validate import Validation
-from clips.watchdog import Watchdog
 
 SUMMARY = "summary.json"
 _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer

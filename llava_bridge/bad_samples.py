@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from clips.distributed import gather_objects
+from clips.parallel.processes import gather_objects
 from clips.errors import UserError
 from llava_bridge.launch import report
 

@@ -23,8 +23,8 @@ def shared() -> Path:
 def _no_processes_left() -> Iterator[None]:
     """A test that begins a training by hand leaves no process group behind."""
     yield
-    if "clips.distributed" in sys.modules:
-        sys.modules["clips.distributed"].end_processes()
+    if "clips.parallel.processes" in sys.modules:
+        sys.modules["clips.parallel.processes"].end_processes()
 
 
 @pytest.fixture(scope="session")

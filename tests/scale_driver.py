@@ -11,7 +11,7 @@ from typing import Any
 
 from clips import train as training
 from clips.commandline import parse_config
-from clips.distributed import end_processes
+from clips.parallel.processes import end_processes
 from clips.train import TrainConfig, read_batches, train_stage, training_step
 
 

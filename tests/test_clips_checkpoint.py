@@ -19,8 +19,8 @@ from clips.checkpoint import (
     remove_checkpoints,
     verify,
 )
-from clips.distributed import Processes, start_processes
 from clips.errors import UserError
+from clips.parallel.processes import Processes, start_processes
 from clips.rundir import is_finished, read_run_config, record_run
 
 

@@ -23,9 +23,9 @@ from clips import train as training
 from clips.checkpoint import checkpoints, read_loop
 from clips.errors import UserError
 from clips.model import build_model
-from clips.parallel import layers_of
+from clips.parallel.base import layers_of
+from clips.parallel.watchdog import EXIT_HUNG, blame
 from clips.train import train
-from clips.watchdog import EXIT_HUNG, blame
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {"optim": {"clip_gradient": 5.0}, "validation": {"every": 3, "samples": 5}}

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from clips import train as training
 from clips.checkpoint import LoopState, checkpoints
 from clips.data.loader import batches
-from clips.distributed import Processes
 from clips.errors import UserError
 from clips.optim import OptimConfig, learning_rate_at
-from clips.parallel import DataParallel
+from clips.parallel.base import DataParallel
+from clips.parallel.processes import Processes
 from clips.spikes import stands_out
 from clips.start import open_data, start_run
 from clips.step import gradients, training_step

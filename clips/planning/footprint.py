@@ -15,9 +15,9 @@ from typing import get_args
 import numpy as np
 
 from clips.config import TrainConfig
-from clips.parallel import layers_of
+from clips.parallel.base import layers_of
+from clips.parallel.config import Parallel
 from clips.planning.dryrun import Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model
-from clips.scale import Parallel
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
 DIVIDED: dict[Parallel, frozenset[str]] = {
@@ -43,7 +43,7 @@ class Spread:
     """How the work is spread.
 
     Args:
-        parallel: see `clips.scale.ScaleConfig`.
+        parallel: see `clips.parallel.config.ScaleConfig`.
         count: processes, one a GPU.
         checkpointing: whether layers are computed again in the backward pass.
     """

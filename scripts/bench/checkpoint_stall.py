@@ -22,7 +22,7 @@ from measure import add_common, machine, spread, table
 
 from clips.captioner import CaptionerConfig
 from clips.checkpoint import Checkpointer
-from clips.distributed import end_processes, start_processes
+from clips.parallel.processes import end_processes, start_processes
 from clips.recipes import RECIPES, RecipeConfig
 from clips.step import Run, training_step
 from clips.towers import ModelConfig

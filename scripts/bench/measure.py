@@ -22,9 +22,9 @@ from clips.checkpoint import LoopState
 from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
-from clips.distributed import Processes
 from clips.model import ClipsModel, build_model
-from clips.parallel import DataParallel
+from clips.parallel.base import DataParallel
+from clips.parallel.processes import Processes
 from clips.recipes import RecipeConfig
 from clips.step import Run
 from clips.tokenizer import ClipsTokenizer

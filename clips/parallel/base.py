@@ -1,16 +1,10 @@
-"""Ways to train one model in many processes: every process holds all of it, or shards of it.
-
-Each is an entry of ``PARALLELISMS`` and answers the same questions: what is called with a batch, how a gradient is
-made, clipped and followed, and what a checkpoint keeps. Tensors for a checkpoint go by the names of the model's
-parameters, so that a run may go on under another entry.
-"""
+"""Every process holds the whole model: what other ways to spread a training begin from."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from clips.distributed import Processes
 from clips.model import ClipsModel
 from clips.optim import OptimConfig, build_optimizer
-from clips.scale import Parallel, ScaleConfig
+from clips.parallel.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter beside the number of its steps."""
@@ -102,52 +95,6 @@ class DataParallel:
         for name, parameter in self.encoder.named_parameters():
             if f"{name}.step" in moments:
                 self.optimizer.state[parameter] = {key: moments[f"{name}.{key}"] for key in ("step", *MOMENTS)}
-
-
-class FullySharded(DataParallel):
-    """Parameters, gradients and optimizer state in shards, gathered layer by layer (torch's FSDP2)."""
-
-    shards_weights = True
-
-    def _wrapped(self) -> nn.Module:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(self.processes.device.type, (self.processes.count,))
-        for layer in layers_of(self.encoder):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(self.encoder, mesh=mesh)
-        return self.encoder
-
-    def part(self, *, last: bool) -> AbstractContextManager[Any]:
-        """See `DataParallel`."""
-        self.model.set_requires_gradient_sync(last)
-        return contextlib.nullcontext()
-
-
-def _zero(encoder: ClipsModel, optim: OptimConfig, processes: Processes, *, stage: int) -> DataParallel:
-    from clips.zero import Zero, Zero3  # takes seconds to import
-
-    return Zero3(encoder, optim, processes) if stage == 3 else Zero(encoder, optim, processes, stage=stage)
-
-
-PARALLELISMS: dict[Parallel, Callable[[ClipsModel, OptimConfig, Processes], DataParallel]] = {
-    "ddp": DataParallel,
-    "fsdp": FullySharded,
-    "zero1": functools.partial(_zero, stage=1),
-    "zero2": functools.partial(_zero, stage=2),
-    "zero3": functools.partial(_zero, stage=3),
-}
-
-
-def spread(encoder: ClipsModel, scale: ScaleConfig, optim: OptimConfig, processes: Processes) -> DataParallel:
-    """Make ``encoder``, with its weights in it, a model that many processes train; it is changed in place."""
-    if scale.activation_checkpointing:
-        encoder.checkpoint_activations()
-    if scale.compile:
-        for layer in layers_of(encoder):
-            layer.compile()
-    return PARALLELISMS[scale.parallel](encoder, optim, processes)
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Training under DeepSpeed's ZeRO: an entry of `clips.parallel.PARALLELISMS` for each stage."""
+"""Training under DeepSpeed's ZeRO: an entry of `clips.parallel.ways.PARALLELISMS` for each stage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from deepspeed import utils
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.distributed import Processes
 from clips.model import LARGEST_LOGIT_SCALE, ClipsModel
 from clips.optim import OptimConfig, build_optimizer
-from clips.parallel import MOMENTS, DataParallel
+from clips.parallel.base import MOMENTS, DataParallel
+from clips.parallel.processes import Processes
 
 
 class Zero(DataParallel):

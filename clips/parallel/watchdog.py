@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from clips.artifact import say
-from clips.distributed import Processes, describe_process, gather_objects
+from clips.parallel.processes import Processes, describe_process, gather_objects
 
 EXIT_HUNG = 70
 """Exit status of a training that a watchdog ended (EX_SOFTWARE of sysexits.h)."""
