@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import datetime
 import json
 import shutil
 import warnings
@@ -30,6 +31,7 @@ from clips.parallel.processes import Processes, gather_objects
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"
 _LOOP, _HASHES = "loop.json", "hashes.json"
+_LONGEST_WRITING = datetime.timedelta(hours=2)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,7 +70,7 @@ class Checkpointer:
     def __init__(self, output: str | Path, processes: Processes, *, keep: int) -> None:
         self.folder, self.processes, self.keep = Path(output) / CHECKPOINTS, processes, keep
         # A group of its own: what the training exchanges meanwhile must not get in between.
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=_LONGEST_WRITING)
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
 
@@ -141,7 +143,7 @@ class Checkpointer:
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 partial.replace(checkpoint)
                 for old in checkpoints(self.folder.parent)[: -self.keep]:
-                    shutil.rmtree(old)
+                    shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))  # never half a checkpoint
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -8,6 +8,7 @@ Everything that has parameters runs inside ``ClipsModel.forward``, so that it ma
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -58,12 +59,13 @@ class ClipsModel(nn.Module):
         """Pixels of an image's side."""
         return int(self.preprocess_cfg["size"][0])
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor], *, bf16: bool = False) -> dict[str, Tensor]:
         """Encode a batch.
 
         Args:
             batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T)
                 tokens and "target_mask" (B, T) bool.
+            bf16: activations in bfloat16 by autocast; entered here, since DeepSpeed's engine leaves one around it.
 
         Returns:
             "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that
@@ -71,6 +73,11 @@ class ClipsModel(nn.Module):
             captioner "caption_loss_sum" () and "caption_tokens" (), the summed cross-entropy over the counted
             target tokens and their number.
         """
+        autocast = torch.autocast(batch["image"].device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with autocast:
+            return self._encode(batch)
+
+    def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
         texts, read = self._encode_texts(batch)
         # No output is a view of another tensor: FSDP hangs its hooks on them.

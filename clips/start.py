@@ -18,7 +18,7 @@ from clips.data.loader import TrainingData
 from clips.errors import UserError
 from clips.model import ClipsModel, build_model
 from clips.parallel.base import DataParallel
-from clips.parallel.processes import start_processes
+from clips.parallel.processes import gather_objects, start_processes
 from clips.parallel.ways import spread
 from clips.precision import choose_precision
 from clips.step import Run
@@ -50,8 +50,10 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     if config.batch_size % processes.count:
         raise UserError(f"batch_size: expected a multiple of the {processes.count} processes, got {config.batch_size}")
     precision, reason = choose_precision(config.precision, processes.device)
-    latest = next(reversed(checkpoints(config.output)), None)
+    latest = gather_objects(next(reversed(checkpoints(config.output)), None))[0]  # what the main process sees
     encoder = _begin(config, latest).to(processes.device)
+    if config.micro_batch is not None and any(_learns_statistics(module) for module in encoder.modules()):
+        raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
     parallel = spread(encoder, config.scale, config.optim, processes)
     loop = LoopState() if latest is None else read_loop(latest)
     run = Run(
@@ -90,6 +92,11 @@ def _begin(config: TrainConfig, latest: Path | None) -> ClipsModel:
     encoder = bare_model(config)
     load_tensors(latest, encoder.state_dict(), "model.")
     return encoder
+
+
+def _learns_statistics(module: torch.nn.Module) -> bool:
+    norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    return norm and any(value.requires_grad for value in module.parameters())
 
 
 def bare_model(config: TrainConfig) -> ClipsModel:

@@ -136,8 +136,7 @@ def gradients(run: Run, batch: Batch) -> tuple[Batch, Batch]:
 
 def forward(run: Run, batch: Batch) -> Batch:
     """The model's outputs in the run's precision."""
-    with torch.autocast(run.processes.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        return run.model(batch)
+    return run.model(batch, bf16=run.precision == "bf16")
 
 
 def _gradients_in_parts(run: Run, batch: Batch, parts: list[Batch]) -> tuple[Batch, Batch]:
@@ -170,12 +169,16 @@ def _joined(name: str, parts: list[Tensor]) -> Tensor:
 
 
 def _surrogate(part: Batch, outputs: Batch, rows: slice, *, with_shared: bool) -> Tensor:
-    """A number () whose gradient sends those by the outputs on to the parameters; by shared numbers once in a batch."""
+    """A number () whose gradient sends those by the outputs on to the parameters; by shared numbers once in a batch.
+
+    Every parameter gets a gradient in every part, a zero if need be: ZeRO-3 begins a new one at the first.
+    """
     share = []
     for name, value in part.items():
         gradient = outputs[name].grad
-        if gradient is not None and (value.ndim or name in _SUMMED or with_shared):
-            share.append((value * (gradient[rows] if value.ndim else gradient)).sum())
+        if gradient is not None:
+            counts = bool(value.ndim) or name in _SUMMED or with_shared
+            share.append((value * (gradient[rows] if value.ndim else gradient * float(counts))).sum())
     return torch.stack(share).sum()
 
 

@@ -36,7 +36,7 @@ from clips.runlog import Clock, RunLog, open_trackers
 from clips.stages import stage_configs
 from clips.start import bare_model, open_data, parents_of, start_run
 from clips.step import Run, to_device, training_step
-from clips.stopping import exit_status, stop_requests
+from clips.stopping import StopRequest, exit_status, stop_requests
 from clips.validate import Validation
 
 SUMMARY = "summary.json"
@@ -45,16 +45,18 @@ _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
 
 def train(config: TrainConfig) -> None:
     """Carry out ``config``: its output directory becomes an encoder directory."""
-    stages = stage_configs(config)
-    try:
-        for stage in stages:
-            train_stage(stage)
-    finally:
-        end_processes()
+    with stop_requests() as stop:
+        for stage in stage_configs(config):
+            train_stage(stage, stop)
+    end_processes()  # not after an error: others may never come
 
 
-def train_stage(config: TrainConfig) -> None:
-    """Carry out one stage, or say that it is done."""
+def train_stage(config: TrainConfig, stop: StopRequest) -> None:
+    """Carry out one stage, or say that it is done.
+
+    Raises:
+        SystemExit: the training was asked to stop, and is saved.
+    """
     data = open_data(config)
     inputs = {name: directory_hash(path) for name, path in parents_of(config, data).items()}
     if is_finished(config.output, config, inputs):
@@ -64,18 +66,20 @@ def train_stage(config: TrainConfig) -> None:
     run.loop.inputs = inputs
     if run.processes.is_main:
         record_run(config.output, config)
-    metrics = run_steps(run)
+    metrics = run_steps(run, stop)
     summary = summarise(run, metrics)
     encoder = exported(run)
     if encoder is not None:
         finish(run, encoder, summary)
     wait_for_main_process()
+    if asked := stop.of_any_process(run.processes.device):
+        raise SystemExit(exit_status(asked))
 
 
 # ---------------------------------------------------------------- around it
 
 
-def run_steps(run: Run) -> dict[str, Any]:
+def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
     """Train to the end; returns the last entry of the log, empty where there was no step to do."""
     config, loop, is_main = run.config, run.loop, run.processes.is_main
     validation = Validation(config.validation, run) if is_main and config.validation.source else None
@@ -91,7 +95,6 @@ def run_steps(run: Run) -> dict[str, Any]:
         told_of_dead_workers(),
         log,
         Clock(loop) as clock,
-        stop_requests() as stop,
         Checkpointer(config.output, run.processes, keep=config.keep_checkpoints) as checkpointer,
         Watchdog(run.processes, config.scale.patience) as watchdog,
     ):
@@ -99,14 +102,15 @@ def run_steps(run: Run) -> dict[str, Any]:
             batch = next_batch(run, stream, clock, watchdog)
             values = take_step(run, batch, clock)
             log.advance()
+            checkpointer.poll()
             last = loop.step == run.steps
             validates = config.validation.source and (last or loop.step % config.validation.every == 0)
             if last or validates or loop.step % config.log_every == 0:
+                refuse_bad_share(run)
                 entry = log_entry(run, values, clock)
                 entry |= utilisation.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validates:
-                    watchdog.at(loop.step, "validating")
-                    entry |= validate(run, validation)
+                    entry |= validate(run, validation, watchdog)
                 log.write(entry)
             asked = 0 if last else stop.of_any_process(run.processes.device)
             if not last and (asked or loop.step % config.checkpoint_every == 0):
@@ -114,6 +118,7 @@ def run_steps(run: Run) -> dict[str, Any]:
                 checkpoint(run, checkpointer)
             if asked:
                 checkpointer.wait()
+                wait_for_main_process()  # which puts the checkpoint in its place
                 say_stopped(run)
                 raise SystemExit(exit_status(asked))
     return entry
@@ -138,7 +143,6 @@ def next_batch(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdo
         batch = next(stream)
     watchdog.at(run.loop.step, "computing")
     run.loop.bad.update(batch.pop("bad"))
-    refuse_bad_share(run, share_of_data=1 / run.processes.count)
     return batch
 
 
@@ -153,10 +157,15 @@ def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]
     return values
 
 
-def validate(run: Run, validation: Validation | None) -> dict[str, float]:
+def validate(run: Run, validation: Validation | None, watchdog: Watchdog) -> dict[str, float]:
     """Retrieval on held-out pictures, by the main process; the others help to bring the weights together."""
+
+    def moved() -> None:
+        watchdog.at(run.loop.step, "validating")
+
+    moved()
     encoder = exported(run)
-    return {} if encoder is None or validation is None else validation.measure(encoder)
+    return {} if encoder is None or validation is None else validation.measure(encoder, moved)
 
 
 def say_stopped(run: Run) -> None:
@@ -181,19 +190,18 @@ def log_entry(run: Run, values: dict[str, float], clock: Clock) -> dict[str, Any
     }
 
 
-def refuse_bad_share(run: Run, *, share_of_data: float = 1.0) -> None:
+def refuse_bad_share(run: Run) -> None:
     """Stop a run whose data has too many unusable samples; judged on at least 1,000 samples or all there are.
 
-    Args:
-        run: the run.
-        share_of_data: the share of the batches that this process has seen.
+    All processes judge together, by what all have met.
     """
-    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES)) * share_of_data
-    if len(run.loop.bad) > run.config.data.max_bad_share * seen:
-        name, reason = next(iter(run.loop.bad.items()))
+    bad = _all_bad(run.loop)
+    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
+    if len(bad) > run.config.data.max_bad_share * seen:
+        name, reason = next(iter(bad.items()))
         raise UserError(
-            f"data: {len(run.loop.bad)} unusable samples, more than data.max_bad_share "
-            f"({run.config.data.max_bad_share:g}) of {seen:.0f}; for instance {name}: {reason}"
+            f"data: {len(bad)} unusable samples, more than data.max_bad_share "
+            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {name}: {reason}"
         )
 
 

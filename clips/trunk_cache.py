@@ -6,6 +6,7 @@ a data set is computed once for all trainings of a study.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -35,8 +36,12 @@ class _Kept:
     def __init__(self, trunk: nn.Module) -> None:
         self.trunk = trunk
         self.compute: Forward = trunk.forward_features  # type: ignore[assignment]
-        self.weights = _digest(*trunk.state_dict().values())
         self.held: dict[Path, Tensor] = {}
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Known when the first picture comes: until then weights may still be loaded."""
+        return _digest(*self.trunk.state_dict().values())
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:

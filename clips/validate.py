@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -59,13 +61,19 @@ class Validation:
         self.texts["whole"].append(captions.synthetic or captions.web)
 
     @torch.no_grad()
-    def measure(self, encoder: ClipsModel) -> dict[str, float]:
-        """R@1 of each kind of caption in both directions, 0 to 1, by name: ``val_web_t2i_r1`` …"""
+    def measure(self, encoder: ClipsModel, moved: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """R@1 of each kind of caption in both directions, 0 to 1, by name: ``val_web_t2i_r1`` …
+
+        Args:
+            encoder: whole, on the run's device.
+            moved: called now and then, as a sign of life.
+        """
         learns, _ = encoder.training, encoder.eval()
         try:
             images = self._encode_images(encoder)
             found = {}
             for kind, texts in self.texts.items():
+                moved()
                 cosines = images @ self._encode_texts(encoder, texts).t()
                 found[f"val_{kind}_i2t_r1"] = recall_at_1(cosines)
                 found[f"val_{kind}_t2i_r1"] = recall_at_1(cosines.t())

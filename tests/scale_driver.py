@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clips import checkpoint as checkpointing
 from clips import train as training
+from clips.artifact import file_hash
 from clips.commandline import parse_config
 from clips.parallel.processes import end_processes
+from clips.stopping import stop_requests
 from clips.train import TrainConfig, read_batches, train_stage, training_step
 
 
@@ -20,12 +26,13 @@ def run(plan: list[dict[str, Any]]) -> None:
         config = parse_config(TrainConfig, ["--config", entry["config"]], prog="driver")
         assert config is not None
         training.training_step = stop_at(entry["stop"]) if entry["stop"] else training_step
+        if "preempt" in entry:
+            training.training_step = preempt_at(entry["preempt"])
+            checkpointing.file_hash = slow_hash
         if "hang" in entry:
             training.read_batches = hang_at(**entry["hang"])
-        try:
-            train_stage(config)
-        except InterruptedError:
-            continue
+        with contextlib.suppress(InterruptedError), stop_requests() as stop:
+            train_stage(config, stop)
     end_processes()
 
 
@@ -36,6 +43,20 @@ def stop_at(step: int) -> Any:
         return training_step(run, batch)
 
     return stopping
+
+
+def preempt_at(step: int) -> Any:
+    def preempted(run: training.Run, batch: dict[str, Any]) -> dict[str, float]:
+        if run.loop.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(run, batch)
+
+    return preempted
+
+
+def slow_hash(path: Path) -> str:
+    time.sleep(1)  # as that of a checkpoint of many gigabytes
+    return file_hash(path)
 
 
 def hang_at(rank: int, step: int) -> Any:

@@ -36,6 +36,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero2": {"scale": {"parallel": "zero2"}, "micro_batch": 1},
     "zero3": {"scale": {"parallel": "zero3"}},
     "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch": 1},
+    "zero3_in_parts": {"scale": {"parallel": "zero3"}, "micro_batch": 1},
+}
+NORMED: dict[str, Any] = {
+    "model": {"architecture": "clips-rn-tiny", "image_size": 32, "context_length": 12},
+    "scale": {"parallel": "fsdp"},
+    "average": 0.5,
 }
 
 
@@ -114,6 +120,9 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
                 shutil.copytree(one["stopped"], output)
             clips_world.train_config(data, output, **fields(data, **way))
             plan.append({"config": str(output.with_suffix(".json")), "stop": stop})
+    for name, stops in (("normed", [None]), ("normed_again", [4, None])):
+        clips_world.train_config(data, folder / name, **fields(data, **NORMED))
+        plan += [{"config": str((folder / name).with_suffix(".json")), "stop": stop} for stop in stops]
     drive(folder, plan)
     return folder
 
@@ -139,6 +148,29 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
     assert [path.name for path in checkpoints(output)] == ["step-00000002", "step-00000004"]
     train(clips_world.train_config(data, output, **fields(data)))
     assert_same_training(output, one["whole"])
+
+
+@pytest.mark.slow
+def test_batch_norms_statistics_are_the_same_after_a_resume(two: Path):
+    expected, found = weights(two / "normed"), weights(two / "normed_again")
+    assert any(name.endswith("running_var") for name in expected)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path):
+    output = tmp_path / "preempted"
+    clips_world.train_config(data, output, steps=50, checkpoint_every=100)
+    (tmp_path / "plan.json").write_text(
+        json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}])
+    )
+    driver = Path(__file__).parent / "scale_driver.py"
+    process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "plan.json"))
+    assert process.wait(200) != 0
+    log = (tmp_path / "log").read_text()
+    assert "stopped and saved after step 3" in log, log
+    assert "exitcode  : 75" in log
+    assert [path.name for path in checkpoints(output)] == ["step-00000003"]
 
 
 # ---- in one process
@@ -185,6 +217,23 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, 
 def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path, more: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         clips_world.train_config(data, tmp_path / "x", **more)
+
+
+def test_batch_norms_see_whole_batches_or_nothing(data: Path, tmp_path: Path):
+    model = {"architecture": "clips-rn-tiny", "image_size": 32, "context_length": 12}
+    with pytest.raises(UserError, match="micro_batch: expected null with batch norms"):
+        train(clips_world.train_config(data, tmp_path / "x", model=model, micro_batch=2))
+
+
+def test_bf16_is_entered_inside_the_model(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "x", recipe={"name": "clip"})
+    model = build_model(config.model, config.recipe, 0)
+    seen: list[torch.dtype] = []
+    model.clip.visual.transformer.resblocks[0].mlp.c_fc.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    batch = {"image": torch.zeros(2, 3, 16, 16), "web": torch.ones(2, 12, dtype=torch.int64)}
+    model(batch)
+    model(batch, bf16=True)
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 # ---- processes that stand still or die

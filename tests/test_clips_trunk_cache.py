@@ -93,3 +93,12 @@ def test_only_a_frozen_timm_trunk_has_outputs_to_keep():
         ModelConfig(keep_trunk_outputs=True)
     with pytest.raises(UserError, match="whose image tower is a timm model"):
         built(0, ModelConfig(lock_image=True, keep_trunk_outputs=True))
+
+
+def test_weights_that_are_loaded_later_are_the_ones_that_count(cache, computed):
+    image = torch.randn(2, 3, 64, 64)
+    first, second = built(1), built(0)
+    towers.encode_image(built(0), image)
+    second.load_state_dict(first.state_dict())  # as a checkpoint's weights are
+    wanted = towers.encode_image(first, image)[1]
+    torch.testing.assert_close(towers.encode_image(second, image)[1], wanted)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -61,7 +63,18 @@ class DataParallel:
         self.optimizer.step()
         self.forget_gradient()
         self.encoder.clamp_logit_scale()
+        self._share_buffers()
         return None
+
+    def _share_buffers(self) -> None:
+        """Batch norms' statistics are the main process's, everywhere: so they are the same after a resume."""
+        for buffer in self._statistics if self.processes.count > 1 else ():
+            dist.broadcast(buffer, 0)
+
+    @functools.cached_property
+    def _statistics(self) -> list[Tensor]:
+        kept = self.encoder.state_dict().keys()
+        return [buffer for name, buffer in self.encoder.named_buffers() if name in kept]
 
     def forget_gradient(self) -> None:
         """Let the gradient go without following it."""

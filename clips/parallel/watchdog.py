@@ -34,6 +34,8 @@ class Watchdog:
         self.processes, self.patience = processes, patience
         self._place: dict[str, Any] = {"step": 0, "doing": _ORDER[0], "moves": 0, "who": describe_process()}
         self._store = self._shared_store() if processes.count > 1 else None
+        self._tell()
+        gather_objects(None)  # from here on everyone's place is there
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -75,12 +77,16 @@ class Watchdog:
                 say(blame({rank: places[rank] for rank in standing}, len(places), self.patience))
                 os._exit(EXIT_HUNG)
 
+    def _tell(self) -> None:
+        if self._store is not None:
+            self._store.set(str(self.processes.rank), json.dumps(self._place))
+
     def _everyone(self) -> dict[int, dict[str, Any]]:
         """Where each process stands; only the main one asks for all."""
         rank, count = self.processes.rank, self.processes.count
+        self._tell()
         if self._store is None:
             return {rank: dict(self._place)}
-        self._store.set(str(rank), json.dumps(self._place))
         if not self.processes.is_main:
             return {}
         return {other: json.loads(self._store.get(str(other))) for other in range(count)}

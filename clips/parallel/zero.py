@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -32,6 +33,7 @@ class Zero(DataParallel):
     def __init__(self, encoder: ClipsModel, optim: OptimConfig, processes: Processes, *, stage: int) -> None:
         self.encoder, self.processes = encoder, processes
         self.model: Any
+        os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher; DeepSpeed insists on it
         deepspeed.init_distributed(auto_mpi_discovery=False)
         self.inner = build_optimizer(encoder, optim, encoder.no_decay_names())
         for group in self.inner.param_groups:
@@ -72,6 +74,7 @@ class Zero(DataParallel):
         allowed = value.clamp(0.0, LARGEST_LOGIT_SCALE)
         if scale.requires_grad and not torch.equal(allowed, value):
             self._set(scale, allowed)
+        self._share_buffers()
         return float(self.model.get_global_grad_norm())
 
     def forget_gradient(self) -> None:
