@@ -20,10 +20,12 @@ class TarIndex:
     Args:
         path: the tar.
         members: name → (offset, size) in bytes, in the order of the tar.
+        cut: whether the tar ends too early; ``members`` are those that are whole.
     """
 
     path: Path
     members: Mapping[str, tuple[int, int]]
+    cut: bool = False
 
     def read(self, name: str) -> bytes:
         """The content of member ``name``; FileNotFoundError where there is none."""
@@ -43,27 +45,34 @@ def read_span(path: Path, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
-def index_tar(path: str | Path) -> TarIndex:
+def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
     """Read the headers of an uncompressed tar.
+
+    Args:
+        path: the tar.
+        allow_cut: take what is whole of a tar that ends too early, if it is anything.
 
     Raises:
         UserError: the file is missing, compressed, not a tar, or cut short.
     """
     path = Path(path)
     members: dict[str, tuple[int, int]] = {}
-    end = 0
+    end, problem = 0, None
     try:
+        size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if member.isreg():
+                if member.isreg() and member.offset_data + member.size <= size:
                     members[member.name.removeprefix("./")] = (member.offset_data, member.size)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: expected an uncompressed tar ({error.strerror or error})") from None
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: expected a whole, uncompressed tar; it is broken or cut short ({error})") from None
-    if path.stat().st_size < end + _BLOCK:
-        raise UserError(f"{path}: expected a whole tar; it is cut short (no end mark)")
-    return TarIndex(path, members)
+        problem = f"expected a whole, uncompressed tar; it is broken or cut short ({error})"
+    if problem is None and size < end + _BLOCK:
+        problem = "expected a whole tar; it is cut short (no end mark)"
+    if problem is not None and not (allow_cut and members):
+        raise UserError(f"{path}: {problem}")
+    return TarIndex(path, members, cut=problem is not None)

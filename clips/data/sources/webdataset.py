@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.artifact import MANIFEST, directory_hash
+from clips.artifact import MANIFEST, directory_hash, say
 from clips.data.files import ShardCache, expand, is_remote, read_file
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn
 from clips.data.tars import index_tar, read_span
@@ -142,15 +142,26 @@ class WebDataset:
 
 
 def count_samples(shard: Path) -> int:
-    """The number of samples in a shard of this machine. Raises UserError where it is broken."""
+    """The number of samples in a shard of this machine, see `_samples`."""
     return len(_samples(shard))
 
 
 def _samples(shard: Path) -> list[tuple[str, Spans]]:
+    """The samples of a shard; of one that is cut short those before the cut, which is told.
+
+    Raises:
+        UserError: there is none, or this is no tar.
+    """
+    index = index_tar(shard, allow_cut=True)
     files: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, span in index_tar(shard).members.items():
+    for name, span in index.members.items():
         key, extension = _split_name(name)
         files.setdefault(key, {})[extension] = span
+    if index.cut:
+        files.popitem()  # of the last one something may be missing
+        if not files:
+            raise UserError(f"{shard}: expected a whole tar; it is cut short in its first sample")
+        say(f"{shard}: cut short; its first {len(files)} samples are used")
     return list(files.items())
 
 
