@@ -40,7 +40,7 @@ WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=100)
-    options.add_argument("--steps", type=int, default=4000)
+    options.add_argument("--steps", type=int, default=2500)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
     arguments = options.parse_args()
@@ -129,16 +129,18 @@ def checkpoints(output: Path) -> list[Path]:
 
 def survives_kills(work: Path, data: Path, kills: int, steps: int, rng: random.Random) -> bool:
     whole, killed = work / "whole", work / "killed"
-    began = time.monotonic()
-    if finish(write_config(whole, data, steps), work / "whole.log"):
+    began, process = time.monotonic(), start(write_config(whole, data, steps), work / "whole.log")
+    while not checkpoints(whole) and process.poll() is None:
+        time.sleep(0.1)
+    startup = time.monotonic() - began
+    if process.wait():
         return told(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
-    taken = time.monotonic() - began
     config = write_config(killed, data, steps)
     done, resumed_at = 0, set()
     while done < kills:
         process = start(config, work / "killed.log")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if process.wait(rng.uniform(0, min(2 * startup(taken, steps), 40))) == 0:
+            if process.wait(rng.uniform(0, 2 * startup)) == 0:
                 break  # it came to its end before all kills were spent
         kill(process, rng)
         done += 1
@@ -154,11 +156,6 @@ def survives_kills(work: Path, data: Path, kills: int, steps: int, rng: random.R
         f"{done} kills, gone on from {len(resumed_at)} places: parameters "
         f"{'equal' if same else 'differ'}; broken samples met: {reports[0]['count']} and {reports[1]['count']}",
     )
-
-
-def startup(taken: float, steps: int) -> float:
-    """Seconds until training begins: what it takes beyond the steps, roughly."""
-    return max(8.0, taken - steps * 0.05)
 
 
 def kill(process: subprocess.Popen[bytes], rng: random.Random) -> None:
