@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from clips.parallel.processes import gather_objects
 from clips.errors import UserError
+from clips.parallel.processes import gather_objects
 from llava_bridge.launch import report
 
 
