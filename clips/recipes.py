@@ -203,8 +203,8 @@ class Recipe:
     def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named losses (): "loss" is the weighted total; the others are for the record, without gradients.
 
-        Their means over processes are the global values. "cosine_gap" is how much nearer an image is to its own first
-        text than to those of this process's other images, on average.
+        The means of the losses over processes are the global values. "cosine_gap" is how much nearer an image is to its
+        own first text than to those of this process's other images, on average: with smaller shares it varies more.
         """
         texts = [outputs[name] for name in self.spec.texts]
         scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
