@@ -60,7 +60,7 @@ def test_mistakes_in_a_training_file_are_one_line(tmp_path: Path, capsys: pytest
 def test_a_broken_shard_stops_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = clips_world.write_shards(tmp_path / "data", (3, 3))
     shard = data / "shard-00001.tar"
-    shard.write_bytes(shard.read_bytes()[:-11000])
+    shard.write_bytes(b"no tar" * 1000)
     (tmp_path / "c.json").write_text(clips_world.config_text(data, tmp_path / "out"))
     assert "shard-00001.tar: expected a whole" in complaint(capsys, "train", "--config", str(tmp_path / "c.json"))
     assert not (tmp_path / "out").exists()
