@@ -13,7 +13,7 @@ import datetime
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -113,7 +113,7 @@ class Checkpointer:
         if kind is None:
             self.wait()
 
-    def _together(self, work: Any) -> None:
+    def _together(self, work: Callable[[], None]) -> None:
         """Do ``work`` on the main process; what goes wrong there is raised on all."""
         error: Exception | None = None
         if self.processes.is_main:

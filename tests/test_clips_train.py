@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from clips import start as beginning
 from clips import train as training
 from clips.artifact import directory_hash, write_manifest
-from clips.checkpoint import CHECKPOINTS, checkpoints
+from clips.checkpoint import CHECKPOINTS, LoopState, checkpoints
 from clips.errors import UserError
 from clips.model import ModelConfig, build_model
 from clips.optim import OptimConfig, build_optimizer, learning_rate_at
@@ -247,6 +247,19 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
     ):
         train(clips_world.train_config(data, tmp_path / "run"))
     assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_the_share_of_bad_samples_counts_the_batch_that_they_came_in():
+    bad = {str(number): "undecodable picture" for number in range(24)}
+    run = SimpleNamespace(
+        loop=LoopState(samples_seen=4000, bad=bad),
+        data=range(10_000),
+        config=SimpleNamespace(data=SimpleNamespace(max_bad_share=0.01)),
+    )
+    training.refuse_bad_share(run)
+    run.loop.samples_seen = 2000
+    with pytest.raises(UserError, match=r"24 unusable samples, more than data.max_bad_share \(0.01\) of 2000"):
+        training.refuse_bad_share(run)
 
 
 # ---- optimizer, schedule, precision

@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -100,12 +99,15 @@ def blame(still: dict[int, dict[str, Any]], count: int, patience: float) -> str:
         count: how many processes there are.
         patience: seconds they have been given.
     """
-    key: Callable[[dict[str, Any]], tuple[int, int]] = lambda place: (place["step"], _ORDER.index(place["doing"]))  # noqa: E731
-    first = min(map(key, still.values()))
-    guilty = [place for place in still.values() if key(place) == first]
+    first = min(map(_progress, still.values()))
+    guilty = [place for place in still.values() if _progress(place) == first]
     where = f"{guilty[0]['doing']}, step {guilty[0]['step'] + 1}"
     if count > 1 and len(guilty) == count:
         return f"all {count} processes have stood still for {patience:g} s ({where}; scale.patience); ended"
     names = ", ".join(place["who"] for place in guilty)
     others = " and the others wait for it" if count > 1 else ""
     return f"{names} has stood still for {patience:g} s ({where}; scale.patience){others}; ended"
+
+
+def _progress(place: dict[str, Any]) -> tuple[int, int]:
+    return place["step"], _ORDER.index(place["doing"])

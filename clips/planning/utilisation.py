@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from clips.config import TrainConfig
-from clips.planning.dryrun import contrast_flops, dry_step, fake_model
 from clips.planning.hardware import gpu_of
 
 
@@ -57,6 +56,9 @@ def flops_per_sample(config: TrainConfig, batch: Mapping[str, Tensor], processes
 
     What is computed twice to save memory counts once; products of padding count where the model makes them.
     """
+    # It rests on torch's insides, which no training should depend on before it has a use for them.
+    from clips.planning.dryrun import contrast_flops, dry_step, fake_model
+
     model = fake_model(config.model, config.recipe)
     texts = {name: value.cpu() for name, value in batch.items() if name != "image"}
     samples = len(batch["image"])
