@@ -123,23 +123,31 @@ def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
 def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """``train.jsonl``: pictures with all their ``long`` captions; ``test.jsonl``: those of coco_mini not among them.
 
-    Pictures of the first are relative to coco_long, of the second to coco_mini.
+    ``both.jsonl`` are those of the first that have ``human`` captions too. Pictures of the training files are relative
+    to coco_long, of the test to coco_mini.
     """
-    train, seen = [], set()
+    train, both, seen = [], [], set()
     source = Path(config.source)
     for _, row in read_lines(
-        source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "long_captions")
+        source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "human_captions", "long_captions")
     ):
         train.append({"image": row["image"], "long": [entry["caption"] for entry in row["long_captions"]]})
+        if row["human_captions"]:
+            both.append({**train[-1], "human": row["human_captions"]})
         seen.add(int(row["coco_id"]))
     test = [
         {"image": row["image"], "captions": row["captions"]}
         for _, row in read_lines(source / "coco_mini/captions.jsonl", texts=("image",), others=("image_id", "captions"))
         if int(row["image_id"]) not in seen
     ]
-    for name, rows in (("train", train[: config.limit]), ("test", test[: config.limit])):
+    tables = {"train": train[: config.limit], "both": both[: config.limit], "test": test[: config.limit]}
+    for name, rows in tables.items():
         write_file(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return {"training pictures": len(train[: config.limit]), "test pictures": len(test[: config.limit])}
+    return {
+        "training pictures": len(tables["train"]),
+        "of them with human captions": len(tables["both"]),
+        "test pictures": len(tables["test"]),
+    }
 
 
 def _bytes(path: Path) -> dict[str, Any]:

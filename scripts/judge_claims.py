@@ -55,6 +55,9 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
     for world in ("coco", "flickr", "scenes_mllm", "scenes_complete"):
         parts = there(*(f"{world}.{strategy}.32" for strategy in STRATEGIES))
         yield "A1", world, f"{len(parts)} strategies at 32 tokens − whole", parts, there(f"{world}_whole")
+        by_length = {cut: there(*(f"{world}.{strategy}.{cut}" for strategy in STRATEGIES)) for cut in (8, 16, 32)}
+        for short, long in itertools.combinations(by_length, 2):
+            yield "A4", world, f"{short} tokens − {long}, mean of strategies", by_length[short], by_length[long]
         for good in ("sub_captions", "block"):
             for bad in ("truncate", "random"):
                 pair = there(f"{world}.{good}.16"), there(f"{world}.{bad}.16")
@@ -62,7 +65,7 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
     for world in ("scenes_web", "flickr_web"):
         for cut in sorted(name for name in scores if name.startswith(f"{world}.")):
             yield "A3", world, f"whole − {cut.removeprefix(f'{world}.')}", there(f"{world}_whole"), [cut]
-    for world in ("scenes", "flickr"):
+    for world in ("scenes", "flickr", "coco"):
         steps = [f"{world}.{name}" for name in ("clip", "one_positive", "multi_positive", "clips")]
         for number, (before, after) in enumerate(itertools.pairwise(steps), 1):
             words = f"{after.partition('.')[2]} − {before.partition('.')[2]}"

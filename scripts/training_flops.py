@@ -1,50 +1,87 @@
 """Count what the encoders of a study cost, so that recipes compare at equal compute as well as at equal samples.
 
-    python scripts/training_flops.py scripts/studies/ablation.yaml --like clips
+    python scripts/training_flops.py scripts/studies/ablation.yaml --like scenes.clips
 
 For every encoder trained there: floating point operations of one sample in a training step (forward and backward, as
-torch's own counter sees them, attention and matrix products and convolutions), steps as the study has them, and the
-steps that cost as much as the encoder ``--like``. A frozen trunk counts even where its outputs are kept.
+torch's own counter sees them: attention, matrix products and convolutions), over the first batches of its own data,
+and the steps that cost as much as the encoder ``--like``; of an encoder with stages those of all, in their proportion.
+A frozen trunk counts even where its outputs are kept. The study's data are made first where they are not there yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.study.plan import make_plan
+from benchmarks.study.commands import current_keys
+from benchmarks.study.plan import Plan, make_plan
+from benchmarks.study.runner import run_steps
 from benchmarks.study.schema import read_study
+from benchmarks.study.steps import Step
 from clips import recipes
 from clips.commandline import parse_config, to_yaml
 from clips.config import TrainConfig
-from clips.data.loader import collate
+from clips.data.loader import batches
 from clips.errors import UserError, suggest
 from clips.model import build_model
-from clips.tokenizer import ClipsTokenizer
+from clips.stages import stage_configs
+from clips.start import open_data
 
-_BATCH = 8
-_CAPTIONS = ("a web caption", "A first sentence of the caption. " * 40)
+_BATCHES = 2
 
 
 def flops_of_sample(config: TrainConfig) -> float:
-    """FLOPs of one sample in a training step of ``config``, captions as long as its places allow."""
-    import numpy as np
-
+    """FLOPs of one sample in a training step of ``config``, over the first batches that it would be trained on."""
+    data = open_data(config)
     model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build(config.recipe)
-    tokenizer = ClipsTokenizer(model.context_length)
-    rng = np.random.default_rng(0)
-    samples = [{**recipe.prepare(*_CAPTIONS, rng, tokenizer), "bad": []} for _ in range(_BATCH)]
-    batch = collate(samples)
-    del batch["bad"]
-    batch["image"] = torch.zeros(_BATCH, 3, model.image_size, model.image_size)
-    with FlopCounterMode(display=False) as counter:
-        recipe.losses(model(batch), batch)["loss"].backward()
-    return counter.get_total_flops() / _BATCH
+    found = 0
+    for batch in batches(data, first_step=0, last_step=_BATCHES, batch_size=config.batch_size):
+        del batch["bad"]
+        batch["image"] = batch["image"] / 255
+        with FlopCounterMode(display=False) as counter:
+            recipe.losses(model(batch), batch)["loss"].backward()
+        found += counter.get_total_flops()
+    return found / _BATCHES / config.batch_size
+
+
+def stages_of(step: Step) -> list[TrainConfig]:
+    """The config of each stage of a training step of a study, the weights before it left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(to_yaml(step.config), encoding="utf-8")
+        config = parse_config(TrainConfig, ["--config", str(file)], prog="training_flops")
+    assert config is not None
+    stages = stage_configs(config)
+    if any(stage.steps is None for stage in stages):
+        raise UserError(f"{step.name}: expected its length in 'steps'")
+    model = {"keep_trunk_outputs": False}
+    return [
+        replace(stage, model=replace(stage.model, **model, **({"pretrained": None} if number else {})))
+        for number, stage in enumerate(stages)
+    ]
+
+
+class _Quiet:
+    def changed(self, step: Step, outcome: str, record: object) -> None:
+        print(f"{step.name}: {outcome}", file=sys.stderr)
+
+    def tick(self) -> None:
+        pass
+
+
+def make_data(plan: Plan) -> None:
+    """Run the study's data steps that have not run."""
+    steps = [step for step in plan.steps if step.kind == "data"]
+    directory = plan.study.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    summary = run_steps(steps, lambda: current_keys(plan), directory, jobs=1, observer=_Quiet())
+    if not summary.complete:
+        raise UserError(f"{directory}/steps: {', '.join(summary.failed)} failed; see its log.txt")
 
 
 def main() -> None:
@@ -56,30 +93,21 @@ def main() -> None:
     study = read_study(arguments.study)
     if arguments.like not in study.encoders:
         raise suggest(arguments.like, study.encoders, "encoder")
-    seed = study.seeds[0]
-    configs = {
-        name: step.config
-        for step in make_plan(study).steps
-        for name in study.encoders
-        if step.name == f"encoder-{name}-s{seed}"
-    }
-    found = {}
-    for name, config in configs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["XDG_CACHE_HOME"] = folder  # no trunk's output is there yet
-            file = Path(folder) / "config.yaml"
-            file.write_text(to_yaml(config), encoding="utf-8")
-            parsed = parse_config(TrainConfig, ["--config", str(file)], prog="training_flops")
-            assert parsed is not None
-            if parsed.steps is None:
-                raise UserError(f"encoders.{name}: expected its length in 'steps'")
-            found[name] = (flops_of_sample(parsed), parsed.steps, parsed.batch_size)
-    like_flops, like_steps, like_batch = found[arguments.like]
-    total = like_flops * like_steps * like_batch
-    print(f"{'encoder':32} {'MFLOP/sample':>12} {'steps':>6} {'TFLOP':>8} {'steps at equal compute':>24}")
-    for name, (flops, steps, batch) in found.items():
-        equal = round(total / flops / batch)
-        print(f"{name:32} {flops / 1e6:12.1f} {steps:6} {flops * steps * batch / 1e12:8.2f} {equal:24}")
+    plan = make_plan(study)
+    make_data(plan)
+    world = arguments.like.partition(".")[0]
+    wanted = {f"encoder-{name}-s{study.seeds[0]}": name for name in study.encoders if name.startswith(world)}
+    cost: dict[str, tuple[int, float]] = {}  # encoder → its steps, what all of them cost
+    for step in plan.steps:
+        if step.name in wanted:
+            stages = stages_of(step)
+            parts = [flops_of_sample(stage) * (stage.steps or 0) * stage.batch_size for stage in stages]
+            cost[wanted[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
+            print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)
+    total = cost[arguments.like][1]
+    print(f"{'encoder':32} {'steps':>6} {'TFLOP':>8} {'GFLOP a step':>12} {'steps at equal compute':>24}")
+    for name, (steps, flops) in cost.items():
+        print(f"{name:32} {steps:6} {flops / 1e12:8.2f} {flops / steps / 1e9:12.2f} {round(steps * total / flops):24}")
 
 
 if __name__ == "__main__":

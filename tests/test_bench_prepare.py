@@ -77,7 +77,12 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     for number in range(4):
         world.picture(number).save(tmp_path / "coco_mini" / "images" / f"{number}.png")
     long = [
-        {"image": f"../coco_mini/images/{number}.png", "coco_id": number, "long_captions": [{"caption": "One. Two."}]}
+        {
+            "image": f"../coco_mini/images/{number}.png",
+            "coco_id": number,
+            "human_captions": [f"picture {number}"] if number else [],
+            "long_captions": [{"caption": "One. Two."}],
+        }
         for number in range(3)
     ]
     mini = [
@@ -94,6 +99,8 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     source = open_source(table)
     assert len(source) == 3
     assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
+    both = [json.loads(line) for line in (out / "both.jsonl").read_text().splitlines()]
+    assert [row["human"] for row in both] == [["picture 1"], ["picture 2"]]
     tested = load_caption_set(str(out / "test.jsonl"), images=str(tmp_path / "coco_mini"))
     assert list(tested.images) == ["images/3.png"]
     assert tested.open(0).size == (64, 64)
