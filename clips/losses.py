@@ -108,30 +108,32 @@ def caption_loss(summed: Tensor, counted: Tensor) -> Tensor:
     return summed * process_count() / total.clamp(min=1.0)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Summed cross-entropy () of ``hidden @ weight.T`` without ever holding all its (N, V) logits.
 
     Args:
         hidden: (N, D) float32.
         weight: (V, D) float32.
         labels: (N,) int64.
+        dtype: of the matrix products' factors and results, float32 if not given; softmax and sums are float32.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype or hidden.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Takes the gradients in the forward pass, chunk by chunk, while the chunk's logits are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        want_hidden, want_weight, _ = ctx.needs_input_grad
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        want_hidden, want_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden) if want_hidden else None
         weight_grad = torch.zeros_like(weight) if want_weight else None
         total = hidden.new_zeros(())
+        factors = weight.to(dtype)
         step = max(1, _CHUNK_ELEMENTS // len(weight))
         for start in range(0, len(hidden), step):
-            part, label = hidden[start : start + step], labels[start : start + step, None]
-            logits = part @ weight.t()
+            part, label = hidden[start : start + step].to(dtype), labels[start : start + step, None]
+            logits = (part @ factors.t()).to(hidden.dtype)
             largest = logits.amax(dim=1, keepdim=True)
             own = logits.gather(1, label)
             powers = logits.sub_(largest).exp_()
@@ -139,22 +141,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += (largest + normaliser.log() - own).sum()
             if want_hidden or want_weight:
                 error = powers.div_(normaliser)  # softmax, then minus one at the label
-                error.scatter_add_(1, label, error.new_full(label.shape, -1.0))
+                error = error.scatter_add_(1, label, error.new_full(label.shape, -1.0)).to(dtype)
                 if hidden_grad is not None:
-                    torch.mm(error, weight, out=hidden_grad[start : start + step])
+                    hidden_grad[start : start + step] = error @ factors
                 if weight_grad is not None:
-                    weight_grad.addmm_(error.t(), part)
+                    _add_product(weight_grad, error.t(), part)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         return (
             None if hidden_grad is None else hidden_grad * grads[0],
             None if weight_grad is None else weight_grad * grads[0],
             None,
+            None,
         )
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """``total += one @ other``, where the factors may have a smaller dtype."""
+    if one.dtype == total.dtype:
+        total.addmm_(one, other)
+    else:
+        total += one @ other
 
 
 class _PairwiseSigmoid(torch.autograd.Function):

@@ -119,6 +119,22 @@ def test_linear_cross_entropy_against_the_plain_one(chunk, monkeypatch):
     torch.testing.assert_close(gradients, torch.autograd.grad(3 * plain, [hidden, weight]), atol=1e-5, rtol=1e-5)
 
 
+def test_linear_cross_entropy_in_bfloat16_is_near_the_exact_one_and_its_gradients_are_float32():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 32, generator=generator).requires_grad_()
+    weight = (torch.randn(101, 32, generator=generator) / 32**0.5).requires_grad_()
+    labels = torch.randint(101, (64,), generator=generator)
+    rounded = linear_cross_entropy(hidden, weight, labels, torch.bfloat16)
+    exact = linear_cross_entropy(hidden, weight, labels)
+    assert rounded.item() != exact.item()
+    assert rounded.item() == pytest.approx(exact.item(), rel=1e-3)
+    for near, true in zip(
+        torch.autograd.grad(rounded, [hidden, weight]), torch.autograd.grad(exact, [hidden, weight]), strict=True
+    ):
+        assert near.dtype == torch.float32
+        assert (near - true).norm() < 1e-2 * true.norm()
+
+
 def test_linear_cross_entropy_of_nothing_is_zero():
     weight = torch.randn(11, 4, requires_grad=True)
     loss = linear_cross_entropy(torch.zeros(0, 4), weight, torch.zeros(0, dtype=torch.int64))

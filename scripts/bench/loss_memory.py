@@ -4,11 +4,12 @@
     python scripts/bench/loss_memory.py --threads 2                          (256 × 128 tokens: naive needs 13 GB)
     python scripts/bench/loss_memory.py --device cuda
 
-Caption loss: ``clips.losses.linear_cross_entropy`` beside ``F.cross_entropy(hidden @ weight.T)`` and, where it is
-installed and there is a GPU, Liger's fused one. Contrastive loss: ``clips.losses.softmax_loss`` of one process among
-many, its partners' features simulated, beside this process's rows
-of the matrix of logits, as open_clip's ``--local-loss`` holds them. Memory is the peak of what torch allocates
-beyond the inputs and their gradients, counted at every allocation; all gradients must be equal.
+Caption loss: ``clips.losses.linear_cross_entropy`` beside ``F.cross_entropy(hidden @ weight.T)``, torch's own
+``F.linear_cross_entropy`` where torch has it, and, where it is installed and there is a GPU, Liger's fused one. With
+``--bf16`` matrix products are those of autocast. Contrastive loss: ``clips.losses.softmax_loss`` of one process among
+many, its partners' features simulated, beside this process's rows of
+the matrix of logits, as open_clip's ``--local-loss`` holds them. Memory is the peak of what torch allocates beyond the
+inputs and their gradients, counted at every allocation; all gradients must be equal (in bfloat16 nearly).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 512, 768])
     parser.add_argument("--global-batches", type=int, nargs="+", default=[8192, 32768])
     parser.add_argument("--local-batch", type=int, default=2048)
+    parser.add_argument("--bf16", action="store_true", help="caption loss: matrix products in bfloat16")
     add_common(parser)
     return parser.parse_args()
 
@@ -61,26 +63,38 @@ def caption_table(args: argparse.Namespace) -> str:
         hidden = torch.randn(count, width, device=args.device).requires_grad_()
         weight = (torch.randn(EMBEDDING_ROWS, width, device=args.device) * width**-0.5).requires_grad_()
         labels = torch.randint(EMBEDDING_ROWS, (count,), device=args.device)
-        rows += compare(caption_losses(args.device), (hidden, weight), labels, args, [str(width)])
+        rows += compare(caption_losses(args), (hidden, weight), labels, args, [str(width)])
     return table(head, rows)
 
 
-def caption_losses(device: str) -> dict[str, Loss]:
-    found: dict[str, Loss] = {"naive": naive, "ours": losses.linear_cross_entropy}
-    if device == "cuda":
+def caption_losses(args: argparse.Namespace) -> dict[str, Loss]:
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+
+    def naive(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy((hidden.to(dtype) @ weight.to(dtype).t()).float(), labels, reduction="sum")
+
+    def ours(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        return losses.linear_cross_entropy(hidden, weight, labels, dtype)
+
+    found: dict[str, Loss] = {"naive": naive, "ours": ours}
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        options = torch.nn.LinearCrossEntropyOptions()
+
+        def of_torch(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+            factors = hidden.to(dtype), weight.to(dtype)
+            return F.linear_cross_entropy(*factors, labels, reduction="sum", options=options).float()
+
+        found["torch"] = of_torch
+    if args.device == "cuda":
         try:
             from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
         except ImportError:
             print("Liger is not installed")
         else:
             found["Liger"] = lambda hidden, weight, labels: LigerFusedLinearCrossEntropyFunction.apply(
-                hidden, weight, labels, None, None, -100, 0.0, 0.0, "sum"
-            )[0]
+                hidden.to(dtype), weight.to(dtype), labels, None, None, -100, 0.0, 0.0, "sum"
+            )[0].float()
     return found
-
-
-def naive(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
 
 
 # ---------------------------------------------------------------- contrastive loss
@@ -128,10 +142,11 @@ def compare(
     sides: dict[str, Loss], leaves: tuple[Tensor, Tensor], last: Tensor, args: argparse.Namespace, key: list[str]
 ) -> list[list[str]]:
     """A row for each side; raises AssertionError where the gradients differ."""
+    near = {"atol": 0.02, "rtol": 0.05} if args.bf16 else {"atol": 1e-4, "rtol": 1e-3}
     runs = {name: gradients_of(loss, leaves, last) for name, loss in sides.items()}
     expected = runs["naive"]()
     for run in runs.values():
-        torch.testing.assert_close(run(), expected, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(run(), expected, **near)
     returned = sum(value.nbytes for value in expected)
     del expected
     peaks = {name: peak_bytes(run, args.device) - returned for name, run in runs.items()}
