@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from clips.architectures import ModelConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
@@ -12,7 +13,6 @@ from clips.optim import OptimConfig
 from clips.parallel.config import ScaleConfig
 from clips.precision import Precision
 from clips.recipes import RecipeConfig
-from clips.towers import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clips import recipes, towers
+from clips import architectures, recipes, towers
+from clips.architectures import ModelConfig
 from clips.artifact import say
 from clips.captioner import Captioner, CaptionerShape
 from clips.recipes import Recipe, RecipeConfig
-from clips.towers import ModelConfig
-from clips.warmstart import load_pretrained
+from clips.warmstart import check_normalisation, load_pretrained
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
 """Bound of the temperature, as CLIP's: a higher one makes the softmax brittle."""
@@ -37,17 +37,23 @@ class ClipsModel(nn.Module):
         captioner: the decoder, or None.
         recipe: says which texts the batch holds and which one the captioner reads.
         model_cfg: the open_clip configuration that ``clip`` was built from.
+        preprocess_cfg: what open_clip says of the pictures that ``clip`` sees.
     """
 
     def __init__(
-        self, clip: towers.Towers, captioner: Captioner | None, recipe: Recipe, model_cfg: dict[str, Any]
+        self,
+        clip: towers.Towers,
+        captioner: Captioner | None,
+        recipe: Recipe,
+        model_cfg: dict[str, Any],
+        preprocess_cfg: dict[str, Any],
     ) -> None:
         super().__init__()
         self.clip: towers.Towers = clip
         self.captioner = captioner
         self.recipe = recipe
         self.model_cfg = model_cfg
-        self.preprocess_cfg = towers.preprocess_cfg(model_cfg)
+        self.preprocess_cfg = preprocess_cfg
 
     @property
     def context_length(self) -> int:
@@ -136,18 +142,20 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
     """
     recipe = recipes.build(recipe_config)
-    cfg = towers.model_cfg(config) | (_SIGMOID_START if recipe_config.loss == "sigmoid" else {})
+    cfg = architectures.model_cfg(config) | (_SIGMOID_START if recipe_config.loss == "sigmoid" else {})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
         captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
+    preprocess = architectures.preprocess_cfg(cfg, config.normalisation)
     if config.pretrained is not None:
+        check_normalisation(preprocess, config.pretrained)
         for line in load_pretrained(clip, captioner, config.pretrained, stretch=config.text_positions):
             say(f"model.pretrained: {line}")
     towers.lock(clip, config)
-    return ClipsModel(clip, captioner, recipe, cfg)
+    return ClipsModel(clip, captioner, recipe, cfg, preprocess)
 
 
 def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerShape:

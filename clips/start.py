@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from clips import recipes, towers
+from clips import architectures, recipes
 from clips.artifact import say
 from clips.average import Average
 from clips.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
@@ -27,10 +27,10 @@ from clips.tokenizer import ClipsTokenizer
 
 def open_data(config: TrainConfig) -> TrainingData:
     """The training data, opened first: what is wrong with it is told before anything heavy is loaded."""
-    cfg = towers.model_cfg(config.model)
+    cfg = architectures.model_cfg(config.model)
     tokenizer = ClipsTokenizer(cfg["text_cfg"]["context_length"])
     prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=tokenizer)
-    size = int(towers.preprocess_cfg(cfg)["size"][0])
+    size = int(architectures.preprocess_cfg(cfg)["size"][0])
     return TrainingData(config.data, size=size, seed=config.seed, prepare=prepare)
 
 

@@ -1,158 +1,21 @@
-"""Image and text towers: an open_clip model from an architecture's name, with the CLIPS conventions.
-
-An architecture is a file of ``model_configs/`` (open_clip's JSON format) or any of open_clip's own names. Either
-way the text side gets what the CLIPS tokenisation needs: its vocabulary, attention without a causal mask, the
-feature at the last position, where the class token stands ([C] of the method).
-"""
+"""Image and text towers: an open_clip model of a ``model_cfg``, how it encodes, and what of it is frozen."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clips.errors import UserError, reason_of, suggest
+from clips.architectures import ModelConfig, preprocess_cfg
+from clips.errors import UserError, reason_of
 from clips.lengths import groups_by_length
-from clips.tokenizer import EOS, text_config
+from clips.tokenizer import EOS
 from clips.trunk_cache import keep_outputs
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
-
-CONFIGS = Path(__file__).parent / "model_configs"
-_TEXT_CONVENTIONS = {
-    "proj_bias": False,
-    "act_kwargs": {"approximate": "tanh"},
-    "norm_kwargs": {"eps": 1e-6},
-}
-_TEXT_ATTENTION: dict[str, dict[str, Any]] = {
-    "all": {"no_causal_mask": True, "pool_type": "last"},
-    "causal": {"no_causal_mask": False, "pool_type": "eos", "eos_id": EOS},
-}
-_CLIPS_PREPROCESS = {
-    "mode": "RGB",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-    "interpolation": "bilinear",
-    "resize_mode": "squash",
-    "fill_color": 0,
-}
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The towers.
-
-    Args:
-        architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
-            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit,
-            clips-tinyvit-tiny), or an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50) see the
-            samples of their own process only, as in open_clip.
-        context_length: tokens of a text, as the architecture says if not given.
-        image_size: pixels of a side, as the architecture says if not given.
-        pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
-        pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, whose weights training begins
-            with; positions are interpolated to other sizes and lengths, a captioner of the same shape comes along.
-        text_positions: how its text positions are interpolated: linear, or long_clip, which keeps the first 20 and
-            stretches the rest, as Long-CLIP does for whole long captions.
-        text_attention: all (every token of a text sees all others, padding too, and the class token's place is the
-            feature, as CLIPS) or causal (a token sees those before it, and the end token's place is the feature, as
-            CLIP: training leaves the padding out, which is faster with short captions and gives the same).
-        patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
-        lock_image: freeze the image tower, as LiT does.
-        unlocked_image_groups: the last so many groups of its layers stay trainable.
-        keep_trunk_outputs: remember, in memory and in the user's cache on disk, what a frozen timm trunk makes of each
-            picture, for this and later trainings; for small data sets, without crops and flips.
-        lock_text: freeze the text tower.
-        unlocked_text_groups: the last so many groups of its layers stay trainable.
-    """
-
-    architecture: str = "clips-tiny"
-    context_length: int | None = None
-    image_size: int | None = None
-    pretrained_trunk: str | None = None
-    pretrained: str | None = None
-    text_positions: Literal["linear", "long_clip"] = "linear"
-    text_attention: Literal["all", "causal"] = "all"
-    patch_dropout: float = 0.0
-    lock_image: bool = False
-    unlocked_image_groups: int = 0
-    keep_trunk_outputs: bool = False
-    lock_text: bool = False
-    unlocked_text_groups: int = 0
-
-    def __post_init__(self) -> None:
-        if self.pretrained and self.pretrained_trunk:
-            raise UserError("model.pretrained_trunk: expected none beside model.pretrained, which has its own trunk")
-        if not 0 <= self.patch_dropout < 1:
-            raise UserError(f"model.patch_dropout: expected a share from 0 to below 1, got {self.patch_dropout}")
-        for side in ("image", "text"):
-            name, groups = f"model.unlocked_{side}_groups", getattr(self, f"unlocked_{side}_groups")
-            if groups < 0 or (groups and not getattr(self, f"lock_{side}")):
-                raise UserError(f"{name}: expected 0, or more with model.lock_{side}, got {groups}")
-        if self.keep_trunk_outputs and (not self.lock_image or self.unlocked_image_groups):
-            raise UserError("model.keep_trunk_outputs: expected model.lock_image beside it, and no unlocked groups")
-        if self.context_length is not None and self.context_length < 4:
-            raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
-
-
-def architectures() -> list[str]:
-    """Names of the architectures that ship with this package."""
-    return sorted(path.stem for path in CONFIGS.glob("*.json"))
-
-
-def model_cfg(config: ModelConfig) -> dict[str, Any]:
-    """The open_clip ``model_cfg`` of ``config``: what ``open_clip_config.json`` holds.
-
-    Raises:
-        UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
-    """
-    cfg = _named(config.architecture)
-    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
-    if "hf_model_name" in text or "multimodal_cfg" in cfg:
-        raise UserError(
-            f"model.architecture: expected a text tower trained from scratch, but '{config.architecture}' "
-            "brings its own text model and tokens"
-        )
-    own = config.architecture in architectures()
-    length = config.context_length or (text["context_length"] if own else text_config()["context_length"])
-    kept = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
-    if config.image_size is not None:
-        vision["image_size"] = config.image_size
-    fixed = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
-    if fixed is not None and fixed.fixed_input_size and fixed.input_size[-1] != vision["image_size"]:
-        raise UserError(f"model.image_size: expected {fixed.input_size[-1]}, which this trunk is fixed to")
-    if config.patch_dropout:
-        if fixed is not None or isinstance(vision.get("layers"), list):
-            raise UserError("model.patch_dropout: expected a ViT of open_clip's own")
-        vision["patch_dropout"] = config.patch_dropout
-    patch = vision.get("patch_size")
-    if isinstance(patch, int) and vision["image_size"] % patch:
-        raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {vision['image_size']}")
-    return {
-        "embed_dim": cfg["embed_dim"],
-        "vision_cfg": vision,
-        "text_cfg": kept | text_config(length) | _TEXT_CONVENTIONS | _TEXT_ATTENTION[config.text_attention],
-        "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
-    }
-
-
-def preprocess_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square, the tower's own mean and std."""
-    vision = cfg["vision_cfg"]
-    size = vision.get("image_size", 224)
-    chosen = {"size": [size, size] if isinstance(size, int) else list(size)} | _CLIPS_PREPROCESS
-    if vision.get("timm_model_name"):
-        found = _timm_cfg(vision["timm_model_name"])
-        if found is not None:
-            chosen |= {"mean": list(found.mean), "std": list(found.std), "interpolation": found.interpolation}
-    return chosen
 
 
 def build_towers(cfg: dict[str, Any]) -> Towers:
@@ -339,24 +202,6 @@ def _flattened(features: Tensor, trunk: Any) -> Tensor:
     if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
         return features.flatten(1, 2)
     return features.flatten(2).transpose(1, 2)
-
-
-def _named(architecture: str) -> dict[str, Any]:
-    path = CONFIGS / f"{architecture}.json"
-    if architecture in architectures():
-        return json.loads(path.read_text(encoding="utf-8"))
-    import open_clip
-
-    cfg = open_clip.get_model_config(architecture)
-    if cfg is None:
-        raise suggest(architecture, [*architectures(), *open_clip.list_models()], "model.architecture")
-    return cfg
-
-
-def _timm_cfg(name: str) -> Any | None:
-    import timm
-
-    return timm.get_pretrained_cfg(name)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

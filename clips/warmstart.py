@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from clips.architectures import NORMALISATIONS
 from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
 from clips.towers import Towers, authors_positions
 
-_WEIGHTS, _CAPTIONER, _CAPTIONER_CONFIG = (
+_WEIGHTS, _CONFIG, _CAPTIONER, _CAPTIONER_CONFIG = (
     "open_clip_model.safetensors",
+    "open_clip_config.json",
     "captioner.safetensors",
     "captioner_config.json",
 )
 _HUB = "hf-hub:"
+_VISUAL = "visual."
 _KEPT_POSITIONS = 20  # Long-CLIP's number of well-trained text positions (arXiv 2403.15378, section 3.2)
 
 
@@ -27,7 +31,8 @@ def load_pretrained(
 ) -> list[str]:
     """Put the weights of an encoder directory into ``towers`` and, where it has the like, into ``captioner``.
 
-    Position embeddings of another picture size or text length are interpolated; fixed ones are left as they are.
+    Position embeddings of another picture size or text length are interpolated; fixed ones are left as they are. From
+    an encoder that reads other tokens (OpenAI's CLIP, say) the image tower alone is taken.
 
     Args:
         towers: an open_clip model of the same architecture but for the sizes of its inputs.
@@ -43,7 +48,12 @@ def load_pretrained(
     """
     directory = _directory(reference)
     weights = _read(directory / _WEIGHTS)
-    said = _fit_pictures(weights, towers) + _fit_texts(weights, towers, stretch)
+    said = _fit_pictures(weights, towers)
+    if not _same_tokens(weights, towers):
+        visual = {name.removeprefix(_VISUAL): value for name, value in weights.items() if name.startswith(_VISUAL)}
+        _load(towers.visual, visual, directory / _WEIGHTS)
+        return [*said, f"the text tower of {directory} reads other tokens; a new one begins"]
+    said += _fit_texts(weights, towers, stretch)
     _load(towers, weights, directory / _WEIGHTS)
     if captioner is None:
         return said
@@ -54,6 +64,20 @@ def load_pretrained(
         return [*said, f"the captioner of {directory} has another shape; a new one begins"]
     _load(captioner, _read(directory / _CAPTIONER), directory / _CAPTIONER)
     return said
+
+
+def check_normalisation(preprocess: dict[str, Any], reference: str) -> None:
+    """Refuse to go on from an encoder whose pixels were normalised otherwise, where there is a name for how.
+
+    Args:
+        preprocess: the new encoder's ``preprocess_cfg``.
+        reference: as of `load_pretrained`.
+    """
+    file = _directory(reference) / _CONFIG
+    theirs = json.loads(file.read_text(encoding="utf-8")).get("preprocess_cfg", {}) if file.is_file() else {}
+    for name, (mean, std) in NORMALISATIONS.items():
+        if (theirs.get("mean"), theirs.get("std")) == (mean, std) != (preprocess["mean"], preprocess["std"]):
+            raise UserError(f"model.normalisation: expected {name}, with which {reference} was trained")
 
 
 def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
@@ -83,6 +107,12 @@ def _same_sines(table: Tensor, wanted: Tensor) -> Tensor | None:
         if torch.allclose(formula(before, table.shape[1]), table.float(), atol=1e-3):
             return formula(after, table.shape[1])
     return None
+
+
+def _same_tokens(weights: dict[str, Tensor], towers: Towers) -> bool:
+    """Whether the text tower that ``weights`` are of embeds as many different tokens as that of ``towers``."""
+    own = (towers.text if hasattr(towers, "text") else towers).token_embedding.weight
+    return any(len(value) == len(own) for name, value in weights.items() if name.endswith("token_embedding.weight"))
 
 
 def _fit_texts(weights: dict[str, Tensor], towers: Towers, stretch: str) -> list[str]:

@@ -16,8 +16,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from benchmarks.study.commands import current_keys
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.runner import run_steps
@@ -29,6 +27,7 @@ from clips.config import TrainConfig
 from clips.data.loader import batches
 from clips.errors import UserError, suggest
 from clips.model import build_model
+from clips.planning.dryrun import counted_flops, flop_counter
 from clips.stages import stage_configs
 from clips.start import open_data
 
@@ -39,13 +38,13 @@ def flops_of_sample(config: TrainConfig) -> float:
     """FLOPs of one sample in a training step of ``config``, over the first batches that it would be trained on."""
     data = open_data(config)
     model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build(config.recipe)
-    found = 0
+    found = 0.0
     for batch in batches(data, first_step=0, last_step=_BATCHES, batch_size=config.batch_size):
         del batch["bad"]
         batch["image"] = batch["image"] / 255
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
-        found += counter.get_total_flops()
+        found += counted_flops(counter)
     return found / _BATCHES / config.batch_size
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from clips.architectures import ModelConfig, model_cfg
 from clips.encoder import load_encoder
 from clips.interchange.importing import ImportConfig, import_encoder
 from clips.tokenizer import ClipsTokenizer
-from clips.towers import ModelConfig, authors_positions, build_towers, model_cfg
+from clips.towers import authors_positions, build_towers
 
 
 def flax_parameters(weights: dict[str, torch.Tensor], heads: int | None) -> dict[str, np.ndarray]:
@@ -63,14 +64,14 @@ def flax_parameters(weights: dict[str, torch.Tensor], heads: int | None) -> dict
 @pytest.fixture
 def tiny_clips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A CLIPS architecture of two layers."""
-    from clips import towers
+    from clips import architectures, towers
 
-    cfg = json.loads((towers.CONFIGS / "clips-tiny.json").read_text())
+    cfg = json.loads((architectures.CONFIGS / "clips-tiny.json").read_text())
     cfg["vision_cfg"] |= {"image_size": 32, "width": 64, "layers": 2, "head_width": 16}
     cfg["text_cfg"] |= {"layers": 2, "width": 64}
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "clips-two.json").write_text(json.dumps(cfg))
-    monkeypatch.setattr(towers, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(architectures, "CONFIGS", tmp_path / "configs")
     return "clips-two"
 
 

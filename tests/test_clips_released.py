@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips import towers
+from clips import architectures, towers
+from clips.architectures import ModelConfig
 from clips.errors import UserError
 from clips.interchange.source import named_configs, released_name
-from clips.towers import ModelConfig
 
 # (width, layers, hidden width, heads) of the image and of the text tower: decode_variant in src/models/vit.py and
 # src/models/text_transformer.py; width of the embedding: src/convert_upload/open_clip/model_configs; millions of
@@ -37,7 +37,7 @@ RELEASED = {  # by architecture: the family's published name, patch, picture siz
 @pytest.mark.parametrize("name", RELEASED)
 def test_sizes_and_parameters_are_the_published_ones(name: str):
     with torch.device("meta"):
-        model = towers.build_towers(towers.model_cfg(ModelConfig(architecture=name)))
+        model = towers.build_towers(architectures.model_cfg(ModelConfig(architecture=name)))
     image, text, embedding, millions = FAMILIES[name.split("-")[1]]
     for transformer, published in ((model.visual.transformer, image), (model.transformer, text)):
         block = transformer.resblocks[0]
@@ -88,8 +88,8 @@ def test_names_of_the_paper_and_sizes_from_the_weights():
         named_configs("clips-m-14", {})
 
 
-@pytest.mark.parametrize("name", sorted(set(towers.architectures()) - set(RELEASED)))
+@pytest.mark.parametrize("name", sorted(set(architectures.architectures()) - set(RELEASED)))
 def test_the_small_architectures_build(name: str):
     with torch.device("meta"):
-        model = towers.build_towers(towers.model_cfg(ModelConfig(architecture=name)))
+        model = towers.build_towers(architectures.model_cfg(ModelConfig(architecture=name)))
     assert sum(value.numel() for value in model.parameters()) < 30e6

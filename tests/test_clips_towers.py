@@ -8,28 +8,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from clips import towers
+from clips import architectures, towers
+from clips.architectures import ModelConfig
 from clips.errors import UserError
 from clips.tokenizer import ClipsTokenizer
-from clips.towers import ModelConfig
 
 
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
-    return towers.build_towers(towers.model_cfg(ModelConfig(context_length=12))).eval()
+    return towers.build_towers(architectures.model_cfg(ModelConfig(context_length=12))).eval()
 
 
 @pytest.fixture(scope="module")
 def trunked():
     torch.manual_seed(0)
-    return towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-tinyvit", image_size=64))).eval()
+    return towers.build_towers(architectures.model_cfg(ModelConfig(architecture="clips-tinyvit", image_size=64))).eval()
 
 
 @pytest.fixture(scope="module")
 def resnet():
     torch.manual_seed(0)
-    return towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-rn-tiny"))).eval()
+    return towers.build_towers(architectures.model_cfg(ModelConfig(architecture="clips-rn-tiny"))).eval()
 
 
 def images(count, size=64):
@@ -59,7 +59,9 @@ def test_image_feature_is_the_normed_mean_of_the_patch_tokens(tiny):
 
 def with_text(attention="all", custom_text=False):
     torch.manual_seed(0)
-    cfg = towers.model_cfg(ModelConfig(context_length=12, text_attention=attention)) | {"custom_text": custom_text}
+    cfg = architectures.model_cfg(ModelConfig(context_length=12, text_attention=attention)) | {
+        "custom_text": custom_text
+    }
     return towers.build_towers(cfg).eval()
 
 
@@ -128,7 +130,7 @@ def test_what_stands_behind_the_end_token_of_a_causal_text_does_not_count():
 
 def test_a_text_tower_of_another_kind_takes_the_long_way():
     torch.manual_seed(0)
-    cfg = towers.model_cfg(ModelConfig(context_length=12))
+    cfg = architectures.model_cfg(ModelConfig(context_length=12))
     cfg["text_cfg"]["qk_norm"] = True  # blocks of open_clip's other kind
     model = towers.build_towers(cfg).eval()
     text = ClipsTokenizer(12)(["a red car", "two brown dogs run"])
@@ -175,7 +177,7 @@ def test_permuting_the_batch_permutes_the_output(model, request):
 )
 def test_released_sizes(name, vision, text, embed):
     with torch.device("meta"):
-        model = towers.build_towers(towers.model_cfg(ModelConfig(architecture=name)))
+        model = towers.build_towers(architectures.model_cfg(ModelConfig(architecture=name)))
     for transformer, (layers, width, heads) in ((model.visual.transformer, vision), (model.transformer, text)):
         assert (transformer.layers, transformer.width) == (layers, width)
         assert transformer.resblocks[0].attn.num_heads == heads
@@ -184,16 +186,16 @@ def test_released_sizes(name, vision, text, embed):
 
 
 def test_every_shipped_architecture_has_a_config_that_open_clip_reads():
-    names = towers.architectures()
+    names = architectures.architectures()
     released = {"clips-s-16", "clips-b-16", "clips-l-14", "clips-h-14"}
     assert {"clips-tiny", "clips-rn-tiny", "clips-tinyvit"} | released <= set(names)
     for name in names:
-        cfg = towers.model_cfg(ModelConfig(architecture=name))
-        assert towers.preprocess_cfg(cfg)["size"] == [cfg["vision_cfg"]["image_size"]] * 2
+        cfg = architectures.model_cfg(ModelConfig(architecture=name))
+        assert architectures.preprocess_cfg(cfg)["size"] == [cfg["vision_cfg"]["image_size"]] * 2
 
 
 def test_an_open_clip_architecture_gets_the_text_conventions():
-    cfg = towers.model_cfg(ModelConfig(architecture="ViT-B-32"))
+    cfg = architectures.model_cfg(ModelConfig(architecture="ViT-B-32"))
     assert cfg["vision_cfg"]["width"] == 768
     assert cfg["text_cfg"]["width"] == 512
     assert cfg["text_cfg"]["no_causal_mask"]
@@ -202,8 +204,8 @@ def test_an_open_clip_architecture_gets_the_text_conventions():
 
 def test_stock_open_clip_loads_config_weights_and_tokenizer(tiny, tmp_path):
     open_clip = pytest.importorskip("open_clip")
-    cfg = towers.model_cfg(ModelConfig(context_length=12))
-    config = {"model_cfg": cfg, "preprocess_cfg": towers.preprocess_cfg(cfg)}
+    cfg = architectures.model_cfg(ModelConfig(context_length=12))
+    config = {"model_cfg": cfg, "preprocess_cfg": architectures.preprocess_cfg(cfg)}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     save_file(tiny.state_dict(), tmp_path / "open_clip_model.safetensors")
     ClipsTokenizer(12).save(tmp_path)
@@ -248,25 +250,56 @@ def test_unfit_trunk_weights_are_refused(tiny, trunked, tmp_path):
         towers.load_trunk(tiny, path)
 
 
+def test_variants_of_open_clips_configs_keep_what_makes_them_so():
+    cfg = architectures.model_cfg(ModelConfig(architecture="RN50-quickgelu"))
+    assert cfg["quick_gelu"]
+    built = towers.build_towers(cfg | {"vision_cfg": cfg["vision_cfg"] | {"layers": [1, 1, 1, 1], "width": 16}})
+    names = {type(module).__name__ for module in built.modules()}
+    assert "QuickGELU" in names
+    assert "GELU" not in names
+    coca = architectures.model_cfg(ModelConfig(architecture="coca_ViT-B-32"))
+    assert coca["vision_cfg"]["attentional_pool"]
+    assert "output_tokens" not in coca["vision_cfg"]
+    assert architectures.model_cfg(ModelConfig(architecture="ViTamin-XL-384"))["vision_cfg"]["image_size"] == 384
+    with pytest.raises(UserError, match=r"model\.image_size: expected 384, which this trunk is fixed to"):
+        architectures.model_cfg(ModelConfig(architecture="ViTamin-XL-384", image_size=256))
+
+
+def test_every_config_of_open_clip_can_be_trained_but_those_with_another_librarys_text_model():
+    import open_clip
+
+    foreign = {
+        name for name in open_clip.list_models() if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
+    }
+    assert len(foreign) < 15
+    for name in foreign:
+        with pytest.raises(UserError, match="with its own tokens"):
+            architectures.model_cfg(ModelConfig(architecture=name))
+    for name in set(open_clip.list_models()) - foreign:
+        assert architectures.model_cfg(ModelConfig(architecture=name))["vision_cfg"]["image_size"]
+
+
 def test_bad_architectures_are_refused():
     with pytest.raises(UserError, match="'clips-tyni'; did you mean 'clips-tiny'"):
-        towers.model_cfg(ModelConfig(architecture="clips-tyni"))
-    with pytest.raises(UserError, match="brings its own text model"):
-        towers.model_cfg(ModelConfig(architecture="roberta-ViT-B-32"))
+        architectures.model_cfg(ModelConfig(architecture="clips-tyni"))
+    with pytest.raises(
+        UserError, match="is roberta-base, with its own tokens; ViT-B-32-quickgelu has the same image tower"
+    ):
+        architectures.model_cfg(ModelConfig(architecture="roberta-ViT-B-32"))
     with pytest.raises(UserError, match=r"model\.image_size: expected a multiple of the patch size 16, got 60"):
-        towers.model_cfg(ModelConfig(image_size=60))
+        architectures.model_cfg(ModelConfig(image_size=60))
     with pytest.raises(UserError, match=r"model\.image_size: expected 224, which this trunk is fixed to"):
-        towers.model_cfg(ModelConfig(architecture="ViT-B-16-SigLIP", image_size=192))
+        architectures.model_cfg(ModelConfig(architecture="ViT-B-16-SigLIP", image_size=192))
     with pytest.raises(UserError, match=r"model\.context_length: expected at least 4, got 2"):
         ModelConfig(context_length=2)
     with pytest.raises(UserError, match=r"model\.image_size: 20 does not fit this image tower \(.*too small\)"):
-        towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-rn-tiny", image_size=20)))
+        towers.build_towers(architectures.model_cfg(ModelConfig(architecture="clips-rn-tiny", image_size=20)))
     with pytest.raises(UserError, match=r"unknown model\.architecture 'RN5'; did you mean 'RN50'\?") as told:
-        towers.model_cfg(ModelConfig(architecture="RN5"))
+        architectures.model_cfg(ModelConfig(architecture="RN5"))
     assert len(str(told.value)) < 200
 
 
 def test_trying_a_picture_leaves_no_trace(resnet):
-    built = towers.build_towers(towers.model_cfg(ModelConfig(architecture="clips-rn-tiny")))
+    built = towers.build_towers(architectures.model_cfg(ModelConfig(architecture="clips-rn-tiny")))
     assert all(module.training for module in built.modules())
     assert int(built.visual.bn1.num_batches_tracked) == 0

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips import towers, trunk_cache
+from clips import architectures, towers, trunk_cache
+from clips.architectures import ModelConfig
 from clips.config import TrainConfig
 from clips.data.augment import AugmentConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.towers import ModelConfig
 
 CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, keep_trunk_outputs=True)
 
 
 def built(seed, config=CONFIG):
     torch.manual_seed(seed)
-    model = towers.build_towers(towers.model_cfg(config))
+    model = towers.build_towers(architectures.model_cfg(config))
     towers.lock(model, config)
     return model
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clips.architectures import NORMALISATIONS
 from clips.captioner import CaptionerConfig
 from clips.encoder import write_encoder
 from clips.errors import UserError
@@ -93,6 +94,43 @@ def test_released_positions_are_those_of_the_new_grid_by_their_own_formula(tmp_p
     grown = sines(image_size=64, pretrained=str(tmp_path)).clip.visual.positional_embedding
     assert torch.equal(grown, authors_positions(4, 128))
     assert not torch.allclose(grown, sines(image_size=64).clip.visual.positional_embedding, atol=1e-2)
+
+
+def stock_clip(directory: Path) -> None:
+    """An encoder as open_clip's users have it: its own tokens, OpenAI's normalisation."""
+    import json
+
+    import open_clip
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    cfg = open_clip.get_model_config("ViT-B-32")
+    clip = open_clip.CLIP(**cfg)
+    save_file(
+        {name: value.contiguous() for name, value in clip.state_dict().items()},
+        directory / "open_clip_model.safetensors",
+    )
+    mean, std = NORMALISATIONS["openai"]
+    (directory / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": cfg, "preprocess_cfg": {"mean": mean, "std": std}})
+    )
+
+
+def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path, capsys):
+    stock_clip(tmp_path)
+    begun = model(pretrained=str(tmp_path), normalisation="openai", image_size=96)
+    old = load_file(tmp_path / "open_clip_model.safetensors")
+    assert torch.equal(begun.clip.visual.conv1.weight, old["visual.conv1.weight"])
+    assert begun.clip.visual.positional_embedding.shape == (10, 64)
+    new = model(normalisation="openai", image_size=96, context_length=12)
+    assert torch.equal(begun.clip.token_embedding.weight, new.clip.token_embedding.weight)
+    assert torch.equal(begun.captioner.learnable_tokens, new.captioner.learnable_tokens)
+    assert begun.preprocess_cfg["mean"] == NORMALISATIONS["openai"][0]
+    said = capsys.readouterr().err
+    assert "picture positions interpolated from 5 to 10" in said
+    assert f"the text tower of {tmp_path} reads other tokens; a new one begins" in said
+    with pytest.raises(UserError, match=r"^model\.normalisation: expected openai, with which .* was trained$"):
+        model(pretrained=str(tmp_path))
 
 
 def test_long_clip_keeps_the_first_positions():

@@ -27,11 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from clips import losses
+from clips.architectures import ModelConfig, model_cfg
 from clips.model import ClipsModel, build_model
 from clips.precision import quick_attention
 from clips.recipes import RecipeConfig
 from clips.tokenizer import EOS
-from clips.towers import ModelConfig, model_cfg
 
 Device = Literal["cpu", "cuda"]
 _FLASH_BACKWARD = 2.5  # torch counts the scores that flash attention's backward pass computes again; a model has 2
@@ -149,7 +149,7 @@ def dry_step(
     kernels = _cuda_kernels() if device == "cuda" else contextlib.nullcontext()
     layers_again = checkpointed(model) if checkpointing else contextlib.nullcontext()
     attention = quick_attention(torch.device(device), "bf16" if bf16 else "fp32")
-    with _young_garbage(), layers_again, kernels, attention, live, _flop_counter() as counter:
+    with _young_garbage(), layers_again, kernels, attention, live, flop_counter() as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
         turn, forward = len(live.timeline), counted_flops(counter)
@@ -187,7 +187,7 @@ def dry_contrast(model: ClipsModel, samples: int, processes: int) -> Contrast:
     with _mode_of(model):
         image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.texts)))
         scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
-    with _many(processes), MemoryTrace(model) as live, _flop_counter() as counter:
+    with _many(processes), MemoryTrace(model) as live, flop_counter() as counter:
         losses.contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
     return Contrast(flops=counted_flops(counter), peak=max(map(sum, live.timeline)))
 
@@ -226,7 +226,8 @@ def _young_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _flop_counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which also sees products that are added in place and convolutions in groups."""
     aten = torch.ops.aten
     formulas = {aten.addmm_: _added_product, aten.convolution_backward: _convolution_backward}
     return FlopCounterMode(display=False, custom_mapping=formulas)

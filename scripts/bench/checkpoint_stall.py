@@ -20,12 +20,12 @@ import measure
 import torch
 from measure import add_common, machine, spread, table
 
+from clips.architectures import ModelConfig
 from clips.captioner import CaptionerConfig
 from clips.checkpoint import Checkpointer
 from clips.parallel.processes import end_processes, start_processes
 from clips.recipes import RECIPES, RecipeConfig
 from clips.step import Run, training_step
-from clips.towers import ModelConfig
 from clips.train import checkpoint
 
 

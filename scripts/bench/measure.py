@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clips.architectures import ModelConfig
 from clips.checkpoint import LoopState
 from clips.config import TrainConfig
 from clips.data.loader import DataConfig
@@ -28,7 +29,6 @@ from clips.parallel.processes import Processes
 from clips.recipes import RecipeConfig
 from clips.step import Run
 from clips.tokenizer import ClipsTokenizer
-from clips.towers import ModelConfig
 
 # ---------------------------------------------------------------- time
 

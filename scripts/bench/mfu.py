@@ -18,10 +18,10 @@ import measure
 import torch
 from measure import add_common, flops, machine, spread, table, take_turns
 
+from clips.architectures import ModelConfig
 from clips.captioner import CaptionerConfig
 from clips.recipes import RECIPES, RecipeConfig
 from clips.step import training_step
-from clips.towers import ModelConfig
 
 SECONDS_OF_PRODUCTS = 1.0
 

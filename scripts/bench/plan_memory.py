@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from clips.architectures import ModelConfig
 from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
@@ -30,7 +31,6 @@ from clips.planning.dryrun import fake_batch
 from clips.planning.footprint import Allowance, Rehearsal, Spread
 from clips.start import start_run
 from clips.step import training_step
-from clips.towers import ModelConfig
 
 CASES = ["clips-s-16:8", "clips-s-16:32", "clips-s-16:32:8", "clips-b-16:4", "clips-b-16:8"]
 LASTING = ("parameters", "optimizer")

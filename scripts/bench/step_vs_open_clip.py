@@ -23,12 +23,12 @@ import torch
 from measure import add_common, flops, machine, parameters, speed_up, spread, table, take_turns
 from torch import Tensor
 
+from clips.architectures import ModelConfig
 from clips.captioner import CaptionerConfig
 from clips.model import ClipsModel
 from clips.recipes import RecipeConfig
 from clips.step import training_step
 from clips.tokenizer import PAD
-from clips.towers import ModelConfig
 
 Sides = dict[str, Callable[[], dict[str, float]]]
 HEAD = [
