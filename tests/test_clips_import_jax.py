@@ -64,7 +64,7 @@ def flax_parameters(weights: dict[str, torch.Tensor], heads: int | None) -> dict
 @pytest.fixture
 def tiny_clips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A CLIPS architecture of two layers."""
-    from clips import architectures, towers
+    from clips import architectures
 
     cfg = json.loads((architectures.CONFIGS / "clips-tiny.json").read_text())
     cfg["vision_cfg"] |= {"image_size": 32, "width": 64, "layers": 2, "head_width": 16}
