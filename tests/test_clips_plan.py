@@ -273,8 +273,10 @@ def test_the_shipped_schedule_is_the_papers():
 
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path, file = write_config(tmp_path, stages=[], samples=10_000), tmp_path / "plan.json"
-    assert run_commands("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", "--json", str(file)]) == 0
+    data = ["--pictures", "1000000", "--bytes_per_picture", "40000"]
+    assert run_commands("clips", "", COMMANDS, ["plan", str(path), "--gpu", "l4", "--json", str(file), *data]) == 0
     shown = capsys.readouterr().out
+    assert "training data: 40.0 GB" in shown
     assert "Stage 1 of 1: 16 pixels, 8 × l4" in shown
     assert "activations, work space" in shown
     assert "extrapolated" in shown
@@ -300,6 +302,7 @@ def test_a_measured_mfu_is_taken(tmp_path: Path):
         ({}, {"count": 0}, "count: expected 1 or more, got 0"),
         ({}, {"count": 3}, "count: expected a divisor of batch_size 4096, got 3"),
         ({}, {"mfu": 1.5}, "mfu: expected a share"),
+        ({}, {"pictures": 10}, "bytes_per_picture: expected together with pictures"),
         ({}, {"training": "none.yaml"}, "none.yaml"),
         ({"stages": [], "epochs": 2}, {}, "epochs: expected samples or steps"),
     ],

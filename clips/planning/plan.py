@@ -43,6 +43,8 @@ class PlanConfig:
             the captioner, the most that can happen.
         reserve_gb: GB of a GPU for what no tensor holds: context, libraries, buffers of NCCL.
         fragmentation: bytes lost to gaps between tensors, as a share of the tensors.
+        pictures: how many different ones the training data have, where they are not on this machine.
+        bytes_per_picture: of one with its captions, as stored.
         json: a file for the whole plan, for machines.
     """
 
@@ -54,6 +56,8 @@ class PlanConfig:
     caption_tokens: int | None = None
     reserve_gb: float = 2.0
     fragmentation: float = 0.05
+    pictures: int | None = None
+    bytes_per_picture: float | None = None
     json: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +69,11 @@ class PlanConfig:
             raise UserError(f"mfu: expected a share above 0, up to 1, got {self.mfu}")
         if self.caption_tokens is not None and self.caption_tokens < 1:
             raise UserError(f"caption_tokens: expected 1 or more, got {self.caption_tokens}")
+        if (self.pictures is None) != (self.bytes_per_picture is None):
+            raise UserError("bytes_per_picture: expected together with pictures, or neither")
+        for name in ("pictures", "bytes_per_picture"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         for name in ("reserve_gb", "fragmentation"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
@@ -90,7 +99,7 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
         "mfu": mfu_of(config),
         "mfu_from": config.measured or "assumed",
         "stages": [stage.tell(config.count) for stage in stages],
-        "training_data": _data_bytes(training),
+        "training_data": _data_bytes(config, training),
         "clusters": [cluster(stages, count) for count in sorted({*_COUNTS, config.count})],
         "basis": list(_basis(config)),
     }
@@ -272,8 +281,10 @@ def _steps(stage: TrainConfig) -> int:
     return math.ceil(samples / stage.batch_size)
 
 
-def _data_bytes(training: TrainConfig) -> int | None:
-    """Bytes of the training data, where all of it is on this machine."""
+def _data_bytes(config: PlanConfig, training: TrainConfig) -> float | None:
+    """Bytes of the training data, as told or where all of it is on this machine."""
+    if config.pictures is not None and config.bytes_per_picture is not None:
+        return config.pictures * config.bytes_per_picture
     paths = [Path(source.path) for source in training.data.sources]
     if any(is_remote(str(path)) or not path.exists() for path in paths):
         return None

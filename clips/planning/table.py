@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -34,10 +35,21 @@ def show(plan: dict[str, Any]) -> None:
     if plan["training_data"] is not None:
         console.print(f"training data: {_gb(plan['training_data'])} GB")
     else:
-        console.print("training data: not on this machine, left out of the storage")
+        console.print("training data: not on this machine; --pictures and --bytes_per_picture tell what they take")
     console.print(_clusters(plan))
+    if any(stage["samples_at_once"] < stage["samples_per_gpu"] for stage in _parts_of(plan)):
+        console.print("Where fewer samples fit at once than a GPU's step has, give the stage micro_batch: so many.")
     for line in plan["basis"]:
         console.print(line, style="dim")
+
+
+def _parts_of(plan: dict[str, Any]) -> Iterator[dict[str, int]]:
+    """What a GPU holds at once and in a step, of each stage and cluster."""
+    yield from plan["stages"]
+    for cluster in plan["clusters"]:
+        if cluster["hours"] is not None:
+            for held, step in zip(cluster["samples_at_once"], cluster["samples_per_gpu"], strict=True):
+                yield {"samples_at_once": held, "samples_per_gpu": step}
 
 
 def _facts(stage: dict[str, Any]) -> Table:
