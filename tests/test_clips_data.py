@@ -61,6 +61,19 @@ def test_a_window_reads_few_shards_at_a_time():
     assert first != sorted(first)  # shuffled within the window as well
 
 
+@pytest.mark.parametrize(("blocks", "weights"), [([[3] * 7, [2] * 4], None), ([[3] * 7, [2] * 4], [1.0, 2.0])])
+def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weights):
+    order = Order(blocks, weights, seed=4, window=2)
+    ends = np.cumsum([size for source in blocks for size in source])
+    read = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in range(3000)]
+    for position in (0, 20, 40) if weights is None else (0, 1000, 2000):
+        near = order.blocks_near(position)
+        assert len(near) <= 4 * (1 if weights is None else 2)
+        assert set(read[position : position + 4]) <= set(near)
+    if weights is None:
+        assert set(read[:8]) <= set(order.blocks_near(0))  # two windows of at least four samples
+
+
 def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():
     order = Order([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
     places = [order.at(position) for position in range(2000)]

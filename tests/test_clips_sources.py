@@ -7,6 +7,8 @@ import functools
 import http.server
 import json
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
+from clips.data.fetching import fetching
 from clips.data.files import ShardCache, expand
 from clips.data.loader import DataConfig, TrainingData, batches
 from clips.data.sources import BadSampleError, Record, SourceConfig, blocks_of, open_source
@@ -206,7 +209,7 @@ def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: P
     before = len(server.seen)
     assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.picture(20)
     assert len(server.seen) == before
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("[!.]*"))) == 2
 
 
 def test_commands_write_shards_too(tmp_path: Path):
@@ -227,7 +230,7 @@ def test_the_cache_makes_room(tmp_path: Path):
     cache = ShardCache(tmp_path / "cache", limit=2.5 * size)
     for number in range(3):
         cache.path(f"file://{folder}/shard-{number:05d}.tar")
-    left = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").iterdir())
+    left = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").glob("[!.]*"))
     assert left == ["shard-00001.tar", "shard-00002.tar"]
 
 
@@ -265,6 +268,39 @@ def test_threads_copy_a_shard_once(tmp_path: Path):
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         paths = {future.result() for future in [threads.submit(cache.made, "key", "x", make) for _ in range(4)]}
     assert len(made) == len(paths) == 1
+
+
+def test_processes_copy_a_shard_once(tmp_path: Path):
+    (tmp_path / "shard.tar").write_bytes(b"x")
+    address = f"pipe:echo copied >> {tmp_path}/log; sleep 0.5; cat {tmp_path}/shard.tar"
+    code = "import sys; from pathlib import Path; from clips.data.files import ShardCache"
+    code += "; print(ShardCache(Path(sys.argv[1]), 100).path(sys.argv[2]).read_text())"
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), address]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["x", "x"]
+    assert (tmp_path / "log").read_text().split() == ["copied"]
+
+
+def test_the_next_windows_shards_are_copied_while_this_one_is_read(server, tmp_path: Path, monkeypatch):
+    sources = (SourceConfig(path=address(server), cache=str(tmp_path / "cache")),)
+    data = TrainingData(DataConfig(sources=sources, shuffle_window=1), size=8, seed=0, prepare=number_of)
+    copied = tmp_path / "cache"
+    steps = batches(data, first_step=0, last_step=10, batch_size=2)
+    next(steps)
+    wanted = {f"shard-{block:05d}.tar" for block in data.order.blocks_near(0)}
+    assert len(wanted) == 2
+
+    def there() -> set[str]:
+        return {path.name.partition("-")[2] for path in copied.glob("[!.]*.tar")}
+
+    deadline = time.monotonic() + 20
+    while not wanted <= there() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert wanted <= there()
+    assert len(list(steps)) == 9
+    monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
+    with fetching(data.order, data.parts) as fetcher:
+        assert fetcher is None
 
 
 # ---- streams

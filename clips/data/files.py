@@ -9,19 +9,18 @@ import itertools
 import os
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from clips.errors import UserError, reason_of
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TRIES = 3
 _PIPE = "pipe:"
-_LOCKS: dict[Path, threading.Lock] = {}  # threads of this process make a copy once; other processes may make it again
-os.register_at_fork(after_in_child=_LOCKS.clear)
 
 
 def is_remote(path: str) -> bool:
@@ -104,7 +103,7 @@ class ShardCache:
             os.utime(target)
         except FileNotFoundError:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _LOCKS.setdefault(target, threading.Lock()):
+            with FileLock(self.folder / f".{target.name}.lock"):  # among threads and processes; one copies for all
                 if not target.exists():
                     _try(make, key, target)
                     self._make_room(target)
@@ -113,6 +112,8 @@ class ShardCache:
     def _make_room(self, newest: Path) -> None:
         found = []
         for path in self.folder.iterdir():
+            if path.name.startswith("."):  # a lock
+                continue
             with contextlib.suppress(FileNotFoundError):  # another process makes room as well
                 found.append((path.stat().st_mtime, path.stat().st_size, path))
         total = sum(size for _, size, _ in found)

@@ -14,6 +14,7 @@ import torch
 
 from clips.artifact import MANIFEST
 from clips.data.augment import AugmentConfig, augment, decoding_size
+from clips.data.fetching import fetching
 from clips.data.images import BadImageError, decode_image
 from clips.data.order import Order, Place, positions_of_step
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
@@ -204,9 +205,14 @@ def batches(
         positions_of_step(step, batch_size=batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
-    if data.config.workers and plan:
-        return _from_workers(_SharedBatches(data, plan))
-    return _read_ahead(data, plan)
+    with fetching(data.order, data.parts) as fetcher:
+        if fetcher and plan:
+            fetcher.reach(plan[0][0])
+        found = _from_workers(_SharedBatches(data, plan)) if data.config.workers and plan else _read_ahead(data, plan)
+        for positions, batch in zip(plan, found, strict=True):
+            if fetcher:
+                fetcher.reach(positions[0])
+            yield batch
 
 
 class _SharedBatches(torch.utils.data.Dataset):

@@ -46,12 +46,13 @@ class Order:
         seed: int,
         window: int | None = None,
     ) -> None:
-        self.seed = seed
+        self.seed, self.window = seed, window
         self.samples = sum(map(sum, blocks))
         if weights is None:
             blocks = [[size for source in blocks for size in source]]
         self._streams = [_Stream(sizes, (seed, number), window) for number, sizes in enumerate(blocks)]
         self._starts = np.cumsum([0, *(stream.size for stream in self._streams)])
+        self._first_blocks = np.cumsum([0, *(len(stream.blocks) for stream in self._streams)])
         self._quotas = _quotas(weights or [1.0])
 
     def __len__(self) -> int:
@@ -68,6 +69,21 @@ class Order:
         before = cycle * self._quotas[source] + int((dealt[:place] == source).sum())
         found = self._streams[source].at(before)
         return Place(found.index + int(self._starts[source]), found.epoch)
+
+    def blocks_near(self, position: int) -> list[int]:
+        """The blocks, counted through all sources, of the windows at ``position``, then of those that come next.
+
+        Only for an order with a ``window``. In a mixture a source's place is known to its cycle.
+        """
+        cycle = position // _CYCLE
+        places = [position] if len(self._streams) == 1 else [cycle * quota for quota in self._quotas]
+        windows = [stream.windows_from(place) for stream, place in zip(self._streams, places, strict=True)]
+        return [
+            int(first) + block
+            for pair in zip(*windows, strict=True)  # all that is read now, before anything that is read later
+            for first, blocks in zip(self._first_blocks, pair, strict=False)
+            for block in blocks
+        ]
 
     def generator(self, place: Place) -> np.random.Generator:
         """Random numbers for drawing captions and crops: the same for the same sample in the same epoch."""
@@ -99,6 +115,19 @@ class _Stream:
         start = int(ends[number - 1]) if number else 0
         return Place(int(self._shuffled(epoch, number)[place - start]), epoch)
 
+    def windows_from(self, position: int) -> tuple[list[int], list[int]]:
+        """The blocks of the window that ``position`` lies in, and of the one after it."""
+        epoch, place = divmod(position, self.size)
+        _, ends = self._plan(epoch)
+        number = int(np.searchsorted(ends, place, side="right"))
+        after = (epoch, number + 1) if number + 1 < len(ends) else (epoch + 1, 0)
+        return self._blocks_of(epoch, number), self._blocks_of(*after)
+
+    def _blocks_of(self, epoch: int, number: int) -> list[int]:
+        order, _ = self._plan(epoch)
+        assert self.window is not None
+        return [int(block) for block in order[number * self.window : (number + 1) * self.window]]
+
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks in this epoch's order, and where each window of them ends among the positions."""
         order = _permutation(len(self.blocks), *self.seed, epoch)
@@ -109,9 +138,7 @@ class _Stream:
 
     def _shuffle(self, epoch: int, number: int) -> np.ndarray:
         """The samples of one window in their order."""
-        order, _ = self._plan(epoch)
-        assert self.window is not None
-        chosen = order[number * self.window : (number + 1) * self.window]
+        chosen = self._blocks_of(epoch, number)
         samples = np.concatenate([self.starts[block] + np.arange(self.blocks[block]) for block in chosen])
         return np.random.default_rng([_ORDER, *self.seed, epoch, number]).permutation(samples)
 

@@ -51,7 +51,8 @@ class SourceConfig:
             shards. With it no shard is opened before it is needed; shards from afar need it (``clips data index``
             writes it).
         cache: the folder for copies of shards from afar and of streamed row groups.
-        cache_gb: how much that folder may hold; the longest unused copies go first.
+        cache_gb: how much that folder may hold; the longest unused copies go first. While one
+            ``data.shuffle_window`` of shards is read, the next one is copied: give it room for two.
         weight: how much of every batch comes from this source, relative to the weights of the others; give one to
             each source or to none. Without, the sources are read as one, each sample once an epoch.
     """

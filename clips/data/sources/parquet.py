@@ -76,13 +76,16 @@ class ParquetRows:
         row: dict[str, Any] = self._table(number).slice(place, 1).to_pylist()[0]
         return row
 
+    def fetch(self, number: int) -> Path:
+        """Copy row group ``number`` here, if it is not here already. Raises UserError."""
+        file, group, _ = self.groups[number]
+        key = f"{self.files[file]}#{group}#{','.join(self.column_names)}"
+        return self.cache.made(key, "group.arrow", functools.partial(self._copy_group, self.files[file], group))
+
     def _open_group(self, number: int) -> Any:
         import pyarrow as pa
 
-        file, group, _ = self.groups[number]
-        key = f"{self.files[file]}#{group}#{','.join(self.column_names)}"
-        path = self.cache.made(key, "group.arrow", functools.partial(self._copy_group, self.files[file], group))
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(self.fetch(number)))).read_all()
 
     def _copy_group(self, file: str, group: int, target: Path) -> None:
         import pyarrow as pa

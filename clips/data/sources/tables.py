@@ -82,6 +82,15 @@ class HubDataset:
         whole, rest = divmod(len(self), _BLOCK)
         return [_BLOCK] * whole + [rest] * bool(rest)
 
+    @property
+    def from_afar(self) -> bool:
+        """Whether row groups are copied here before they are read."""
+        return isinstance(self.rows, ParquetRows) and any(map(is_remote, self.rows.files))
+
+    def fetch(self, block: int) -> None:
+        """Copy row group ``block`` here, if it is not here already. Raises UserError."""
+        self.rows.fetch(block)
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -55,6 +55,15 @@ class WebDataset:
         """Samples of each shard."""
         return self.sizes
 
+    @property
+    def from_afar(self) -> bool:
+        """Whether some shards are copied here before they are read."""
+        return any(map(is_remote, self.shards))
+
+    def fetch(self, block: int) -> None:
+        """Copy shard ``block`` here, if it is not here already. Raises UserError."""
+        self.cache.path(self.shards[block])
+
     def name(self, index: int) -> str:
         """See `Source`."""
         shard, place = self._locate(index)
