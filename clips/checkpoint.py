@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import datetime
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -141,12 +142,24 @@ class Checkpointer:
                 hashes = {path.name: file_hash(path) for path in kept}
                 write_file(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")
                 shutil.rmtree(checkpoint, ignore_errors=True)
+                for path in (*partial.iterdir(), partial):  # on the disk before it has the name of a whole one
+                    _sync(path)
                 partial.replace(checkpoint)
+                _sync(self.folder)
                 for old in checkpoints(self.folder.parent)[: -self.keep]:
                     shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))  # never half a checkpoint
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _sync(path: Path) -> None:
+    """Return once what ``path`` holds, a file or a directory, outlives the machine's power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _save_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
