@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clips.artifact import say, write_file, writing
 from clips.checkpoint import LoopState
-from clips.commandline import leaves
-from clips.errors import UserError
+from clips.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 
@@ -30,11 +29,11 @@ class RunLog:
         step: the step from which the run goes on.
         steps: the step at which it ends.
         quiet: write and show nothing, as all processes but one do.
-        trackers: what else gets the numbers, see `open_trackers`.
+        trackers: what else gets the numbers, see `clips.trackers`.
     """
 
     def __init__(
-        self, directory: str | Path, *, step: int, steps: int, quiet: bool = False, trackers: Sequence[Any] = ()
+        self, directory: str | Path, *, step: int, steps: int, quiet: bool = False, trackers: Sequence[Tracker] = ()
     ) -> None:
         self.path = Path(directory) / METRICS
         self.step, self.steps, self.quiet, self.trackers = step, steps, quiet, trackers
@@ -83,39 +82,6 @@ class RunLog:
             rate = max(entry["samples_per_second"], 1e-9)
             left = (self.steps - entry["step"]) * entry["samples_seen"] / max(1, entry["step"]) / rate
             say(f"step {entry['step']}/{self.steps} · {shown} · {_minutes(left)} left")
-
-
-def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[str, Any]) -> list[Any]:
-    """accelerate's trackers by name, the run's config handed to them.
-
-    Args:
-        names: of "tensorboard" (files in ``directory``/tensorboard) and "wandb" (project "clips", its own settings
-            from the environment).
-        directory: the run's.
-        config: the run's, as plain data.
-
-    Raises:
-        UserError: a tracker's package is not installed.
-    """
-    from accelerate import tracking
-
-    found = []
-    for name in names:
-        try:
-            tracker = (
-                tracking.TensorBoardTracker("tensorboard", str(directory))
-                if name == "tensorboard"
-                else tracking.WandBTracker("clips", name=Path(directory).name)
-            )
-            tracker.start()
-        except (ImportError, NameError):
-            raise UserError(f"track: expected the package {name} to be installed (pip install {name})") from None
-        shown = {
-            name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in leaves(config)
-        }
-        tracker.store_init_configuration(shown)
-        found.append(tracker)
-    return found
 
 
 class Clock:

@@ -32,11 +32,12 @@ from clips.parallel.processes import end_processes, gather_objects, mean_over_pr
 from clips.parallel.watchdog import Watchdog
 from clips.planning.utilisation import Utilisation
 from clips.rundir import is_finished, record_run
-from clips.runlog import Clock, RunLog, open_trackers
+from clips.runlog import Clock, RunLog
 from clips.stages import stage_configs
 from clips.start import bare_model, open_data, parents_of, start_run
 from clips.step import Run, to_device, training_step
 from clips.stopping import StopRequest, exit_status, stop_requests
+from clips.trackers import open_trackers
 from clips.validate import Validation
 
 SUMMARY = "summary.json"

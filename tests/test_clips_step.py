@@ -137,6 +137,29 @@ def test_the_average_is_the_exponential_one(tmp_path: Path):
     torch.testing.assert_close(exported(run).clip.text_projection, expected)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_metrics_go_to_weights_and_biases_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    data = clips_world.write_shards(tmp_path / "data")
+    train(clips_world.train_config(data, tmp_path / "run", steps=4, track=("wandb",)))
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    store, logged = DataStore(), {}
+    store.open_for_scan(str(file))
+    while (content := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(content)
+        for item in record.history.item:
+            logged.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert logged["loss"] == [entry["loss"] for entry in entries]
+    assert logged["_step"] == [entry["step"] for entry in entries]
+
+
 def test_metrics_go_to_tensorboard_too(tmp_path: Path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
