@@ -31,12 +31,17 @@ WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {"optim": {"clip_gradient": 5.0}, "validation": {"every": 3, "samples": 5}}
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {},
+    "ddp_in_parts": {"micro_batch": 1},
     "fsdp": {"scale": {"parallel": "fsdp", "activation_checkpointing": True}},
     "zero1": {"scale": {"parallel": "zero1"}},
     "zero2": {"scale": {"parallel": "zero2"}, "micro_batch": 1},
     "zero3": {"scale": {"parallel": "zero3"}},
     "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch": 1},
     "zero3_in_parts": {"scale": {"parallel": "zero3"}, "micro_batch": 1},
+}
+COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its time
+    "ddp_compiled": {"scale": {"compile": True}},
+    "fsdp_compiled": {"scale": {"parallel": "fsdp", "activation_checkpointing": True, "compile": True}},
 }
 NORMED: dict[str, Any] = {
     "model": {"architecture": "clips-rn-tiny", "image_size": 32, "context_length": 12},
@@ -120,6 +125,9 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
                 shutil.copytree(one["stopped"], output)
             clips_world.train_config(data, output, **fields(data, **way))
             plan.append({"config": str(output.with_suffix(".json")), "stop": stop})
+    for name, way in COMPILED.items():
+        clips_world.train_config(data, folder / "whole" / name, **fields(data, **way))
+        plan.append({"config": str(folder / "whole" / f"{name}.json"), "stop": None})
     for name, stops in (("normed", [None]), ("normed_again", [4, None])):
         clips_world.train_config(data, folder / name, **fields(data, **NORMED))
         plan += [{"config": str((folder / name).with_suffix(".json")), "stop": stop} for stop in stops]
@@ -128,7 +136,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *COMPILED])
 def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "whole" / way, one["whole"])
     assert json.loads((two / "whole" / way / "summary.json").read_text())["processes"] == 2
