@@ -50,7 +50,10 @@ def decoding_size(size: int, config: AugmentConfig) -> int:
 
 
 def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
-    """A random crop of an RGB picture, squashed to a square of ``size`` pixels: uint8 (3, size, size)."""
+    """A random crop of an RGB picture, squashed to a square of ``size`` pixels: uint8 (3, size, size).
+
+    In memory its channels stand last, as the decoder gives them and as the model wants them.
+    """
     box = _random_box(image.width, image.height, config.min_area, rng) if config.min_area < 1 else None
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     if config.flip and rng.random() < 0.5:
@@ -59,7 +62,7 @@ def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random
         image = _jitter(image, config.colour_jitter, rng)
     if config.greyscale and rng.random() < config.greyscale:
         image = image.convert("L").convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _random_box(

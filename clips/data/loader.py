@@ -21,6 +21,7 @@ from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blo
 from clips.errors import UserError, reason_of
 
 _READ_AHEAD = 3  # batches
+_APART = ("bad", "image")  # of a sample, what is not simply stacked
 _TOGETHER = 32  # samples: more would only take more memory
 
 Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
@@ -188,12 +189,15 @@ def _or_none(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def collate(samples: list[dict[str, Any]], pictures: torch.Tensor | None = None) -> dict[str, Any]:
-    """Stack the tensors of a batch, the images into ``pictures`` if given; the lists of bad samples become one."""
-    stacked = {
-        name: torch.stack([sample[name] for sample in samples], out=pictures if name == "image" else None)
-        for name in samples[0]
-        if name != "bad"
-    }
+    """Stack the tensors of a batch, the images into ``pictures`` if given; the lists of bad samples become one.
+
+    Images and ``pictures`` have their channels last in memory.
+    """
+    stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name not in _APART}
+    if "image" in samples[0]:
+        rows = [sample["image"].permute(1, 2, 0) for sample in samples]
+        out = None if pictures is None else pictures.permute(0, 2, 3, 1)
+        stacked["image"] = torch.stack(rows, out=out).permute(0, 3, 1, 2)
     return {**stacked, "bad": [entry for sample in samples for entry in sample["bad"]]}
 
 
@@ -225,8 +229,8 @@ class _SharedBatches(torch.utils.data.Dataset):
     def __init__(self, data: TrainingData, plan: list[range]) -> None:
         self.data, self.plan = data, plan
         slots = data.config.workers * _READ_AHEAD + 1
-        shape = (slots, len(plan[0]), 3, data.size, data.size)
-        self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        shape = (slots, len(plan[0]), data.size, data.size, 3)
+        self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
 
     def __len__(self) -> int:
         return len(self.plan)
