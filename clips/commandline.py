@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
+import importlib.metadata
 import inspect
 import os
 import re
@@ -30,6 +30,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # the deepspeed launcher adds it; the environment says the same
 _HELP = {"-h", "--help", "help"}
+_FLAG = re.compile(r"--\w[\w.-]*")
 _ALONE = ("--help", "--print_config")  # flags without a value
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
@@ -56,9 +57,9 @@ class Command:
 
 def run_commands(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for the user's mistakes)."""
-    arguments = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
+    given = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
     try:
-        return _dispatch(program, about, commands, arguments)
+        return _dispatch(program, about, commands, list(map(_underscored, given)))
     except UserError as error:
         return _complain(program, str(error))
     except BrokenPipeError:  # the reader of our output has gone (`clips … | head`)
@@ -74,10 +75,19 @@ def run_commands(program: str, about: str, commands: Mapping[str, Command], argv
         return EXIT_INTERRUPTED
 
 
+def _underscored(word: str) -> str:
+    """``--batch-size=8`` is ``--batch_size=8``."""
+    flag = _FLAG.match(word)
+    return word if flag is None else flag[0].replace("-", "_").replace("__", "--", 1) + word[flag.end() :]
+
+
 def _dispatch(program: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
     if not arguments or arguments[0] in _HELP:
         print(_overview(program, about, commands))
         return 0 if arguments else EXIT_USER_ERROR
+    if arguments[0] == "--version":
+        print(f"{program} {importlib.metadata.version('clips-suite')}")
+        return 0
     family = _family(commands, arguments[0])
     if family and arguments[1:] and arguments[1] in _HELP:
         print(_overview(program, about, family))
@@ -97,6 +107,11 @@ def _command_name(commands: Mapping[str, Command], arguments: Sequence[str]) -> 
         name = " ".join(arguments[:words])
         if name in commands:
             return name
+    near = difflib.get_close_matches(
+        " ".join(arguments[:2]), [name for name in commands if " " in name], n=1, cutoff=0.8
+    )
+    if near and arguments[1:]:
+        raise UserError(f"unknown command '{' '.join(arguments[:2])}'; did you mean '{near[0]}'?")
     if family := _family(commands, arguments[0]):
         raise UserError(f"'{arguments[0]}' needs one of: {', '.join(name.split()[1] for name in family)}")
     near = difflib.get_close_matches(arguments[0], commands, n=1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import sys
 import types
 from pathlib import Path
@@ -55,6 +56,8 @@ class JobConfig:
         steps: how long.
         pair: two numbers.
         names: names of things.
+        quiet: say nothing.
+        log_every: steps between lines.
     """
 
     place: str
@@ -64,6 +67,7 @@ class JobConfig:
     pair: tuple[float, float] = (0.0, 1.0)
     names: dict[str, int] = dataclasses.field(default_factory=dict)
     quiet: bool = False
+    log_every: int = 1
 
 
 received: list[JobConfig] = []
@@ -169,12 +173,25 @@ def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str])
     assert run() == 2
 
 
+@pytest.mark.parametrize("flag", ["--log_every=3", "--log-every=3"])
+def test_flags_may_be_written_with_dashes(flag: str):
+    assert run("job", "x-y", flag) == 0
+    assert (received[-1].log_every, received[-1].place) == (3, "x-y")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert run("--version") == 0
+    assert re.fullmatch(r"tool \d+\.\d+.*\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["jop"], "tool: unknown command 'jop'; did you mean 'job'? (known: job, team start, team stop)"),
         (["team"], "tool: 'team' needs one of: start, stop"),
+        (["team", "strat"], "tool: unknown command 'team strat'; did you mean 'team start'?"),
         (["job"], "tool job: missing place"),
+        (["job", "x", "--log-evry", "3"], "tool job: unknown key 'log_evry'; did you mean 'log_every'?"),
         (["job", "x", "--step", "3"], "tool job: unknown key 'step'; did you mean 'steps'?"),
         (["job", "x", "--part.rat", "3"], "tool job: unknown key 'part.rat'; did you mean 'part.rate'?"),
         (["job", "x", "--prat.rate", "3"], "tool job: unknown key 'prat.rate'; did you mean 'part.rate'?"),

@@ -1,0 +1,7 @@
+"""``python -m clips``: the command, also for launchers that start modules."""
+
+import sys
+
+from clips.cli import main
+
+sys.exit(main())
