@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.artifact import write_file
+from clips.artifact import say, write_file
 from clips.commandline import parse_config
 from clips.config import TrainConfig
 from clips.data.files import is_remote
@@ -93,12 +93,15 @@ def make_plan(config: PlanConfig) -> dict[str, Any]:
     """The plan as plain data; sizes in bytes, times in seconds unless a name says otherwise."""
     training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
     assert training is not None
-    stages = [StagePlan(config, stage) for stage in stage_configs(training)]
+    stages, told = [StagePlan(config, stage) for stage in stage_configs(training)], []
+    for number, stage in enumerate(stages, 1):
+        say(f"{config.training}: going through stage {number} of {len(stages)} without its numbers …")
+        told.append(stage.tell(config.count))
     return {
         "gpu": {"kind": config.gpu, "count": config.count, **dataclasses.asdict(GPUS[config.gpu])},
         "mfu": mfu_of(config),
         "mfu_from": config.measured or "assumed",
-        "stages": [stage.tell(config.count) for stage in stages],
+        "stages": told,
         "training_data": _data_bytes(config, training),
         "clusters": [cluster(stages, count) for count in sorted({*_COUNTS, config.count})],
         "basis": list(_basis(config)),
