@@ -22,7 +22,7 @@ from clips.architectures import ModelConfig
 from clips.artifact import say
 from clips.captioner import Captioner, CaptionerShape
 from clips.recipes import Recipe, RecipeConfig
-from clips.warmstart import check_normalisation, load_pretrained
+from clips.warmstart import check_beginning, load_pretrained
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
 """Bound of the temperature, as CLIP's: a higher one makes the softmax brittle."""
@@ -151,8 +151,9 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
     preprocess = architectures.preprocess_cfg(cfg, config.normalisation)
     if config.pretrained is not None:
-        check_normalisation(preprocess, config.pretrained)
-        for line in load_pretrained(clip, captioner, config.pretrained, stretch=config.text_positions):
+        check_beginning(cfg, preprocess, config.pretrained)
+        stretch, needs_text = config.text_positions, config.lock_text
+        for line in load_pretrained(clip, captioner, config.pretrained, stretch=stretch, needs_text=needs_text):
             say(f"model.pretrained: {line}")
     towers.lock(clip, config)
     return ClipsModel(clip, captioner, recipe, cfg, preprocess)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from clips.architectures import NORMALISATIONS
 from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
+from clips.tokenizer import text_config
 from clips.towers import Towers, authors_positions
 
 _WEIGHTS, _CONFIG, _CAPTIONER, _CAPTIONER_CONFIG = (
@@ -27,7 +30,12 @@ _KEPT_POSITIONS = 20  # Long-CLIP's number of well-trained text positions (arXiv
 
 
 def load_pretrained(
-    towers: Towers, captioner: Captioner | None, reference: str, *, stretch: str = "linear"
+    towers: Towers,
+    captioner: Captioner | None,
+    reference: str,
+    *,
+    stretch: str = "linear",
+    needs_text: bool = False,
 ) -> list[str]:
     """Put the weights of an encoder directory into ``towers`` and, where it has the like, into ``captioner``.
 
@@ -39,6 +47,7 @@ def load_pretrained(
         captioner: or None.
         reference: the directory, or ``hf-hub:NAME``.
         stretch: how text positions are interpolated: "linear", or "long_clip", which keeps the first 20.
+        needs_text: whether it is a mistake to leave the text tower new.
 
     Returns:
         What was adapted or left new, in words.
@@ -49,7 +58,11 @@ def load_pretrained(
     directory = _directory(reference)
     weights = _read(directory / _WEIGHTS)
     said = _fit_pictures(weights, towers)
-    if not _same_tokens(weights, towers):
+    if not _same_tokens(reference, weights, towers):
+        if needs_text:
+            raise UserError(
+                f"model.lock_text: expected false, as {reference} reads other tokens: only its image tower fits"
+            )
         visual = {name.removeprefix(_VISUAL): value for name, value in weights.items() if name.startswith(_VISUAL)}
         _load(towers.visual, visual, directory / _WEIGHTS)
         return [*said, f"the text tower of {directory} reads other tokens; a new one begins"]
@@ -66,33 +79,57 @@ def load_pretrained(
     return said
 
 
-def check_normalisation(preprocess: dict[str, Any], reference: str) -> None:
-    """Refuse to go on from an encoder whose pixels were normalised otherwise, where there is a name for how.
+def check_beginning(cfg: dict[str, Any], preprocess: dict[str, Any], reference: str) -> None:
+    """Refuse to go on from an encoder that computes otherwise in ways that its weights do not show.
 
     Args:
-        preprocess: the new encoder's ``preprocess_cfg``.
+        cfg: the new encoder's ``model_cfg``.
+        preprocess: its ``preprocess_cfg``.
         reference: as of `load_pretrained`.
+
+    Raises:
+        UserError: pixels were normalised otherwise, or the activation was another one.
     """
-    file = _directory(reference) / _CONFIG
-    theirs = json.loads(file.read_text(encoding="utf-8")).get("preprocess_cfg", {}) if file.is_file() else {}
+    told = _description(reference)
+    theirs = told.get("preprocess_cfg", {})
     for name, (mean, std) in NORMALISATIONS.items():
         if (theirs.get("mean"), theirs.get("std")) == (mean, std) != (preprocess["mean"], preprocess["std"]):
             raise UserError(f"model.normalisation: expected {name}, with which {reference} was trained")
+    quick = bool(told.get("model_cfg", {}).get("quick_gelu"))
+    if told and quick != bool(cfg.get("quick_gelu")):
+        kind = "with" if quick else "without"
+        raise UserError(f"model.architecture: expected one {kind} -quickgelu, as {reference} was trained")
+
+
+def _description(reference: str) -> dict[str, Any]:
+    """What an encoder directory says of itself; empty where it says nothing."""
+    file = _directory(reference) / _CONFIG
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
-    from open_clip.model import resize_pos_embed
-
-    name = "visual.positional_embedding"
-    own = getattr(towers.visual, "positional_embedding", None)
+    visual = towers.visual
+    pool = getattr(visual, "attnpool", None)  # of CLIP's ResNets
+    holder, name = (visual, "visual.") if pool is None else (pool, "visual.attnpool.")
+    own, name = getattr(holder, "positional_embedding", None), f"{name}positional_embedding"
     if name not in weights or own is None or weights[name].shape == own.shape:
         return []
     if not own.requires_grad and (fixed := _same_sines(weights[name], own)) is not None:
         weights[name] = fixed
         return []
     before = len(weights[name])
-    resize_pos_embed(weights, towers)
+    weights[name] = _on_grid(weights[name], len(own))
     return [f"picture positions interpolated from {before} to {len(own)}"]
+
+
+def _on_grid(table: Tensor, length: int) -> Tensor:
+    """(length, width) positions of a class token and a square of patches, from those of another square."""
+    from open_clip.model import resize_pos_embed
+
+    side, key = math.isqrt(length - 1), "visual.positional_embedding"
+    weights = {key: table}
+    resize_pos_embed(weights, types.SimpleNamespace(visual=types.SimpleNamespace(grid_size=(side, side))))
+    return weights[key]
 
 
 def _same_sines(table: Tensor, wanted: Tensor) -> Tensor | None:
@@ -109,8 +146,10 @@ def _same_sines(table: Tensor, wanted: Tensor) -> Tensor | None:
     return None
 
 
-def _same_tokens(weights: dict[str, Tensor], towers: Towers) -> bool:
-    """Whether the text tower that ``weights`` are of embeds as many different tokens as that of ``towers``."""
+def _same_tokens(reference: str, weights: dict[str, Tensor], towers: Towers) -> bool:
+    """Whether the encoder reads the tokens of this method; without its config, whether it embeds as many."""
+    if (cfg := _description(reference).get("model_cfg")) is not None:
+        return cfg["text_cfg"].get("tokenizer_mode") == text_config()["tokenizer_mode"]
     own = (towers.text if hasattr(towers, "text") else towers).token_embedding.weight
     return any(len(value) == len(own) for name, value in weights.items() if name.endswith("token_embedding.weight"))
 

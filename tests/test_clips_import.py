@@ -218,8 +218,11 @@ def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
 
     torch.manual_seed(7)
     other = type(encoder.model)(**encoder.config["model_cfg"])
-    load_pretrained(other, None, str(tmp_path / "encoder"))
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in encoder.model.state_dict().items())
+    said = load_pretrained(other, None, str(tmp_path / "encoder"))
+    assert said == [f"the text tower of {tmp_path / 'encoder'} reads other tokens; a new one begins"]
+    assert all(
+        torch.equal(value, other.visual.state_dict()[k]) for k, value in encoder.model.visual.state_dict().items()
+    )
 
 
 def test_an_imported_encoder_embeds_for_the_benchmarks(tmp_path: Path):

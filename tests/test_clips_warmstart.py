@@ -96,7 +96,7 @@ def test_released_positions_are_those_of_the_new_grid_by_their_own_formula(tmp_p
     assert not torch.allclose(grown, sines(image_size=64).clip.visual.positional_embedding, atol=1e-2)
 
 
-def stock_clip(directory: Path) -> None:
+def stock_clip(directory: Path, text_cfg: dict | None = None, **options: object) -> None:
     """An encoder as open_clip's users have it: its own tokens, OpenAI's normalisation."""
     import json
 
@@ -104,7 +104,8 @@ def stock_clip(directory: Path) -> None:
     from safetensors.torch import save_file
 
     torch.manual_seed(5)
-    cfg = open_clip.get_model_config("ViT-B-32")
+    cfg = open_clip.get_model_config("ViT-B-32") | options
+    cfg["text_cfg"] = cfg["text_cfg"] | (text_cfg or {})
     clip = open_clip.CLIP(**cfg)
     save_file(
         {name: value.contiguous() for name, value in clip.state_dict().items()},
@@ -131,6 +132,40 @@ def test_of_an_encoder_with_other_tokens_the_image_tower_is_taken(tmp_path: Path
     assert f"the text tower of {tmp_path} reads other tokens; a new one begins" in said
     with pytest.raises(UserError, match=r"^model\.normalisation: expected openai, with which .* was trained$"):
         model(pretrained=str(tmp_path))
+    with pytest.raises(UserError, match=r"^model\.lock_text: expected false, as .* reads other tokens"):
+        model(pretrained=str(tmp_path), normalisation="openai", lock_text=True)
+
+
+@pytest.mark.parametrize("rows", [49408, 32000])
+def test_tokens_are_told_apart_by_more_than_their_number(tmp_path: Path, rows: int):
+    stock_clip(tmp_path, text_cfg={"vocab_size": rows})  # SigLIP's vocabulary has as many words as this method's
+    begun = model(pretrained=str(tmp_path), normalisation="openai")
+    old = load_file(tmp_path / "open_clip_model.safetensors")
+    assert torch.equal(begun.clip.visual.conv1.weight, old["visual.conv1.weight"])
+    assert not torch.equal(begun.clip.token_embedding.weight[:9], old["token_embedding.weight"][:9])
+
+
+def test_an_encoder_with_quick_gelu_goes_on_with_it(tmp_path: Path):
+    stock_clip(tmp_path, quick_gelu=True)
+    with pytest.raises(UserError, match=r"^model\.architecture: expected one with -quickgelu, as .* was trained$"):
+        model(pretrained=str(tmp_path), normalisation="openai")
+
+
+@pytest.mark.parametrize(("before", "after"), [(48, 64), (96, 64)])
+def test_positions_of_a_resnets_pooling_follow_the_size(tmp_path: Path, before: int, after: int):
+    def resnet(**fields: object) -> ClipsModel:
+        return build_model(ModelConfig(architecture="clips-rn-tiny", context_length=12, **fields), RECIPE, seed=0)
+
+    small = resnet(image_size=before)
+    write_encoder(small, tmp_path)
+    table, old = (
+        one.clip.visual.attnpool.positional_embedding
+        for one in (resnet(image_size=after, pretrained=str(tmp_path)), small)
+    )
+    assert table.shape == ((after // 32) ** 2 + 1, old.shape[1])
+    assert torch.equal(table[0], old[0])
+    if before == 48:
+        torch.testing.assert_close(table[1:], old[1:].expand(4, -1))
 
 
 def test_long_clip_keeps_the_first_positions():
