@@ -67,11 +67,15 @@ def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weight
     ends = np.cumsum([size for source in blocks for size in source])
     read = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in range(3000)]
     for position in (0, 20, 40) if weights is None else (0, 1000, 2000):
-        near = order.blocks_near(position)
-        assert len(near) <= 4 * (1 if weights is None else 2)
-        assert set(read[position : position + 4]) <= set(near)
+        now, later = order.blocks_near(position, 3000)
+        assert read[position] in now
+        assert all(1 <= len(found) <= 2 * len(blocks if weights else [1]) for found in (now, later))
     if weights is None:
-        assert set(read[:8]) <= set(order.blocks_near(0))  # two windows of at least four samples
+        now, later = order.blocks_near(0, 3000)
+        change = next(position for position in range(30) if read[position] not in now)
+        assert read[change] in later
+        assert order.blocks_near(0, change) == (now, [])
+        assert order.blocks_near(change, 3000)[0] == later
 
 
 def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import http.server
 import json
@@ -21,7 +22,6 @@ import pandas as pd
 import pytest
 import torch
 
-from clips.data.fetching import fetching
 from clips.data.files import ShardCache, expand
 from clips.data.loader import DataConfig, TrainingData, batches
 from clips.data.sources import BadSampleError, Record, SourceConfig, blocks_of, open_source
@@ -281,26 +281,65 @@ def test_processes_copy_a_shard_once(tmp_path: Path):
     assert (tmp_path / "log").read_text().split() == ["copied"]
 
 
-def test_the_next_windows_shards_are_copied_while_this_one_is_read(server, tmp_path: Path, monkeypatch):
-    sources = (SourceConfig(path=address(server), cache=str(tmp_path / "cache")),)
-    data = TrainingData(DataConfig(sources=sources, shuffle_window=1), size=8, seed=0, prepare=number_of)
-    copied = tmp_path / "cache"
-    steps = batches(data, first_step=0, last_step=10, batch_size=2)
-    next(steps)
-    wanted = {f"shard-{block:05d}.tar" for block in data.order.blocks_near(0)}
-    assert len(wanted) == 2
+def afar(folder: Path, cache: Path, **fields: object) -> TrainingData:
+    """Four shards of 20 samples behind addresses, of which a window holds one; shard 0 comes late in the order."""
+    if not folder.exists():
+        clips_world.write_shards(folder, sizes=(20, 20, 20, 20))
+    path = f"file://{folder}/shard-{{00000..00003}}.tar"
+    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
+    source = SourceConfig(path=path, cache=str(cache), sizes=str(folder / "sizes.json"), **fields)
+    found = TrainingData(DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, prepare=number_of)
+    assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
+    return found
 
-    def there() -> set[str]:
-        return {path.name.partition("-")[2] for path in copied.glob("[!.]*.tar")}
 
-    deadline = time.monotonic() + 20
-    while not wanted <= there() and time.monotonic() < deadline:
+def copies(cache: Path) -> set[int]:
+    return {int(path.stem[-5:]) for path in cache.glob("[!.]*.tar")}
+
+
+def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not blocks <= copies(cache) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert wanted <= there()
-    assert len(list(steps)) == 9
+    return blocks <= copies(cache)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
+    data = afar(tmp_path / "afar", tmp_path / "cache")
+    data = TrainingData(dataclasses.replace(data.config, workers=workers), size=8, seed=2, prepare=number_of)
+    now, later = data.order.blocks_near(0, 40)
+    steps = batches(data, first_step=0, last_step=40, batch_size=2)
+    next(steps)
+    assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
+    assert len(list(steps)) == 39
     monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
-    with fetching(data.order, data.parts) as fetcher:
-        assert fetcher is None
+    steps = batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40, batch_size=2)
+    next(steps)
+    assert not copied(tmp_path / "other", {*later}, seconds=1)
+
+
+def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
+    data = afar(tmp_path / "afar", tmp_path / "cache")
+    now, _ = data.order.blocks_near(0, 10)
+    assert data.order.blocks_near(0, 20) == (now, [])
+    assert data.order.blocks_near(0, 21) == (now, [data.order.at(20).index // 20])
+    assert len(list(batches(data, first_step=0, last_step=10, batch_size=2))) == 10
+    assert copies(tmp_path / "cache") == {0, *now}
+
+
+def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
+    data = afar(tmp_path / "afar", tmp_path / "cache")
+    size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
+    data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
+    now, later = data.order.blocks_near(0, 40)
+    steps = batches(data, first_step=0, last_step=40, batch_size=2)
+    next(steps)
+    assert copied(tmp_path / "small", {*now}, seconds=20)
+    assert not copied(tmp_path / "small", {*later}, seconds=1)
+    assert "have no room for two windows" in capsys.readouterr().err
+    assert len(list(steps)) == 39
 
 
 # ---- streams

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,14 +209,12 @@ def batches(
         positions_of_step(step, batch_size=batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
-    with fetching(data.order, data.parts) as fetcher:
-        if fetcher and plan:
-            fetcher.reach(plan[0][0])
-        found = _from_workers(_SharedBatches(data, plan)) if data.config.workers and plan else _read_ahead(data, plan)
-        for positions, batch in zip(plan, found, strict=True):
+    found = _from_workers(_SharedBatches(data, plan)) if data.config.workers and plan else _read_ahead(data, plan)
+    with contextlib.closing(found), fetching(data.order, data.parts, end=last_step * batch_size) as fetcher:
+        for positions in plan:  # the readers' processes are there before the fetcher's threads
             if fetcher:
                 fetcher.reach(positions[0])
-            yield batch
+            yield next(found)
 
 
 class _SharedBatches(torch.utils.data.Dataset):
@@ -245,8 +243,8 @@ class _SharedBatches(torch.utils.data.Dataset):
         return batch
 
 
-def _from_workers(shared: _SharedBatches) -> Iterator[dict[str, Any]]:
-    on_gpu = torch.cuda.is_available()
+def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
+    """The batches in order; the workers are started here and now."""
     loader = torch.utils.data.DataLoader(
         shared,
         batch_size=None,
@@ -254,9 +252,14 @@ def _from_workers(shared: _SharedBatches) -> Iterator[dict[str, Any]]:
         collate_fn=_as_it_is,
         prefetch_factor=_READ_AHEAD,
         worker_init_fn=_one_thread,
-        pin_memory=on_gpu,
+        pin_memory=torch.cuda.is_available(),
     )
-    for number, batch in enumerate(loader):
+    return _with_images(shared, iter(loader))
+
+
+def _with_images(shared: _SharedBatches, rest: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
+    on_gpu = torch.cuda.is_available()
+    for number, batch in enumerate(rest):
         images = shared.slot(number)
         yield {"image": images.pin_memory() if on_gpu else images.clone(), **batch}
 
@@ -283,7 +286,7 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _read_ahead(data: TrainingData, plan: list[range]) -> Iterator[dict[str, Any]]:
+def _read_ahead(data: TrainingData, plan: list[range]) -> Generator[dict[str, Any]]:
     def load(positions: range) -> dict[str, Any]:
         return collate(data.__getitems__(positions))
 

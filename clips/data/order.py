@@ -70,20 +70,24 @@ class Order:
         found = self._streams[source].at(before)
         return Place(found.index + int(self._starts[source]), found.epoch)
 
-    def blocks_near(self, position: int) -> list[int]:
-        """The blocks, counted through all sources, of the windows at ``position``, then of those that come next.
+    def blocks_near(self, position: int, end: int) -> tuple[list[int], list[int]]:
+        """The blocks, counted through all sources, of the windows at ``position``, and of those that come next.
 
         Only for an order with a ``window``. In a mixture a source's place is known to its cycle.
+
+        Args:
+            position: where reading stands.
+            end: where it ends: windows that begin there or later are left out.
         """
-        cycle = position // _CYCLE
-        places = [position] if len(self._streams) == 1 else [cycle * quota for quota in self._quotas]
-        windows = [stream.windows_from(place) for stream, place in zip(self._streams, places, strict=True)]
-        return [
-            int(first) + block
-            for pair in zip(*windows, strict=True)  # all that is read now, before anything that is read later
-            for first, blocks in zip(self._first_blocks, pair, strict=False)
-            for block in blocks
-        ]
+        now: list[int] = []
+        later: list[int] = []
+        for stream, first, quota in zip(self._streams, self._first_blocks, self._quotas, strict=False):
+            alone = len(self._streams) == 1
+            place = position if alone else position // _CYCLE * quota
+            last = end if alone else (end + _CYCLE - 1) // _CYCLE * quota
+            for found, blocks in zip((now, later), stream.windows_from(place, last), strict=True):
+                found += [int(first) + block for block in blocks]
+        return now, later
 
     def generator(self, place: Place) -> np.random.Generator:
         """Random numbers for drawing captions and crops: the same for the same sample in the same epoch."""
@@ -115,13 +119,14 @@ class _Stream:
         start = int(ends[number - 1]) if number else 0
         return Place(int(self._shuffled(epoch, number)[place - start]), epoch)
 
-    def windows_from(self, position: int) -> tuple[list[int], list[int]]:
-        """The blocks of the window that ``position`` lies in, and of the one after it."""
+    def windows_from(self, position: int, end: int) -> tuple[list[int], list[int]]:
+        """The blocks of the window that ``position`` lies in, and of the one after it, if it begins before ``end``."""
         epoch, place = divmod(position, self.size)
         _, ends = self._plan(epoch)
         number = int(np.searchsorted(ends, place, side="right"))
         after = (epoch, number + 1) if number + 1 < len(ends) else (epoch + 1, 0)
-        return self._blocks_of(epoch, number), self._blocks_of(*after)
+        is_read = epoch * self.size + int(ends[number]) < end
+        return self._blocks_of(epoch, number), self._blocks_of(*after) if is_read else []
 
     def _blocks_of(self, epoch: int, number: int) -> list[int]:
         order, _ = self._plan(epoch)

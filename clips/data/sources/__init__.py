@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import importlib
 
-from clips.data.sources.base import FORMATS, BadSampleError, Record, Sample, Source, SourceConfig, blocks_of
+from clips.data.sources.base import FORMATS, Afar, BadSampleError, Record, Sample, Source, SourceConfig, blocks_of
 from clips.errors import UserError
 
-__all__ = ["FORMATS", "BadSampleError", "Record", "Sample", "Source", "SourceConfig", "blocks_of", "open_source"]
+__all__ = [
+    "FORMATS",
+    "Afar",
+    "BadSampleError",
+    "Record",
+    "Sample",
+    "Source",
+    "SourceConfig",
+    "blocks_of",
+    "open_source",
+]
 
 
 def open_source(config: SourceConfig) -> Source:

@@ -127,6 +127,21 @@ class Source(Protocol):
         """What the manifest says of the source: its path, size and hash."""
 
 
+class Afar(Protocol):
+    """A source some of whose blocks (shards, row groups) are copied to this machine before they are read."""
+
+    @property
+    def from_afar(self) -> bool:
+        """Whether there are such blocks."""
+
+    @property
+    def room(self) -> float:
+        """Bytes that all copies may take."""
+
+    def fetch(self, block: int) -> Path:
+        """The local copy of ``block``, made if it is not here already. Raises UserError."""
+
+
 def blocks_of(source: Source) -> list[int]:
     """How many samples lie together in each shard; where a format has no shards, all are one."""
     return list(getattr(source, "blocks", None) or [len(source)])

@@ -77,7 +77,7 @@ class ParquetRows:
         return row
 
     def fetch(self, number: int) -> Path:
-        """Copy row group ``number`` here, if it is not here already. Raises UserError."""
+        """The copy of row group ``number`` on this machine, made if it is not here already. Raises UserError."""
         file, group, _ = self.groups[number]
         key = f"{self.files[file]}#{group}#{','.join(self.column_names)}"
         return self.cache.made(key, "group.arrow", functools.partial(self._copy_group, self.files[file], group))

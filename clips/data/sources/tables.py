@@ -84,12 +84,18 @@ class HubDataset:
 
     @property
     def from_afar(self) -> bool:
-        """Whether row groups are copied here before they are read."""
+        """See `Afar`."""
         return isinstance(self.rows, ParquetRows) and any(map(is_remote, self.rows.files))
 
-    def fetch(self, block: int) -> None:
-        """Copy row group ``block`` here, if it is not here already. Raises UserError."""
-        self.rows.fetch(block)
+    @property
+    def room(self) -> float:
+        """See `Afar`."""
+        return self.config.cache_gb * 1e9
+
+    def fetch(self, block: int) -> Path:
+        """See `Afar`."""
+        copied: Path = self.rows.fetch(block)
+        return copied
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -57,12 +57,17 @@ class WebDataset:
 
     @property
     def from_afar(self) -> bool:
-        """Whether some shards are copied here before they are read."""
+        """See `Afar`."""
         return any(map(is_remote, self.shards))
 
-    def fetch(self, block: int) -> None:
-        """Copy shard ``block`` here, if it is not here already. Raises UserError."""
-        self.cache.path(self.shards[block])
+    @property
+    def room(self) -> float:
+        """See `Afar`."""
+        return self.cache.limit
+
+    def fetch(self, block: int) -> Path:
+        """See `Afar`."""
+        return self.cache.path(self.shards[block])
 
     def name(self, index: int) -> str:
         """See `Source`."""
