@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from clips.parallel.processes import Processes, gather_objects
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"
 _LOOP, _HASHES = "loop.json", "hashes.json"
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of directories, by file systems that know no such thing
 _LONGEST_WRITING = datetime.timedelta(hours=2)
 
 
@@ -141,9 +143,9 @@ class Checkpointer:
                 kept = [path for path in sorted(partial.iterdir()) if path.name != CONFIG]  # people may edit that
                 hashes = {path.name: file_hash(path) for path in kept}
                 write_file(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")
-                shutil.rmtree(checkpoint, ignore_errors=True)
                 for path in (*partial.iterdir(), partial):  # on the disk before it has the name of a whole one
                     _sync(path)
+                shutil.rmtree(checkpoint, ignore_errors=True)
                 partial.replace(checkpoint)
                 _sync(self.folder)
                 for old in checkpoints(self.folder.parent)[: -self.keep]:
@@ -158,6 +160,9 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(handle)
 

@@ -59,7 +59,7 @@ def run_commands(program: str, about: str, commands: Mapping[str, Command], argv
     """Dispatch ``argv`` to one of ``commands`` and return the exit status (2 for the user's mistakes)."""
     given = [word for word in (sys.argv[1:] if argv is None else argv) if not _LAUNCHER_FLAG.fullmatch(word)]
     try:
-        return _dispatch(program, about, commands, list(map(_underscored, given)))
+        return _dispatch(program, about, commands, given)
     except UserError as error:
         return _complain(program, str(error))
     except BrokenPipeError:  # the reader of our output has gone (`clips … | head`)
@@ -75,10 +75,19 @@ def run_commands(program: str, about: str, commands: Mapping[str, Command], argv
         return EXIT_INTERRUPTED
 
 
-def _underscored(word: str) -> str:
-    """``--batch-size=8`` is ``--batch_size=8``."""
+def _underscored(word: str, config_class: type) -> str:
+    """``--batch-size=8`` is ``--batch_size=8``; what is no field, such as a key that users choose, stays as it is."""
     flag = _FLAG.match(word)
-    return word if flag is None else flag[0].replace("-", "_").replace("__", "--", 1) + word[flag.end() :]
+    if flag is None:
+        return word
+    parts, kind = flag[0].removeprefix("--").split("."), config_class
+    for number, part in enumerate(parts):
+        fields = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if not fields:
+            break
+        parts[number] = part.replace("-", "_")
+        kind = fields.get(parts[number], object)
+    return f"--{'.'.join(parts)}{word[flag.end() :]}"
 
 
 def _dispatch(program: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
@@ -148,6 +157,7 @@ def parse_config(
     """
     import jsonargparse
 
+    arguments = [_underscored(word, config_class) for word in arguments]
     if (told := item_help(config_class, arguments)) is not None:
         print(told)
         return None

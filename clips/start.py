@@ -52,7 +52,7 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     precision, reason = choose_precision(config.precision, processes.device)
     latest = gather_objects(next(reversed(checkpoints(config.output)), None))[0]  # what the main process sees
     encoder = _begin(config, latest).to(processes.device)
-    if config.micro_batch is not None and any(_learns_statistics(module) for module in encoder.modules()):
+    if config.micro_batch is not None and learns_statistics(encoder):
         raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
     parallel = spread(encoder, config.scale, config.optim, processes)
     loop = LoopState() if latest is None else read_loop(latest)
@@ -94,9 +94,10 @@ def _begin(config: TrainConfig, latest: Path | None) -> ClipsModel:
     return encoder
 
 
-def _learns_statistics(module: torch.nn.Module) -> bool:
-    norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-    return norm and any(value.requires_grad for value in module.parameters())
+def learns_statistics(model: torch.nn.Module) -> bool:
+    """Whether there are batch norms in training, whose statistics are those of the samples seen together."""
+    norms = (one for one in model.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm))
+    return any(value.requires_grad for norm in norms for value in norm.parameters())
 
 
 def bare_model(config: TrainConfig) -> ClipsModel:

@@ -2,10 +2,10 @@
 
     python scripts/training_flops.py scripts/studies/ablation.yaml --like scenes.clips
 
-For every encoder trained there: floating point operations of one sample in a training step (forward and backward, as
-torch's own counter sees them: attention, matrix products and convolutions), over the first batches of its own data,
-and the steps that cost as much as the encoder ``--like``; of an encoder with stages those of all, in their proportion.
-A frozen trunk counts even where its outputs are kept. The study's data are made first where they are not there yet.
+For every encoder trained there (of names with dots, those that begin as ``--like``'s does): floating point operations
+of one sample in a training step (forward and backward, as torch's own counter sees them: attention, matrix products
+and convolutions), over the first batches of its own data, and the steps that cost as much as the encoder ``--like``;
+of an encoder with stages those of all, in their proportion. A frozen trunk counts even where its outputs are kept. The study's data are made first where they are not there yet.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def main() -> None:
         raise suggest(arguments.like, study.encoders, "encoder")
     plan = make_plan(study)
     make_data(plan)
-    world = arguments.like.partition(".")[0]
-    wanted = {f"encoder-{name}-s{study.seeds[0]}": name for name in study.encoders if name.startswith(world)}
+    world, dot, _ = arguments.like.partition(".")
+    names = [name for name in study.encoders if not dot or name.startswith(world + dot)]
+    wanted = {f"encoder-{name}-s{study.seeds[0]}": name for name in names}
     cost: dict[str, tuple[int, float]] = {}  # encoder → its steps, what all of them cost
     for step in plan.steps:
         if step.name in wanted:
@@ -103,6 +104,8 @@ def main() -> None:
             parts = [flops_of_sample(stage) * (stage.steps or 0) * stage.batch_size for stage in stages]
             cost[wanted[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
             print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)
+    if arguments.like not in cost:
+        raise UserError(f"--like: expected an encoder that the study trains, got '{arguments.like}'")
     total = cost[arguments.like][1]
     print(f"{'encoder':32} {'steps':>6} {'TFLOP':>8} {'GFLOP a step':>12} {'steps at equal compute':>24}")
     for name, (steps, flops) in cost.items():

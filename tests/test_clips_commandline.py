@@ -175,8 +175,8 @@ def test_help_tells_what_the_docstrings_tell(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("flag", ["--log_every=3", "--log-every=3"])
 def test_flags_may_be_written_with_dashes(flag: str):
-    assert run("job", "x-y", flag) == 0
-    assert (received[-1].log_every, received[-1].place) == (3, "x-y")
+    assert run("job", "x-y", flag, "--names.a-b", "2") == 0
+    assert (received[-1].log_every, received[-1].place, received[-1].names) == (3, "x-y", {"a-b": 2})
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):

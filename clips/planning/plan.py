@@ -24,6 +24,7 @@ from clips.errors import UserError, suggest
 from clips.planning.footprint import DIVIDED, PARALLELS, Allowance, Rehearsal, Spread, largest
 from clips.planning.hardware import GPUS, Gpu
 from clips.stages import stage_configs
+from clips.start import learns_statistics
 
 _COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _GB = 1e9
@@ -239,6 +240,7 @@ class StagePlan:
             "batch_size": self.stage.batch_size,
             "samples_per_gpu": local,
             "samples_at_once": self.at_once(own),
+            "may_take_parts": self.stage.micro_batch is None and not learns_statistics(rehearsal.model),
             "precision": self.precision,
             "parallel": own.parallel,
             "activation_checkpointing": own.checkpointing,

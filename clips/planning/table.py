@@ -22,6 +22,8 @@ _PARTS = {
 }
 """Part of `clips.planning.footprint.Rehearsal.footprint` → what it is called."""
 
+_HELD = ("samples_at_once", "samples_per_gpu")
+
 
 def show(plan: dict[str, Any]) -> None:
     """Print ``plan``, see `clips.planning.plan.make_plan`."""
@@ -37,19 +39,18 @@ def show(plan: dict[str, Any]) -> None:
     else:
         console.print("training data: not on this machine; --pictures and --bytes_per_picture tell what they take")
     console.print(_clusters(plan))
-    if any(stage["samples_at_once"] < stage["samples_per_gpu"] for stage in _parts_of(plan)):
+    if any(_needs_parts(plan)):
         console.print("Where fewer samples fit at once than a GPU's step has, give the stage micro_batch: so many.")
     for line in plan["basis"]:
         console.print(line, style="dim")
 
 
-def _parts_of(plan: dict[str, Any]) -> Iterator[dict[str, int]]:
-    """What a GPU holds at once and in a step, of each stage and cluster."""
-    yield from plan["stages"]
-    for cluster in plan["clusters"]:
-        if cluster["hours"] is not None:
-            for held, step in zip(cluster["samples_at_once"], cluster["samples_per_gpu"], strict=True):
-                yield {"samples_at_once": held, "samples_per_gpu": step}
+def _needs_parts(plan: dict[str, Any]) -> Iterator[bool]:
+    """For each stage, alone and in each cluster, whether it fits only in parts that its config does not set yet."""
+    for cluster in [*plan["clusters"], None]:
+        for number, stage in enumerate(plan["stages"]):
+            place = {key: cluster[key][number] for key in _HELD} if cluster and cluster["hours"] else stage
+            yield stage["may_take_parts"] and 0 < place["samples_at_once"] < place["samples_per_gpu"]
 
 
 def _facts(stage: dict[str, Any]) -> Table:
