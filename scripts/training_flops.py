@@ -5,7 +5,8 @@
 For every encoder trained there (of names with dots, those that begin as ``--like``'s does): floating point operations
 of one sample in a training step (forward and backward, as torch's own counter sees them: attention, matrix products
 and convolutions), over the first batches of its own data, and the steps that cost as much as the encoder ``--like``;
-of an encoder with stages those of all, in their proportion. A frozen trunk counts even where its outputs are kept. The study's data are made first where they are not there yet.
+of an encoder with stages those of all, in their proportion. A frozen trunk counts even where its outputs are kept.
+The study's data are made first where they are not there yet.
 """
 
 from __future__ import annotations

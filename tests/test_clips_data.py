@@ -162,8 +162,13 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent)
     batch = next(batches(data, first_step=0, last_step=1, batch_size=6))
     order = [data.order.at(position).index for position in range(6)]
-    replaced = {0: 0, 1: 3, 2: 3, 3: 3, 4: 0, 5: 0}
-    assert batch["web"][:, 0].tolist() == [replaced[index] for index in order]
+    found = batch["web"][:, 0].tolist()
+    assert all(
+        index == expected if expected in (0, 3) else index in (0, 3)
+        for index, expected in zip(found, order, strict=True)
+    )
+    again = next(batches(data, first_step=0, last_step=1, batch_size=6))
+    assert torch.equal(again["web"], batch["web"])
     assert dict(batch["bad"]) == {
         "a.tar/000000001": "undecodable picture",
         "a.tar/000000002": "no caption 'synthetic_caption'",
@@ -178,7 +183,7 @@ def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
     samples["000000000"]["json"] = first
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples))
     batch = next(batches(data, first_step=0, last_step=1, batch_size=3))
-    assert [name for name, _ in batch["bad"]] == ["a.tar/000000000"]
+    assert {name for name, _ in batch["bad"]} == {"a.tar/000000000"}
 
 
 def test_nothing_but_bad_samples_stops(tmp_path: Path):
@@ -186,6 +191,36 @@ def test_nothing_but_bad_samples_stops(tmp_path: Path):
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples))
     with pytest.raises(UserError, match=r"3 samples in a row cannot be used; a\.tar/.*: undecodable picture"):
         next(batches(data, first_step=0, last_step=1, batch_size=1))
+
+
+@pytest.mark.parametrize("there", [1500, 20, 0])
+def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: int):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(40, there or 1, 40))
+    if not there:
+        (folder / "shard-00001.tar").write_bytes(b"no tar at all")
+    counted = {"shard-00000.tar": 40, "shard-00001.tar": 1500, "shard-00002.tar": 40}
+    (folder / "sizes.json").write_text(json.dumps(counted), encoding="utf-8")
+    for window in (None, 1):
+        data = training_data(folder, shuffle_window=window)
+        seen = Counter(
+            sample["web"].item()
+            for start in range(0, 1580, 20)
+            for sample in data.__getitems__(range(start, start + 20))
+        )
+        assert sum(seen.values()) == 1580
+        assert len(seen) == 80 + there
+        if there < 1500:
+            assert max(seen.values()) < 4 * 1580 / (80 + there)  # no sample stands in for all
+
+
+def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(2,) * 60)
+    (folder / "shard-00007.tar").write_bytes(b"")
+    assert len(training_data(folder)) == 118
+    assert "shard-00007.tar: expected a" in capsys.readouterr().err
+    (folder / "shard-00008.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"shard-00008\.tar"):
+        training_data(folder)
 
 
 # ---- sources

@@ -22,6 +22,8 @@ from clips.errors import UserError, reason_of
 
 _READ_AHEAD = 3  # batches
 _APART = ("bad", "image")  # of a sample, what is not simply stacked
+_NEAR = 256  # places: most of them lie in the same shards
+_REPLACEMENT = 3  # a stream of random numbers, beside those of clips.data.order
 _TOGETHER = 32  # samples: more would only take more memory
 
 Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
@@ -120,15 +122,16 @@ class TrainingData(torch.utils.data.Dataset):
         return [
             sample
             for start in range(0, len(positions), _TOGETHER)
-            for sample in self._together([self.order.at(at) for at in positions[start : start + _TOGETHER]])
+            for sample in self._together(positions[start : start + _TOGETHER])
         ]
 
-    def _together(self, places: list[Place]) -> list[dict[str, Any]]:
-        """The samples at ``places``, each kind of work done for all of them before the next.
+    def _together(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples at ``positions``, each kind of work done for all of them before the next.
 
         A picture's decoding drives everything else out of the processor's caches: texts prepared between two pictures
         take three times as long.
         """
+        places = [self.order.at(position) for position in positions]
         rngs = [self.order.generator(place) for place in places]
         samples = [_or_none(self.sources.read, place.index, rng) for place, rng in zip(places, rngs, strict=True)]
         images = [
@@ -140,23 +143,22 @@ class TrainingData(torch.utils.data.Dataset):
             for sample, rng in zip(samples, rngs, strict=True)
         ]
         return [
-            self._next_good(place) if image is None else {"image": image, **text, "bad": []}
-            for place, image, text in zip(places, images, texts, strict=True)
+            self._next_good(position) if image is None else {"image": image, **text, "bad": []}
+            for position, image, text in zip(positions, images, texts, strict=True)
         ]
 
-    def _next_good(self, place: Place) -> dict[str, Any]:
-        """The sample at ``place``, or the first good one after it."""
+    def _next_good(self, position: int) -> dict[str, Any]:
+        """The sample at ``position``, or another one drawn for it: what a shard lacks is replaced by many others."""
         bad: list[tuple[str, str]] = []
-        count = len(self)
-        for step in range(min(count, 1000)):
-            index = (place.index + step) % count
+        for ahead in _places_ahead(len(self), np.random.default_rng([_REPLACEMENT, self.seed, position])):
+            place = self.order.at(position, ahead=ahead)
             rng = self.order.generator(place)
             try:
-                sample = self.sources.read(index, rng)
-                image = self._image(Place(index, place.epoch), sample, rng)
+                sample = self.sources.read(place.index, rng)
+                image = self._image(place, sample, rng)
                 return {"image": image, **self.prepare(sample.web, sample.synthetic, rng), "bad": bad}
             except (BadSampleError, BadImageError) as error:
-                bad.append((self.sources.name(index), str(error)))
+                bad.append((self.sources.name(place.index), str(error)))
         raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][0]}: {bad[0][1]}")
 
     def _image(self, place: Place, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
@@ -178,6 +180,16 @@ class TrainingData(torch.utils.data.Dataset):
     def describe(self) -> list[dict[str, Any]]:
         """What the manifest says of the sources."""
         return [source.describe() for source in self.parts]
+
+
+def _places_ahead(count: int, rng: np.random.Generator) -> Iterator[int]:
+    """How far on in a stream of ``count`` samples a replacement is looked for: near at first, then anywhere."""
+    yield 0
+    if count <= 2 * _NEAR:
+        yield from rng.permutation(np.arange(1, count)).tolist()
+    else:
+        yield from rng.integers(1, _NEAR, size=_NEAR // 4).tolist()
+        yield from rng.integers(1, count, size=4 * _NEAR).tolist()
 
 
 def _or_none(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -59,15 +59,15 @@ class Order:
         """The number of samples, of all sources."""
         return self.samples
 
-    def at(self, position: int) -> Place:
-        """What stands at ``position``."""
+    def at(self, position: int, *, ahead: int = 0) -> Place:
+        """What stands at ``position``, or ``ahead`` places further on in the same source's stream."""
         if len(self._streams) == 1:
-            return self._streams[0].at(position)
+            return self._streams[0].at(position + ahead)
         cycle, place = divmod(position, _CYCLE)
         dealt = _dealt(tuple(self._quotas), self.seed, cycle)
         source = int(dealt[place])
         before = cycle * self._quotas[source] + int((dealt[:place] == source).sum())
-        found = self._streams[source].at(before)
+        found = self._streams[source].at(before + ahead)
         return Place(found.index + int(self._starts[source]), found.epoch)
 
     def blocks_near(self, position: int, end: int) -> tuple[list[int], list[int]]:

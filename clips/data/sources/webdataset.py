@@ -22,6 +22,7 @@ SIZES = "sizes.json"
 _TRIED_SAMPLES = 20  # before training, for the keys that they have
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _INDEXES_KEPT = 64
+_UNREADABLE_SHARE = 0.02  # of the shards may be so when they are counted; more are the user's mistake
 
 Spans = Mapping[str, tuple[int, int]]
 
@@ -36,7 +37,8 @@ class WebDataset:
         sizes = _known_sizes(config.sizes, self.shards)
         self.indexes_kept = _INDEXES_KEPT if sizes else len(self.shards)
         self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
-        self.sizes = sizes or [len(self._index(number)) for number in range(len(self.shards))]
+        self.unreadable: dict[int, str] = {}  # shard's number → what is wrong with it
+        self.sizes = sizes or self._counted()
         self.ends = np.cumsum(self.sizes)
         self._check_keys()
 
@@ -69,16 +71,39 @@ class WebDataset:
         """See `Afar`."""
         return self.cache.path(self.shards[block])
 
+    def _counted(self) -> list[int]:
+        """Samples in each shard, 0 in one that cannot be read; of those there may be few."""
+        sizes = []
+        for number in range(len(self.shards)):
+            try:
+                sizes.append(len(self._index(number)))
+            except UserError as error:
+                self.unreadable[number] = str(error)
+                if number == 0 or len(self.unreadable) > _UNREADABLE_SHARE * len(self.shards):
+                    raise
+                say(f"{error}; none of its samples is used")
+                sizes.append(0)
+        return sizes
+
+    def _samples_of(self, shard: int) -> list[tuple[str, Spans]]:
+        """Those of a shard; BadSampleError for each of one that cannot be read."""
+        if shard not in self.unreadable:
+            try:
+                return self._index(shard)
+            except UserError as error:
+                self.unreadable[shard] = str(error)
+        raise BadSampleError(self.unreadable[shard])
+
     def name(self, index: int) -> str:
         """See `Source`."""
         shard, place = self._locate(index)
-        samples = self._index(shard)
+        samples = [] if shard in self.unreadable else self._index(shard)
         return f"{_file_name(self.shards[shard])}/{samples[place][0] if place < len(samples) else place}"
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
         shard, place = self._locate(index)
-        samples = self._index(shard)
+        samples = self._samples_of(shard)
         if place >= len(samples):
             raise BadSampleError(f"missing, though {SIZES} counts it")
         spans = samples[place][1]
