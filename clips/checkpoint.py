@@ -47,6 +47,7 @@ class LoopState:
         seconds: time spent in training, interruptions left out.
         bad: unusable samples met so far: name → reason.
         inputs: what the run reads, each with its hash.
+        sources: what the data say of themselves: path, size, hash.
         norms: the gradient's norms of the latest steps.
         skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
     """
@@ -56,6 +57,7 @@ class LoopState:
     seconds: float = 0.0
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     norms: list[float] = dataclasses.field(default_factory=list)
     skipped: int = 0
     spikes_in_a_row: int = 0

@@ -65,6 +65,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
+        licence: of the weights, for the model card, such as apache-2.0.
         stages: trainings one after the other, each a mapping of the fields in which it differs from the above
             (``model.image_size: 224``); each begins with the weights of the one before, and the last one's encoder is
             the output.
@@ -90,6 +91,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     keep_after_training: bool = False
+    licence: str | None = None
     stages: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:

@@ -75,12 +75,13 @@ def _export_checkpoint(config: ExportConfig) -> None:
             kind="encoder",
             config=recorded,
             seed=recorded["seed"],
+            data={"sources": loop.sources},
             parents={"checkpoint": checkpoint},
             steps=loop.step,
             samples_seen=loop.samples_seen,
             seconds=loop.seconds,
             last=_last_validation(checkpoint, loop.step),
-            licence=config.licence,
+            licence=config.licence or recorded.get("licence"),
         )
         write_model_card(partial, manifest)
     say(f"{config.output}: encoder after {loop.step} steps")

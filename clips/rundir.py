@@ -18,7 +18,7 @@ _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written befo
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = (
     *("output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "micro_batch", "scale"),
-    *("data.workers", "data.cache_images"),
+    *("data.workers", "data.cache_images", "licence"),
 )
 
 

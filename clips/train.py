@@ -64,7 +64,7 @@ def train_stage(config: TrainConfig, stop: StopRequest) -> None:
         say(f"{config.output}: already trained with this config; nothing to do")
         return
     run = start_run(config, data)
-    run.loop.inputs = inputs
+    run.loop.inputs, run.loop.sources = inputs, data.describe()
     if run.processes.is_main:
         record_run(config.output, config)
     metrics = run_steps(run, stop)
@@ -270,8 +270,9 @@ def finish(run: Run, encoder: ClipsModel, summary: dict[str, Any]) -> None:
             kind="encoder",
             config=config,
             seed=config.seed,
-            data={"sources": run.data.describe()},
+            data={"sources": run.loop.sources},
             parents=parents_of(config, run.data),
+            licence=config.licence,
             **summary,
         )
         write_model_card(partial, manifest)

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips import towers
+from clips import recipes, towers
 from clips.config import ValidationConfig
 from clips.data.augment import AugmentConfig, augment
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, open_source
 from clips.errors import UserError
 from clips.model import ClipsModel
-from clips.recipes import Captions, partial
+from clips.recipes import Captions, RecipeConfig, partial
 from clips.step import Run, to_device
 from clips.tokenizer import ClipsTokenizer
 
+_SENTENCE = recipes.build(RecipeConfig(name="clips"))
 _UNCHANGED = AugmentConfig(min_area=1.0, colour_jitter=0.0, greyscale=0.0, flip=False)
 
 
@@ -28,7 +29,7 @@ class Validation:
 
     Args:
         config: with a source.
-        run: the training run; its recipe says how partial captions are cut, always the same ones here.
+        run: the training run. Partial captions are one sentence whatever its recipe, so that recipes compare.
 
     Raises:
         UserError: the source is broken, or has no usable sample.
@@ -57,7 +58,7 @@ class Validation:
     def _add_texts(self, sample: Sample, rng: np.random.Generator) -> None:
         captions = Captions(sample.web, sample.synthetic)
         self.texts["web"].append(captions.web)
-        self.texts["partial"].append(partial(captions, rng, self.run.recipe))
+        self.texts["partial"].append(partial(captions, rng, _SENTENCE))
         self.texts["whole"].append(captions.synthetic or captions.web)
 
     @torch.no_grad()

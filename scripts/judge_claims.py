@@ -70,6 +70,9 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
         for number, (before, after) in enumerate(itertools.pairwise(steps), 1):
             words = f"{after.partition('.')[2]} − {before.partition('.')[2]}"
             yield f"B{number}", world, words, there(after), there(before)
+        for number, (before, after) in enumerate(itertools.pairwise(steps[:3]), 1):
+            words = f"{after.partition('.')[2]} − {before.partition('.')[2]}, equal compute"
+            yield f"B{number}", world, words, there(f"{after}_compute"), there(f"{before}_compute")
         for claim, others in (
             ("C1", [f"{world}.{name}" for name in ("clip", "recap", "veclip", "clipa", "coca")]),
             ("C2", sorted(name for name in scores if name.startswith(f"{world}.") and name.endswith("_compute"))),

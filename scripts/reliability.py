@@ -40,7 +40,7 @@ WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=100)
-    options.add_argument("--steps", type=int, default=2500)
+    options.add_argument("--steps", type=int, default=8000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
     arguments = options.parse_args()
@@ -59,7 +59,10 @@ def main() -> int:
 
 
 def write_data(folder: Path, rng: random.Random) -> Path:
-    """Shards of pictures with captions, one sample in a hundred undecodable, one shard in a hundred cut off."""
+    """Shards of pictures with captions, one sample in a hundred undecodable, one shard in a hundred cut off somewhere.
+
+    They are counted beforehand, as those from afar are, so that what the cut shard lacks must be replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     broken, cut = set(rng.sample(range(SHARDS * SAMPLES), SHARDS * SAMPLES // 100)), rng.randrange(SHARDS)
     for shard in range(SHARDS):
@@ -70,7 +73,9 @@ def write_data(folder: Path, rng: random.Random) -> Path:
                 captions = {"web_caption": f"thing {index}", "synthetic_caption": f"It is {index}. There are {index}."}
                 add(tar, f"{index:06d}.json", json.dumps(captions).encode())
         if shard == cut:
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+    sizes = {f"{shard:05d}.tar": SAMPLES for shard in range(SHARDS)}
+    (folder / "sizes.json").write_text(json.dumps(sizes))
     return folder
 
 
@@ -152,8 +157,8 @@ def survives_kills(work: Path, data: Path, kills: int, steps: int, rng: random.R
     same = all((whole / name).read_bytes() == (killed / name).read_bytes() for name in WEIGHTS)
     reports = [json.loads((output / "summary.json").read_text())["bad_samples"] for output in (whole, killed)]
     return told(
-        same and reports[0] == reports[1] and reports[0]["count"] > 0,
-        f"{done} kills, gone on from {len(resumed_at)} places: parameters "
+        done == kills and same and reports[0] == reports[1] and reports[0]["count"] > 0,
+        f"{done} kills of {kills}{'' if done == kills else ' (more --steps are needed)'}, gone on from {len(resumed_at)} places: parameters "
         f"{'equal' if same else 'differ'}; broken samples met: {reports[0]['count']} and {reports[1]['count']}",
     )
 

@@ -217,9 +217,10 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
     data, held_out = clips_world.write_shards(tmp_path / "train"), clips_world.write_shards(tmp_path / "test", (5,))
     validation = {"source": {"path": str(held_out)}, "every": 2}
     run = tmp_path / "run"
-    train(clips_world.train_config(data, run, steps=4, keep_after_training=True, validation=validation))
+    fields = {"validation": validation, "licence": "cc-by-4.0"}
+    train(clips_world.train_config(data, run, steps=4, keep_after_training=True, **fields))
     card, manifest = (run / "README.md").read_text(), read_manifest(run)
-    assert card.startswith("---\nlicense: unknown\n")
+    assert card.startswith("---\nlicense: cc-by-4.0\n")
     assert "21 samples, hash `" in card
     for kind in ("web", "partial", "whole"):
         shares = [100 * manifest["last"][f"val_{kind}_{way}_r1"] for way in ("i2t", "t2i")]
@@ -230,6 +231,9 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
     card = (tmp_path / "earlier" / "README.md").read_text()
     assert "R@1 at step 2:" in card
     assert "The weights: mit." in card
+    assert "21 samples, hash `" in card
+    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "again")))
+    assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
     export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
     assert "without the captioner, for which timm has no place" in capsys.readouterr().err
 

@@ -271,6 +271,14 @@ def test_the_shipped_schedule_is_the_papers():
     assert rehearsal.flops(64) == pytest.approx(6 * (visual + text + captioner), rel=0.05)
 
 
+def test_clipa_is_shipped_with_smaller_pictures_and_shorter_texts_first():
+    first, last = stage_configs(read_config(SHIPPED.with_name("clipa-b-16.yaml")))
+    assert (first.model.image_size, last.model.image_size) == (112, 224)
+    assert (first.model.context_length, last.model.context_length) == (16, 32)
+    costs = [Rehearsal(stage).flops(8) for stage in (first, last)]
+    assert costs[0] < 0.3 * costs[1]
+
+
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path, file = write_config(tmp_path, stages=[], samples=10_000), tmp_path / "plan.json"
     data = ["--pictures", "1000000", "--bytes_per_picture", "40000"]

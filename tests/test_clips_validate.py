@@ -9,6 +9,7 @@ import clips_world
 import pytest
 import torch
 
+from clips.captions import sentences
 from clips.errors import UserError
 from clips.train import open_data, start_run, train
 from clips.validate import Validation, recall_at_1
@@ -46,6 +47,15 @@ def test_validation_leaves_no_trace_in_training(tmp_path: Path):
         load_file(f / "open_clip_model.safetensors") for f in (tmp_path / "with" / "run", tmp_path / "without")
     )
     assert all(torch.equal(value, without[name]) for name, value in with_it.items())
+
+
+@pytest.mark.parametrize("recipe", ["clip", "clipa"])
+def test_partial_captions_are_a_sentence_whatever_the_recipe(tmp_path: Path, recipe: str):
+    config = validated(tmp_path, recipe={"name": recipe})
+    found = Validation(config.validation, start_run(config, open_data(config))).texts
+    for part, whole in zip(found["partial"], found["whole"], strict=True):
+        assert part in sentences(whole)
+        assert len(sentences(whole)) > 1
 
 
 def test_matching_features_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
