@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,12 @@ def torchrun(log: Path, *command: str) -> subprocess.Popen[bytes]:
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command)
     with log.open("wb") as stream:
         return subprocess.Popen([sys.executable, "-m", *launcher], env=environment, stderr=stream, stdout=stream)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def drive(folder: Path, plan: list[dict[str, Any]]) -> None:
@@ -140,6 +147,19 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
 def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "whole" / way, one["whole"])
     assert json.loads((two / "whole" / way / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_starts_the_same_training(data: Path, one: dict[str, Path], tmp_path: Path):
+    clips_world.train_config(data, tmp_path / "run", **fields(data, **WAYS["zero1"]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    launcher = Path(sys.executable).with_name("deepspeed")
+    options = ["--num_gpus", "2", "--master_port", str(free_port()), "--module", "clips.cli"]
+    command = [sys.executable, str(launcher), *options, "train", "--config", str(tmp_path / "run.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
+    assert_same_training(tmp_path / "run", one["whole"])
 
 
 @pytest.mark.slow
