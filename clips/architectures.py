@@ -139,14 +139,14 @@ def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
     only = fixed.input_size[-1] if fixed is not None and fixed.fixed_input_size else None
     size = config.image_size or only or vision["image_size"]
     if only is not None and size != only:
-        raise UserError(f"model.image_size: expected {only}, which this trunk is fixed to")
+        raise UserError(f"model.image_size: expected {only}, at which alone open_clip loads this trunk")
     patch = vision.get("patch_size")
     if isinstance(patch, int) and size % patch:
         raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {size}")
     found = {key: value for key, value in vision.items() if key != "output_tokens"} | {"image_size": size}
     if config.patch_dropout:
-        if fixed is not None or isinstance(vision.get("layers"), list):
-            raise UserError("model.patch_dropout: expected a ViT of open_clip's own")
+        if isinstance(vision.get("layers"), list):
+            raise UserError("model.patch_dropout: expected a ViT, not a ResNet")
         found["patch_dropout"] = config.patch_dropout
     return found
 

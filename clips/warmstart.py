@@ -109,6 +109,8 @@ def _description(reference: str) -> dict[str, Any]:
 
 def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
     visual = towers.visual
+    if hasattr(visual, "trunk"):
+        return _fit_trunk(weights, visual.trunk)
     pool = getattr(visual, "attnpool", None)  # of CLIP's ResNets
     holder, name = (visual, "visual.") if pool is None else (pool, "visual.attnpool.")
     own, name = getattr(holder, "positional_embedding", None), f"{name}positional_embedding"
@@ -120,6 +122,20 @@ def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
     before = len(weights[name])
     weights[name] = _on_grid(weights[name], len(own))
     return [f"picture positions interpolated from {before} to {len(own)}"]
+
+
+def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
+    """As timm itself interpolates the positions of its ViTs."""
+    name, own = "visual.trunk.pos_embed", getattr(trunk, "pos_embed", None)
+    if name not in weights or not isinstance(own, Tensor) or weights[name].shape == own.shape or own.ndim != 3:
+        return []
+    from timm.layers import resample_abs_pos_embed
+
+    before = weights[name].shape[1]
+    kept = 0 if getattr(trunk, "no_embed_class", False) else int(getattr(trunk, "num_prefix_tokens", 0))
+    grid = list(trunk.patch_embed.grid_size)
+    weights[name] = resample_abs_pos_embed(weights[name], new_size=grid, num_prefix_tokens=kept)
+    return [f"picture positions interpolated from {before} to {own.shape[1]}"]
 
 
 def _on_grid(table: Tensor, length: int) -> Tensor:

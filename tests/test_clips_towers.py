@@ -261,7 +261,7 @@ def test_variants_of_open_clips_configs_keep_what_makes_them_so():
     assert coca["vision_cfg"]["attentional_pool"]
     assert "output_tokens" not in coca["vision_cfg"]
     assert architectures.model_cfg(ModelConfig(architecture="ViTamin-XL-384"))["vision_cfg"]["image_size"] == 384
-    with pytest.raises(UserError, match=r"model\.image_size: expected 384, which this trunk is fixed to"):
+    with pytest.raises(UserError, match=r"model\.image_size: expected 384, at which alone open_clip loads this trunk"):
         architectures.model_cfg(ModelConfig(architecture="ViTamin-XL-384", image_size=256))
 
 
@@ -288,7 +288,7 @@ def test_bad_architectures_are_refused():
         architectures.model_cfg(ModelConfig(architecture="roberta-ViT-B-32"))
     with pytest.raises(UserError, match=r"model\.image_size: expected a multiple of the patch size 16, got 60"):
         architectures.model_cfg(ModelConfig(image_size=60))
-    with pytest.raises(UserError, match=r"model\.image_size: expected 224, which this trunk is fixed to"):
+    with pytest.raises(UserError, match=r"model\.image_size: expected 224, at which alone open_clip loads this trunk"):
         architectures.model_cfg(ModelConfig(architecture="ViT-B-16-SigLIP", image_size=192))
     with pytest.raises(UserError, match=r"model\.context_length: expected at least 4, got 2"):
         ModelConfig(context_length=2)

@@ -150,6 +150,26 @@ def test_an_encoder_with_quick_gelu_goes_on_with_it(tmp_path: Path):
         model(pretrained=str(tmp_path), normalisation="openai")
 
 
+def test_positions_of_a_timm_vit_follow_the_size_of_another_architecture(tmp_path: Path, monkeypatch):
+    import open_clip
+
+    def named(name: str) -> dict:
+        size = int(name[-3:])
+        vision = {"timm_model_name": f"vit_tiny_patch16_{size}", "timm_pool": "token", "timm_proj": "linear"}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+        return {"embed_dim": 16, "vision_cfg": vision | {"image_size": size}, "text_cfg": text}
+
+    monkeypatch.setattr(open_clip, "get_model_config", named)
+    small = model(architecture="tiny-224", image_size=None, patch_dropout=0.5)
+    write_encoder(small, tmp_path)
+    large = model(architecture="tiny-384", image_size=None, pretrained=str(tmp_path))
+    table, old = (one.clip.visual.trunk.pos_embed for one in (large, small))
+    assert (old.shape[1], table.shape[1]) == (1 + 14**2, 1 + 24**2)
+    assert torch.equal(table[:, 0], old[:, 0])
+    torch.testing.assert_close(table[:, 1:].mean(1), old[:, 1:].mean(1), atol=2e-3, rtol=0)
+    assert small.clip.visual.trunk.patch_drop.prob == 0.5
+
+
 @pytest.mark.parametrize(("before", "after"), [(48, 64), (96, 64)])
 def test_positions_of_a_resnets_pooling_follow_the_size(tmp_path: Path, before: int, after: int):
     def resnet(**fields: object) -> ClipsModel:
