@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clips.errors import UserError, suggest
+from clips.lean_imports import without_wandb
 from clips.tokenizer import EOS, text_config
 
 CONFIGS = Path(__file__).parent / "model_configs"
@@ -153,7 +154,8 @@ def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
 
 def _other_texts(cfg: dict[str, Any]) -> str:
     """Where there is one, an architecture of open_clip with the same image tower and a text tower of open_clip's."""
-    import open_clip
+    with without_wandb():
+        import open_clip
 
     for name in open_clip.list_models():
         other = open_clip.get_model_config(name)
@@ -188,7 +190,8 @@ def _named(architecture: str) -> dict[str, Any]:
     path = CONFIGS / f"{architecture}.json"
     if architecture in architectures():
         return json.loads(path.read_text(encoding="utf-8"))
-    import open_clip
+    with without_wandb():
+        import open_clip
 
     cfg = open_clip.get_model_config(architecture)
     if cfg is None:
@@ -197,6 +200,7 @@ def _named(architecture: str) -> dict[str, Any]:
 
 
 def _timm_cfg(name: str) -> Any | None:
-    import timm
+    with without_wandb():
+        import timm
 
     return timm.get_pretrained_cfg(name)

@@ -15,6 +15,7 @@ import torch
 from clips.artifact import read_manifest, write_file
 from clips.captioner import Captioner, CaptionerShape
 from clips.errors import UserError, reason_of
+from clips.lean_imports import without_wandb
 from clips.model import ClipsModel
 from clips.tokenizer import ClipsTokenizer
 
@@ -70,7 +71,8 @@ def load_encoder(directory: str | Path) -> Encoder:
     weights = directory / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights}: missing; expected the encoder's weights")
-    import open_clip
+    with without_wandb():
+        import open_clip
 
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")

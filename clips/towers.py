@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clips.architectures import ModelConfig, preprocess_cfg
 from clips.errors import UserError, reason_of
+from clips.lean_imports import without_wandb
 from clips.lengths import groups_by_length
 from clips.tokenizer import EOS
 from clips.trunk_cache import keep_outputs
@@ -20,8 +21,9 @@ _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
 
 def build_towers(cfg: dict[str, Any]) -> Towers:
     """The open_clip model of a ``model_cfg``, randomly initialised, ``logit_scale`` at ln(1/0.07)."""
-    import open_clip
-    from open_clip.model import set_model_preprocess_cfg
+    with without_wandb():
+        import open_clip
+        from open_clip.model import set_model_preprocess_cfg
 
     options = {key: value for key, value in cfg.items() if key != "custom_text"}
     kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP
