@@ -164,6 +164,17 @@ def test_the_command_line_overrides_output_jobs_and_paths(tmp_path):
         StudyConfig(study=config.study, paths={"sharde": "two"}).read()
 
 
+def test_some_encoders_and_other_seeds_by_the_command_line(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    file = str(tmp_path / "study.yaml")
+    plan = make_plan(StudyConfig(study=file, seeds=(7, 8), only=("clip*",)).read())
+    assert sorted({row.encoder for row in plan.rows}) == ["clip", "clips"]
+    assert {row.seed for row in plan.rows} == {7, 8}
+    assert not [step for step in plan.steps if "net" in step.name]
+    with pytest.raises(UserError, match="unknown encoder in 'only' 'clisp'; did you mean 'clip'"):
+        StudyConfig(study=file, only=("clisp",)).read()
+
+
 def test_a_typo_in_a_steps_config_is_told_before_anything_runs():
     content = {**SMALL, "data": {"train": {"sise": 10}, "test": {}}}
     steps = [step for step in make_plan(study_from(content)).steps if step.kind == "data"]

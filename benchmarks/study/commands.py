@@ -31,6 +31,8 @@ class StudyConfig:
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
+        seeds: instead of the study's.
+        only: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
     """
 
@@ -38,6 +40,8 @@ class StudyConfig:
     output: str | None = None
     jobs: int | None = None
     paths: dict[str, str] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None
+    only: tuple[str, ...] = ()
     check: bool = True
 
     def __post_init__(self) -> None:
@@ -50,8 +54,13 @@ class StudyConfig:
         for name in self.paths:
             if name not in study.paths:
                 raise suggest(name, study.paths, "name in 'paths'")
+        unknown = [name for name in self.only if not any(study.means(name, encoder) for encoder in study.encoders)]
+        if unknown:
+            raise suggest(unknown[0], study.encoders, "encoder in 'only'")
         return dataclasses.replace(
             study,
+            seeds=self.seeds or study.seeds,
+            only=self.only or study.only,
             output=self.output or study.output,
             jobs=self.jobs or study.jobs,
             paths={**study.paths, **self.paths},

@@ -126,7 +126,8 @@ def make_plan(study: Study) -> Plan:
         for llm in (study.llms or (None,))
         for seed in study.seeds
         for encoder in study.encoders
-        if not any(rule.skip and rule.matches(encoder, llm, seed) for rule in study.overrides)
+        if study.compares(encoder)
+        and not any(rule.skip and rule.matches(encoder, llm, seed) for rule in study.overrides)
     ]
     if not wanted:
         raise UserError("overrides: every row is left out")

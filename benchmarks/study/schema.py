@@ -103,6 +103,7 @@ class Study:
         benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,
             entries or patterns only.
         figures: of the report, see ``FigureSpec``.
+        only: encoders, entries or patterns that are compared; all where empty.
         varied: the encoders that an entry with ``vary`` stands for (they are among ``encoders``).
     """
 
@@ -123,6 +124,7 @@ class Study:
     overrides: tuple[Override, ...] = ()
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
     figures: tuple[FigureSpec, ...] = ()
+    only: tuple[str, ...] = ()
     varied: Mapping[str, Varied] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -193,6 +195,10 @@ class Study:
             found = self.baseline
         return None if found == encoder else found
 
+    def compares(self, encoder: str) -> bool:
+        """Whether an encoder is among those compared."""
+        return not self.only or any(self.means(name, encoder) for name in self.only)
+
     def asks(self, benchmark: str, encoder: str) -> bool:
         """Whether a benchmark is for an encoder: all are, unless it names some."""
         wanted = self.benchmarks[benchmark].get("encoders")
@@ -252,6 +258,7 @@ def study_from(content: Any) -> Study:
     fields["encoders"], fields["varied"] = expanded(fields["encoders"])
     fields["paths"] = _paths(fields.get("paths") or {})
     fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
+    fields["only"] = tuple(_list(fields.get("only"), "only", str, "a text"))
     fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
     fields["defaults"] = _record(fields.get("defaults") or {}, Defaults, "defaults")
     overrides = _list(fields.get("overrides"), "overrides", dict, "a mapping")
