@@ -186,10 +186,13 @@ def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
     assert {name for name, _ in batch["bad"]} == {"a.tar/000000000"}
 
 
-def test_nothing_but_bad_samples_stops(tmp_path: Path):
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
     samples = {f"{i:09d}": {"png": b"x", "json": clips_world.sample(i)["json"]} for i in range(3)}
-    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples))
-    with pytest.raises(UserError, match=r"3 samples in a row cannot be used; a\.tar/.*: undecodable picture"):
+    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), workers=workers)
+    line = r"^data\.sources: 3 samples in a row cannot be used; a\.tar/\d*: undecodable picture$"
+    with pytest.raises(UserError, match=line):
         next(batches(data, first_step=0, last_step=1, batch_size=1))
 
 

@@ -271,9 +271,12 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
 
 def _with_images(shared: _SharedBatches, rest: Iterator[dict[str, Any]]) -> Generator[dict[str, Any]]:
     on_gpu = torch.cuda.is_available()
-    for number, batch in enumerate(rest):
-        images = shared.slot(number)
-        yield {"image": images.pin_memory() if on_gpu else images.clone(), **batch}
+    try:
+        for number, batch in enumerate(rest):
+            images = shared.slot(number)
+            yield {"image": images.pin_memory() if on_gpu else images.clone(), **batch}
+    except UserError as error:  # torch makes a worker's traceback the message
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
 
 def _as_it_is(batch: Any) -> Any:
