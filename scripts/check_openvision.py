@@ -2,7 +2,7 @@
 
     python scripts/check_openvision.py --openvision OpenVision --jax-python jaxenv/bin/python
 
-``OpenVision`` is a checkout of github.com/UCSC-VLAA/OpenVision, ``jaxenv`` an environment as `scripts/bench/vs_openvision`
+``OpenVision`` is a checkout of github.com/UCSC-VLAA/OpenVision, ``jaxenv`` an environment as ``vs_openvision.py``
 says. Exit status 1 where features differ by more than 1e-5.
 """
 
