@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import types
@@ -193,6 +194,7 @@ def stretch_positions(table: Tensor, length: int, kept: int) -> Tensor:
     return torch.cat([table[:kept], rest[0].t()])
 
 
+@functools.cache  # the hub is asked once
 def _directory(reference: str) -> Path:
     if not reference.startswith(_HUB):
         if not (Path(reference) / _WEIGHTS).is_file():
