@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -14,6 +15,9 @@ import torch.distributed
 EXIT_PREEMPTED = 75
 """Exit status after SIGTERM: training was saved, and the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
+_ECHO = (
+    2.0  # seconds in which a second Ctrl-C is the first one, which a launcher passes on to those who have it already
+)
 
 
 class StopRequest:
@@ -33,15 +37,23 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C or SIGTERM in this block into a request; a second one ends the process at once."""
+    """Turn Ctrl-C and SIGTERM in this block into a request; Ctrl-C once more ends the process at once.
+
+    SIGTERM again changes nothing: schedulers send it to every process of a job, torchrun among them, which sends it on.
+    Who cannot wait for the checkpoint sends SIGKILL.
+    """
     request = StopRequest()
+    asked = 0.0
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield request
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal = number
-        signal.signal(number, before[signal.Signals(number)])
+        nonlocal asked
+        if request.signal == 0:
+            request.signal, asked = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - asked > _ECHO:
+            raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():

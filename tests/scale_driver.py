@@ -47,8 +47,11 @@ def stop_at(step: int) -> Any:
 
 def preempt_at(step: int) -> Any:
     def preempted(run: training.Run, batch: dict[str, Any]) -> dict[str, float]:
-        if run.loop.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if run.loop.step == step:  # SLURM sends it to all: readers, trainings, and torchrun, which sends it on
+            os.killpg(os.getpgid(0), signal.SIGTERM)
+            if run.processes.is_main:
+                os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(2)
         return training_step(run, batch)
 
     return preempted

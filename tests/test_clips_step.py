@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,12 +212,24 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
 
 
 @pytest.mark.usefixtures("listening")
-def test_a_second_signal_ends_at_once():
+def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_echo(monkeypatch: pytest.MonkeyPatch):
     with stop_requests() as stop:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         assert stop.of_any_process(torch.device("cpu")) == signal.SIGINT
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("listening")
+def test_sigterm_is_one_request_however_often_it_comes(monkeypatch: pytest.MonkeyPatch):
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.of_any_process(torch.device("cpu")) == signal.SIGTERM
 
 
 # ---- numbers and limits

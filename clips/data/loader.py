@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import contextlib
 import dataclasses
+import multiprocessing
+import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -263,7 +266,7 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
         num_workers=shared.data.config.workers,
         collate_fn=_as_it_is,
         prefetch_factor=_READ_AHEAD,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
     return _with_images(shared, iter(loader))
@@ -297,8 +300,22 @@ def told_of_dead_workers() -> Iterator[None]:
         ) from None
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """One thread each; signals are the training's to answer, which needs its readers until it has saved.
+
+    Schedulers send SIGTERM to every process of a job, terminals send Ctrl-C to every one in the foreground.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_stuck_workers() -> None:
+    """Those that did not end when told to; multiprocessing would send them SIGTERM and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take them for accidents
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _read_ahead(data: TrainingData, plan: list[range]) -> Generator[dict[str, Any]]:

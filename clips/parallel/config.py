@@ -9,6 +9,9 @@ from clips.errors import UserError
 
 Parallel = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
+REDUCE_BUCKET = 100_000_000
+"""Numbers in the buffer that ZeRO packs gradients into, held as a whole; DeepSpeed's default is five times as many."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaleConfig:

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from clips.model import LARGEST_LOGIT_SCALE, ClipsModel
 from clips.optim import OptimConfig, build_optimizer
 from clips.parallel.base import MOMENTS, DataParallel
+from clips.parallel.config import REDUCE_BUCKET
 from clips.parallel.processes import Processes
 
 
@@ -41,7 +42,7 @@ class Zero(DataParallel):
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": optim.clip_gradient or 0.0,
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }

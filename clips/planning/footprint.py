@@ -16,7 +16,7 @@ import numpy as np
 
 from clips.config import TrainConfig
 from clips.parallel.base import layers_of
-from clips.parallel.config import Parallel
+from clips.parallel.config import REDUCE_BUCKET, Parallel
 from clips.planning.dryrun import Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
@@ -32,7 +32,8 @@ DIVIDED: dict[Parallel, frozenset[str]] = {
 _FLOAT32, _ADAM = 4, 8  # bytes a parameter: weights and gradients are float32, AdamW keeps two numbers
 _SMALL, _LARGE = 16, 64  # dry steps of so many samples; bytes grow linearly between and beyond
 _MOST_PAIRS = 2**27  # of samples in dry runs of the contrastive loss: some chunks of it
-_ZERO_BUCKET = 500_000_000  # elements of the buffer in which DeepSpeed packs gradients, its default
+_MOST_LIVE = 1_000_000_000  # parameters that DeepSpeed's stage 3 keeps put together from one use to the next
+_OWN_PLACE = frozenset({"zero3"})  # for a process's share of the gradients, there throughout
 _OWN_MASTER = frozenset({"zero1", "zero2"})  # DeepSpeed's: a float32 copy of the share that a process updates
 
 Parts = dict[str, float]
@@ -127,6 +128,8 @@ class Rehearsal:
             moment["gradients"] = self.trained * _FLOAT32 / share
             if moment["copies"] + moment["activations"] < contrast:
                 moment |= {"copies": 0.0, "activations": 0.0, "contrast": contrast}
+        if spread.parallel in _OWN_PLACE:
+            moment["gradients"] = self.trained * _FLOAT32 / share
         parts = lasting | moment
         return parts | {"allowance": allowance.fixed + allowance.share * sum(parts.values())}
 
@@ -150,14 +153,13 @@ class Rehearsal:
         return parts | {"exchange": float(self._exchanged(spread))}
 
     def _exchanged(self, spread: Spread) -> int:
-        """Bytes of what processes pack for each other: DDP's copy of the gradients, or layers that are put together."""
-        if spread.count == 1:
-            return 0
+        """Bytes of what processes pack for each other: gradients, and layers that are put together."""
         if spread.parallel == "ddp":
-            return self.trained * _FLOAT32
-        if "parameters" not in DIVIDED[spread.parallel]:
-            return min(_ZERO_BUCKET, self.trained) * _FLOAT32
-        return (self.outside_layers + 3 * self.largest_layer) * _FLOAT32  # this layer, the next, and a gradient
+            return self.trained * _FLOAT32 if spread.count > 1 else 0
+        if spread.parallel == "fsdp":  # this layer, the next, and a gradient
+            return (self.outside_layers + 3 * self.largest_layer) * _FLOAT32 if spread.count > 1 else 0
+        together = min(_MOST_LIVE, self.parameters) if spread.parallel == "zero3" else 0
+        return (REDUCE_BUCKET + together) * _FLOAT32
 
     def _contrast(self, local: int, count: int) -> float:
         """Bytes of the contrastive loss; linear between and beyond powers of two, which spares dry runs."""

@@ -1,23 +1,25 @@
-"""What `clips plan` says of memory against what training takes: real steps in float32 on a CPU, one process.
+"""What `clips plan` says of memory against what training takes: real steps in float32 on a CPU.
 
     python scripts/bench/plan_memory.py
-    python scripts/bench/plan_memory.py --cases clips-s-16:32 clips-b-16:8:4
+    python scripts/bench/plan_memory.py --processes 2 --parallel ddp fsdp zero1 zero2 zero3 --cases clips-s-16:16
 
-A case is architecture:batch or architecture:batch:micro_batch and runs in a process of its own. Of each: the tensors
-that last (parameters, optimizer state), what the step's fullest instant holds beside them by torch's allocator, and the
-growth of the process's peak resident memory, which holds the libraries' own memory and the allocator's gaps as well.
+A case is architecture:batch or architecture:batch:micro_batch. Of each, in fresh processes: all that torch's allocator
+gave out at the fullest instant of the second step, parameters and optimizer included, which is what the plan's parts
+add up to; and, in another run without the profiler that tells this, the growth of the process's peak resident memory,
+which holds the libraries' own work space and the allocator's gaps as well. Of several processes the first is told.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -27,87 +29,122 @@ from clips.architectures import ModelConfig
 from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
-from clips.planning.dryrun import fake_batch
+from clips.parallel.config import Parallel, ScaleConfig
+from clips.planning.dryrun import fake_batch, fake_model
 from clips.planning.footprint import Allowance, Rehearsal, Spread
 from clips.start import start_run
-from clips.step import training_step
+from clips.step import Run, training_step
 
 CASES = ["clips-s-16:8", "clips-s-16:32", "clips-s-16:32:8", "clips-b-16:4", "clips-b-16:8"]
-LASTING = ("parameters", "optimizer")
 MIB = 2**20
 
 
 def main() -> None:
-    """Measure all cases or one of them and print its numbers as JSON."""
+    """Plan and measure all cases; each measurement is this script again, in processes of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--parallel", nargs="+", default=["ddp"], choices=get_args(Parallel))
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--measure", choices=list(MEASURES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure(arguments.one)))
+    if arguments.measure:
+        measured_here(arguments)
         return
-    print("MiB, planned / measured (ratio)")
+    print("| case | processes | parallel | planned MiB | tensors MiB | ratio | resident MiB | ratio |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
     for case in arguments.cases:
-        done = subprocess.run([sys.executable, __file__, "--one", case], check=True, capture_output=True, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        planned, measured = found["planned"], found["measured"]
-        told = [
-            f"{name} {planned[name] / MIB:,.0f} / {measured[name] / MIB:,.0f} ({planned[name] / measured[name]:.3f})"
-            for name in (*LASTING, "step", "all")
-        ]
-        print(f"{case:<18} {', '.join(told)}; peak resident {found['resident'] / MIB:,.0f}", flush=True)
+        for parallel in arguments.parallel:
+            planned = sum(plan(case, parallel, arguments.processes).values()) / MIB
+            tensors, resident = (measure(name, case, parallel, arguments.processes) / MIB for name in MEASURES)
+            print(
+                f"| {case} | {arguments.processes} | {parallel} | {planned:,.0f} | {tensors:,.0f} "
+                f"| {planned / tensors:.3f} | {resident:,.0f} | {planned / resident:.3f} |",
+                flush=True,
+            )
 
 
-def measure(case: str) -> dict[str, Any]:
-    """One case: planned and measured bytes by part."""
+def plan(case: str, parallel: Parallel, processes: int) -> dict[str, float]:
+    """Planned bytes of a process by part."""
+    config = training(case, parallel, output="nowhere")
+    local = config.batch_size // processes
+    return Rehearsal(config, device="cpu", bf16=False).footprint(
+        Spread(parallel=parallel, count=processes, checkpointing=False),
+        local=local,
+        at_once=min(config.micro_batch or local, local),
+        allowance=Allowance(),
+    )
+
+
+def measure(name: str, case: str, parallel: Parallel, processes: int) -> float:
+    """Bytes that the first of ``processes`` measured."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    this = [__file__, "--measure", name, "--cases", case, "--parallel", parallel]
+    done = subprocess.run([sys.executable, *(launcher if processes > 1 else []), *this], stdout=subprocess.PIPE)
+    if done.returncode:
+        sys.exit(f"{case} under {parallel}: the measurement ended with status {done.returncode}")
+    found = [json.loads(line) for line in done.stdout.decode().splitlines() if line.startswith('{"bytes"')]
+    return float(found[0]["bytes"])
+
+
+def training(case: str, parallel: Parallel, output: str) -> TrainConfig:
+    """The config of a case."""
     architecture, *sizes = case.split(":")
-    batch_size, micro = int(sizes[0]), int(sizes[1]) if len(sizes) > 1 else None
+    return TrainConfig(
+        output=output,
+        data=DataConfig(sources=(SourceConfig(path="none"),)),
+        model=ModelConfig(architecture=architecture),
+        steps=10,
+        batch_size=int(sizes[0]),
+        micro_batch=int(sizes[1]) if len(sizes) > 1 else None,
+        precision="fp32",
+        scale=ScaleConfig(parallel=parallel),
+    )
+
+
+def measured_here(arguments: argparse.Namespace) -> None:
+    """Begin a training, take two steps, and tell from the main process what they held."""
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            output=f"{folder}/run",
-            data=DataConfig(sources=(SourceConfig(path="none"),)),
-            model=ModelConfig(architecture=architecture),
-            steps=10,
-            batch_size=batch_size,
-            micro_batch=micro,
-            precision="fp32",
-        )
-        rehearsal = Rehearsal(config, device="cpu", bf16=False)
-        planned = rehearsal.footprint(
-            Spread(parallel="ddp", count=1, checkpointing=False),
-            local=batch_size,
-            at_once=micro or batch_size,
-            allowance=Allowance(),
-        )
-        return real_step(config, rehearsal, planned)
+        config = training(arguments.cases[0], arguments.parallel[0], output=f"{folder}/run")
+        local = config.batch_size // int(os.environ.get("WORLD_SIZE", 1))
+        model = fake_model(config.model, config.recipe)
+        texts = {name: value for name, value in fake_batch(model, local).items() if name != "image"}
+        bytes_held = MEASURES[arguments.measure](config, texts, (local, 3, model.image_size, model.image_size))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps({"bytes": bytes_held}), flush=True)
 
 
-def real_step(config: TrainConfig, rehearsal: Rehearsal, planned: dict[str, float]) -> dict[str, Any]:
-    """The second of two training steps, its allocations recorded."""
-    tokens = {name: value for name, value in fake_batch(rehearsal.model, config.batch_size).items() if name != "image"}
-    before = resident("VmRSS")
-    run = start_run(config, cast(Any, range(100_000)))
-    size = run.encoder.image_size
-    batch = {**tokens, "image": torch.randn(config.batch_size, 3, size, size)}
-    run.model.train()
-    training_step(run, batch)
+def tensor_bytes(config: TrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
+    """The most that torch's allocator had given out at once during the second step, by its own events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run, batch = started(config, texts, pictures)
         training_step(run, batch)
+        with torch.profiler.record_function("second step"):
+            training_step(run, batch)
     events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    begun = next(event.start_ns() for event in events if event.name() == "second step")
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    state = [value for entry in run.parallel.optimizer.state.values() for value in entry.values()]
-    measured = {
-        "parameters": sum(value.nbytes for value in [*run.encoder.parameters(), *run.encoder.buffers()]),
-        "optimizer": sum(value.nbytes for value in state),
-        "step": int(np.cumsum([change for _, change in changes]).max()),
-    }
-    inputs = sum(value.nbytes for value in batch.values())
-    step = sum(planned.values()) - planned["parameters"] - planned["optimizer"] - inputs
-    return {
-        "planned": {**{name: planned[name] for name in LASTING}, "step": step, "all": sum(planned.values())},
-        "measured": {**measured, "all": sum(measured.values()) + inputs},
-        "resident": resident("VmHWM") - before,
-    }
+    held = np.cumsum([change for _, change in changes])
+    return int(held[np.array([instant for instant, _ in changes]) >= begun].max())
+
+
+def resident_bytes(config: TrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> int:
+    """Growth of this process's resident memory to its peak in the second step."""
+    before = resident("VmRSS")
+    run, batch = started(config, texts, pictures)
+    training_step(run, batch)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (man 5 proc)
+    training_step(run, batch)
+    return resident("VmHWM") - before
+
+
+MEASURES = {"tensors": tensor_bytes, "resident": resident_bytes}
+
+
+def started(config: TrainConfig, texts: dict[str, Any], pictures: tuple[int, ...]) -> tuple[Run, dict[str, Any]]:
+    """A training before its first step, and a batch without padding."""
+    run = start_run(config, cast(Any, range(100_000)))
+    run.model.train()
+    return run, {**{name: value.clone() for name, value in texts.items()}, "image": torch.randn(pictures)}
 
 
 def resident(field: str) -> int:
