@@ -18,8 +18,9 @@ _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written befo
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = (
     *("output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "micro_batch", "scale"),
-    *("data.workers", "data.cache_images", "licence"),
+    *("data.workers", "data.cache_images", "data.max_bad_share", "validation", "keep_after_training", "licence"),
 )
+_FREE_OF_SOURCES = ("cache", "cache_gb")
 
 
 def is_finished(output: str | Path, config: Any, inputs: Mapping[str, str]) -> bool:
@@ -78,7 +79,7 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
 
 def _refuse_other_config(directory: Path, config: Any) -> None:
     there, here = (
-        {name: value for name, value in leaves(values) if not _is_free(name)}
+        {name: _bound(value) for name, value in leaves(values) if not _is_free(name)}
         for values in (read_run_config(directory), plain(config))
     )
     if found := difference(there, here):
@@ -89,6 +90,18 @@ def _refuse_other_config(directory: Path, config: Any) -> None:
 
 def _is_free(name: str) -> bool:
     return any(name == free or name.startswith(f"{free}.") for free in _FREE)
+
+
+def _bound(value: Any) -> Any:
+    """``value`` without what is free; of a list of sources, where their copies are kept."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [
+        {name: item for name, item in entry.items() if name not in _FREE_OF_SOURCES}
+        if isinstance(entry, Mapping)
+        else entry
+        for entry in value
+    ]
 
 
 def _inputs_of(directory: Path) -> dict[str, str]:

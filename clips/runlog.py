@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clips.artifact import say, write_file, writing
 from clips.checkpoint import LoopState
+from clips.errors import reason_of
 from clips.trackers import Tracker
 
 METRICS = "metrics.jsonl"
@@ -36,7 +38,7 @@ class RunLog:
         self, directory: str | Path, *, step: int, steps: int, quiet: bool = False, trackers: Sequence[Tracker] = ()
     ) -> None:
         self.path = Path(directory) / METRICS
-        self.step, self.steps, self.quiet, self.trackers = step, steps, quiet, trackers
+        self.step, self.steps, self.quiet, self.trackers = step, steps, quiet, list(trackers)
         self.bar: Progress | None = None
 
     def __enter__(self) -> RunLog:
@@ -59,13 +61,21 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.stop()
-        for tracker in self.trackers:
-            tracker.finish()
+        for tracker in list(self.trackers):
+            self._track(tracker, tracker.finish)
 
     def advance(self) -> None:
         """One step is done."""
         if self.bar is not None:
             self.bar.advance(self.task)
+
+    def _track(self, tracker: Tracker, work: Callable[[], None]) -> None:
+        """A tracker that fails is left out: metrics.jsonl has everything, and no training should end for this."""
+        try:
+            work()
+        except Exception as error:  # theirs are of any kind; a service that SIGTERM ended, an address that is away
+            say(f"track: {type(tracker).__name__} failed ({reason_of(error)}) and is left out from here on")
+            self.trackers.remove(tracker)
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one entry to metrics.jsonl and show it."""
@@ -73,8 +83,8 @@ class RunLog:
             return
         with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
-        for tracker in self.trackers:
-            tracker.log(dict(entry), step=entry["step"])
+        for tracker in list(self.trackers):
+            self._track(tracker, functools.partial(tracker.log, dict(entry), step=entry["step"]))
         shown = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s"
         if self.bar is not None:
             self.bar.update(self.task, description=shown)

@@ -56,6 +56,8 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
         raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
     parallel = spread(encoder, config.scale, config.optim, processes)
     loop = LoopState() if latest is None else read_loop(latest)
+    if not processes.is_main:
+        loop.bad.clear()  # the main process remembers for all
     run = Run(
         config=config,
         data=data,

@@ -8,7 +8,6 @@ The training step is `clips.step.training_step`; everything here carries batches
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
-from clips.checkpoint import Checkpointer, LoopState, remove_checkpoints
+from clips.checkpoint import Checkpointer, remove_checkpoints
 from clips.commandline import plain
 from clips.config import TrainConfig
 from clips.data.loader import batches, told_of_dead_workers
@@ -47,13 +46,19 @@ _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
 def train(config: TrainConfig) -> None:
     """Carry out ``config``: its output directory becomes an encoder directory."""
     with stop_requests() as stop:
-        for stage in stage_configs(config):
-            train_stage(stage, stop)
+        configs = stage_configs(config)
+        for stage in configs:
+            train_stage(stage, stop, last=stage is configs[-1])
     end_processes()  # not after an error: others may never come
 
 
-def train_stage(config: TrainConfig, stop: StopRequest) -> None:
+def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) -> None:
     """Carry out one stage, or say that it is done.
+
+    Args:
+        config: of the stage.
+        stop: heeded after each step, and after the stage if it is not the ``last``.
+        last: whether the training ends with it.
 
     Raises:
         SystemExit: the training was asked to stop, and is saved.
@@ -73,7 +78,8 @@ def train_stage(config: TrainConfig, stop: StopRequest) -> None:
     if encoder is not None:
         finish(run, encoder, summary)
     wait_for_main_process()
-    if asked := stop.of_any_process(run.processes.device):
+    if not last and (asked := stop.of_any_process(run.processes.device)):
+        say_stopped(run)
         raise SystemExit(exit_status(asked))
 
 
@@ -196,14 +202,27 @@ def refuse_bad_share(run: Run) -> None:
 
     All processes judge together, by what all have met.
     """
-    bad = _all_bad(run.loop)
     seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    if len(bad) > run.config.data.max_bad_share * seen:
-        name, reason = next(iter(bad.items()))
+    allowed = run.config.data.max_bad_share * seen
+    if sum(gather_objects(len(run.loop.bad))) <= allowed:  # of several passes some may have met the same
+        return
+    hand_over_bad(run)
+    count, example = gather_objects((len(run.loop.bad), next(iter(run.loop.bad.items()), None)))[0]
+    if count > allowed:
         raise UserError(
-            f"data: {len(bad)} unusable samples, more than data.max_bad_share "
-            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {name}: {reason}"
+            f"data: {count} unusable samples, more than data.max_bad_share "
+            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {': '.join(example)}"
         )
+
+
+def hand_over_bad(run: Run) -> None:
+    """Unusable samples that the others met since the last time; the main process alone remembers. All ask together."""
+    is_main, bad = run.processes.is_main, run.loop.bad
+    for theirs in gather_objects({} if is_main else bad):
+        if is_main:
+            bad.update(theirs)
+    if not is_main:
+        bad.clear()
 
 
 # ---------------------------------------------------------------- after it
@@ -215,7 +234,8 @@ def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
     if run.average is not None:
         parts["average"] = run.average.state
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    checkpointer.save(tensors, dataclasses.replace(run.loop, bad=_all_bad(run.loop)), run.config)
+    hand_over_bad(run)
+    checkpointer.save(tensors, run.loop, run.config)
 
 
 def exported(run: Run) -> ClipsModel | None:
@@ -231,14 +251,11 @@ def exported(run: Run) -> ClipsModel | None:
     return encoder.to(run.processes.device)
 
 
-def _all_bad(loop: LoopState) -> dict[str, str]:
-    return {name: reason for bad in gather_objects(loop.bad) for name, reason in bad.items()}
-
-
 def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What summary.json tells of the finished run."""
-    loop = run.loop = dataclasses.replace(run.loop, bad=_all_bad(run.loop))
+    """What summary.json tells of the finished run, on the main process."""
     refuse_bad_share(run)
+    hand_over_bad(run)
+    loop = run.loop
     return {
         "steps": loop.step,
         "samples_seen": loop.samples_seen,

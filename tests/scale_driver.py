@@ -62,10 +62,13 @@ def slow_hash(path: Path) -> str:
     return file_hash(path)
 
 
-def hang_at(rank: int, step: int) -> Any:
+def hang_at(rank: int, step: int, *, frozen: bool = False) -> Any:
     def hanging(run: training.Run) -> Iterator[dict[str, Any]]:
         for number, batch in enumerate(read_batches(run)):
             if number == step and run.processes.rank == rank:
+                time.sleep(4)  # until the others have heard of it
+                if frozen:  # all its threads, the watchdog's too
+                    os.kill(os.getpid(), signal.SIGSTOP)
                 time.sleep(1000)
             yield batch
 

@@ -285,16 +285,21 @@ def test_the_one_that_the_others_wait_for_is_named():
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_path: Path):
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_path: Path, rank: int):
+    """The main process is one that cannot even say so itself."""
     output = tmp_path / "hung"
     clips_world.train_config(data, output, scale={"patience": 6}, steps=50, checkpoint_every=1)
-    plan = [{"config": str(output.with_suffix(".json")), "stop": None, "hang": {"rank": 1, "step": 3}}]
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    hang = {"rank": rank, "step": 3, "frozen": rank == 0}
+    (tmp_path / "plan.json").write_text(
+        json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}])
+    )
     driver = Path(__file__).parent / "scale_driver.py"
-    process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "plan.json"))
+    process = torchrun(tmp_path / "log", "--shutdown-timeout", "2", str(driver), str(tmp_path / "plan.json"))
     assert process.wait(200) != 0
     log = (tmp_path / "log").read_text()
-    assert re.search(r"rank 1 \(host .*, process \d+\) has stood still for 6 s \(waiting for data, step 4; ", log), log
+    blamed = rf"rank {rank} \(host .*, process \d+\) has stood still for 6 s \(waiting for data, step 4; "
+    assert re.search(blamed, log), log
     assert f"exitcode  : {EXIT_HUNG}" in log
     assert checkpoints(output)[-1].name == "step-00000003"
 

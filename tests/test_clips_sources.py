@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
-import functools
 import http.server
 import json
 import pickle
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +12,12 @@ import clips_world
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
+from serving import Quiet, address, serve
 
-from clips.data.files import ShardCache, expand
+from clips.data.files import expand
 from clips.data.loader import DataConfig, TrainingData, batches
 from clips.data.sources import BadSampleError, Record, SourceConfig, blocks_of, open_source
 from clips.errors import UserError
@@ -166,182 +161,6 @@ def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "\n" not in str(raised.value)
 
 
-# ---- shards from afar
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
-        self.server.seen.append(self.path)  # type: ignore[attr-defined]
-
-
-def serve(kind: type[Quiet], folder: Path) -> Iterator[http.server.ThreadingHTTPServer]:
-    """``folder`` behind HTTP on this machine."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(kind, directory=str(folder))) as found:
-        found.seen = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
-        thread.start()
-        yield found
-        found.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
-    """Three shards and their sizes.json."""
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(9, 7, 5))
-    sizes = {f"shard-{number:05d}.tar": size for number, size in enumerate((9, 7, 5))}
-    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
-    yield from serve(Quiet, folder)
-
-
-def address(server: http.server.ThreadingHTTPServer, name: str = "shard-{00000..00002}.tar") -> str:
-    return f"http://127.0.0.1:{server.server_port}/{name}"
-
-
-def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
-    cache = tmp_path / "cache"
-    source = open_source(SourceConfig(path=address(server), cache=str(cache)))
-    assert len(source) == 21
-    fetched = [path for path in server.seen if path.endswith(".tar")]
-    assert set(fetched) == {"/shard-00000.tar"}  # opened to try its first samples
-    assert source.read(20, rng()).web == clips_world.captions(20)["web_caption"]
-    assert source.name(20) == "shard-00002.tar/000000020"
-    before = len(server.seen)
-    assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.picture(20)
-    assert len(server.seen) == before
-    assert len(list(cache.glob("[!.]*"))) == 2
-
-
-def test_commands_write_shards_too(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(3, 2))
-    (tmp_path / "sizes.json").write_text('{"shard-00000.tar": 3, "shard-00001.tar": 2}', encoding="utf-8")
-    piped = SourceConfig(
-        path=f"pipe:cat {folder}/shard-{{00000..00001}}.tar | cat",
-        sizes=str(tmp_path / "sizes.json"),
-        cache=str(tmp_path / "cache"),
-    )
-    source = open_source(piped)
-    assert [source.read(index, rng()).image for index in range(5)] == [clips_world.picture(i) for i in range(5)]
-
-
-def test_the_cache_makes_room(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "afar", sizes=(2, 2, 2))
-    size = (folder / "shard-00000.tar").stat().st_size
-    cache = ShardCache(tmp_path / "cache", limit=2.5 * size)
-    for number in range(3):
-        cache.path(f"file://{folder}/shard-{number:05d}.tar")
-    left = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").glob("[!.]*"))
-    assert left == ["shard-00001.tar", "shard-00002.tar"]
-
-
-def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clips.data.files.time.sleep", lambda seconds: None)
-    cache = {"cache": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match=r"shard-00003\.tar"):
-        open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
-    (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
-    with pytest.raises(UserError, match=r"gone\.tar: cannot be read"):
-        open_source(SourceConfig(path=address(server, "gone.tar"), sizes=str(tmp_path / "sizes.json"), **cache))
-    (tmp_path / "afar" / "sizes.json").unlink()
-    with pytest.raises(UserError, match="which shards from afar need"):
-        open_source(SourceConfig(path=address(server), **cache))
-
-
-def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
-    folder = clips_world.write_shards(tmp_path / "here", sizes=(2, 2))
-    (folder / "sizes.json").write_text('{"shard-00000.tar": 2, "shard-00001.tar": 3}', encoding="utf-8")
-    source = open_source(SourceConfig(path=str(folder)))
-    assert len(source) == 5
-    with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
-        source.read(4, rng())
-
-
-def test_threads_copy_a_shard_once(tmp_path: Path):
-    made = []
-
-    def make(path: Path) -> None:
-        made.append(path)
-        time.sleep(0.05)
-        path.write_bytes(b"x")
-
-    cache = ShardCache(tmp_path, limit=100)
-    with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        paths = {future.result() for future in [threads.submit(cache.made, "key", "x", make) for _ in range(4)]}
-    assert len(made) == len(paths) == 1
-
-
-def test_processes_copy_a_shard_once(tmp_path: Path):
-    (tmp_path / "shard.tar").write_bytes(b"x")
-    address = f"pipe:echo copied >> {tmp_path}/log; sleep 0.5; cat {tmp_path}/shard.tar"
-    code = "import sys; from pathlib import Path; from clips.data.files import ShardCache"
-    code += "; print(ShardCache(Path(sys.argv[1]), 100).path(sys.argv[2]).read_text())"
-    command = [sys.executable, "-c", code, str(tmp_path / "cache"), address]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in both] == ["x", "x"]
-    assert (tmp_path / "log").read_text().split() == ["copied"]
-
-
-def afar(folder: Path, cache: Path, **fields: object) -> TrainingData:
-    """Four shards of 20 samples behind addresses, of which a window holds one; shard 0 comes late in the order."""
-    if not folder.exists():
-        clips_world.write_shards(folder, sizes=(20, 20, 20, 20))
-    path = f"file://{folder}/shard-{{00000..00003}}.tar"
-    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
-    source = SourceConfig(path=path, cache=str(cache), sizes=str(folder / "sizes.json"), **fields)
-    found = TrainingData(DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, prepare=number_of)
-    assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
-    return found
-
-
-def copies(cache: Path) -> set[int]:
-    return {int(path.stem[-5:]) for path in cache.glob("[!.]*.tar")}
-
-
-def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not blocks <= copies(cache) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return blocks <= copies(cache)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
-    data = afar(tmp_path / "afar", tmp_path / "cache")
-    data = TrainingData(dataclasses.replace(data.config, workers=workers), size=8, seed=2, prepare=number_of)
-    now, later = data.order.blocks_near(0, 40)
-    steps = batches(data, first_step=0, last_step=40, batch_size=2)
-    next(steps)
-    assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
-    assert len(list(steps)) == 39
-    monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
-    steps = batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40, batch_size=2)
-    next(steps)
-    assert not copied(tmp_path / "other", {*later}, seconds=1)
-
-
-def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
-    data = afar(tmp_path / "afar", tmp_path / "cache")
-    now, _ = data.order.blocks_near(0, 10)
-    assert data.order.blocks_near(0, 20) == (now, [])
-    assert data.order.blocks_near(0, 21) == (now, [data.order.at(20).index // 20])
-    assert len(list(batches(data, first_step=0, last_step=10, batch_size=2))) == 10
-    assert copies(tmp_path / "cache") == {0, *now}
-
-
-def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
-    data = afar(tmp_path / "afar", tmp_path / "cache")
-    size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
-    data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
-    now, later = data.order.blocks_near(0, 40)
-    steps = batches(data, first_step=0, last_step=40, batch_size=2)
-    next(steps)
-    assert copied(tmp_path / "small", {*now}, seconds=20)
-    assert not copied(tmp_path / "small", {*later}, seconds=1)
-    assert "have no room for two windows" in capsys.readouterr().err
-    assert len(list(steps)) == 39
-
-
 # ---- streams
 
 
@@ -405,6 +224,33 @@ def test_a_data_set_in_the_hubs_layout_is_streamed(tmp_path: Path):
     assert source.describe() == open_source(SourceConfig(**fields)).describe()
     fields = {"jpg": "20.png", "text": "photo 20", "re_caption": ["A photo. Number 20.", "Photo 20."]}
     assert source.record(20) == Record("000000020", fields, reference="20.png")
+
+
+def test_a_broken_row_group_costs_its_rows_only(tmp_path: Path):
+    hub = streamed_rows(tmp_path / "hub")
+    file = hub / "data" / "train-00000-of-00002.parquet"
+    group = pq.ParquetFile(file).metadata.row_group(1)
+    content = bytearray(file.read_bytes())
+    for column in range(group.num_columns):
+        start = group.column(column).dictionary_page_offset or group.column(column).data_page_offset
+        content[start : start + 40] = b"\xff" * 40
+    file.write_bytes(content)
+    source = open_source(SourceConfig(**{**STREAM, "path": str(hub), "cache": str(tmp_path / "cache")}))
+    for index in range(5, 10):
+        with pytest.raises(BadSampleError, match="row group 1 is broken"):
+            source.read(index, rng())
+    assert [source.read(index, rng()).web for index in (4, 10)] == ["photo 4", "photo 10"]
+
+
+def test_a_table_that_was_written_anew_is_read_anew(tmp_path: Path):
+    fields = {**STREAM, "path": str(streamed_rows(tmp_path / "hub")), "cache": str(tmp_path / "cache")}
+    assert open_source(SourceConfig(**fields)).read(0, rng()).web == "photo 0"
+    for file in (tmp_path / "hub" / "data").iterdir():
+        frame = pd.read_parquet(file)
+        frame["text"] = "another " + frame["text"]
+        frame.to_parquet(file, row_group_size=4)
+    source = open_source(SourceConfig(**fields))
+    assert [source.read(index, rng()).web for index in (0, 22)] == ["another photo 0", "another photo 22"]
 
 
 def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path):

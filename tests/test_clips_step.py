@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from clips.errors import UserError
 from clips.optim import OptimConfig, learning_rate_at
 from clips.parallel.base import DataParallel
 from clips.parallel.processes import Processes
+from clips.runlog import RunLog
 from clips.spikes import stands_out
 from clips.start import open_data, start_run
 from clips.step import gradients, training_step
@@ -179,6 +181,24 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     data = clips_world.write_shards(tmp_path / "data")
     with pytest.raises(UserError, match="track: expected the package wandb to be installed"):
         train(clips_world.train_config(data, tmp_path / "run", track=("wandb",)))
+
+
+class Broken:
+    """A tracker whose service has gone."""
+
+    def log(self, entry: Mapping[str, Any], step: int) -> None:
+        raise ConnectionResetError("gone")
+
+    finish = None  # never asked any more
+
+
+def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    log = RunLog(tmp_path, step=0, steps=2, trackers=[Broken()])
+    with log:
+        for step in (1, 2):
+            log.write({"step": step, "loss": 1.0, "samples_per_second": 1.0, "samples_seen": step})
+    assert capsys.readouterr().err.count("track: Broken failed (gone) and is left out from here on") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.usefixtures("listening")

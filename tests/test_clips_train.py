@@ -26,6 +26,7 @@ from clips.checkpoint import CHECKPOINTS, LoopState, checkpoints
 from clips.errors import UserError
 from clips.model import ModelConfig, build_model
 from clips.optim import OptimConfig, build_optimizer, learning_rate_at
+from clips.parallel.processes import Processes
 from clips.precision import choose_precision
 from clips.recipes import RecipeConfig
 from clips.runlog import Clock, RunLog
@@ -90,6 +91,13 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     train(clips_world.train_config(data, whole, log_every=1, checkpoint_every=1))
     assert "already trained" in capsys.readouterr().err
+    sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
+    free = {"data": {"sources": sources, "max_bad_share": 0.3}, "validation": {"every": 7}, "keep_after_training": True}
+    train(clips_world.train_config(data, whole, **free))
+    assert "already trained" in capsys.readouterr().err
+    sources[0]["web"] = "captions"
+    with pytest.raises(UserError, match=r"whole: holds a run of another config: data\.sources is"):
+        train(clips_world.train_config(data, whole, **free))
     with pytest.raises(UserError, match="whole: holds a run of another config: seed is 0 there and 1 now"):
         train(clips_world.train_config(data, whole, seed=1))
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
@@ -255,6 +263,7 @@ def test_the_share_of_bad_samples_counts_the_batch_that_they_came_in():
         loop=LoopState(samples_seen=4000, bad=bad),
         data=range(10_000),
         config=SimpleNamespace(data=SimpleNamespace(max_bad_share=0.01)),
+        processes=Processes(),
     )
     training.refuse_bad_share(run)
     run.loop.samples_seen = 2000
@@ -356,7 +365,7 @@ def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_clock_tells_waiting_from_working():
-    loop = training.LoopState(seconds=100.0, samples_seen=50)
+    loop = LoopState(seconds=100.0, samples_seen=50)
     with Clock(loop) as clock:
         with clock.waiting():
             time.sleep(0.03)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -41,12 +41,13 @@ class Fetcher:
         self.blocks = [len(blocks_of(source)) for source in sources]
         self.ends = np.cumsum(self.blocks)
         self._asked: tuple[list[int], list[int]] = [], []
-        self._waiting: queue.SimpleQueue[tuple[int, bool] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._closed = threading.Event()
         self._state = threading.Condition()  # guards the following
+        self._closed = False
+        self._now: deque[int] = deque()  # to be copied for the window that is read
+        self._later: deque[int] = deque()  # and, when nothing is left to copy for that one, for the next
+        self._copying = 0  # for the window that is read
         self._sizes: dict[int, int] = {}  # of the wanted copies; of those under way a guess
-        self._under_way = 0  # copies for the window that is read
         self._told = False
 
     def reach(self, position: int) -> None:
@@ -55,57 +56,70 @@ class Fetcher:
             self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_AT_ONCE)]
             for thread in self._threads:
                 thread.start()
-        now, later = self.order.blocks_near(position, self.end)
-        if (now, later) == self._asked:
+        asked = self.order.blocks_near(position, self.end)
+        if asked == self._asked:
             return
-        self._asked = now, later
-        with self._state:
-            self._sizes = {block: size for block, size in self._sizes.items() if block in {*now, *later}}
-            self._under_way += len(now)
-        for block in [*now, *later]:  # those that are here already count as used again
-            self._waiting.put((block, block in now))
+        self._asked = asked
+        with self._state:  # what was asked for before and has not begun is asked for again, or not needed
+            self._sizes = {block: size for block, size in self._sizes.items() if block in {*asked[0], *asked[1]}}
+            self._now, self._later = (deque(filter(self._is_afar, blocks)) for blocks in asked)
+            self._state.notify_all()
+
+    def _source_of(self, block: int) -> int:
+        return int(np.searchsorted(self.ends, block, side="right"))
+
+    def _is_afar(self, block: int) -> bool:
+        return self.sources[self._source_of(block)] is not None
 
     def _work(self) -> None:
-        while (wanted := self._waiting.get()) is not None and not self._closed.is_set():
+        while (wanted := self._next()) is not None:
             block, needed_now = wanted
-            number = int(np.searchsorted(self.ends, block, side="right"))
-            source = self.sources[number]
-            if source is not None and (needed_now or self._has_room(number, source, block)):
-                with contextlib.suppress(UserError, FileNotFoundError):  # the reader tries again, and tells
-                    path = source.fetch(block - int(self.ends[number]) + self.blocks[number])
-                    self._note(block, path.stat().st_size)
-            if needed_now:
-                with self._state:
-                    self._under_way -= 1
-                    self._state.notify_all()
+            number = self._source_of(block)
+            with contextlib.suppress(UserError, FileNotFoundError):  # the reader tries again, and tells
+                path = cast(Afar, self.sources[number]).fetch(block - int(self.ends[number]) + self.blocks[number])
+                self._note(block, path.stat().st_size)
+            with self._state:
+                self._copying -= needed_now
+                self._state.notify_all()
+
+    def _next(self) -> tuple[int, bool] | None:
+        """A block to copy, and whether the window that is read needs it; None when there will be none any more."""
+        with self._state:
+            while not self._closed:
+                if self._now:
+                    self._copying += 1
+                    return self._now.popleft(), True
+                while self._later and not self._copying:
+                    if self._has_room(block := self._later.popleft()):
+                        return block, False
+                self._state.wait()
+        return None
 
     def _note(self, block: int, size: int) -> None:
         with self._state:
             self._sizes[block] = size
 
-    def _has_room(self, number: int, source: Afar, block: int) -> bool:
+    def _has_room(self, block: int) -> bool:
         """Whether a copy for the next window leaves those of this one alone; if so, its room is taken."""
-        with self._state:
-            self._state.wait_for(lambda: not self._under_way or self._closed.is_set())
-            sizes = [size for other, size in self._sizes.items() if other != block]
-            if sum(sizes) + max(sizes, default=0) <= source.room:
-                self._sizes[block] = max(sizes, default=0)
-                return True
-            told, self._told = self._told, True
-        if not told:
+        number = self._source_of(block)
+        room = cast(Afar, self.sources[number]).room
+        sizes = [size for other, size in self._sizes.items() if other != block]
+        if sum(sizes) + max(sizes, default=0) <= room:
+            self._sizes[block] = max(sizes, default=0)
+            return True
+        if not self._told:
+            self._told = True
             say(
-                f"data.sources[{number}].cache_gb: {source.room / 1e9:g} GB have no room for two windows of "
+                f"data.sources[{number}].cache_gb: {room / 1e9:g} GB have no room for two windows of "
                 "data.shuffle_window shards; some of the next are copied only when they are needed"
             )
         return False
 
     def close(self) -> None:
         """Leave undone what has not begun; what has may take a moment to end."""
-        self._closed.set()
         with self._state:
+            self._closed = True
             self._state.notify_all()
-        for _ in self._threads:
-            self._waiting.put(None)
         for thread in self._threads:
             thread.join(_PARTING / _AT_ONCE)
 

@@ -16,11 +16,20 @@ from typing import Any
 
 from filelock import FileLock
 
+from clips.artifact import say
 from clips.errors import UserError, reason_of
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_OURS = re.compile(r"[0-9a-f]{16}-")  # begins the names of a cache's files
 _TRIES = 3
+_MORE_TRIES = 12  # of a cache that has worked before: about seven minutes
+_LONGEST_PAUSE, _STALE = 60.0, 86400.0  # seconds between tries; after which an unfinished copy is nobody's any more
 _PIPE = "pipe:"
+_PARTIAL = ".partial"
+
+
+class UnreachableError(UserError):
+    """What should be copied cannot be reached now, which says nothing about what it holds."""
 
 
 def is_remote(path: str) -> bool:
@@ -75,12 +84,14 @@ class ShardCache:
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder = folder
         self.limit = limit
+        self._has_worked = False
 
     def path(self, address: str) -> Path:
         """The local path of ``address``, copied if it is not here already; a file of this machine is itself.
 
         Raises:
-            UserError: it cannot be copied, after three tries.
+            UnreachableError: it cannot be copied, after three tries; after many if anything could be before.
+            UserError: it does not exist.
         """
         if not is_remote(address):
             return Path(address)
@@ -96,7 +107,8 @@ class ShardCache:
             make: the same for the same key.
 
         Raises:
-            UserError: it cannot be made, after three tries.
+            UnreachableError: it cannot be made, after three tries; after many if anything could be before.
+            UserError: it does not exist, or whatever ``make`` raises of this kind.
         """
         target = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
         try:
@@ -105,38 +117,50 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / f".{target.name}.lock"):  # among threads and processes; one copies for all
                 if not target.exists():
-                    _try(make, key, target)
+                    _try(make, key, target, _MORE_TRIES if self._has_worked else _TRIES)
                     self._make_room(target)
+        self._has_worked = True
         return target
 
     def _make_room(self, newest: Path) -> None:
         found = []
-        for path in self.folder.iterdir():
-            if path.name.startswith("."):  # a lock
-                continue
+        for path in filter(_is_ours, self.folder.iterdir()):
             with contextlib.suppress(FileNotFoundError):  # another process makes room as well
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
+                facts = path.stat()
+                if path.suffix != _PARTIAL:
+                    found.append((facts.st_mtime, facts.st_size, path))
+                elif time.time() - facts.st_mtime > _STALE:
+                    path.unlink()
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= self.limit:
                 return
-            if path != newest and not path.name.endswith(".partial"):
+            if path != newest:
                 path.unlink(missing_ok=True)
                 total -= size
 
 
-def _try(make: Callable[[Path], None], key: str, target: Path) -> None:
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    for attempt in range(1, _TRIES + 1):
+def _is_ours(path: Path) -> bool:
+    return _OURS.match(path.name) is not None and path.is_file()
+
+
+def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> None:
+    partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL}")
+    for attempt in range(tries):
         try:
             make(partial)
             partial.replace(target)
             return
+        except (UserError, FileNotFoundError) as error:  # trying again would not help
+            partial.unlink(missing_ok=True)
+            raise error if isinstance(error, UserError) else UserError(f"{key}: no such file") from None
         except Exception as error:  # file systems raise errors of their own
             partial.unlink(missing_ok=True)
-            if attempt == _TRIES:
-                raise UserError(f"{key}: cannot be read ({reason_of(error)})") from None
-            time.sleep(attempt)
+            if attempt + 1 == tries:
+                raise UnreachableError(f"{key}: cannot be read ({reason_of(error)})") from None
+            if attempt + 1 == _TRIES:
+                say(f"{key}: cannot be read ({reason_of(error)}); trying again for some minutes")
+            time.sleep(min(2.0**attempt, _LONGEST_PAUSE))
 
 
 def _fetch(address: str, partial: Path) -> None:

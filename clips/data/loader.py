@@ -6,6 +6,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -243,7 +244,13 @@ class _SharedBatches(torch.utils.data.Dataset):
         self.data, self.plan = data, plan
         slots = data.config.workers * _READ_AHEAD + 1
         shape = (slots, len(plan[0]), data.size, data.size, 3)
-        self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
+        try:
+            self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
+        except RuntimeError as error:
+            raise UserError(
+                f"data.workers: {data.config.workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory in each "
+                f"process ({reason_of(error)}); docker has --shm-size, Kubernetes an emptyDir with medium: Memory"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.plan)

@@ -106,6 +106,7 @@ class _Stream:
         # Processes that read ahead get the stream without what it remembers.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
         self._shuffled = functools.lru_cache(maxsize=4)(self._shuffle)
+        self._whole = functools.lru_cache(maxsize=2)(functools.partial(_permutation, self.size, *self.seed))
 
     def __reduce__(self) -> tuple[type[_Stream], tuple[list[int], tuple[int, int], int | None]]:
         return _Stream, (self.blocks.tolist(), self.seed, self.window)
@@ -113,7 +114,7 @@ class _Stream:
     def at(self, position: int) -> Place:
         epoch, place = divmod(position, self.size)
         if self.window is None:
-            return Place(int(_permutation(self.size, *self.seed, epoch)[place]), epoch)
+            return Place(int(self._whole(epoch)[place]), epoch)
         _, ends = self._plan(epoch)
         number = int(np.searchsorted(ends, place, side="right"))
         start = int(ends[number - 1]) if number else 0
@@ -148,9 +149,9 @@ class _Stream:
         return np.random.default_rng([_ORDER, *self.seed, epoch, number]).permutation(samples)
 
 
-@functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, stream: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([_ORDER, seed, epoch, *([stream] if stream else [])]).permutation(size)
+    order = np.random.default_rng([_ORDER, seed, epoch, *([stream] if stream else [])]).permutation(size)
+    return order.astype(np.int32) if size < 2**31 else order  # every reader holds it
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:

@@ -24,8 +24,9 @@ from clips.artifact import say, write_file
 from clips.captions import sentences
 from clips.data.files import ShardCache, is_remote
 from clips.data.images import BadImageError, decode_image
+from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, open_source
-from clips.data.sources.webdataset import SIZES, count_samples, list_shards
+from clips.data.sources.webdataset import SIZES, list_shards
 from clips.errors import UserError
 from clips.tokenizer import BOS, EOS, ClipsTokenizer
 
@@ -234,7 +235,7 @@ def index(config: IndexConfig) -> None:
     if config.output is None and is_remote(config.path):
         raise UserError(f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES}")
     cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
-    sizes = {shard.rpartition("/")[2]: count_samples(cache.path(shard)) for shard in _progress_over(shards)}
+    sizes = {shard.rpartition("/")[2]: len(index_shard(cache.path(shard))) for shard in _progress_over(shards)}
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES
     write_file(output, json.dumps(sizes, indent=1) + "\n")
     say(f"{output}: {sum(sizes.values()):,} samples in {len(sizes):,} shards")

@@ -18,6 +18,7 @@ from clips.parallel.processes import Processes, describe_process, gather_objects
 EXIT_HUNG = 70
 """Exit status of a training that a watchdog ended (EX_SOFTWARE of sysexits.h)."""
 
+_GRACE = 60.0  # seconds that others may go on after the main process has ended
 _ORDER = ("waiting for data", "computing", "validating", "saving")
 
 
@@ -32,14 +33,15 @@ class Watchdog:
     def __init__(self, processes: Processes, patience: float) -> None:
         self.processes, self.patience = processes, patience
         self._place: dict[str, Any] = {"step": 0, "doing": _ORDER[0], "moves": 0, "who": describe_process()}
+        self._beats = 0  # of the thread, which goes on where the training waits for another process
         self._store = self._shared_store() if processes.count > 1 else None
         self._tell()
-        gather_objects(None)  # from here on everyone's place is there
+        self._main: dict[str, Any] = gather_objects(self._place)[0]  # from here on everyone's place is there
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def _shared_store(self) -> dist.TCPStore:
-        host, wait = os.environ.get("MASTER_ADDR", "127.0.0.1"), datetime.timedelta(seconds=self.patience)
+        host, wait = os.environ.get("MASTER_ADDR", "127.0.0.1"), datetime.timedelta(seconds=2 * self.patience)
         options: dict[str, Any] = {"wait_for_workers": False, "timeout": wait}
         store = dist.TCPStore(host, 0, is_master=True, **options) if self.processes.is_main else None
         port = gather_objects(store.port if store else None)[0]
@@ -51,44 +53,67 @@ class Watchdog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.join(timeout=1)  # it may wait for a process that does not answer
 
     def at(self, step: int, doing: str) -> None:
         """This process now does ``doing`` of ``step``."""
         self._place |= {"step": step, "doing": doing, "moves": self._place["moves"] + 1}
 
     def _watch(self) -> None:
+        """The main process watches what all do; the others, whether it still can."""
         moved: dict[int, tuple[Any, float]] = {}
-        pause = min(self.patience / 4, 15)
+        pause, sign = min(self.patience / 4, 15), "moves" if self.processes.is_main else "beats"
         while not self._ended.wait(pause):
             try:
-                places = self._everyone()
-            except (dist.DistError, RuntimeError):
-                return  # the main process has ended: so will this one
+                places = self._places()
+            except (dist.DistError, RuntimeError):  # the main process has ended: so will this one
+                if not self._ended.wait(_GRACE):
+                    self._end(f"{self._place['who']}: the main process has ended and this one waits for others; ended")
+                return
             now = time.monotonic()
             for rank, place in places.items():
-                if rank not in moved or moved[rank][0] != place["moves"]:
-                    moved[rank] = (place["moves"], now)
+                if rank not in moved or moved[rank][0] != place[sign]:
+                    moved[rank] = (place[sign], now)
             still = {rank: now - since for rank, (_, since) in moved.items()}
-            if any(seconds > self.patience for seconds in still.values()) and not self._ended.is_set():
+            if any(seconds > self.patience for seconds in still.values()):
                 # What the others tell is up to two pauses old.
-                standing = [rank for rank, seconds in still.items() if seconds > self.patience - 2 * pause]
-                say(blame({rank: places[rank] for rank in standing}, len(places), self.patience))
-                os._exit(EXIT_HUNG)
+                standing = {
+                    rank: places[rank] for rank, seconds in still.items() if seconds > self.patience - 2 * pause
+                }
+                self._end(blame(standing, self.processes.count, self.patience))
+
+    def _end(self, why: str) -> None:
+        if not self._ended.is_set():
+            say(why)
+            os._exit(EXIT_HUNG)
 
     def _tell(self) -> None:
+        self._beats += 1
         if self._store is not None:
-            self._store.set(str(self.processes.rank), json.dumps(self._place))
+            self._store.set(str(self.processes.rank), json.dumps(self._place | {"beats": self._beats}))
 
-    def _everyone(self) -> dict[int, dict[str, Any]]:
-        """Where each process stands; only the main one asks for all."""
-        rank, count = self.processes.rank, self.processes.count
+    def _places(self) -> dict[int, dict[str, Any]]:
+        """Where each process stands, for the main one; for the others where that one does, who keeps what all tell.
+
+        If that one does not answer for ``patience`` seconds, the training ends.
+
+        Raises:
+            DistError, RuntimeError: it has ended.
+        """
         self._tell()
         if self._store is None:
-            return {rank: dict(self._place)}
-        if not self.processes.is_main:
-            return {}
-        return {other: json.loads(self._store.get(str(other))) for other in range(count)}
+            return {self.processes.rank: dict(self._place)}
+        unanswered = blame({0: self._main}, self.processes.count, self.patience)
+        timer = threading.Timer(self.patience, self._end, [unanswered])  # the store's own time limit may not end
+        timer.daemon = True
+        timer.start()
+        try:
+            wanted = range(self.processes.count) if self.processes.is_main else [0]
+            found = {rank: json.loads(self._store.get(str(rank))) for rank in wanted}
+        finally:
+            timer.cancel()
+        self._main = found[0]
+        return found
 
 
 def blame(still: dict[int, dict[str, Any]], count: int, patience: float) -> str:

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clips.artifact import say
 from clips.config import TrainConfig
+from clips.errors import reason_of
 from clips.planning.hardware import gpu_of
 
 
@@ -46,7 +48,12 @@ class Utilisation:
         if self.peak is None:
             return {}
         if self._flops is None:
-            self._flops = flops_per_sample(self.config, batch, self.processes)
+            try:
+                self._flops = flops_per_sample(self.config, batch, self.processes)
+            except Exception as error:  # of torch's insides; no training should end for this
+                say(f"mfu: cannot be reckoned ({reason_of(error)})")
+                self.peak = None
+                return {}
         rate = self._flops * samples_per_second / self.processes
         return {"mfu": rate / self.peak, "tflops": rate / 1e12}
 

@@ -19,9 +19,12 @@ from typing import Any
 import numpy as np
 
 from clips.artifact import write_file
-from clips.data.files import ShardCache, is_remote
+from clips.data.files import ShardCache, UnreachableError, is_remote
+from clips.data.sources.base import BadSampleError
+from clips.errors import UserError, reason_of
 
 _FOOTERS_AT_ONCE = 16
+_BROKEN = ("deserializ", "thrift", "corrupt", "decompress", "malformed", "magic bytes")  # in Arrow's messages
 _FILES_KEPT = 64  # footers and open row groups that a process keeps
 
 
@@ -37,6 +40,7 @@ class ParquetRows:
         self.files, self.cache = list(files), cache
         self.groups = _row_groups(self.files, cache)
         self.ends = np.cumsum([rows for _, _, rows in self.groups])
+        self.unreadable: dict[int, str] = {}  # row group's number → what is wrong with it
         self._forget()
         self.column_names = list(self._footer_of(self.files[0]).schema.to_arrow_schema().names)
 
@@ -73,13 +77,24 @@ class ParquetRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(np.searchsorted(self.ends, index, side="right"))
         place = index - int(self.ends[number]) + self.groups[number][2]
-        row: dict[str, Any] = self._table(number).slice(place, 1).to_pylist()[0]
+        row: dict[str, Any] = self._rows_of(number).slice(place, 1).to_pylist()[0]
         return row
+
+    def _rows_of(self, number: int) -> Any:
+        """A row group; BadSampleError for each row of one that is broken."""
+        if number not in self.unreadable:
+            try:
+                return self._table(number)
+            except UnreachableError:
+                raise
+            except UserError as error:
+                self.unreadable[number] = str(error)
+        raise BadSampleError(self.unreadable[number])
 
     def fetch(self, number: int) -> Path:
         """The copy of row group ``number`` on this machine, made if it is not here already. Raises UserError."""
         file, group, _ = self.groups[number]
-        key = f"{self.files[file]}#{group}#{','.join(self.column_names)}"
+        key = f"{_identity(self.files[file])}#{group}#{','.join(self.column_names)}"
         return self.cache.made(key, "group.arrow", functools.partial(self._copy_group, self.files[file], group))
 
     def _open_group(self, number: int) -> Any:
@@ -93,7 +108,12 @@ class ParquetRows:
 
         with _open(file) as stream:
             reader = pyarrow.parquet.ParquetFile(stream, metadata=self._footer_of(file), pre_buffer=True)
-            table = reader.read_row_group(group, columns=self.column_names)
+            try:
+                table = reader.read_row_group(group, columns=self.column_names)
+            except (pa.ArrowException, OSError) as error:  # an OSError for the network's faults and the file's
+                if any(sign in str(error).lower() for sign in _BROKEN):
+                    raise UserError(f"{file}: row group {group} is broken ({reason_of(error)})") from None
+                raise
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 
@@ -105,9 +125,17 @@ class ParquetRows:
             return pyarrow.parquet.read_metadata(stream)
 
 
+def _identity(file: str) -> str:
+    """A file's address; of a file of this machine also its size and time, lest copies of an earlier one be taken."""
+    if is_remote(file):
+        return file
+    facts = Path(file).stat()
+    return f"{file} {facts.st_size} {facts.st_mtime_ns}"
+
+
 def _row_groups(files: Sequence[str], cache: ShardCache) -> list[tuple[int, int, int]]:
     """(file's number, group's number in it, its rows); read from the footers once and then kept in the cache."""
-    kept = cache.folder / f"rows-{hashlib.sha256(json.dumps(list(files)).encode()).hexdigest()[:16]}.json"
+    kept = cache.folder / f"rows-{hashlib.sha256(json.dumps([*map(_identity, files)]).encode()).hexdigest()[:16]}.json"
     try:
         counts = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clips.artifact import MANIFEST, directory_hash, say
-from clips.data.files import ShardCache, expand, is_remote, read_file
+from clips.data.files import ShardCache, UnreachableError, expand, is_remote, read_file
+from clips.data.shardindex import ShardIndex, Spans, index_shard, load_index
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn
-from clips.data.tars import index_tar, read_span
+from clips.data.tars import read_span
 from clips.errors import UserError, reason_of, suggest
 
 SIZES = "sizes.json"
 """Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
 _TRIED_SAMPLES = 20  # before training, for the keys that they have
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_INDEXES_KEPT = 64
+_INDEXES_KEPT = 128  # of shards whose sizes are known: more than the usual shuffle window has
 _UNREADABLE_SHARE = 0.02  # of the shards may be so when they are counted; more are the user's mistake
 
-Spans = Mapping[str, tuple[int, int]]
+ReadSpan = Callable[[tuple[int, int]], bytes]
 
 
 class WebDataset:
@@ -35,7 +37,8 @@ class WebDataset:
         self.cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
         self.shards = list_shards(config.path)
         sizes = _known_sizes(config.sizes, self.shards)
-        self.indexes_kept = _INDEXES_KEPT if sizes else len(self.shards)
+        self.many = sizes is not None
+        self.indexes_kept = _INDEXES_KEPT if self.many else len(self.shards)
         self._index = functools.lru_cache(maxsize=self.indexes_kept)(self._read_index)
         self.unreadable: dict[int, str] = {}  # shard's number → what is wrong with it
         self.sizes = sizes or self._counted()
@@ -68,8 +71,11 @@ class WebDataset:
         return self.cache.limit
 
     def fetch(self, block: int) -> Path:
-        """See `Afar`."""
-        return self.cache.path(self.shards[block])
+        """See `Afar`; its index is made as well."""
+        path = self.cache.path(self.shards[block])
+        with contextlib.suppress(UserError):  # the reader finds out as well
+            self._index_file(block)
+        return path
 
     def _counted(self) -> list[int]:
         """Samples in each shard, 0 in one that cannot be read; of those there may be few."""
@@ -85,11 +91,13 @@ class WebDataset:
                 sizes.append(0)
         return sizes
 
-    def _samples_of(self, shard: int) -> list[tuple[str, Spans]]:
-        """Those of a shard; BadSampleError for each of one that cannot be read."""
+    def _samples_of(self, shard: int) -> ShardIndex:
+        """Those of a shard; BadSampleError for each of one that cannot be read, though it can be reached."""
         if shard not in self.unreadable:
             try:
                 return self._index(shard)
+            except UnreachableError:
+                raise
             except UserError as error:
                 self.unreadable[shard] = str(error)
         raise BadSampleError(self.unreadable[shard])
@@ -97,8 +105,10 @@ class WebDataset:
     def name(self, index: int) -> str:
         """See `Source`."""
         shard, place = self._locate(index)
-        samples = [] if shard in self.unreadable else self._index(shard)
-        return f"{_file_name(self.shards[shard])}/{samples[place][0] if place < len(samples) else place}"
+        key = str(place)
+        if shard not in self.unreadable and place < len(samples := self._index(shard)):
+            key = samples.key(place)
+        return f"{_file_name(self.shards[shard])}/{key}"
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """See `Source`."""
@@ -106,52 +116,73 @@ class WebDataset:
         samples = self._samples_of(shard)
         if place >= len(samples):
             raise BadSampleError(f"missing, though {SIZES} counts it")
-        spans = samples[place][1]
+        spans = samples.files(place)
         image = next((spans[extension] for extension in _IMAGE_EXTENSIONS if extension in spans), None)
         if image is None:
             raise BadSampleError("no picture")
-        path = self.cache.path(self.shards[shard])
-        captions = _captions(path, spans)
-        web = self._caption(self.config.web, captions, path, spans, rng)
+        read = functools.partial(self._bytes, shard)
+        captions = _captions(spans, read)
+        web = self._caption(self.config.web, captions, spans, read, rng)
         if not web:
             raise BadSampleError(f"no caption '{self.config.web}'")
-        synthetic = self._caption(self.config.synthetic, captions, path, spans, rng) if self.config.synthetic else ""
-        return Sample(read_span(path, *image), web, synthetic)
+        synthetic = self._caption(self.config.synthetic, captions, spans, read, rng) if self.config.synthetic else ""
+        return Sample(read(image), web, synthetic)
+
+    def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
+        for _ in range(2):  # another process may have made room in between
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    return read_span(self.cache.path(self.shards[shard]), *span)
+                except FileNotFoundError:
+                    raise
+                except OSError as error:
+                    raise BadSampleError(f"unreadable ({reason_of(error)})") from None
+        raise BadSampleError("gone while it was read")
 
     def record(self, index: int) -> Record:
         """See `Source`."""
         shard, place = self._locate(index)
-        key, spans = self._index(shard)[place]
-        path = self.cache.path(self.shards[shard])
+        samples = self._index(shard)
+        key, spans = samples.key(place), samples.files(place)
+        read = functools.partial(self._bytes, shard)
         others = {name: span for name, span in spans.items() if name not in (*_IMAGE_EXTENSIONS, "json")}
-        return Record(
-            key, _captions(path, spans), files={name: read_span(path, *span) for name, span in others.items()}
-        )
+        return Record(key, _captions(spans, read), files={name: read(span) for name, span in others.items()})
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, index - int(self.ends[shard]) + self.sizes[shard]
 
-    def _read_index(self, shard: int) -> list[tuple[str, Spans]]:
-        """(key, file extension → where its bytes lie) of each sample of a shard, in the order of the tar."""
-        return _samples(self.cache.path(self.shards[shard]))
+    def _read_index(self, shard: int) -> ShardIndex:
+        """Of many shards it is kept on disk, since every reader of the machine needs those of nearly all."""
+        return load_index(self._index_file(shard)) if self.many else index_shard(self.cache.path(self.shards[shard]))
+
+    def _index_file(self, shard: int) -> Path:
+        path = self.cache.path(self.shards[shard])
+        facts = path.stat()
+        key = f"index of {self.shards[shard]}, {facts.st_size} bytes"
+        if not is_remote(self.shards[shard]):
+            key += f" of {facts.st_mtime_ns}"
+        return self.cache.made(key, f"{path.name}.index", lambda file: index_shard(path).save(file))
 
     @staticmethod
-    def _caption(wanted: str, captions: Mapping[str, Any], path: Path, spans: Spans, rng: np.random.Generator) -> str:
-        """The caption under ``wanted``, "" where it is empty."""
+    def _caption(
+        wanted: str, captions: Mapping[str, Any], spans: Spans, read: ReadSpan, rng: np.random.Generator
+    ) -> str:
+        """The caption under ``wanted``, "" where it is empty or missing."""
         if not wanted.startswith("."):
-            return drawn(captions.get(wanted, 0), wanted, rng)
+            return drawn(captions.get(wanted), wanted, rng)
         span = spans.get(wanted[1:])
-        return drawn(read_span(path, *span).decode("utf-8", "replace") if span else 0, wanted, rng)
+        return drawn(read(span).decode("utf-8", "replace") if span else None, wanted, rng)
 
     def _check_keys(self) -> None:
         """A key that no sample has is the user's mistake, and is told before training; a few bad samples are not."""
         extensions: dict[str, None] = {}
         keys: dict[str, None] = {}
-        for _, spans in self._index(0)[:_TRIED_SAMPLES]:
+        index = self._index(0)
+        for spans in map(index.files, range(min(_TRIED_SAMPLES, len(index)))):
             extensions |= dict.fromkeys(spans)
             try:
-                keys |= dict.fromkeys(_captions(self.cache.path(self.shards[0]), spans))
+                keys |= dict.fromkeys(_captions(spans, functools.partial(self._bytes, 0)))
             except BadSampleError:
                 continue
         for field in ("web", "synthetic"):
@@ -178,30 +209,6 @@ class WebDataset:
             bytes_here = None if is_remote(shard) else Path(shard).stat().st_size
             digest.update(json.dumps([_file_name(shard), size, bytes_here]).encode())
         return described | {"index_hash": digest.hexdigest()}
-
-
-def count_samples(shard: Path) -> int:
-    """The number of samples in a shard of this machine, see `_samples`."""
-    return len(_samples(shard))
-
-
-def _samples(shard: Path) -> list[tuple[str, Spans]]:
-    """The samples of a shard; of one that is cut short those before the cut, which is told.
-
-    Raises:
-        UserError: there is none, or this is no tar.
-    """
-    index = index_tar(shard, allow_cut=True)
-    files: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, span in index.members.items():
-        key, extension = _split_name(name)
-        files.setdefault(key, {})[extension] = span
-    if index.cut:
-        files.popitem()  # of the last one something may be missing
-        if not files:
-            raise UserError(f"{shard}: expected a whole tar; it is cut short in its first sample")
-        say(f"{shard}: cut short; its first {len(files)} samples are used")
-    return list(files.items())
 
 
 def list_shards(path: str) -> list[str]:
@@ -249,11 +256,11 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
         raise UserError(f"{file}: expected JSON of shard: number of its samples") from None
 
 
-def _captions(path: Path, spans: Spans) -> dict[str, Any]:
+def _captions(spans: Spans, read: ReadSpan) -> dict[str, Any]:
     if "json" not in spans:
         return {}
     try:
-        captions = json.loads(read_span(path, *spans["json"]))
+        captions = json.loads(read(spans["json"]))
     except (ValueError, RecursionError):
         raise BadSampleError("broken JSON") from None
     if not isinstance(captions, dict):
@@ -264,10 +271,3 @@ def _captions(path: Path, spans: Spans) -> dict[str, Any]:
 def _file_name(address: str) -> str:
     # A command may go on after the name.
     return address.rpartition("/")[2].split(" ")[0]
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """``a/b.c.jpg`` → ("a/b", "c.jpg"): WebDataset's key ends at the first dot of the file name."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()

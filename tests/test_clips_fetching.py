@@ -1,0 +1,367 @@
+"""Shards from afar: copied once, ahead of need, whatever the network does meanwhile."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import http.server
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import clips_world
+import numpy as np
+import pytest
+import torch
+from serving import Quiet, address, serve
+
+from clips.data import files
+from clips.data.fetching import Fetcher
+from clips.data.files import ShardCache, UnreachableError
+from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.order import Order
+from clips.data.shardindex import index_shard, load_index
+from clips.data.sources import BadSampleError, SourceConfig, blocks_of, open_source
+from clips.errors import UserError
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def number_of(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    return {"number": torch.tensor(int(web.split()[-1]))}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    """Three shards and their sizes.json."""
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(9, 7, 5))
+    sizes = {f"shard-{number:05d}.tar": size for number, size in enumerate((9, 7, 5))}
+    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+    yield from serve(Quiet, folder)
+
+
+def test_shards_from_afar_are_read_once_and_only_when_needed(server, tmp_path: Path):
+    cache = tmp_path / "cache"
+    source = open_source(SourceConfig(path=address(server), cache=str(cache)))
+    assert len(source) == 21
+    fetched = [path for path in server.seen if path.endswith(".tar")]
+    assert set(fetched) == {"/shard-00000.tar"}  # opened to try its first samples
+    assert source.read(20, rng()).web == clips_world.captions(20)["web_caption"]
+    assert source.name(20) == "shard-00002.tar/000000020"
+    before = len(server.seen)
+    assert pickle.loads(pickle.dumps(source)).read(20, rng()).image == clips_world.picture(20)
+    assert len(server.seen) == before
+    assert copies(cache) == {0, 2}
+
+
+def test_commands_write_shards_too(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(3, 2))
+    (tmp_path / "sizes.json").write_text('{"shard-00000.tar": 3, "shard-00001.tar": 2}', encoding="utf-8")
+    piped = SourceConfig(
+        path=f"pipe:cat {folder}/shard-{{00000..00001}}.tar | cat",
+        sizes=str(tmp_path / "sizes.json"),
+        cache=str(tmp_path / "cache"),
+    )
+    source = open_source(piped)
+    assert [source.read(index, rng()).image for index in range(5)] == [clips_world.picture(i) for i in range(5)]
+
+
+def test_the_cache_makes_room(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(2, 2, 2))
+    size = (folder / "shard-00000.tar").stat().st_size
+    cache = ShardCache(tmp_path / "cache", limit=2.5 * size)
+    for number in range(3):
+        cache.path(f"file://{folder}/shard-{number:05d}.tar")
+    left = sorted(path.name.partition("-")[2] for path in (tmp_path / "cache").glob("[!.]*"))
+    assert left == ["shard-00001.tar", "shard-00002.tar"]
+
+
+def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clips.data.files.time.sleep", lambda seconds: None)
+    cache = {"cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"shard-00003\.tar"):
+        open_source(SourceConfig(path=address(server, "shard-{00000..00003}.tar"), **cache))
+    (tmp_path / "sizes.json").write_text('{"gone.tar": 3}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"gone\.tar: no such file"):
+        open_source(SourceConfig(path=address(server, "gone.tar"), sizes=str(tmp_path / "sizes.json"), **cache))
+    (tmp_path / "afar" / "sizes.json").unlink()
+    with pytest.raises(UserError, match="which shards from afar need"):
+        open_source(SourceConfig(path=address(server), **cache))
+
+
+def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "here", sizes=(2, 2))
+    (folder / "sizes.json").write_text('{"shard-00000.tar": 2, "shard-00001.tar": 3}', encoding="utf-8")
+    source = open_source(SourceConfig(path=str(folder)))
+    assert len(source) == 5
+    with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
+        source.read(4, rng())
+
+
+def test_threads_copy_a_shard_once(tmp_path: Path):
+    made = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        time.sleep(0.05)
+        path.write_bytes(b"x")
+
+    cache = ShardCache(tmp_path, limit=100)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        paths = {future.result() for future in [threads.submit(cache.made, "key", "x", make) for _ in range(4)]}
+    assert len(made) == len(paths) == 1
+
+
+def test_processes_copy_a_shard_once(tmp_path: Path):
+    (tmp_path / "shard.tar").write_bytes(b"x")
+    address = f"pipe:echo copied >> {tmp_path}/log; sleep 0.5; cat {tmp_path}/shard.tar"
+    code = "import sys; from pathlib import Path; from clips.data.files import ShardCache"
+    code += "; print(ShardCache(Path(sys.argv[1]), 100).path(sys.argv[2]).read_text())"
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), address]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["x", "x"]
+    assert (tmp_path / "log").read_text().split() == ["copied"]
+
+
+def afar(folder: Path, cache: Path, **fields: object) -> TrainingData:
+    """Four shards of 20 samples behind addresses, of which a window holds one; shard 0 comes late in the order."""
+    if not folder.exists():
+        clips_world.write_shards(folder, sizes=(20, 20, 20, 20))
+    path = f"file://{folder}/shard-{{00000..00003}}.tar"
+    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
+    source = SourceConfig(path=path, cache=str(cache), sizes=str(folder / "sizes.json"), **fields)
+    found = TrainingData(DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, prepare=number_of)
+    assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
+    return found
+
+
+def copies(cache: Path) -> set[int]:
+    return {int(path.stem[-5:]) for path in cache.glob("[!.]*.tar")}
+
+
+def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not blocks <= copies(cache) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return blocks <= copies(cache)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
+    data = afar(tmp_path / "afar", tmp_path / "cache")
+    data = TrainingData(dataclasses.replace(data.config, workers=workers), size=8, seed=2, prepare=number_of)
+    now, later = data.order.blocks_near(0, 40)
+    steps = batches(data, first_step=0, last_step=40, batch_size=2)
+    next(steps)
+    assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
+    assert len(list(steps)) == 39
+    monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
+    steps = batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40, batch_size=2)
+    next(steps)
+    assert not copied(tmp_path / "other", {*later}, seconds=1)
+
+
+def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
+    data = afar(tmp_path / "afar", tmp_path / "cache")
+    now, _ = data.order.blocks_near(0, 10)
+    assert data.order.blocks_near(0, 20) == (now, [])
+    assert data.order.blocks_near(0, 21) == (now, [data.order.at(20).index // 20])
+    assert len(list(batches(data, first_step=0, last_step=10, batch_size=2))) == 10
+    assert copies(tmp_path / "cache") == {0, *now}
+
+
+def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, capsys):
+    data = afar(tmp_path / "afar", tmp_path / "cache")
+    size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
+    data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
+    now, later = data.order.blocks_near(0, 40)
+    steps = batches(data, first_step=0, last_step=40, batch_size=2)
+    next(steps)
+    assert copied(tmp_path / "small", {*now}, seconds=20)
+    assert not copied(tmp_path / "small", {*later}, seconds=1)
+    assert "have no room for two windows" in capsys.readouterr().err
+    assert len(list(steps)) == 39
+
+
+# ---- when the network is slow, or away
+
+
+def many(tmp_path: Path, count: int = 18) -> SourceConfig:
+    """Shards of two samples behind addresses."""
+    folder = clips_world.write_shards(tmp_path / "many", sizes=(2,) * count)
+    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 2 for number in range(count)}))
+    path = f"file://{folder}/shard-{{00000..{count - 1:05d}}}.tar"
+    return SourceConfig(path=path, cache=str(tmp_path / "cache"), sizes=str(folder / "sizes.json"))
+
+
+def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, fetch = open_source(many(tmp_path, 36)), files._fetch
+
+    def slow(address: str, partial: Path) -> None:
+        time.sleep(0.05)
+        fetch(address, partial)
+
+    monkeypatch.setattr(files, "_fetch", slow)
+    order = Order([blocks_of(source)], seed=0, window=12)
+    fetcher = Fetcher(order, [source], end=72)
+    try:
+        for window in range(3):  # the next one's copies have hardly begun
+            now, _ = order.blocks_near(24 * window, 72)
+            fetcher.reach(24 * window)
+            assert copied(tmp_path / "cache", {*now}, seconds=20)
+    finally:
+        fetcher.close()
+
+
+class Outage:
+    """An address that fails so many times, or for ever; time passes at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failures, self.pauses, self.fetch = 0.0, [], files._fetch
+        monkeypatch.setattr(files, "_fetch", self)
+        monkeypatch.setattr(files.time, "sleep", self.pauses.append)
+
+    def __call__(self, address: str, partial: Path) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError("503 Slow Down")
+        self.fetch(address, partial)
+
+
+def test_an_outage_of_minutes_costs_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    outage = Outage(monkeypatch)
+    source = open_source(many(tmp_path))
+    outage.failures = 8
+    assert source.read(20, rng()).image == clips_world.picture(20)
+    assert 120 < sum(outage.pauses) < 600
+    assert capsys.readouterr().err.count("503 Slow Down); trying again") == 1
+    outage.failures = float("inf")
+    for _ in range(2):  # it is not remembered as a broken shard
+        with pytest.raises(UnreachableError, match="503 Slow Down"):
+            source.read(30, rng())
+    outage.failures = 0
+    assert source.read(30, rng()).image == clips_world.picture(30)
+
+
+def test_an_address_that_never_worked_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    outage = Outage(monkeypatch)
+    outage.failures = float("inf")
+    with pytest.raises(UnreachableError, match="503 Slow Down"):
+        open_source(many(tmp_path))
+    assert sum(outage.pauses) < 5
+
+
+def test_a_shard_that_is_not_there_gives_bad_samples_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    outage = Outage(monkeypatch)
+    source = open_source(many(tmp_path))
+    (tmp_path / "many" / "shard-00010.tar").unlink()
+    with pytest.raises(BadSampleError, match="no such file"):
+        source.read(20, rng())
+    assert outage.pauses == []
+
+
+def test_the_cache_leaves_other_files_alone_and_removes_what_kill_left(tmp_path: Path):
+    (tmp_path / "mine.tar").write_bytes(b"x" * 1000)
+    (tmp_path / "folder").mkdir()
+    old, young = (tmp_path / f"{digit * 16}-x.1.partial" for digit in "ab")
+    for path in (old, young):
+        path.write_bytes(b"x" * 1000)
+    os.utime(old, (0, 0))
+    cache = ShardCache(tmp_path, limit=5)
+    for key in ("one", "two"):
+        cache.made(key, key, lambda path: path.write_bytes(b"1234"))
+    left = {path.name for path in tmp_path.glob("[!.]*")}
+    assert {name for name in left if not name.endswith("-two")} == {"mine.tar", "folder", young.name}
+
+
+# ---- indexes
+
+
+def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[Path] = []
+
+    def counting(shard: Path) -> object:
+        made.append(shard)
+        return index_shard(shard)
+
+    monkeypatch.setattr("clips.data.sources.webdataset.index_shard", counting)
+    for _ in range(2):  # two readers
+        source = open_source(many(tmp_path))
+        for index in range(36):
+            assert source.read(index, rng()).image == clips_world.picture(index)
+    assert len(made) == len(set(made)) == 18
+
+
+def test_a_shard_of_this_machine_that_changes_is_indexed_again(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "here", sizes=(2,))
+    (folder / "sizes.json").write_text('{"shard-00000.tar": 2}')
+    config = SourceConfig(path=str(folder), cache=str(tmp_path / "cache"))
+    assert open_source(config).read(1, rng()).image == clips_world.picture(1)
+    clips_world.write_shards(tmp_path / "other", sizes=(5, 2))
+    (tmp_path / "other" / "shard-00001.tar").replace(folder / "shard-00000.tar")
+    assert open_source(config).read(1, rng()).image == clips_world.picture(6)
+
+
+def test_an_index_is_the_same_after_it_was_written(tmp_path: Path):
+    content = {"ü/1": {"JPG": b"abc", "json": b"{}"}, "2": {"seg.png": b""}, "3": {"": b"z"}}
+    shard = clips_world.write_shard(tmp_path / "a.tar", content)
+    index = index_shard(shard)
+    index.save(tmp_path / "index")
+    again = load_index(tmp_path / "index")
+    assert [again.key(place) for place in range(len(again))] == ["ü/1", "2", "3"]
+    assert [list(again.files(place)) for place in range(3)] == [["jpg", "json"], ["seg.png"], [""]]
+    assert [again.files(place) for place in range(3)] == [index.files(place) for place in range(3)]
+    offset, size = again.files(0)["jpg"]
+    assert shard.read_bytes()[offset : offset + size] == b"abc"
+
+
+def test_a_sample_without_a_synthetic_caption_has_none(tmp_path: Path):
+    texts = [{"web_caption": "a", "synthetic_caption": "A b. C d."}, {"web_caption": "b"}]
+    samples = {
+        str(number): {"png": clips_world.picture(number), "json": json.dumps(text).encode()}
+        for number, text in enumerate(texts)
+    }
+    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
+    source = open_source(SourceConfig(path=str(tmp_path / "data")))
+    assert [source.read(index, rng()).synthetic for index in range(2)] == ["A b. C d.", ""]
+
+
+# ---- what tars may hold, and disks may do
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path: Path):
+    samples = {"caf\udce9": clips_world.sample(0), "tea": clips_world.sample(1)}
+    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
+    source = open_source(SourceConfig(path=str(tmp_path / "data")))
+    assert source.name(0) == "a.tar/caf\\xe9"
+    source.name(0).encode()
+    assert source.read(0, rng()).image == clips_world.picture(0)
+
+
+def test_bytes_that_the_disk_does_not_give_are_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = open_source(SourceConfig(path=str(clips_world.write_shards(tmp_path / "data", sizes=(2,)))))
+    monkeypatch.setattr("clips.data.tars.os.pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(BadSampleError, match="Input/output error"):
+        source.read(0, rng())
+
+
+def test_a_copy_that_another_process_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, path = open_source(many(tmp_path)), ShardCache.path
+
+    def path_then_gone(cache: ShardCache, address: str) -> Path:
+        found = path(cache, address)
+        monkeypatch.setattr(ShardCache, "path", path)
+        found.unlink()
+        return found
+
+    source.read(7, rng())
+    monkeypatch.setattr(ShardCache, "path", path_then_gone)
+    assert source.read(7, rng()).image == clips_world.picture(7)
