@@ -50,6 +50,7 @@ class LoopState:
         sources: what the data say of themselves: path, size, hash.
         norms: the gradient's norms of the latest steps.
         skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
+        changes: fields of the config that became others on the way.
     """
 
     step: int = 0
@@ -61,6 +62,7 @@ class LoopState:
     norms: list[float] = dataclasses.field(default_factory=list)
     skipped: int = 0
     spikes_in_a_row: int = 0
+    changes: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpointer:

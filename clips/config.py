@@ -14,6 +14,8 @@ from clips.parallel.config import ScaleConfig
 from clips.precision import Precision
 from clips.recipes import RecipeConfig
 
+_MAY_CHANGE = ("optim.", "precision")  # what else a run is cannot change without it being another run
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
@@ -66,6 +68,8 @@ class TrainConfig:
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
         licence: of the weights, for the model card, such as apache-2.0.
+        may_change: fields in which an unfinished run may go on with other values than it had, such as
+            optim.learning_rate after it diverged; what changed, and at which step, stands in the manifest.
         stages: trainings one after the other, each a mapping of the fields in which it differs from the above
             (``model.image_size: 224``); each begins with the weights of the one before, and the last one's encoder is
             the output.
@@ -92,6 +96,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     keep_after_training: bool = False
     licence: str | None = None
+    may_change: tuple[str, ...] = ()
     stages: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -109,6 +114,10 @@ class TrainConfig:
             raise UserError(
                 "model.keep_trunk_outputs: expected pictures that never change (data.augment.min_area: 1.0, no flips)"
             )
+        if self.model.keep_trunk_outputs and self.scale.parallel in {"fsdp", "zero3"}:
+            raise UserError("model.keep_trunk_outputs: expected false where parameters are in shards (scale.parallel)")
+        if fixed := next((name for name in self.may_change if not name.startswith(_MAY_CHANGE)), None):
+            raise UserError(f"may_change: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
         if self.average is not None and not 0 <= self.average < 1:

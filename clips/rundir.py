@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written befo
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = (
-    *("output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "micro_batch", "scale"),
-    *("data.workers", "data.cache_images", "data.max_bad_share", "validation", "keep_after_training", "licence"),
+    *("output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "keep_after_training", "may_change"),
+    *("micro_batch", "scale", "validation", "data.workers", "data.cache_images", "data.max_bad_share", "licence"),
 )
 _FREE_OF_SOURCES = ("cache", "cache_gb")
 
@@ -42,7 +42,7 @@ def is_finished(output: str | Path, config: Any, inputs: Mapping[str, str]) -> b
         raise UserError(f"{directory}: exists and is not a training run; choose another output or remove it")
     finished, kept = (directory / MANIFEST).is_file(), checkpoints(directory)
     if finished or kept:
-        _refuse_other_config(directory, config)
+        _refuse_other_config(directory, config, () if finished else config.may_change)
         _refuse_other_inputs(directory, _inputs_of(directory) if finished else read_loop(kept[-1]).inputs, inputs)
     return finished
 
@@ -77,9 +77,19 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_other_config(directory: Path, config: Any) -> None:
+def changes(output: str | Path, config: Any) -> list[str]:
+    """What ``config`` changes in the unfinished run in ``output``, as ``config.may_change`` allows; in words."""
+    there, here = (dict(leaves(values)) for values in (read_run_config(output), plain(config)))
+    return [
+        f"{name} {there.get(name)} → {here.get(name)}"
+        for name in sorted(there.keys() | here.keys())
+        if _is_under(name, config.may_change) and there.get(name) != here.get(name)
+    ]
+
+
+def _refuse_other_config(directory: Path, config: Any, may_change: Sequence[str]) -> None:
     there, here = (
-        {name: _bound(value) for name, value in leaves(values) if not _is_free(name)}
+        {name: _bound(value) for name, value in leaves(values) if not _is_under(name, (*_FREE, *may_change))}
         for values in (read_run_config(directory), plain(config))
     )
     if found := difference(there, here):
@@ -88,8 +98,8 @@ def _refuse_other_config(directory: Path, config: Any) -> None:
         )
 
 
-def _is_free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
+def _is_under(name: str, fields: Sequence[str]) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def _bound(value: Any) -> Any:

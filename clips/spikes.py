@@ -33,6 +33,6 @@ def stands_out(loop: LoopState, norm: float, limit: float) -> bool:
     if loop.spikes_in_a_row == _IN_A_ROW:
         raise UserError(
             f"step {loop.step + 1}: for {_IN_A_ROW} steps the gradient's norm was more than {limit:g} times the usual "
-            f"{usual:.3g} (optim.skip_spikes); stopped. A lower optim.learning_rate may help"
+            f"{usual:.3g} (optim.skip_spikes); stopped. A lower optim.learning_rate may help (see may_change)"
         )
     return True

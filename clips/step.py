@@ -108,7 +108,7 @@ def refuse_non_finite(values: dict[str, float], step: int) -> None:
     if broken:
         raise UserError(
             f"step {step + 1}: {broken}; stopped before the weights moved. "
-            "A lower optim.learning_rate, optim.clip_gradient or precision: fp32 may help"
+            "A lower optim.learning_rate, optim.clip_gradient or precision: fp32 may help (see may_change)"
         )
 
 

@@ -30,7 +30,7 @@ from clips.parallel.base import whole
 from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
 from clips.planning.utilisation import Utilisation
-from clips.rundir import is_finished, record_run
+from clips.rundir import changes, is_finished, record_run
 from clips.runlog import Clock, RunLog
 from clips.stages import stage_configs
 from clips.start import bare_model, open_data, parents_of, start_run
@@ -71,6 +71,7 @@ def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) ->
     run = start_run(config, data)
     run.loop.inputs, run.loop.sources = inputs, data.describe()
     if run.processes.is_main:
+        note_changes(run)
         record_run(config.output, config)
     metrics = run_steps(run, stop)
     summary = summarise(run, metrics)
@@ -84,6 +85,14 @@ def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) ->
 
 
 # ---------------------------------------------------------------- around it
+
+
+def note_changes(run: Run) -> None:
+    """What the config has otherwise than it had when the run was interrupted is said, and kept for the manifest."""
+    for change in changes(run.config.output, run.config) if run.loop.step else ():
+        told = f"from step {run.loop.step + 1}: {change}"
+        say(f"{run.config.output}: {told}")
+        run.loop.changes.append(told)
 
 
 def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
@@ -262,6 +271,7 @@ def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
         "epochs": loop.samples_seen / len(run.data),
         "seconds": round(loop.seconds, 3),
         "samples_per_second": loop.samples_seen / loop.seconds if loop.seconds else None,
+        "changes": loop.changes,
         "processes": run.processes.count,
         "device": run.processes.device.type,
         "precision": run.precision,

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,42 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     with pytest.raises(UserError, match="whole: holds a run of another config: seed is 0 there and 1 now"):
         train(clips_world.train_config(data, whole, seed=1))
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+def test_an_unfinished_run_may_change_what_it_is_told_it_may(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training, "training_step", stop_at(4))
+    with pytest.raises(InterruptedError):
+        train(clips_world.train_config(data, tmp_path / "run"))
+    monkeypatch.undo()
+    slower = {"optim": {"learning_rate": 0.0005}}
+    with pytest.raises(UserError, match=r"another config: optim\.learning_rate is 0\.001 there and 0\.0005 now"):
+        train(clips_world.train_config(data, tmp_path / "run", **slower))
+    train(clips_world.train_config(data, tmp_path / "run", **slower, may_change=["optim.learning_rate"]))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["changes"] == ["from step 5: optim.learning_rate 0.001 → 0.0005"]
+    with pytest.raises(UserError, match="another config"):  # it is finished
+        train(clips_world.train_config(data, tmp_path / "run", may_change=["optim.learning_rate"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"may_change": ["seed"]}, "may_change: expected fields that begin with optim., precision; got seed"),
+        (
+            {
+                "model": {"architecture": "clips-tiny", "keep_trunk_outputs": True, "lock_image": True},
+                "data": {"sources": [{"path": "x"}], "augment": {"min_area": 1.0}},
+                "scale": {"parallel": "fsdp"},
+            },
+            "model.keep_trunk_outputs: expected false where parameters are in shards",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path: Path, fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=re.escape(message)):
+        clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
 
 
 def test_nothing_is_written_over(data: Path, tmp_path: Path):
