@@ -8,6 +8,7 @@ from pathlib import Path
 import clips_world
 import pytest
 
+from clips.data.shardindex import ShardIndex, index_shard
 from clips.data.sources import SourceConfig, open_source
 from clips.data.survey import IndexConfig, InspectConfig, histogram, index, inspect, survey
 from clips.errors import UserError
@@ -73,5 +74,41 @@ def test_index_writes_what_training_reads(tmp_path: Path):
     sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
     assert sizes == {"shard-00000.tar": 4, "shard-00001.tar": 2}
     assert len(open_source(SourceConfig(path=str(folder)))) == 6
+    assert [path.name for path in folder.iterdir() if path.suffix not in {".tar", ".json"}] == []
     with pytest.raises(UserError, match="output: expected a file to write"):
         index(IndexConfig(path="s3://bucket/{0..3}.tar"))
+
+
+def test_counting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(4, 2, 3))
+    config = IndexConfig(path=str(folder))
+    whole = (folder / "shard-00001.tar").read_bytes()
+    (folder / "shard-00001.tar").write_bytes(b"no tar")
+    with pytest.raises(UserError, match=r"shard-00001\.tar"):
+        index(config)
+    assert not (folder / "sizes.json").exists()
+    with (folder / "sizes.json.partial").open("a") as record:  # the computer stopped here
+        record.write('["shard-000')
+    (folder / "shard-00001.tar").write_bytes(whole)
+    counted: list[str] = []
+
+    def counting(shard: Path) -> ShardIndex:
+        counted.append(shard.name)
+        return index_shard(shard)
+
+    monkeypatch.setattr("clips.data.survey.index_shard", counting)
+    index(config)
+    assert sorted(counted) == ["shard-00001.tar", "shard-00002.tar"]
+    assert json.loads((folder / "sizes.json").read_text()) == dict(
+        zip((f"shard-{number:05d}.tar" for number in range(3)), (4, 2, 3), strict=True)
+    )
+
+
+def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(1,) * 40)
+    index(IndexConfig(path=str(folder)))
+    afar = {"path": f"file://{folder}/shard-{{00000..00039}}.tar", "cache": str(tmp_path / "cache")}
+    config = InspectConfig(**afar, scan=30, page=str(tmp_path / "page.html"))
+    assert survey(open_source(config), config).scanned == 16
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 16
+    assert "only 16 of 40 shards are looked at" in capsys.readouterr().err

@@ -8,6 +8,7 @@ clips data index s3://bucket/recap            (writes sizes.json, which shards f
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import dataclasses
 import io
 import json
@@ -20,18 +21,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clips.artifact import say, write_file
+from clips.artifact import say, write_file, writing
 from clips.captions import sentences
 from clips.data.files import ShardCache, is_remote
 from clips.data.images import BadImageError, decode_image
 from clips.data.shardindex import index_shard
-from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, open_source
+from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
 from clips.data.sources.webdataset import SIZES, list_shards
 from clips.errors import UserError
 from clips.tokenizer import BOS, EOS, ClipsTokenizer
 
 _THUMBNAIL = 160
 _BARS = 24
+_BLOCKS_COPIED = 16  # of a source from afar, for a look at it
+_AT_ONCE = 8  # shards copied and counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class InspectConfig(SourceConfig):
     """Tell what a source of training data holds: counts, caption lengths, samples, and what is broken.
 
     Args:
-        scan: how many samples are read, spread evenly over the source; 0 reads all.
+        scan: how many samples are read, spread evenly over the source, from afar over 16 of its shards; 0 reads all.
         shown: how many of them the page shows with their pictures.
         page: the HTML page to write.
         seed: of the captions that are drawn where a sample has several.
@@ -99,8 +102,8 @@ def inspect(config: InspectConfig) -> None:
 def survey(source: Source, config: InspectConfig) -> Survey:
     """Read samples spread over ``source`` and gather what `Survey` tells."""
     found = Survey(samples=len(source))
-    count = min(config.scan or len(source), len(source))
-    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    chosen = _chosen(source, config.scan)
+    count = len(chosen)
     shown = set(chosen[np.linspace(0, count - 1, min(config.shown, count)).round().astype(int)].tolist())
     tokenizer, seen = ClipsTokenizer(), Counter[str]()
     for index in _progress(chosen.tolist()):
@@ -119,6 +122,23 @@ def survey(source: Source, config: InspectConfig) -> Survey:
             found.shown.append({"name": source.name(index), "picture": _thumbnail(picture), **_texts(sample)})
     found.repeated = 1 - len(seen) / max(1, seen.total())
     return found
+
+
+def _chosen(source: Source, count: int) -> np.ndarray:
+    """Indexes of ``count`` samples, 0 for all, spread evenly; from afar those of few blocks, which are copied whole."""
+    everything, blocks = np.arange(len(source)), blocks_of(source)
+    if not count:
+        return everything
+    if getattr(source, "from_afar", False) and len(blocks) > _BLOCKS_COPIED:
+        say(f"only {_BLOCKS_COPIED} of {len(blocks):,} shards are looked at, since each has to be copied")
+        ends = np.cumsum(blocks)
+        looked_at = _evenly(np.arange(len(blocks)), _BLOCKS_COPIED)
+        everything = np.concatenate([np.arange(ends[block] - blocks[block], ends[block]) for block in looked_at])
+    return _evenly(everything, count)
+
+
+def _evenly(items: np.ndarray, count: int) -> np.ndarray:
+    return items[np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
 def _count(found: Survey, sample: Sample, tokenizer: ClipsTokenizer) -> None:
@@ -204,7 +224,7 @@ def _thumbnail(picture: Image.Image) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _progress(items: list[int]) -> Any:
+def _progress(items: list[Any]) -> Any:
     if not sys.stderr.isatty():
         return items
     from rich.progress import track
@@ -230,16 +250,34 @@ class IndexConfig:
 
 
 def index(config: IndexConfig) -> None:
-    """Carry out ``config``."""
+    """Carry out ``config``; what an interrupted call has counted is not counted again."""
     shards = list_shards(config.path)
     if config.output is None and is_remote(config.path):
         raise UserError(f"output: expected a file to write, since {config.path} is not here; then upload it as {SIZES}")
     cache = ShardCache(Path(config.cache).expanduser(), config.cache_gb * 1e9)
-    sizes = {shard.rpartition("/")[2]: len(index_shard(cache.path(shard))) for shard in _progress_over(shards)}
     output = Path(config.output) if config.output else Path(shards[0]).parent / SIZES
-    write_file(output, json.dumps(sizes, indent=1) + "\n")
+    begun = output.with_name(f"{output.name}.partial")
+    sizes: dict[str, int] = {}
+    with writing(begun):
+        sizes |= _counted_before(begun)
+        write_file(begun, "".join(json.dumps(entry) + "\n" for entry in sizes.items()))  # without half a line
+        left = [shard for shard in shards if _name(shard) not in sizes]
+        with begun.open("a", encoding="utf-8") as record, concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
+            counts = threads.map(lambda shard: len(index_shard(cache.path(shard))), left)
+            for shard, count in zip(_progress(left), counts, strict=True):
+                sizes[_name(shard)] = count
+                record.write(json.dumps([_name(shard), count]) + "\n")
+                record.flush()
+    write_file(output, json.dumps({_name(shard): sizes[_name(shard)] for shard in shards}, indent=1) + "\n")
+    begun.unlink()
     say(f"{output}: {sum(sizes.values()):,} samples in {len(sizes):,} shards")
 
 
-def _progress_over(shards: list[str]) -> Any:
-    return [shards[number] for number in _progress(list(range(len(shards))))]
+def _name(shard: str) -> str:
+    return shard.rpartition("/")[2]
+
+
+def _counted_before(begun: Path) -> dict[str, int]:
+    """What a call that was interrupted wrote; its last line may be half a one."""
+    lines = begun.read_text(encoding="utf-8").split("\n")[:-1] if begun.exists() else []
+    return dict(map(json.loads, lines))
