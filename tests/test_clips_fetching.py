@@ -300,6 +300,30 @@ def test_readers_share_the_indexes_of_many_shards(tmp_path: Path, monkeypatch: p
     assert len(made) == len(set(made)) == 18
 
 
+def test_a_kept_index_that_is_broken_is_not_needed(tmp_path: Path):
+    assert open_source(many(tmp_path)).read(20, rng()).image == clips_world.picture(20)
+    kept = list((tmp_path / "cache").glob("[!.]*.index"))
+    assert len(kept) == 2
+    for path, content in zip(kept, (b"", b"PK half a file"), strict=True):
+        path.write_bytes(content)
+    source = open_source(many(tmp_path))
+    assert [source.read(index, rng()).image for index in (0, 20)] == [clips_world.picture(index) for index in (0, 20)]
+
+
+def test_without_a_place_for_indexes_every_reader_makes_its_own(tmp_path: Path):
+    config = dataclasses.replace(many(tmp_path), path=str(tmp_path / "many"), cache="/proc/nothing")
+    assert open_source(config).read(20, rng()).image == clips_world.picture(20)
+
+
+def test_a_full_disk_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    outage = Outage(monkeypatch)
+    source = open_source(many(tmp_path))
+    monkeypatch.setattr(files, "_fetch", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        source.read(20, rng())
+    assert outage.pauses == []
+
+
 def test_a_shard_of_this_machine_that_changes_is_indexed_again(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "here", sizes=(2,))
     (folder / "sizes.json").write_text('{"shard-00000.tar": 2}')

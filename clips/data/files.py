@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ from clips.errors import UserError, reason_of
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _OURS = re.compile(r"[0-9a-f]{16}-")  # begins the names of a cache's files
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _TRIES = 3
 _MORE_TRIES = 12  # of a cache that has worked before: about seven minutes
 _LONGEST_PAUSE, _STALE = 60.0, 86400.0  # seconds between tries; after which an unfinished copy is nobody's any more
@@ -156,6 +158,8 @@ def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> No
             raise error if isinstance(error, UserError) else UserError(f"{key}: no such file") from None
         except Exception as error:  # file systems raise errors of their own
             partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in _NO_PLACE:
+                raise
             if attempt + 1 == tries:
                 raise UnreachableError(f"{key}: cannot be read ({reason_of(error)})") from None
             if attempt + 1 == _TRIES:

@@ -322,7 +322,8 @@ def _end_stuck_workers() -> None:
     """Those that did not end when told to; multiprocessing would send them SIGTERM and wait for ever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take them for accidents
     for child in multiprocessing.active_children():
-        child.kill()
+        if child.daemon:
+            child.kill()
 
 
 def _read_ahead(data: TrainingData, plan: list[range]) -> Generator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,8 +54,12 @@ class ShardIndex:
             np.savez(file, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
 
+UNREADABLE_INDEX = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+"""What `load_index` raises of a file that is not whole, as after a power cut."""
+
+
 def load_index(path: Path) -> ShardIndex:
-    """What `ShardIndex.save` wrote."""
+    """What `ShardIndex.save` wrote; one of `UNREADABLE_INDEX` of anything else."""
     with np.load(path) as arrays:
         return ShardIndex(**{field.name: arrays[field.name] for field in dataclasses.fields(ShardIndex)})
 

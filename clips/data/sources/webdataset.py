@@ -14,7 +14,7 @@ import numpy as np
 
 from clips.artifact import MANIFEST, directory_hash, say
 from clips.data.files import ShardCache, UnreachableError, expand, is_remote, read_file
-from clips.data.shardindex import ShardIndex, Spans, index_shard, load_index
+from clips.data.shardindex import UNREADABLE_INDEX, ShardIndex, Spans, index_shard, load_index
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn
 from clips.data.tars import read_span
 from clips.errors import UserError, reason_of, suggest
@@ -71,11 +71,8 @@ class WebDataset:
         return self.cache.limit
 
     def fetch(self, block: int) -> Path:
-        """See `Afar`; its index is made as well."""
-        path = self.cache.path(self.shards[block])
-        with contextlib.suppress(UserError):  # the reader finds out as well
-            self._index_file(block)
-        return path
+        """See `Afar`. Its index is made by readers, since the fetching process has other work than that."""
+        return self.cache.path(self.shards[block])
 
     def _counted(self) -> list[int]:
         """Samples in each shard, 0 in one that cannot be read; of those there may be few."""
@@ -154,7 +151,10 @@ class WebDataset:
 
     def _read_index(self, shard: int) -> ShardIndex:
         """Of many shards it is kept on disk, since every reader of the machine needs those of nearly all."""
-        return load_index(self._index_file(shard)) if self.many else index_shard(self.cache.path(self.shards[shard]))
+        if self.many:
+            with contextlib.suppress(*UNREADABLE_INDEX):  # or no place to keep it: then every reader makes its own
+                return load_index(self._index_file(shard))
+        return index_shard(self.cache.path(self.shards[shard]))
 
     def _index_file(self, shard: int) -> Path:
         path = self.cache.path(self.shards[shard])
