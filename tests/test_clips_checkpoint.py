@@ -35,6 +35,7 @@ class RunConfig:
     output: str
     rate: float = 0.1
     log_every: int = 10
+    may_change: tuple[str, ...] = ()
     data: DataPart = dataclasses.field(default_factory=DataPart)
 
 
