@@ -77,9 +77,12 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
     return config
 
 
-def changes(output: str | Path, config: Any) -> list[str]:
-    """What ``config`` changes in the unfinished run in ``output``, as ``config.may_change`` allows; in words."""
-    there, here = (dict(leaves(values)) for values in (read_run_config(output), plain(config)))
+def changes(checkpoint: Path, config: Any) -> list[str]:
+    """What ``config`` has otherwise than ``checkpoint`` was made with, as ``config.may_change`` allows; in words.
+
+    The run's own record is no measure: it is that of the latest attempt, which may not have come to a checkpoint.
+    """
+    there, here = (dict(leaves(values)) for values in (read_run_config(checkpoint), plain(config)))
     return [
         f"{name} {there.get(name)} → {here.get(name)}"
         for name in sorted(there.keys() | here.keys())

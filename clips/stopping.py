@@ -15,9 +15,7 @@ import torch.distributed
 EXIT_PREEMPTED = 75
 """Exit status after SIGTERM: training was saved, and the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
-_ECHO = (
-    2.0  # seconds in which a second Ctrl-C is the first one, which a launcher passes on to those who have it already
-)
+_ECHO = 2.0  # seconds in which a second Ctrl-C is the first one, passed on by a launcher
 
 
 class StopRequest:

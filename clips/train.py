@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
-from clips.checkpoint import Checkpointer, remove_checkpoints
+from clips.checkpoint import Checkpointer, checkpoints, remove_checkpoints
 from clips.commandline import plain
 from clips.config import TrainConfig
 from clips.data.loader import batches, told_of_dead_workers
@@ -89,7 +89,7 @@ def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) ->
 
 def note_changes(run: Run) -> None:
     """What the config has otherwise than it had when the run was interrupted is said, and kept for the manifest."""
-    for change in changes(run.config.output, run.config) if run.loop.step else ():
+    for change in changes(checkpoints(run.config.output)[-1], run.config) if run.loop.step else ():
         told = f"from step {run.loop.step + 1}: {change}"
         say(f"{run.config.output}: {told}")
         run.loop.changes.append(told)

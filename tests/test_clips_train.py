@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -114,7 +115,12 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
     slower = {"optim": {"learning_rate": 0.0005}}
     with pytest.raises(UserError, match=r"another config: optim\.learning_rate is 0\.001 there and 0\.0005 now"):
         train(clips_world.train_config(data, tmp_path / "run", **slower))
-    train(clips_world.train_config(data, tmp_path / "run", **slower, may_change=["optim.learning_rate"]))
+    for interrupted in (True, False):  # before it has come to another checkpoint
+        with pytest.MonkeyPatch.context() as patch:
+            if interrupted:
+                patch.setattr(training, "training_step", stop_at(4))
+            with pytest.raises(InterruptedError) if interrupted else contextlib.nullcontext():
+                train(clips_world.train_config(data, tmp_path / "run", **slower, may_change=["optim.learning_rate"]))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["changes"] == ["from step 5: optim.learning_rate 0.001 → 0.0005"]
     with pytest.raises(UserError, match="another config"):  # it is finished

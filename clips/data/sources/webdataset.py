@@ -127,13 +127,12 @@ class WebDataset:
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have made room in between
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    return read_span(self.cache.path(self.shards[shard]), *span)
-                except FileNotFoundError:
-                    raise
-                except OSError as error:
-                    raise BadSampleError(f"unreadable ({reason_of(error)})") from None
+            try:
+                return read_span(self.cache.path(self.shards[shard]), *span)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise BadSampleError(f"unreadable ({reason_of(error)})") from None
         raise BadSampleError("gone while it was read")
 
     def record(self, index: int) -> Record:
