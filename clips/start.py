@@ -31,7 +31,7 @@ def open_data(config: TrainConfig) -> TrainingData:
     tokenizer = ClipsTokenizer(cfg["text_cfg"]["context_length"])
     prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=tokenizer)
     size = int(architectures.preprocess_cfg(cfg)["size"][0])
-    return TrainingData(config.data, size=size, seed=config.seed, prepare=prepare)
+    return TrainingData(config.data, size=size, seed=config.seed, batch_size=config.batch_size, prepare=prepare)
 
 
 def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:

@@ -146,7 +146,6 @@ def read_batches(run: Run) -> Iterator[dict[str, Any]]:
         run.data,
         first_step=run.loop.step,
         last_step=run.steps,
-        batch_size=run.config.batch_size,
         rank=run.processes.rank,
         world_size=run.processes.count,
     )

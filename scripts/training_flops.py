@@ -40,7 +40,7 @@ def flops_of_sample(config: TrainConfig) -> float:
     data = open_data(config)
     model, recipe = build_model(config.model, config.recipe, config.seed), recipes.build(config.recipe)
     found = 0.0
-    for batch in batches(data, first_step=0, last_step=_BATCHES, batch_size=config.batch_size):
+    for batch in batches(data, first_step=0, last_step=_BATCHES):
         del batch["bad"]
         batch["image"] = batch["image"] / 255
         with flop_counter() as counter:

@@ -29,9 +29,9 @@ def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, tor
     return {"web": torch.tensor([int(web.split()[-1])]), "draw": torch.tensor(rng.integers(1 << 30))}
 
 
-def training_data(path: Path, **fields: object) -> TrainingData:
+def training_data(path: Path, batch_size: int = 1, **fields: object) -> TrainingData:
     config = DataConfig(sources=(SourceConfig(path=str(path)),), **fields)
-    return TrainingData(config, size=16, seed=3, prepare=prepare)
+    return TrainingData(config, size=16, seed=3, batch_size=batch_size, prepare=prepare)
 
 
 # ---- order
@@ -42,14 +42,53 @@ def epochs_of(order: Order, count: int) -> list[list[int]]:
     return [[order.at(position).index for position in range(size * e, size * e + size)] for e in range(count)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])  # lanes
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 9])
-def test_an_epoch_holds_every_sample_once_in_another_order_each_time(window: int | None):
-    blocks = [[7, 1, 4], [3, 6]]
-    epochs = epochs_of(Order(blocks, seed=5, window=window), 3)
-    assert all(sorted(epoch) == list(range(21)) for epoch in epochs)
+def test_an_epoch_holds_every_sample_once_in_another_order_each_time(window: int | None, batch_size: int):
+    blocks = [[7, 1, 4, 3], [3, 6]]  # 24 samples are whole steps
+    epochs = epochs_of(Order(blocks, seed=5, window=window, batch_size=batch_size), 3)
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != epochs_of(Order(blocks, seed=6, window=window), 1)[0]
-    assert {Order(blocks, seed=5, window=window).at(position).epoch for position in (0, 20)} == {0}
+    assert epochs[0] != epochs_of(Order(blocks, seed=6, window=window, batch_size=batch_size), 1)[0]
+    assert {Order(blocks, seed=5, window=window).at(position).epoch for position in (0, 23)} == {0}
+
+
+MIXED = [[90] * 50, [60] * 70]
+
+
+@pytest.mark.parametrize(("blocks", "weights"), [(MIXED, None), (MIXED, [3.0, 1.0])])
+@pytest.mark.parametrize("machines", [1, 2, 3, 8])
+def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, machines: int):
+    window, steps = 20, 40
+    order = Order(blocks, weights, seed=4, window=window, batch_size=48)
+    ends = np.cumsum([size for source in blocks for size in source])
+    for rank in range(machines):
+        for step in range(steps):
+            now, later = order.blocks_near(step, steps, (rank / machines, (rank + 1) / machines))
+            asked_for = {*now, *later}
+            share = window / machines * (1 if weights else 1.5)  # of one sequence some shards are the smaller ones
+            assert max(len(now), len(later)) <= (len(weights or [1])) * (share + 3)
+            positions = positions_of_step(step, batch_size=48, rank=rank, world_size=machines)
+            read = {int(np.searchsorted(ends, order.at(p).index, side="right")) for p in positions}
+            assert read <= asked_for
+
+
+def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
+    order = Order([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=16)
+    places = [order.at(position) for position in range(16 * 1000)]
+    counts = [sum(place.index < 160 for place in places[start : start + 1000]) for start in range(0, 16_000, 1000)]
+    assert all(abs(count - 750) <= 10 for count in counts)
+    assert sum(counts) == 12_000
+    read = Counter((place.epoch, place.index) for place in places)
+    assert set(read.values()) == {1}
+    assert all((0, index) in read for index in range(280))  # the first epoch of both
+
+
+def test_a_lane_is_shuffled_anew_in_every_epoch():
+    order = Order([[40] * 4], seed=0, window=2, batch_size=4)
+    lane = [[order.at(160 * epoch + 4 * step).index for step in range(20)] for epoch in range(2)]
+    assert lane[0] != sorted(lane[0])
+    assert sorted(lane[0]) != sorted(lane[1])
 
 
 def test_a_window_reads_few_shards_at_a_time():
@@ -110,8 +149,8 @@ def test_a_step_reads_the_same_samples_at_any_world_size(world_size: int):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_batches_go_on_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
-    whole = list(batches(training_data(shards), first_step=0, last_step=8, batch_size=5))
-    rest = list(batches(training_data(shards, workers=workers), first_step=5, last_step=8, batch_size=5))
+    whole = list(batches(training_data(shards, 5), first_step=0, last_step=8))
+    rest = list(batches(training_data(shards, 5, workers=workers), first_step=5, last_step=8))
     assert len(whole) == 8
     assert len(rest) == 3
     for expected, got in zip(whole[5:], rest, strict=True):
@@ -132,9 +171,9 @@ def test_crops_and_draws_differ_between_epochs_and_samples(shards: Path):
 
 def test_workers_write_no_batch_over_another(shards: Path):
     """Their memory is used again and again; what was given out stays."""
-    steps = {"first_step": 0, "last_step": 40, "batch_size": 3}
-    alone = list(batches(training_data(shards), **steps))
-    together = list(batches(training_data(shards, workers=2), **steps))
+    steps = {"first_step": 0, "last_step": 40}
+    alone = list(batches(training_data(shards, 3), **steps))
+    together = list(batches(training_data(shards, 3, workers=2), **steps))
     assert len(together) == 40
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one["image"], other["image"])
@@ -144,7 +183,7 @@ def test_workers_write_no_batch_over_another(shards: Path):
 def test_an_abandoned_stream_ends_its_thread(shards: Path):
     import threading
 
-    stream = batches(training_data(shards), first_step=0, last_step=100, batch_size=4)
+    stream = batches(training_data(shards, 4), first_step=0, last_step=100)
     next(stream)
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
@@ -159,15 +198,15 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     samples["000000002"] = {"png": clips_world.picture(2), "json": b'{"synthetic_caption": "No web caption 2."}'}
     samples["000000004"]["json"] = b"{broken"
     samples["000000005"]["png"] = samples["000000005"]["png"][:400]
-    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent)
-    batch = next(batches(data, first_step=0, last_step=1, batch_size=6))
+    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent, 6)
+    batch = next(batches(data, first_step=0, last_step=1))
     order = [data.order.at(position).index for position in range(6)]
     found = batch["web"][:, 0].tolist()
     assert all(
         index == expected if expected in (0, 3) else index in (0, 3)
         for index, expected in zip(found, order, strict=True)
     )
-    again = next(batches(data, first_step=0, last_step=1, batch_size=6))
+    again = next(batches(data, first_step=0, last_step=1))
     assert torch.equal(again["web"], batch["web"])
     assert dict(batch["bad"]) == {
         "a.tar/000000001": "undecodable picture",
@@ -181,8 +220,8 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
 def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(3)}
     samples["000000000"]["json"] = first
-    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples))
-    batch = next(batches(data, first_step=0, last_step=1, batch_size=3))
+    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), 3)
+    batch = next(batches(data, first_step=0, last_step=1))
     assert {name for name, _ in batch["bad"]} == {"a.tar/000000000"}
 
 
@@ -193,7 +232,7 @@ def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), workers=workers)
     line = r"^data\.sources: 3 samples in a row cannot be used; a\.tar/\d*: undecodable picture$"
     with pytest.raises(UserError, match=line):
-        next(batches(data, first_step=0, last_step=1, batch_size=1))
+        next(batches(data, first_step=0, last_step=1))
 
 
 @pytest.mark.parametrize("there", [1500, 20, 0])

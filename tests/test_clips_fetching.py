@@ -137,7 +137,9 @@ def afar(folder: Path, cache: Path, **fields: object) -> TrainingData:
     path = f"file://{folder}/shard-{{00000..00003}}.tar"
     (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 20 for number in range(4)}))
     source = SourceConfig(path=path, cache=str(cache), sizes=str(folder / "sizes.json"), **fields)
-    found = TrainingData(DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, prepare=number_of)
+    found = TrainingData(
+        DataConfig(sources=(source,), shuffle_window=1), size=8, seed=2, batch_size=2, prepare=number_of
+    )
     assert 0 not in found.order.blocks_near(0, 40)[0] + found.order.blocks_near(0, 40)[1]
     return found
 
@@ -157,24 +159,26 @@ def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
     data = afar(tmp_path / "afar", tmp_path / "cache")
-    data = TrainingData(dataclasses.replace(data.config, workers=workers), size=8, seed=2, prepare=number_of)
+    data = TrainingData(
+        dataclasses.replace(data.config, workers=workers), size=8, seed=2, batch_size=2, prepare=number_of
+    )
     now, later = data.order.blocks_near(0, 40)
-    steps = batches(data, first_step=0, last_step=40, batch_size=2)
+    steps = batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "cache", {0, *now, *later}, seconds=20)
     assert len(list(steps)) == 39
     monkeypatch.setenv("LOCAL_RANK", "1")  # another process of the machine copies for this one
-    steps = batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40, batch_size=2)
+    steps = batches(afar(tmp_path / "afar", tmp_path / "other"), first_step=0, last_step=40)
     next(steps)
     assert not copied(tmp_path / "other", {*later}, seconds=1)
 
 
 def test_no_window_is_copied_that_will_not_be_read(tmp_path: Path):
     data = afar(tmp_path / "afar", tmp_path / "cache")
-    now, _ = data.order.blocks_near(0, 10)
-    assert data.order.blocks_near(0, 20) == (now, [])
-    assert data.order.blocks_near(0, 21) == (now, [data.order.at(20).index // 20])
-    assert len(list(batches(data, first_step=0, last_step=10, batch_size=2))) == 10
+    now, _ = data.order.blocks_near(0, 5)
+    assert data.order.blocks_near(0, 10) == (now, [])
+    assert data.order.blocks_near(0, 11) == (now, [data.order.at(20).index // 20])
+    assert len(list(batches(data, first_step=0, last_step=10))) == 10
     assert copies(tmp_path / "cache") == {0, *now}
 
 
@@ -183,12 +187,29 @@ def test_a_folder_with_room_for_one_window_does_not_lose_it(tmp_path: Path, caps
     size = (tmp_path / "afar" / "shard-00000.tar").stat().st_size
     data = afar(tmp_path / "afar", tmp_path / "small", cache_gb=1.5 * size / 1e9)
     now, later = data.order.blocks_near(0, 40)
-    steps = batches(data, first_step=0, last_step=40, batch_size=2)
+    steps = batches(data, first_step=0, last_step=40)
     next(steps)
     assert copied(tmp_path / "small", {*now}, seconds=20)
     assert not copied(tmp_path / "small", {*later}, seconds=1)
     assert "have no room for two windows" in capsys.readouterr().err
     assert len(list(steps)) == 39
+
+
+def test_a_machine_copies_only_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = clips_world.write_shards(tmp_path / "afar", sizes=(4,) * 16)
+    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 4 for number in range(16)}))
+    seen: list[list[int]] = []
+    for rank in range(2):  # two machines of one process
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+        path = f"file://{folder}/shard-{{00000..00015}}.tar"
+        source = SourceConfig(path=path, cache=str(tmp_path / f"cache-{rank}"))
+        config = DataConfig(sources=(source,), shuffle_window=8)
+        data = TrainingData(config, size=8, seed=0, batch_size=8, prepare=number_of)
+        found = list(batches(data, first_step=0, last_step=8, rank=rank, world_size=2))
+        seen.append(torch.cat([batch["number"] for batch in found]).tolist())
+        assert len(copies(tmp_path / f"cache-{rank}") - {0}) <= 8  # the first is opened by all
+    assert sorted(seen[0] + seen[1]) == list(range(64))
 
 
 # ---- when the network is slow, or away
@@ -210,12 +231,12 @@ def test_reading_that_is_quicker_than_copying_does_not_stop_it(tmp_path: Path, m
         fetch(address, partial)
 
     monkeypatch.setattr(files, "_fetch", slow)
-    order = Order([blocks_of(source)], seed=0, window=12)
-    fetcher = Fetcher(order, [source], end=72)
+    order = Order([blocks_of(source)], seed=0, window=12, batch_size=24)
+    fetcher = Fetcher(order, [source], last=3)
     try:
         for window in range(3):  # the next one's copies have hardly begun
-            now, _ = order.blocks_near(24 * window, 72)
-            fetcher.reach(24 * window)
+            now, _ = order.blocks_near(window, 3)
+            fetcher.reach(window)
             assert copied(tmp_path / "cache", {*now}, seconds=20)
     finally:
         fetcher.close()

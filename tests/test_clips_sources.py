@@ -264,8 +264,8 @@ def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path
     footer, group = parquet_server.seen[before:]
     assert (footer, group < 20_000) == (65_536, True)  # the three rows have 60,000 bytes more in another column
     config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, workers=2)
-    data = TrainingData(config, size=8, seed=0, prepare=number_of)
-    found = [batch["number"] for batch in batches(data, first_step=0, last_step=6, batch_size=4)]
+    data = TrainingData(config, size=8, seed=0, batch_size=4, prepare=number_of)
+    found = [batch["number"] for batch in batches(data, first_step=0, last_step=6)]
     assert sorted(torch.cat(found)[:23].tolist()) == list(range(23))
     kept = [file.stat().st_size for file in cache.glob("*.arrow")]
     assert max(kept) < sum(kept) <= limit
@@ -346,7 +346,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, pictures: Path):
     def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, object]:
         return {"web": web}
 
-    data = TrainingData(DataConfig(sources=sources), size=16, seed=0, prepare=prepare)  # type: ignore[arg-type]
+    data = TrainingData(DataConfig(sources=sources), size=16, seed=0, batch_size=1, prepare=prepare)  # type: ignore[arg-type]
     web = [data[position]["web"] for position in range(200)]
     assert sum(text.startswith("photo ") for text in web) == pytest.approx(50, abs=15)
     with pytest.raises(UserError, match="expected a weight for each source or for none"):

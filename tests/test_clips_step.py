@@ -51,7 +51,7 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
     config = clips_world.train_config(data, output, batch_size=7, **fields)
     run = start_run(config, open_data(config))
     run.model.train()
-    batch = next(batches(run.data, first_step=0, last_step=1, batch_size=7))
+    batch = next(batches(run.data, first_step=0, last_step=1))
     batch.pop("bad")
     torch.manual_seed(0)
     losses, _ = gradients(run, to_device(batch, run))
@@ -129,7 +129,7 @@ def test_the_average_is_the_exponential_one(tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "run", average=0.75)
     run = start_run(config, open_data(config))
     run.model.train()
-    stream = batches(run.data, first_step=0, last_step=3, batch_size=4)
+    stream = batches(run.data, first_step=0, last_step=3)
     expected = None
     for batch in stream:
         batch.pop("bad")

@@ -33,11 +33,12 @@ class Fetcher:
     Args:
         order: of the samples.
         sources: in the order's sequence; those that are here have nothing to copy.
-        end: the position at which reading ends.
+        last: the step at which reading ends.
+        share: the part of each batch that this machine reads: from which of its positions to which, 0 … 1.
     """
 
-    def __init__(self, order: Order, sources: Sequence[Source], end: int) -> None:
-        self.order, self.sources, self.end = order, [_afar(source) for source in sources], end
+    def __init__(self, order: Order, sources: Sequence[Source], last: int, share: tuple[float, float] = (0, 1)) -> None:
+        self.order, self.sources, self.last, self.share = order, [_afar(source) for source in sources], last, share
         self.blocks = [len(blocks_of(source)) for source in sources]
         self.ends = np.cumsum(self.blocks)
         self._asked: tuple[list[int], list[int]] = [], []
@@ -50,13 +51,13 @@ class Fetcher:
         self._sizes: dict[int, int] = {}  # of the wanted copies; of those under way a guess
         self._told = False
 
-    def reach(self, position: int) -> None:
-        """Say that the batch at ``position`` comes next: what it and those after it need is copied, from now on."""
+    def reach(self, step: int) -> None:
+        """Say that the batch of ``step`` comes next: what it and those after it need is copied, from now on."""
         if not self._threads:
             self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_AT_ONCE)]
             for thread in self._threads:
                 thread.start()
-        asked = self.order.blocks_near(position, self.end)
+        asked = self.order.blocks_near(step, self.last, self.share)
         if asked == self._asked:
             return
         self._asked = asked
@@ -129,14 +130,22 @@ def _afar(source: Source) -> Afar | None:
 
 
 @contextlib.contextmanager
-def fetching(order: Order, sources: Sequence[Source], end: int) -> Iterator[Fetcher | None]:
+def fetching(
+    order: Order, sources: Sequence[Source], last: int, rank: int = 0, world_size: int = 1
+) -> Iterator[Fetcher | None]:
     """A `Fetcher` where there is something to fetch and this process is the first of its machine, else None."""
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if order.window is None or not first or not any(map(_afar, sources)):
+    local_rank, local_size = _place_on_machine(rank, world_size)
+    if order.window is None or local_rank or not any(map(_afar, sources)):
         yield None
         return
-    fetcher = Fetcher(order, sources, end)
+    fetcher = Fetcher(order, sources, last, (rank / world_size, min(1, (rank + local_size) / world_size)))
     try:
         yield fetcher
     finally:
         fetcher.close()
+
+
+def _place_on_machine(rank: int, world_size: int) -> tuple[int, int]:
+    """This process's number among those of its machine, whose ranks follow one another, and how many these are."""
+    local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
+    return int(os.environ.get("LOCAL_RANK", "0")), int(local_size or world_size - rank)

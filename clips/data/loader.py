@@ -100,14 +100,13 @@ class Sources:
 class TrainingData(torch.utils.data.Dataset):
     """Training samples by their position in the endless stream of `clips.data.order`."""
 
-    def __init__(self, config: DataConfig, *, size: int, seed: int, prepare: Prepare) -> None:
+    def __init__(self, config: DataConfig, *, size: int, seed: int, batch_size: int, prepare: Prepare) -> None:
         self.config, self.size, self.seed, self.prepare = config, size, seed, prepare
         self.parts = [open_source(source) for source in config.sources]
         self.sources = Sources(self.parts)
         weights = [source.weight for source in config.sources if source.weight is not None]
-        self.order = Order(
-            [blocks_of(part) for part in self.parts], weights or None, seed=seed, window=config.shuffle_window
-        )
+        blocks = [blocks_of(part) for part in self.parts]
+        self.order = Order(blocks, weights or None, seed=seed, window=config.shuffle_window, batch_size=batch_size)
         self.cache: dict[int, Any] | None = {} if config.cache_images else None
 
     def __len__(self) -> int:
@@ -154,7 +153,9 @@ class TrainingData(torch.utils.data.Dataset):
     def _next_good(self, position: int) -> dict[str, Any]:
         """The sample at ``position``, or another one drawn for it: what a shard lacks is replaced by many others."""
         bad: list[tuple[str, str]] = []
-        for ahead in _places_ahead(len(self), np.random.default_rng([_REPLACEMENT, self.seed, position])):
+        for ahead in _places_ahead(
+            len(self), self.order.lanes, np.random.default_rng([_REPLACEMENT, self.seed, position])
+        ):
             place = self.order.at(position, ahead=ahead)
             rng = self.order.generator(place)
             try:
@@ -186,12 +187,16 @@ class TrainingData(torch.utils.data.Dataset):
         return [source.describe() for source in self.parts]
 
 
-def _places_ahead(count: int, rng: np.random.Generator) -> Iterator[int]:
-    """How far on in a stream of ``count`` samples a replacement is looked for: near at first, then anywhere."""
+def _places_ahead(count: int, lanes: int, rng: np.random.Generator) -> Iterator[int]:
+    """How far on in a stream of ``count`` samples a replacement is looked for.
+
+    In the shards that this machine has, then in those of the same window, then anywhere.
+    """
     yield 0
     if count <= 2 * _NEAR:
         yield from rng.permutation(np.arange(1, count)).tolist()
     else:
+        yield from (lanes * rng.integers(1, _NEAR, size=_NEAR // 16)).tolist()
         yield from rng.integers(1, _NEAR, size=_NEAR // 4).tolist()
         yield from rng.integers(1, count, size=4 * _NEAR).tolist()
 
@@ -218,18 +223,18 @@ def collate(samples: list[dict[str, Any]], pictures: torch.Tensor | None = None)
 
 
 def batches(
-    data: TrainingData, *, first_step: int, last_step: int, batch_size: int, rank: int = 0, world_size: int = 1
+    data: TrainingData, *, first_step: int, last_step: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[dict[str, Any]]:
     """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order."""
     plan = [
-        positions_of_step(step, batch_size=batch_size, rank=rank, world_size=world_size)
+        positions_of_step(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
     found = _from_workers(_SharedBatches(data, plan)) if data.config.workers and plan else _read_ahead(data, plan)
-    with contextlib.closing(found), fetching(data.order, data.parts, end=last_step * batch_size) as fetcher:
-        for positions in plan:  # the readers' processes are there before the fetcher's threads
+    with contextlib.closing(found), fetching(data.order, data.parts, last_step, rank, world_size) as fetcher:
+        for step in range(first_step, last_step):  # the readers' processes are there before the fetcher's threads
             if fetcher:
-                fetcher.reach(positions[0])
+                fetcher.reach(step)
             yield next(found)
 
 

@@ -3,18 +3,24 @@
 Training reads one endless stream of positions 0, 1, 2, … Step s of global batch B reads positions s·B … (s+1)·B − 1,
 cut into equal, consecutive slices, one a process. `Order` says which sample stands at a position, without having
 been through the positions before.
+
+Where only a window of shards is shuffled at a time, a batch is cut into as many as 256 equal lanes, a window's samples
+likewise, and a lane of the batch reads one of those parts: a machine, whose processes read some of the lanes, needs
+only the shards that lie in these. The lanes are the same whatever the number of processes.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 _ORDER, _SAMPLE, _DEAL = 0, 1, 2  # separate streams of random numbers
-_CYCLE = 1000  # positions in which a mixture keeps to its weights exactly
+_CYCLE = 1000  # samples of a lane in which a mixture keeps to its weights exactly
+_LANES = 256  # at most: of eight processes on each of 32 machines each has its own
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,15 @@ class Order:
     """The order of one source or several.
 
     Without weights the sources are one sequence; epoch after epoch, each sample comes once, in another order each time.
-    With weights, each source is a stream of its own, and every 1,000 positions have as many of each as its share.
+    With weights, each source is a stream of its own, and every 1,000 samples of a lane (without lanes: every 1,000
+    positions) have as many of each as its share.
 
     Args:
         blocks: for each source, the numbers of samples in its blocks (shards): neighbours on disk.
         weights: for each source, its share of the positions, relative to the others; None for one sequence.
         seed: another one gives another order.
         window: blocks that are shuffled together; None shuffles all samples of an epoch, which takes 8 bytes each.
+        batch_size: positions of one step, of all processes together; only a window's order depends on it.
     """
 
     def __init__(
@@ -45,12 +53,15 @@ class Order:
         *,
         seed: int,
         window: int | None = None,
+        batch_size: int = 1,
     ) -> None:
-        self.seed, self.window = seed, window
+        self.seed, self.window, self.batch_size = seed, window, batch_size
+        self.lanes = math.gcd(batch_size, _LANES) if window else 1
+        self._width = batch_size // self.lanes  # of a lane: positions of a step
         self.samples = sum(map(sum, blocks))
         if weights is None:
             blocks = [[size for source in blocks for size in source]]
-        self._streams = [_Stream(sizes, (seed, number), window) for number, sizes in enumerate(blocks)]
+        self._streams = [_Stream(sizes, (seed, number), window, self.lanes) for number, sizes in enumerate(blocks)]
         self._starts = np.cumsum([0, *(stream.size for stream in self._streams)])
         self._first_blocks = np.cumsum([0, *(len(stream.blocks) for stream in self._streams)])
         self._quotas = _quotas(weights or [1.0])
@@ -61,33 +72,50 @@ class Order:
 
     def at(self, position: int, *, ahead: int = 0) -> Place:
         """What stands at ``position``, or ``ahead`` places further on in the same source's stream."""
-        if len(self._streams) == 1:
-            return self._streams[0].at(position + ahead)
-        cycle, place = divmod(position, _CYCLE)
-        dealt = _dealt(tuple(self._quotas), self.seed, cycle)
-        source = int(dealt[place])
-        before = cycle * self._quotas[source] + int((dealt[:place] == source).sum())
-        found = self._streams[source].at(before + ahead)
+        step, offset = divmod(position, self.batch_size)
+        lane, inside = divmod(offset, self._width)
+        source, count = self._source_at(lane, step * self._width + inside)
+        found = self._streams[source].at(count * self.lanes + lane + ahead)
         return Place(found.index + int(self._starts[source]), found.epoch)
 
-    def blocks_near(self, position: int, end: int) -> tuple[list[int], list[int]]:
-        """The blocks, counted through all sources, of the windows at ``position``, and of those that come next.
+    def _source_at(self, lane: int, number: int) -> tuple[int, int]:
+        """Which source sample ``number`` of a lane is from, and how many of the lane's before it are too."""
+        if len(self._streams) == 1:
+            return 0, number
+        cycle, place = divmod(number, _CYCLE)
+        dealt, before = _dealt(tuple(self._quotas), self.seed, cycle)
+        start = lane * _CYCLE // self.lanes
+        source = int(dealt[start + place])
+        return source, cycle * self._quotas[source] + int(before[source, start + place] - before[source, start])
 
-        Only for an order with a ``window``. In a mixture a source's place is known to its cycle.
+    def blocks_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
+        """The blocks, counted through all sources, of the windows read at ``step``, and of those that come next.
+
+        Only for an order with a ``window``.
 
         Args:
-            position: where reading stands.
-            end: where it ends: windows that begin there or later are left out.
+            step: where reading stands.
+            last: the step at which it ends: windows that begin there or later are left out.
+            share: the part of each batch that is asked about: from which of its positions to which, 0 … 1.
         """
         now: list[int] = []
         later: list[int] = []
-        for stream, first, quota in zip(self._streams, self._first_blocks, self._quotas, strict=False):
-            alone = len(self._streams) == 1
-            place = position if alone else position // _CYCLE * quota
-            last = end if alone else (end + _CYCLE - 1) // _CYCLE * quota
-            for found, blocks in zip((now, later), stream.windows_from(place, last), strict=True):
+        lanes = range(math.floor(share[0] * self.lanes), math.ceil(share[1] * self.lanes))
+        for number, (stream, first) in enumerate(zip(self._streams, self._first_blocks, strict=False)):
+            start = self._counts(number, lanes, step * self._width).min()
+            end = self._counts(number, lanes, last * self._width).max()
+            for found, blocks in zip((now, later), stream.windows_from(int(start), int(end), lanes), strict=True):
                 found += [int(first) + block for block in blocks]
         return now, later
+
+    def _counts(self, source: int, lanes: range, number: int) -> np.ndarray:
+        """How many of each lane's first ``number`` samples are from ``source``."""
+        if len(self._streams) == 1:
+            return np.full(len(lanes), number)
+        cycle, place = divmod(number, _CYCLE)
+        _, before = _dealt(tuple(self._quotas), self.seed, cycle)
+        starts = np.asarray(lanes) * _CYCLE // self.lanes
+        return cycle * self._quotas[source] + before[source, starts + place] - before[source, starts]
 
     def generator(self, place: Place) -> np.random.Generator:
         """Random numbers for drawing captions and crops: the same for the same sample in the same epoch."""
@@ -95,44 +123,63 @@ class Order:
 
 
 class _Stream:
-    """Every sample of one sequence of blocks once an epoch."""
+    """Every sample of one sequence of blocks once an epoch; the places in it belong to the lanes in turn."""
 
-    def __init__(self, blocks: Sequence[int], seed: tuple[int, int], window: int | None) -> None:
+    def __init__(self, blocks: Sequence[int], seed: tuple[int, int], window: int | None, lanes: int) -> None:
         self.blocks = np.asarray(blocks, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.blocks)[:-1]])
         self.size = int(self.blocks.sum())
         self.seed = seed
-        self.window = window
+        self.window, self.lanes = window, lanes
         # Processes that read ahead get the stream without what it remembers.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
         self._shuffled = functools.lru_cache(maxsize=4)(self._shuffle)
         self._whole = functools.lru_cache(maxsize=2)(functools.partial(_permutation, self.size, *self.seed))
 
-    def __reduce__(self) -> tuple[type[_Stream], tuple[list[int], tuple[int, int], int | None]]:
-        return _Stream, (self.blocks.tolist(), self.seed, self.window)
+    def __reduce__(self) -> tuple[type[_Stream], tuple[list[int], tuple[int, int], int | None, int]]:
+        return _Stream, (self.blocks.tolist(), self.seed, self.window, self.lanes)
 
     def at(self, position: int) -> Place:
         epoch, place = divmod(position, self.size)
         if self.window is None:
             return Place(int(self._whole(epoch)[place]), epoch)
-        _, ends = self._plan(epoch)
-        number = int(np.searchsorted(ends, place, side="right"))
-        start = int(ends[number - 1]) if number else 0
+        number, start, _ = self._window_at(epoch, place)
         return Place(int(self._shuffled(epoch, number)[place - start]), epoch)
 
-    def windows_from(self, position: int, end: int) -> tuple[list[int], list[int]]:
-        """The blocks of the window that ``position`` lies in, and of the one after it, if it begins before ``end``."""
-        epoch, place = divmod(position, self.size)
+    def windows_from(self, count: int, end: int, lanes: range) -> tuple[list[int], list[int]]:
+        """What ``lanes`` need of the window that their sample ``count`` lies in, and of the one after it.
+
+        The latter is nothing if it begins after their sample ``end``.
+        """
+        epoch, place = divmod(count * self.lanes + lanes.start, self.size)
+        number, _, stop = self._window_at(epoch, place)
+        after = (epoch, number + 1) if stop < self.size else (epoch + 1, 0)
+        is_read = epoch * self.size + stop < end * self.lanes
+        return self._blocks_of(epoch, number, lanes), self._blocks_of(*after, lanes) if is_read else []
+
+    def _window_at(self, epoch: int, place: int) -> tuple[int, int, int]:
+        """The number of the window that ``place`` lies in, and the places in the epoch where it begins and ends."""
         _, ends = self._plan(epoch)
         number = int(np.searchsorted(ends, place, side="right"))
-        after = (epoch, number + 1) if number + 1 < len(ends) else (epoch + 1, 0)
-        is_read = epoch * self.size + int(ends[number]) < end
-        return self._blocks_of(epoch, number), self._blocks_of(*after) if is_read else []
+        return number, int(ends[number - 1]) if number else 0, int(ends[number])
 
-    def _blocks_of(self, epoch: int, number: int) -> list[int]:
-        order, _ = self._plan(epoch)
+    def _blocks_of(self, epoch: int, number: int, lanes: range | None = None) -> list[int]:
+        """The blocks of a window, or those of them in which the parts lie that ``lanes`` read."""
+        order, ends = self._plan(epoch)
         assert self.window is not None
-        return [int(block) for block in order[number * self.window : (number + 1) * self.window]]
+        blocks = order[number * self.window : (number + 1) * self.window]
+        if lanes is not None:
+            parts = self._parts(epoch, int(ends[number - 1]) if number else 0, int(ends[number]))
+            block_ends = np.cumsum(self.blocks[blocks])
+            first, last = parts[lanes.start], parts[lanes.stop]
+            blocks = blocks[(block_ends > first) & (block_ends - self.blocks[blocks] < last)]
+        return [int(block) for block in blocks]
+
+    def _parts(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Where each lane's part begins among the samples of a window, block after block; and where the last ends."""
+        first, last = epoch * self.size + start, epoch * self.size + stop
+        lanes = np.arange(self.lanes)
+        return np.concatenate([[0], np.cumsum((last - lanes - 1) // self.lanes - (first - lanes - 1) // self.lanes)])
 
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks in this epoch's order, and where each window of them ends among the positions."""
@@ -143,10 +190,18 @@ class _Stream:
         return order, ends[last]
 
     def _shuffle(self, epoch: int, number: int) -> np.ndarray:
-        """The samples of one window in their order."""
+        """The samples of one window in their order: each lane's part by itself, and the lanes in turn."""
         chosen = self._blocks_of(epoch, number)
         samples = np.concatenate([self.starts[block] + np.arange(self.blocks[block]) for block in chosen])
-        return np.random.default_rng([_ORDER, *self.seed, epoch, number]).permutation(samples)
+        _, ends = self._plan(epoch)
+        stop = int(ends[number])
+        start, rng = stop - len(samples), np.random.default_rng([_ORDER, *self.seed, epoch, number])
+        parts = self._parts(epoch, start, stop)
+        shuffled = np.empty_like(samples)
+        for lane in range(self.lanes):
+            first = (lane - epoch * self.size - start) % self.lanes
+            shuffled[first :: self.lanes] = rng.permutation(samples[parts[lane] : parts[lane + 1]])
+        return shuffled
 
 
 def _permutation(size: int, seed: int, stream: int, epoch: int) -> np.ndarray:
@@ -167,9 +222,15 @@ def _quotas(weights: Sequence[float]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _dealt(quotas: tuple[int, ...], seed: int, cycle: int) -> np.ndarray:
+def _dealt(quotas: tuple[int, ...], seed: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sources of a cycle's samples, (2 · cycle,), and how many of each come before each of them, (sources, …).
+
+    Twice the same: lanes begin in different places, so that the weights are kept by few positions of all together.
+    """
     sources = np.repeat(np.arange(len(quotas)), quotas)
-    return np.random.default_rng([_DEAL, seed, cycle]).permutation(sources)
+    dealt = np.tile(np.random.default_rng([_DEAL, seed, cycle]).permutation(sources), 2)
+    before = np.cumsum(dealt == np.arange(len(quotas))[:, None], axis=1)
+    return dealt, np.pad(before, ((0, 0), (1, 0)))
 
 
 def positions_of_step(step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> range:

@@ -182,9 +182,10 @@ def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namesp
         DataConfig(sources=(SourceConfig(path=str(folder)),), augment=config, workers=arguments.workers),
         size=SIZE,
         seed=0,
+        batch_size=arguments.batch_size,
         prepare=functools.partial(recipe.prepare, tokenizer=tokenizer),
     )
-    return batches(data, first_step=0, last_step=100_000, batch_size=arguments.batch_size)
+    return batches(data, first_step=0, last_step=100_000)
 
 
 def webdataset_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
