@@ -85,7 +85,7 @@ class Checkpointer:
         """Begin to write a checkpoint; returns once the tensors are copied.
 
         Args:
-            tensors: what this process holds of them, whole or in shards.
+            tensors: what this process writes of them, shards or whole ones; no other is given these.
             loop: where the run stands, on the main process.
             config: the run's.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +37,26 @@ def open_data(config: TrainConfig) -> TrainingData:
     return TrainingData(config.data, size=size, seed=config.seed, batch_size=config.batch_size, prepare=prepare)
 
 
+def check_stages(stages: Sequence[TrainConfig]) -> None:
+    """Refuse before the first stage what would end a later one, perhaps weeks on; UserError names stage and field."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    for number, (before, stage) in enumerate(itertools.pairwise(stages), 2):
+        try:
+            architectures.model_cfg(stage.model)
+            _refuse_uneven(stage.batch_size, processes)
+            if stage.model.architecture != before.model.architecture:
+                raise UserError(f"model.architecture: expected {before.model.architecture}, as in the stage before")
+            if stage.data.sources != before.data.sources:
+                open_data(stage)
+        except UserError as error:
+            raise UserError(f"stages[{number}]: {error}") from None
+
+
+def _refuse_uneven(batch_size: int, processes: int) -> None:
+    if batch_size % processes:
+        raise UserError(f"batch_size: expected a multiple of the {processes} processes, got {batch_size}")
+
+
 def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
     """What the encoder is made from: artifacts among the data, and the weights begun with. Name → path."""
     begun_with = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
@@ -47,8 +70,7 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     Precedence: (1) the latest checkpoint in the output directory, (2) a fresh model, its trunk pretrained or not.
     """
     processes = start_processes(patience=config.scale.patience)
-    if config.batch_size % processes.count:
-        raise UserError(f"batch_size: expected a multiple of the {processes.count} processes, got {config.batch_size}")
+    _refuse_uneven(config.batch_size, processes.count)
     precision, reason = choose_precision(config.precision, processes.device)
     latest = gather_objects(next(reversed(checkpoints(config.output)), None))[0]  # what the main process sees
     encoder = _begin(config, latest).to(processes.device)

@@ -33,7 +33,7 @@ from clips.planning.utilisation import Utilisation
 from clips.rundir import changes, is_finished, record_run
 from clips.runlog import Clock, RunLog
 from clips.stages import stage_configs
-from clips.start import bare_model, open_data, parents_of, start_run
+from clips.start import bare_model, check_stages, open_data, parents_of, start_run
 from clips.step import Run, to_device, training_step
 from clips.stopping import StopRequest, exit_status, stop_requests
 from clips.trackers import open_trackers
@@ -47,6 +47,7 @@ def train(config: TrainConfig) -> None:
     """Carry out ``config``: its output directory becomes an encoder directory."""
     with stop_requests() as stop:
         configs = stage_configs(config)
+        check_stages(configs)
         for stage in configs:
             train_stage(stage, stop, last=stage is configs[-1])
     end_processes()  # not after an error: others may never come
@@ -238,9 +239,10 @@ def hand_over_bad(run: Run) -> None:
 
 def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
     """Begin to save where the run stands."""
-    parts = {"model": run.parallel.weights(), "optimizer": run.parallel.moments()}
+    parallel = run.parallel
+    parts = {"model": parallel.own(parallel.weights()), "optimizer": parallel.moments()}
     if run.average is not None:
-        parts["average"] = run.average.state
+        parts["average"] = parallel.own(run.average.state)
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     hand_over_bad(run)
     checkpointer.save(tensors, run.loop, run.config)

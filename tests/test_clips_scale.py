@@ -24,7 +24,8 @@ from clips import train as training
 from clips.checkpoint import checkpoints, read_loop
 from clips.errors import UserError
 from clips.model import build_model
-from clips.parallel.base import layers_of
+from clips.parallel.base import DataParallel, layers_of
+from clips.parallel.processes import Processes
 from clips.parallel.watchdog import EXIT_HUNG, blame
 from clips.train import train
 
@@ -44,6 +45,13 @@ COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its 
     "ddp_compiled": {"scale": {"compile": True}},
     "fsdp_compiled": {"scale": {"parallel": "fsdp", "activation_checkpointing": True, "compile": True}},
 }
+CAUSAL: dict[str, Any] = {  # texts in groups of like length: two of them in a process, four where there is one
+    "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 24, "text_attention": "causal"},
+    "recipe": {"name": "coca", "captioner": {"length": 24, "layers": 1}},
+    "batch_size": 64,
+    "steps": 2,
+}
+CAUSAL_WAYS = ("ddp", "fsdp", "zero3")
 NORMED: dict[str, Any] = {
     "model": {"architecture": "clips-rn-tiny", "image_size": 32, "context_length": 12},
     "scale": {"parallel": "fsdp"},
@@ -117,7 +125,8 @@ def one(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, Path]
         patch.setattr(training, "training_step", stop_at(4))
         with pytest.raises(InterruptedError):
             train(clips_world.train_config(data, folder / "stopped", **fields(data)))
-    return {"whole": folder / "whole", "stopped": folder / "stopped"}
+    train(clips_world.train_config(data, folder / "causal", **fields(data, **CAUSAL)))
+    return {"whole": folder / "whole", "stopped": folder / "stopped", "causal": folder / "causal"}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +144,10 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
     for name, way in COMPILED.items():
         clips_world.train_config(data, folder / "whole" / name, **fields(data, **way))
         plan.append({"config": str(folder / "whole" / f"{name}.json"), "stop": None})
+    for name in CAUSAL_WAYS:
+        output = folder / "causal" / name
+        clips_world.train_config(data, output, **fields(data, **CAUSAL, **WAYS[name]))
+        plan.append({"config": str(output.with_suffix(".json")), "stop": None})
     for name, stops in (("normed", [None]), ("normed_again", [4, None])):
         clips_world.train_config(data, folder / name, **fields(data, **NORMED))
         plan += [{"config": str((folder / name).with_suffix(".json")), "stop": stop} for stop in stops]
@@ -147,6 +160,25 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
 def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "whole" / way, one["whole"])
     assert json.loads((two / "whole" / way / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", CAUSAL_WAYS)
+def test_groups_of_like_length_in_two_processes(one: dict[str, Path], two: Path, way: str):
+    assert_same_training(two / "causal" / way, one["causal"])
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_stages(data: Path, tmp_path: Path):
+    stages = [{"steps": 3}, {"model.image_size": 32, "steps": 2, "scale.parallel": "fsdp"}]
+    for name in ("one", "two"):
+        clips_world.train_config(data, tmp_path / name, **fields(data, stages=stages))
+    process = torchrun(tmp_path / "log", "-m", "clips.cli", "train", "--config", str(tmp_path / "two.json"))
+    assert process.wait(400) == 0, (tmp_path / "log").read_text()[-5000:]
+    train(clips_world.train_config(data, tmp_path / "one", **fields(data, stages=stages)))
+    for stage in ("two.stages/1", "two"):
+        assert_same_training(tmp_path / stage, tmp_path / stage.replace("two", "one"))
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow
@@ -202,6 +234,19 @@ def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path)
 
 
 # ---- in one process
+
+
+def test_processes_share_the_writing_of_what_all_hold(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "x")
+    encoder = build_model(config.model, config.recipe, 0)
+    shares = []
+    for rank in range(3):
+        parallel = DataParallel(encoder, config.optim, Processes(rank=0, count=1))
+        parallel.processes = Processes(rank=rank, count=3)
+        shares.append(parallel.own(parallel.weights()))
+    assert sorted(name for share in shares for name in share) == sorted(encoder.state_dict())
+    bytes_of = [sum(value.nbytes for value in share.values()) for share in shares]
+    assert max(bytes_of) < 0.6 * sum(bytes_of)
 
 
 def test_layers_are_what_is_repeated(data: Path, tmp_path: Path):

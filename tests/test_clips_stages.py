@@ -56,6 +56,9 @@ def test_stages_go_on_where_they_were_stopped(tmp_path: Path):
         ({"model.image_sise": 32}, r"stages\[2\].*image_sise"),
         ({"modle.image_size": 32}, r"stages\[2\]: unknown field 'modle.image_size'"),
         ({"batch_size": 0}, r"stages\[2\]: batch_size: expected 1 or more, got 0"),
+        ({"model.image_size": 24}, r"stages\[2\]: model\.image_size: expected a multiple of the patch size 16, got 24"),
+        ({"model.architecture": "clips-s-16"}, r"stages\[2\]: model\.architecture: expected clips-tiny, as in"),
+        ({"data.sources": [{"path": "gone.tar"}]}, r"stages\[2\]: gone\.tar: no such file"),
         ({"steps": 2, "samples": 8}, r"stages\[2\]: steps, samples, epochs: expected exactly one"),
     ],
 )

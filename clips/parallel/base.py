@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -82,17 +83,24 @@ class DataParallel:
 
     # ---- what a checkpoint keeps: all processes ask together
 
+    def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this process writes of ``state``, of `weights` or alike: its shards, a part of what all hold whole."""
+        return {name: value for name, value in state.items() if isinstance(value, DTensor) or self._is_mine(name)}
+
+    def _is_mine(self, name: str) -> bool:
+        return zlib.crc32(name.encode()) % self.processes.count == self.processes.rank
+
     def weights(self) -> dict[str, Tensor]:
         """The model's state by name, as far as this process holds it."""
         return self.encoder.state_dict()
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimizer's state by name, ``NAME.exp_avg`` and so on, as far as this process holds it."""
+        """The optimizer's state by name, ``NAME.exp_avg`` and so on, as far as this process writes it."""
         found: dict[str, Tensor] = {}
         for name, parameter in self.encoder.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 found[f"{name}.{key}"] = value
-        return found
+        return self.own(found)
 
     def empty_moments(self) -> dict[str, Tensor]:
         """Tensors like those of `moments`, for a checkpoint to fill."""

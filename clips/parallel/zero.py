@@ -113,7 +113,7 @@ class Zero(DataParallel):
     # ---- what a checkpoint keeps
 
     def moments(self) -> dict[str, Tensor]:
-        """See `DataParallel`; whole tensors, on the main process."""
+        """See `DataParallel`; whole tensors, each on the process that writes it."""
         self._make_state()
         step = next(iter(self.inner.state.values()))["step"]
         found: dict[str, Tensor] = {}
@@ -121,9 +121,9 @@ class Zero(DataParallel):
             if parameter.requires_grad:
                 for moment in MOMENTS:
                     gathered = utils.safe_get_full_optimizer_state(parameter, moment)
-                    if self.processes.is_main:
+                    if self._is_mine(f"{name}.{moment}"):
                         found[f"{name}.{moment}"] = gathered.cpu()
-                if self.processes.is_main:
+                if self._is_mine(f"{name}.step"):
                     found[f"{name}.step"] = step.reshape(())
         return found
 
@@ -179,3 +179,7 @@ class Zero3(Zero):
                 if self.processes.is_main:
                     found[name] = value.detach().to("cpu", copy=True)
         return found
+
+    def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `DataParallel`; the main process alone has whole weights."""
+        return dict(state)
