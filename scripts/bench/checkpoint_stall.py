@@ -1,6 +1,7 @@
 """How many training steps does a checkpoint cost?
 
     python scripts/bench/checkpoint_stall.py --architecture clips-s-16 --batch 32
+    torchrun --nproc-per-node 2 scripts/bench/checkpoint_stall.py --parallel fsdp --batch 16
 
 Rounds of steps with one checkpoint and without take turns. What is lost is the difference of their times, in steps: the
 copying that training waits for, and whatever the writing in the background takes from the steps beside it.
@@ -23,7 +24,9 @@ from measure import add_common, machine, spread, table
 from clips.architectures import ModelConfig
 from clips.captioner import CaptionerConfig
 from clips.checkpoint import Checkpointer
-from clips.parallel.processes import end_processes, start_processes
+from clips.parallel.config import ScaleConfig
+from clips.parallel.processes import end_processes, gather_objects, start_processes, wait_for_main_process
+from clips.parallel.ways import PARALLELISMS
 from clips.recipes import RECIPES, RecipeConfig
 from clips.step import Run, training_step
 from clips.train import checkpoint
@@ -32,8 +35,9 @@ from clips.train import checkpoint
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    start_processes()
-    print(machine(args.device))
+    processes = start_processes()
+    say = print if processes.is_main else lambda *_: None
+    say(machine(args.device))
     captioner = CaptionerConfig(positions=args.positions)
     texts = [measure.captions(None, "", args.batch)] * 2
     run, batch = measure.start(
@@ -42,16 +46,20 @@ def main() -> None:
         args.precision,
         texts,
         args.device,
+        processes,
+        ScaleConfig(parallel=args.parallel),
     )
-    folder = Path(tempfile.mkdtemp(dir=args.folder))
+    folder = Path(gather_objects(tempfile.mkdtemp(dir=args.folder) if processes.is_main else None)[0])
     try:
         lost, waited, size, step = trial(run, batch, folder, args)
+        wait_for_main_process()
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         end_processes()
-    print(f"{args.architecture}, {args.recipe}, batch {args.batch}, {args.precision}: a step takes {step:.2f} s,")
-    print(f"a checkpoint has {size / 2**20:.0f} MiB; {args.steps} steps beside each")
-    print(table(["", "steps"], [["training waits for", f"{waited:.2f}"], ["lost in all", f"{lost:.2f}"]]))
+    say(f"{args.architecture}, {args.recipe}, batch {args.batch}, {args.precision}: a step takes {step:.2f} s,")
+    say(f"{processes.count} process(es), {args.parallel}")
+    say(f"a checkpoint has {size / 2**20:.0f} MiB; {args.steps} steps beside each")
+    say(table(["", "steps"], [["training waits for", f"{waited:.2f}"], ["lost in all", f"{lost:.2f}"]]))
 
 
 def arguments() -> argparse.Namespace:
@@ -62,6 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", default="clip", choices=list(RECIPES))
     parser.add_argument("--positions", type=int, help="places of a caption that the captioner learns from")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--parallel", default="ddp", choices=list(PARALLELISMS), help="in processes under torchrun")
     parser.add_argument("--steps", type=int, default=8, help="of a round")
     parser.add_argument("--folder", help="a directory on the disk in question")
     add_common(parser)

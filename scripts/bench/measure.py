@@ -24,8 +24,9 @@ from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
 from clips.model import ClipsModel, build_model
-from clips.parallel.base import DataParallel
+from clips.parallel.config import ScaleConfig
 from clips.parallel.processes import Processes
+from clips.parallel.ways import spread as spread_model
 from clips.recipes import RecipeConfig
 from clips.step import Run
 from clips.tokenizer import ClipsTokenizer
@@ -151,7 +152,13 @@ def _first(value: Any) -> str:
 
 
 def start(
-    model_config: ModelConfig, recipe_config: RecipeConfig, precision: str, texts: list[list[str]], device: str
+    model_config: ModelConfig,
+    recipe_config: RecipeConfig,
+    precision: str,
+    texts: list[list[str]],
+    device: str,
+    processes: Processes | None = None,
+    scale: ScaleConfig | None = None,
 ) -> tuple[Run, dict[str, Tensor]]:
     """What `clips.step.training_step` needs: a new model with its optimizer, and a batch.
 
@@ -161,6 +168,8 @@ def start(
         precision: fp32 or bf16.
         texts: the web captions and the synthetic ones; the batch has as many samples. Its pictures are noise.
         device: cpu or cuda.
+        processes: who trains, each with a batch of its own; None means this one alone.
+        scale: how they share the model; None means that each has all of it.
     """
     encoder = build_model(model_config, recipe_config, seed=0)
     config = TrainConfig(
@@ -170,8 +179,8 @@ def start(
         recipe=recipe_config,
         steps=10**6,
     )
-    processes = Processes(device=torch.device(device))
-    parallel = DataParallel(encoder.to(device).train(), config.optim, processes)
+    processes = processes or Processes(device=torch.device(device))
+    parallel = spread_model(encoder.to(processes.device).train(), scale or ScaleConfig(), config.optim, processes)
     run = Run(
         config=config,
         data=None,  # type: ignore[arg-type]
