@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import write_file
+from clips.artifact import MANIFEST, read_manifest, write_file
 from clips.recipes import RECIPES
 
 MODEL_CARD = "README.md"
@@ -46,6 +46,11 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         described=manifest["data"].get("sources", []),
         results=results(manifest.get("last") or {}),
     )
+
+
+def recorded_licence(directory: Path) -> str:
+    """What the manifest of an artifact says of its licence, "unknown" where it says nothing."""
+    return str(read_manifest(directory).get("licence") or "unknown") if (directory / MANIFEST).is_file() else "unknown"
 
 
 def results(entry: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clips.artifact import RECORDS, artifact_directory, say, write_file, write_manifest
+from clips.artifact import RECORDS, artifact_directory, say, write_manifest
 from clips.encoder import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
 from clips.errors import UserError, reason_of
-from clips.modelcard import MODEL_CARD
+from clips.modelcard import recorded_licence, write_card
 
 _KEPT = (".json", ".txt", ".model")  # endings of configs and of all tokenizers' files
 
@@ -58,17 +58,11 @@ def soup(config: SoupConfig) -> None:
         else:
             (partial / CAPTIONER_CONFIG).unlink(missing_ok=True)
         parents = {f"{number} {folder.name}": folder for number, folder in enumerate(folders)}
-        write_manifest(partial, kind="encoder", config=config, parents=parents)
-        write_file(partial / MODEL_CARD, _card(config))
+        found = {recorded_licence(folder) for folder in folders}
+        licence = found.pop() if len(found) == 1 else "unknown"
+        write_manifest(partial, kind="encoder", config=config, parents=parents, licence=licence)
+        write_card(partial, "soup", config=config, licence=licence, cfg=settings[0]["model_cfg"])
     say(f"{config.output}: the mean of {len(folders)} encoders")
-
-
-def _card(config: SoupConfig) -> str:
-    listed = "\n".join(f"- `{path}`" for path in config.encoders)
-    return (
-        "---\nlibrary_name: open_clip\ntags:\n- clip\n---\n# A model soup\n\n"
-        f"An encoder in open_clip's hub layout, its weights the mean of those of\n\n{listed}\n"
-    )
 
 
 def _read_settings(folder: Path) -> Any:

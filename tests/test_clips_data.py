@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -170,12 +171,14 @@ def test_crops_and_draws_differ_between_epochs_and_samples(shards: Path):
 
 
 def test_workers_write_no_batch_over_another(shards: Path):
-    """Their memory is used again and again; what was given out stays."""
+    """Their memory is used again and again; what was given out stays until the next is asked for."""
     steps = {"first_step": 0, "last_step": 40}
     alone = list(batches(training_data(shards, 3), **steps))
-    together = list(batches(training_data(shards, 3, workers=2), **steps))
-    assert len(together) == 40
-    for one, other in zip(alone, together, strict=True):
+    together = batches(training_data(shards, 3, workers=2), **steps)
+    for number, one in enumerate(alone):
+        other = next(together)
+        if number % 8 == 0:
+            time.sleep(0.1)  # they write as far ahead as they may
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["web"], other["web"])
 

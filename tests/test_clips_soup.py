@@ -20,7 +20,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     data = clips_world.write_shards(folder / "data")
     for seed, name in enumerate(("clips", "clips", "clip")):
         recipe = {"name": name, "captioner": {"length": 12, "layers": 1}}
-        train(clips_world.train_config(data, folder / str(seed), steps=2, seed=seed, recipe=recipe))
+        licence = "mit" if name == "clips" else None
+        train(clips_world.train_config(data, folder / str(seed), steps=2, seed=seed, recipe=recipe, licence=licence))
     return [folder / str(seed) for seed in range(3)]
 
 
@@ -34,11 +35,15 @@ def test_the_weights_are_the_mean(encoders: list[Path], tmp_path: Path):
     load_captioner(tmp_path / "soup")
     parents = read_encoder_manifest(tmp_path / "soup")["parents"]
     assert [parent["path"] for parent in parents.values()] == list(map(str, encoders[:2]))
+    card = (tmp_path / "soup" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert all(f"- `{encoder}`\n" in card for encoder in encoders[:2])
 
 
 def test_without_a_captioner_in_all_there_is_none(encoders: list[Path], tmp_path: Path):
     soup(SoupConfig(encoders=tuple(map(str, encoders)), output=str(tmp_path / "soup")))
     assert not list((tmp_path / "soup").glob("captioner*"))
+    assert "license: unknown" in (tmp_path / "soup" / "README.md").read_text()  # they do not agree
 
 
 def test_what_does_not_mix_is_told(encoders: list[Path], tmp_path: Path):

@@ -225,7 +225,10 @@ def collate(samples: list[dict[str, Any]], pictures: torch.Tensor | None = None)
 def batches(
     data: TrainingData, *, first_step: int, last_step: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order."""
+    """This process's part of the global batches of steps ``first_step`` … ``last_step - 1``, in order.
+
+    The pictures of a batch may lie in memory that is used again when the next batch is asked for.
+    """
     plan = [
         positions_of_step(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
@@ -289,7 +292,7 @@ def _with_images(shared: _SharedBatches, rest: Iterator[dict[str, Any]]) -> Gene
     try:
         for number, batch in enumerate(rest):
             images = shared.slot(number)
-            yield {"image": images.pin_memory() if on_gpu else images.clone(), **batch}
+            yield {"image": images.pin_memory() if on_gpu else images, **batch}
     except UserError as error:  # torch makes a worker's traceback the message
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from clips.artifact import MANIFEST, artifact_directory, read_manifest, say, write_manifest
+from clips.artifact import artifact_directory, say, write_manifest
 from clips.encoder import CAPTIONER_WEIGHTS, load_encoder
 from clips.errors import UserError
 from clips.interchange.parity import largest_difference
-from clips.modelcard import write_card
+from clips.modelcard import recorded_licence, write_card
 
 EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> features
     "hf_clip": "clips.interchange.hf_clip",
@@ -28,7 +28,7 @@ def export_as(encoder_directory: str | Path, output: str, *, format: str, licenc
     """
     source = Path(encoder_directory)
     encoder = load_encoder(source)
-    licence = licence or _recorded_licence(source)
+    licence = licence or recorded_licence(source)
     with artifact_directory(output, kind=format) as partial:
         features = importlib.import_module(EXPORTS[format]).write(encoder, partial)
         difference = largest_difference(encoder, features)
@@ -46,7 +46,3 @@ def export_as(encoder_directory: str | Path, output: str, *, format: str, licenc
     if (source / CAPTIONER_WEIGHTS).is_file():
         say(f"{output}: without the captioner, for which {format} has no place")
     say(f"{output}: {format}, features differ from the encoder's by {difference:.1e} at most")
-
-
-def _recorded_licence(source: Path) -> str:
-    return str(read_manifest(source).get("licence") or "unknown") if (source / MANIFEST).is_file() else "unknown"

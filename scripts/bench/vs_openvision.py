@@ -117,7 +117,13 @@ class OpenVision:
             "remat": args.remat,
         }
         script = Path(__file__).with_name("openvision_step.py")
-        command = [args.jax_python, str(script), *(part for name in options for part in (f"--{name}", options[name]))]
+        command = [
+            args.jax_python,
+            "-W",
+            "ignore",
+            str(script),
+            *(part for name in options for part in (f"--{name}", options[name])),
+        ]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
             command,
