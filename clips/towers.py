@@ -186,18 +186,6 @@ def token_widths(towers: Towers) -> tuple[int, int]:
     return image, text.transformer.width
 
 
-def authors_positions(side: int, width: int) -> Tensor:
-    """(1 + side², width) fixed positions of the released towers: sines and cosines, zeros for the class token.
-
-    Source: [C], ``posemb_sincos_2d``, after MoCo v3. open_clip's own (``sin_cos_2d``) have slightly other frequencies.
-    """
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    x, y = (place.flatten()[:, None] * frequencies for place in (columns, rows))
-    table = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
-    return torch.cat([table.new_zeros(1, width), table]).float()
-
-
 def _flattened(features: Tensor, trunk: Any) -> Tensor:
     if features.ndim == 3:
         return features[:, getattr(trunk, "num_prefix_tokens", 0) :]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-import types
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from clips.architectures import NORMALISATIONS
 from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
+from clips.positions import on_grid, sines_on_grid, stretch_positions
 from clips.tokenizer import text_config
-from clips.towers import Towers, authors_positions
+from clips.towers import Towers
 
 _WEIGHTS, _CONFIG, _CAPTIONER, _CAPTIONER_CONFIG = (
     "open_clip_model.safetensors",
@@ -117,11 +114,11 @@ def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
     own, name = getattr(holder, "positional_embedding", None), f"{name}positional_embedding"
     if name not in weights or own is None or weights[name].shape == own.shape:
         return []
-    if not own.requires_grad and (fixed := _same_sines(weights[name], own)) is not None:
+    if not own.requires_grad and (fixed := sines_on_grid(weights[name], len(own) - 1)) is not None:
         weights[name] = fixed
         return []
     before = len(weights[name])
-    weights[name] = _on_grid(weights[name], len(own))
+    weights[name] = on_grid(weights[name], len(own) - 1, prefix=1)
     return [f"picture positions interpolated from {before} to {len(own)}"]
 
 
@@ -137,30 +134,6 @@ def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
     grid = list(trunk.patch_embed.grid_size)
     weights[name] = resample_abs_pos_embed(weights[name], new_size=grid, num_prefix_tokens=kept)
     return [f"picture positions interpolated from {before} to {own.shape[1]}"]
-
-
-def _on_grid(table: Tensor, length: int) -> Tensor:
-    """(length, width) positions of a class token and a square of patches, from those of another square."""
-    from open_clip.model import resize_pos_embed
-
-    side, key = math.isqrt(length - 1), "visual.positional_embedding"
-    weights = {key: table}
-    resize_pos_embed(weights, types.SimpleNamespace(visual=types.SimpleNamespace(grid_size=(side, side))))
-    return weights[key]
-
-
-def _same_sines(table: Tensor, wanted: Tensor) -> Tensor | None:
-    """Fixed positions of the shape of ``wanted`` by the formula that ``table`` follows, open_clip's or the authors'."""
-    from open_clip.pos_embed import get_2d_sincos_pos_embed
-
-    def stock(side: int, width: int) -> Tensor:
-        return torch.from_numpy(get_2d_sincos_pos_embed(width, side, cls_token=True)).float()
-
-    before, after = (round((len(places) - 1) ** 0.5) for places in (table, wanted))
-    for formula in (stock, authors_positions):
-        if torch.allclose(formula(before, table.shape[1]), table.float(), atol=1e-3):
-            return formula(after, table.shape[1])
-    return None
 
 
 def _same_tokens(reference: str, weights: dict[str, Tensor], towers: Towers) -> bool:
@@ -180,18 +153,6 @@ def _fit_texts(weights: dict[str, Tensor], towers: Towers, stretch: str) -> list
     kept = _KEPT_POSITIONS if stretch == "long_clip" else 0
     weights[name] = stretch_positions(weights[name], len(own), kept)
     return [f"text positions interpolated from {before} to {len(own)}, the first {kept} as they were"]
-
-
-def stretch_positions(table: Tensor, length: int, kept: int) -> Tensor:
-    """(length, width) positions from ``table``: the first ``kept`` as they are, the rest interpolated.
-
-    Raises:
-        UserError: there would be no room for the rest.
-    """
-    if not kept < min(len(table), length):
-        raise UserError(f"model.context_length: expected more than the {kept} positions that are kept, got {length}")
-    rest = F.interpolate(table[kept:].t()[None], size=length - kept, mode="linear", align_corners=True)
-    return torch.cat([table[:kept], rest[0].t()])
 
 
 @functools.cache  # the hub is asked once

@@ -39,7 +39,7 @@ class Assembly:
     """Which parts make the LLaVA.
 
     Args:
-        encoder: an encoder directory, or ``timm:NAME[@weights.safetensors|@random]``.
+        encoder: see :mod:`llava_bridge.encoders`.
         llm: a directory with a transformers causal LM and its tokenizer.
         image_size: side of the pictures in pixels; None takes the encoder's own.
         feature_layer: which hidden state of the encoder the LLM sees (-1 is the last); None takes the source's
@@ -95,6 +95,20 @@ def _join(config: LlavaConfig, vision: EncoderVisionModel, llm: Any) -> LlavaFor
     model.model.language_model = llm.base_model
     model.lm_head = llm.get_output_embeddings()
     return model.eval()
+
+
+def make_stock(model: LlavaForConditionalGeneration) -> bool:
+    """Put transformers' own vision model in our tower's place, where it is one; whether that was possible.
+
+    The LLaVA then loads without any import of ours.
+    """
+    tower = model.model.vision_tower
+    stock = tower.stock() if isinstance(tower, EncoderVisionModel) else None
+    if stock is None:
+        return False
+    model.model.vision_tower = stock
+    model.config.vision_config = stock.config
+    return True
 
 
 def make_processor(tokenizer: Any, pixels: Pixels, vision: EncoderVisionModel, template: str) -> LlavaProcessor:

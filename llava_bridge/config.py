@@ -91,10 +91,12 @@ class TrainConfig:
     Args:
         output: the directory to write: an LLM directory if ``pretrain`` is the last stage, else a LLaVA directory.
         stages: which of pretrain, align, instruct run, in this order.
-        encoder: an encoder directory, or ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``timm:NAME@random``.
+        encoder: an encoder directory; ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``timm:NAME@random``; or
+            ``transformers:DIRECTORY`` (or a name on the hub) for CLIP, SigLIP, DINO and AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer. Not needed after ``pretrain``, which then
             makes a new one (``new_llm``); given, ``pretrain`` trains it further.
-        image_size: side of the pictures in pixels; None takes the encoder's own.
+        image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learnt
+            positions are interpolated.
         feature_layer: hidden state of the encoder that the LLM sees; None: -2 for ViTs and CLIP's
             ResNets, -1 for timm trunks.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.

@@ -71,7 +71,7 @@ def parents(config: TrainConfig) -> dict[str, str]:
     found = {}
     if config.encoder and config.stages[-1] != "pretrain":
         source, reference = parse_spec(config.encoder)
-        path = reference if source == "open_clip" else reference.partition("@")[2]
+        path = reference.partition("@")[2] if source == "timm" else reference
         if path and Path(path).exists():
             found["encoder"] = path
     if config.llm and Path(config.llm).is_dir():

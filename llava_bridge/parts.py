@@ -30,11 +30,20 @@ def check_encoder(spec: str) -> None:
         directory = Path(reference)
         if not directory.is_dir():
             raise UserError(
-                f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, or timm:NAME)"
+                f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, timm:NAME, or "
+                "transformers:DIRECTORY)"
             )
+        if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / "config.json").is_file():
+            raise UserError(f"encoder: {directory} is no directory of open_clip's; try transformers:{directory}")
         for name, what in ((OPEN_CLIP_CONFIG, "config"), (OPEN_CLIP_WEIGHTS, "weights")):
             if not (directory / name).is_file():
                 raise UserError(f"encoder: {directory} has no {what} (expected {name})")
+    elif source == "transformers":
+        directory = Path(reference)
+        if directory.is_dir() and not (directory / "config.json").is_file():
+            raise UserError(f"encoder: {directory} has no config.json (expected a model in transformers' layout)")
+        if not directory.is_dir() and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):
+            raise UserError(f"encoder: {directory} is not a directory")
     elif source == "timm":
         _, _, origin = reference.partition("@")
         if origin not in {"", "random"} and not Path(origin).is_file():

@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 from clips.artifact import write_file
 from clips.errors import UserError
 from clips.precision import choose_precision
+from llava_bridge.assembly import make_stock
 from llava_bridge.bad_samples import BadSamples
 from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data.order import GroupedOrder
@@ -72,7 +73,7 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Callback(progress, bad, _frozen(setup.parts, TRAINS[name])))
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    _save(setup, folder, _summary(trainer, stage, progress, started))
+    _save(setup, folder, _summary(trainer, stage, progress, started), last=name == config.stages[-1])
     _free(trainer, setup)
 
 
@@ -243,9 +244,11 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, star
     }
 
 
-def _save(setup: Setup, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write the stage's model whole or not at all, then drop its checkpoints."""
+def _save(setup: Setup, folder: Path, summary: Mapping[str, Any], *, last: bool) -> None:
+    """Write the stage's model whole or not at all, then drop its checkpoints; the ``last`` without need of ours."""
     if is_main_process():
+        if last and "vision" in setup.parts and make_stock(setup.model):
+            report("the model loads in transformers without llava_bridge")
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         setup.model.save_pretrained(partial)

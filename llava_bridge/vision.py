@@ -96,6 +96,13 @@ class EncoderVisionModel(PreTrainedModel):
         hidden: Any = tuple(states) if asked else None
         return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=hidden)
 
+    def stock(self) -> PreTrainedModel | None:
+        """The model that transformers' own LLaVA uses in this one's place, with these weights; None if there is none.
+
+        It needs no import of ours, but computes all of its layers, and in the precision of the LLM.
+        """
+        return self.tower.stock()
+
     def _wanted(self, asked: bool | int | list[int] | None) -> set[int]:
         count = self.tower.depth + 1
         if asked is None or asked is False:

@@ -229,5 +229,3 @@ def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Pa
         load_encoder(str(broken))
     with pytest.raises(UserError, match=r"did you mean .*tiny_vit_5m_224"):
         load_encoder("timm:tiny_vit_5m_225@random")
-    with pytest.raises(UserError, match="image_size: expected 32"):
-        load_encoder(str(bridge_encoder), 64)

@@ -14,8 +14,9 @@ import torch
 from clips.architectures import ModelConfig, model_cfg
 from clips.encoder import load_encoder
 from clips.interchange.importing import ImportConfig, import_encoder
+from clips.positions import authors_positions
 from clips.tokenizer import ClipsTokenizer
-from clips.towers import authors_positions, build_towers
+from clips.towers import build_towers
 
 
 def flax_parameters(weights: dict[str, torch.Tensor], heads: int | None) -> dict[str, np.ndarray]:

@@ -14,10 +14,9 @@ from clips.captioner import CaptionerConfig
 from clips.encoder import write_encoder
 from clips.errors import UserError
 from clips.model import ClipsModel, ModelConfig, build_model
+from clips.positions import authors_positions, stretch_positions
 from clips.recipes import RecipeConfig
-from clips.towers import authors_positions
 from clips.train import train
-from clips.warmstart import stretch_positions
 
 RECIPE = RecipeConfig(captioner=CaptionerConfig(length=12, layers=1))
 

@@ -5,6 +5,8 @@
 ``timm:NAME``                             a timm model with its pretrained weights from the hub
 ``timm:NAME@path/weights.safetensors``    the same with local weights
 ``timm:NAME@random``                      the same, untrained
+``transformers:path/to/model``            a CLIP, SigLIP, DINO or AIMv2 in transformers' layout
+``transformers:NAME``                     the same from the hub
 ========================================  =====================================================
 
 A source is one module with two functions: ``load(reference, image_size) -> Encoder`` reads it, and

@@ -37,6 +37,10 @@ class VisionTower(nn.Module, ABC):
     def states(self, pixels: Tensor) -> Iterator[Tensor]:
         """Yield hidden states 0 … depth in order, computing each only when asked for."""
 
+    def stock(self) -> Any | None:
+        """The model that transformers' own LLaVA would use in this tower's place; None where it has none."""
+        return None
+
     recompute: bool = False
     """Whether blocks drop their activations and compute them again in the backward pass."""
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.lean_imports import without_wandb
 from clips.loading import refusing
+from clips.positions import on_grid, sines_on_grid
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 from llava_bridge.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_POSITIONS = "positional_embedding"
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -96,15 +98,34 @@ def load(reference: str, image_size: int | None) -> Encoder:
     if vision.get("timm_model_name"):
         trunk = {name.removeprefix("trunk."): value for name, value in weights.items() if name.startswith("trunk.")}
         return timm_source.encoder(vision["timm_model_name"], trunk, pixels, where=str(directory))
+    architecture = {key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model}
     if pixels != own:
-        raise UserError(f"image_size: expected {own.size}, the size of {directory}, got {image_size}")
+        architecture["vision_cfg"] = {**vision, "image_size": _other_size(vision, pixels.size, directory)}
+        _fit_positions(weights, vision, pixels.size)
     return Encoder(
         source="open_clip",
-        architecture={key: model[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model},
+        architecture=architecture,
         weights={f"visual.{name}": value for name, value in weights.items()},
         pixels=pixels,
         parent=str(directory),
     )
+
+
+def _other_size(vision: Mapping[str, Any], size: int, directory: Path) -> int:
+    patch = vision.get("patch_size")
+    if isinstance(vision.get("layers"), list) or not isinstance(patch, int):
+        raise UserError(f"image_size: {directory} is no ViT, whose pictures alone may have another size; leave it out")
+    if size % patch:
+        raise UserError(f"image_size: expected a multiple of {patch}, the patch size of {directory}, got {size}")
+    return size
+
+
+def _fit_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: int) -> None:
+    """Learnt positions are interpolated to the grid of another picture size, fixed ones computed for it."""
+    if (table := weights.get(_POSITIONS)) is not None:
+        patches = (size // vision["patch_size"]) ** 2
+        fixed = sines_on_grid(table, patches) if vision.get("pos_embed_type") == "sin_cos_2d" else None
+        weights[_POSITIONS] = on_grid(table, patches, prefix=1) if fixed is None else fixed
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from clips.errors import suggest
 SOURCES: dict[str, str] = {
     "open_clip": "llava_bridge.encoders.open_clip_source",
     "timm": "llava_bridge.encoders.timm_source",
+    "transformers": "llava_bridge.encoders.transformers_source",
 }
 """Source → the module that reads it, with ``load(reference, image_size)`` and ``build(architecture)``."""
 

@@ -1,0 +1,193 @@
+"""Encoders that are transformers vision models: CLIP's, SigLIP's, DINOv2's, …; one entry of :data:`FAMILIES` each.
+
+A checkpoint of a whole CLIP or SigLIP gives its image tower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clips.errors import UserError
+from clips.loading import load_pretrained, refusing
+from clips.positions import on_grid
+from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """What there is to know of a kind of vision model.
+
+    Args:
+        model: the class in transformers.
+        prefix: tokens before those of the patches; the first is the class token.
+        positions: the table of learnt positions, where another picture size needs another; None if the model itself
+            interpolates.
+        call: how the model is given pixels (B, 3, S, S).
+        stock: whether transformers' own LLaVA can use the model as it is.
+    """
+
+    model: str
+    prefix: Callable[[Any], int]
+    positions: str | None
+    call: Callable[[Any, Tensor], Any]
+    stock: bool = True
+
+
+def _plainly(model: Any, pixels: Tensor) -> Any:
+    return model(pixels, output_hidden_states=True)
+
+
+def _as_patches(model: Any, pixels: Tensor) -> Any:
+    """SigLIP 2's models for any aspect ratio take patches in rows, each (P · P · 3), and where they stand."""
+    side = model.config.patch_size
+    rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
+    patches = pixels.unflatten(2, (rows, side)).unflatten(4, (columns, side)).permute(0, 2, 4, 3, 5, 1)
+    shapes = torch.tensor([[rows, columns]] * len(pixels), device=pixels.device)
+    mask = torch.ones(len(pixels), rows * columns, dtype=torch.long, device=pixels.device)
+    return model(patches.reshape(len(pixels), rows * columns, -1), mask, shapes, output_hidden_states=True)
+
+
+def _registers(config: Any) -> int:
+    return 1 + int(config.num_register_tokens)
+
+
+_TABLE = "embeddings.position_embedding.weight"
+FAMILIES: dict[str, Family] = {
+    "clip_vision_model": Family(model="CLIPVisionModel", prefix=lambda _: 1, positions=_TABLE, call=_plainly),
+    "siglip_vision_model": Family(model="SiglipVisionModel", prefix=lambda _: 0, positions=_TABLE, call=_plainly),
+    "siglip2_vision_model": Family(
+        model="Siglip2VisionModel", prefix=lambda _: 0, positions=None, call=_as_patches, stock=False
+    ),
+    "aimv2_vision_model": Family(model="Aimv2VisionModel", prefix=lambda _: 0, positions=_TABLE, call=_plainly),
+    "dinov2": Family(model="Dinov2Model", prefix=lambda _: 1, positions=None, call=_plainly),
+    "dinov2_with_registers": Family(
+        model="Dinov2WithRegistersModel", prefix=_registers, positions=None, call=_plainly, stock=False
+    ),
+    "dinov3_vit": Family(model="DINOv3ViTModel", prefix=_registers, positions=None, call=_plainly, stock=False),
+}
+"""``model_type`` of the vision config → how to use its model."""
+
+
+class TransformersTower(VisionTower):
+    """A transformers vision model. Hidden states are those that it gives; register tokens are left out."""
+
+    default_layer = -2
+
+    def __init__(self, architecture: Mapping[str, Any]) -> None:
+        super().__init__()
+        config = _config_of(architecture)
+        self.family = FAMILIES[config.model_type]
+        self.prefix = self.family.prefix(config)
+        self.class_token = self.prefix > 0
+        self.depth = config.num_hidden_layers
+        self.model = _class_of(self.family)(config)
+
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D)."""
+        for state in self.family.call(self.model, pixels).hidden_states:
+            yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
+
+    def stock(self) -> Any | None:
+        """The model that transformers' own LLaVA would use in this tower's place; None if it cannot."""
+        return self.model if self.family.stock else None
+
+
+def build(architecture: Mapping[str, Any]) -> VisionTower:
+    """The model that the stored vision config describes."""
+    return TransformersTower(architecture)
+
+
+def load(reference: str, image_size: int | None) -> Encoder:
+    """Read a directory in transformers' layout, or a model of the hub by its name.
+
+    Raises:
+        UserError: it is missing, incomplete, or of a kind that is not in :data:`FAMILIES`.
+    """
+    from transformers import AutoConfig
+
+    with refusing(f"encoder: {reference}: expected a directory in transformers' layout, or a model on the hub"):
+        whole = AutoConfig.from_pretrained(reference)
+    config = getattr(whole, "vision_config", whole)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UserError(f"encoder: {reference} is a {config.model_type}; expected one of {', '.join(FAMILIES)}")
+    model = load_pretrained(_class_of(family), Path(reference), f"encoder: {reference}", dtype=torch.float32)
+    pixels = _pixels(reference, config)
+    if image_size is not None:
+        pixels = dataclasses.replace(pixels, size=image_size)
+    if pixels.size % config.patch_size:
+        raise UserError(
+            f"image_size: expected a multiple of {config.patch_size}, the patch size of {reference}, got {pixels.size}"
+        )
+    weights = model.state_dict()
+    if family.positions in weights:
+        config = _with_size(config, pixels.size)
+        patches = (pixels.size // config.patch_size) ** 2
+        table = weights[family.positions]
+        weights[family.positions] = on_grid(table, patches, family.prefix(config), antialias=False)
+    return Encoder(
+        source="transformers",
+        architecture={"config": config.to_dict()},
+        weights={f"model.{name}": value for name, value in weights.items()},
+        pixels=pixels,
+        parent=reference if Path(reference).exists() else None,
+    )
+
+
+def _with_size(config: Any, size: int) -> Any:
+    found = type(config).from_dict(config.to_dict())
+    found.image_size = size
+    return found
+
+
+def _config_of(architecture: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    values = dict(architecture["config"])
+    kind = values.pop("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"encoder: a {kind} cannot be used; expected one of {', '.join(FAMILIES)}")
+    return AutoConfig.for_model(kind, **values)
+
+
+def _class_of(family: Family) -> Any:
+    import transformers
+
+    return getattr(transformers, family.model)
+
+
+def _pixels(reference: str, config: Any) -> Pixels:
+    """The preprocessing that the checkpoint states, its side that of the pictures after cropping."""
+    from transformers import AutoImageProcessor
+
+    with refusing(f"encoder: {reference}: expected a preprocessor_config.json that says how pictures are normalised"):
+        found = AutoImageProcessor.from_pretrained(reference)
+        stated = getattr(found, "crop_size", None) or getattr(found, "size", None)
+        own = _side(stated) or getattr(config, "image_size", None) or config.patch_size * math.isqrt(config.num_patches)
+        red, green, blue = found.image_mean
+        return Pixels(
+            size=int(own),
+            mean=(red, green, blue),
+            std=tuple(found.image_std),
+            interpolation=_RESAMPLE.get(int(found.resample), "bicubic"),
+        )
+
+
+def _side(size: Any) -> int | None:
+    """The side of the square that a processor's ``size`` means; None where it says nothing."""
+    if size is None:
+        return None
+    sides = {key: value for key, value in dict(size).items() if value is not None}
+    found = sides.get("height") or sides.get("shortest_edge")
+    if sides.get("height") != sides.get("width"):
+        raise UserError(f"expected square pictures, got {sides}")
+    return None if found is None else int(found)

@@ -1,0 +1,232 @@
+"""What every encoder must do, whatever its source: an entry of SPECS a kind, the same tests for all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from clips.errors import UserError
+from llava_bridge.assembly import Assembly, assemble, make_stock
+from llava_bridge.encoders import load_encoder
+from llava_bridge.inference import answer, load_llava
+from llava_bridge.vision import vision_model
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 8,
+    "image_size": 32,
+}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "clip": lambda: transformers.CLIPVisionConfig(**SMALL),
+    "siglip": lambda: transformers.SiglipVisionConfig(**SMALL),
+    "siglip2": lambda: transformers.Siglip2VisionConfig(**{**SMALL, "num_patches": 16}),
+    "aimv2": lambda: transformers.Aimv2VisionConfig(**SMALL),
+    "aimv2_native": lambda: transformers.Aimv2VisionConfig(**SMALL, is_native=True),
+    "dinov2": lambda: transformers.Dinov2Config(**SMALL, mlp_ratio=2),
+    "dinov2_with_registers": lambda: transformers.Dinov2WithRegistersConfig(**SMALL, mlp_ratio=2),
+    "dinov3": lambda: transformers.DINOv3ViTConfig(**SMALL, num_register_tokens=4),
+}
+STOCK = ("clip", "siglip", "aimv2", "aimv2_native", "dinov2")
+SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm")
+ONE_SIZE = ("resnet",)
+SIDES = ("resnet", "trunk", "timm")  # of 64 pixels
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("encoders")
+    found = {"timm": "timm:test_vit@random"}
+    for number, (name, config) in enumerate(CONFIGS.items()):
+        torch.manual_seed(number)
+        save(transformers.AutoModel.from_config(config()), folder / name)
+        found[name] = f"transformers:{folder / name}"
+    learnt = {**bridge_world.VIT, "vision_cfg": {**bridge_world.VIT["vision_cfg"], "pos_embed_type": "learnable"}}
+    directories = {
+        "open_clip": learnt,
+        "open_clip_sines": bridge_world.VIT,
+        "resnet": bridge_world.RESNET,
+        "trunk": bridge_world.TRUNK,
+    }
+    for name, cfg in directories.items():
+        bridge_world.make_encoder(folder / name, cfg)
+        found[name] = str(folder / name)
+    return found
+
+
+def save(model: Any, directory: Path) -> None:
+    for value in model.parameters():  # zeros, as some begin with, would hide mistakes
+        torch.nn.init.normal_(value, std=0.1)
+    model.save_pretrained(directory)
+    processor = {"image_processor_type": "CLIPImageProcessor", "crop_size": {"height": 32, "width": 32}}
+    processor |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "resample": 2}
+    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def pixels(name: str, size: int | None = None) -> torch.Tensor:
+    side = size or (64 if name in SIDES else 32)
+    return torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def states(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return list(model(batch, output_hidden_states=True).hidden_states)
+
+
+def own_size(name: str) -> int | None:
+    return 64 if name == "timm" else None
+
+
+def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> list[torch.Tensor]:
+    """Hidden states as transformers gives them, without register tokens."""
+    model = transformers.AutoModel.from_pretrained(directory.removeprefix("transformers:")).eval()
+    if name == "siglip2":
+        side = batch.shape[2] // 8
+        patches = torch.stack(
+            [
+                torch.stack(
+                    [
+                        picture[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].permute(1, 2, 0).flatten()
+                        for row in range(side)
+                        for column in range(side)
+                    ]
+                )
+                for picture in batch
+            ]
+        )
+        mask, shapes = torch.ones(len(batch), side * side).long(), torch.tensor([[side, side]] * len(batch))
+        with torch.no_grad():
+            return list(model(patches, mask, shapes, output_hidden_states=True).hidden_states)
+    with torch.no_grad():
+        found = model(batch, output_hidden_states=True, **options).hidden_states
+    registers = getattr(model.config, "num_register_tokens", 0)
+    return [torch.cat([state[:, :1], state[:, 1 + registers :]], 1) if registers else state for state in found]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_states_equal_transformers_own(name: str, specs: dict[str, str]) -> None:
+    encoder = load_encoder(specs[name])
+    model = vision_model(encoder)
+    ours, expected = states(model, pixels(name)), theirs(name, specs[name], pixels(name))
+    assert len(ours) == len(expected) == 4
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert (encoder.pixels.size, encoder.pixels.mean, encoder.pixels.interpolation) == (32, (0.4, 0.5, 0.6), "bilinear")
+    assert (model.config.hidden_size, model.config.patch_size, model.config.num_hidden_layers) == (32, 8, 3)
+    assert ours[0].shape[1] == 16 + int(model.config.class_token)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_pictures_are_not_mixed(name: str, specs: dict[str, str]) -> None:
+    model, batch = vision_model(load_encoder(specs[name], own_size(name))), pixels(name)
+    for one, other in zip(states(model, batch), states(model, batch[[2, 0, 1]]), strict=True):
+        torch.testing.assert_close(one[[2, 0, 1]], other, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(one[0], one[1])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_saved_and_loaded_it_is_the_same(name: str, specs: dict[str, str], tmp_path: Path) -> None:
+    model = vision_model(load_encoder(specs[name], own_size(name)))
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    for one, other in zip(states(model, pixels(name)), states(again, pixels(name)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_another_picture_size(name: str, specs: dict[str, str]) -> None:
+    size = 128 if name in SIDES else 64
+    if name in ONE_SIZE:
+        with pytest.raises(UserError, match=r"image_size: .* is no ViT, whose pictures alone"):
+            load_encoder(specs[name], size)
+        return
+    model = vision_model(load_encoder(specs[name], size))
+    grid = model.config.image_size // model.config.patch_size
+    assert (model.config.image_size, states(model, pixels(name, size))[-1].shape[1]) == (
+        size,
+        grid**2 + int(model.config.class_token),
+    )
+    if name in ("clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3", "siglip2", "aimv2_native"):
+        options = {"interpolate_pos_encoding": True} if name in ("clip", "siglip") else {}
+        expected = theirs(name, specs[name], pixels(name, size), **options)
+        for one, other in zip(states(model, pixels(name, size)), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    if name not in SIDES:
+        with pytest.raises(UserError, match=r"image_size: expected a multiple of 8, the patch size of .*, got 60"):
+            load_encoder(specs[name], 60)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_gradients_reach_all_that_the_feature_layer_needs(name: str, specs: dict[str, str]) -> None:
+    model = vision_model(load_encoder(specs[name], own_size(name)))
+    model.requires_grad_(True).train()
+    model(pixels(name), output_hidden_states=True).hidden_states[-1].square().mean().backward()
+    heads = ("head", "post_layernorm", "layernorm", "rms_norm", "norm.", "attnpool", "ln_post", "proj", "mask_token")
+    unreached = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
+    assert all(any(head in key for head in heads) for key in unreached), unreached
+    assert len(unreached) < 0.3 * len(list(model.parameters()))
+
+
+def in_a_fresh_process(directory: Path, imports: str) -> subprocess.CompletedProcess[str]:
+    code = f"""
+{imports}
+import torch
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_pretrained({str(directory)!r}).eval()
+torch.manual_seed(0)
+pixels = torch.randn(1, 3, 32, 32)
+ids = torch.tensor([[model.config.image_token_id] * model.config.image_seq_length + [5, 6]])
+print(model(input_ids=ids, pixel_values=pixels).logits.double().abs().sum().item())
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_llava_with_a_tower_of_transformers_needs_no_import_of_ours(
+    name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
+) -> None:
+    model, processor = assemble(Assembly(encoder=specs[name], llm=str(bridge_llm)))
+    picture = Image.effect_noise((50, 40), 60).convert("RGB")
+    expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
+    assert make_stock(model) is (name in STOCK)
+    assert answer(model, processor, [picture], ["What?"], max_new_tokens=5) == expected
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, processor = load_llava(tmp_path)
+    assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
+    if name in ("clip", "dinov3"):
+        alone = in_a_fresh_process(tmp_path, "")
+        with_ours = in_a_fresh_process(tmp_path, "import llava_bridge")
+        assert with_ours.returncode == 0, with_ours.stderr
+        assert (alone.returncode == 0) is (name in STOCK), alone.stderr
+        assert name not in STOCK or alone.stdout == with_ours.stdout
+
+
+def test_whole_clips_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=SMALL))
+    save(whole, tmp_path / "whole")
+    model = vision_model(load_encoder(f"transformers:{tmp_path / 'whole'}"))
+    expected = whole.vision_model(pixels("clip"), output_hidden_states=True).hidden_states
+    torch.testing.assert_close(states(model, pixels("clip"))[-2], expected[-2].detach(), atol=1e-5, rtol=0)
+    transformers.ResNetConfig().save_pretrained(tmp_path / "resnet")
+    with pytest.raises(UserError, match="is a resnet; expected one of clip_vision_model"):
+        load_encoder(f"transformers:{tmp_path / 'resnet'}")
+    with pytest.raises(UserError, match="expected a directory in transformers' layout, or a model on the hub"):
+        load_encoder(f"transformers:{tmp_path / 'nothing'}")
+    (tmp_path / "whole" / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"expected a preprocessor_config\.json that says how"):
+        load_encoder(f"transformers:{tmp_path / 'whole'}")
