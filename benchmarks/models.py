@@ -79,6 +79,8 @@ class Row:
             raise UserError(f"{needs}: {_WANTED[needs]}")
         if needs == "encoder" and path.startswith("timm:"):
             raise UserError(f"{needs}: '{path}' has no text tower; {_WANTED[needs]}")
+        if needs == "encoder" and path.startswith("transformers:"):
+            raise UserError(f"{needs}: '{path}' must be made such a directory by `clips import`; {_WANTED[needs]}")
         if not Path(path).is_dir():
             raise UserError(f"{needs}: {path}: no such directory; {_WANTED[needs]}")
         return path

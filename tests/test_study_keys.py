@@ -83,6 +83,19 @@ def test_a_changed_file_outside_counts(tmp_path):
     }
 
 
+@pytest.mark.parametrize("spec", ["timm:net@{}", "transformers:{}"])
+def test_an_encoder_of_another_source_may_lie_below_a_path_of_the_study(tmp_path, spec):
+    study = study_from(
+        {**SMALL, "baseline": None, "encoders": {"net": spec.format("$shared/net")}, "paths": {"shared": str(tmp_path)}}
+    )
+    llava = next(step for step in make_plan(study).steps if step.name == "llava-net-tiny-s0")
+    assert llava.config["encoder"] == spec.format(tmp_path / "net")
+    assert tmp_path / "net" in llava.needs
+    assert not [step for step in make_plan(study).steps if step.name.startswith("evaluate-encoder")]
+    hub = study_from({**SMALL, "baseline": None, "encoders": {"net": "transformers:google/siglip-base-patch16-224"}})
+    assert not next(step for step in make_plan(hub).steps if step.name == "llava-net-tiny-s0").needs
+
+
 def test_each_result_file_has_a_key_of_its_own():
     plain = step_keys(make_plan(study_from(SMALL)).steps, version="1", code=str)
     more = step_keys(make_plan(with_change("benchmarks.gqa", {})).steps, version="1", code=str)

@@ -88,9 +88,8 @@ class _Maker:
         )
 
     def _resolve(self, text: str, step: str, parents: list[str], needs: list[Path]) -> str:
-        """A text of a config with its ``$`` path replaced; ``timm:NAME@$weights/…`` has one after the ``@``."""
-        before, at, path = text.partition(f"@{MARK}") if text.startswith("timm:") else ("", "", text)
-        path = f"{MARK}{path}" if at else path
+        """A text of a config with its ``$`` path replaced, which stands behind an encoder's source."""
+        before, path = _behind_source(text)
         if not path.startswith(MARK):
             outside = outside_file(text)
             if outside is not None and not outside.is_relative_to(self.study.directory):
@@ -100,11 +99,11 @@ class _Maker:
         if name in self.study.paths:
             below = Path(self.study.paths[name], rest)
             needs.append(below)
-            return f"{before}{'@' if at else ''}{below}"
+            return f"{before}{below}"
         for made, maker in self.made_by.items():
             if f"{name}/{rest}" == made or f"{name}/{rest}".startswith(f"{made}/"):
                 parents.append(maker)
-                return str(self.study.directory / name / rest)
+                return f"{before}{self.study.directory / name / rest}"
         known = [f"{MARK}{made}" for made in (*self.made_by, *self.study.paths)]
         raise suggest(path, known, f"path in step '{step}'")
 
@@ -299,14 +298,28 @@ def has_text_tower(spec: str) -> bool:
             return "text_cfg" in json.loads(config.read_text(encoding="utf-8")).get("model_cfg", {})
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             return True  # the evaluation says what is wrong with it
-    return not spec.startswith("timm:")
+    return not spec.startswith(("timm:", "transformers:"))
+
+
+def _behind_source(text: str) -> tuple[str, str]:
+    """Split what comes before a path off: ``timm:NAME@FILE``, ``transformers:DIRECTORY``, or nothing."""
+    source, colon, rest = text.partition(":")
+    if source == "transformers" and colon:
+        return f"{source}:", rest
+    if source == "timm" and "@" in rest:
+        name, _, file = rest.rpartition("@")
+        return f"{source}:{name}@", file
+    return "", text
 
 
 def outside_file(text: str) -> Path | None:
-    """The file or directory that a config value names (``timm:NAME@FILE`` included), where there is one."""
+    """The file or directory that a config value names, an encoder's source included, where there is one."""
     if not text or "\n" in text or max(map(len, text.split("/"))) > _LONGEST_NAME:
         return None
-    path = Path(text.rpartition("@")[2] if text.startswith("timm:") else text)
+    before, name = _behind_source(text)
+    path = Path(name)
+    if before == "transformers:" and len(path.parts) <= 2 and not path.exists():
+        return None  # a name on the hub
     return path if path.is_absolute() or len(path.parts) > 1 else None
 
 
