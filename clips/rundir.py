@@ -42,7 +42,10 @@ def is_finished(output: str | Path, config: Any, inputs: Mapping[str, str]) -> b
         raise UserError(f"{directory}: exists and is not a training run; choose another output or remove it")
     finished, kept = (directory / MANIFEST).is_file(), checkpoints(directory)
     if finished or kept:
-        _refuse_other_config(directory, config, () if finished else config.may_change)
+        # Of an unfinished run the latest checkpoint counts, not an attempt that did not come to one.
+        _refuse_other_config(
+            directory, directory if finished else kept[-1], config, () if finished else config.may_change
+        )
         _refuse_other_inputs(directory, _inputs_of(directory) if finished else read_loop(kept[-1]).inputs, inputs)
     return finished
 
@@ -90,10 +93,10 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
     ]
 
 
-def _refuse_other_config(directory: Path, config: Any, may_change: Sequence[str]) -> None:
+def _refuse_other_config(directory: Path, recorded: Path, config: Any, may_change: Sequence[str]) -> None:
     there, here = (
         {name: _bound(value) for name, value in leaves(values) if not _is_under(name, (*_FREE, *may_change))}
-        for values in (read_run_config(directory), plain(config))
+        for values in (read_run_config(recorded), plain(config))
     )
     if found := difference(there, here):
         raise UserError(

@@ -9,11 +9,12 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from clips import architectures, recipes
-from clips.artifact import say
+from clips.artifact import MANIFEST, say
 from clips.average import Average
 from clips.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
 from clips.config import TrainConfig
@@ -42,14 +43,23 @@ def check_stages(stages: Sequence[TrainConfig]) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     for number, (before, stage) in enumerate(itertools.pairwise(stages), 2):
         try:
-            architectures.model_cfg(stage.model)
-            _refuse_uneven(stage.batch_size, processes)
-            if stage.model.architecture != before.model.architecture:
-                raise UserError(f"model.architecture: expected {before.model.architecture}, as in the stage before")
+            if _lasting(architectures.model_cfg(stage.model)) != _lasting(architectures.model_cfg(before.model)):
+                raise UserError(f"model: expected the towers of the stage before, {before.model.architecture}")
+            if not (Path(stage.output) / MANIFEST).is_file():
+                _refuse_uneven(stage.batch_size, processes)
             if stage.data.sources != before.data.sources:
                 open_data(stage)
         except UserError as error:
             raise UserError(f"stages[{number}]: {error}") from None
+
+
+def _lasting(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What of a ``model_cfg`` stages cannot change; timm names its trunks after their pictures' size."""
+    vision = {name: value for name, value in cfg["vision_cfg"].items() if name not in ("image_size", "patch_dropout")}
+    if trunk := vision.get("timm_model_name"):
+        vision["timm_model_name"] = trunk.rstrip("0123456789")
+    text = {name: value for name, value in cfg["text_cfg"].items() if name != "context_length"}
+    return {**cfg, "vision_cfg": vision, "text_cfg": text}
 
 
 def _refuse_uneven(batch_size: int, processes: int) -> None:

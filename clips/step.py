@@ -81,6 +81,7 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         run.loop, values["grad_norm"], run.config.optim.skip_spikes
     ):
         run.parallel.forget_gradient()
+        run.parallel.share_buffers()
         return {**values, "lr": 0.0}
 
     late_norm = run.parallel.update(rate)

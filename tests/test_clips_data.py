@@ -258,6 +258,19 @@ def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: in
             assert max(seen.values()) < 4 * 1580 / (80 + there)  # no sample stands in for all
 
 
+def test_a_missing_shard_counts_for_no_more_than_it_is(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(64,) * 16)
+    (folder / "sizes.json").write_text(json.dumps({f"shard-{number:05d}.tar": 64 for number in range(16)}))
+    data = training_data(folder, 16, shuffle_window=16)
+    missing = int(data.order.at(0).index) // 64
+    (folder / f"shard-{missing:05d}.tar").write_bytes(b"no tar at all")
+    data = training_data(folder, 16, shuffle_window=16)
+    steps = [next(batches(data, first_step=step, last_step=step + 1)) for step in range(64)]
+    bad = [entry for batch in steps for entry in batch["bad"]]
+    assert len(bad) == len(set(bad)) == 64  # each once, none for having been tried in another's place
+    assert all(len(batch["bad"]) <= 2 for batch in steps)
+
+
 def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(2,) * 60)
     (folder / "shard-00007.tar").write_bytes(b"")

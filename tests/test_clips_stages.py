@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.stages import stage_configs
+from clips.start import check_stages
 from clips.train import train
 
 STAGES = (
@@ -50,6 +51,26 @@ def test_stages_go_on_where_they_were_stopped(tmp_path: Path):
     assert (first.seed, second.seed) == (config.seed, config.seed + 1)
 
 
+def test_a_stage_may_have_another_name_for_the_same_towers(tmp_path: Path):
+    data = clips_world.write_shards(tmp_path / "data")
+    model = {"architecture": "ViT-B-16-SigLIP", "context_length": 12}
+    stages = ({"steps": 1}, {"steps": 1, "model.architecture": "ViT-B-16-SigLIP-384", "model.context_length": 20})
+    config = clips_world.train_config(data, tmp_path / "run", steps=None, model=model, stages=stages)
+    check_stages(stage_configs(config))
+
+
+def test_a_finished_stage_may_have_had_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = clips_world.write_shards(tmp_path / "data")
+    stages = ({"steps": 1}, {"steps": 1, "batch_size": 6}, {"steps": 1})
+    configs = stage_configs(clips_world.train_config(data, tmp_path / "run", steps=None, stages=stages))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=r"stages\[2\]: batch_size: expected a multiple of the 4 processes, got 6"):
+        check_stages(configs)
+    (tmp_path / "run.stages" / "2").mkdir(parents=True)
+    (tmp_path / "run.stages" / "2" / "manifest.json").write_text("{}")
+    check_stages(configs)
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -57,7 +78,10 @@ def test_stages_go_on_where_they_were_stopped(tmp_path: Path):
         ({"modle.image_size": 32}, r"stages\[2\]: unknown field 'modle.image_size'"),
         ({"batch_size": 0}, r"stages\[2\]: batch_size: expected 1 or more, got 0"),
         ({"model.image_size": 24}, r"stages\[2\]: model\.image_size: expected a multiple of the patch size 16, got 24"),
-        ({"model.architecture": "clips-s-16"}, r"stages\[2\]: model\.architecture: expected clips-tiny, as in"),
+        (
+            {"model.architecture": "clips-s-16"},
+            r"stages\[2\]: model: expected the towers of the stage before, clips-tiny",
+        ),
         ({"data.sources": [{"path": "gone.tar"}]}, r"stages\[2\]: gone\.tar: no such file"),
         ({"steps": 2, "samples": 8}, r"stages\[2\]: steps, samples, epochs: expected exactly one"),
     ],

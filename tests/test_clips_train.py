@@ -121,6 +121,9 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
                 patch.setattr(training, "training_step", stop_at(4))
             with pytest.raises(InterruptedError) if interrupted else contextlib.nullcontext():
                 train(clips_world.train_config(data, tmp_path / "run", **slower, may_change=["optim.learning_rate"]))
+        if interrupted:  # what it did not come to keep is no run to go on with
+            with pytest.raises(UserError, match=r"learning_rate is 0\.001 there and 0\.0005 now"):
+                train(clips_world.train_config(data, tmp_path / "run", **slower))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["changes"] == ["from step 5: optim.learning_rate 0.001 → 0.0005"]
     with pytest.raises(UserError, match="another config"):  # it is finished

@@ -147,5 +147,7 @@ def fetching(
 
 def _place_on_machine(rank: int, world_size: int) -> tuple[int, int]:
     """This process's number among those of its machine, whose ranks follow one another, and how many these are."""
+    if "LOCAL_RANK" not in os.environ:  # then each fetches for itself
+        return 0, 1
     local_size = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
-    return int(os.environ.get("LOCAL_RANK", "0")), int(local_size or world_size - rank)
+    return int(os.environ["LOCAL_RANK"]), int(local_size or world_size - rank)

@@ -153,15 +153,14 @@ class TrainingData(torch.utils.data.Dataset):
     def _next_good(self, position: int) -> dict[str, Any]:
         """The sample at ``position``, or another one drawn for it: what a shard lacks is replaced by many others."""
         bad: list[tuple[str, str]] = []
-        for ahead in _places_ahead(
-            len(self), self.order.lanes, np.random.default_rng([_REPLACEMENT, self.seed, position])
-        ):
+        for ahead in _places_ahead(len(self), self.order, np.random.default_rng([_REPLACEMENT, self.seed, position])):
             place = self.order.at(position, ahead=ahead)
             rng = self.order.generator(place)
             try:
                 sample = self.sources.read(place.index, rng)
                 image = self._image(place, sample, rng)
-                return {"image": image, **self.prepare(sample.web, sample.synthetic, rng), "bad": bad}
+                texts = self.prepare(sample.web, sample.synthetic, rng)
+                return {"image": image, **texts, "bad": bad[:1]}  # the others are counted at their own places
             except (BadSampleError, BadImageError) as error:
                 bad.append((self.sources.name(place.index), str(error)))
         raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][0]}: {bad[0][1]}")
@@ -187,7 +186,7 @@ class TrainingData(torch.utils.data.Dataset):
         return [source.describe() for source in self.parts]
 
 
-def _places_ahead(count: int, lanes: int, rng: np.random.Generator) -> Iterator[int]:
+def _places_ahead(count: int, order: Order, rng: np.random.Generator) -> Iterator[int]:
     """How far on in a stream of ``count`` samples a replacement is looked for.
 
     In the shards that this machine has, then in those of the same window, then anywhere.
@@ -196,7 +195,8 @@ def _places_ahead(count: int, lanes: int, rng: np.random.Generator) -> Iterator[
     if count <= 2 * _NEAR:
         yield from rng.permutation(np.arange(1, count)).tolist()
     else:
-        yield from (lanes * rng.integers(1, _NEAR, size=_NEAR // 16)).tolist()
+        near = min(_NEAR, max(2, order.part))
+        yield from (order.lanes * rng.integers(1, near, size=_NEAR // 16)).tolist()
         yield from rng.integers(1, _NEAR, size=_NEAR // 4).tolist()
         yield from rng.integers(1, count, size=4 * _NEAR).tolist()
 

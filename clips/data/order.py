@@ -61,10 +61,18 @@ class Order:
         self.samples = sum(map(sum, blocks))
         if weights is None:
             blocks = [[size for source in blocks for size in source]]
-        self._streams = [_Stream(sizes, (seed, number), window, self.lanes) for number, sizes in enumerate(blocks)]
+        self._streams = [
+            _Stream(sizes, (seed, number), window, self.lanes, batch_size) for number, sizes in enumerate(blocks)
+        ]
         self._starts = np.cumsum([0, *(stream.size for stream in self._streams)])
         self._first_blocks = np.cumsum([0, *(len(stream.blocks) for stream in self._streams)])
         self._quotas = _quotas(weights or [1.0])
+
+    @property
+    def part(self) -> int:
+        """About how many samples a lane has of a window; of all samples where there are no windows."""
+        count = sum(len(stream.blocks) for stream in self._streams)
+        return int(self.samples * min(1, (self.window or count) / count)) // self.lanes
 
     def __len__(self) -> int:
         """The number of samples, of all sources."""
@@ -125,19 +133,22 @@ class Order:
 class _Stream:
     """Every sample of one sequence of blocks once an epoch; the places in it belong to the lanes in turn."""
 
-    def __init__(self, blocks: Sequence[int], seed: tuple[int, int], window: int | None, lanes: int) -> None:
+    def __init__(
+        self, blocks: Sequence[int], seed: tuple[int, int], window: int | None, lanes: int, batch_size: int
+    ) -> None:
         self.blocks = np.asarray(blocks, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.blocks)[:-1]])
         self.size = int(self.blocks.sum())
         self.seed = seed
-        self.window, self.lanes = window, lanes
+        self.window, self.lanes, self.batch_size = window, lanes, batch_size
         # Processes that read ahead get the stream without what it remembers.
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
-        self._shuffled = functools.lru_cache(maxsize=4)(self._shuffle)
+        spanned = 0 if window is None else batch_size * len(self.blocks) // max(1, window * self.size)  # by a batch
+        self._shuffled = functools.lru_cache(maxsize=4 + spanned)(self._shuffle)
         self._whole = functools.lru_cache(maxsize=2)(functools.partial(_permutation, self.size, *self.seed))
 
-    def __reduce__(self) -> tuple[type[_Stream], tuple[list[int], tuple[int, int], int | None, int]]:
-        return _Stream, (self.blocks.tolist(), self.seed, self.window, self.lanes)
+    def __reduce__(self) -> tuple[type[_Stream], tuple[list[int], tuple[int, int], int | None, int, int]]:
+        return _Stream, (self.blocks.tolist(), self.seed, self.window, self.lanes, self.batch_size)
 
     def at(self, position: int) -> Place:
         epoch, place = divmod(position, self.size)

@@ -64,10 +64,10 @@ class DataParallel:
         self.optimizer.step()
         self.forget_gradient()
         self.encoder.clamp_logit_scale()
-        self._share_buffers()
+        self.share_buffers()
         return None
 
-    def _share_buffers(self) -> None:
+    def share_buffers(self) -> None:
         """Batch norms' statistics are the main process's, everywhere: so they are the same after a resume."""
         for buffer in self._statistics if self.processes.count > 1 else ():
             dist.broadcast(buffer, 0)

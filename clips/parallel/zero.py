@@ -75,7 +75,7 @@ class Zero(DataParallel):
         allowed = value.clamp(0.0, LARGEST_LOGIT_SCALE)
         if scale.requires_grad and not torch.equal(allowed, value):
             self._set(scale, allowed)
-        self._share_buffers()
+        self.share_buffers()
         return float(self.model.get_global_grad_norm())
 
     def forget_gradient(self) -> None:
