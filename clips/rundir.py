@@ -42,10 +42,8 @@ def is_finished(output: str | Path, config: Any, inputs: Mapping[str, str]) -> b
         raise UserError(f"{directory}: exists and is not a training run; choose another output or remove it")
     finished, kept = (directory / MANIFEST).is_file(), checkpoints(directory)
     if finished or kept:
-        # Of an unfinished run the latest checkpoint counts, not an attempt that did not come to one.
-        _refuse_other_config(
-            directory, directory if finished else kept[-1], config, () if finished else config.may_change
-        )
+        recorded = directory if finished else kept[-1]  # the latest attempt may not have come to a checkpoint
+        _refuse_other_config(directory, recorded, config, () if finished else config.may_change)
         _refuse_other_inputs(directory, _inputs_of(directory) if finished else read_loop(kept[-1]).inputs, inputs)
     return finished
 
