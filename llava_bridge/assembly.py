@@ -1,14 +1,15 @@
 """An encoder and an LLM become a transformers LLaVA with its processor.
 
-The projector is LLaVA-1.5's ``mlp2x_gelu`` (two linear layers with GELU between), initialised as PyTorch
+The projector is by default LLaVA-1.5's ``mlp2x_gelu`` (two linear layers with GELU between), initialised as PyTorch
 initialises linear layers, which is what the original LLaVA does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -19,15 +20,15 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
 from llava_bridge.chat import IMAGE, Chat, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Pixels
+from llava_bridge.llava import BridgeLlavaConfig, BridgeLlavaForConditionalGeneration, new_projector
 from llava_bridge.parts import check_llm
-from llava_bridge.registration import register
+from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
 from llava_bridge.vision import EncoderVisionModel, feature_layer, vision_model
 
 PAD = "<pad>"
@@ -42,8 +43,10 @@ class Assembly:
         encoder: see :mod:`llava_bridge.encoders`.
         llm: a directory with a transformers causal LM and its tokenizer.
         image_size: side of the pictures in pixels; None takes the encoder's own.
-        feature_layer: which hidden state of the encoder the LLM sees (-1 is the last); None takes the source's
-            default: -2 for ViTs, -1 (the last feature map) for timm trunks.
+        feature_layer: which hidden state of the encoder the LLM sees (-1 is the last), or several side by side; None
+            takes the source's default: -2 for ViTs, -1 (the last feature map) for timm trunks.
+        features: ``patch``, or ``cls_patch`` with the class token before them.
+        projector: what makes tokens of the LLM of them.
         chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
         seed: for the projector and for an encoder without weights.
     """
@@ -51,7 +54,9 @@ class Assembly:
     encoder: str
     llm: str
     image_size: int | None = None
-    feature_layer: int | None = None
+    feature_layer: int | Sequence[int] | None = None
+    features: Literal["patch", "cls_patch"] = "patch"
+    projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
     seed: int = 0
 
@@ -62,34 +67,48 @@ def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProce
     Raises:
         UserError: an encoder or LLM that is missing, incomplete or does not fit.
     """
-    register()
     torch.manual_seed(parts.seed)
     encoder = load_encoder(parts.encoder, parts.image_size)
     vision = vision_model(encoder, parts.feature_layer)
     tokenizer = load_tokenizer(parts.llm)
     llm = load_llm(parts.llm)
     add_tokens(tokenizer, llm)
-    config = LlavaConfig(
+    layers = feature_layer(vision.tower, parts.feature_layer)
+    whole = parts.features == "cls_patch"
+    if whole and not vision.config.class_token:
+        raise UserError(f"features: expected patch, as {parts.encoder} has no class token, got cls_patch")
+    shape = Shape(
+        patches=(vision.config.image_size // vision.config.patch_size) ** 2,
+        width=vision.config.hidden_size * (len(layers) if isinstance(layers, list) else 1),
+        llm=llm.config.hidden_size,
+        extra=int(whole),
+    )
+    ours: dict[str, Any] = {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
+    stock = parts.projector.is_stock
+    config = (LlavaConfig if stock else BridgeLlavaConfig)(
         vision_config=vision.config,
         text_config=llm.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(vision.config.image_size // vision.config.patch_size) ** 2,
+        image_seq_length=tokens_of(parts.projector, shape),
         projector_hidden_act="gelu",
-        vision_feature_select_strategy="default" if vision.config.class_token else "full",
-        vision_feature_layer=feature_layer(vision.tower, parts.feature_layer),
+        vision_feature_select_strategy="default" if vision.config.class_token and not whole else "full",
+        vision_feature_layer=layers,
         tie_word_embeddings=llm.config.tie_word_embeddings,
+        **({} if stock else ours),
     )
     model = _join(config, vision, llm)
-    processor = make_processor(tokenizer, encoder.pixels, vision, parts.chat_template)
+    processor = make_processor(tokenizer, encoder.pixels, config, parts.chat_template)
     set_generation(model, processor)
     return model, processor
 
 
 def _join(config: LlavaConfig, vision: EncoderVisionModel, llm: Any) -> LlavaForConditionalGeneration:
     """A LLaVA around existing parts; only the projector's weights are new."""
+    ours = isinstance(config, BridgeLlavaConfig)
+    kind: Any = BridgeLlavaForConditionalGeneration if ours else LlavaForConditionalGeneration
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    projector = LlavaMultiModalProjector(config)
+        model = kind(config)
+    projector = new_projector(config)
     model.model.vision_tower = vision
     model.model.multi_modal_projector = projector
     model.model.language_model = llm.base_model
@@ -111,8 +130,12 @@ def make_stock(model: LlavaForConditionalGeneration) -> bool:
     return True
 
 
-def make_processor(tokenizer: Any, pixels: Pixels, vision: EncoderVisionModel, template: str) -> LlavaProcessor:
-    """The processor: squashing image preprocessing, tokenizer, chat template, tokens per picture."""
+def make_processor(tokenizer: Any, pixels: Pixels, config: LlavaConfig, template: str) -> LlavaProcessor:
+    """The processor: squashing image preprocessing, tokenizer, chat template, tokens per picture.
+
+    transformers' processor counts a picture's tokens by the size of its patches. It is told of one patch as large as
+    the picture, and of as many additional tokens as there are besides: so the count is right with any projector.
+    """
     image_processor = CLIPImageProcessor(
         size={"height": pixels.size, "width": pixels.size},
         resample=_RESAMPLE[pixels.interpolation],
@@ -126,10 +149,10 @@ def make_processor(tokenizer: Any, pixels: Pixels, vision: EncoderVisionModel, t
     return LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=vision.config.patch_size,
-        vision_feature_select_strategy="default" if vision.config.class_token else "full",
+        patch_size=pixels.size,
+        vision_feature_select_strategy="full",
         chat_template=chat_template,
-        num_additional_image_tokens=int(vision.config.class_token),
+        num_additional_image_tokens=config.image_seq_length - 1,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from clips.errors import UserError, suggest
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.llm import SmallLlamaConfig
+from llava_bridge.projectors import ProjectorConfig
 
 STAGES = ("pretrain", "align", "instruct")
 """In the order in which they can follow each other."""
@@ -97,8 +98,10 @@ class TrainConfig:
             makes a new one (``new_llm``); given, ``pretrain`` trains it further.
         image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learnt
             positions are interpolated.
-        feature_layer: hidden state of the encoder that the LLM sees; None: -2 for ViTs and CLIP's
-            ResNets, -1 for timm trunks.
+        feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
+            for ViTs and CLIP's ResNets, -1 for timm trunks.
+        features: ``patch`` leaves the class token out, ``cls_patch`` does not.
+        projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
         new_llm: the LLM that ``pretrain`` makes.
         pretrain: trains the LLM without pictures, on text (source ``text``) or on conversations.
@@ -121,7 +124,9 @@ class TrainConfig:
     encoder: str | None = None
     llm: str | None = None
     image_size: int | None = None
-    feature_layer: int | None = None
+    feature_layer: int | list[int] | None = None
+    features: Literal["patch", "cls_patch"] = "patch"
+    projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(

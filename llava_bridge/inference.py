@@ -31,11 +31,8 @@ def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, A
     Raises:
         UserError: it is not a LLaVA directory, or not all of its weights are there.
     """
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from llava_bridge.registration import register
-
-    register()
     path = Path(directory)
     if not (path / "config.json").is_file():
         what = "no config.json in it" if path.is_dir() else "no such directory"
@@ -44,7 +41,7 @@ def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, A
         raise UserError(f"{path}: no weights here (expected *.safetensors)")
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
-    model = load_pretrained(LlavaForConditionalGeneration, path, f"{path}: this LLaVA", dtype=dtype)
+    model = load_pretrained(AutoModelForImageTextToText, path, f"{path}: this LLaVA", dtype=dtype)
     with refusing(f"{path}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(path)
     return model.to(chosen).eval(), processor

@@ -1,12 +1,14 @@
-"""Make transformers know our vision tower as soon as, and only if, its LLaVA is imported.
+"""Make transformers know our models as soon as, and only if, its Auto classes are imported.
 
-``import llava_bridge`` must teach transformers the tower's config and class, but importing transformers'
-modelling code takes many seconds, which commands such as ``llava-bridge --help`` should not pay. So the
-registration waits on the import of LLaVA's config module, through which every way of loading a LLaVA goes.
+``import llava_bridge`` must teach transformers the configs of our tower and LLaVA, but importing transformers takes
+many seconds, which commands such as ``llava-bridge --help`` should not pay. So the configs are registered when the
+modules that they need have been imported, and the models when one of their configs is made for the first time.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -14,36 +16,55 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-AWAITED = "transformers.models.llava.configuration_llava"
+CONFIGS = "transformers.models.auto.configuration_auto"
+MODELS = "transformers.models.auto.modeling_auto"
+LLAVA = "transformers.models.llava.configuration_llava"
+"""Our configs can be made once this one is there, which needs the first; the second must not be half imported then."""
 
 
 def register_on_import() -> None:
-    """Register the tower now if transformers' LLaVA is already imported, else at the moment it is."""
-    if AWAITED in sys.modules:
-        register()
+    """Register the configs now if ``AutoConfig`` is already imported, else at the moment it is."""
+    if CONFIGS in sys.modules:
+        register_configs()
     elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Waiter())
 
 
-def register() -> None:
-    """Enter the tower into transformers' ``AutoConfig`` and ``AutoModel``; calling it again does nothing."""
-    from transformers import AutoConfig, AutoModel
+def register_configs() -> None:
+    """Enter our configs into transformers' ``AutoConfig``; calling it again does nothing."""
+    from transformers import AutoConfig
 
-    from llava_bridge.vision import EncoderVisionConfig, EncoderVisionModel
+    from llava_bridge.model_configs import BridgeLlavaConfig, EncoderVisionConfig
 
-    AutoConfig.register(EncoderVisionConfig.model_type, EncoderVisionConfig, exist_ok=True)
+    for config in (EncoderVisionConfig, BridgeLlavaConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+@functools.cache
+def register_models() -> None:
+    """Enter our models into transformers' Auto classes."""
+    from transformers import AutoModel, AutoModelForImageTextToText
+
+    from llava_bridge.llava import BridgeLlavaForConditionalGeneration
+    from llava_bridge.model_configs import BridgeLlavaConfig, EncoderVisionConfig
+    from llava_bridge.vision import EncoderVisionModel
+
     AutoModel.register(EncoderVisionConfig, EncoderVisionModel, exist_ok=True)
+    AutoModelForImageTextToText.register(BridgeLlavaConfig, BridgeLlavaForConditionalGeneration, exist_ok=True)
 
 
 class _Waiter(importlib.abc.MetaPathFinder):
-    """Sees the awaited module being imported, steps aside, and registers once the module is complete."""
+    """Sees the awaited modules being imported."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != AWAITED:
+        if name not in (CONFIGS, MODELS, LLAVA) or name in self.seen:
             return None
-        sys.meta_path.remove(self)
+        self.seen.add(name)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader)
@@ -59,4 +80,7 @@ class _ThenRegister(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        register()
+        if module.__name__ == LLAVA:
+            register_configs()
+        elif LLAVA not in sys.modules and (module.__name__ == MODELS or MODELS not in sys.modules):
+            importlib.import_module(LLAVA)  # what is among sys.modules is in the middle of importing this one

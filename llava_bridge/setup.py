@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration, default_data_collator
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 
 from clips.errors import UserError
 from llava_bridge.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
@@ -88,8 +88,9 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
     stage = config.stage(name)
     samples = [sample for data in stage.data for sample in read_samples(data)]
     before = start_directory(config, name, work)
+    model: Any
     if before is not None and before.parent.name == "align":
-        model = LlavaForConditionalGeneration.from_pretrained(before, dtype=torch.float32)
+        model = AutoModelForImageTextToText.from_pretrained(before, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(before)
     else:
         assert config.encoder is not None
@@ -99,6 +100,8 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
                 llm=str(before or config.llm),
                 image_size=config.image_size,
                 feature_layer=config.feature_layer,
+                features=config.features,
+                projector=config.projector,
                 chat_template=config.chat_template,
                 seed=config.seed,
             )

@@ -8,43 +8,19 @@ Legend: B pictures, S side in pixels, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.errors import UserError
 from clips.loading import refusing
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
-
-
-class EncoderVisionConfig(PretrainedConfig):
-    """All that is needed to build the tower again.
-
-    Args:
-        source: the entry of :data:`llava_bridge.encoders.SOURCES` that builds the tower.
-        architecture: what that entry needs.
-        hidden_size: D.
-        num_hidden_layers: index of the last hidden state.
-        image_size: S.
-        patch_size: S divided by the side of the token grid.
-        class_token: whether token 0 of each hidden state is a class token.
-    """
-
-    model_type = "llava_bridge_encoder"
-    base_config_key = "vision_config"
-
-    source: str = "open_clip"
-    architecture: dict[str, Any] | None = None
-    hidden_size: int = 0
-    num_hidden_layers: int = 0
-    image_size: int = 0
-    patch_size: int = 1
-    class_token: bool = True
+from llava_bridge.model_configs import EncoderVisionConfig
 
 
 class EncoderVisionModel(PreTrainedModel):
@@ -130,12 +106,13 @@ def _save_all_buffers(tower: nn.Module) -> set[str]:
     return set(tower.state_dict()) - saved
 
 
-def vision_model(encoder: Encoder, layer: int | None = None) -> EncoderVisionModel:
+def vision_model(encoder: Encoder, layer: int | Sequence[int] | None = None) -> EncoderVisionModel:
     """The tower of ``encoder`` with its weights, frozen, in float32.
 
     Args:
         encoder: what was read from its source.
-        layer: the hidden state whose grid and width the config states; None takes the tower's default.
+        layer: the hidden state whose grid and width the config states, or several that share them; None takes the
+            tower's default.
 
     Raises:
         UserError: no such architecture, the weights do not fit it, there is no such state, or it is no square grid.
@@ -147,9 +124,15 @@ def vision_model(encoder: Encoder, layer: int | None = None) -> EncoderVisionMod
     if encoder.weights is not None:
         computed = {name: value for name, value in model.tower.named_buffers() if name in model.computed_buffers}
         load_weights(model.tower, {**computed, **encoder.weights}, where)
-    layer = feature_layer(model.tower, layer)
+    chosen = feature_layer(model.tower, layer)
     with refusing(f"image_size: {where} cannot take pictures of {encoder.pixels.size} px"):
-        grid, width = measure(model.tower, encoder.pixels.size, layer, where)
+        shapes = {
+            measure(model.tower, encoder.pixels.size, one, where)
+            for one in (chosen if isinstance(chosen, list) else [chosen])
+        }
+    if len(shapes) > 1:
+        raise UserError(f"feature_layer: the states {chosen} of {where} differ in grid or width; expected one of them")
+    grid, width = shapes.pop()
     config.hidden_size = width
     config.num_hidden_layers = model.tower.depth
     config.image_size = encoder.pixels.size
@@ -159,17 +142,20 @@ def vision_model(encoder: Encoder, layer: int | None = None) -> EncoderVisionMod
     return model.eval()
 
 
-def feature_layer(tower: VisionTower, wanted: int | None) -> int:
-    """The hidden state that the LLM sees: ``wanted``, or the tower's default if None.
+def feature_layer(tower: VisionTower, wanted: int | Sequence[int] | None) -> int | list[int]:
+    """The hidden state that the LLM sees, or those side by side: ``wanted``, or the tower's default if None.
 
     Raises:
         UserError: there is no such state.
     """
-    layer = tower.default_layer if wanted is None else wanted
-    if not -tower.depth - 1 <= layer <= tower.depth:
-        only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
-        raise UserError(f"feature_layer: this encoder has {only}, got {layer}")
-    return layer
+    if wanted is None:
+        return tower.default_layer
+    layers = [wanted] if isinstance(wanted, int) else list(wanted)
+    for layer in layers:
+        if not -tower.depth - 1 <= layer <= tower.depth:
+            only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
+            raise UserError(f"feature_layer: this encoder has {only}, got {layer}")
+    return layers[0] if len(layers) == 1 else layers
 
 
 def _plain(value: Any) -> Any:

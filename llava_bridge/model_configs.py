@@ -1,0 +1,56 @@
+"""The configs of our vision tower and of LLaVAs with our projectors, without the models that they describe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlavaConfig, PretrainedConfig
+
+from llava_bridge.registration import register_models
+
+
+class EncoderVisionConfig(PretrainedConfig):
+    """All that is needed to build the tower again.
+
+    Args:
+        source: the entry of :data:`llava_bridge.encoders.SOURCES` that builds the tower.
+        architecture: what that entry needs.
+        hidden_size: D.
+        num_hidden_layers: index of the last hidden state.
+        image_size: S.
+        patch_size: S divided by the side of the token grid.
+        class_token: whether token 0 of each hidden state is a class token.
+    """
+
+    model_type = "llava_bridge_encoder"
+    base_config_key = "vision_config"
+
+    source: str = "open_clip"
+    architecture: dict[str, Any] | None = None
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    image_size: int = 0
+    patch_size: int = 1
+    class_token: bool = True
+
+    def __post_init__(self, **fields: Any) -> None:
+        register_models()  # not before: transformers may still be in the middle of importing what they need
+        super().__post_init__(**fields)
+
+
+class BridgeLlavaConfig(LlavaConfig):
+    """A LLaVA's config that also says which projector stands between encoder and LLM.
+
+    Args:
+        projector: the fields of :class:`llava_bridge.projectors.ProjectorConfig`.
+        projector_shape: those of :class:`llava_bridge.projectors.Shape`.
+    """
+
+    model_type = "llava_bridge"
+
+    projector: dict[str, Any] | None = None
+    projector_shape: dict[str, Any] | None = None
+
+    def __post_init__(self, **fields: Any) -> None:
+        register_models()  # not before: transformers may still be in the middle of importing what they need
+        super().__post_init__(**fields)

@@ -1,0 +1,159 @@
+"""Projectors: from an encoder's features to what the LLM reads; one entry of :data:`PROJECTORS` each.
+
+Nothing heavy is imported here: configs are read before torch is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from clips.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT = "mlp2x_gelu"
+"""LLaVA-1.5's, which transformers' own LLaVA has: a LLaVA with it needs no class of ours."""
+_MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """How features become tokens of the LLM.
+
+    Args:
+        name: mlp2x_gelu (LLaVA-1.5's; any number of layers: mlp3x_gelu), linear (LLaVA's first), pixel_shuffle
+            (InternVL's: ``factor``² neighbours become one token), pool (their mean becomes one token), c_abstractor
+            (Honeybee's: convolutions around a pooling to ``tokens``), perceiver (Flamingo's resampler: ``tokens``
+            learnt queries that attend to the features).
+        factor: of pixel_shuffle and pool: it divides the side of the encoder's grid.
+        tokens: of c_abstractor (a square number) and perceiver: how many the LLM gets for a picture.
+        depth: of c_abstractor: blocks before and after the pooling; of perceiver: layers.
+        heads: of perceiver.
+    """
+
+    name: str = DEFAULT
+    factor: int = 2
+    tokens: int = 144
+    depth: int = 3
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        _entry(self)
+        for field in ("factor", "tokens", "depth", "heads"):
+            if getattr(self, field) < 1:
+                raise UserError(f"projector.{field}: expected 1 or more, got {getattr(self, field)}")
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether it is transformers' own."""
+        return self.name == DEFAULT
+
+    @property
+    def mlp_depth(self) -> int:
+        """Of ``mlpNx_gelu``: N."""
+        found = _MLP.fullmatch(self.name)
+        assert found is not None
+        return int(found[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a projector stands between: ``patches`` features of ``width``, and an LLM of width ``llm``.
+
+    ``extra`` features, the class token's, stand before those of the patches.
+    """
+
+    patches: int
+    width: int
+    llm: int
+    extra: int = 0
+
+    @property
+    def grid(self) -> int:
+        """The side of the square of patches."""
+        return math.isqrt(self.patches)
+
+
+def tokens_of(config: ProjectorConfig, shape: Shape) -> int:
+    """How many tokens the LLM gets for a picture.
+
+    Raises:
+        UserError: the projector does not fit the encoder's grid.
+    """
+    return _entry(config).tokens(config, shape)
+
+
+def build(config: ProjectorConfig, shape: Shape) -> nn.Module:
+    """A new projector; seed torch before."""
+    tokens_of(config, shape)  # refuses what does not fit
+    modules = importlib.import_module("llava_bridge.projectors.modules")
+    return getattr(modules, _entry(config).module)(config, shape)
+
+
+# ---------------------------------------------------------------- how many tokens
+
+
+def _one_each(config: ProjectorConfig, shape: Shape) -> int:
+    return shape.extra + shape.patches
+
+
+def _by_factor(config: ProjectorConfig, shape: Shape) -> int:
+    _refuse_extra(config, shape)
+    if shape.grid % config.factor:
+        raise UserError(
+            f"projector.factor: expected a divisor of {shape.grid}, the side of the encoder's grid, got {config.factor}"
+        )
+    return (shape.grid // config.factor) ** 2
+
+
+def _square(config: ProjectorConfig, shape: Shape) -> int:
+    _refuse_extra(config, shape)
+    if math.isqrt(config.tokens) ** 2 != config.tokens or config.tokens > shape.patches:
+        raise UserError(
+            f"projector.tokens: expected a square number up to {shape.patches}, the encoder's patches, "
+            f"got {config.tokens}"
+        )
+    return config.tokens
+
+
+def _asked_for(config: ProjectorConfig, shape: Shape) -> int:
+    if shape.width % config.heads:
+        raise UserError(
+            f"projector.heads: expected a divisor of {shape.width}, the encoder's width, got {config.heads}"
+        )
+    return config.tokens
+
+
+def _refuse_extra(config: ProjectorConfig, shape: Shape) -> None:
+    if shape.extra:
+        raise UserError(f"features: expected patch, which alone {config.name} takes, got cls_patch")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Projector:
+    module: str
+    tokens: Callable[[ProjectorConfig, Shape], int]
+
+
+PROJECTORS: dict[str, _Projector] = {
+    DEFAULT: _Projector("Mlp", _one_each),
+    "linear": _Projector("Linear", _one_each),
+    "pixel_shuffle": _Projector("PixelShuffle", _by_factor),
+    "pool": _Projector("Pool", _by_factor),
+    "c_abstractor": _Projector("CAbstractor", _square),
+    "perceiver": _Projector("Perceiver", _asked_for),
+}
+"""Name → its class in :mod:`llava_bridge.projectors.modules`, and how many tokens it gives; mlpNx_gelu for any N."""
+
+
+def _entry(config: ProjectorConfig) -> _Projector:
+    name = DEFAULT if _MLP.fullmatch(config.name) else config.name
+    if name not in PROJECTORS:
+        raise suggest(name, PROJECTORS, "projector")
+    return PROJECTORS[name]

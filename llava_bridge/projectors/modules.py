@@ -1,0 +1,158 @@
+"""The projectors' modules: each is made from (config, shape) and takes features (B, extra + G², D) to (B, M, W).
+
+Legend: B pictures, G side of the encoder's grid, D its width (times the number of feature layers), M tokens that the
+LLM gets, W its width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from llava_bridge.projectors import ProjectorConfig, Shape
+
+
+def mlp(depth: int, width: int, llm: int) -> nn.Sequential:
+    """``depth`` linear layers with GELU between them."""
+    layers: list[nn.Module] = [nn.Linear(width, llm)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Linear(llm, llm)]
+    return nn.Sequential(*layers)
+
+
+class Mlp(nn.Sequential):
+    """Each feature by itself through as many linear layers as the name says."""
+
+    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+        super().__init__(*mlp(config.mlp_depth, shape.width, shape.llm))
+
+
+class Linear(nn.Linear):
+    """Each feature by itself, as in the first LLaVA (arXiv 2304.08485)."""
+
+    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+        super().__init__(shape.width, shape.llm)
+
+
+class PixelShuffle(nn.Module):
+    """Neighbours' features side by side, normalised, through an MLP of two layers.
+
+    Source: InternVL 1.5 (arXiv 2404.16821, section 3.1), ``mlp1`` of its reference code.
+    """
+
+    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+        super().__init__()
+        self.factor = config.factor
+        width = shape.width * self.factor**2
+        self.norm = nn.LayerNorm(width)
+        self.mlp = mlp(2, width, shape.llm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, G², D) to (B, (G / factor)², W)."""
+        return self.mlp(self.norm(_neighbours(features, self.factor).flatten(2)))
+
+
+class Pool(nn.Module):
+    """The mean of neighbours' features, through LLaVA's MLP."""
+
+    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+        super().__init__()
+        self.factor = config.factor
+        self.mlp = mlp(2, shape.width, shape.llm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, G², D) to (B, (G / factor)², W)."""
+        return self.mlp(_neighbours(features, self.factor).mean(2))
+
+
+def _neighbours(features: Tensor, factor: int) -> Tensor:
+    """(B, G², D) to (B, (G / factor)², factor², D)."""
+    rows, side = len(features), math.isqrt(features.shape[1])
+    cells = features.reshape(rows, side // factor, factor, side // factor, factor, -1)
+    return cells.transpose(2, 3).reshape(rows, (side // factor) ** 2, factor**2, -1)
+
+
+class CAbstractor(nn.Module):
+    """Residual convolutions, pooling to a square of tokens, residual convolutions, and an MLP.
+
+    Source: Honeybee (arXiv 2312.06742, section 3.2): RegNet stages with squeeze-and-excitation around an adaptive
+    average pooling, learnt positions at the input.
+    """
+
+    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+        super().__init__()
+        from timm.layers import LayerNormAct2d
+        from timm.models.regnet import RegStage
+
+        self.side = math.isqrt(config.tokens)
+        self.positions = nn.Parameter(torch.zeros(1, shape.patches, shape.width))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+        def stage() -> nn.Module:
+            found = RegStage(
+                config.depth,
+                shape.width,
+                shape.width,
+                stride=1,
+                dilation=1,
+                group_size=_group(shape.width),
+                act_layer=nn.SiLU,
+                norm_layer=LayerNormAct2d,
+            )
+            found.grad_checkpointing = False
+            return found
+
+        self.before, self.after = stage(), stage()
+        self.pool = nn.AdaptiveAvgPool2d(self.side)
+        self.mlp = mlp(2, shape.width, shape.llm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, G², D) to (B, M, W)."""
+        rows, side = features + self.positions, math.isqrt(features.shape[1])
+        picture = rows.transpose(1, 2).unflatten(2, (side, side))
+        return self.mlp(self.after(self.pool(self.before(picture))).flatten(2).transpose(1, 2))
+
+
+def _group(width: int) -> int:
+    """Channels of a group of convolutions: RegNet's 64, or the largest that divides a narrow width."""
+    return math.gcd(width, 64)
+
+
+class Perceiver(nn.Module):
+    """Learnt queries that attend to the features and to each other.
+
+    Source: Flamingo (arXiv 2204.14198, section 3.1.1): keys and values are features and queries together.
+    """
+
+    def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(config.tokens, shape.width) * 0.02)
+        self.layers = nn.ModuleList(PerceiverLayer(shape.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(shape.width)
+        self.out = nn.Linear(shape.width, shape.llm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D) to (B, M, W)."""
+        queries = self.queries.to(features.dtype).expand(len(features), -1, -1)
+        for layer in self.layers:
+            queries = layer(queries, features)
+        return self.out(self.norm(queries))
+
+
+class PerceiverLayer(nn.Module):
+    """Attention of the queries, then an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_queries, self.norm_features, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
+        self.attention = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, queries: Tensor, features: Tensor) -> Tensor:
+        """(B, M, D) and (B, N, D) to (B, M, D)."""
+        normed = self.norm_queries(queries)
+        seen = torch.cat([self.norm_features(features), normed], dim=1)
+        queries = queries + self.attention(normed, seen, seen, need_weights=False)[0]
+        return queries + self.mlp(self.norm_mlp(queries))
