@@ -18,36 +18,16 @@ from typing import Any
 
 from clips.errors import UserError, suggest
 from clips.loading import refusing
+from llava_bridge.templates import TEMPLATES
 
 IMAGE = "<image>"
 IGNORED = -100
 """The label of a token that is not learnt (PyTorch's and transformers' convention)."""
 
-TEMPLATES: dict[str, str] = {
-    # Vicuna's turns as LLaVA-1.5 uses them, without its preamble; for LLMs that bring no template.
-    "vicuna": (
-        "{{- bos_token if bos_token else '' -}}"
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}{{ message['content'] + ' ' }}"
-        "{%- elif message['role'] == 'user' -%}{{ 'USER: ' + message['content'] + ' ' }}"
-        "{%- else -%}{{ 'ASSISTANT: ' + message['content'] + eos_token }}{%- endif -%}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
-    ),
-    # One token begins each turn: for the small LLMs made here, whose contexts are short and whose steps are dear.
-    "turns": (
-        "{{- bos_token if bos_token else '' -}}"
-        "{%- for message in messages -%}"
-        "{%- if message['role'] == 'system' -%}{{ message['content'] + ' ' }}"
-        "{%- elif message['role'] == 'user' -%}{{ '<|user|> ' + message['content'] }}"
-        "{%- else -%}{{ '<|assistant|> ' + message['content'] + eos_token }}{%- endif -%}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
-    ),
-}
-
-# Written before any template: content given as a list of parts (transformers' multimodal form) becomes text.
+# Written before any template: content given as a list of parts (transformers' multimodal form) becomes text, and
+# Qwen 3 is told not to think, which no data here teach it.
 _FLATTEN = (
+    "{%- set enable_thinking = false -%}"
     "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
     "{%- set joined = namespace(text='') -%}"
@@ -114,7 +94,8 @@ class Chat:
         self.template = template
         self.image_tokens = image_tokens
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE)
-        special = sorted(set(tokenizer.all_special_tokens) - {IMAGE}, key=len, reverse=True)
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}  # Phi's <|end|>, say
+        special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
         with refusing("chat_template: it cannot render a question and its answer"):
             self.end_token, self._lead = self._find_borders()

@@ -102,7 +102,8 @@ class TrainConfig:
             for ViTs and CLIP's ResNets, -1 for timm trunks.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
         projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
-        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
+        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
+            LLaVA-1.5's preamble), llama_2, llama_3, chatml (Qwen, SmolLM), mistral, gemma, phi_3, tulu (OLMo), turns.
         new_llm: the LLM that ``pretrain`` makes.
         pretrain: trains the LLM without pictures, on text (source ``text``) or on conversations.
         align: trains the projector only.

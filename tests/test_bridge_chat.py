@@ -83,6 +83,117 @@ def test_what_is_asked_is_what_was_trained(own: str | None, tokenizer: Any) -> N
     assert all(label == IGNORED for label in whole.labels[len(prompt) - 3 : len(prompt)])
 
 
+ENDS = {"llama_3": "<|eot_id|>", "chatml": "<|im_end|>", "gemma": "<end_of_turn>", "phi_3": "<|end|>"}
+MARKS = {
+    "llama_3": ("<|start_header_id|>", "<|end_header_id|>"),
+    "chatml": ("<|im_start|>",),
+    "gemma": ("<start_of_turn>",),
+    "phi_3": ("<|user|>", "<|assistant|>", "<|system|>"),
+}
+SYSTEM = {"role": "system", "content": "Be brief."}
+PREAMBLE = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+WRITTEN = {  # the whole of TALK, written by hand; what is learnt stands between guillemets
+    "vicuna": "<s>USER: <image>\nWhat colour is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
+    "vicuna_v1": f"<s>{PREAMBLE}USER: <image>\nWhat colour is it? ASSISTANT: «red</s>»USER: Sure? ASSISTANT: «yes</s>»",
+    "turns": "<s><|user|> <image>\nWhat colour is it?<|assistant|> «red</s>»<|user|> Sure?<|assistant|> «yes</s>»",
+    "llama_2": "<s>[INST] <image>\nWhat colour is it? [/INST] «red </s>»<s>[INST] Sure? [/INST] «yes </s>»",
+    "llama_3": (
+        "<s><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat colour is it?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«red<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
+    ),
+    "chatml": (
+        "<|im_start|>user\n<image>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\n«red<|im_end|>»\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n«yes<|im_end|>»\n"
+    ),
+    "mistral": "<s>[INST] <image>\nWhat colour is it? [/INST] «red</s>»[INST] Sure? [/INST] «yes</s>»",
+    "gemma": (
+        "<s><start_of_turn>user\n<image>\nWhat colour is it?<end_of_turn>\n<start_of_turn>model\n«red<end_of_turn>»\n"
+        "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\n«yes<end_of_turn>»\n"
+    ),
+    "phi_3": (
+        "<s><|user|>\n<image>\nWhat colour is it?<|end|>\n<|assistant|>\n«red<|end|>»\n"
+        "<|user|>\nSure?<|end|>\n<|assistant|>\n«yes<|end|>»\n"
+    ),
+    "tulu": (
+        "<s><|user|>\n<image>\nWhat colour is it?\n<|assistant|>\n«red</s>»\n"
+        "<|user|>\nSure?\n<|assistant|>\n«yes</s>»\n"
+    ),
+}
+WITH_SYSTEM = {  # how it begins when the system says "Be brief."
+    "vicuna": "<s>Be brief. USER: ",
+    "vicuna_v1": "<s>Be brief. USER: ",
+    "turns": "<s>Be brief. <|user|> ",
+    "llama_2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>",
+    "llama_3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user",
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
+    "mistral": "<s>[INST] Be brief.\n\n<image>",
+    "gemma": "<s><start_of_turn>user\nBe brief.\n\n<image>",
+    "phi_3": "<s><|system|>\nBe brief.<|end|>\n<|user|>\n",
+    "tulu": "<s><|system|>\nBe brief.\n<|user|>\n",
+}
+
+
+@pytest.fixture(scope="module")
+def families(bridge_llm: Path) -> dict[str, Any]:
+    """For each template a tokenizer that knows its marks, the end of a turn being no end of text as Phi's is not."""
+    from tokenizers import AddedToken
+
+    found = {}
+    for name in TEMPLATES:
+        found[name] = AutoTokenizer.from_pretrained(bridge_llm)
+        marks = (*MARKS.get(name, ()), *([ENDS[name]] if name in ENDS else []))
+        found[name].add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return found
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_is_written_and_learnt_by_hand(name: str, families: dict[str, Any]) -> None:
+    chat = Chat(families[name], template_for(None, name), 1)
+    encoded = chat.encode(TALK, 400)
+    text, learnt = "", False
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        piece = chat.tokenizer.decode([token])
+        if learnt != (label != IGNORED) or (learnt and text.endswith(chat.end_token)):
+            space = piece[: len(piece) - len(piece.lstrip())] if not learnt else ""  # part of an answer's first token
+            text, piece = text + space + "»«"[not learnt], piece[len(space) :]
+            learnt = not learnt
+        text += piece
+    assert text + "»" * learnt == WRITTEN[name]
+    assert chat.end_token == ENDS.get(name, "</s>")
+    prompt = chat.prompt(TALK[:1])
+    assert WRITTEN[name].replace("«", "").replace("»", "").startswith(prompt)
+    assert WRITTEN[name][len(prompt) :].lstrip(" ").startswith("«red")
+    assert chat.prompt([SYSTEM, *TALK[:1]]).startswith(WITH_SYSTEM[name])
+
+
+QWEN3 = (  # in its manner: thoughts are dropped from earlier answers, an empty one is written before the last
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- if message['role'] == 'assistant' and loop.last -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
+    "{{- message['content'] + '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
+    "{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
+    "{%- endif -%}"
+)
+
+
+def test_an_llm_that_thinks_learns_its_answers_alone(families: dict[str, Any]) -> None:
+    chat = Chat(families["chatml"], template_for(QWEN3, "auto"), 1)
+    text, learnt = split(chat, TALK)
+    assert text == (
+        "<|im_start|>user\n<image>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes<|im_end|>\n"
+    )
+    assert learnt == ["red<|im_end|>", "yes<|im_end|>"]
+    assert chat.prompt(TALK[:1]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
 def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]}]
     for own in (None, CHATML):

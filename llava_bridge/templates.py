@@ -1,0 +1,94 @@
+"""Chat templates by name, for LLMs that bring none of their own; one entry of :data:`TEMPLATES` each.
+
+Each writes what the LLM's makers trained it with, as their model cards or code say: `vicuna` and `vicuna_v1` after
+LLaVA-1.5's ``conversation.py`` (without and with its preamble), `llama_2`, `llama_3`, `mistral`, `gemma`, `phi_3` after
+their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `tulu` for OLMo 2.
+"""
+
+from __future__ import annotations
+
+_PREAMBLE = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_BEGIN = "{{- bos_token if bos_token else '' -}}"
+
+
+def _template(system: str, user: str, assistant: str, prompt: str, *, before: str = _BEGIN) -> str:
+    """A template of what is written for a message of each role, and before an answer, as Jinja expressions."""
+    return (
+        f"{before}{{%- for message in messages -%}}"
+        f"{{%- set said = message['content'] -%}}"
+        f"{{%- if message['role'] == 'system' -%}}{{{{ {system} }}}}"
+        f"{{%- elif message['role'] == 'user' -%}}{{{{ {user} }}}}"
+        f"{{%- else -%}}{{{{ {assistant} }}}}{{%- endif -%}}"
+        f"{{%- endfor -%}}"
+        f"{{%- if add_generation_prompt -%}}{{{{ {prompt} }}}}{{%- endif -%}}"
+    )
+
+
+def _with_first_question(wrapped: str, user: str, assistant: str, prompt: str, *, before: str = _BEGIN) -> str:
+    """For LLMs without a turn for the system: what it says becomes part of the first question, as ``wrapped`` says."""
+    return (
+        f"{before}{{%- set system = namespace(said='') -%}}"
+        f"{{%- for message in messages -%}}"
+        f"{{%- set said = system.said + message['content'] -%}}"
+        f"{{%- if message['role'] == 'system' -%}}{{%- set system.said = {wrapped} -%}}"
+        f"{{%- elif message['role'] == 'user' -%}}{{{{ {user} }}}}{{%- set system.said = '' -%}}"
+        f"{{%- else -%}}{{{{ {assistant} }}}}{{%- endif -%}}"
+        f"{{%- endfor -%}}"
+        f"{{%- if add_generation_prompt -%}}{{{{ {prompt} }}}}{{%- endif -%}}"
+    )
+
+
+_VICUNA = ("said + ' '", "'USER: ' + said + ' '", "'ASSISTANT: ' + said + eos_token", "'ASSISTANT:'")
+
+TEMPLATES: dict[str, str] = {
+    "vicuna": _template(*_VICUNA),
+    "vicuna_v1": _template(
+        *_VICUNA,
+        before=_BEGIN + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}",
+    ),
+    # One token begins each turn: for the small LLMs made here, whose contexts are short and whose steps are dear.
+    "turns": _template("said + ' '", "'<|user|> ' + said", "'<|assistant|> ' + said + eos_token", "'<|assistant|>'"),
+    "llama_2": _with_first_question(
+        r"'<<SYS>>\n' + said + '\n<</SYS>>\n\n'",
+        "(bos_token if not loop.first and messages[loop.index0 - 1]['role'] == 'assistant' else '')"
+        " + '[INST] ' + said + ' [/INST]'",
+        "' ' + said + ' ' + eos_token",
+        "''",
+    ),
+    "llama_3": _template(
+        r"'<|start_header_id|>system<|end_header_id|>\n\n' + said + '<|eot_id|>'",
+        r"'<|start_header_id|>user<|end_header_id|>\n\n' + said + '<|eot_id|>'",
+        r"'<|start_header_id|>assistant<|end_header_id|>\n\n' + said + '<|eot_id|>'",
+        r"'<|start_header_id|>assistant<|end_header_id|>\n\n'",
+    ),
+    "chatml": _template(
+        r"'<|im_start|>system\n' + said + '<|im_end|>\n'",
+        r"'<|im_start|>user\n' + said + '<|im_end|>\n'",
+        r"'<|im_start|>assistant\n' + said + '<|im_end|>\n'",
+        r"'<|im_start|>assistant\n'",
+        before="",
+    ),
+    "mistral": _with_first_question(r"said + '\n\n'", "'[INST] ' + said + ' [/INST]'", "' ' + said + eos_token", "''"),
+    "gemma": _with_first_question(
+        r"said + '\n\n'",
+        r"'<start_of_turn>user\n' + said + '<end_of_turn>\n'",
+        r"'<start_of_turn>model\n' + said + '<end_of_turn>\n'",
+        r"'<start_of_turn>model\n'",
+    ),
+    "phi_3": _template(
+        r"'<|system|>\n' + said + '<|end|>\n'",
+        r"'<|user|>\n' + said + '<|end|>\n'",
+        r"'<|assistant|>\n' + said + '<|end|>\n'",
+        r"'<|assistant|>\n'",
+    ),
+    "tulu": _template(
+        r"'<|system|>\n' + said + '\n'",
+        r"'<|user|>\n' + said + '\n'",
+        r"'<|assistant|>\n' + said + eos_token + '\n'",
+        r"'<|assistant|>\n'",
+    ),
+}
+"""Name → Jinja source."""
