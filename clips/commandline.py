@@ -268,5 +268,5 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 def _complain(program: str, message: str) -> int:
     line = message if message.startswith(program) else f"{program}: {message}"
-    print(" ".join(line.splitlines()), file=sys.stderr)
+    sys.stderr.write(" ".join(line.splitlines()) + "\n")  # at one go: under a launcher others write there too
     return EXIT_USER_ERROR

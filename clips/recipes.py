@@ -176,6 +176,12 @@ class Recipe:
         return self.captioning.reads if self.captioning else None
 
     @property
+    def needs_synthetic(self) -> bool:
+        """Whether it is made for synthetic captions; where a sample has none, its web caption stands in for it."""
+        predicts = self.captioning.predicts if self.captioning else None
+        return predicts == "synthetic" or any(name != "web" for name in self.spec.texts)
+
+    @property
     def encoded(self) -> tuple[str, ...]:
         """Names of the texts that go through the text tower: those contrasted, and what only the captioner reads."""
         reads = self.reads

@@ -85,7 +85,7 @@ class RunLog:
             stream.write(json.dumps(entry) + "\n")
         for tracker in list(self.trackers):
             self._track(tracker, functools.partial(tracker.log, dict(entry), step=entry["step"]))
-        shown = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s"
+        shown = f"loss {entry['loss']:.3f} · {entry['samples_per_second']:.0f} samples/s{_validated(entry)}"
         if self.bar is not None:
             self.bar.update(self.task, description=shown)
         else:
@@ -134,6 +134,16 @@ class Clock:
         }
         self._read_at, self._read_samples, self._waited = self.loop.seconds, self.loop.samples_seen, 0.0
         return reading
+
+
+def _validated(entry: Mapping[str, Any]) -> str:
+    """Validation's results in an entry, text to image."""
+    found = [
+        f"{name.removeprefix('val_').removesuffix('_t2i_r1')} {100 * value:.1f}"
+        for name, value in entry.items()
+        if name.startswith("val_") and name.endswith("_t2i_r1")
+    ]
+    return f" · T→I R@1 {', '.join(found)}" if found else ""
 
 
 def _minutes(seconds: float) -> str:

@@ -19,6 +19,7 @@ from clips.average import Average
 from clips.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
 from clips.config import TrainConfig
 from clips.data.loader import TrainingData
+from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.model import ClipsModel, build_model
 from clips.parallel.base import DataParallel
@@ -34,6 +35,8 @@ def open_data(config: TrainConfig) -> TrainingData:
     cfg = architectures.model_cfg(config.model)
     tokenizer = ClipsTokenizer(cfg["text_cfg"]["context_length"])
     prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=tokenizer)
+    if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
+        open_source(config.validation.source)
     size = int(architectures.preprocess_cfg(cfg)["size"][0])
     return TrainingData(config.data, size=size, seed=config.seed, batch_size=config.batch_size, prepare=prepare)
 
@@ -106,16 +109,24 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     if latest is not None:
         _take_up_moments(parallel, latest)
     if processes.is_main:
-        spreading = f"{processes.count} process(es)" + (
-            f" under {config.scale.parallel}" if config.scale.parallel != "ddp" else ""
-        )
-        say(
-            f"{config.output}: {len(data)} samples, {run.steps} steps of {config.batch_size}, "
-            f"{spreading} on {processes.device.type}, {precision} ({reason})"
-        )
-        if loop.step:
-            say(f"going on from step {loop.step}")
+        _announce(run, reason)
     return run
+
+
+def _announce(run: Run, reason: str) -> None:
+    """Say what begins, and what of it is odd."""
+    config, processes = run.config, run.processes
+    under = f" under {config.scale.parallel}" if config.scale.parallel != "ddp" else ""
+    say(
+        f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.batch_size}, "
+        f"{processes.count} process(es){under} on {processes.device.type}, {run.precision} ({reason})"
+    )
+    if run.loop.step:
+        say(f"going on from step {run.loop.step}")
+    if run.recipe.needs_synthetic and all(source.synthetic is None for source in config.data.sources):
+        say(f"data.sources: none has synthetic captions; recipe {config.recipe.name} takes web captions in their place")
+    if config.batch_size > len(run.data):
+        say(f"batch_size: {config.batch_size} of {len(run.data)} samples: a picture comes several times in a step")
 
 
 def _begin(config: TrainConfig, latest: Path | None) -> ClipsModel:

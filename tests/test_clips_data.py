@@ -271,6 +271,14 @@ def test_a_missing_shard_counts_for_no_more_than_it_is(tmp_path: Path):
     assert all(len(batch["bad"]) <= 2 for batch in steps)
 
 
+def test_a_shard_here_that_sizes_json_does_not_know_is_counted(tmp_path: Path):
+    folder = clips_world.write_shards(tmp_path / "data", sizes=(3, 4))
+    (folder / "sizes.json").write_text(json.dumps({"shard-00000.tar": 3}), encoding="utf-8")
+    assert len(training_data(folder)) == 7
+    with pytest.raises(UserError, match=r"number of samples in shard-00001\.tar; `clips data index` counts them"):
+        open_source(SourceConfig(path=str(folder), sizes=str(folder / "sizes.json")))
+
+
 def test_one_unreadable_shard_of_many_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(2,) * 60)
     (folder / "shard-00007.tar").write_bytes(b"")

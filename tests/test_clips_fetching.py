@@ -92,7 +92,9 @@ def test_what_is_wrong_afar_is_one_line(server, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         open_source(SourceConfig(path=address(server, "gone.tar"), sizes=str(tmp_path / "sizes.json"), **cache))
     (tmp_path / "afar" / "sizes.json").unlink()
-    with pytest.raises(UserError, match="which shards from afar need"):
+    with pytest.raises(
+        UserError, match=r"sizes\.json: no such file; shards from afar need this count .* `clips data index"
+    ):
         open_source(SourceConfig(path=address(server), **cache))
 
 

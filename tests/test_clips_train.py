@@ -449,3 +449,22 @@ def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, d
         assert all(torch.equal(value, expected[name]) for name, value in weights(disk / "run").items())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = {"path": str(data), "synthetic": None}
+    validation = {"source": {"path": str(tmp_path / "gone.tar")}}
+    with pytest.raises(UserError, match=r"gone\.tar: no such file"):
+        train(clips_world.train_config(data, tmp_path / "run", validation=validation))
+    assert not (tmp_path / "run").exists()
+    fields = {"data": {"sources": [source]}, "steps": 1, "batch_size": 30}
+    validation = {"every": 1, "samples": 5, "source": {"path": str(data)}}
+    train(clips_world.train_config(data, tmp_path / "run", validation=validation, **fields))
+    said = capsys.readouterr().err
+    assert "none has synthetic captions; recipe clips takes web captions in their place" in said
+    assert "batch_size: 30 of 21 samples: a picture comes several times in a step" in said
+    assert re.search(r"T→I R@1 web \d+\.\d, partial \d+\.\d, whole \d+\.\d", said)
+    train(clips_world.train_config(data, tmp_path / "web", recipe={"name": "clip"}, **fields))
+    assert "none has synthetic" not in capsys.readouterr().err

@@ -44,7 +44,7 @@ class DataConfig:
             shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
             number, such as 100, keeps the reading to few shards at a time.
         augment: how pictures are varied.
-        workers: processes that read ahead; 0 reads ahead in a thread of the training process.
+        workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
         max_bad_share: stop once more than this share of the samples is undecodable or lacks a caption.
     """

@@ -240,16 +240,26 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
         UserError: it lacks a shard, or it is missing although it was named or the shards are not here.
     """
     file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES}"
+    may_count = path is None and not is_remote(shards[0])
     try:
         sizes = json.loads(read_file(file))
         return [int(sizes[_file_name(shard)]) for shard in shards]
     except KeyError as error:
-        raise UserError(f"{file}: expected the number of samples in {error.args[0]}") from None
-    except (OSError, ImportError) as error:
-        if path is None and not is_remote(shards[0]):
+        if may_count:
             return None
         raise UserError(
-            f"{file}: expected JSON of shard: number of its samples, which shards from afar need ({reason_of(error)})"
+            f"{file}: expected the number of samples in {error.args[0]}; `clips data index` counts them"
+        ) from None
+    except ImportError as error:
+        raise UserError(f"{file}: cannot be read ({reason_of(error)})") from None
+    except OSError as error:
+        if may_count:
+            return None
+        missing = isinstance(error, FileNotFoundError)
+        raise UserError(
+            f"{file}: {'no such file' if missing else f'cannot be read ({reason_of(error)})'}; shards from afar need "
+            "this count of their samples: `clips data index SHARDS --output sizes.json` writes it, data source's "
+            "'sizes' names it where it does not lie beside them"
         ) from None
     except (ValueError, TypeError, AttributeError):
         raise UserError(f"{file}: expected JSON of shard: number of its samples") from None
