@@ -202,8 +202,7 @@ def load_llm(llm: str) -> Any:
 
 def add_tokens(tokenizer: Any, llm: Any) -> None:
     """Make sure of a picture token and a padding token, and that the LLM has an embedding for each."""
-    if IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_tokens([_special(IMAGE)], special_tokens=True)
+    add_image_token(tokenizer)
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
@@ -211,7 +210,9 @@ def add_tokens(tokenizer: Any, llm: Any) -> None:
     llm.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _special(token: str) -> Any:
+def add_image_token(tokenizer: Any) -> None:
+    """Make sure of a token that stands for a picture."""
     from tokenizers import AddedToken
 
-    return AddedToken(token, special=True, normalized=False)
+    if IMAGE not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)

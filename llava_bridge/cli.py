@@ -8,6 +8,11 @@ ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, a
 
 COMMANDS = {
     "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.train:train"),
+    "data inspect": Command(
+        help="show samples as the LLM sees them, what is learnt of them, and what cannot be used",
+        target="llava_bridge.data.inspection:inspect",
+        positional=("path",),
+    ),
     "chat": Command(
         help="talk to a LLaVA about a picture", target="llava_bridge.console:chat", positional=("directory",)
     ),

@@ -2,7 +2,7 @@
 
     python scripts/reliability.py --kills 100
 
-With two processes, shuffled data, and one sample and one shard in a hundred broken:
+With two processes, data shuffled in windows of 20 shards, and one sample and one shard in a hundred broken:
 
 1. kill -9 at random moments, of all processes or of one, again and again: the parameters at the end are those of an
    uninterrupted training, bit for bit, and the same broken samples are reported;
@@ -98,7 +98,7 @@ def write_config(output: Path, data: Path, steps: int) -> Path:
         json.dumps(
             {
                 "output": str(output),
-                "data": {"sources": [{"path": str(data)}], "max_bad_share": 0.05},
+                "data": {"sources": [{"path": str(data)}], "shuffle_window": 20, "max_bad_share": 0.05},
                 "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
                 "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 2}},
                 "steps": steps,

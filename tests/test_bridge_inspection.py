@@ -1,0 +1,57 @@
+"""`llava-bridge data inspect`: what is learnt is marked, pictures are shown, faults are named."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from clips.errors import UserError
+from llava_bridge.data.inspection import InspectConfig, inspect
+
+
+def test_samples_are_printed_as_the_llm_sees_them(
+    bridge_talk: Path, bridge_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    inspect(
+        InspectConfig(
+            path=str(bridge_talk / "talk.json"), llm=str(bridge_llm), image_tokens=4, shown=2, page=str(page), scan=8
+        )
+    )
+    printed = capsys.readouterr().out
+    assert re.search(r"<image> × 4\nWhat colour is it\?<\|assistant\|>« red</s>»<\|user\|> Sure\?", printed)
+    assert "16 samples, 8 of them read" in printed
+    assert "pictures: 8 with 1" in printed
+    learnt = re.search(r"learnt: (\d+\.\d)% of them", printed)
+    assert learnt
+    assert 5 < float(learnt[1]) < 60
+    html = page.read_text()
+    assert html.count('<img src="data:image/jpeg;base64,') == 2
+    assert "<mark> red&lt;/s&gt;</mark>" in html
+
+
+def test_what_cannot_be_used_is_counted_and_named(
+    bridge_talk: Path, bridge_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((bridge_talk / "talk.json").read_text())
+    rows[0]["image"], rows[3]["image"] = "gone.png", "away.png"
+    rows[1]["conversations"] = rows[1]["conversations"][:1]
+    rows[2]["conversations"][1]["value"] = "red " * 200
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps(rows))
+    inspect(InspectConfig(path=str(path), images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60))
+    printed = capsys.readouterr().out
+    assert "unusable: 2: no such picture (talk.json 0, talk.json 3)" in printed
+    assert "unusable: 1: no answer within 60 tokens (talk.json 1)" in printed
+    assert "1 are cut at max_length" in printed
+    assert "pictures: 13 with 1" in printed
+
+
+def test_fields_are_checked(bridge_llm: Path) -> None:
+    with pytest.raises(UserError, match="image_tokens: expected 1 or more, got 0"):
+        InspectConfig(path="x", llm=str(bridge_llm), image_tokens=0)
+    with pytest.raises(UserError, match="no such file"):
+        inspect(InspectConfig(path="gone.json", llm=str(bridge_llm)))
