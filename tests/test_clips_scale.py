@@ -59,9 +59,9 @@ NORMED: dict[str, Any] = {
 }
 
 
-def torchrun(log: Path, *command: str) -> subprocess.Popen[bytes]:
+def torchrun(log: Path, *command: str, processes: int = 2) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command)
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command)
     with log.open("wb") as stream:
         return subprocess.Popen([sys.executable, "-m", *launcher], env=environment, stderr=stream, stdout=stream)
 
@@ -72,9 +72,10 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def drive(folder: Path, plan: list[dict[str, Any]]) -> None:
+def drive(folder: Path, plan: list[dict[str, Any]], processes: int = 2) -> None:
     (folder / "plan.json").write_text(json.dumps(plan))
-    process = torchrun(folder / "log", str(Path(__file__).parent / "scale_driver.py"), str(folder / "plan.json"))
+    command = (str(Path(__file__).parent / "scale_driver.py"), str(folder / "plan.json"))
+    process = torchrun(folder / "log", *command, processes=processes)
     assert process.wait(400) == 0, (folder / "log").read_text()[-5000:]
 
 
@@ -208,6 +209,22 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
     assert [path.name for path in checkpoints(output)] == ["step-00000002", "step-00000004"]
     train(clips_world.train_config(data, output, **fields(data)))
     assert_same_training(output, one["whole"])
+
+
+@pytest.mark.slow
+def test_two_processes_begin_and_three_go_on(data: Path, tmp_path: Path):
+    more = {"batch_size": 6}
+    train(clips_world.train_config(data, tmp_path / "one", **fields(data, **more)))
+    ways = {"ddp": {}, "fsdp": {"scale": {"parallel": "fsdp"}}}
+    for processes, stop in ((2, 4), (3, None)):
+        plan = []
+        for name, way in ways.items():
+            clips_world.train_config(data, tmp_path / name, **fields(data, **more, **way))
+            plan.append({"config": str((tmp_path / name).with_suffix(".json")), "stop": stop})
+        drive(tmp_path, plan, processes)
+    for name in ways:
+        assert_same_training(tmp_path / name, tmp_path / "one")
+        assert json.loads((tmp_path / name / "summary.json").read_text())["processes"] == 3
 
 
 @pytest.mark.slow
