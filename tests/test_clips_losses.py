@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clips.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss, linear_cross_entropy
 
@@ -242,3 +243,32 @@ def test_two_processes_give_the_loss_and_gradients_of_one(kind, gloo):
     for name, value in model.named_parameters():
         if value.requires_grad:
             torch.testing.assert_close(two["gradients"][name], value.grad, atol=1e-6, rtol=1e-6, msg=name)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that is made in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(value, torch.Tensor):
+                self.numbers = max(self.numbers, value.untyped_storage().nbytes() // value.element_size())
+        return made
+
+
+def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
+    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", 5000)
+    hidden = torch.randn(400, 8, requires_grad=True)
+    weight = torch.randn(500, 8, requires_grad=True)
+    with Largest() as largest:
+        linear_cross_entropy(hidden, weight, torch.arange(400)).backward()
+    assert largest.numbers <= 5000 < 400 * 500
+    for kind in CONTRASTIVE_LOSSES:
+        image, text = (torch.randn(400, 8, requires_grad=True) for _ in range(2))
+        with Largest() as largest:
+            contrastive_loss(image, [text], torch.tensor(10.0), torch.tensor(0.0), kind=kind).backward()
+        assert largest.numbers <= 5000 < 400 * 400, kind
