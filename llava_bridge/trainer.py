@@ -34,6 +34,8 @@ from llava_bridge.progress import Progress
 from llava_bridge.setup import Setup, set_up
 from llava_bridge.workspace import CHECKPOINTS, COMPLETE
 
+_TOO_EASY = 0.02  # loss of a first step
+
 TRAINS: dict[str, tuple[str, ...]] = {
     "pretrain": ("llm",),
     "align": ("projector",),
@@ -71,7 +73,8 @@ def train_stage(config: TrainConfig, name: str, work: Path) -> None:
     )
     progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Callback(progress, bad, _frozen(setup.parts, TRAINS[name])))
+    vocabulary = setup.model.get_input_embeddings().num_embeddings
+    trainer.add_callback(_Callback(progress, bad, _frozen(setup.parts, TRAINS[name]), vocabulary))
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     _save(setup, folder, _summary(trainer, stage, progress, started), last=name == config.stages[-1])
     _free(trainer, setup)
@@ -132,8 +135,9 @@ def _projector(model: nn.Module) -> list[Tensor]:
 class _Callback(TrainerCallback):
     """Progress, complete checkpoints marked, frozen weights compared."""
 
-    def __init__(self, progress: Progress, bad: BadSamples, frozen: Mapping[str, nn.Module]) -> None:
+    def __init__(self, progress: Progress, bad: BadSamples, frozen: Mapping[str, nn.Module], vocabulary: int) -> None:
         self.progress = progress
+        self.vocabulary = vocabulary
         self.bad = bad
         self.frozen = frozen
         self.encoder = {name: value.clone() for name, value in frozen["vision"].state_dict().items()} if frozen else {}
@@ -153,6 +157,8 @@ class _Callback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if is_main_process() and logs and "loss" in logs:
             self.progress.log(state.global_step, logs)
+            if state.global_step == 1 and (odd := odd_first_loss(logs["loss"], self.vocabulary)):
+                report(f"{self.progress.stage}: {odd}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         bad = self.bad.gather()  # and so all processes have written their parts
@@ -163,6 +169,22 @@ class _Callback(TrainerCallback):
         for name, module in self.frozen.items():
             if fingerprint(module) != self.before[name]:
                 raise AssertionError(f"the weights of the frozen part '{name}' have changed")
+
+
+def odd_first_loss(loss: float, vocabulary: int) -> str | None:
+    """What the loss of the first step says against the data or the LLM, None where it is as it should be."""
+    guessing = math.log(vocabulary)
+    if loss > guessing + 1:
+        return (
+            f"the first loss, {loss:.1f}, is above {guessing:.1f}, that of guessing among {vocabulary:,} tokens: "
+            "is it the LLM's own tokenizer and chat_template? `llava-bridge data inspect` shows what is learnt"
+        )
+    if loss < _TOO_EASY:
+        return (
+            f"the first loss is {loss:.4f}, as if the answers were known: are they in the questions, or was this LLM "
+            "trained on these data? `llava-bridge data inspect` shows what is learnt"
+        )
+    return None
 
 
 def _frozen(parts: Mapping[str, nn.Module], trains: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -195,6 +217,7 @@ def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_steps=min(config.log_every, steps),
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.checkpoint_every else "no",
         save_steps=config.checkpoint_every or 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -294,7 +295,9 @@ def test_a_resumed_stage_logs_and_saves_as_the_config_of_now_says(tmp_path: Path
 
     state = TrainerState(global_step=2, max_steps=9, logging_steps=5, save_steps=500)
     args = SimpleNamespace(logging_steps=1, save_steps=3, eval_steps=None)
-    callback = _Callback(Progress("align", 4, tmp_path / "metrics.jsonl"), stage_trainer(allowed=1).bad, {})
+    callback = _Callback(
+        Progress("align", 4, tmp_path / "metrics.jsonl"), stage_trainer(allowed=1).bad, {}, vocabulary=320
+    )
     callback.on_train_begin(args, state, None)
     assert (state.logging_steps, state.save_steps) == (1, 3)
 
@@ -312,3 +315,34 @@ def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
     config = parse_config(TrainConfig, ["--config", str(path), "--instruct.lr", "0.5"], prog="test")
     assert (config.instruct.lr, config.instruct.steps, config.feature_layer) == (0.5, 6, -1)
     assert config.align.data == [DataConfig(path=str(bridge_talk / "talk.json"))]
+
+
+def test_a_first_loss_that_is_odd_is_told() -> None:
+    from llava_bridge.trainer import odd_first_loss
+
+    assert odd_first_loss(math.log(32_000) + 0.9, 32_000) is None
+    assert odd_first_loss(0.05, 32_000) is None
+    wrong = odd_first_loss(12.0, 32_000)
+    assert wrong is not None
+    assert wrong.startswith("the first loss, 12.0, is above 10.4, that of guessing among 32,000 tokens")
+    easy = odd_first_loss(0.001, 32_000)
+    assert easy is not None
+    assert easy.startswith("the first loss is 0.0010, as if the answers were known")
+
+
+def test_the_first_steps_loss_is_logged_and_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from types import SimpleNamespace
+
+    from transformers import TrainerState
+
+    from llava_bridge.progress import Progress
+    from llava_bridge.trainer import _Callback
+
+    callback = _Callback(
+        Progress("align", 4, tmp_path / "metrics.jsonl"), stage_trainer(allowed=1).bad, {}, vocabulary=320
+    )
+    callback.progress.begin(0, 9)
+    for step, told in ((2, False), (1, True)):
+        state = TrainerState(global_step=step, max_steps=9)
+        callback.on_log(SimpleNamespace(), state, None, logs={"loss": 9.0, "learning_rate": 0.1, "grad_norm": 1.0})
+        assert ("above 5.8, that of guessing among 320 tokens" in capsys.readouterr().err) is told
