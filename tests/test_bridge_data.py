@@ -8,9 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessor
 
 from clips.errors import UserError
 from llava_bridge.chat import Chat, template_for
@@ -156,6 +158,45 @@ def test_malformed_rows_are_refused_in_one_line(source: str, rows: Any, match: s
     path = write(tmp_path / ("rows.jsonl" if source == "cocoqa" else "rows.json"), rows)
     with pytest.raises(UserError, match=match):
         read_samples(DataConfig(source=source, path=path))
+
+
+def test_pictures_of_every_kind(tmp_path: Path, chat: Chat) -> None:
+    """1 × 1, very long, CMYK, animated, turned by EXIF, see-through, 16 bits: right, or skipped with a reason."""
+    red, blue = (255, 0, 0), (0, 0, 255)
+    Image.new("RGB", (1, 1), red).save(tmp_path / "dot.png")
+    Image.new("RGB", (20_000, 10), red).save(tmp_path / "long.png")
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (red, blue)]
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+    half = Image.new("RGB", (8, 4), red)
+    half.paste(blue, (4, 0, 8, 4))  # blue on the right, which EXIF turns to the bottom
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    half.resize((80, 40), Image.Resampling.NEAREST).save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "glass.png")
+    Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "long.png").read_bytes()[:60])
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    names = ("dot.png", "long.png", "cmyk.jpg", "moves.gif", "turned.jpg", "glass.png")
+    rows = [{"id": name, "image": name, "conversations": turns} for name in (*names, "deep.png", "torn.png")]
+    data = Conversations(read_samples(DataConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
+    items = [data[index] for index in range(8)]
+    assert [len(item["skipped"]) for item in items] == [0] * 6 + [2, 1]
+    (deep, why_deep), (torn, _) = items[6]["skipped"]
+    assert (deep, torn) == ("talk.json deep.png", "talk.json torn.png")
+    assert "not an 8-bit picture" in why_deep
+    processor = CLIPImageProcessor(
+        size={"height": 16, "width": 16}, do_center_crop=False, image_mean=[0, 0, 0], image_std=[1, 1, 1]
+    )
+    pixels = Collator(processor, 0)(items[:6])["pixel_values"]
+    assert pixels.shape == (6, 3, 16, 16)
+    shown = {name: picture.mean((1, 2)).tolist() for name, picture in zip(names, pixels, strict=True)}
+    for name in ("dot.png", "long.png", "cmyk.jpg", "moves.gif"):
+        assert shown[name] == pytest.approx([1, 0, 0], abs=0.02), name
+    assert shown["glass.png"] == pytest.approx([1, 1, 1])
+    top, bottom = pixels[4, :, :6].mean((1, 2)), pixels[4, :, 10:].mean((1, 2))
+    assert top.tolist() == pytest.approx([1, 0, 0], abs=0.05)
+    assert bottom.tolist() == pytest.approx([0, 0, 1], abs=0.05)
 
 
 def test_a_system_turn_is_read(tmp_path: Path) -> None:
