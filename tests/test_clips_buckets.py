@@ -1,0 +1,84 @@
+"""Shards in a bucket: a simulated S3 (`pip install moto[server]`) behind the real s3fs (the extra `remote`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import clips_world
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clips.data.sources import SourceConfig, open_source
+from clips.data.survey import IndexConfig, index
+from clips.errors import UserError
+from clips.train import train
+
+s3fs = pytest.importorskip("s3fs")
+MOTO = shutil.which("moto_server")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of shards of 9, 7 and 5 samples; their count is not there yet."""
+    if MOTO is None:
+        pytest.skip("no moto_server, which simulates S3")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([MOTO, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(address)
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": address,
+        }.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        system = s3fs.S3FileSystem()
+        system.mkdir("recap")
+        for shard in clips_world.write_shards(tmp_path / "here").iterdir():
+            system.put_file(str(shard), f"recap/train/{shard.name}")
+        yield "s3://recap/train/shard-{00000..00002}.tar"
+    finally:
+        server.terminate()
+        server.wait()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def wait_for(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "moto_server did not begin"
+            time.sleep(0.2)
+
+
+def test_training_from_a_bucket_is_training_from_a_disk(bucket: str, tmp_path: Path) -> None:
+    cache = {"cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"s3://recap/train/sizes\.json: no such file; .* `clips data index"):
+        open_source(SourceConfig(path=bucket, **cache))
+    index(IndexConfig(path=bucket, output=str(tmp_path / "sizes.json"), **cache))
+    assert list(json.loads((tmp_path / "sizes.json").read_text()).values()) == [9, 7, 5]
+    sources = {
+        "bucket": {"path": bucket, "sizes": str(tmp_path / "sizes.json"), **cache},
+        "disk": {"path": str(tmp_path / "here")},
+    }
+    for name, source in sources.items():
+        data = {"sources": [source], "shuffle_window": 2, "workers": 1}
+        train(clips_world.train_config(tmp_path, tmp_path / name, data=data, steps=4))
+    one, other = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in sources)
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
