@@ -16,25 +16,28 @@ _BEGIN = "{{- bos_token if bos_token else '' -}}"
 
 def _template(system: str, user: str, assistant: str, prompt: str, *, before: str = _BEGIN) -> str:
     """A template of what is written for a message of each role, and before an answer, as Jinja expressions."""
-    return (
-        f"{before}{{%- for message in messages -%}}"
-        f"{{%- set said = message['content'] -%}}"
-        f"{{%- if message['role'] == 'system' -%}}{{{{ {system} }}}}"
-        f"{{%- elif message['role'] == 'user' -%}}{{{{ {user} }}}}"
-        f"{{%- else -%}}{{{{ {assistant} }}}}{{%- endif -%}}"
-        f"{{%- endfor -%}}"
-        f"{{%- if add_generation_prompt -%}}{{{{ {prompt} }}}}{{%- endif -%}}"
+    return _frame(before, "", f"{{{{ {system} }}}}", f"{{{{ {user} }}}}", assistant, prompt)
+
+
+def _with_first_question(wrapped: str, user: str, assistant: str, prompt: str) -> str:
+    """For LLMs without a turn for the system: what it says becomes part of the first question, as ``wrapped`` says."""
+    return _frame(
+        f"{_BEGIN}{{%- set system = namespace(said='') -%}}",
+        "system.said + ",
+        f"{{%- set system.said = {wrapped} -%}}",
+        f"{{{{ {user} }}}}{{%- set system.said = '' -%}}",
+        assistant,
+        prompt,
     )
 
 
-def _with_first_question(wrapped: str, user: str, assistant: str, prompt: str, *, before: str = _BEGIN) -> str:
-    """For LLMs without a turn for the system: what it says becomes part of the first question, as ``wrapped`` says."""
+def _frame(before: str, ahead: str, system: str, user: str, assistant: str, prompt: str) -> str:
+    """What both have in common: a branch for each role, ``said`` being the message with what is put ``ahead`` of it."""
     return (
-        f"{before}{{%- set system = namespace(said='') -%}}"
-        f"{{%- for message in messages -%}}"
-        f"{{%- set said = system.said + message['content'] -%}}"
-        f"{{%- if message['role'] == 'system' -%}}{{%- set system.said = {wrapped} -%}}"
-        f"{{%- elif message['role'] == 'user' -%}}{{{{ {user} }}}}{{%- set system.said = '' -%}}"
+        f"{before}{{%- for message in messages -%}}"
+        f"{{%- set said = {ahead}message['content'] -%}}"
+        f"{{%- if message['role'] == 'system' -%}}{system}"
+        f"{{%- elif message['role'] == 'user' -%}}{user}"
         f"{{%- else -%}}{{{{ {assistant} }}}}{{%- endif -%}}"
         f"{{%- endfor -%}}"
         f"{{%- if add_generation_prompt -%}}{{{{ {prompt} }}}}{{%- endif -%}}"

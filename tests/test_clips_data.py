@@ -15,7 +15,6 @@ from PIL import Image
 from clips.data import BadImageError, decode_image, open_image
 from clips.data.augment import AugmentConfig, augment
 from clips.data.loader import DataConfig, TrainingData, batches
-from clips.data.order import Order, positions_of_step
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.tars import index_tar
 from clips.errors import UserError
@@ -33,118 +32,6 @@ def prepare(web: str, synthetic: str, rng: np.random.Generator) -> dict[str, tor
 def training_data(path: Path, batch_size: int = 1, **fields: object) -> TrainingData:
     config = DataConfig(sources=(SourceConfig(path=str(path)),), **fields)
     return TrainingData(config, size=16, seed=3, batch_size=batch_size, prepare=prepare)
-
-
-# ---- order
-
-
-def epochs_of(order: Order, count: int) -> list[list[int]]:
-    size = len(order)
-    return [[order.at(position).index for position in range(size * e, size * e + size)] for e in range(count)]
-
-
-@pytest.mark.parametrize("batch_size", [1, 8])  # lanes
-@pytest.mark.parametrize("window", [None, 1, 2, 5, 9])
-def test_an_epoch_holds_every_sample_once_in_another_order_each_time(window: int | None, batch_size: int):
-    blocks = [[7, 1, 4, 3], [3, 6]]  # 24 samples are whole steps
-    epochs = epochs_of(Order(blocks, seed=5, window=window, batch_size=batch_size), 3)
-    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != epochs_of(Order(blocks, seed=6, window=window, batch_size=batch_size), 1)[0]
-    assert {Order(blocks, seed=5, window=window).at(position).epoch for position in (0, 23)} == {0}
-
-
-MIXED = [[90] * 50, [60] * 70]
-
-
-@pytest.mark.parametrize(("blocks", "weights"), [(MIXED, None), (MIXED, [3.0, 1.0])])
-@pytest.mark.parametrize("machines", [1, 2, 3, 8])
-def test_a_machine_needs_only_its_share_of_a_windows_shards(blocks, weights, machines: int):
-    window, steps = 20, 40
-    order = Order(blocks, weights, seed=4, window=window, batch_size=48)
-    ends = np.cumsum([size for source in blocks for size in source])
-    for rank in range(machines):
-        for step in range(steps):
-            now, later = order.blocks_near(step, steps, (rank / machines, (rank + 1) / machines))
-            asked_for = {*now, *later}
-            share = window / machines * (1 if weights else 1.5)  # of one sequence some shards are the smaller ones
-            assert max(len(now), len(later)) <= (len(weights or [1])) * (share + 3)
-            positions = positions_of_step(step, batch_size=48, rank=rank, world_size=machines)
-            read = {int(np.searchsorted(ends, order.at(p).index, side="right")) for p in positions}
-            assert read <= asked_for
-
-
-def test_lanes_of_a_mixture_keep_to_its_weights_and_go_through_each_source():
-    order = Order([[10] * 16, [10] * 12], [3.0, 1.0], seed=2, window=4, batch_size=16)
-    places = [order.at(position) for position in range(16 * 1000)]
-    counts = [sum(place.index < 160 for place in places[start : start + 1000]) for start in range(0, 16_000, 1000)]
-    assert all(abs(count - 750) <= 10 for count in counts)
-    assert sum(counts) == 12_000
-    read = Counter((place.epoch, place.index) for place in places)
-    assert set(read.values()) == {1}
-    assert all((0, index) in read for index in range(280))  # the first epoch of both
-
-
-def test_a_lane_is_shuffled_anew_in_every_epoch():
-    order = Order([[40] * 4], seed=0, window=2, batch_size=4)
-    lane = [[order.at(160 * epoch + 4 * step).index for step in range(20)] for epoch in range(2)]
-    assert lane[0] != sorted(lane[0])
-    assert sorted(lane[0]) != sorted(lane[1])
-
-
-def test_a_window_reads_few_shards_at_a_time():
-    order = Order([[10] * 20], seed=0, window=4)
-    shards = [{order.at(position).index // 10 for position in range(start, start + 40)} for start in range(0, 200, 40)]
-    assert [len(window) for window in shards] == [4] * 5
-    assert set().union(*shards) == set(range(20))
-    first = [order.at(position).index // 10 for position in range(40)]
-    assert first != sorted(first)  # shuffled within the window as well
-
-
-@pytest.mark.parametrize(("blocks", "weights"), [([[3] * 7, [2] * 4], None), ([[3] * 7, [2] * 4], [1.0, 2.0])])
-def test_the_blocks_near_a_position_are_those_read_there_and_next(blocks, weights):
-    order = Order(blocks, weights, seed=4, window=2)
-    ends = np.cumsum([size for source in blocks for size in source])
-    read = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in range(3000)]
-    for position in (0, 20, 40) if weights is None else (0, 1000, 2000):
-        now, later = order.blocks_near(position, 3000)
-        assert read[position] in now
-        assert all(1 <= len(found) <= 2 * len(blocks if weights else [1]) for found in (now, later))
-    if weights is None:
-        now, later = order.blocks_near(0, 3000)
-        change = next(position for position in range(30) if read[position] not in now)
-        assert read[change] in later
-        assert order.blocks_near(0, change) == (now, [])
-        assert order.blocks_near(change, 3000)[0] == later
-
-
-def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():
-    order = Order([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
-    places = [order.at(position) for position in range(2000)]
-    sources = [0 if place.index < 30 else 1 if place.index < 530 else 2 for place in places]
-    for cycle in (sources[:1000], sources[1000:]):
-        assert Counter(cycle) == {0: 600, 1: 200, 2: 200}
-    small = [place for place, source in zip(places, sources, strict=True) if source == 2]
-    for epoch in range(len(small) // 7):
-        part = small[7 * epoch : 7 * epoch + 7]
-        assert sorted(place.index for place in part) == list(range(530, 537))
-        assert {place.epoch for place in part} == {epoch}
-    again = Order([[30], [500], [7]], [3.0, 1.0, 1.0], seed=1)
-    assert again.at(1777) == places[1777]  # without having been through those before
-
-
-def test_weights_that_do_not_divide_a_cycle():
-    counts = Counter(place.index for place in map(Order([[1]] * 3, [1, 1, 1], seed=0).at, range(1000)))
-    assert sorted(counts.values()) == [333, 333, 334]
-    tiny = Counter(place.index for place in map(Order([[1], [1]], [1, 1e6], seed=0).at, range(1000)))
-    assert tiny == {0: 1, 1: 999}
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_step_reads_the_same_samples_at_any_world_size(world_size: int):
-    for step in (0, 1, 7):
-        parts = [positions_of_step(step, batch_size=8, rank=r, world_size=world_size) for r in range(world_size)]
-        assert [position for part in parts for position in part] == list(range(8 * step, 8 * step + 8))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -81,6 +81,8 @@ def inspect(config: InspectConfig) -> None:
     found = look(samples, chat, config)
     for sample, pieces, _ in found.shown:
         print_sample(sample, pieces)
+    if found.shown:
+        print("what is learnt stands between « and »\n")
     for line in summary(len(samples), found):
         print(line)
     if config.page:
@@ -162,7 +164,7 @@ def summary(count: int, found: Look) -> Iterator[str]:
         mean = sum(found.tokens) / len(found.tokens)
         yield f"pictures: {pictures}"
         yield f"tokens: {mean:.0f} on average, {max(found.tokens)} at most; {found.cut:,} are cut at max_length"
-        yield f"learnt: {sum(found.learnt) / sum(found.tokens):.1%} of them; what is learnt stands between « and »"
+        yield f"learnt: {sum(found.learnt) / sum(found.tokens):.1%} of them"
     for reason, names in sorted(found.bad.items(), key=lambda item: -len(item[1])):
         more = "" if len(names) <= _EXAMPLES else " …"
         yield f"unusable: {len(names):,}: {reason} ({', '.join(names[:_EXAMPLES])}{more})"

@@ -7,6 +7,7 @@ LLM gets, W its width.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,18 +92,9 @@ class CAbstractor(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
 
         def stage() -> nn.Module:
-            found = RegStage(
-                config.depth,
-                shape.width,
-                shape.width,
-                stride=1,
-                dilation=1,
-                group_size=_group(shape.width),
-                act_layer=nn.SiLU,
-                norm_layer=LayerNormAct2d,
-            )
-            found.grad_checkpointing = False
-            return found
+            width, group = shape.width, math.gcd(shape.width, 64)  # RegNet's groups, or the largest that divide
+            kinds: dict[str, Any] = {"act_layer": nn.SiLU, "norm_layer": LayerNormAct2d}
+            return RegStage(config.depth, width, width, stride=1, dilation=1, group_size=group, **kinds)
 
         self.before, self.after = stage(), stage()
         self.pool = nn.AdaptiveAvgPool2d(self.side)
@@ -113,11 +105,6 @@ class CAbstractor(nn.Module):
         rows, side = features + self.positions, math.isqrt(features.shape[1])
         picture = rows.transpose(1, 2).unflatten(2, (side, side))
         return self.mlp(self.after(self.pool(self.before(picture))).flatten(2).transpose(1, 2))
-
-
-def _group(width: int) -> int:
-    """Channels of a group of convolutions: RegNet's 64, or the largest that divides a narrow width."""
-    return math.gcd(width, 64)
 
 
 class Perceiver(nn.Module):
