@@ -52,7 +52,7 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
     def there(*names: str) -> list[str]:
         return [name for name in names if name in scores]
 
-    for world in ("coco", "flickr", "scenes_mllm", "scenes_complete"):
+    for world in ("coco", "flickr", "scenes_mllm", "scenes_kinds", "scenes_complete"):
         parts = there(*(f"{world}.{strategy}.32" for strategy in STRATEGIES))
         yield "A1", world, f"{len(parts)} strategies at 32 tokens − whole", parts, there(f"{world}_whole")
         by_length = {cut: there(*(f"{world}.{strategy}.{cut}" for strategy in STRATEGIES)) for cut in (8, 16, 32)}
@@ -65,11 +65,12 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
     for world in ("scenes_web", "flickr_web"):
         for cut in sorted(name for name in scores if name.startswith(f"{world}.")):
             yield "A3", world, f"whole − {cut.removeprefix(f'{world}.')}", there(f"{world}_whole"), [cut]
-    for world in ("scenes", "flickr", "coco"):
+    for world in ("scenes", "flickr", "flickr_open", "coco"):
         steps = [f"{world}.{name}" for name in ("clip", "one_positive", "multi_positive", "clips")]
         for number, (before, after) in enumerate(itertools.pairwise(steps), 1):
             words = f"{after.partition('.')[2]} − {before.partition('.')[2]}"
             yield f"B{number}", world, words, there(after), there(before)
+        yield "B4", world, "coca − recap", there(f"{world}.coca"), there(f"{world}.recap")
         for number, (before, after) in enumerate(itertools.pairwise(steps[:3]), 1):
             words = f"{after.partition('.')[2]} − {before.partition('.')[2]}, equal compute"
             yield f"B{number}", world, words, there(f"{after}_compute"), there(f"{before}_compute")
