@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from clips.errors import UserError, suggest
 from clips.lean_imports import without_wandb
+from clips.references import CONFIG, HUB, described, encoder_directory
 from clips.tokenizer import EOS, text_config
 
+FIELD = "model.architecture"
 CONFIGS = Path(__file__).parent / "model_configs"
 _TEXT_CONVENTIONS = {
     "proj_bias": False,
@@ -47,16 +49,18 @@ class ModelConfig:
     Args:
         architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
             clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit,
-            clips-tinyvit-tiny), or an open_clip model name. The batch norms of a ResNet (clips-rn-tiny, RN50) see the
-            samples of their own process only, as in open_clip.
+            clips-tinyvit-tiny), or an open_clip model name: its towers with the texts of this method. Or an encoder
+            directory (or ``hf-hub:NAME``), whose towers are built as they are, with its own tokenizer. The batch norms
+            of a ResNet (clips-rn-tiny, RN50) see the samples of their own process only, as in open_clip.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
         pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, whose weights training begins
             with; positions are interpolated to other sizes and lengths, a captioner of the same shape comes along. Of
-            an encoder that reads other tokens, such as OpenAI's (`clips import`), it is the image tower alone.
-        normalisation: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is a timm trunk's own, else
-            imagenet.
+            an encoder that reads other tokens, such as OpenAI's (`clips import`), it is the image tower alone, unless
+            it is the ``architecture`` as well.
+        normalisation: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder that is
+            the ``architecture``, or a timm trunk's own, else imagenet.
         text_positions: how its text positions are interpolated: linear, or long_clip, which keeps the first 20 and
             stretches the rest, as Long-CLIP does for whole long captions.
         text_attention: all (every token of a text sees all others, padding too, and the class token's place is the
@@ -87,6 +91,8 @@ class ModelConfig:
     unlocked_text_groups: int = 0
 
     def __post_init__(self) -> None:
+        if is_reference(self.architecture) and self.text_attention != "all":
+            raise UserError("model.text_attention: expected none with an encoder's own towers")
         if self.pretrained and self.pretrained_trunk:
             raise UserError("model.pretrained_trunk: expected none beside model.pretrained, which has its own trunk")
         if not 0 <= self.patch_dropout < 1:
@@ -114,6 +120,8 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
     Raises:
         UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
     """
+    if is_reference(config.architecture):
+        return _as_it_is(config)
     cfg = _named(config.architecture)
     text = cfg["text_cfg"]
     if "hf_model_name" in text:
@@ -132,6 +140,25 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
         "text_cfg": kept | text_config(length) | conventions | _TEXT_ATTENTION[config.text_attention],
         **({"quick_gelu": True} if quick_gelu else {}),
         "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
+    }
+
+
+def is_reference(architecture: str) -> bool:
+    """Whether it is an encoder directory rather than a name."""
+    return architecture.startswith(HUB) or "/" in architecture or Path(architecture, CONFIG).is_file()
+
+
+def _as_it_is(config: ModelConfig) -> dict[str, Any]:
+    """The ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
+    cfg = described(encoder_directory(config.architecture, FIELD)).get("model_cfg")
+    if cfg is None or "hf_model_name" in cfg["text_cfg"]:
+        raise UserError(f"{FIELD}: {config.architecture}: expected {CONFIG} with a text tower of open_clip's own")
+    length = {} if config.context_length is None else {"context_length": config.context_length}
+    kept = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
+    return kept | {
+        "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
+        "text_cfg": cfg["text_cfg"] | length,
+        "nonscalar_logit_scale": True,
     }
 
 
@@ -183,6 +210,15 @@ def preprocess_cfg(cfg: dict[str, Any], normalisation: str | None = None) -> dic
         if found is not None:
             own = {} if normalisation else {"mean": list(found.mean), "std": list(found.std)}
             chosen |= own | {"interpolation": found.interpolation}
+    return chosen
+
+
+def preprocess_of(config: ModelConfig) -> dict[str, Any]:
+    """The ``preprocess_cfg`` of the towers of ``config``; what is not said is that of the encoder that they are."""
+    chosen = preprocess_cfg(model_cfg(config), config.normalisation)
+    if config.normalisation is None and is_reference(config.architecture):
+        told = described(encoder_directory(config.architecture, FIELD)).get("preprocess_cfg", {})
+        chosen |= {name: told[name] for name in ("mean", "std") if name in told}
     return chosen
 
 

@@ -17,10 +17,8 @@ from clips.captioner import Captioner, CaptionerShape
 from clips.errors import UserError, reason_of
 from clips.lean_imports import without_wandb
 from clips.model import ClipsModel
-from clips.tokenizer import ClipsTokenizer
+from clips.references import CONFIG, WEIGHTS
 
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
 CAPTIONER_CONFIG = "captioner_config.json"
 CAPTIONER_WEIGHTS = "captioner.safetensors"
 
@@ -30,7 +28,7 @@ def write_encoder(model: ClipsModel, directory: Path) -> None:
     config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.preprocess_cfg}
     write_file(directory / CONFIG, json.dumps(config, indent=2) + "\n")
     _write_weights(model.clip, directory / WEIGHTS)
-    ClipsTokenizer(model.context_length).save(directory)
+    model.tokenizer.save(directory)
     if model.captioner is not None:
         shape = dataclasses.asdict(model.captioner.config)
         write_file(directory / CAPTIONER_CONFIG, json.dumps(shape, indent=2) + "\n")

@@ -22,6 +22,8 @@ from clips.architectures import ModelConfig
 from clips.artifact import say
 from clips.captioner import Captioner, CaptionerShape
 from clips.recipes import Recipe, RecipeConfig
+from clips.text_tokens import TextTokenizer, text_tokenizer
+from clips.tokenizer import EMBEDDING_ROWS
 from clips.warmstart import check_beginning, load_pretrained
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
@@ -38,6 +40,7 @@ class ClipsModel(nn.Module):
         recipe: says which texts the batch holds and which one the captioner reads.
         model_cfg: the open_clip configuration that ``clip`` was built from.
         preprocess_cfg: what open_clip says of the pictures that ``clip`` sees.
+        tokenizer: texts to the rows that the text tower reads.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class ClipsModel(nn.Module):
         recipe: Recipe,
         model_cfg: dict[str, Any],
         preprocess_cfg: dict[str, Any],
+        tokenizer: TextTokenizer,
     ) -> None:
         super().__init__()
         self.clip: towers.Towers = clip
@@ -54,6 +58,7 @@ class ClipsModel(nn.Module):
         self.recipe = recipe
         self.model_cfg = model_cfg
         self.preprocess_cfg = preprocess_cfg
+        self.tokenizer = tokenizer
 
     @property
     def context_length(self) -> int:
@@ -149,14 +154,21 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
         captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
-    preprocess = architectures.preprocess_cfg(cfg, config.normalisation)
+    preprocess = architectures.preprocess_of(config)
     if config.pretrained is not None:
         check_beginning(cfg, preprocess, config.pretrained)
-        stretch, needs_text = config.text_positions, config.lock_text
-        for line in load_pretrained(clip, captioner, config.pretrained, stretch=stretch, needs_text=needs_text):
+        lines = load_pretrained(
+            clip,
+            captioner,
+            config.pretrained,
+            cfg["text_cfg"],
+            stretch=config.text_positions,
+            needs_text=config.lock_text,
+        )
+        for line in lines:
             say(f"model.pretrained: {line}")
     towers.lock(clip, config)
-    return ClipsModel(clip, captioner, recipe, cfg, preprocess)
+    return ClipsModel(clip, captioner, recipe, cfg, preprocess, text_tokenizer(config))
 
 
 def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerShape:
@@ -171,6 +183,6 @@ def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) ->
         layers=wanted.layers or text["layers"],
         heads=wanted.heads or text["heads"],
         length=wanted.length,
-        vocabulary=text["vocab_size"],
+        vocabulary=EMBEDDING_ROWS,
         teacher_forced=does.teacher_forced if wanted.teacher_forced is None else wanted.teacher_forced,
     )

@@ -20,6 +20,7 @@ from clips.captioner import CaptionerConfig, shifted
 from clips.captions import STRATEGIES, sentences
 from clips.errors import UserError, suggest
 from clips.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss
+from clips.text_tokens import TextTokenizer
 from clips.tokenizer import PAD, ClipsTokenizer
 
 
@@ -151,6 +152,8 @@ TEXTS: dict[str, Callable[[Captions, np.random.Generator, Recipe], str]] = {
     "mixed": mixed,
 }
 """Name in the batch → how the text is drawn from a sample's captions."""
+_WORDS = ClipsTokenizer()
+"""What a captioner predicts, whatever tokens the text tower reads."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class Recipe:
         return self.spec.texts if reads is None or reads in self.spec.texts else (*self.spec.texts, reads)
 
     def prepare(
-        self, web: str, synthetic: str, rng: np.random.Generator, tokenizer: ClipsTokenizer
+        self, web: str, synthetic: str, rng: np.random.Generator, tokenizer: TextTokenizer
     ) -> dict[str, Tensor]:
         """The token tensors of one sample; default collation stacks them. Deterministic in ``rng``.
 
@@ -202,7 +205,7 @@ class Recipe:
         if self.captioning is not None:
             contrasted = drawn[self.spec.texts[0]]
             text = whole_synthetic(captions) if self.captioning.predicts == "synthetic" else contrasted
-            target = tokenizer.encode_target(text, self.config.captioner.length)[0]
+            target = _WORDS.encode_target(text, self.config.captioner.length)[0]
             sample |= {"target": target, "target_mask": _counted(target, rng, self.config.captioner.positions)}
         return sample
 

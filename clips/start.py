@@ -27,14 +27,13 @@ from clips.parallel.processes import gather_objects, start_processes
 from clips.parallel.ways import spread
 from clips.precision import choose_precision
 from clips.step import Run
-from clips.tokenizer import ClipsTokenizer
+from clips.text_tokens import text_tokenizer
 
 
 def open_data(config: TrainConfig) -> TrainingData:
     """The training data, opened first: what is wrong with it is told before anything heavy is loaded."""
     cfg = architectures.model_cfg(config.model)
-    tokenizer = ClipsTokenizer(cfg["text_cfg"]["context_length"])
-    prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=tokenizer)
+    prepare = functools.partial(recipes.build(config.recipe).prepare, tokenizer=text_tokenizer(config.model))
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
     size = int(architectures.preprocess_cfg(cfg)["size"][0])

@@ -12,7 +12,6 @@ from clips.architectures import ModelConfig, preprocess_cfg
 from clips.errors import UserError, reason_of
 from clips.lean_imports import without_wandb
 from clips.lengths import groups_by_length
-from clips.tokenizer import EOS
 from clips.trunk_cache import keep_outputs
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
@@ -126,14 +125,14 @@ def text_features(towers: Towers, text: Tensor) -> Tensor:
 
     Args:
         towers: an open_clip model.
-        text: (B, L) token rows whose last token is the class token.
+        text: (B, L) token rows.
     """
     tower = towers.text if hasattr(towers, "text") else towers
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
         return encode_text(towers, text)[0]
-    pool = tower.pool_type if hasattr(towers, "text") else towers.text_pool_type
-    if tower.attn_mask is not None and pool == "eos":
-        pooled = _at_end_tokens(tower, text)
+    pool = _pooling(towers)
+    if tower.attn_mask is not None and pool in ("eos", "argmax"):
+        pooled = _at_end_tokens(tower, text, _ends(towers, text))
     elif tower.attn_mask is None and pool == "last" and _is_plain(tower.transformer.resblocks[-1]):
         pooled = _at_last_token(tower, text)
     else:
@@ -142,9 +141,28 @@ def text_features(towers: Towers, text: Tensor) -> Tensor:
     return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
 
 
-def _at_end_tokens(tower: Any, text: Tensor) -> Tensor:
-    """The last layer (B, width) at each text's end token, computed no further than there."""
-    ends = (text == EOS).int().argmax(dim=1)
+def end_token(towers: Towers) -> int | None:
+    """The token whose place is a text's feature; None where it is the row's last place."""
+    tower = towers.text if hasattr(towers, "text") else towers
+    pool = _pooling(towers)
+    if pool == "argmax":  # OpenAI's end token is the largest
+        return int(tower.vocab_size) - 1
+    return int(tower.eos_id if hasattr(towers, "text") else tower.text_eos_id) if pool == "eos" else None
+
+
+def _ends(towers: Towers, text: Tensor) -> Tensor:
+    """The place (B,) of each text's end token."""
+    if _pooling(towers) == "argmax":
+        return text.argmax(dim=1)
+    return torch.as_tensor(text == end_token(towers)).int().argmax(dim=1)
+
+
+def _pooling(towers: Towers) -> str:
+    return str(towers.text.pool_type if hasattr(towers, "text") else towers.text_pool_type)
+
+
+def _at_end_tokens(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
+    """The last layer (B, width) at the places ``ends`` (B,) of end tokens, computed no further than there."""
     order, sizes, longest = groups_by_length(ends + 1)
     found = []
     for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), longest, strict=True):

@@ -18,7 +18,6 @@ from clips.errors import UserError
 from clips.model import ClipsModel
 from clips.recipes import Captions, RecipeConfig, partial
 from clips.step import Run, to_device
-from clips.tokenizer import ClipsTokenizer
 
 _SENTENCE = recipes.build(RecipeConfig(name="clips"))
 _UNCHANGED = AugmentConfig(min_area=1.0, colour_jitter=0.0, greyscale=0.0, flip=False)
@@ -91,7 +90,7 @@ class Validation:
         return F.normalize(torch.cat(features).float(), dim=-1)
 
     def _encode_texts(self, encoder: ClipsModel, texts: list[str]) -> Tensor:
-        tokens = ClipsTokenizer(self.run.encoder.context_length)(texts).to(self.run.processes.device)
+        tokens = self.run.encoder.tokenizer(texts).to(self.run.processes.device)
         with self._autocast():
             parts = tokens.split(self.config.batch_size)
             features = [towers.text_features(encoder.clip, part) for part in parts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,12 @@ from clips.architectures import NORMALISATIONS
 from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
 from clips.positions import on_grid, sines_on_grid, stretch_positions
-from clips.tokenizer import text_config
+from clips.references import WEIGHTS, described, encoder_directory
 from clips.towers import Towers
 
-_WEIGHTS, _CONFIG, _CAPTIONER, _CAPTIONER_CONFIG = (
-    "open_clip_model.safetensors",
-    "open_clip_config.json",
-    "captioner.safetensors",
-    "captioner_config.json",
-)
-_HUB = "hf-hub:"
+_CAPTIONER, _CAPTIONER_CONFIG = "captioner.safetensors", "captioner_config.json"
+_FIELD = "model.pretrained"
+_TOKENS = ("vocab_size", "hf_tokenizer_name", "tokenizer_mode")
 _VISUAL = "visual."
 _KEPT_POSITIONS = 20  # Long-CLIP's number of well-trained text positions (arXiv 2403.15378, section 3.2)
 
@@ -31,6 +26,7 @@ def load_pretrained(
     towers: Towers,
     captioner: Captioner | None,
     reference: str,
+    text_cfg: dict[str, Any],
     *,
     stretch: str = "linear",
     needs_text: bool = False,
@@ -44,6 +40,7 @@ def load_pretrained(
         towers: an open_clip model of the same architecture but for the sizes of its inputs.
         captioner: or None.
         reference: the directory, or ``hf-hub:NAME``.
+        text_cfg: of the new towers, as open_clip has it.
         stretch: how text positions are interpolated: "linear", or "long_clip", which keeps the first 20.
         needs_text: whether it is a mistake to leave the text tower new.
 
@@ -53,19 +50,19 @@ def load_pretrained(
     Raises:
         UserError: no such directory, or weights of another architecture.
     """
-    directory = _directory(reference)
-    weights = _read(directory / _WEIGHTS)
+    directory = encoder_directory(reference, _FIELD)
+    weights = _read(directory / WEIGHTS)
     said = _fit_pictures(weights, towers)
-    if not _same_tokens(reference, weights, towers):
+    if not _same_tokens(directory, weights, towers, text_cfg):
         if needs_text:
             raise UserError(
-                f"model.lock_text: expected false, as {reference} reads other tokens: only its image tower fits"
+                f"model.lock_text: expected false, or model.architecture: {reference}, which reads other tokens"
             )
         visual = {name.removeprefix(_VISUAL): value for name, value in weights.items() if name.startswith(_VISUAL)}
-        _load(towers.visual, visual, directory / _WEIGHTS)
+        _load(towers.visual, visual, directory / WEIGHTS)
         return [*said, f"the text tower of {directory} reads other tokens; a new one begins"]
     said += _fit_texts(weights, towers, stretch)
-    _load(towers, weights, directory / _WEIGHTS)
+    _load(towers, weights, directory / WEIGHTS)
     if captioner is None:
         return said
     if not (directory / _CAPTIONER).is_file():
@@ -88,7 +85,7 @@ def check_beginning(cfg: dict[str, Any], preprocess: dict[str, Any], reference: 
     Raises:
         UserError: pixels were normalised otherwise, or the activation was another one.
     """
-    told = _description(reference)
+    told = described(encoder_directory(reference, _FIELD))
     theirs = told.get("preprocess_cfg", {})
     for name, (mean, std) in NORMALISATIONS.items():
         if (theirs.get("mean"), theirs.get("std")) == (mean, std) != (preprocess["mean"], preprocess["std"]):
@@ -97,12 +94,6 @@ def check_beginning(cfg: dict[str, Any], preprocess: dict[str, Any], reference: 
     if told and quick != bool(cfg.get("quick_gelu")):
         kind = "with" if quick else "without"
         raise UserError(f"model.architecture: expected one {kind} -quickgelu, as {reference} was trained")
-
-
-def _description(reference: str) -> dict[str, Any]:
-    """What an encoder directory says of itself; empty where it says nothing."""
-    file = _directory(reference) / _CONFIG
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
@@ -136,10 +127,10 @@ def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
     return [f"picture positions interpolated from {before} to {own.shape[1]}"]
 
 
-def _same_tokens(reference: str, weights: dict[str, Tensor], towers: Towers) -> bool:
-    """Whether the encoder reads the tokens of this method; without its config, whether it embeds as many."""
-    if (cfg := _description(reference).get("model_cfg")) is not None:
-        return cfg["text_cfg"].get("tokenizer_mode") == text_config()["tokenizer_mode"]
+def _same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:
+    """Whether the encoder reads the tokens that ``text_cfg`` says; without its config, whether it embeds as many."""
+    if (cfg := described(directory).get("model_cfg")) is not None:
+        return all(cfg["text_cfg"].get(name) == text_cfg.get(name) for name in _TOKENS)
     own = (towers.text if hasattr(towers, "text") else towers).token_embedding.weight
     return any(len(value) == len(own) for name, value in weights.items() if name.endswith("token_embedding.weight"))
 
@@ -153,20 +144,6 @@ def _fit_texts(weights: dict[str, Tensor], towers: Towers, stretch: str) -> list
     kept = _KEPT_POSITIONS if stretch == "long_clip" else 0
     weights[name] = stretch_positions(weights[name], len(own), kept)
     return [f"text positions interpolated from {before} to {len(own)}, the first {kept} as they were"]
-
-
-@functools.cache  # the hub is asked once
-def _directory(reference: str) -> Path:
-    if not reference.startswith(_HUB):
-        if not (Path(reference) / _WEIGHTS).is_file():
-            raise UserError(f"model.pretrained: {reference}: expected an encoder directory with {_WEIGHTS}")
-        return Path(reference)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(reference.removeprefix(_HUB), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's, the network's and the file system's own
-        raise UserError(f"model.pretrained: {reference}: cannot be had from the hub ({reason_of(error)})") from None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from clips.commandline import run_commands
 from clips.encoder import load_encoder, read_encoder_manifest
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, import_encoder
-from clips.tokenizer import ClipsTokenizer
+from clips.tokenizer import ClipsTokenizer, text_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 CLIPS_CFG = {  # as the released configs state it, at a tiny size
@@ -218,7 +218,7 @@ def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
 
     torch.manual_seed(7)
     other = type(encoder.model)(**encoder.config["model_cfg"])
-    said = load_pretrained(other, None, str(tmp_path / "encoder"))
+    said = load_pretrained(other, None, str(tmp_path / "encoder"), text_config(12))
     assert said == [f"the text tower of {tmp_path / 'encoder'} reads other tokens; a new one begins"]
     assert all(
         torch.equal(value, other.visual.state_dict()[k]) for k, value in encoder.model.visual.state_dict().items()

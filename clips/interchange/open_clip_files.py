@@ -7,22 +7,20 @@ open_clip, which took the tokenizer from the model's name; here the config says 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import RECORDS
 from clips.encoder import CONFIG
 from clips.errors import UserError, reason_of
 from clips.interchange.source import Found, named_configs, no_tokenizer, stated_licence, stock_preprocess
 from clips.interchange.tensors import Weights, read_weights
+from clips.text_tokens import copy_tokenizer
 from clips.tokenizer import ClipsTokenizer, text_config
 
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-_TOKENIZER_ENDINGS = (".json", ".txt", ".model")
 _TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
 
 
@@ -97,13 +95,6 @@ def _tokenizer_of(path: Path, text: dict[str, Any]) -> Callable[[Path], None]:
     if path.is_dir() and any((path / name).is_file() for name in _TOKENIZER):
         return lambda directory: copy_tokenizer(path, directory)
     return lambda directory: _fetch_tokenizer(str(text["hf_tokenizer_name"]), directory)
-
-
-def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the small files of ``source`` that may be a tokenizer's; the config and records of artifacts are left."""
-    for path in sorted(source.iterdir()):
-        if path.suffix in _TOKENIZER_ENDINGS and path.name not in {*RECORDS, CONFIG, "config.json"}:
-            shutil.copyfile(path, directory / path.name)
 
 
 def _fetch_tokenizer(name: str, directory: Path) -> None:

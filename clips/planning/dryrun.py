@@ -32,6 +32,7 @@ from clips.model import ClipsModel, build_model
 from clips.precision import quick_attention
 from clips.recipes import RecipeConfig
 from clips.tokenizer import EOS
+from clips.towers import end_token
 
 Device = Literal["cpu", "cuda"]
 _FLASH_BACKWARD = 2.5  # torch counts the scores that flash attention's backward pass computes again; a model has 2
@@ -105,12 +106,20 @@ def fake_batch(
     size = model.image_size
     with _mode_of(model):
         image = torch.empty(samples, 3, size, size).contiguous(memory_format=torch.channels_last)
-    batch = {name: torch.full((samples, model.context_length), EOS) for name in model.recipe.encoded}
+    batch = {name: full_texts(model, samples) for name in model.recipe.encoded}
     if model.captioner is not None:
         length = model.captioner.config.length
         counted = torch.arange(length).expand(samples, -1) < counted_labels(model, caption_tokens)
         batch |= {"target": torch.full((samples, length), EOS), "target_mask": counted}
     return {"image": image, **batch, **(texts or {})}
+
+
+def full_texts(model: ClipsModel, samples: int) -> Tensor:
+    """Rows (samples, context length) of texts that fill them."""
+    rows = torch.full((samples, model.context_length), EOS + 1)
+    if (end := end_token(model.clip)) is not None:
+        rows[:, -1] = end
+    return rows
 
 
 def counted_labels(model: ClipsModel, caption_tokens: int | None = None) -> int:

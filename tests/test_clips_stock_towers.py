@@ -1,0 +1,103 @@
+"""Training of an encoder as it is: its own towers, positions and words, such as OpenAI's CLIP."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import exchange_world as world
+import pytest
+import torch
+
+from clips import architectures, towers
+from clips.architectures import ModelConfig
+from clips.encoder import load_encoder
+from clips.errors import UserError
+from clips.interchange.importing import ImportConfig, import_encoder
+from clips.model import build_model
+from clips.planning.dryrun import full_texts
+from clips.recipes import RecipeConfig
+from clips.stages import stage_configs
+from clips.start import check_stages
+from clips.tokenizer import EMBEDDING_ROWS, EOS
+from clips.train import train
+
+LENGTH = 24
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Path:
+    """An encoder directory imported from a transformers CLIP with words of its own."""
+    world.hf_clip(tmp_path / "hf", text={"max_position_embeddings": LENGTH})
+    import_encoder(ImportConfig(path=str(tmp_path / "hf"), output=str(tmp_path / "stock")))
+    return tmp_path / "stock"
+
+
+def test_training_begins_with_an_encoders_own_text_tower_and_words(stock: Path):
+    theirs = load_encoder(stock)
+    model = build_model(ModelConfig(architecture=str(stock), pretrained=str(stock)), RecipeConfig(name="clips"), seed=0)
+    model.eval()
+    pixels, rows = torch.randn(2, 3, 32, 32), theirs.tokenizer(world.TEXTS)
+    assert torch.equal(model.tokenizer(world.TEXTS), rows)
+    assert model.preprocess_cfg["mean"] == theirs.config["preprocess_cfg"]["mean"]
+    with torch.no_grad():
+        torch.testing.assert_close(towers.encode_image(model.clip, pixels)[0], theirs.model.encode_image(pixels))
+        torch.testing.assert_close(towers.text_features(model.clip, rows), theirs.model.encode_text(rows))
+    assert model.captioner is not None
+    assert model.captioner.config.vocabulary == EMBEDDING_ROWS  # it speaks this method's words all the same
+
+
+def test_long_clip_stretches_the_positions_of_a_stock_text_tower(stock: Path):
+    before = load_encoder(stock).model.positional_embedding
+    wanted = ModelConfig(architecture=str(stock), pretrained=str(stock), context_length=50, text_positions="long_clip")
+    model = build_model(wanted, RecipeConfig(name="clip"), seed=0)
+    after = model.clip.positional_embedding
+    assert after.shape == (50, before.shape[1])
+    assert torch.equal(after[:20], before[:20])
+    torch.testing.assert_close(after[-1], before[-1])
+    assert model.tokenizer(["a red square"]).shape == (1, 50)
+
+
+def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock: Path, tmp_path: Path):
+    model = {"architecture": str(stock), "pretrained": str(stock)}
+    stages = ({"steps": 2}, {"steps": 2, "model.image_size": 48, "model.context_length": 40})
+    data = clips_world.write_shards(tmp_path / "data")
+    validation = {"source": {"path": str(data)}, "every": 1, "samples": 5}
+    config = clips_world.train_config(
+        data, tmp_path / "run", steps=None, model=model, stages=stages, validation=validation, checkpoint_every=1
+    )
+    check_stages(stage_configs(config))
+    train(config)
+    trained, before = load_encoder(tmp_path / "run"), load_encoder(stock)
+    assert torch.equal(trained.tokenizer(world.TEXTS)[:, :12], before.tokenizer(world.TEXTS)[:, :12])
+    assert trained.tokenizer(world.TEXTS).shape[1] == 40
+    assert trained.model.visual.image_size == (48, 48)
+    moved = (trained.model.token_embedding.weight - before.model.token_embedding.weight).abs().max()
+    assert 0 < moved < 0.1
+
+    last = stage_configs(config)[-1]
+    train(dataclasses.replace(last, output=str(tmp_path / "again"), steps=1))  # not at all where it ended
+    assert load_encoder(tmp_path / "again").config == trained.config
+
+
+def test_a_plan_fills_the_texts_of_stock_towers(stock: Path):
+    model = build_model(ModelConfig(architecture=str(stock)), RecipeConfig(name="clip"), seed=0)
+    rows = full_texts(model, 3)
+    assert (rows.argmax(dim=1) == LENGTH - 1).all()
+    causal = build_model(ModelConfig(text_attention="causal", context_length=12), RecipeConfig(name="clip"), seed=0)
+    assert ((full_texts(causal, 2) == EOS).int().argmax(dim=1) == 11).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"text_attention": "causal"}, "model.text_attention: expected none"),
+        ({"architecture": "nowhere/at/all"}, "model.architecture: nowhere/at/all: expected an encoder directory"),
+        ({"image_size": 33}, "model.image_size: expected a multiple of the patch size"),
+    ],
+)
+def test_what_does_not_fit_an_encoder_as_it_is(stock: Path, fields: dict[str, Any], line: str):
+    with pytest.raises(UserError, match=line):
+        architectures.model_cfg(ModelConfig(**({"architecture": str(stock)} | fields)))
