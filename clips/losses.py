@@ -112,10 +112,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: 
     """Summed cross-entropy () of ``hidden @ weight.T`` without ever holding all its (N, V) logits.
 
     Args:
-        hidden: (N, D) float32.
-        weight: (V, D) float32.
+        hidden: (N, D), any float; its gradient is of the same.
+        weight: (V, D), any float; its gradient is summed in float32 and then of the same.
         labels: (N,) int64.
-        dtype: of the matrix products' factors and results, float32 if not given; softmax and sums are float32.
+        dtype: of the matrix products' factors and results, hidden's if not given; softmax and sums are float32.
     """
     return _LinearCrossEntropy.apply(hidden, weight, labels, dtype or hidden.dtype)
 
@@ -127,13 +127,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         want_hidden, want_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden) if want_hidden else None
-        weight_grad = torch.zeros_like(weight) if want_weight else None
-        total = hidden.new_zeros(())
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        weight_grad = torch.zeros_like(weight, dtype=wide) if want_weight else None
+        total = hidden.new_zeros((), dtype=wide)
         factors = weight.to(dtype)
         step = max(1, _CHUNK_ELEMENTS // len(weight))
         for start in range(0, len(hidden), step):
             part, label = hidden[start : start + step].to(dtype), labels[start : start + step, None]
-            logits = (part @ factors.t()).to(hidden.dtype)
+            logits = (part @ factors.t()).to(wide)
             largest = logits.amax(dim=1, keepdim=True)
             own = logits.gather(1, label)
             powers = logits.sub_(largest).exp_()
@@ -146,7 +147,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     hidden_grad[start : start + step] = error @ factors
                 if weight_grad is not None:
                     _add_product(weight_grad, error.t(), part)
-        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
         return total
 
     @staticmethod

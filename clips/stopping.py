@@ -6,11 +6,12 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed
+if TYPE_CHECKING:
+    import torch  # not for who only passes signals on
 
 EXIT_PREEMPTED = 75
 """Exit status after SIGTERM: training was saved, and the same command goes on (EX_TEMPFAIL of sysexits.h)."""
@@ -26,6 +27,8 @@ class StopRequest:
 
     def of_any_process(self, device: torch.device) -> int:
         """The signal that any process got, 0 for none; all processes must call it together, and learn the same."""
+        import torch.distributed
+
         if not torch.distributed.is_initialized():
             return self.signal
         asked = torch.tensor(self.signal, device=device)
@@ -34,11 +37,14 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(heard: Callable[[int], object] = lambda number: None) -> Iterator[StopRequest]:
     """Turn Ctrl-C and SIGTERM in this block into a request; Ctrl-C once more ends the process at once.
 
     SIGTERM again changes nothing: schedulers send it to every process of a job, torchrun among them, which sends it on.
     Who cannot wait for the checkpoint sends SIGKILL.
+
+    Args:
+        heard: is called with the first signal.
     """
     request = StopRequest()
     asked = 0.0
@@ -50,6 +56,7 @@ def stop_requests() -> Iterator[StopRequest]:
         nonlocal asked
         if request.signal == 0:
             request.signal, asked = number, time.monotonic()
+            heard(number)
         elif number == signal.SIGINT and time.monotonic() - asked > _ECHO:
             raise KeyboardInterrupt
 

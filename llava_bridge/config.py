@@ -13,6 +13,48 @@ from llava_bridge.projectors import ProjectorConfig
 
 STAGES = ("pretrain", "align", "instruct")
 """In the order in which they can follow each other."""
+Part = Literal["vision", "projector", "llm"]
+TRAINS: dict[str, tuple[Part, ...]] = {
+    "pretrain": ("llm",),
+    "align": ("projector",),
+    "instruct": ("projector", "llm"),
+}
+"""The parts of the model that each stage trains if its config does not say; all others are frozen."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685) instead of whole weights. Defaults are LLaVA-1.5's.
+
+    Args:
+        rank: of the matrices.
+        alpha: what they learn is multiplied by alpha / rank.
+        dropout: share of their inputs dropped in training.
+        dora: learn magnitudes beside directions (DoRA, arXiv 2402.09353).
+        parts: whose linear layers are adapted; a part's other weights are frozen. A part that is not adapted trains,
+            or is frozen, as the stage says.
+        targets: names of linear layers, such as q_proj; None takes all of them.
+        merge: add what was learnt to the weights at the end. Else the adapter lies in the output's ``adapter/``, beside
+            the weights of before.
+    """
+
+    rank: int = 128
+    alpha: float = 256.0
+    dropout: float = 0.05
+    dora: bool = False
+    parts: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
+    targets: list[str] | None = None
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank: expected at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise UserError(f"lora.alpha: expected more than 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout: expected a share from 0 to below 1, got {self.dropout}")
+        if not self.parts or len(set(self.parts)) != len(self.parts):
+            raise UserError(f"lora.parts: expected some of vision, llm, each once, got {list(self.parts)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,11 +68,19 @@ class StageConfig:
         batch_size: samples in a step, over all processes.
         micro_batch: samples that one process computes at once; None takes its whole share of the batch.
         lr: peak learning rate.
+        trains: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
+        vision_lr: peak learning rate of the vision tower; None takes ``lr``, and so for the other parts.
+        projector_lr: of the projector.
+        llm_lr: of the LLM, or its adapters.
+        lora: adapters that learn in place of whole weights; None trains the weights themselves.
         warmup: share of the steps in which the rate rises to ``lr``; it then falls to 0 along a cosine.
         weight_decay: of AdamW.
         beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
             takes the LLM's own limit, 2048 at most.
+        packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
+            instead of padding each. The same samples make a step either way, and their losses are the same.
+        gradient_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
     """
 
     data: list[DataConfig] = dataclasses.field(default_factory=list)
@@ -39,16 +89,35 @@ class StageConfig:
     batch_size: int = 32
     micro_batch: int | None = None
     lr: float = 1e-3
+    trains: list[Part] | None = None
+    vision_lr: float | None = None
+    projector_lr: float | None = None
+    llm_lr: float | None = None
+    lora: LoraConfig | None = None
     warmup: float = 0.03
     weight_decay: float = 0.0
     beta2: float = 0.999
     max_length: int | None = None
+    packing: bool = False
+    gradient_checkpointing: bool = False
+
+    def trained(self, name: str) -> tuple[Part, ...]:
+        """The parts that learn in the stage ``name``, those with adapters among them."""
+        chosen = TRAINS[name] if self.trains is None else tuple(self.trains)
+        adapted = () if self.lora is None else tuple(part for part in self.lora.parts if part not in chosen)
+        return (*chosen, *adapted)
+
+    def rate(self, part: Part) -> float:
+        """The peak learning rate of a part."""
+        own = {"vision": self.vision_lr, "projector": self.projector_lr, "llm": self.llm_lr}[part]
+        return self.lr if own is None else own
 
     def check(self, name: str, processes: int) -> None:
         """Raise UserError, naming the field, if the stage cannot run on so many processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
-        for field in ("epochs", "steps", "batch_size", "micro_batch", "lr", "max_length"):
+        numbers = ("epochs", "steps", "batch_size", "micro_batch", "max_length")
+        for field in (*numbers, "lr", "vision_lr", "projector_lr", "llm_lr"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}.{field}: expected more than 0, got {value}")
@@ -57,12 +126,26 @@ class StageConfig:
                 raise UserError(f"{name}.{field}: expected a share from 0 to below 1, got {getattr(self, field)}")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
+        self._check_parts(name)
         share = self.micro_batch or self.batch_size / processes
         if self.batch_size % (processes * share) or share != int(share):
             raise UserError(
                 f"{name}.batch_size: expected a multiple of processes ({processes}) × micro_batch, "
                 f"got {self.batch_size}"
             )
+
+    def _check_parts(self, name: str) -> None:
+        known = TRAINS[name] if name == "pretrain" else ("vision", "projector", "llm")
+        if self.trains is not None and (
+            not self.trains or not set(self.trains) <= set(known) or len(set(self.trains)) != len(self.trains)
+        ):
+            raise UserError(f"{name}.trains: expected some of {', '.join(known)}, each once, got {self.trains}")
+        if name == "pretrain" and (self.packing or self.lora):
+            field = "packing" if self.packing else "lora"
+            raise UserError(f"pretrain.{field}: expected none, only align and instruct have it")
+        for part in ("vision", "projector", "llm"):
+            if getattr(self, f"{part}_lr") is not None and part not in self.trained(name):
+                raise UserError(f"{name}.{part}_lr: expected none, as {part} is frozen in this stage (see trains)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,19 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
+from llava_bridge.adapters import ADAPTER, with_adapter
 from llava_bridge.chat import IMAGE
 
 Pictures = Image.Image | Sequence[Image.Image] | None
 
 
-def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, Any]:
+def load_llava(directory: str | Path, device: str | None = None, *, adapter: bool = True) -> tuple[Any, Any]:
     """Load (model, processor) from a LLaVA directory, ready to generate.
 
     Args:
         directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout.
         device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
+        adapter: add what lies unmerged in its folder ``adapter``, if there is such a folder.
 
     Raises:
         UserError: it is not a LLaVA directory, or not all of its weights are there.
@@ -42,6 +44,9 @@ def load_llava(directory: str | Path, device: str | None = None) -> tuple[Any, A
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     model = load_pretrained(AutoModelForImageTextToText, path, f"{path}: this LLaVA", dtype=dtype)
+    if adapter and (path / ADAPTER).is_dir():
+        with refusing(f"{path / ADAPTER}: these adapters do not fit the model"):
+            model = with_adapter(model, path / ADAPTER)
     with refusing(f"{path}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(path)
     return model.to(chosen).eval(), processor

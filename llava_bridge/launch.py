@@ -17,13 +17,15 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from clips.artifact import say
 from clips.errors import UserError
+from clips.stopping import StopRequest, exit_status, stop_requests
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
-_REPORT, _MISTAKE = "\x1e", "\x1f"  # begin the lines that a process prints for the command
+_REPORT, _MISTAKE, _STATUS = "\x1e", "\x1f", "\x1d"  # begin the lines that a process prints for the command
+_STOP = "stop"  # the file by which the command asks its processes to stop
 _TAIL = 25
 # What is raised where a disk is full: by the system, by safetensors, by torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
@@ -56,7 +58,7 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
 
     Raises:
         UserError: a process ended with one.
-        SystemExit: a process failed otherwise; the end of the log has been printed.
+        SystemExit: a process failed otherwise, and the end of the log has been printed; or the run was stopped.
     """
     environment = {**os.environ, _COMMAND_PID: str(os.getpid())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -65,12 +67,19 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
     command += ["--no_local_rank", "--module", "llava_bridge", *arguments]
     tail: deque[str] = deque(maxlen=_TAIL)
     mistakes: list[str] = []
-    with log.open("a", encoding="utf-8") as file, _group(command, environment, lock) as process:
+    ended_as = None
+    with (
+        log.open("a", encoding="utf-8") as file,
+        _stops_passed_on(log.with_name(_STOP)),
+        _group(command, environment, lock) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
-            file.write(line.lstrip(_REPORT + _MISTAKE))
+            file.write(line.lstrip(_REPORT + _MISTAKE + _STATUS))
             if line.startswith(_REPORT):
                 say(line[1:].rstrip("\n"))
+            elif line.startswith(_STATUS):
+                ended_as = int(line[1:])
             elif line.startswith(_MISTAKE):
                 mistakes.append(line[1:].rstrip("\n"))
             else:
@@ -78,10 +87,49 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
         status = process.wait()
     if mistakes:
         raise UserError(mistakes[0])
+    if ended_as is not None:
+        raise SystemExit(ended_as)
     if status:
         say("".join(tail).rstrip("\n"))
         say(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _stops_passed_on(file: Path) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C ask the training processes to save and stop; Ctrl-C once more ends them at once."""
+    file.unlink(missing_ok=True)
+    with stop_requests(lambda number: file.write_text(str(number))):
+        yield
+
+
+class StopAsked:
+    """Whether anybody wants this training to stop: a signal to any of its processes, or to the command.
+
+    Args:
+        request: the signals to this process.
+        work: the run's work directory.
+    """
+
+    def __init__(self, request: StopRequest, work: Path) -> None:
+        self.request = request
+        self.file = work / _STOP
+
+    def of_any_process(self) -> int:
+        """The signal, 0 for none; all processes must call it together, and learn the same."""
+        import torch
+
+        if self.request.signal == 0 and is_main_process() and self.file.is_file():
+            self.request.signal = int(self.file.read_text() or signal.SIGTERM)
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return self.request.of_any_process(device)
+
+
+def end_stopped(number: int) -> NoReturn:
+    """End this process, and the command that started it, after a stop by the signal ``number``."""
+    if _COMMAND_PID in os.environ and is_main_process():
+        say(f"{_STATUS}{exit_status(number)}")
+    raise SystemExit(exit_status(number))
 
 
 def deepspeed_config(name: str) -> dict[str, Any]:

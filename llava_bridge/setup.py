@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from clips.errors import UserError
 from llava_bridge.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
 from llava_bridge.chat import Chat, template_for
-from llava_bridge.config import TrainConfig
+from llava_bridge.config import Part, StageConfig, TrainConfig
 from llava_bridge.data import read_samples, read_texts
-from llava_bridge.data.batches import Collator, Conversations, PackedText
+from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
 from llava_bridge.launch import is_main_process
 from llava_bridge.llm import new_llama, train_tokenizer
 from llava_bridge.processes import barrier
@@ -31,7 +32,7 @@ class Setup:
 
     model: Any
     processor: Any
-    parts: dict[str, nn.Module]
+    parts: dict[Part, nn.Module]
     dataset: PackedText | Conversations
     collator: Any
 
@@ -77,7 +78,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
             tokenizer,
             {"llm": model},
             Conversations(samples, chat, length),
-            Collator(None, tokenizer.pad_token_id),
+            TextCollator(tokenizer.pad_token_id),
         )
     enough = None if stage.steps is None else stage.steps * stage.batch_size
     dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
@@ -112,11 +113,41 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
         processor,
         parts_of(model),
         Conversations(samples, make_chat(model, processor), length),
-        Collator(processor.image_processor, processor.tokenizer.pad_token_id),
+        Collator(processor.image_processor, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
     )
 
 
-def parts_of(model: Any) -> dict[str, nn.Module]:
+def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
+    """Tokens of a packed row; None where nothing is packed.
+
+    Raises:
+        UserError: the LLM does not keep packed samples apart.
+    """
+    if not stage.packing:
+        return None
+    if not keeps_samples_apart(model):
+        kind = model.config.text_config.model_type
+        raise UserError(f"{name}.packing: expected false, since this LLM ({kind}) mixes samples that share a row")
+    flash = str(model.config.text_config._attn_implementation).startswith("flash")
+    return sys.maxsize if flash else length  # FlashAttention tells samples of a single row apart, of several not
+
+
+@torch.no_grad()
+def keeps_samples_apart(model: Any) -> bool:
+    """Whether what a LLaVA makes of a sample is the same alone and behind another one in a packed row."""
+    llm, count = model.model.language_model, 6
+    tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
+    places = torch.arange(count, device=llm.device)[None]
+    learns, _ = llm.training, llm.eval()
+    try:
+        packed = llm(input_ids=tokens, position_ids=places.repeat(1, 2), use_cache=False).last_hidden_state
+        alone = llm(input_ids=tokens[:, count:], position_ids=places, use_cache=False).last_hidden_state
+    finally:
+        llm.train(learns)
+    return torch.allclose(packed[:, count:], alone, atol=1e-4, rtol=1e-3)
+
+
+def parts_of(model: Any) -> dict[Part, nn.Module]:
     """The parts of a LLaVA that train or are frozen as one."""
     return {
         "vision": model.model.vision_tower,

@@ -15,29 +15,37 @@ import shutil
 from pathlib import Path
 
 from clips.artifact import artifact_directory, write_file, write_manifest
+from clips.stopping import stop_requests
 from llava_bridge.config import TrainConfig
 from llava_bridge.identity import data_of, identity, kind_of, parents
-from llava_bridge.launch import is_main_process, report
+from llava_bridge.launch import StopAsked, is_main_process, report
 from llava_bridge.workspace import work_directory
 
 
 def run_stages(config: TrainConfig) -> None:
     """Run what is missing of the stages and write the output directory; called in every process."""
-    from llava_bridge import processes, trainer
+    from llava_bridge import processes
 
     processes.init_processes()
     work = work_directory(config)
     if is_main_process():
         _prepare(work, config)
     processes.barrier()
+    with stop_requests() as request:
+        _run_missing(config, work, StopAsked(request, work))
+    if is_main_process():
+        _write_output(config, work)
+    processes.barrier()
+
+
+def _run_missing(config: TrainConfig, work: Path, stop: StopAsked) -> None:
+    from llava_bridge import trainer
+
     for name in config.stages:
         if (work / name / "model").is_dir():
             report(f"{name}: done before")
         else:
-            trainer.train_stage(config, name, work)
-    if is_main_process():
-        _write_output(config, work)
-    processes.barrier()
+            trainer.train_stage(config, name, work, stop)
 
 
 def _prepare(work: Path, config: TrainConfig) -> None:
@@ -48,7 +56,7 @@ def _prepare(work: Path, config: TrainConfig) -> None:
         report(f"going on with the unfinished run in {work}")
         return
     for entry in work.iterdir():
-        if entry.name not in {"lock", "log.txt", "config.yaml"}:
+        if entry.name not in {"lock", "log.txt", "config.yaml", "stop"}:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     write_file(path, record)
 

@@ -6,11 +6,8 @@ The training step itself is HF Trainer's; :class:`StageTrainer` adds what a LLaV
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,74 +15,92 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
-from clips.artifact import write_file
 from clips.errors import UserError
 from clips.precision import choose_precision
-from llava_bridge.assembly import make_stock
+from llava_bridge.adapters import adapt
 from llava_bridge.bad_samples import BadSamples
-from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.callback import StageCallback
+from llava_bridge.checkpoints import bad_before, last_checkpoint
+from llava_bridge.config import Part, StageConfig, TrainConfig
 from llava_bridge.data.order import GroupedOrder
-from llava_bridge.launch import command_is_gone, deepspeed_config, is_main_process, report
-from llava_bridge.processes import barrier
+from llava_bridge.launch import StopAsked, deepspeed_config, end_stopped, report
+from llava_bridge.objective import Objective
 from llava_bridge.progress import Progress
+from llava_bridge.saving import save_stage
 from llava_bridge.setup import Setup, set_up
-from llava_bridge.workspace import CHECKPOINTS, COMPLETE
-
-_TOO_EASY = 0.02  # loss of a first step
-
-TRAINS: dict[str, tuple[str, ...]] = {
-    "pretrain": ("llm",),
-    "align": ("projector",),
-    "instruct": ("projector", "llm"),
-}
-"""The parts of the model that each stage trains; all others are frozen."""
+from llava_bridge.workspace import CHECKPOINTS
 
 
-def train_stage(config: TrainConfig, name: str, work: Path) -> None:
+def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> None:
     """Run stage ``name`` and leave its model in ``work/name/model``; called in every process.
 
     Raises:
         UserError: parts or data do not fit, too many samples cannot be used, or the loss is not finite.
+        SystemExit: the run was stopped; its state is saved.
     """
     started = time.monotonic()
-    stage = config.stage(name)
+    stage, folder = config.stage(name), work / name
     setup = set_up(config, name, work)
-    freeze(setup.parts, TRAINS[name])
+    choose_what_learns(setup, stage, name)
+    if stage.gradient_checkpointing:
+        named = "activation_checkpointing_enable"  # newer transformers' name for it
+        getattr(setup.model, named, setup.model.gradient_checkpointing_enable)()
     steps = total_steps(len(setup.dataset), stage)
-    for part, module in setup.parts.items():
-        trains = "trains" if part in TRAINS[name] else "frozen"
-        report(f"{name}: {part} {trains}, {sum(weight.numel() for weight in module.parameters()):,} parameters")
-    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
-    folder = work / name
+    _announce(setup, config, name, steps)
     start = last_checkpoint(folder / CHECKPOINTS)
     bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
+    progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
     trainer = StageTrainer(
+        stage=stage,
         stage_name=name,
+        parts=setup.parts,
         order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
         bad=bad,
-        model=setup.model,
+        model=Objective(setup.model) if "vision" in setup.parts else setup.model,
         args=_arguments(config, stage, steps, folder / CHECKPOINTS),
         train_dataset=setup.dataset,
         data_collator=setup.collator,
     )
-    progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
-    trainer.remove_callback(PrinterCallback)
     vocabulary = setup.model.get_input_embeddings().num_embeddings
-    trainer.add_callback(_Callback(progress, bad, _frozen(setup.parts, TRAINS[name]), vocabulary))
+    callback = StageCallback(progress, bad, setup.parts, vocabulary, stop)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    _save(setup, folder, _summary(trainer, stage, progress, started), last=name == config.stages[-1])
+    if callback.stopped_by:
+        report(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
+        end_stopped(callback.stopped_by)
+    unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load every further model in parts
+    summary = _summary(trainer, stage, progress, started)
+    last = name == config.stages[-1]
+    save_stage(setup, folder, summary, lora=stage.lora, again=lambda: set_up(config, name, work), last=last)
     _free(trainer, setup)
 
 
-def freeze(parts: Mapping[str, nn.Module], trains: tuple[str, ...]) -> None:
-    """Let gradients reach the parts that train and no others."""
-    for module in parts.values():
-        module.requires_grad_(False)
-    for name in trains:
-        parts[name].requires_grad_(True)
+def choose_what_learns(setup: Setup, stage: StageConfig, name: str) -> None:
+    """Let gradients reach the parts that train, or their adapters, and nothing else."""
+    setup.model.requires_grad_(False)
+    if stage.lora is not None:
+        adapt(setup.model, stage.lora)
+    adapted = () if stage.lora is None else stage.lora.parts
+    for part in stage.trained(name):
+        if part not in adapted:
+            setup.parts[part].requires_grad_(True)
+
+
+def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
+    stage = config.stage(name)
+    for part, module in setup.parts.items():
+        count = sum(weight.numel() for weight in module.parameters())
+        learns = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+        if learns in (0, count):
+            report(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
+        else:
+            report(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
+    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
 
 
 def total_steps(samples: int, stage: StageConfig) -> int:
@@ -99,19 +114,42 @@ def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
 
 
 class StageTrainer(Trainer):
-    """HF's Trainer with a LLaVA's cares: bad samples are counted, a non-finite loss stops the step."""
+    """HF's Trainer with a LLaVA's cares: rates by part, bad samples counted, a non-finite loss stops the step."""
 
-    def __init__(self, *, stage_name: str, order: GroupedOrder, bad: BadSamples, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        stage: StageConfig,
+        stage_name: str,
+        parts: Mapping[Part, nn.Module],
+        order: GroupedOrder,
+        bad: BadSamples,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
+        self.stage = stage
         self.stage_name = stage_name
+        self.parts = parts
         self.order = order
         self.bad = bad
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
         return self.order
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """HF's AdamW, each part at its own rate; biases and norms do not decay."""
+        if self.optimizer is None:
+            whole: Any = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
+            decays = set(self.get_decay_parameter_names(whole))
+            self.optimizer = kind(parameter_groups(whole, self.parts, self.stage, decays), **options)
+        return self.optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing: a checkpoint has DeepSpeed's state, and `llava_bridge.saving` writes the model at the end."""
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """HF's loss (mean over the learnt tokens of the whole batch, over all processes)."""
+        """The mean loss over the learnt tokens of the whole batch, over all processes."""
         self.bad.add(inputs.pop("skipped", []))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
@@ -120,84 +158,25 @@ class StageTrainer(Trainer):
                 f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}, "
                 f"before which nothing is lost; a lower {self.stage_name}.lr may help"
             )
-        if "input_ids" in inputs and "pixel_values" not in inputs and not isinstance(result, tuple):
-            # Without pictures the projector gets no gradient, and processes that wait for it would hang.
-            return loss + 0.0 * sum(weight.sum() for weight in _projector(model))
         return result
 
 
-def _projector(model: nn.Module) -> list[Tensor]:
-    return [
-        weight for name, weight in model.named_parameters() if "multi_modal_projector" in name and weight.requires_grad
-    ]
-
-
-class _Callback(TrainerCallback):
-    """Progress, complete checkpoints marked, frozen weights compared."""
-
-    def __init__(self, progress: Progress, bad: BadSamples, frozen: Mapping[str, nn.Module], vocabulary: int) -> None:
-        self.progress = progress
-        self.vocabulary = vocabulary
-        self.bad = bad
-        self.frozen = frozen
-        self.encoder = {name: value.clone() for name, value in frozen["vision"].state_dict().items()} if frozen else {}
-        self.before: dict[str, str] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.encoder:  # DeepSpeed has rounded it if it trains in bf16
-            self.frozen["vision"].float().load_state_dict(self.encoder)
-        self.before = {name: fingerprint(module) for name, module in self.frozen.items()}
-        state.compute_steps(args, state.max_steps)  # log_every and checkpoint_every of now, not of the checkpoint
-        self.progress.begin(state.global_step, state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if command_is_gone():
-            raise SystemExit("the command that started this training is gone")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if is_main_process() and logs and "loss" in logs:
-            self.progress.log(state.global_step, logs)
-            if state.global_step == 1 and (odd := odd_first_loss(logs["loss"], self.vocabulary)):
-                report(f"{self.progress.stage}: {odd}")
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        bad = self.bad.gather()  # and so all processes have written their parts
-        if is_main_process():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", bad)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for name, module in self.frozen.items():
-            if fingerprint(module) != self.before[name]:
-                raise AssertionError(f"the weights of the frozen part '{name}' have changed")
-
-
-def odd_first_loss(loss: float, vocabulary: int) -> str | None:
-    """What the loss of the first step says against the data or the LLM, None where it is as it should be."""
-    guessing = math.log(vocabulary)
-    if loss > guessing + 1:
-        return (
-            f"the first loss, {loss:.1f}, is above {guessing:.1f}, that of guessing among {vocabulary:,} tokens: "
-            "is it the LLM's own tokenizer and chat_template? `llava-bridge data inspect` shows what is learnt"
-        )
-    if loss < _TOO_EASY:
-        return (
-            f"the first loss is {loss:.4f}, as if the answers were known: are they in the questions, or was this LLM "
-            "trained on these data? `llava-bridge data inspect` shows what is learnt"
-        )
-    return None
-
-
-def _frozen(parts: Mapping[str, nn.Module], trains: tuple[str, ...]) -> dict[str, nn.Module]:
-    return {name: module for name, module in parts.items() if name not in trains}
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of all weights and buffers, bit for bit."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def parameter_groups(
+    model: nn.Module, parts: Mapping[Part, nn.Module], stage: StageConfig, decays: set[str]
+) -> list[dict[str, Any]]:
+    """The weights that learn, by part and by whether they decay, with their peak learning rates."""
+    names = {id(weight): name for name, weight in model.named_parameters() if weight.requires_grad}
+    groups = []
+    for part, module in parts.items():
+        own = {names.pop(id(weight)): weight for weight in module.parameters() if id(weight) in names}
+        for decay, chosen in (
+            (stage.weight_decay, [weight for name, weight in own.items() if name in decays]),
+            (0.0, [weight for name, weight in own.items() if name not in decays]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": stage.rate(part), "weight_decay": decay})
+    assert not names, names
+    return groups
 
 
 def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path) -> TrainingArguments:
@@ -231,32 +210,6 @@ def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path
     )
 
 
-def mark_complete(checkpoint: Path, bad: Mapping[str, str]) -> None:
-    """Say that all processes have written their parts, how many they are, and which samples were unusable so far."""
-    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad}
-    write_file(checkpoint / COMPLETE, json.dumps(mark, ensure_ascii=False))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written completely and by as many processes as now; others are removed."""
-    usable = [
-        path.parent
-        for path in folder.glob(f"checkpoint-*/{COMPLETE}")
-        if json.loads(path.read_text(encoding="utf-8"))["processes"] == os.environ["WORLD_SIZE"]
-    ]
-    barrier()  # all have looked before anything goes
-    for other in set(folder.glob("checkpoint-*")) - set(usable):
-        if is_main_process():
-            shutil.rmtree(other, ignore_errors=True)
-    barrier()
-    return max(usable, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def bad_before(checkpoint: Path | None) -> dict[str, str]:
-    """The unusable samples that were met before ``checkpoint``."""
-    return {} if checkpoint is None else json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["bad"]
-
-
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, started: float) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
@@ -265,21 +218,6 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, star
         "skipped": len(trainer.bad.gather()),
         "seconds": round(time.monotonic() - started, 2),
     }
-
-
-def _save(setup: Setup, folder: Path, summary: Mapping[str, Any], *, last: bool) -> None:
-    """Write the stage's model whole or not at all, then drop its checkpoints; the ``last`` without need of ours."""
-    if is_main_process():
-        if last and "vision" in setup.parts and make_stock(setup.model):
-            report("the model loads in transformers without llava_bridge")
-        partial = folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        setup.model.save_pretrained(partial)
-        setup.processor.save_pretrained(partial)
-        (partial / "stage.json").write_text(json.dumps(summary))
-        partial.replace(folder / "model")
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    barrier()
 
 
 def _free(trainer: StageTrainer, setup: Setup) -> None:

@@ -15,9 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.assembly import Assembly, assemble, load_llm, load_tokenizer, make_chat
-from llava_bridge.data import DataConfig, read_samples
-from llava_bridge.data.batches import Collator, Conversations
+from llava_bridge.assembly import Assembly, assemble, load_llm, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +88,6 @@ def test_another_picture_gives_another_answer_distribution(llava: tuple[Any, Any
         for picture in (first, second)
     ]
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
-
-
-def test_loss_over_needed_logits_equals_loss_over_all(llava: tuple[Any, Any], bridge_talk: Path) -> None:
-    model, processor = llava
-    data = Conversations(
-        read_samples(DataConfig(path=str(bridge_talk / "talk.json"))), make_chat(model, processor), 128
-    )
-    batch = Collator(processor.image_processor, processor.tokenizer.pad_token_id)([data[index] for index in range(3)])
-    batch.pop("skipped")
-    assert len(batch["logits_to_keep"]) < batch["input_ids"].shape[1]
-    short = model(**batch)
-    whole = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "labels")})
-    assert torch.allclose(short.loss, whole.loss, atol=1e-5)
-    assert short.logits.shape[1] == len(batch["logits_to_keep"])
 
 
 def test_answers_in_batches_equal_answers_alone(saved: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bridge_world
@@ -174,7 +175,10 @@ def test_the_launcher_gets_processes_port_and_module(tmp_path: Path, monkeypatch
         (["--image_size", "-5"], "image_size: expected at least 1, got -5"),
         (["--max_bad_share", "7"], "max_bad_share: expected a share from 0 to 1, got 7"),
         (["--align.lr", ".nan"], "align.lr: expected more than 0, got nan"),
-        (["--launch.deepspeed", "zero9"], "launch.deepspeed: expected a JSON file or one of zero2, got 'zero9'"),
+        (
+            ["--launch.deepspeed", "zero9"],
+            "launch.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got 'zero9'",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -220,23 +224,31 @@ with hand_over_errors():
 
 
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
-    from llava_bridge.trainer import TRAINS, fingerprint, freeze
+    from llava_bridge.config import StageConfig
+    from llava_bridge.setup import Setup
+    from llava_bridge.trainer import choose_what_learns
+    from llava_bridge.weights import fingerprint, frozen_values
 
-    parts = {name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")}
-    freeze(parts, TRAINS["align"])
-    assert {name for name, part in parts.items() if part.weight.requires_grad} == {"projector"}
-    freeze(parts, TRAINS["instruct"])
-    assert {name for name, part in parts.items() if part.weight.requires_grad} == {"projector", "llm"}
-    before = fingerprint(parts["vision"])
-    assert before == fingerprint(parts["vision"])
-    parts["vision"].running_mean[0] = torch.nextafter(torch.tensor(0.0), torch.tensor(1.0))
-    assert fingerprint(parts["vision"]) != before
+    model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})
+    setup: Any = Setup(model, None, dict(model.items()), None, None)  # type: ignore[arg-type]
+
+    def learning(stage: StageConfig, name: str) -> set[str]:
+        choose_what_learns(setup, stage, name)
+        return {part for part, module in model.items() if module.weight.requires_grad}
+
+    assert learning(StageConfig(), "align") == {"projector"}
+    assert learning(StageConfig(), "instruct") == {"projector", "llm"}
+    assert learning(StageConfig(trains=["vision", "llm"]), "instruct") == {"vision", "llm"}
+    assert not frozen_values(model["vision"])  # its statistics move with it
+    projector = model["projector"]
+    before = fingerprint(frozen_values(projector))
+    assert before == fingerprint(frozen_values(projector))
+    projector.running_mean[0] = torch.nextafter(torch.tensor(0.0), torch.tensor(1.0))
+    assert fingerprint(frozen_values(projector)) != before
 
 
 def stage_trainer(allowed: float) -> Any:
     """A StageTrainer without model and data, for its own checks."""
-    from types import SimpleNamespace
-
     from llava_bridge.bad_samples import BadSamples
     from llava_bridge.trainer import StageTrainer
 
@@ -244,6 +256,14 @@ def stage_trainer(allowed: float) -> Any:
     trainer.stage_name, trainer.bad = "align", BadSamples("align", allowed, {})
     trainer.state = SimpleNamespace(global_step=6)
     return trainer
+
+
+def stage_callback(tmp_path: Path) -> Any:
+    from llava_bridge.callback import StageCallback
+    from llava_bridge.progress import Progress
+
+    progress, nobody = Progress("align", 4, tmp_path / "metrics.jsonl"), SimpleNamespace(of_any_process=lambda: 0)
+    return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody)  # type: ignore[arg-type]
 
 
 def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,42 +282,37 @@ def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_bad_samples_are_counted_over_all_processes_and_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava_bridge import bad_samples, trainer
+    from llava_bridge import bad_samples, checkpoints
     from llava_bridge.bad_samples import BadSamples
 
     monkeypatch.setattr(bad_samples, "gather_objects", lambda own: [own, {"b": "of rank 1"}])
-    monkeypatch.setattr(trainer, "barrier", lambda: None)
+    monkeypatch.setattr(checkpoints, "barrier", lambda: None)
     bad = BadSamples("align", 2, {})
     bad.add([("a", "of rank 0")])
     assert bad.gather() == {"a": "of rank 0", "b": "of rank 1"}
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        trainer.mark_complete(tmp_path / f"checkpoint-{step}", bad.found)
+        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", bad.found)
     (tmp_path / "checkpoint-12").mkdir()  # its writing was interrupted
-    start = trainer.last_checkpoint(tmp_path)
+    start = checkpoints.last_checkpoint(tmp_path)
     assert start == tmp_path / "checkpoint-10"
-    again = BadSamples("align", 2, trainer.bad_before(start))
+    again = BadSamples("align", 2, checkpoints.bad_before(start))
     with pytest.raises(UserError, match="align: 3 samples cannot be used"):
         again.add([("c", "after resuming")])
+    assert not (tmp_path / "checkpoint-12").exists()
     monkeypatch.setenv("WORLD_SIZE", "3")  # its optimizer state is cut into two parts, one for each process
-    assert trainer.last_checkpoint(tmp_path) is None
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"launch.processes: expected 2, as when .*checkpoint-10 was written, got 3"):
+        checkpoints.last_checkpoint(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 
 
 def test_a_resumed_stage_logs_and_saves_as_the_config_of_now_says(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     from transformers import TrainerState
-
-    from llava_bridge.progress import Progress
-    from llava_bridge.trainer import _Callback
 
     state = TrainerState(global_step=2, max_steps=9, logging_steps=5, save_steps=500)
     args = SimpleNamespace(logging_steps=1, save_steps=3, eval_steps=None)
-    callback = _Callback(
-        Progress("align", 4, tmp_path / "metrics.jsonl"), stage_trainer(allowed=1).bad, {}, vocabulary=320
-    )
+    callback = stage_callback(tmp_path)
     callback.on_train_begin(args, state, None)
     assert (state.logging_steps, state.save_steps) == (1, 3)
 
@@ -318,7 +333,7 @@ def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
 
 
 def test_a_first_loss_that_is_odd_is_told() -> None:
-    from llava_bridge.trainer import odd_first_loss
+    from llava_bridge.callback import odd_first_loss
 
     assert odd_first_loss(math.log(32_000) + 0.9, 32_000) is None
     assert odd_first_loss(0.05, 32_000) is None
@@ -331,16 +346,9 @@ def test_a_first_loss_that_is_odd_is_told() -> None:
 
 
 def test_the_first_steps_loss_is_logged_and_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from types import SimpleNamespace
-
     from transformers import TrainerState
 
-    from llava_bridge.progress import Progress
-    from llava_bridge.trainer import _Callback
-
-    callback = _Callback(
-        Progress("align", 4, tmp_path / "metrics.jsonl"), stage_trainer(allowed=1).bad, {}, vocabulary=320
-    )
+    callback = stage_callback(tmp_path)
     callback.progress.begin(0, 9)
     for step, told in ((2, False), (1, True)):
         state = TrainerState(global_step=step, max_steps=9)

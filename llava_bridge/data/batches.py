@@ -1,6 +1,7 @@
-"""Samples become batches: tokens padded on the right, labels, pixels.
+"""Samples become batches: tokens padded on the right or packed, labels, pixels.
 
-Legend: B samples, T tokens, P pictures in the batch, S side in pixels, K positions whose logits are needed.
+Legend: B samples, R rows, T tokens of a row, P pictures in the batch, S side in pixels, K positions whose logits are
+needed.
 """
 
 from __future__ import annotations
@@ -74,36 +75,86 @@ class Conversations(Dataset):
 
 
 class Collator:
-    """Items of :class:`Conversations` to a batch for transformers' LLaVA.
-
-    The logits of positions after which no row has a learnt token are not needed: ``logits_to_keep`` (K,) lists
-    the others, and ``shift_labels`` (B, K) says which token follows each. With a large vocabulary this saves
-    most of the memory that pictures and questions would take in the output layer.
+    """Items of :class:`Conversations` to a batch for :class:`llava_bridge.objective.Objective`.
 
     Args:
-        image_processor: of the LLaVA's processor.
+        image_processor: of the LLaVA's processor; None for an LLM alone.
         pad: id of the padding token.
+        room: tokens of a row that samples are packed into, one behind the other; None pads each to a row of its own.
     """
 
-    def __init__(self, image_processor: Any, pad: int) -> None:
+    def __init__(self, image_processor: Any, pad: int, room: int | None = None) -> None:
         self.image_processor = image_processor
         self.pad = pad
+        self.room = room
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The batch: tokens (B, T), labels, ``pixel_values`` (P, 3, S, S), and ``skipped`` (name, reason) pairs."""
-        input_ids = _right_padded([item["input_ids"] for item in items], self.pad)
-        lengths = torch.tensor([len(item["input_ids"]) for item in items])
-        labels = _right_padded([item["labels"] for item in items], IGNORED)
+        """The batch.
+
+        Returns:
+            ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T);
+            ``pixel_values`` (P, 3, S, S) in the order in which the tokens mention them; ``skipped`` (name, reason).
+        """
+        lengths = [len(item["input_ids"]) for item in items]
+        rows = [[index] for index in range(len(items))] if self.room is None else pack(lengths, self.room)
+        labels = _right_padded([_end_to_end([_learnt(items[index]) for index in row]) for row in rows], IGNORED)
+        tokens = [_end_to_end([items[index]["input_ids"] for index in row]) for row in rows]
         batch: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-            **needed_logits(labels),
+            "input_ids": _right_padded(tokens, self.pad),
+            "labels": labels,
             "skipped": [skip for item in items for skip in item["skipped"]],
         }
-        pictures = [picture for item in items for picture in item["pictures"]]
+        places = [_end_to_end([list(range(lengths[index])) for index in row]) for row in rows]
+        if self.room is None:
+            batch["attention_mask"] = _right_padded([[1] * len(row) for row in places], 0)
+        else:
+            batch["position_ids"] = _right_padded(places, 0)
+        pictures = [picture for row in rows for index in row for picture in items[index]["pictures"]]
         if pictures:
             batch["pixel_values"] = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
         return batch
+
+
+class TextCollator(Collator):
+    """Items without pictures to a batch for a transformers causal LM.
+
+    The logits of positions after which no row has a learnt token are not needed: ``logits_to_keep`` (K,) lists
+    the others, and ``shift_labels`` (R, K) says which token follows each.
+    """
+
+    def __init__(self, pad: int) -> None:
+        super().__init__(None, pad)
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The batch."""
+        batch = super().__call__(items)
+        return {**batch, **needed_logits(batch["labels"])}
+
+
+def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Which samples share a row of ``room`` tokens: the longest first, each into the first row that has room for it.
+
+    A sample longer than that has a row of its own.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        row = next((number for number, left in enumerate(free) if left >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(room)
+        rows[row].append(index)
+        free[row] -= lengths[index]
+    return rows
+
+
+def _learnt(item: dict[str, Any]) -> list[int]:
+    """Its labels; what stands before its first token is no part of it, and so that is never learnt."""
+    return [IGNORED, *item["labels"][1:]]
+
+
+def _end_to_end(parts: Sequence[Sequence[int]]) -> list[int]:
+    return [value for part in parts for value in part]
 
 
 def needed_logits(labels: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,95 @@
+"""A LLaVA and the loss that it is trained with, in one forward call.
+
+Legend: R rows, T places of a row, P pictures, S side in pixels, N learnt tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from clips.losses import linear_cross_entropy
+from llava_bridge.chat import IGNORED
+
+
+class Objective(nn.Module):
+    """Mean cross-entropy over the learnt tokens of a batch; their logits (N, V) never exist whole.
+
+    Wrapped by DeepSpeed or FSDP as a whole, since the output layer's weights are used beside its own forward.
+
+    Args:
+        llava: a transformers LLaVA.
+    """
+
+    accepts_loss_kwargs = True  # HF's Trainer then tells the number of learnt tokens of all processes
+
+    def __init__(self, llava: Any) -> None:
+        super().__init__()
+        self.llava = llava
+        self.config = llava.config  # DeepSpeed's "auto" settings read the width there
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **pictures: Tensor,
+    ) -> dict[str, Tensor]:
+        """The loss ().
+
+        Args:
+            input_ids: (R, T).
+            labels: (R, T), ``IGNORED`` where nothing is learnt; of a packed row's first tokens too.
+            attention_mask: (R, T), 0 where a row is padded; None for packed rows.
+            position_ids: (R, T) for packed rows: they begin again with each sample, which keeps samples apart.
+            num_items_in_batch: learnt tokens over which to average; those of this batch if not given.
+            pictures: ``pixel_values`` (P, 3, S, S) if there are pictures.
+        """
+        hidden = self.llava.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+            **pictures,
+        ).last_hidden_state
+        following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        learnt = following != IGNORED
+        total = summed_loss(hidden[learnt], self.llava.lm_head, following[learnt])
+        loss = total / (learnt.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        return {"loss": loss if "pixel_values" in pictures else loss + self._nothing(hidden)}
+
+    def _nothing(self, like: Tensor) -> Tensor:
+        """0, by way of the vision tower and the projector.
+
+        Processes whose batch has no picture must do what the others do: those wait for their gradients, and under
+        ZeRO-3 for the parts of their weights.
+        """
+        size = self.llava.config.vision_config.image_size
+        blank = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)
+        features = self.llava.get_image_features(pixel_values=blank).pooler_output
+        return 0.0 * torch.cat(tuple(features)).sum()
+
+
+def summed_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    """Summed cross-entropy () of an output layer, as `clips.losses.linear_cross_entropy` computes it.
+
+    Args:
+        hidden: (N, D).
+        head: a linear layer to V logits.
+        labels: (N,).
+    """
+    weight: Any = head.weight
+    if (bias := getattr(head, "bias", None)) is not None:  # as one more input that is always 1
+        hidden, weight = F.pad(hidden, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1)
+    return linear_cross_entropy(hidden, weight, labels, _product_dtype(weight))
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

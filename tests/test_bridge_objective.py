@@ -1,0 +1,234 @@
+"""The bridge's loss and its packed rows against transformers' own, sample by sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from clips.errors import UserError
+from llava_bridge.assembly import Assembly, assemble, make_chat
+from llava_bridge.config import StageConfig
+from llava_bridge.data import DataConfig, read_samples
+from llava_bridge.data.batches import Collator, Conversations, TextCollator, pack
+from llava_bridge.objective import Objective, summed_loss
+from llava_bridge.setup import _room, keeps_samples_apart
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"head_dim": 8, "sliding_window": 16},
+    "phi3": {"pad_token_id": 0},
+    "olmo2": {},
+    "smollm3": {"pad_token_id": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def parts(bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """A LLaVA, its processor, and samples of several lengths: with a picture, with two, with none."""
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), seed=3))
+    samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json")))
+    items = [Conversations(samples, make_chat(model, processor), 128)[index] for index in range(5)]
+    for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
+    return model, processor, items
+
+
+def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
+    batch = Collator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
+    batch.pop("skipped")
+    return batch
+
+
+def learnt(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss, and the gradients of projector and LLM."""
+    model.zero_grad()
+    model.requires_grad_(True)
+    loss = Objective(model)(**batch)["loss"]
+    loss.backward()
+    named = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    return loss.item(), named
+
+
+def test_the_loss_and_its_gradients_are_those_of_transformers(parts: tuple[Any, Any, Any]) -> None:
+    model, processor, items = parts
+    batch = batch_of(items, processor)
+    loss, gradients = learnt(model, batch)
+    model.zero_grad()
+    whole = model(**batch).loss
+    whole.backward()
+    assert loss == pytest.approx(whole.item(), abs=1e-5)
+    wanted = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert gradients.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(gradients[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_loss_over_all_processes_tokens_is_the_sum_by_their_number(parts: tuple[Any, Any, Any]) -> None:
+    model, processor, items = parts
+    batch = batch_of(items, processor)
+    own = Objective(model)(**batch)["loss"]
+    count = int((batch["labels"] != -100).sum())
+    shared = Objective(model)(**batch, num_items_in_batch=torch.tensor(3 * count))["loss"]
+    torch.testing.assert_close(3 * shared, own)
+
+
+def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(parts: tuple[Any, Any, Any]) -> None:
+    model, processor, _ = parts
+    text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
+    _, gradients = learnt(model, batch_of([text, text], processor))
+    projector = {name: value for name, value in gradients.items() if "multi_modal_projector" in name}
+    assert len(projector) == 4
+    assert not any(value.any() for value in projector.values())
+    assert any(value.any() for name, value in gradients.items() if "language_model" in name)
+
+
+@pytest.mark.parametrize("room", [60, 128, 10_000])  # a row each, two rows, one
+def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, Any], room: int) -> None:
+    model, processor, items = parts
+    assert keeps_samples_apart(model)
+    padded, packed = batch_of(items, processor), batch_of(items, processor, room)
+    assert len(packed["input_ids"]) == {60: 5, 128: 2, 10_000: 1}[room]
+    one, other = learnt(model, padded), learnt(model, packed)
+    assert one[0] == pytest.approx(other[0], abs=1e-5)
+    for name, value in one[1].items():
+        torch.testing.assert_close(other[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    for index in range(len(items)):  # each sample by itself: as if only it were learnt
+        alone = [
+            item if i == index else {**item, "labels": [-100] * len(item["labels"])} for i, item in enumerate(items)
+        ]
+        losses = [Objective(model)(**batch_of(alone, processor, limit))["loss"].item() for limit in (None, room)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packing_keeps_samples_apart_in_llms_of_many_kinds(kind: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SMALL, **KINDS[kind], vocab_size=64)
+    llm = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in llm.parameters():
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    dice = np.random.default_rng(1)
+    items = [
+        {"input_ids": (ids := dice.integers(3, 64, length).tolist()), "labels": ids, "pictures": [], "skipped": []}
+        for length in (30, 7, 19, 24, 3)
+    ]
+    packed = Collator(None, 0, 50)(items)
+    rows = pack([len(item["input_ids"]) for item in items], 50)
+    with torch.no_grad():
+        hidden = llm.base_model(
+            input_ids=packed["input_ids"], position_ids=packed["position_ids"], use_cache=False
+        ).last_hidden_state
+        for row, members in enumerate(rows):
+            start = 0
+            for index in members:
+                tokens = torch.tensor([items[index]["input_ids"]])
+                alone = llm.base_model(input_ids=tokens).last_hidden_state[0]
+                torch.testing.assert_close(hidden[row, start : start + len(alone)], alone, atol=1e-4, rtol=1e-3)
+                start += len(alone)
+
+
+class Mixes(torch.nn.Module):
+    """An LLM whose state runs on from sample to sample."""
+
+    device = torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(last_hidden_state=input_ids.float().cumsum(1)[..., None])
+
+
+def test_an_llm_that_mixes_packed_samples_is_refused() -> None:
+    from types import SimpleNamespace as Has
+
+    llava = Has(model=Has(language_model=Mixes()), config=Has(text_config=Has(model_type="mixes")))
+    with pytest.raises(UserError, match=r"instruct\.packing: expected false, since this LLM \(mixes\) mixes samples"):
+        _room(llava, 100, "instruct", StageConfig(packing=True))
+    assert _room(llava, 100, "instruct", StageConfig()) is None
+
+
+def test_packing_by_hand() -> None:
+    assert pack([5, 9, 2, 4, 12], 10) == [[4], [1], [0, 3], [2]]
+    assert pack([3], 2) == [[0]]
+    lengths = np.random.default_rng(0).integers(1, 60, 500).tolist()
+    rows = pack(lengths, 64)
+    assert sorted(index for row in rows for index in row) == list(range(500))
+    assert max(sum(lengths[index] for index in row) for row in rows) <= 64
+    assert sum(lengths) / (64 * len(rows)) > 0.94
+
+
+def test_a_packed_batch_by_hand() -> None:
+    first = {"input_ids": [5, 6, 7], "labels": [5, -100, 7], "pictures": ["a"], "skipped": []}
+    second = {"input_ids": [8, 9], "labels": [-100, 9], "pictures": ["b", "c"], "skipped": [("x", "torn")]}
+    third = {"input_ids": [4, 4, 4, 4], "labels": [-100] * 3 + [4], "pictures": [], "skipped": []}
+
+    def names(pictures: list[str], return_tensors: str) -> dict[str, Any]:
+        return {"pixel_values": pictures}
+
+    batch = Collator(names, 0, 5)([second, first, third])
+    assert batch["input_ids"].tolist() == [[4, 4, 4, 4, 0], [5, 6, 7, 8, 9]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 0, 1]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 4, -100], [-100, -100, 7, -100, 9]]
+    assert batch["pixel_values"] == ["a", "b", "c"]  # in the order in which the rows mention them
+    assert batch["skipped"] == [("x", "torn")]
+    assert "attention_mask" not in batch
+    assert "logits_to_keep" in TextCollator(0)([third, third])
+
+
+def test_an_output_layer_with_a_bias_and_one_in_bf16() -> None:
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(7, 8, requires_grad=True), torch.arange(7)
+    head = torch.nn.Linear(8, 11)
+    wanted = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="sum")
+    torch.testing.assert_close(summed_loss(hidden, head, labels), wanted)
+    one = torch.autograd.grad(summed_loss(hidden, head, labels), [hidden, head.weight, head.bias])
+    for got, want in zip(one, torch.autograd.grad(wanted, [hidden, head.weight, head.bias]), strict=True):
+        torch.testing.assert_close(got, want)
+    half = torch.nn.Linear(8, 11, bias=False).bfloat16()
+    loss = summed_loss(hidden.bfloat16(), half, labels)
+    assert loss.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(loss, [half.weight])
+    assert gradient.dtype == torch.bfloat16
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return out
+
+
+def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clips import losses
+
+    monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 10_000)
+    hidden = torch.randn(200, 4, requires_grad=True)
+    head = torch.nn.Linear(4, 1000, bias=False)
+    with Largest() as seen:
+        summed_loss(hidden, head, torch.arange(200)).backward()
+    assert seen.elements <= 10_000 < 200 * 1000
