@@ -137,7 +137,7 @@ def test_zero_3_in_two_processes_saves_what_zero_2_does(
 ) -> None:
     for way in ("zero2", "zero3"):
         launch = LaunchConfig(processes=2, deepspeed=way)
-        done = train(config(tmp_path, way, world, stage, launch=launch))
+        done = train(config(tmp_path, way, world, {"lr": 1e-3} | stage, launch=launch))
         assert done.returncode == 0, done.stderr[-3000:]
     one, other = weights(tmp_path / "zero2"), weights(tmp_path / "zero3")
     assert one.keys() == other.keys()

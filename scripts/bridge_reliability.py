@@ -1,0 +1,164 @@
+"""Kill a LLaVA's training with -9 again and again, and see that nothing is lost.
+
+    python scripts/bridge_reliability.py --kills 50
+
+A tiny LLaVA is aligned and instructed by two processes under ZeRO-2, from shuffled samples of which one in a hundred
+has a broken picture. Killed are all processes at once, the command alone, or one of the two that train. The weights at
+the end are those of an uninterrupted training, bit for bit, and the same broken samples are counted. It ends with
+status 1 if not. About half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from reliability import picture, told
+
+LAUNCHED = 2
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--kills", type=int, default=50)
+    options.add_argument("--steps", type=int, default=1500, help="of each of the two stages")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--deepspeed", default="zero2")
+    options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
+    arguments = options.parse_args()
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        make_world(work, random.Random(arguments.seed))
+        passed = survives_kills(work, arguments, random.Random(arguments.seed))
+    return 0 if passed else 1
+
+
+def make_world(work: Path, rng: random.Random) -> None:
+    """Pictures with talk, one in a hundred broken, and a small LLM with its tokenizer."""
+    import torch
+
+    from llava_bridge.llm import SmallLlamaConfig, new_llama, train_tokenizer
+
+    (work / "data").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(400):
+        name, content = f"{index}.png", b"broken" if rng.random() < 0.01 or index == 7 else picture(index)
+        (work / "data" / name).write_bytes(content)
+        talk = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": f"It is {index}."}]
+        rows.append({"id": name, "image": name, "conversations": talk})
+    (work / "data" / "talk.json").write_text(json.dumps(rows))
+    config = SmallLlamaConfig(vocab_size=300, hidden_size=32, layers=2, heads=2, context=128)
+    tokenizer = train_tokenizer([f"USER: Which? ASSISTANT: It is {index}." for index in range(50)], config)
+    torch.manual_seed(0)
+    new_llama(config, tokenizer).save_pretrained(work / "llm")
+    tokenizer.save_pretrained(work / "llm")
+
+
+def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
+    stage = {"data": [{"path": str(work / "data" / "talk.json")}], "steps": arguments.steps, "batch_size": 4}
+    path = work / f"{name}.json"
+    path.write_text(
+        json.dumps(
+            {
+                "output": str(work / name),
+                "encoder": "timm:vit_tiny_patch16_224@random",
+                "image_size": 32,
+                "llm": str(work / "llm"),
+                "align": {**stage, "lr": 1e-3},
+                "instruct": {**stage, "lr": 1e-4},
+                "launch": {"processes": LAUNCHED, "deepspeed": arguments.deepspeed},
+                "precision": "fp32",
+                "log_every": 20,
+                "checkpoint_every": 20,
+                "max_bad_share": 0.1,
+            }
+        )
+    )
+    return path
+
+
+def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(config)]
+    with log.open("ab") as stream:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+
+
+def standing(work: Path) -> str:
+    """The last step of the killed run that is saved whole."""
+    marks = work.glob(".killed.work/*/checkpoints/checkpoint-*/complete")
+    steps = {mark.parts[-4]: int(mark.parent.name.rpartition("-")[2]) for mark in sorted(marks, key=_step)}
+    done = [path.parent.name for path in work.glob(".killed.work/*/model")]
+    return f"{', '.join([*done, *(f'{stage} {step}' for stage, step in steps.items())]) or 'the beginning'}"
+
+
+def _step(mark: Path) -> int:
+    return int(mark.parent.name.rpartition("-")[2])
+
+
+def survives_kills(work: Path, arguments: argparse.Namespace, rng: random.Random) -> bool:
+    began, whole = time.monotonic(), start(write_config(work, "whole", arguments), work / "whole.log")
+    while not list(work.glob(".whole.work/metrics.jsonl")) and whole.poll() is None:
+        time.sleep(0.1)
+    startup = time.monotonic() - began
+    if whole.wait():
+        return told(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
+    config, places, done = write_config(work, "killed", arguments), set(), 0
+    while done < arguments.kills:
+        process = start(config, work / "killed.log")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if process.wait(rng.uniform(0.2, 2.5) * startup) == 0:
+                break  # it came to its end before all kills were spent
+        kill(process, rng)
+        done += 1
+        places.add(standing(work))
+        print(f"\rkill {done} of {arguments.kills}, stands at {standing(work)}   ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    if start(config, work / "killed.log").wait():
+        return told(False, f"the killed training did not end, see {work / 'killed.log'}")
+    same = (work / "whole" / "model.safetensors").read_bytes() == (work / "killed" / "model.safetensors").read_bytes()
+    reports = [json.loads((work / name / "manifest.json").read_text())["stages"] for name in ("whole", "killed")]
+    bad = [{stage: summary["skipped"] for stage, summary in stages.items()} for stages in reports]
+    spread = 4 * len(places) >= done
+    return told(
+        done == arguments.kills and spread and same and bad[0] == bad[1] and bad[0]["align"] > 0,
+        f"{done} kills of {arguments.kills}, gone on from {len(places)} places: weights "
+        f"{'equal' if same else 'differ'}; broken samples met: {bad[0]} and {bad[1]}",
+    )
+
+
+def kill(process: subprocess.Popen[bytes], rng: random.Random) -> None:
+    """End everything at once; or the command alone; or one of those that train. Returns when all are gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        training = [one for one in family if "--no_local_rank" not in one.cmdline() and "train" in one.cmdline()]
+        way = rng.random()
+        if way < 0.2:
+            victims = []
+        elif way < 0.5 and training:
+            victims = [rng.choice(training)]
+        else:
+            victims = family
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        if way < 0.2 or not victims or victims is family:
+            process.kill()
+        psutil.wait_procs(family, timeout=60)
+        for left in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+    process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
