@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from clips.architectures import ModelConfig, preprocess_cfg
 from clips.errors import UserError, reason_of
+from clips.kept_outputs import keep_outputs
 from clips.lean_imports import without_wandb
 from clips.lengths import groups_by_length
-from clips.trunk_cache import keep_outputs
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")

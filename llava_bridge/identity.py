@@ -13,12 +13,13 @@ from typing import Any
 from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
 from clips.commandline import difference, leaves, plain
 from clips.errors import UserError
-from llava_bridge.config import TrainConfig
+from llava_bridge.config import STAGES, TrainConfig
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.encoders.spec import parse_spec
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
+_FREE |= {f"{stage}.{field}" for stage in STAGES for field in ("keep_features", "gradient_checkpointing")}
 
 
 def kind_of(config: TrainConfig) -> str:

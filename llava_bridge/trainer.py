@@ -32,6 +32,7 @@ from llava_bridge.objective import Objective
 from llava_bridge.progress import Progress
 from llava_bridge.saving import save_stage
 from llava_bridge.setup import Setup, set_up
+from llava_bridge.vision import EncoderVisionModel
 from llava_bridge.workspace import CHECKPOINTS
 
 
@@ -46,6 +47,8 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     stage, folder = config.stage(name), work / name
     setup = set_up(config, name, work)
     choose_what_learns(setup, stage, name)
+    if stage.keep_features:
+        keep_features(setup)
     if stage.gradient_checkpointing:
         named = "activation_checkpointing_enable"  # newer transformers' name for it
         getattr(setup.model, named, setup.model.gradient_checkpointing_enable)()
@@ -89,6 +92,18 @@ def choose_what_learns(setup: Setup, stage: StageConfig, name: str) -> None:
     for part in stage.trained(name):
         if part not in adapted:
             setup.parts[part].requires_grad_(True)
+
+
+def keep_features(setup: Setup) -> None:
+    """Let the frozen encoder look its features up.
+
+    Raises:
+        UserError: the tower is transformers' own.
+    """
+    tower = setup.model.model.vision_tower
+    if not isinstance(tower, EncoderVisionModel):
+        raise UserError("keep_features: expected false, as the vision tower of this LLaVA is transformers' own")
+    tower.keep_outputs(setup.model.config.vision_feature_layer)
 
 
 def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:

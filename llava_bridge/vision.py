@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.errors import UserError
+from clips.kept_outputs import KeptOutputs
 from clips.loading import refusing
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
@@ -34,6 +35,8 @@ class EncoderVisionModel(PreTrainedModel):
         super().__init__(config)
         self.tower: VisionTower = build_tower(config.source, config.architecture or {})
         self.computed_buffers = _save_all_buffers(self.tower)
+        self.kept: KeptOutputs | None = None
+        self.kept_layers: list[int] = []
         self.gradient_checkpointing = False  # transformers looks for this attribute before it checkpoints anything
         self.post_init()
 
@@ -55,6 +58,19 @@ class EncoderVisionModel(PreTrainedModel):
         """
         wanted = self._wanted(output_hidden_states)
         states: list[Tensor | None] = [None] * (self.tower.depth + 1)
+        if self.kept is not None and sorted(wanted) == self.kept_layers:
+            found = dict(zip(self.kept_layers, self.kept(pixel_values).unbind(1), strict=True))
+        else:
+            found = self._computed(pixel_values, wanted)
+        for index, state in found.items():
+            states[index] = state
+        asked = output_hidden_states is not None and output_hidden_states is not False
+        hidden: Any = tuple(states) if asked else None
+        return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=hidden)
+
+    def _computed(self, pixel_values: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+        """The hidden states of these indices, each (B, N, D)."""
+        states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
         half = pixel_values.dtype != self.dtype  # training in bf16 around a tower that keeps its float32 weights
@@ -68,9 +84,22 @@ class EncoderVisionModel(PreTrainedModel):
                     states[index] = state.to(pixel_values.dtype)
                 if index == max(wanted):
                     break
-        asked = output_hidden_states is not None and output_hidden_states is not False
-        hidden: Any = tuple(states) if asked else None
-        return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=hidden)
+        return states
+
+    def keep_outputs(self, layers: int | list[int]) -> None:
+        """From now on look these hidden states up in the user's cache, and compute what is missing.
+
+        For a frozen tower. Called while its weights are whole: they are what the cache knows it by.
+        """
+        wanted = sorted(self._wanted(layers))
+
+        def compute(pixels: Tensor) -> Tensor:
+            states = self._computed(pixels, set(wanted))
+            return torch.stack([states[index] for index in wanted], dim=1)
+
+        variant = "".join(f"-{index}" for index in wanted)
+        self.kept, self.kept_layers = KeptOutputs(self.tower, compute, kind="features", variant=variant), wanted
+        self.kept.know_weights()
 
     def stock(self) -> PreTrainedModel | None:
         """The model that transformers' own LLaVA uses in this one's place, with these weights; None if there is none.

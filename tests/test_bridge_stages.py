@@ -61,10 +61,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
         "rates": {"trains": every, "vision_lr": 1e-30, "projector_lr": 1e-30},
         "lora": {"lora": LoraConfig(**LORA)},
         "dora": {"lora": LoraConfig(**LORA, dora=True, parts=["llm", "vision"], merge=False)},
+        "kept": {"keep_features": True},
+        "found": {"keep_features": True, "packing": True, "max_length": 120},
         "queries": {"lora": LoraConfig(**LORA, targets=["q_proj"]), "projector_lr": 1e-30},
     }
     paths = [str(config(directory, name, world, stage)) for name, stage in stages.items()]
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    launched["XDG_CACHE_HOME"] = str(directory / "cache")
     done = bridge_world.run_python(str(DRIVER), *paths, **launched, MASTER_PORT=str(launching._free_port()))
     assert done.returncode == 0, done.stderr[-3000:]
     (directory / "printed.txt").write_text(done.stderr)
@@ -98,6 +101,13 @@ def test_the_parts_that_learn_are_those_that_are_named(runs: Path) -> None:
 def test_packed_rows_and_recomputed_activations_learn_the_same(runs: Path) -> None:
     assert losses(runs / "packed") == pytest.approx(losses(runs / "plain"), abs=1e-4)
     assert losses(runs / "again") == pytest.approx(losses(runs / "whole"), abs=1e-5)
+
+
+def test_features_that_are_kept_are_those_that_are_computed(runs: Path) -> None:
+    assert losses(runs / "kept") == losses(runs / "plain")
+    assert losses(runs / "found") == pytest.approx(losses(runs / "plain"), abs=1e-4)
+    kept = [path for path in (runs / "cache" / "clips" / "features").rglob("*") if path.is_file()]
+    assert len(kept) == len(bridge_world.COLOURS)  # all pictures of one colour have the same pixels
 
 
 def test_adapters_are_merged_into_the_weights_and_only_where_they_are(runs: Path) -> None:

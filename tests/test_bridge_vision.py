@@ -229,3 +229,33 @@ def test_bad_encoders_are_refused_in_one_line(bridge_encoder: Path, tmp_path: Pa
         load_encoder(str(broken))
     with pytest.raises(UserError, match=r"did you mean .*tiny_vit_5m_224"):
         load_encoder("timm:tiny_vit_5m_225@random")
+
+
+def test_kept_features_are_right_found_again_and_of_these_weights_and_layers(
+    bridge_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    batch, computed = pixels(3, 32), []
+
+    def tower(layers: int | list[int], shift: float = 0.0) -> EncoderVisionModel:
+        model = vision_model(load_encoder(str(bridge_encoder)))
+        next(model.parameters()).data.add_(shift)
+        model.keep_outputs(layers)
+        states = model.tower.states
+        model.tower.states = lambda seen: (computed.append(len(seen)), states(seen))[1]
+        return model
+
+    def seen(model: EncoderVisionModel, layers: int | list[int]) -> list[torch.Tensor]:
+        return [state for state in model(batch, output_hidden_states=layers).hidden_states if state is not None]
+
+    plain = vision_model(load_encoder(str(bridge_encoder)))
+    for _ in range(2):
+        for layers in (-2, [-2, 1]):
+            for own, wanted in zip(seen(tower(layers), layers), seen(plain, layers), strict=True):
+                assert torch.equal(own, wanted)
+    assert computed == [3, 3]
+    changed = tower(-2, shift=0.1)
+    assert not torch.allclose(seen(changed, -2)[0], seen(plain, -2)[0])
+    assert computed == [3, 3, 3]
+    seen(changed, -1)  # of another layer than the kept ones: computed
+    assert computed == [3, 3, 3, 3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips import architectures, towers, trunk_cache
+from clips import architectures, kept_outputs, towers
 from clips.architectures import ModelConfig
 from clips.config import TrainConfig
 from clips.data.augment import AugmentConfig
@@ -33,13 +33,13 @@ def cache(tmp_path, monkeypatch):
 def computed(monkeypatch):
     """How many pictures were computed in each call that computed any."""
     counts = []
-    run = trunk_cache._Kept._run
+    run = kept_outputs.KeptOutputs._run
 
     def counted(self, image):
         counts.append(len(image))
         return run(self, image)
 
-    monkeypatch.setattr(trunk_cache._Kept, "_run", counted)
+    monkeypatch.setattr(kept_outputs.KeptOutputs, "_run", counted)
     return counts
 
 

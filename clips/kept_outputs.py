@@ -1,0 +1,113 @@
+"""What a frozen module makes of a picture, kept on disk: trainings that see the same pixels again need not run it.
+
+A picture is known by its pixels, a module by its weights, so that nothing stale is ever found. Without crops and flips
+a data set is computed once for all trainings that use it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clips.artifact import writing
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def cache_directory(kind: str) -> Path:
+    """Where the outputs lie: ``clips/KIND`` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clips" / kind
+
+
+def keep_outputs(trunk: nn.Module) -> None:
+    """Let ``trunk.forward_features`` of a frozen timm trunk look its output (B, …) up, and compute what is missing."""
+    kept = KeptOutputs(trunk, trunk.forward_features, kind="trunks", remember=True)  # type: ignore[arg-type]
+    trunk.forward_features = kept  # type: ignore[assignment]
+
+
+class KeptOutputs:
+    """A function of pictures that looks its output up, and computes what is missing.
+
+    Args:
+        module: whose weights the outputs depend on; it is put into evaluation mode while it computes.
+        compute: pictures (B, 3, S, S) → outputs (B, …).
+        kind: the cache's folder.
+        variant: what else the outputs depend on.
+        remember: keep in memory, too, what was read or computed.
+    """
+
+    def __init__(
+        self, module: nn.Module, compute: Forward, *, kind: str, variant: str = "", remember: bool = False
+    ) -> None:
+        self.module = module
+        self.compute = compute
+        self.kind = kind
+        self.variant = variant
+        self.remember = remember
+        self.held: dict[Path, Tensor] = {}
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Known when the first picture comes, or when asked for: until then weights may still be loaded."""
+        return _digest(*self.module.state_dict().values())
+
+    def know_weights(self) -> None:
+        """Take the weights of now: later they may be rounded, or lie in parts."""
+        _ = self.weights
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """The outputs (B, …) of pictures (B, 3, S, S)."""
+        device = image.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
+        name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
+        folder = cache_directory(self.kind) / name
+        files = [folder / digest[:2] / digest for digest in map(_digest, image.cpu())]
+        found = {file: output for file in set(files) if (output := self._read(file)) is not None}
+        missing = {file: number for number, file in enumerate(files) if file not in found}
+        if missing:
+            for file, output in zip(missing, self._run(image[list(missing.values())]).cpu(), strict=True):
+                found[file] = output.clone(memory_format=torch.contiguous_format)
+                _write(file, found[file])
+        if self.remember:
+            self.held |= found
+        return torch.stack([found[file] for file in files]).to(image.device)
+
+    def _run(self, image: Tensor) -> Tensor:
+        learns, _ = self.module.training, self.module.eval()
+        try:
+            return self.compute(image)
+        finally:
+            self.module.train(learns)
+
+    def _read(self, file: Path) -> Tensor | None:
+        if file in self.held:
+            return self.held[file]
+        try:
+            return load_file(file)["features"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+
+def _write(file: Path, output: Tensor) -> None:
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"features": output}, partial)
+        partial.replace(file)
+
+
+def _digest(*values: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in values:
+        digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
