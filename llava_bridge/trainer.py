@@ -64,7 +64,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
         bad=bad,
         model=Objective(setup.model) if "vision" in setup.parts else setup.model,
-        args=_arguments(config, stage, steps, folder / CHECKPOINTS),
+        args=training_arguments(config, stage, steps, folder / CHECKPOINTS),
         train_dataset=setup.dataset,
         data_collator=setup.collator,
     )
@@ -194,7 +194,8 @@ def parameter_groups(
     return groups
 
 
-def _arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path) -> TrainingArguments:
+def training_arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path) -> TrainingArguments:
+    """What HF's Trainer is told of a stage of so many ``steps``, with its checkpoints in ``folder``."""
     processes = int(os.environ["WORLD_SIZE"])
     micro = stage.micro_batch or stage.batch_size // processes
     return TrainingArguments(

@@ -116,7 +116,7 @@ def survives_kills(work: Path, arguments: argparse.Namespace, rng: random.Random
     while done < arguments.kills:
         process = start(config, work / "killed.log")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            if process.wait(rng.uniform(0.2, 2.5) * startup) == 0:
+            if process.wait(rng.uniform(0.5, 1.5) * startup) == 0:
                 break  # it came to its end before all kills were spent
         kill(process, rng)
         done += 1

@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,20 +133,22 @@ class TextCollator(Collator):
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which samples share a row of ``room`` tokens: the longest first, each into the first row that has room for it.
+    """Which samples share a row of ``room`` tokens: few rows, and those as even as may be, for all are padded alike.
 
-    A sample longer than that has a row of its own.
+    The longest sample first, each goes into the row that is the least full. A sample longer than ``room`` is in a row
+    of its own.
     """
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        row = next((number for number, left in enumerate(free) if left >= lengths[index]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(room)
-        rows[row].append(index)
-        free[row] -= lengths[index]
-    return rows
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for count in range(max(1, math.ceil(sum(lengths) / room)), len(lengths) + 1):
+        rows: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for index in longest_first:
+            row = filled.index(min(filled))
+            rows[row].append(index)
+            filled[row] += lengths[index]
+        if all(tokens <= room or len(row) == 1 for tokens, row in zip(filled, rows, strict=True)):
+            return [row for row in rows if row]
+    return [[index] for index in longest_first]
 
 
 def _learnt(item: dict[str, Any]) -> list[int]:

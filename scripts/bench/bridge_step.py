@@ -1,0 +1,285 @@
+"""How fast does the bridge train, beside a bare loop around transformers' LLaVA, and packed beside padded?
+
+    python scripts/bench/bridge_step.py --shared ../shared --threads 2
+
+Data: of instruction mixes the kinds, from real questions and captions: short questions about photos (COCO-QA, half of
+the samples), long captions that MLLMs wrote (coco_long, a third), conversations without a picture (all captions of a
+photo, to be shortened one by one, a sixth); shuffled. Their lengths are printed. Parts: tiny_vit (49 tokens a picture) and the LLM
+of ``--llm``.
+
+1. *packing*: forward and backward of the same samples in micro-batches, each padded in random order, padded in groups
+   of like length (as the bridge does), packed into rows of ``--room`` tokens.
+2. *overhead*: whole steps of `llava_bridge.trainer` under DeepSpeed beside a loop of transformers' model, AdamW and
+   nothing else, over the same batches; data loading included in both.
+3. *memory*: the most that forward and backward of a batch allocate with the loss of the bridge, and with transformers'
+   own, whose logits exist whole, for an LLM with ``--vocabulary`` tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from loss_memory import MIB, peak_bytes
+from measure import add_common, machine, speed_up, spread, table, take_turns
+from torch.utils.data import DataLoader, Subset
+from transformers import TrainerCallback
+
+from llava_bridge.assembly import Assembly, assemble, make_chat
+from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.data import DataConfig, read_samples
+from llava_bridge.data.batches import Collator, Conversations
+from llava_bridge.data.order import GroupedOrder
+from llava_bridge.objective import Objective
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    print(machine(args.device))
+    with tempfile.TemporaryDirectory() as folder:
+        mix = write_mix(Path(args.shared), Path(folder) / "mix.json", args.samples)
+        model, processor, data = parts(args, mix)
+        lengths = sorted(len(data[index]["input_ids"]) for index in range(len(data)))
+        print(f"tokens of a sample, pictures included: {quantiles(lengths)}")
+        if "packing" in args.rows:
+            print(packing_table(args, model, processor, data))
+        if "overhead" in args.rows:
+            print(overhead_line(args, model, processor, data, mix, Path(folder)))
+    if "memory" in args.rows:
+        print(memory_table(args))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser)
+    parser.add_argument("--shared", default="../shared", help="a folder with data/cocoqa, data/coco_long, models/")
+    parser.add_argument("--llm", help="a directory; shared/models/stories15M if not given")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--micro-batch", type=int, default=16)
+    parser.add_argument("--room", type=int, default=1024, help="tokens of a packed row")
+    parser.add_argument("--steps", type=int, default=8, help="of a round of the overhead's measurement")
+    parser.add_argument("--vocabulary", type=int, default=128_256)
+    parser.add_argument("--rows", nargs="+", default=["packing", "overhead", "memory"])
+    return parser.parse_args()
+
+
+def write_mix(shared: Path, path: Path, count: int) -> Path:
+    """A LLaVA JSON of half questions, a third long answers, a sixth without a picture."""
+    photos: dict[str, list[str]] = {}
+    for line in (shared / "data/cocoqa/questions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        photos.setdefault(row["image"], []).extend([row["question"], row["answer"]])
+    asked = [
+        sample(f"data/cocoqa/images/{photo}", [text.capitalize() for text in turns])
+        for photo, turns in photos.items()
+        if (shared / "data/cocoqa/images" / photo).is_file()
+    ]
+    described, talked = [], []
+    for line in (shared / "data/coco_long/captions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        captions = [caption["caption"] for caption in row["long_captions"]]
+        described.append(sample(f"data/coco_long/{row['image']}", ["Describe the picture.", captions[0]]))
+        pairs = ((f"Shorten this: {caption}", f"{caption.partition('. ')[0]}.") for caption in captions)
+        talked.append(sample(None, [text for pair in pairs for text in pair]))
+    mix = asked[: count // 2] + described[: count // 3] + talked[: count - count // 2 - count // 3]
+    random.Random(0).shuffle(mix)
+    path.write_text(json.dumps(mix))
+    return path
+
+
+def sample(picture: str | None, turns: Sequence[str]) -> dict[str, Any]:
+    marked = [f"<image>\n{turns[0]}" if picture else turns[0], *turns[1:]]
+    talk = [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(marked)]
+    return {"conversations": talk} | ({"image": picture} if picture else {})
+
+
+def parts(args: argparse.Namespace, mix: Path) -> tuple[Any, Any, Conversations]:
+    encoder = Path(args.shared) / "models/tiny_vit_5m_224/timm_tiny_vit_5m_224_headless.safetensors"
+    llm = args.llm or str(Path(args.shared) / "models/stories15M")
+    model, processor = assemble(Assembly(encoder=f"timm:tiny_vit_5m_224@{encoder}", llm=llm))
+    model.requires_grad_(True).model.vision_tower.requires_grad_(False)
+    data = Conversations(
+        read_samples(DataConfig(path=str(mix), images=args.shared)), make_chat(model, processor), args.room
+    )
+    return model.to(args.device).train(), processor, data
+
+
+def quantiles(lengths: list[int]) -> str:
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    marks = {share: lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in shares}
+    shown = ", ".join(f"{share:.0%} {length}" for share, length in marks.items())
+    return f"{shown}, longest {lengths[-1]}, mean {statistics.mean(lengths):.0f}"
+
+
+# ---------------------------------------------------------------- packing
+
+
+def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Conversations) -> str:
+    items, objective = [data[index] for index in range(len(data))], Objective(model)
+    sizes = data.sizes()
+    grouped = list(GroupedOrder(sizes, args.micro_batch, len(items), seed=0))
+    shuffled = random.Random(1).sample(range(len(items)), len(items))
+    sides: dict[str, Callable[[], object]] = {}
+    places: dict[str, int] = {}
+    for name, order, room in (
+        ("padded, random order", shuffled, None),
+        ("padded, like lengths together", grouped, None),
+        ("packed", grouped, args.room),
+    ):
+        collate = Collator(processor.image_processor, processor.tokenizer.pad_token_id, room)
+        chosen = [order[first : first + args.micro_batch] for first in range(0, len(order), args.micro_batch)]
+        batches = [moved(collate([items[index] for index in batch]), args.device) for batch in chosen]
+        places[name] = sum(batch["input_ids"].numel() for batch in batches)
+        sides[name] = lambda batches=batches: [step(objective, batch) for batch in batches]
+    seconds = take_turns(sides, args.rounds, args.clock)
+    tokens = sum(len(item["input_ids"]) for item in items)
+    head = ["", "places that hold a token", "samples/s", "times as fast as random order"]
+    rows = [
+        [
+            name,
+            f"{tokens / places[name]:.0%}",
+            f"{spread([len(items) / value for value in seconds[name]]):.3g}",
+            f"{speed_up(seconds, name, 'padded, random order'):.2f}",
+        ]
+        for name in sides
+    ]
+    return table(head, rows)
+
+
+def moved(batch: dict[str, Any], device: str) -> dict[str, Any]:
+    batch.pop("skipped")
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def step(objective: Objective, batch: dict[str, Any]) -> None:
+    objective.zero_grad()
+    objective(**batch)["loss"].backward()
+
+
+# ---------------------------------------------------------------- overhead
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def overhead_line(
+    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
+) -> str:
+    from llava_bridge import processes
+
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
+    os.environ.update(launched)
+    processes.init_processes()
+    ours, bare, same = [], [], []
+    for number in range(args.rounds + 1):
+        pair = [bridge_steps, bare_steps][:: 1 if number % 2 else -1]
+        found = {run.__name__: run(args, model, processor, data, mix, folder) for run in pair}
+        if number:  # the first round warms up
+            ours.append(statistics.median(found["bridge_steps"]))
+            bare.append(statistics.median(found["bare_steps"]))
+            same.append(ours[-1] / bare[-1])
+    return (
+        f"a step of {args.micro_batch} samples: bridge {spread(ours):.3f} s, bare loop {spread(bare):.3f} s, "
+        f"bridge ÷ bare {spread(same):.3f}"
+    )
+
+
+def bridge_steps(
+    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
+) -> list[float]:
+    """Seconds of each step but the first two."""
+    from llava_bridge.bad_samples import BadSamples
+    from llava_bridge.setup import parts_of
+    from llava_bridge.trainer import StageTrainer, training_arguments
+
+    stage = StageConfig(data=[DataConfig(path=str(mix))], steps=args.steps, batch_size=args.micro_batch, lr=1e-6)
+    config = TrainConfig(
+        output=str(folder / "x"), stages=["instruct"], encoder="e", llm="l", instruct=stage, precision="fp32"
+    )
+    clock = Clock()
+    trainer = StageTrainer(
+        stage=stage,
+        stage_name="instruct",
+        parts=parts_of(model),
+        order=GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
+        bad=BadSamples("instruct", len(data), {}),
+        model=Objective(model),
+        args=training_arguments(config, stage, args.steps, folder / "checkpoints"),
+        train_dataset=data,
+        data_collator=Collator(processor.image_processor, processor.tokenizer.pad_token_id),
+        callbacks=[clock],
+    )
+    trainer.train()
+    trainer.deepspeed.destroy()  # type: ignore[union-attr]
+    return [after - before for before, after in itertools.pairwise(clock.ends[2:])]
+
+
+def bare_steps(
+    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
+) -> list[float]:
+    order = list(GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0))
+    collate = Collator(processor.image_processor, processor.tokenizer.pad_token_id)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-6, weight_decay=0.0)
+    ends = [time.perf_counter()]
+    for batch in DataLoader(Subset(data, order), batch_size=args.micro_batch, collate_fn=collate):
+        model(**moved(batch, args.device)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ends.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(ends[2:])]
+
+
+# ---------------------------------------------------------------- memory
+
+
+def memory_table(args: argparse.Namespace) -> str:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    small = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(**small, image_size=32, patch_size=8)
+    text = LlamaConfig(**small, vocab_size=args.vocabulary)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text)).to(args.device)
+    model.model.vision_tower.requires_grad_(False)
+    tokens = torch.randint(100, 1000, (4, 256), device=args.device)
+    batch = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
+    objective, rows = Objective(model), []
+    sides: dict[str, Callable[[], object]] = {
+        "transformers": lambda: model(**batch).loss.backward(),
+        "bridge": lambda: objective(**batch)["loss"].backward(),
+    }
+    for run in sides.values():
+        run()  # gradients exist from here on
+    peaks = {name: peak_bytes(run, args.device) for name, run in sides.items()}
+    logits = tokens.numel() * args.vocabulary * 4
+    for name, peak in peaks.items():
+        rows.append([name, f"{peak / MIB:.0f}", f"{peak / peaks['transformers']:.3f}", f"{peak / logits:.2f}"])
+    head = [f"{tokens.numel()} tokens, vocabulary {args.vocabulary}", "peak MiB", "share", "of the logits' size"]
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
