@@ -4,8 +4,8 @@
 
 Data: of instruction mixes the kinds, from real questions and captions: short questions about photos (COCO-QA, half of
 the samples), long captions that MLLMs wrote (coco_long, a third), conversations without a picture (all captions of a
-photo, to be shortened one by one, a sixth); shuffled. Their lengths are printed. Parts: tiny_vit (49 tokens a picture) and the LLM
-of ``--llm``.
+photo, to be shortened one by one, a sixth); shuffled. Their lengths are printed. Parts: tiny_vit (49 tokens a
+picture) and the LLM of ``--llm``.
 
 1. *packing*: forward and backward of the same samples in micro-batches, each padded in random order, padded in groups
    of like length (as the bridge does), packed into rows of ``--room`` tokens.
