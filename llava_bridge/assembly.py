@@ -78,10 +78,11 @@ def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProce
     if whole and not vision.config.class_token:
         raise UserError(f"features: expected patch, as {parts.encoder} has no class token, got cls_patch")
     shape = Shape(
-        patches=(vision.config.image_size // vision.config.patch_size) ** 2,
+        patches=(vision.config.image_size // vision.config.patch_size) ** 2 * vision.config.tokens_of_a_place,
         width=vision.config.hidden_size * (len(layers) if isinstance(layers, list) else 1),
         llm=llm.config.hidden_size,
         extra=int(whole),
+        in_turn=vision.config.tokens_of_a_place,
     )
     ours: dict[str, Any] = {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
     stock = parts.projector.is_stock

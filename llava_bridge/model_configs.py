@@ -20,6 +20,7 @@ class EncoderVisionConfig(PretrainedConfig):
         image_size: S.
         patch_size: S divided by the side of the token grid.
         class_token: whether token 0 of each hidden state is a class token.
+        tokens_of_a_place: how many tokens stand for each place of the grid.
     """
 
     model_type = "llava_bridge_encoder"
@@ -32,6 +33,7 @@ class EncoderVisionConfig(PretrainedConfig):
     image_size: int = 0
     patch_size: int = 1
     class_token: bool = True
+    tokens_of_a_place: int = 1
 
     def __post_init__(self, **fields: Any) -> None:
         register_models()  # not before: transformers may still be in the middle of importing what they need

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clips.errors import UserError
-from llava_bridge.encoders.spec import parse_spec
+from llava_bridge.encoders.spec import members, parse_spec
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
@@ -44,6 +44,9 @@ def check_encoder(spec: str) -> None:
             raise UserError(f"encoder: {directory} has no config.json (expected a model in transformers' layout)")
         if not directory.is_dir() and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):
             raise UserError(f"encoder: {directory} is not a directory")
+    elif source == "several":
+        for member in members(spec):
+            check_encoder(member)
     elif source == "timm":
         _, _, origin = reference.partition("@")
         if origin not in {"", "random"} and not Path(origin).is_file():

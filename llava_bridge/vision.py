@@ -167,6 +167,7 @@ def vision_model(encoder: Encoder, layer: int | Sequence[int] | None = None) -> 
     config.image_size = encoder.pixels.size
     config.patch_size = encoder.pixels.size // grid
     config.class_token = model.tower.class_token
+    config.tokens_of_a_place = model.tower.tokens_of_a_place
     model.requires_grad_(False)
     return model.eval()
 

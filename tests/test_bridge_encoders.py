@@ -18,7 +18,10 @@ from PIL import Image
 from clips.errors import UserError
 from llava_bridge.assembly import Assembly, assemble, make_stock
 from llava_bridge.encoders import load_encoder
+from llava_bridge.encoders.spec import members
 from llava_bridge.inference import answer, load_llava
+from llava_bridge.parts import check_encoder
+from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.vision import vision_model
 
 SMALL = {
@@ -40,7 +43,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "dinov3": lambda: transformers.DINOv3ViTConfig(**SMALL, num_register_tokens=4),
 }
 STOCK = ("clip", "siglip", "aimv2", "aimv2_native", "dinov2")
-SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm")
+SEVERAL = ("channels", "interleave")
+SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", *SEVERAL)
 ONE_SIZE = ("resnet",)
 SIDES = ("resnet", "trunk", "timm")  # of 64 pixels
 
@@ -63,6 +67,10 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, cfg in directories.items():
         bridge_world.make_encoder(folder / name, cfg)
         found[name] = str(folder / name)
+    config = folder / "trunk" / "open_clip_config.json"
+    config.write_text(config.read_text().replace("[0.4, 0.5, 0.6]", "[0.3, 0.3, 0.3]"))
+    found["channels"] = f"several:{found['clip']} + {found['open_clip']} + {found['trunk']}"
+    found["interleave"] = f"several:interleave:{found['dinov2']}+{found['siglip']}"
     return found
 
 
@@ -142,7 +150,9 @@ def test_saved_and_loaded_it_is_the_same(name: str, specs: dict[str, str], tmp_p
     model.save_pretrained(tmp_path)
     again = transformers.AutoModel.from_pretrained(tmp_path).eval()
     for one, other in zip(states(model, pixels(name)), states(again, pixels(name)), strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, atol=1e-6 if name in SEVERAL else 0, rtol=0)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -156,7 +166,7 @@ def test_another_picture_size(name: str, specs: dict[str, str]) -> None:
     grid = model.config.image_size // model.config.patch_size
     assert (model.config.image_size, states(model, pixels(name, size))[-1].shape[1]) == (
         size,
-        grid**2 + int(model.config.class_token),
+        grid**2 * model.config.tokens_of_a_place + int(model.config.class_token),
     )
     if name in ("clip", "siglip", "dinov2", "dinov2_with_registers", "dinov3", "siglip2", "aimv2_native"):
         options = {"interpolate_pos_encoding": True} if name in ("clip", "siglip") else {}
@@ -174,9 +184,63 @@ def test_gradients_reach_all_that_the_feature_layer_needs(name: str, specs: dict
     model.requires_grad_(True).train()
     model(pixels(name), output_hidden_states=True).hidden_states[-1].square().mean().backward()
     heads = ("head", "post_layernorm", "layernorm", "rms_norm", "norm.", "attnpool", "ln_post", "proj", "mask_token")
+    if name in SEVERAL:  # of ViTs the last layer but one is taken
+        heads = (*heads, "layer.2.", "layers.2.", "resblocks.2.")
     unreached = [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert all(any(head in key for head in heads) for key in unreached), unreached
-    assert len(unreached) < 0.3 * len(list(model.parameters()))
+    assert len(unreached) < 0.45 * len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_encoders_give_what_each_gives_alone(name: str, specs: dict[str, str]) -> None:
+    size = 64
+    encoder = load_encoder(specs[name], size)
+    (joined,) = states(vision_model(encoder), pixels(name, size))
+    mean, std = torch.tensor(encoder.pixels.mean)[:, None, None], torch.tensor(encoder.pixels.std)[:, None, None]
+    alone = []
+    for member in members(specs[name]):
+        one = load_encoder(member, size)
+        own = pixels(name, size) * std + mean  # the picture's own values
+        own = (own - torch.tensor(one.pixels.mean)[:, None, None]) / torch.tensor(one.pixels.std)[:, None, None]
+        model = vision_model(one)
+        layer = model.tower.default_layer
+        alone.append(states(model, own)[layer][:, int(model.config.class_token) :])
+    first = alone[0].shape[2]
+    if name == "channels":
+        torch.testing.assert_close(joined[..., :64], torch.cat(alone[:2], dim=2), atol=1e-4, rtol=1e-4)
+        coarse = joined[..., 64:].unflatten(1, (8, 8))[:, ::7, ::7].flatten(1, 2)  # 2 × 2 places, interpolated
+        torch.testing.assert_close(coarse, alone[2], atol=1e-4, rtol=1e-4)
+        assert load_encoder(specs["trunk"]).pixels.mean != encoder.pixels.mean
+    else:
+        torch.testing.assert_close(joined[:, ::2, :first], alone[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(joined[:, 1::2, first:], alone[1], atol=1e-4, rtol=1e-4)
+        assert not joined[:, ::2, first:].any()
+        assert not joined[:, 1::2, :first].any()
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_llava_of_several_encoders_is_saved_and_asked(
+    name: str, specs: dict[str, str], bridge_llm: Path, tmp_path: Path
+) -> None:
+    model, processor = assemble(Assembly(encoder=specs[name], llm=str(bridge_llm)))
+    assert model.config.image_seq_length == {"channels": 16, "interleave": 32}[name]
+    picture = Image.effect_noise((50, 40), 60).convert("RGB")
+    expected = answer(model, processor, [picture], ["What?"], max_new_tokens=5)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, processor = load_llava(tmp_path)
+    assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
+    check_encoder(specs[name])
+    if name == "interleave":
+        pool = Assembly(encoder=specs[name], llm=str(bridge_llm), projector=ProjectorConfig(name="pool"))
+        with pytest.raises(UserError, match=r"projector\.name: expected one that needs no grid"):
+            assemble(pool)
+
+
+@pytest.mark.parametrize("spec", ["several:one", "several:interleave:a+", "several:a+several:b+c"])
+def test_several_are_two_or_more(spec: str) -> None:
+    with pytest.raises(UserError, match=r"encoder: expected several:A \+ B with two or more encoders"):
+        check_encoder(spec)
 
 
 def in_a_fresh_process(directory: Path, imports: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,8 @@
 ``timm:NAME@random``                      the same, untrained
 ``transformers:path/to/model``            a CLIP, SigLIP, DINO or AIMv2 in transformers' layout
 ``transformers:NAME``                     the same from the hub
+``several:A + B``                         features of encoders A and B side by side
+``several:interleave:A + B``              their tokens in turn
 ========================================  =====================================================
 
 A source is one module with two functions: ``load(reference, image_size) -> Encoder`` reads it, and

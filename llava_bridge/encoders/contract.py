@@ -33,6 +33,9 @@ class VisionTower(nn.Module, ABC):
     default_layer: int
     """The hidden state that LLaVA reads unless told otherwise, counted from the end (-1 is the last)."""
 
+    tokens_of_a_place: int = 1
+    """How many tokens stand for each place of the grid, one behind the other."""
+
     @abstractmethod
     def states(self, pixels: Tensor) -> Iterator[Tensor]:
         """Yield hidden states 0 … depth in order, computing each only when asked for."""
@@ -116,7 +119,7 @@ def measure(tower: VisionTower, size: int, layer: int, where: str) -> tuple[int,
     index = layer % (tower.depth + 1)
     state = next(itertools.islice(tower.states(torch.zeros(1, 3, size, size)), index, None))
     tower.train(was_training)
-    patches = state.shape[1] - int(tower.class_token)
+    patches = (state.shape[1] - int(tower.class_token)) // tower.tokens_of_a_place
     grid = math.isqrt(patches)
     if grid * grid != patches or size // (size // grid) != grid:
         raise UserError(f"{where}: pictures of {size} px give {patches} patch tokens, which is no square grid")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from clips.errors import suggest
+from clips.errors import UserError, suggest
 
 SOURCES: dict[str, str] = {
     "open_clip": "llava_bridge.encoders.open_clip_source",
     "timm": "llava_bridge.encoders.timm_source",
     "transformers": "llava_bridge.encoders.transformers_source",
+    "several": "llava_bridge.encoders.several",
 }
 """Source → the module that reads it, with ``load(reference, image_size)`` and ``build(architecture)``."""
 
@@ -24,3 +25,23 @@ def parse_spec(spec: str) -> tuple[str, str]:
     if source not in SOURCES:
         raise suggest(source, SOURCES, "encoder source")
     return source, reference
+
+
+def members(spec: str) -> list[str]:
+    """The encoders of ``several:A + B`` or ``several:interleave:A + B``; any other spec is its only member.
+
+    Raises:
+        UserError: fewer than two, or several among them.
+    """
+    source, reference = parse_spec(spec)
+    if source != "several":
+        return [spec]
+    listed = [part.strip() for part in reference.removeprefix("interleave:").split("+")]
+    if len(listed) < 2 or not all(listed) or any(parse_spec(part)[0] == "several" for part in listed):
+        raise UserError(f"encoder: expected several:A + B with two or more encoders, got {spec}")
+    return listed
+
+
+def way_of(spec: str) -> str:
+    """How the features of several encoders are joined: ``channels`` or ``interleave``."""
+    return "interleave" if parse_spec(spec)[1].startswith("interleave:") else "channels"

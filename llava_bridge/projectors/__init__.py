@@ -66,13 +66,15 @@ class ProjectorConfig:
 class Shape:
     """What a projector stands between: ``patches`` features of ``width``, and an LLM of width ``llm``.
 
-    ``extra`` features, the class token's, stand before those of the patches.
+    ``extra`` features, the class token's, stand before those of the patches. With several encoders whose tokens stand
+    in turn, ``in_turn`` of the patches are of one place.
     """
 
     patches: int
     width: int
     llm: int
     extra: int = 0
+    in_turn: int = 1
 
     @property
     def grid(self) -> int:
@@ -104,7 +106,7 @@ def _one_each(config: ProjectorConfig, shape: Shape) -> int:
 
 
 def _by_factor(config: ProjectorConfig, shape: Shape) -> int:
-    _refuse_extra(config, shape)
+    _refuse_all_but_grids(config, shape)
     if shape.grid % config.factor:
         raise UserError(
             f"projector.factor: expected a divisor of {shape.grid}, the side of the encoder's grid, got {config.factor}"
@@ -113,7 +115,7 @@ def _by_factor(config: ProjectorConfig, shape: Shape) -> int:
 
 
 def _square(config: ProjectorConfig, shape: Shape) -> int:
-    _refuse_extra(config, shape)
+    _refuse_all_but_grids(config, shape)
     if math.isqrt(config.tokens) ** 2 != config.tokens or config.tokens > shape.patches:
         raise UserError(
             f"projector.tokens: expected a square number up to {shape.patches}, the encoder's patches, "
@@ -130,7 +132,11 @@ def _asked_for(config: ProjectorConfig, shape: Shape) -> int:
     return config.tokens
 
 
-def _refuse_extra(config: ProjectorConfig, shape: Shape) -> None:
+def _refuse_all_but_grids(config: ProjectorConfig, shape: Shape) -> None:
+    if shape.in_turn > 1:
+        raise UserError(
+            f"projector.name: expected one that needs no grid, for the tokens stand in turn; got {config.name}"
+        )
     if shape.extra:
         raise UserError(f"features: expected patch, which alone {config.name} takes, got cls_patch")
 

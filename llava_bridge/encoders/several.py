@@ -1,0 +1,154 @@
+"""Several encoders that see the same picture: their features side by side, or their tokens in turn.
+
+``several:A + B`` puts the features of a place side by side, as Prismatic's DINO-SigLIP does;
+``several:interleave:A + B`` gives each place a token of each encoder, A's before B's, as Interleaved-MoF does (arXiv
+2401.06209, section 5.2). There each encoder has an adapter of its own: here each has channels of its own, all others 0,
+so that the projector's first layer has weights of its own for each.
+
+All see the picture at the side of the first, or at ``image_size``, normalised as each was trained. Grids that differ
+are interpolated to the first one's; class tokens stay out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from clips.errors import UserError
+from llava_bridge.encoders.contract import Encoder, VisionTower
+from llava_bridge.encoders.spec import members, way_of
+
+
+class SeveralTowers(VisionTower):
+    """Towers as one, whose only hidden state holds what each sees.
+
+    Args:
+        towers: in the order of their features.
+        layers: the hidden state of each.
+        scales: for each and each channel, what turns the first one's pixels into its own: ``pixels · scale + shift``.
+        shifts: see ``scales``.
+        interleave: whether tokens stand in turn instead of features side by side.
+    """
+
+    class_token = False
+    default_layer = -1
+    depth = 0
+
+    def __init__(
+        self,
+        towers: Sequence[VisionTower],
+        layers: Sequence[int],
+        scales: Sequence[Sequence[float]],
+        shifts: Sequence[Sequence[float]],
+        *,
+        interleave: bool,
+    ) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(towers)
+        self.layers = list(layers)
+        self.register_buffer("scales", torch.tensor(scales)[..., None, None])
+        self.register_buffer("shifts", torch.tensor(shifts)[..., None, None])
+        self.interleave = interleave
+        self.tokens_of_a_place = len(towers) if interleave else 1
+
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield (B, G², ΣD), or (B, n · G², ΣD) where n towers' tokens stand in turn."""
+        seen = [self._seen(number, pixels) for number in range(len(self.towers))]
+        seen = [_on_grid(tokens, seen[0].shape[1]) for tokens in seen]
+        if not self.interleave:
+            yield torch.cat(seen, dim=2)
+            return
+        widths = [tokens.shape[2] for tokens in seen]
+        starts = [0, *itertools.accumulate(widths)]
+        own = [F.pad(tokens, (starts[i], starts[-1] - starts[i + 1])) for i, tokens in enumerate(seen)]
+        yield torch.stack(own, dim=2).flatten(1, 2)
+
+    def _seen(self, number: int, pixels: Tensor) -> Tensor:
+        """The patch tokens (B, G², D) of one tower."""
+        tower: Any = self.towers[number]
+        tower.recompute = self.recompute
+        own = pixels * self.get_buffer("scales")[number] + self.get_buffer("shifts")[number]
+        index = self.layers[number] % (tower.depth + 1)
+        state = next(itertools.islice(tower.states(own), index, None))
+        return state[:, int(tower.class_token) :]
+
+
+def _on_grid(tokens: Tensor, count: int) -> Tensor:
+    """Tokens (B, N, D) of a square grid, interpolated to one of ``count`` places."""
+    if tokens.shape[1] == count:
+        return tokens
+    side, wanted = math.isqrt(tokens.shape[1]), math.isqrt(count)
+    grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+    grid = F.interpolate(grid, size=(wanted, wanted), mode="bilinear", antialias=True, align_corners=False)
+    return grid.flatten(2).transpose(1, 2)
+
+
+def build(architecture: Mapping[str, Any]) -> VisionTower:
+    """The towers that ``architecture`` lists."""
+    from llava_bridge.encoders import build_tower
+
+    listed = architecture["towers"]
+    return SeveralTowers(
+        [build_tower(one["source"], one["architecture"]) for one in listed],
+        [one["layer"] for one in listed],
+        [one["scale"] for one in listed],
+        [one["shift"] for one in listed],
+        interleave=architecture["interleave"],
+    )
+
+
+def load(reference: str, image_size: int | None) -> Encoder:
+    """Read all encoders of ``A + B``.
+
+    Raises:
+        UserError: one of them is missing, broken, or cannot take pictures of the common size.
+    """
+    from llava_bridge.encoders import build_tower, load_encoder
+
+    spec = f"several:{reference}"
+    first, *others = members(spec)
+    encoders = [load_encoder(first, image_size)]
+    size = encoders[0].pixels.size
+    for other in others:
+        try:
+            encoders.append(load_encoder(other, size))
+        except UserError as error:
+            raise UserError(f"encoder: {other} beside {first}, at {size} pixels: {error}") from None
+    towers = [build_tower(encoder.source, encoder.architecture) for encoder in encoders]
+    weights: dict[str, Tensor] = {}
+    for number, (encoder, tower) in enumerate(zip(encoders, towers, strict=True)):
+        own = tower.state_dict() if encoder.weights is None else encoder.weights
+        weights |= {f"towers.{number}.{name}": value for name, value in own.items()}
+    listed = [
+        {
+            "source": encoder.source,
+            "architecture": dict(encoder.architecture),
+            "layer": tower.default_layer,
+            **_from_first(encoders[0], encoder),
+        }
+        for encoder, tower in zip(encoders, towers, strict=True)
+    ]
+    architecture = {"interleave": way_of(spec) == "interleave", "towers": listed}
+    combined = build(architecture)
+    weights |= dict(combined.named_buffers(recurse=False))
+    return Encoder(
+        source="several",
+        architecture=architecture,
+        weights=weights,
+        pixels=dataclasses.replace(encoders[0].pixels),
+        parent=reference,
+    )
+
+
+def _from_first(first: Encoder, other: Encoder) -> dict[str, list[float]]:
+    """The first one's normalised pixels as the other was trained: x · s₁ / s₂ + (m₁ − m₂) / s₂, channel by channel."""
+    channels = zip(first.pixels.mean, first.pixels.std, other.pixels.mean, other.pixels.std, strict=True)
+    pairs = [(std1 / std2, (mean1 - mean2) / std2) for mean1, std1, mean2, std2 in channels]
+    return {"scale": [scale for scale, _ in pairs], "shift": [shift for _, shift in pairs]}
