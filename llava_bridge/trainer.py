@@ -5,11 +5,13 @@ The training step itself is HF Trainer's; :class:`StageTrainer` adds what a LLaV
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,6 +153,14 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
         return self.order
 
+    def get_train_dataloader(self) -> Any:
+        """HF's; what schedulers send to all processes of a job does not end those that read data."""
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's stands around torch's
+        if inner.num_workers:
+            inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
+        return loader
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """HF's AdamW, each part at its own rate; biases and norms do not decay."""
         if self.optimizer is None:
@@ -174,6 +184,13 @@ class StageTrainer(Trainer):
                 f"before which nothing is lost; a lower {self.stage_name}.lr may help"
             )
         return result
+
+
+def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    if begin is not None:
+        begin(number)
 
 
 def parameter_groups(

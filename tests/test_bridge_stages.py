@@ -193,3 +193,27 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     assert process.returncode == 130, printed
     assert "going on with the unfinished run" in printed
     assert f'"step": {step + 1}' in metrics.read_text()
+
+
+def test_sigterm_to_every_process_of_a_job_saves_readers_of_data_included(
+    tmp_path: Path, world: tuple[Path, Path, Path]
+) -> None:
+    path = config(tmp_path, "job", world, {"steps": 2000, "lr": 1e-3}, checkpoint_every=0, workers=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "-m", "llava_bridge", "train", "--config", str(path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+    metrics = tmp_path / ".job.work" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (metrics.is_file() and len(metrics.read_text().splitlines()) > 4):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to the groups of both processes
+    process.wait(timeout=100)
+    printed = (tmp_path / "log").read_text()
+    assert "instruct: stopped after step" in printed
+    assert "DataLoader worker" not in printed
+    assert list((tmp_path / ".job.work").glob("instruct/checkpoints/checkpoint-*/complete"))
