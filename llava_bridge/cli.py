@@ -16,6 +16,12 @@ COMMANDS = {
     "chat": Command(
         help="talk to a LLaVA about a picture", target="llava_bridge.console:chat", positional=("directory",)
     ),
+    "describe": Command(
+        help="ask a LLaVA the same about many pictures",
+        target="llava_bridge.describe:describe",
+        positional=("directory",),
+        rest="images",
+    ),
 }
 
 
