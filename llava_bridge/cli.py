@@ -22,6 +22,11 @@ COMMANDS = {
         positional=("directory",),
         rest="images",
     ),
+    "serve": Command(
+        help="serve a LLaVA by OpenAI's chat API, with a page to talk to it",
+        target="llava_bridge.serving.command:serve",
+        positional=("directory",),
+    ),
 }
 
 

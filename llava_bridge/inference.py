@@ -111,9 +111,11 @@ def prompt_ids(chat: Chat, messages: Sequence[Message], pictures: Sequence[Image
     """The tokens of a conversation up to where the next answer begins.
 
     Raises:
-        UserError: the messages have not one ``<image>`` for each of the pictures.
+        UserError: the messages have not one ``<image>`` for each of the pictures, or the chat template refuses them.
     """
-    ids = chat.tokenizer(chat.prompt(messages), add_special_tokens=False)["input_ids"]
+    with refusing("this conversation does not suit the LLM's chat template"):
+        text = chat.prompt(messages)
+    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     if ids.count(chat.image_id) != len(pictures) * chat.image_tokens:
         raise UserError(f"a prompt has {len(pictures)} pictures but not as many {IMAGE} marks")
     return ids
