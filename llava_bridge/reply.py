@@ -128,7 +128,8 @@ def _sampling(decoding: Decoding) -> dict[str, Any]:
         return {"num_beams": 1}
     if decoding.temperature == 0:
         return {"num_beams": 1, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p or 1.0, "top_k": 0}
+    top_p = 1.0 if decoding.top_p is None else max(decoding.top_p, 1e-6)  # 0 would leave no token at all
+    drawn = {"temperature": float(decoding.temperature), "top_p": top_p, "top_k": 0}
     return {"num_beams": 1, "do_sample": True, **drawn}
 
 

@@ -118,11 +118,13 @@ async def _body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RequestError(f"content-type: expected application/json, got '{kind}'", status=415)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise RequestError(f"the body: expected at most {MOST_BYTES // 2**20} MB", status=413)
+    body, size = bytearray(), 0
+    async for chunk in request.stream():  # to its end, since clients listen only then
+        size += len(chunk)
+        if size <= MOST_BYTES:
+            body += chunk
+    if size > MOST_BYTES:
+        raise RequestError(f"the body: expected at most {MOST_BYTES // 2**20} MB, got {size / 2**20:.1f}", status=413)
     return bytes(body)
 
 
@@ -187,8 +189,7 @@ async def _events(
                     yield event({"content": piece})
         yield "data: [DONE]\n\n"
         ended = True
-    except Exception as error:  # the status has gone out already
-        say(f"an answer failed: {error!r}")
+    except (RequestError, UserError) as error:  # the status has gone out already
         yield f"data: {json.dumps(_told(error)[1])}\n\n"
         ended = True
     finally:
@@ -225,7 +226,7 @@ async def _fault(request: Request, error: Exception) -> Response:
 def _told(error: Exception) -> tuple[int, dict[str, Any]]:
     """The status and OpenAI's error JSON."""
     param, code, status = None, None, 500
-    message = "the server failed; its terminal says why"
+    message = "the server failed"
     if isinstance(error, RequestError):
         message, param, code, status = str(error), error.param, error.code, error.status
     elif isinstance(error, UserError):

@@ -79,9 +79,9 @@ def _listening(config: ServeConfig) -> socket.socket:
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=128)
     except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0]
         raise UserError(
-            f"host, port: cannot listen at {config.host}:{config.port} ({error.strerror or error}); "
-            "expected a free port of this machine"
+            f"host, port: cannot listen at {config.host}:{config.port} ({why}); expected a free port of this machine"
         ) from None
 
 

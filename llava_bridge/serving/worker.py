@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
-from collections.abc import AsyncGenerator
+import traceback
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from clips.errors import UserError
 from llava_bridge.reply import Reply, reply
-from llava_bridge.serving.asked import Asked
+from llava_bridge.serving.asked import Asked, RequestError
 
 
 class Worker:
@@ -32,6 +35,7 @@ class Worker:
 
         Raises:
             UserError: the request does not suit the model; see :func:`~llava_bridge.reply.reply`.
+            RequestError: writing failed.
         """
         loop, written = asyncio.get_running_loop(), asyncio.Queue[str | Reply | Exception]()
         gone = threading.Event()
@@ -43,19 +47,8 @@ class Worker:
         def work() -> None:
             if gone.is_set():
                 return
-            pictures, messages, decoding = asked.pictures, asked.messages, asked.decoding
             try:
-                tell(
-                    reply(
-                        self.model,
-                        self.processor,
-                        pictures,
-                        messages,
-                        decoding,
-                        on_text=tell,
-                        cancelled=gone.is_set,
-                    )
-                )
+                tell(self._reply(asked, tell, gone.is_set))
             except Exception as error:
                 tell(error)
 
@@ -70,6 +63,16 @@ class Worker:
                     return
         finally:
             gone.set()
+
+    def _reply(self, asked: Asked, tell: Callable[[str], None], cancelled: Callable[[], bool]) -> Reply:
+        write = functools.partial(reply, self.model, self.processor, on_text=tell, cancelled=cancelled)
+        try:
+            return write(asked.pictures, asked.messages, asked.decoding)
+        except UserError:
+            raise
+        except Exception:  # of the libraries, for instance too little memory: the next request may do
+            traceback.print_exc()
+            raise RequestError("the server failed; its terminal says why", status=500) from None
 
     def close(self) -> None:
         """Begin no more answers."""
