@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -296,6 +299,30 @@ def test_the_command_complains_in_one_line(
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UserError, match=r"^serve needs starlette\S*: pip install 'clips-suite\[serve\]'$"):
         serve(ServeConfig(directory="d"))
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(llava: tuple[Any, Any], tmp_path: Path) -> None:
+    for part in llava:
+        part.save_pretrained(tmp_path / "mine")
+    words = [sys.executable, "-m", "llava_bridge", "serve", str(tmp_path / "mine"), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            greeting = process.stderr.readline()
+            found = re.fullmatch(r"mine: page (http://127.0.0.1:\d+)/, API \1/v1; Ctrl-C ends\n", greeting)
+            assert found, greeting
+            page = httpx.get(found[1])
+            assert "default-src 'none'" in page.headers["content-security-policy"]
+            assert httpx.get(f"{found[1]}/v1/models").json()["data"][0]["id"] == "mine"
+            body = {"messages": asked(), "stream": True}
+            with httpx.stream("POST", f"{found[1]}/v1/chat/completions", json=body) as answer:
+                assert next(answer.iter_lines()).startswith("data: ")
+                process.send_signal(signal.SIGINT)
+                assert process.wait(60) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
 
 
 def test_only_addresses_of_this_machine_are_private() -> None:

@@ -170,7 +170,8 @@ def test_a_dropped_picture_is_asked_about(site: Site) -> None:
       document.getElementById("anew").click();
       type("And now?");
       await until(() => counts() === 1);
-      return {focus: document.activeElement.id, first, shown, second: turns(), bold: document.querySelectorAll("b").length,
+      return {focus: document.activeElement.id, first, shown, second: turns(),
+              bold: document.querySelectorAll("b").length,
               wide: document.documentElement.scrollWidth, width: innerWidth};
     """, "--window-size=390,800")  # fmt: skip
     red = "<b>(255, 0, 0)</b>"

@@ -44,10 +44,11 @@ class Server:
         worker: the model's.
         name: the model's, in the API.
         max_new_tokens: where a request says nothing of how long the answer may be.
+        greeting: lines to say when it is ready.
     """
 
-    def __init__(self, worker: Worker, name: str, max_new_tokens: int) -> None:
-        self.worker, self.name, self.max_new_tokens = worker, name, max_new_tokens
+    def __init__(self, worker: Worker, name: str, max_new_tokens: int, greeting: Sequence[str] = ()) -> None:
+        self.worker, self.name, self.max_new_tokens, self.greeting = worker, name, max_new_tokens, greeting
         self.started = int(time.time())
 
     def app(self, hosts: Sequence[str] = ("*",)) -> Starlette:
@@ -69,6 +70,8 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        for line in self.greeting:
+            say(line)
         yield
         self.worker.close()
 

@@ -11,7 +11,6 @@ import ipaddress
 import socket
 from pathlib import Path
 
-from clips.artifact import say
 from clips.errors import UserError
 
 _HOSTS_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -61,16 +60,20 @@ def serve(config: ServeConfig) -> None:
 
         worker = Worker(*load_llava(config.directory))
         name = Path(config.directory).resolve().name
-        own = _is_own(config.host)
-        app = Server(worker, name, config.max_new_tokens).app(_HOSTS_OF_THIS_MACHINE if own else ("*",))
-        host, port = listener.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        say(f"{name}: page {address}/, API {address}/v1; Ctrl-C ends")
-        if not own:
-            say(f"everybody who can reach {address} can use it: there is no password")
+        server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener))
+        app = server.app(_HOSTS_OF_THIS_MACHINE if _is_own(config.host) else ("*",))
         settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _greeting(config: ServeConfig, name: str, listener: socket.socket) -> list[str]:
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    lines = [f"{name}: page {address}/, API {address}/v1; Ctrl-C ends"]
+    if not _is_own(config.host):
+        lines.append(f"everybody who can reach {address} can use it: there is no password")
+    return lines
 
 
 def _listening(config: ServeConfig) -> socket.socket:
