@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import inspect
+import json
 import os
 import re
 import sys
@@ -43,11 +44,13 @@ class Command:
         help: one line for the list of commands.
         target: ``module:function``; the function takes one config dataclass, which its annotation names.
         positional: fields of the config that may be given without a flag, in this order.
+        rest: a list field that takes all further words without a flag.
     """
 
     help: str
     target: str
     positional: tuple[str, ...] = ()
+    rest: str | None = None
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""
@@ -105,7 +108,9 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
     command = commands[name]
     rest = arguments[len(name.split()) :]
     function = command.function()
-    config = parse_config(config_type(function), rest, prog=f"{program} {name}", positional=command.positional)
+    config = parse_config(
+        config_type(function), rest, prog=f"{program} {name}", positional=command.positional, rest=command.rest
+    )
     if config is not None:
         function(config)
     return 0
@@ -148,7 +153,12 @@ def config_type(function: Any) -> type:
 
 
 def parse_config(
-    config_class: type, arguments: Sequence[str], *, prog: str, positional: Sequence[str] = ()
+    config_class: type,
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    positional: Sequence[str] = (),
+    rest: str | None = None,
 ) -> Any | None:
     """Build ``config_class`` from ``--config FILE`` and dotted flags; None where help was printed instead.
 
@@ -162,11 +172,11 @@ def parse_config(
         print(told)
         return None
     check_config_files(arguments, prog)
-    parser = _parser(config_class, prog, positional)
+    parser = _parser(config_class, prog, positional, rest)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            built = parser.instantiate(parser.parse_args(_name_positionals(arguments, positional)))
+            built = parser.instantiate(parser.parse_args(_name_positionals(arguments, positional, rest)))
             return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
     except jsonargparse.ArgumentError as error:
         raise UserError(f"{prog}: {one_line(str(error), config_class)}") from None
@@ -199,10 +209,10 @@ def from_plain(config_class: type, values: Mapping[str, Any], *, what: str) -> A
         raise UserError(f"{what}: {error}") from None
 
 
-def _parser(config_class: type, prog: str, positional: Sequence[str]) -> Any:
+def _parser(config_class: type, prog: str, positional: Sequence[str], rest: str | None = None) -> Any:
     import jsonargparse
 
-    words = "".join(f" {name.upper()}" for name in positional)
+    words = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
     parser = jsonargparse.ArgumentParser(
         prog=prog,
         usage=f"{prog}{words} [--config FILE] [--FIELD VALUE ...]",
@@ -216,18 +226,25 @@ def _parser(config_class: type, prog: str, positional: Sequence[str]) -> Any:
     return parser
 
 
-def _name_positionals(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
-    """``[DIR, --x, 1]`` becomes ``[--dir, DIR, --x, 1]`` for ``positional == ("dir",)``; flags may stand before too."""
-    named: list[str] = []
-    names, rest = list(positional), list(arguments)
-    while rest:
-        word = rest.pop(0)
+def _name_positionals(arguments: Sequence[str], positional: Sequence[str], rest: str | None = None) -> list[str]:
+    """``[DIR, --x, 1]`` becomes ``[--dir, DIR, --x, 1]`` for ``positional == ("dir",)``; flags may stand before too.
+
+    Words for which there are no more names become one list, that of ``rest``.
+    """
+    named, further = list[str](), list[str]()
+    names, left = list(positional), list(arguments)
+    while left:
+        word = left.pop(0)
         if word.startswith("-"):
             takes_value = word.startswith("--") and "=" not in word and not word.startswith(_ALONE)
-            named += [word, *([rest.pop(0)] if takes_value and rest else [])]
+            named += [word, *([left.pop(0)] if takes_value and left else [])]
+        elif names:
+            named += [f"--{names.pop(0)}", word]
         else:
-            named += [f"--{names.pop(0)}", word] if names else [word]
-    return named
+            further.append(word)
+    if rest and further:
+        return [*named, f"--{rest}", json.dumps(further)]
+    return named + further
 
 
 def to_yaml(config: Any) -> str:

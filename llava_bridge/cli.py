@@ -16,6 +16,17 @@ COMMANDS = {
     "chat": Command(
         help="talk to a LLaVA about a picture", target="llava_bridge.console:chat", positional=("directory",)
     ),
+    "describe": Command(
+        help="ask a LLaVA the same about many pictures",
+        target="llava_bridge.describe:describe",
+        positional=("directory",),
+        rest="images",
+    ),
+    "serve": Command(
+        help="serve a LLaVA by OpenAI's chat API, with a page to talk to it",
+        target="llava_bridge.serving.command:serve",
+        positional=("directory",),
+    ),
 }
 
 

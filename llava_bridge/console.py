@@ -6,13 +6,16 @@ llava-bridge chat runs/demo/llava/clips-s0 --image picture.png --prompt "Is ther
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
-from clips.data import open_image
+from PIL import Image
+
+from clips.artifact import say
 from clips.errors import UserError
+from llava_bridge.pictures import open_picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,33 +43,66 @@ class ChatConfig:
 def chat(config: ChatConfig) -> None:
     """Answer the prompt, or each line that is typed, the talk so far included.
 
-    Raises:
-        UserError: no such directory or picture.
-    """
-    picture = None
-    if config.image is not None:
-        path = Path(config.image)
-        folder = path.parent.parent if path.parent.suffix == ".tar" else path.parent
-        picture = open_image(folder, str(path.relative_to(folder)))
-    from llava_bridge.inference import answer_conversations, load_llava, with_images
+    Ctrl-C ends an answer, not the talk; at the prompt it ends the talk, as an empty line and the end of input do.
 
-    model, processor = load_llava(config.directory)
-    messages: list[dict[str, Any]] = []
-    pictures = [] if picture is None else [picture]
-    while True:
-        prompt = config.prompt if config.prompt is not None else _ask()
-        if not prompt:
-            return
-        text = with_images(prompt, pictures) if not messages else prompt
-        messages.append({"role": "user", "content": text})
-        (reply,) = answer_conversations(model, processor, [pictures], [messages], max_new_tokens=config.max_new_tokens)
-        print(reply, flush=True)
-        messages.append({"role": "assistant", "content": reply})
-        if config.prompt is not None:
-            return
+    Raises:
+        UserError: no such directory or picture; a prompt that cannot be answered.
+    """
+    pictures = [] if config.image is None else [open_picture(config.image)]
+    from llava_bridge.inference import load_llava
+
+    talk = _Talk(*load_llava(config.directory), pictures, config.max_new_tokens)
+    if config.prompt is not None:
+        talk.say(config.prompt)
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        while prompt := _ask():
+            try:
+                talk.say(prompt, interruptible=True)
+            except UserError as error:  # the next question may do
+                say(str(error))
+        return
+    say("")  # after the terminal's ^C
+
+
+class _Talk:
+    """What was said so far, about the pictures."""
+
+    def __init__(self, model: Any, processor: Any, pictures: list[Image.Image], max_new_tokens: int) -> None:
+        self.model, self.processor, self.pictures = model, processor, pictures
+        self.max_new_tokens = max_new_tokens
+        self.messages: list[dict[str, Any]] = []
+
+    def say(self, prompt: str, *, interruptible: bool = False) -> None:
+        """Print the answer to ``prompt`` as it is written, and remember both; what fails is not remembered."""
+        from llava_bridge.inference import with_images
+        from llava_bridge.reply import Decoding, reply
+
+        asked = {"role": "user", "content": prompt if self.messages else with_images(prompt, self.pictures)}
+        pieces: list[str] = []
+
+        def tell(piece: str) -> None:
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+
+        decoding = Decoding(max_new_tokens=self.max_new_tokens)
+        try:
+            reply(self.model, self.processor, self.pictures, [*self.messages, asked], decoding, on_text=tell)
+        except KeyboardInterrupt:
+            if not interruptible:
+                raise
+        print(flush=True)
+        self.messages += [asked, {"role": "assistant", "content": "".join(pieces)}]
 
 
 def _ask() -> str:
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+    """The next line, edited with the arrow keys in a terminal; empty at the end of input."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return sys.stdin.readline().strip()
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  input() uses it
+    try:
+        return input("> ").strip()
+    except EOFError:
+        print()
+        return ""

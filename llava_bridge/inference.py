@@ -17,7 +17,7 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
 from llava_bridge.adapters import ADAPTER, with_adapter
-from llava_bridge.chat import IMAGE
+from llava_bridge.chat import IMAGE, Chat, Message
 
 Pictures = Image.Image | Sequence[Image.Image] | None
 
@@ -88,7 +88,7 @@ def answer_conversations(
     model: Any,
     processor: Any,
     images: Sequence[Pictures],
-    conversations: Sequence[Sequence[dict[str, Any]]],
+    conversations: Sequence[Sequence[Message]],
     max_new_tokens: int = 64,
     batch_size: int = 32,
     **generation: Any,
@@ -98,22 +98,39 @@ def answer_conversations(
 
     chat = make_chat(model, processor)
     pictures = [_as_list(image) for image in images]
-    tokenizer = processor.tokenizer
-    ids = [tokenizer(chat.prompt(messages), add_special_tokens=False)["input_ids"] for messages in conversations]
-    for tokens, own in zip(ids, pictures, strict=True):
-        if tokens.count(chat.image_id) != len(own) * chat.image_tokens:
-            raise UserError(f"a prompt has {len(own)} pictures but not as many {IMAGE} marks")
+    ids = [prompt_ids(chat, messages, own) for messages, own in zip(conversations, pictures, strict=True)]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
     answers = [""] * len(ids)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        inputs = _left_padded([ids[index] for index in batch], tokenizer.pad_token_id, model.device)
-        inputs |= _pixels([picture for index in batch for picture in pictures[index]], processor, model)
+        shown = [picture for index in batch for picture in pictures[index]]
+        inputs = generate_inputs(model, processor, [ids[index] for index in batch], shown)
         made = model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):
             answers[index] = text.strip()
     return answers
+
+
+def prompt_ids(chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> list[int]:
+    """The tokens of a conversation up to where the next answer begins.
+
+    Raises:
+        UserError: the messages have not one ``<image>`` for each of the pictures, or the chat template refuses them.
+    """
+    with refusing("this conversation does not suit the LLM's chat template"):
+        text = chat.prompt(messages)
+    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if ids.count(chat.image_id) != len(pictures) * chat.image_tokens:
+        raise UserError(f"a prompt has {len(pictures)} pictures but not as many {IMAGE} marks")
+    return ids
+
+
+def generate_inputs(
+    model: Any, processor: Any, ids: Sequence[Sequence[int]], pictures: Sequence[Image.Image]
+) -> dict[str, Tensor]:
+    """What ``model.generate`` reads: prompts padded on the left to (B, L), all their pictures in order (P, 3, S, S)."""
+    return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | _pixels(pictures, processor, model)
 
 
 def with_images(prompt: str, pictures: Sequence[Any]) -> str:

@@ -77,6 +77,15 @@ def make_llm(directory: Path) -> Path:
     return directory
 
 
+def make_llava(directory: Path, encoder: Path, llm: Path, **parts: Any) -> Path:
+    """An untrained LLaVA around the two."""
+    from llava_bridge.assembly import Assembly, assemble
+
+    for part in assemble(Assembly(encoder=str(encoder), llm=str(llm), **parts)):
+        part.save_pretrained(directory)
+    return directory
+
+
 def make_talk(directory: Path, samples: int = 16) -> Path:
     """Pictures of one colour and a conversation about each, in LLaVA's form, and the same as text."""
     directory.mkdir(parents=True)

@@ -58,6 +58,7 @@ class JobConfig:
         names: names of things.
         quiet: say nothing.
         log_every: steps between lines.
+        helpers: who helps.
     """
 
     place: str
@@ -68,6 +69,7 @@ class JobConfig:
     names: dict[str, int] = dataclasses.field(default_factory=dict)
     quiet: bool = False
     log_every: int = 1
+    helpers: tuple[str, ...] = ()
 
 
 received: list[JobConfig] = []
@@ -98,6 +100,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> None:
 COMMANDS = {
     "job": Command(help="do it", target="a_job_module:do_job", positional=("place",)),
     "team start": Command(help="start", target="a_job_module:do_job"),
+    "crew": Command(help="do it together", target="a_job_module:do_job", positional=("place",), rest="helpers"),
     "team stop": Command(help="stop", target="no_such_module:stop"),
 }
 
@@ -129,6 +132,15 @@ def test_yaml_flags_and_positionals_make_one_config(tmp_path: Path):
     assert run("job", "--steps", "2", "--part.rate=0.5", "there") == 0
     assert received[2] == JobConfig(place="there", steps=2, part=PartConfig(rate=0.5))
     assert run("team", "start", "--place", "x") == 0
+
+
+def test_further_words_make_a_list(capsys: pytest.CaptureFixture[str]):
+    assert run("crew", "there", "a b", "--steps", "3", "[c].jpg", "1") == 0
+    assert received == [JobConfig(place="there", steps=3, helpers=("a b", "[c].jpg", "1"))]
+    assert run("crew", "there") == 0
+    assert received[1].helpers == ()
+    assert run("crew", "--help") == 0
+    assert capsys.readouterr().out.startswith("usage: tool crew PLACE HELPERS … [--config FILE]")
 
 
 def test_a_config_survives_yaml(tmp_path: Path):
@@ -187,7 +199,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["jop"], "tool: unknown command 'jop'; did you mean 'job'? (known: job, team start, team stop)"),
+        (["jop"], "tool: unknown command 'jop'; did you mean 'job'? (known: job, team start, crew, team stop)"),
         (["team"], "tool: 'team' needs one of: start, stop"),
         (["team", "strat"], "tool: unknown command 'team strat'; did you mean 'team start'?"),
         (["job"], "tool job: missing place"),

@@ -1,0 +1,196 @@
+"""A request for a chat completion, checked: OpenAI's JSON becomes messages, pictures and a way of decoding.
+
+https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from clips.data.images import BadImageError, decode_image
+from llava_bridge.inference import with_images
+from llava_bridge.reply import Decoding
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_READ = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
+_READ |= {"temperature", "top_p", "seed", "stop"}
+# These say nothing about the answer.
+_WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+_WITHOUT_EFFECT |= {"parallel_tool_calls", "tool_choice"}
+# Other fields change the answer; they may be sent with the value that changes nothing (or null, 0, false, empty).
+_NEUTRAL: Mapping[str, Any] = {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"]}
+_DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+
+
+class RequestError(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        message: one line: what was expected.
+        param: the field that is wrong.
+        code: OpenAI's name for the fault, where it has one.
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked.
+
+    Args:
+        model: by its name; None where the request names none.
+        messages: as the bridge's chat takes them, each picture an ``<image>`` before its message's text.
+        pictures: those of all messages, in order.
+        decoding: how the answer is written.
+        stream: tell it while it is written.
+        usage: tell numbers of tokens at the end of a stream.
+    """
+
+    model: str | None
+    messages: list[dict[str, str]]
+    pictures: list[Image.Image]
+    decoding: Decoding
+    stream: bool
+    usage: bool
+
+
+def read_request(body: bytes, max_new_tokens: int) -> Asked:
+    """Check and decode a request.
+
+    Args:
+        body: its JSON.
+        max_new_tokens: where it says nothing of how long the answer may be.
+
+    Raises:
+        RequestError: it is not what OpenAI's API takes, or asks for what this server does not do.
+    """
+    try:
+        given = json.loads(body)
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise RequestError("the body: expected a JSON object")
+    _refuse_unsupported(given)
+    messages, pictures = _conversation(given.get("messages"))
+    options = _field(given, "stream_options", dict, "an object") or {}
+    return Asked(
+        model=_field(given, "model", str, "a name"),
+        messages=messages,
+        pictures=pictures,
+        decoding=_decoding(given, max_new_tokens),
+        stream=bool(_field(given, "stream", bool, "true or false")),
+        usage=bool(options.get("include_usage")),
+    )
+
+
+def _refuse_unsupported(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name in _READ or name in _WITHOUT_EFFECT or not value or value == _NEUTRAL.get(name):
+            continue
+        raise RequestError(f"{name}: this server does not support it", param=name, code="unsupported_parameter")
+
+
+def _decoding(given: Mapping[str, Any], max_new_tokens: int) -> Decoding:
+    longest = "max_completion_tokens" if given.get("max_completion_tokens") is not None else "max_tokens"
+    limit = _number(given, longest, 1, math.inf, whole=True)
+    seed = _number(given, "seed", -(2**63), 2**63 - 1, whole=True)
+    stop = given.get("stop")
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
+        raise RequestError("stop: expected a text or a list of texts", param="stop")
+    return Decoding(
+        max_new_tokens=int(limit) if limit is not None else max_new_tokens,
+        temperature=_number(given, "temperature", 0, 2),
+        top_p=_number(given, "top_p", 0, 1),
+        seed=int(seed) if seed is not None else None,
+        stop=stops,
+    )
+
+
+def _number(given: Mapping[str, Any], name: str, least: float, most: float, *, whole: bool = False) -> float | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+        kind = "a whole number" if whole else "a number"
+        span = f"from {least} to {most}" if most < 2**32 else f"of {least} or more"
+        raise RequestError(f"{name}: expected {kind} {span}, got {json.dumps(value)}", param=name)
+    return value
+
+
+def _field(given: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
+    value = given.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise RequestError(f"{name}: expected {what}", param=name)
+    return value
+
+
+def _conversation(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
+    if not isinstance(given, list) or not given:
+        raise RequestError("messages: expected a list of messages", param="messages")
+    messages: list[dict[str, str]] = []
+    pictures: list[Image.Image] = []
+    for number, message in enumerate(given):
+        place = f"messages[{number}]"
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in _ROLES:
+            raise RequestError(f"{place}.role: expected one of {', '.join(_ROLES)}", param=f"{place}.role")
+        text, own = _content(message.get("content"), f"{place}.content", pictures_allowed=role == "user")
+        messages.append({"role": _ROLES[role], "content": with_images(text, own)})
+        pictures += own
+    if messages[-1]["role"] != "user":
+        raise RequestError("messages: expected the last one to be the user's", param="messages")
+    return messages, pictures
+
+
+def _content(content: Any, place: str, *, pictures_allowed: bool) -> tuple[str, list[Image.Image]]:
+    """The text of a message, its parts as paragraphs, and its pictures."""
+    if content is None or isinstance(content, str):
+        return content or "", []
+    if not isinstance(content, list):
+        raise RequestError(f"{place}: expected a text or a list of parts", param=place)
+    texts: list[str] = []
+    pictures: list[Image.Image] = []
+    for number, part in enumerate(content):
+        at = f"{place}[{number}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "image_url" and pictures_allowed:
+            pictures.append(_picture(part.get("image_url"), f"{at}.image_url"))
+        else:
+            parts = "text, or image_url in the user's messages" if kind != "text" else "its text"
+            raise RequestError(f"{at}: expected {parts}", param=at)
+    return "\n".join(texts), pictures
+
+
+def _picture(given: Any, place: str) -> Image.Image:
+    """The picture in a data: URL; nothing is ever fetched, neither from the web nor from this machine's disk."""
+    url = given.get("url") if isinstance(given, dict) else None
+    place = f"{place}.url"
+    if not isinstance(url, str):
+        raise RequestError(f"{place}: expected a data: URL", param=place)
+    head = _DATA_URL.match(url[:200])
+    if head is None:
+        line = "this server fetches nothing; expected the picture itself as data:image/jpeg;base64,…"
+        raise RequestError(f"{place}: {line}", param=place, code="invalid_image_url")
+    try:
+        return decode_image(base64.b64decode("".join(url[head.end() :].split()), validate=True))
+    except binascii.Error as error:
+        raise RequestError(f"{place}: not base64 ({error})", param=place, code="invalid_base64") from None
+    except BadImageError as error:
+        raise RequestError(f"{place}: {error}", param=place, code="invalid_image_format") from None

@@ -1,0 +1,98 @@
+"""``llava-bridge serve``: a LLaVA behind OpenAI's chat API, with a page to talk to it.
+
+llava-bridge serve runs/demo/llava/clips-s0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import socket
+from pathlib import Path
+
+from clips.errors import UserError
+
+_HOSTS_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]", "::1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve a LLaVA by OpenAI's chat API, and a page to talk to it.
+
+    Args:
+        directory: the LLaVA directory; its name is the model's name in the API.
+        host: the address to listen at. Others than this machine's own let everybody in who can reach it: there is no
+            password.
+        port: 0 takes a free one.
+        max_new_tokens: an answer is cut there where a request does not say how long it may be.
+    """
+
+    directory: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"port: expected 0 to {2**16 - 1}, got {self.port}")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+
+
+def serve(config: ServeConfig) -> None:
+    """Answer requests until interrupted.
+
+    Raises:
+        UserError: no such LLaVA; the address is taken or is not this machine's; the extra ``serve`` is not installed.
+    """
+    try:
+        import uvicorn
+
+        from llava_bridge.serving.app import Server
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
+            raise
+        raise UserError(f"serve needs {error.name}: pip install 'clips-suite[serve]'") from None
+    with _listening(config) as listener:
+        from llava_bridge.inference import load_llava
+        from llava_bridge.serving.worker import Worker
+
+        worker = Worker(*load_llava(config.directory))
+        name = Path(config.directory).resolve().name
+        server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener))
+        app = server.app(_HOSTS_OF_THIS_MACHINE if _is_own(config.host) else ("*",))
+        settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _greeting(config: ServeConfig, name: str, listener: socket.socket) -> list[str]:
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    lines = [f"{name}: page {address}/, API {address}/v1; Ctrl-C ends"]
+    if not _is_own(config.host):
+        lines.append(f"everybody who can reach {address} can use it: there is no password")
+    return lines
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    """The socket, taken before a large model is loaded in vain."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=128)
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0]
+        raise UserError(
+            f"host, port: cannot listen at {config.host}:{config.port} ({why}); expected a free port of this machine"
+        ) from None
+
+
+def _is_own(host: str) -> bool:
+    """Whether only this machine reaches ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,164 @@
+"""``llava-bridge describe``: a line for each picture, whatever else lies there and however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bridge_world import make_llava
+from PIL import Image
+
+from clips.errors import UserError
+from llava_bridge import cli, inference
+from llava_bridge.describe import DescribeConfig, describe
+from llava_bridge.pictures import find_pictures, open_picture
+
+
+@pytest.fixture(scope="module")
+def llava(bridge_encoder: Path, bridge_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llava(tmp_path_factory.mktemp("describe") / "llava", bridge_encoder, bridge_llm)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five pictures, two of them below, one broken, one empty; and what is no picture."""
+    folder = tmp_path / "photos"
+    (folder / "more" / ".cache").mkdir(parents=True)
+    for number, name in enumerate(["b.png", "a.jpg", "more/c.JPG", "more/d [1].webp", "e.png"]):
+        Image.new("RGB", (40, 24), ("red", "green", "blue", "yellow", "white")[number]).save(folder / name)
+    shutil.copy(folder / "a.jpg", folder / "more" / ".cache" / "a.jpg")
+    (folder / "broken.png").write_bytes((folder / "b.png").read_bytes()[:-35])
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+GOOD = ["a.jpg", "b.png", "e.png", "more/c.JPG", "more/d [1].webp"]
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_files_folders_shards_and_globs(photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("e.png", "a.jpg", "notes.txt"):
+            tar.add(photos / name, name)
+    all_of_them = sorted([*GOOD, "broken.png", "empty.jpg"])
+    assert find_pictures([str(photos)]) == [f"{photos}/{name}" for name in all_of_them]
+    assert find_pictures([f"{photos}/*.jpg"]) == [f"{photos}/a.jpg", f"{photos}/empty.jpg"]
+    assert find_pictures([f"{photos}/**/*.JPG", f"{photos}/more"]) == [
+        f"{photos}/more/c.JPG",
+        f"{photos}/more/d [1].webp",
+    ]
+    assert find_pictures([f"{photos}/more/d [1].webp"] * 2) == [f"{photos}/more/d [1].webp"]
+    assert find_pictures([f"{tmp_path}/s.tar"]) == [f"{tmp_path}/s.tar/a.jpg", f"{tmp_path}/s.tar/e.png"]
+    assert find_pictures([f"{photos}/notes.txt"]) == [f"{photos}/notes.txt"]  # who names a file means it
+    assert open_picture(f"{tmp_path}/s.tar/e.png").getpixel((0, 0)) == (255, 255, 255)
+    (tmp_path / "nothing").mkdir()
+    for word, what in (("nothing", "no pictures in it"), ("none.png", "no such file"), ("*.gif", "no such file")):
+        with pytest.raises(UserError, match=f"^images: .*{what}; expected pictures, folders"):
+            find_pictures([f"{tmp_path}/{word}"])
+
+
+def test_every_picture_has_its_own_answer(
+    llava: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = spied(monkeypatch)
+    monkeypatch.setattr("sys.argv", ["llava-bridge", "describe", str(llava), str(photos), "--prompt", "What colour?",
+                                     "--batch_size", "2", "--max_new_tokens", "5"])  # fmt: skip
+    assert cli.main() == 0
+    captured = capsys.readouterr()
+    model, processor = inference.load_llava(llava)
+    assert lines(captured.out) == [
+        {"image": f"{photos}/{name}", "text": inference.answer(
+            model, processor, [open_picture(f"{photos}/{name}")], ["What colour?"], max_new_tokens=5)[0]}
+        for name in GOOD
+    ]  # fmt: skip
+    assert sizes[:3] == [2, 2, 1]  # what cannot be read leaves no gaps
+    assert f"unusable: 1: truncated picture ({photos}/broken.png)" in captured.err
+    assert f"unusable: 1: undecodable picture ({photos}/empty.jpg)" in captured.err
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that are asked from now on."""
+    sizes: list[int] = []
+    real = inference.answer
+
+    def answer(model: Any, processor: Any, images: Any, prompts: Any, **settings: Any) -> list[str]:
+        sizes.append(len(images))
+        if len(sizes) == 2 and settings.get("max_new_tokens") == 3:
+            raise KeyboardInterrupt
+        return real(model, processor, images, prompts, **settings)
+
+    monkeypatch.setattr(inference, "answer", answer)
+    return sizes
+
+
+def test_the_same_command_goes_on(
+    llava: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "new" / "out.jsonl"
+    config = DescribeConfig(
+        directory=str(llava), images=[str(photos)], output=str(output), batch_size=2, max_new_tokens=3
+    )
+    sizes = spied(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        describe(config)
+    assert [Path(line["image"]).name for line in lines(output.read_text())] == ["a.jpg", "b.png"]
+    with output.open("a") as stream:
+        stream.write('{"image": "half a l')
+    describe(config)
+    assert [line["image"] for line in lines(output.read_text())] == [f"{photos}/{name}" for name in GOOD]
+    assert sizes == [2, 2, 2, 1]
+    assert "2 of 7 pictures are described already" in capsys.readouterr().err
+    before = output.read_bytes()
+    describe(config)  # tries the unusable ones once more
+    assert output.read_bytes() == before
+    assert f"{output}: 5 of 7 pictures described" in capsys.readouterr().err
+
+
+def test_answers_of_another_prompt_or_model_are_not_mixed(llava: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    settings = {"images": [str(photos / "a.jpg")], "output": str(output), "max_new_tokens": 2}
+    describe(DescribeConfig(directory=str(llava), **settings))
+    before = output.read_bytes()
+    with pytest.raises(UserError, match=r"^output: .* holds other answers: prompt is 'Describe this picture.' there"):
+        describe(DescribeConfig(directory=str(llava), **settings, prompt="Why?"))
+    other = tmp_path / "other"
+    shutil.copytree(llava, other)
+    (other / "generation_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds other answers: model is"):
+        describe(DescribeConfig(directory=str(other), **settings))
+    assert output.read_bytes() == before
+    (tmp_path / "out.jsonl.made_by.json").unlink()
+    with pytest.raises(UserError, match=r"out\.jsonl is in the way"):
+        describe(DescribeConfig(directory=str(llava), **settings))
+    assert output.read_bytes() == before
+
+
+def test_only_when_all_fail_the_command_fails(
+    llava: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "worse.png").write_bytes(b"no picture")
+    words = ["llava-bridge", "describe", str(llava), *(f"{photos}/{name}" for name in ("worse.png", "empty.jpg"))]
+    monkeypatch.setattr("sys.argv", words)
+    assert cli.main() == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        f"unusable: 2: undecodable picture ({photos}/worse.png, {photos}/empty.jpg)",
+        "llava-bridge: images: none of the 2 pictures can be read",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("batch_size", 0), ("max_new_tokens", 0), ("images", []), ("prompt", " ")]
+)
+def test_settings_are_checked(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"^{field}: expected"):
+        DescribeConfig(**{"directory": "d", "images": ["a"], field: value})  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""An answer told while it is written is the answer that comes at one go, and ends where it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bridge_world import make_llava
+from PIL import Image
+
+from llava_bridge.inference import answer, load_llava, with_images
+from llava_bridge.reply import ContextError, Decoding, Reply, context_of, reply
+
+PICTURE = Image.new("RGB", (30, 20), "red")
+TALK = [{"role": "user", "content": "<image>\nWhat colour is it?"}]
+
+
+@pytest.fixture(scope="module")
+def llava(bridge_encoder: Path, bridge_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return load_llava(make_llava(tmp_path_factory.mktemp("reply") / "llava", bridge_encoder, bridge_llm))
+
+
+def forced(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], text: str) -> list[int]:
+    """Make the LLaVA write ``text`` and its end token, whatever it is asked."""
+    model, processor = llava
+    tokens = [*processor.tokenizer(text, add_special_tokens=False)["input_ids"], processor.tokenizer.eos_token_id]
+    written: list[int] = []
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        written.append(tokens[len(written)])
+        return torch.nn.functional.one_hot(torch.tensor([[written[-1]]]), model.lm_head.out_features).float()
+
+    monkeypatch.setattr(model.lm_head, "forward", head)
+    return tokens
+
+
+def test_the_pieces_are_the_answer(llava: tuple[Any, Any]) -> None:
+    pieces: list[str] = []
+    told = reply(*llava, [PICTURE], TALK, Decoding(max_new_tokens=12), on_text=pieces.append)
+    (whole,) = answer(*llava, [PICTURE], ["What colour is it?"], max_new_tokens=12)
+    assert "".join(pieces) == told.text == whole
+    assert len(pieces) > 1
+    assert all(pieces)
+    assert (told.new_tokens, told.finish) == (12, "length")
+    text = llava[1].apply_chat_template(TALK, add_generation_prompt=True)
+    stock = llava[1](images=PICTURE, text=text, add_special_tokens=False)
+    assert told.prompt_tokens == len(stock["input_ids"][0])
+
+
+def test_an_answer_that_ends_by_itself(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = forced(monkeypatch, llava, "a red shape é  colour")
+    pieces: list[str] = []
+    told = reply(*llava, [PICTURE], TALK, on_text=pieces.append)
+    assert told.text == "a red shape é  colour" == "".join(pieces)
+    assert (told.new_tokens, told.finish) == (len(tokens), "stop")
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    assert not any(piece.endswith(" ") for piece in pieces)  # it might be the last
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [(["shape"], "a red"), ([" red", "zzz"], "a"), (["colours"], "a red shape colour"), ([""], "a red shape colour")],
+)
+def test_stop_texts(llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, stop: list[str], text: str) -> None:
+    tokens = forced(monkeypatch, llava, "a red shape colour")
+    pieces: list[str] = []
+    told = reply(*llava, [PICTURE], TALK, Decoding(stop=stop), on_text=pieces.append)
+    assert "".join(pieces) == told.text == text
+    assert told.finish == "stop"
+    assert (told.new_tokens == len(tokens)) is (text == "a red shape colour")
+
+
+def test_nobody_wants_the_rest(llava: tuple[Any, Any]) -> None:
+    asked = iter([False, False, True])
+    told = reply(*llava, [PICTURE], TALK, cancelled=lambda: next(asked))
+    assert (told.new_tokens, told.finish) == (3, "cancelled")
+
+
+def test_drawn_answers_depend_on_the_seed_alone(llava: tuple[Any, Any]) -> None:
+    def drawn(**settings: Any) -> Reply:
+        return reply(*llava, [PICTURE], TALK, Decoding(max_new_tokens=12, **settings))
+
+    greedy = drawn()
+    assert drawn(temperature=0) == greedy
+    assert drawn(temperature=2.0, seed=1) == drawn(temperature=2.0, seed=1)
+    assert drawn(temperature=2.0, seed=1).text != drawn(temperature=2.0, seed=2).text
+    assert drawn(temperature=2.0, seed=1, top_p=1e-6) == greedy
+
+
+def test_the_context_is_the_limit(llava: tuple[Any, Any]) -> None:
+    context = context_of(llava[0])
+    assert context == 128
+    told = reply(*llava, [PICTURE], TALK, Decoding(max_new_tokens=1000))
+    assert told.prompt_tokens + told.new_tokens <= context
+    long = [{"role": "user", "content": with_images("word " * context, [PICTURE])}]
+    with pytest.raises(ContextError, match="expected fewer than the LLM's context of 128"):
+        reply(*llava, [PICTURE], long)
+
+
+def test_torch_keeps_no_gradients(llava: tuple[Any, Any]) -> None:
+    reply(*llava, [PICTURE], TALK, on_text=lambda _: None if torch.is_inference_mode_enabled() else pytest.fail("grad"))

@@ -1,0 +1,330 @@
+"""``llava-bridge serve`` speaks OpenAI's chat API, as OpenAI's own client does."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from bridge_world import make_llava
+from PIL import Image
+
+from clips.errors import UserError
+from llava_bridge import cli, inference
+from llava_bridge.serving import command, worker
+from llava_bridge.serving.command import ServeConfig, serve
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+
+
+def data_url(colour: str = "red", kind: str = "PNG") -> str:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 24), colour).save(stream, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def asked(text: str = "What colour is it?", url: str | None = None) -> list[Any]:
+    picture = {"type": "image_url", "image_url": {"url": url or data_url()}}
+    return [{"role": "user", "content": [{"type": "text", "text": text}, picture]}]
+
+
+@pytest.fixture(scope="module")
+def llava(bridge_encoder: Path, bridge_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return inference.load_llava(make_llava(tmp_path_factory.mktemp("serve") / "llava", bridge_encoder, bridge_llm))
+
+
+@pytest.fixture(scope="module")
+def address(llava: tuple[Any, Any]) -> Iterator[str]:
+    import uvicorn
+
+    from llava_bridge.serving.app import Server
+
+    app = Server(worker.Worker(*llava), "tiny", max_new_tokens=7).app(["127.0.0.1"])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def complete(client: openai.OpenAI, messages: list[Any] | None = None, **settings: Any) -> Any:
+    return client.chat.completions.create(model="tiny", messages=messages or asked(), **settings)
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "llava-bridge"
+    with pytest.raises(openai.NotFoundError, match="there is no 'gpt' here; expected 'tiny'"):
+        client.models.retrieve("gpt")
+
+
+def test_an_answer_is_that_of_the_bridge(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
+    made = complete(client, max_tokens=9)
+    (expected,) = inference.answer(*llava, [Image.new("RGB", (40, 24), "red")], ["What colour is it?"], 9)
+    assert made.choices[0].message.content == expected
+    assert made.choices[0].finish_reason == "length"
+    assert made.usage.completion_tokens == 9
+    assert made.usage.prompt_tokens == made.usage.total_tokens - 9 > 16
+    assert complete(client).usage.completion_tokens == 7
+    openai.types.chat.ChatCompletion.model_validate(made.model_dump(), strict=True)
+
+
+def test_a_whole_talk_with_two_pictures(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        *asked("First?"),
+        {"role": "assistant", "content": "red"},
+        *asked("Second?", data_url("blue", "WEBP")),
+    ]
+    pictures = [[Image.new("RGB", (40, 24), colour) for colour in ("red", "blue")]]
+    flat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image>\nFirst?"},
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "<image>\nSecond?"},
+    ]
+    (expected,) = inference.answer_conversations(*llava, pictures, [flat], max_new_tokens=7)
+    assert complete(client, talk).choices[0].message.content == expected
+
+
+def test_a_stream_is_the_same_answer(client: openai.OpenAI) -> None:
+    whole = complete(client, max_tokens=12)
+    chunks = list(complete(client, max_tokens=12, stream=True, stream_options={"include_usage": True}))
+    deltas = [chunk.choices[0].delta for chunk in chunks[:-1]]
+    assert deltas[0].role == "assistant"
+    texts = [delta.content for delta in deltas if delta.content]
+    assert "".join(texts) == whole.choices[0].message.content
+    assert len(texts) > 1
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.usage is None for chunk in complete(client, stream=True))
+
+
+def test_a_text_may_place_its_picture_itself(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
+    picture, text = Image.new("RGB", (40, 24), "red"), "What is <image> like?"
+    (expected,) = inference.answer(*llava, [picture], [text], max_new_tokens=7)
+    assert complete(client, asked(text)).choices[0].message.content == expected
+
+
+def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
+    whole = complete(client).choices[0].message.content
+
+    def text(**settings: Any) -> str:
+        return complete(client, **settings).choices[0].message.content
+
+    assert text(temperature=0, n=1, presence_penalty=0, user="me", logprobs=False) == whole
+    assert text(temperature=2, seed=1) == text(temperature=2, seed=1) != text(temperature=2, seed=2)
+    assert text(temperature=2, seed=1, top_p=1e-6) == whole
+    stopped = complete(client, stop=[whole[2:4], "zzz"])
+    assert stopped.choices[0].message.content == whole[:2].rstrip()
+    assert stopped.choices[0].finish_reason == "stop"
+    assert complete(client, max_completion_tokens=3).usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"messages": asked(url="http://127.0.0.1/a.png")}, "messages[0].content[1].image_url.url", "fetches nothing"),
+        ({"messages": asked(url="https://example.org/a.png")}, "messages[0].content[1].image_url.url", "data:image"),
+        ({"messages": asked(url="file:///etc/passwd")}, "messages[0].content[1].image_url.url", "fetches nothing"),
+        ({"messages": asked(url="/etc/passwd")}, "messages[0].content[1].image_url.url", "fetches nothing"),
+        ({"messages": asked(url="data:image/png;base64,!!")}, "messages[0].content[1].image_url.url", "not base64"),
+        ({"messages": asked(url="data:;base64,AAAA")}, "messages[0].content[1].image_url.url", "undecodable picture"),
+        ({"messages": asked("<image> or <image>?")}, "messages", "1 pictures but not as many <image> marks"),
+        ({"messages": []}, "messages", "expected a list of messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "expected one of system, developer"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]", "image_url"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "the last one to be the user's"),
+        ({"messages": [{"role": "user", "content": "word " * 300}]}, "messages", "the LLM's context of 128"),
+        ({"temperature": 3}, "temperature", "expected a number from 0 to 2, got 3"),
+        ({"max_tokens": 0}, "max_tokens", "expected a whole number of 1 or more, got 0"),
+        ({"max_tokens": True}, "max_tokens", "expected a whole number"),
+        ({"stop": [1]}, "stop", "a text or a list"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"n": 2}, "n", "does not support"),
+        ({"tools": [{"type": "function"}]}, "tools", "does not support"),
+        ({"model": "gpt"}, "model", "expected 'tiny'"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_mistake_is_told_in_openais_form(
+    address: str, change: dict[str, Any], param: str, message: str, stream: bool
+) -> None:
+    body = {"model": "tiny", "messages": asked(), "stream": stream, "max_tokens": 2, **change}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=body)
+    assert answer.status_code == (404 if param == "model" else 400)
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert message in error["message"]
+
+
+def test_mistakes_of_another_kind(address: str, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{address}/v1/chat/completions"
+    assert httpx.post(url, content=b"{", headers={"content-type": "application/json"}).status_code == 400
+    assert httpx.post(url, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415  # a form elsewhere
+    assert httpx.get(url).json()["error"]["message"] == "Method Not Allowed"
+    assert httpx.get(f"{address}/v1/nothing").status_code == 404
+    assert httpx.get(f"{address}/v1/models", headers={"host": "rebound.example"}).status_code == 400
+    monkeypatch.setattr("llava_bridge.serving.app.MOST_BYTES", 100)
+    with pytest.raises(openai.APIStatusError, match="at most") as caught:
+        complete(client)
+    assert caught.value.status_code == 413
+
+
+def test_a_failure_of_the_server_is_told_too(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(*arguments: Any, on_text: Any, **settings: Any) -> None:
+        on_text("It is")
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(worker, "reply", reply)
+    with pytest.raises(openai.InternalServerError, match="its terminal says why"):
+        complete(client)
+    stream = complete(client, stream=True)
+    with pytest.raises(openai.APIError, match="its terminal says why"):
+        assert [chunk.choices[0].delta.content for chunk in stream] == ["", "It is"]
+
+
+def slowed(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], seconds: float) -> list[float]:
+    """Make each token take so long; the times at which they were begun."""
+    times: list[float] = []
+
+    def forward(states: Any) -> Any:
+        times.append(time.monotonic())
+        time.sleep(seconds)
+        return real(states)
+
+    real = llava[0].lm_head.forward
+    monkeypatch.setattr(llava[0].lm_head, "forward", forward)
+    return times
+
+
+def test_requests_are_answered_one_at_a_time(
+    client: openai.OpenAI, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = 0, 0
+    real = worker.reply
+
+    def reply(*arguments: Any, **settings: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return real(*arguments, **settings)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(worker, "reply", reply)
+    slowed(monkeypatch, llava, 0.01)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda index: complete(client, stream=index % 2 == 0), range(4)))
+        whole = ["".join(chunk.choices[0].delta.content or "" for chunk in answer) for answer in answers[::2]]
+    assert [*whole, *(answer.choices[0].message.content for answer in answers[1::2])] == whole[:1] * 4
+    assert most == 1
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_client_that_goes_away_ends_its_answer(
+    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    times = slowed(monkeypatch, llava, 0.05)
+    body = {"messages": asked(), "max_tokens": 90, "stream": stream}
+    with httpx.Client(timeout=0.6 if not stream else 10) as leaving:
+        if stream:
+            with leaving.stream("POST", f"{address}/v1/chat/completions", json=body) as answer:
+                assert json.loads(next(answer.iter_lines()).removeprefix("data: "))["choices"]
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                leaving.post(f"{address}/v1/chat/completions", json=body)
+    after = httpx.post(f"{address}/v1/chat/completions", json={**body, "max_tokens": 1, "stream": False}, timeout=30)
+    assert after.json()["usage"]["completion_tokens"] == 1
+    assert 1 < len(times) < 60  # of 91
+
+
+def test_a_client_that_goes_away_while_it_waits_is_never_answered(
+    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = slowed(monkeypatch, llava, 0.02)
+    body = {"messages": asked(), "max_tokens": 50}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=30)
+        while not times:
+            time.sleep(0.01)
+        for stream in (False, True):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{address}/v1/chat/completions", json={**body, "stream": stream}, timeout=0.2)
+        assert first.result().json()["usage"]["completion_tokens"] == 50
+    httpx.post(f"{address}/v1/chat/completions", json={**body, "max_tokens": 1}, timeout=30)
+    assert len(times) == 51
+
+
+def test_the_command_complains_in_one_line(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = address.rpartition(":")[2]
+    monkeypatch.setattr("sys.argv", ["llava-bridge", "serve", "nowhere", "--port", port])
+    assert cli.main() == 2
+    taken = f"llava-bridge: host, port: cannot listen at 127.0.0.1:{port} (Address already in use); expected a free"
+    assert capsys.readouterr().err.startswith(taken)
+    with pytest.raises(UserError, match="no such directory"):
+        serve(ServeConfig(directory="nowhere", port=0))
+    with pytest.raises(UserError, match="port: expected 0 to 65535"):
+        ServeConfig(directory="d", port=70000)
+    monkeypatch.delitem(sys.modules, "llava_bridge.serving.app")
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(UserError, match=r"^serve needs starlette\S*: pip install 'clips-suite\[serve\]'$"):
+        serve(ServeConfig(directory="d"))
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(llava: tuple[Any, Any], tmp_path: Path) -> None:
+    for part in llava:
+        part.save_pretrained(tmp_path / "mine")
+    words = [sys.executable, "-m", "llava_bridge", "serve", str(tmp_path / "mine"), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            greeting = process.stderr.readline()
+            found = re.fullmatch(r"mine: page (http://127.0.0.1:\d+)/, API \1/v1; Ctrl-C ends\n", greeting)
+            assert found, greeting
+            page = httpx.get(found[1])
+            assert "default-src 'none'" in page.headers["content-security-policy"]
+            assert httpx.get(f"{found[1]}/v1/models").json()["data"][0]["id"] == "mine"
+            body = {"messages": asked(), "stream": True}
+            with httpx.stream("POST", f"{found[1]}/v1/chat/completions", json=body) as answer:
+                assert next(answer.iter_lines()).startswith("data: ")
+                process.send_signal(signal.SIGINT)
+                assert process.wait(60) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def test_only_addresses_of_this_machine_are_private() -> None:
+    assert [command._is_own(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    assert not any(command._is_own(host) for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"))
