@@ -7,6 +7,7 @@ user's mistake found inside a process into its own one line and exit status.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -63,7 +64,9 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
     environment = {**os.environ, _COMMAND_PID: str(os.getpid())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    command = [*_deepspeed(), "--num_accelerators", str(processes), "--master_port", str(_free_port())]
+    machines = json.dumps({"localhost": list(range(processes))}).encode()
+    command = [*_deepspeed(), f"--world_info={base64.urlsafe_b64encode(machines).decode()}"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
     command += ["--no_local_rank", "--module", "llava_bridge", *arguments]
     tail: deque[str] = deque(maxlen=_TAIL)
     mistakes: list[str] = []
@@ -196,8 +199,8 @@ def command_is_gone() -> bool:
 
 
 def _deepspeed() -> list[str]:
-    script = Path(sys.executable).with_name("deepspeed")
-    return [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    """What ``deepspeed`` itself starts on each machine; on one machine it need not be found out which those are."""
+    return [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
 
 
 @contextlib.contextmanager

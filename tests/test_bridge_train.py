@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -157,7 +158,9 @@ def test_the_launcher_gets_processes_port_and_module(tmp_path: Path, monkeypatch
     monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
     launching.launch(["train", "--config", "x.yaml"], 2, tmp_path / "log.txt")
     arguments = (tmp_path / "arguments").read_text()
-    assert arguments.startswith("--num_accelerators 2 --master_port ")
+    machines, _, rest = arguments.removeprefix("--world_info=").partition(" ")
+    assert json.loads(base64.urlsafe_b64decode(machines)) == {"localhost": [0, 1]}
+    assert rest.startswith("--master_addr=127.0.0.1 --master_port=")
     assert arguments.endswith("--no_local_rank --module llava_bridge train --config x.yaml")
 
 
