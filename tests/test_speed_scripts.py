@@ -18,13 +18,18 @@ def scripts():
     """The benchmarks as modules, under the names by which they import each other."""
     sys.path.insert(0, str(SCRIPTS))
     try:
+        import bridge_step
         import loss_memory
         import measure
         import step_vs_open_clip
         import vs_openvision
 
         yield argparse.Namespace(
-            measure=measure, losses=loss_memory, open_clip=step_vs_open_clip, openvision=vs_openvision
+            measure=measure,
+            losses=loss_memory,
+            open_clip=step_vs_open_clip,
+            openvision=vs_openvision,
+            bridge=bridge_step,
         )
     finally:
         sys.path.remove(str(SCRIPTS))
@@ -98,3 +103,21 @@ def test_contrastive_losses_of_one_process_have_equal_gradients(scripts):
     found = {name: torch.autograd.grad(loss(*leaves, torch.tensor(14.0)), leaves) for name, loss in sides.items()}
     torch.testing.assert_close(found["ours"], found["naive"], atol=1e-6, rtol=1e-4)
     assert found["naive"][0].abs().max() > 0.01
+
+
+def test_the_bridges_loss_is_compared_with_transformers_own_for_the_same_batch(scripts):
+    args = argparse.Namespace(device="cpu", vocabulary=2000)
+    sides = scripts.bridge.memory_sides(args)[0]
+    losses = [loss().item() for loss in sides.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    table = scripts.bridge.memory_table(args)
+    assert table.count("| transformers |") == table.count("| bridge |") == 1
+
+
+def test_the_bridges_mix_has_its_kinds(scripts, shared, tmp_path):
+    rows = json.loads(scripts.bridge.write_mix(shared, tmp_path / "mix.json", 60).read_text())
+    pictures = [row["image"] for row in rows if "image" in row]
+    assert (len(rows), len(pictures)) == (60, 50)
+    assert all((shared / picture).is_file() for picture in pictures)
+    assert all(row["conversations"][0]["value"].startswith("<image>") == ("image" in row) for row in rows)
+    assert len({turn["from"] for row in rows for turn in row["conversations"]}) == 2

@@ -255,7 +255,8 @@ def bare_steps(
 # ---------------------------------------------------------------- memory
 
 
-def memory_table(args: argparse.Namespace) -> str:
+def memory_sides(args: argparse.Namespace) -> tuple[dict[str, Callable[[], torch.Tensor]], int]:
+    """The loss of one batch by each side, and the batch's tokens."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     small = {"num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 64}
@@ -266,19 +267,21 @@ def memory_table(args: argparse.Namespace) -> str:
     model.model.vision_tower.requires_grad_(False)
     tokens = torch.randint(100, 1000, (4, 256), device=args.device)
     batch = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
-    objective, rows = Objective(model), []
-    sides: dict[str, Callable[[], object]] = {
-        "transformers": lambda: model(**batch).loss.backward(),
-        "bridge": lambda: objective(**batch)["loss"].backward(),
-    }
-    for run in sides.values():
-        run()  # gradients exist from here on
-    peaks = {name: peak_bytes(run, args.device) for name, run in sides.items()}
-    logits = tokens.numel() * args.vocabulary * 4
-    for name, peak in peaks.items():
-        rows.append([name, f"{peak / MIB:.0f}", f"{peak / peaks['transformers']:.3f}", f"{peak / logits:.2f}"])
-    head = [f"{tokens.numel()} tokens, vocabulary {args.vocabulary}", "peak MiB", "share", "of the logits' size"]
-    return table(head, rows)
+    objective = Objective(model)
+    return {"transformers": lambda: model(**batch).loss, "bridge": lambda: objective(**batch)["loss"]}, tokens.numel()
+
+
+def memory_table(args: argparse.Namespace) -> str:
+    sides, tokens = memory_sides(args)
+    for loss in sides.values():
+        loss().backward()  # gradients exist from here on
+    peaks = {name: peak_bytes(lambda loss=loss: loss().backward(), args.device) for name, loss in sides.items()}
+    logits = tokens * args.vocabulary * 4
+    rows = [
+        [name, f"{peak / MIB:.0f}", f"{peak / peaks['transformers']:.3f}", f"{peak / logits:.2f}"]
+        for name, peak in peaks.items()
+    ]
+    return table([f"{tokens} tokens, vocabulary {args.vocabulary}", "peak MiB", "share", "of the logits' size"], rows)
 
 
 if __name__ == "__main__":
