@@ -40,7 +40,7 @@ COMMANDS = {
         target="clips.interchange.importing:import_encoder",
         positional=("path",),
     ),
-    "soup": Command(help="average the weights of several encoders", target="clips.soup:soup"),
+    "soup": Command(help="average the weights of several encoders", target="clips.soup:soup", rest="encoders"),
     "caption": Command(
         help="what a trained captioner says of a picture", target="clips.caption:caption", positional=("image",)
     ),

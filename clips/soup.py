@@ -1,6 +1,6 @@
 """Model soups: the mean of several encoders' weights.
 
-    clips soup --encoders '[runs/a, runs/b, runs/c]' --output runs/soup
+    clips soup runs/a runs/b runs/c --output runs/soup
 
 Source: arXiv 2203.05482, the uniform soup.
 """
