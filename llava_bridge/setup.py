@@ -16,9 +16,9 @@ from clips.errors import UserError
 from llava_bridge.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.config import Part, StageConfig, TrainConfig
-from llava_bridge.data import read_samples, read_texts
+from llava_bridge.data import Sample, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
-from llava_bridge.launch import is_main_process
+from llava_bridge.launch import is_main_process, report
 from llava_bridge.llm import new_llama, train_tokenizer
 from llava_bridge.processes import barrier
 from llava_bridge.workspace import start_directory
@@ -51,10 +51,11 @@ def _text(config: TrainConfig, work: Path) -> Setup:
     spoken = [data.source != "text" for data in stage.data]
     if any(spoken) != all(spoken):
         raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
-    samples = [sample for data in stage.data for sample in read_samples(data)] if any(spoken) else []
+    samples = _samples(stage, "pretrain", config.seed) if any(spoken) else []
     if shown := next((sample for sample in samples if sample.images), None):
         raise UserError(f"pretrain.data: expected conversations without pictures, but {shown.name} has one")
-    texts = [sample.text for sample in samples] or [text for data in stage.data for text in read_texts(data)]
+    texts = [sample.text for sample in samples]
+    texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
     if config.llm:
         tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
         add_tokens(tokenizer, model)
@@ -87,7 +88,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
 
 def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
     stage = config.stage(name)
-    samples = [sample for data in stage.data for sample in read_samples(data)]
+    samples = _samples(stage, name, config.seed)
     before = start_directory(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
@@ -115,6 +116,16 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
         Conversations(samples, make_chat(model, processor), length),
         Collator(processor.image_processor, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
     )
+
+
+def _samples(stage: StageConfig, name: str, seed: int) -> list[Sample]:
+    """Those of all sources of a stage; of a mixture it is told how much comes from where."""
+    found: list[Sample] = []
+    for data in stage.data:
+        found += (some := read_samples(data, seed))
+        if len(stage.data) > 1 or data.weight != 1:
+            report(f"{name}: {len(some):,} samples an epoch from {data.path} (weight {data.weight:g})")
+    return found
 
 
 def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:

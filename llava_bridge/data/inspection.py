@@ -113,8 +113,8 @@ def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
             encoded = data.encode(sample)
         except Exception as error:  # whatever would make training skip it
             reason = str(error) or type(error).__name__
-            for reference in sample.images:  # so that samples with the same fault stand together
-                reason = reason.replace(f"{sample.root / reference}: ", "")
+            for picture in sample.images:  # so that samples with the same fault stand together
+                reason = reason.replace(f"{picture}: ", "")
             found.bad.setdefault(reason, []).append(sample.name)
             continue
         ids, labels = encoded["input_ids"], encoded["labels"]
@@ -147,7 +147,7 @@ def print_sample(sample: Sample, pieces: list[Piece]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    text = Text(f"{sample.name}  {', '.join(sample.images)}\n", style="dim")
+    text = Text(f"{sample.name}  {', '.join(map(str, sample.images))}\n", style="dim")
     for piece in pieces:
         text.append(
             f"«{piece.text}»" if piece.learnt else piece.text, style="bold green" if piece.learnt else "default"
