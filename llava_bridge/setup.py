@@ -18,6 +18,7 @@ from llava_bridge.chat import Chat, template_for
 from llava_bridge.config import Part, StageConfig, TrainConfig
 from llava_bridge.data import Sample, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
+from llava_bridge.fitting import refitted
 from llava_bridge.launch import is_main_process, report
 from llava_bridge.llm import new_llama, train_tokenizer
 from llava_bridge.processes import barrier
@@ -104,17 +105,21 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
                 feature_layer=config.feature_layer,
                 features=config.features,
                 projector=config.projector,
+                image_fit=config.image_fit,
                 chat_template=config.chat_template,
                 seed=config.seed,
             )
         )
     length = _max_length(model.config.text_config, name, stage.max_length)
+    images = (
+        processor.image_processor if stage.image_fit is None else refitted(processor.image_processor, stage.image_fit)
+    )
     return Setup(
         model,
         processor,
         parts_of(model),
-        Conversations(samples, make_chat(model, processor), length),
-        Collator(processor.image_processor, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
+        Conversations(samples, make_chat(model, processor, stage.chat_template), length),
+        Collator(images, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
     )
 
 

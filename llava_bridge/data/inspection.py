@@ -93,10 +93,12 @@ def inspect(config: InspectConfig) -> None:
 def _chat(config: InspectConfig) -> Any:
     from llava_bridge.assembly import add_image_token, load_tokenizer
     from llava_bridge.chat import Chat, template_for
+    from llava_bridge.templates import NEVER_END
 
     tokenizer = load_tokenizer(config.llm)
     add_image_token(tokenizer)
-    return Chat(tokenizer, template_for(tokenizer.chat_template, config.chat_template), config.image_tokens)
+    template = template_for(tokenizer.chat_template, config.chat_template)
+    return Chat(tokenizer, template, config.image_tokens, must_end=config.chat_template not in NEVER_END)
 
 
 def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
