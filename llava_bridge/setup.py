@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llava_bridge.config import Part, StageConfig, TrainConfig
 from llava_bridge.data import Sample, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
 from llava_bridge.fitting import refitted
-from llava_bridge.launch import is_main_process, report
+from llava_bridge.launch import is_main_process
 from llava_bridge.llm import new_llama, train_tokenizer
 from llava_bridge.processes import barrier
 from llava_bridge.workspace import start_directory
@@ -29,13 +30,14 @@ _LONGEST = 2048
 
 @dataclasses.dataclass
 class Setup:
-    """A stage's model (in float32), what is saved beside it, its parts by name, and its data."""
+    """A stage's model (in float32), what is saved beside it, its parts by name, its data, and how these are mixed."""
 
     model: Any
     processor: Any
     parts: dict[Part, nn.Module]
     dataset: PackedText | Conversations
     collator: Any
+    mixture: Sequence[str] = ()
 
 
 def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
@@ -52,7 +54,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
     spoken = [data.source != "text" for data in stage.data]
     if any(spoken) != all(spoken):
         raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
-    samples = _samples(stage, "pretrain", config.seed) if any(spoken) else []
+    samples, mixture = _samples(stage, config.seed) if any(spoken) else ([], [])
     if shown := next((sample for sample in samples if sample.images), None):
         raise UserError(f"pretrain.data: expected conversations without pictures, but {shown.name} has one")
     texts = [sample.text for sample in samples]
@@ -81,6 +83,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
             {"llm": model},
             Conversations(samples, chat, length),
             TextCollator(tokenizer.pad_token_id),
+            mixture,
         )
     enough = None if stage.steps is None else stage.steps * stage.batch_size
     dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
@@ -89,7 +92,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
 
 def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
     stage = config.stage(name)
-    samples = _samples(stage, name, config.seed)
+    samples, mixture = _samples(stage, config.seed)
     before = start_directory(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
@@ -120,17 +123,19 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
         parts_of(model),
         Conversations(samples, make_chat(model, processor, stage.chat_template), length),
         Collator(images, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
+        mixture,
     )
 
 
-def _samples(stage: StageConfig, name: str, seed: int) -> list[Sample]:
-    """Those of all sources of a stage; of a mixture it is told how much comes from where."""
+def _samples(stage: StageConfig, seed: int) -> tuple[list[Sample], list[str]]:
+    """Those of all sources of a stage; of a mixture also what to tell of where they are from."""
     found: list[Sample] = []
+    told = []
     for data in stage.data:
         found += (some := read_samples(data, seed))
         if len(stage.data) > 1 or data.weight != 1:
-            report(f"{name}: {len(some):,} samples an epoch from {data.path} (weight {data.weight:g})")
-    return found
+            told.append(f"{len(some):,} samples an epoch from {data.path} (weight {data.weight:g})")
+    return found, told
 
 
 def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
