@@ -15,7 +15,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -26,13 +25,14 @@ from clips.loading import load_pretrained, refusing
 from llava_bridge.chat import IMAGE, Chat, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Pixels
+from llava_bridge.fitting import Fit, image_processor
 from llava_bridge.llava import BridgeLlavaConfig, BridgeLlavaForConditionalGeneration, new_projector
 from llava_bridge.parts import check_llm
 from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
+from llava_bridge.templates import NEVER_END
 from llava_bridge.vision import EncoderVisionModel, feature_layer, vision_model
 
 PAD = "<pad>"
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers stores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Assembly:
             takes the source's default: -2 for ViTs, -1 (the last feature map) for timm trunks.
         features: ``patch``, or ``cls_patch`` with the class token before them.
         projector: what makes tokens of the LLM of them.
+        image_fit: how pictures become squares: ``squash``, ``pad`` or ``crop``.
         chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
         seed: for the projector and for an encoder without weights.
     """
@@ -57,6 +58,7 @@ class Assembly:
     feature_layer: int | Sequence[int] | None = None
     features: Literal["patch", "cls_patch"] = "patch"
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
+    image_fit: Fit = "squash"
     chat_template: str = "auto"
     seed: int = 0
 
@@ -98,7 +100,7 @@ def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProce
         **({} if stock else ours),
     )
     model = _join(config, vision, llm)
-    processor = make_processor(tokenizer, encoder.pixels, config, parts.chat_template)
+    processor = make_processor(tokenizer, encoder.pixels, config, parts)
     set_generation(model, processor)
     return model, processor
 
@@ -131,24 +133,17 @@ def make_stock(model: LlavaForConditionalGeneration) -> bool:
     return True
 
 
-def make_processor(tokenizer: Any, pixels: Pixels, config: LlavaConfig, template: str) -> LlavaProcessor:
-    """The processor: squashing image preprocessing, tokenizer, chat template, tokens per picture.
+def make_processor(tokenizer: Any, pixels: Pixels, config: LlavaConfig, parts: Assembly) -> LlavaProcessor:
+    """The processor: image preprocessing, tokenizer, chat template, tokens per picture.
 
     transformers' processor counts a picture's tokens by the size of its patches. It is told of one patch as large as
     the picture, and of as many additional tokens as there are besides: so the count is right with any projector.
     """
-    image_processor = CLIPImageProcessor(
-        size={"height": pixels.size, "width": pixels.size},
-        resample=_RESAMPLE[pixels.interpolation],
-        do_center_crop=False,
-        image_mean=list(pixels.mean),
-        image_std=list(pixels.std),
-    )
-    chat_template = template_for(tokenizer.chat_template, template)
+    chat_template = template_for(tokenizer.chat_template, parts.chat_template)
     tokenizer.chat_template = chat_template
     tokenizer.padding_side = "left"
     return LlavaProcessor(
-        image_processor=image_processor,
+        image_processor=image_processor(pixels, parts.image_fit),
         tokenizer=tokenizer,
         patch_size=pixels.size,
         vision_feature_select_strategy="full",
@@ -157,9 +152,11 @@ def make_processor(tokenizer: Any, pixels: Pixels, config: LlavaConfig, template
     )
 
 
-def make_chat(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Chat:
-    """The :class:`Chat` of a LLaVA."""
-    return Chat(processor.tokenizer, str(processor.chat_template), model.config.image_seq_length)
+def make_chat(model: LlavaForConditionalGeneration, processor: LlavaProcessor, template: str | None = None) -> Chat:
+    """The :class:`Chat` of a LLaVA, with its own chat template or with the one of that name."""
+    own = str(processor.chat_template)
+    chosen = own if template is None else template_for(own, template)
+    return Chat(processor.tokenizer, chosen, model.config.image_seq_length, must_end=template not in NEVER_END)
 
 
 def set_generation(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:

@@ -84,12 +84,14 @@ class Chat:
         tokenizer: a fast transformers tokenizer that knows ``<image>`` as one token.
         template: from :func:`template_for`.
         image_tokens: how many tokens a picture takes.
+        must_end: refuse a template that writes no special token after an answer, since it would never end. Else what
+            such a template writes there is learnt in its place.
 
     Raises:
-        UserError: the template fails, or writes no special token after an answer, so that it would never end.
+        UserError: the template fails, or never ends an answer though it must.
     """
 
-    def __init__(self, tokenizer: Any, template: str, image_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, template: str, image_tokens: int, *, must_end: bool = True) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.image_tokens = image_tokens
@@ -98,7 +100,7 @@ class Chat:
         special = sorted((added | set(tokenizer.all_special_tokens)) - {IMAGE}, key=len, reverse=True)
         self._end = re.compile(r"\s*(" + "|".join(map(re.escape, special)) + ")") if special else re.compile("$^")
         with refusing("chat_template: it cannot render a question and its answer"):
-            self.end_token, self._lead = self._find_borders()
+            self.end_token, self._lead = self._find_borders(must_end)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens."""
@@ -140,11 +142,13 @@ class Chat:
             text += answer + self._expand(after)
         return text, spans
 
-    def _find_borders(self) -> tuple[str, str]:
+    def _find_borders(self, must_end: bool) -> tuple[str, str]:
         """The end token after an answer, and the space before it that the prompt does not hold (often one blank)."""
         question = {"role": "user", "content": "?"}
         asked = self._render([question], add_generation_prompt=True)
         before, _, after = _MARKS.split(self._render([question, {"role": "assistant", "content": _MARK.format(0)}]))
+        if not must_end and not self._end.match(after):
+            self._end = re.compile(f"({re.escape(after)})")
         end = self._end.match(after)
         if end is None:
             raise UserError("chat_template: no special token follows an answer; expected one, such as </s>")

@@ -83,6 +83,9 @@ class StageConfig:
         keep_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture: whoever
             trains with the same pictures and encoder again need not run it. Fine as long as the disk has room: 1.2 MB a
             picture for CLIP L/14 at 336 pixels in bf16.
+        chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
+            picture and then its caption, without roles and questions.
+        image_fit: how pictures become squares in this stage, where it is not as in the LLaVA.
         gradient_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
     """
 
@@ -103,6 +106,8 @@ class StageConfig:
     max_length: int | None = None
     packing: bool = False
     keep_features: bool = False
+    chat_template: str | None = None
+    image_fit: Literal["squash", "pad", "crop"] | None = None
     gradient_checkpointing: bool = False
 
     def trained(self, name: str) -> tuple[Part, ...]:
@@ -190,6 +195,8 @@ class TrainConfig:
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
             for ViTs and CLIP's ResNets, -1 for timm trunks.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
+        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's), or
+            ``crop`` of the middle.
         projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
             LLaVA-1.5's preamble), llama_2, llama_3, chatml (Qwen, SmolLM), mistral, gemma, phi_3, tulu (OLMo), turns.
@@ -216,6 +223,7 @@ class TrainConfig:
     image_size: int | None = None
     feature_layer: int | list[int] | None = None
     features: Literal["patch", "cls_patch"] = "patch"
+    image_fit: Literal["squash", "pad", "crop"] = "squash"
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
@@ -240,6 +248,7 @@ class TrainConfig:
             raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
         if self.stages[0] != "pretrain" and not self.llm:
             raise UserError("llm: expected an LLM directory, or the stage pretrain before the others")
+        self._check_own_ways()
         for name in ("checkpoint_every", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
@@ -261,6 +270,13 @@ class TrainConfig:
         order = [STAGES.index(name) for name in self.stages]
         if order != sorted(set(order)):
             raise UserError(f"stages: expected each once and in the order {', '.join(STAGES)}, got {list(self.stages)}")
+
+    def _check_own_ways(self) -> None:
+        """What a LLaVA is asked with is what its last stage was trained with; only stages before may differ."""
+        for name in self.stages:
+            for field in ("chat_template", "image_fit"):
+                if getattr(self.stage(name), field) is not None and (name == "pretrain" or name == self.stages[-1]):
+                    raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
 
     def among(self, processes: int) -> TrainConfig:
         """The same run, its work shared by as many processes as a launcher has started.

@@ -12,14 +12,18 @@ from typing import Any
 
 from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
 from clips.commandline import difference, leaves, plain
+from clips.data.tars import read_span
 from clips.errors import UserError
 from llava_bridge.config import STAGES, TrainConfig
+from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.encoders.spec import members, parse_spec
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
 _FREE |= {f"{stage}.{field}" for stage in STAGES for field in ("keep_features", "gradient_checkpointing")}
+_WITH_PICTURES = {".parquet", ".arrow", ".tar"}
+_END_BYTES = 1 << 20  # parquet's footer, which knows all row groups, lies at its end
 
 
 def kind_of(config: TrainConfig) -> str:
@@ -87,10 +91,28 @@ def data_of(config: TrainConfig) -> dict[str, list[dict[str, Any]]]:
 
 
 def describe_data(data: DataConfig) -> dict[str, Any]:
-    """A source with the hash of its text files (pictures are not read), and that of its manifest if it has one."""
+    """A source with the hash of its files (pictures are not read), and that of its manifest if it has one."""
     path = Path(data.path)
-    files = [path] if path.is_file() else sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
-    digest = hashlib.sha256("".join(directory_hash(file) for file in files).encode()).hexdigest()
+    files = [file for named in named_files(data.path) for file in _files_with_talk(named, data.source)]
+    digest = hashlib.sha256("".join(map(_file_hash, files)).encode()).hexdigest()
     manifest = path.parent / "manifest.json"
     whole = {"directory_hash": directory_hash(path.parent)} if path.is_file() and manifest.is_file() else {}
     return {**plain(data), "hash": digest, **whole}
+
+
+def _files_with_talk(path: Path, source: str) -> list[Path]:
+    """A file itself, or those in a directory that the source may read what is said from."""
+    if path.is_file():
+        return [path]
+    texts = sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
+    tables = path.rglob("*") if source in {"conversations", "webdataset"} else []
+    return texts + sorted(file for file in tables if file.suffix in _WITH_PICTURES)
+
+
+def _file_hash(path: Path) -> str:
+    """A file's hash; of one that holds pictures, and may be large, that of its size and its ends."""
+    if path.suffix not in _WITH_PICTURES:
+        return directory_hash(path)
+    size = path.stat().st_size
+    ends = [read_span(path, start, _END_BYTES) for start in (0, max(0, size - _END_BYTES))]
+    return hashlib.sha256(b"".join([f"{path.name} {size} ".encode(), *ends])).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from clips.errors import UserError
 from llava_bridge.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.config import Part, StageConfig, TrainConfig
-from llava_bridge.data import read_samples, read_texts
+from llava_bridge.data import Sample, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
+from llava_bridge.fitting import refitted
 from llava_bridge.launch import is_main_process
 from llava_bridge.llm import new_llama, train_tokenizer
 from llava_bridge.processes import barrier
@@ -28,13 +30,14 @@ _LONGEST = 2048
 
 @dataclasses.dataclass
 class Setup:
-    """A stage's model (in float32), what is saved beside it, its parts by name, and its data."""
+    """A stage's model (in float32), what is saved beside it, its parts by name, its data, and how these are mixed."""
 
     model: Any
     processor: Any
     parts: dict[Part, nn.Module]
     dataset: PackedText | Conversations
     collator: Any
+    mixture: Sequence[str] = ()
 
 
 def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
@@ -51,10 +54,11 @@ def _text(config: TrainConfig, work: Path) -> Setup:
     spoken = [data.source != "text" for data in stage.data]
     if any(spoken) != all(spoken):
         raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
-    samples = [sample for data in stage.data for sample in read_samples(data)] if any(spoken) else []
+    samples, mixture = _samples(stage, config.seed) if any(spoken) else ([], [])
     if shown := next((sample for sample in samples if sample.images), None):
         raise UserError(f"pretrain.data: expected conversations without pictures, but {shown.name} has one")
-    texts = [sample.text for sample in samples] or [text for data in stage.data for text in read_texts(data)]
+    texts = [sample.text for sample in samples]
+    texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
     if config.llm:
         tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
         add_tokens(tokenizer, model)
@@ -79,6 +83,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
             {"llm": model},
             Conversations(samples, chat, length),
             TextCollator(tokenizer.pad_token_id),
+            mixture,
         )
     enough = None if stage.steps is None else stage.steps * stage.batch_size
     dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
@@ -87,7 +92,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
 
 def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
     stage = config.stage(name)
-    samples = [sample for data in stage.data for sample in read_samples(data)]
+    samples, mixture = _samples(stage, config.seed)
     before = start_directory(config, name, work)
     model: Any
     if before is not None and before.parent.name == "align":
@@ -103,18 +108,34 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
                 feature_layer=config.feature_layer,
                 features=config.features,
                 projector=config.projector,
+                image_fit=config.image_fit,
                 chat_template=config.chat_template,
                 seed=config.seed,
             )
         )
     length = _max_length(model.config.text_config, name, stage.max_length)
+    images = (
+        processor.image_processor if stage.image_fit is None else refitted(processor.image_processor, stage.image_fit)
+    )
     return Setup(
         model,
         processor,
         parts_of(model),
-        Conversations(samples, make_chat(model, processor), length),
-        Collator(processor.image_processor, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
+        Conversations(samples, make_chat(model, processor, stage.chat_template), length),
+        Collator(images, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
+        mixture,
     )
+
+
+def _samples(stage: StageConfig, seed: int) -> tuple[list[Sample], list[str]]:
+    """Those of all sources of a stage; of a mixture also what to tell of where they are from."""
+    found: list[Sample] = []
+    told = []
+    for data in stage.data:
+        found += (some := read_samples(data, seed))
+        if len(stage.data) > 1 or data.weight != 1:
+            told.append(f"{len(some):,} samples an epoch from {data.path} (weight {data.weight:g})")
+    return found, told
 
 
 def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from clips.artifact import artifact_directory, write_file, write_manifest
 from clips.stopping import stop_requests
 from llava_bridge.config import TrainConfig
+from llava_bridge.data import read_samples
+from llava_bridge.data.mixture import refuse_missing
 from llava_bridge.identity import data_of, identity, kind_of, parents
 from llava_bridge.launch import StopAsked, is_main_process, report
 from llava_bridge.workspace import work_directory
@@ -49,7 +51,15 @@ def _run_missing(config: TrainConfig, work: Path, stop: StopAsked) -> None:
 
 
 def _prepare(work: Path, config: TrainConfig) -> None:
-    """Keep the state of an interrupted run if it is this one; remove any other."""
+    """Keep the state of an interrupted run if it is this one; remove any other.
+
+    Raises:
+        UserError: pictures are missing where the config asks to look for them all.
+    """
+    for data in (data for name in config.stages for data in config.stage(name).data):
+        if data.missing_images == "refuse" and data.source != "text":
+            report(f"looking for all pictures of {data.path}")
+            refuse_missing(read_samples(data, config.seed), data.path, report)
     record = json.dumps(identity(config), indent=2)
     path = work / "run.json"
     if path.is_file() and path.read_text(encoding="utf-8") == record:

@@ -2,7 +2,7 @@
 
 Each writes what the LLM's makers trained it with, as their model cards or code say: `vicuna` and `vicuna_v1` after
 LLaVA-1.5's ``conversation.py`` (without and with its preamble), `llama_2`, `llama_3`, `mistral`, `gemma`, `phi_3` after
-their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `tulu` for OLMo 2.
+their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `tulu` for OLMo 2. `plain` is LLaVA-1.5's for the first stage.
 """
 
 from __future__ import annotations
@@ -93,5 +93,12 @@ TEMPLATES: dict[str, str] = {
         r"'<|assistant|>\n' + said + eos_token + '\n'",
         r"'<|assistant|>\n'",
     ),
+    # A picture and its caption: whatever the user asks is left out (LLaVA's preprocess_plain in train.py).
+    "plain": "{%- if messages|length > 2 -%}"
+    "{{ raise_exception('plain: expected a picture and its caption, got a conversation') }}{%- endif -%}"
+    + _frame(_BEGIN, "", "", "{{ '<image>' * (said.split('<image>')|length - 1) }}", r"said + '\n'", "''"),
 }
 """Name → Jinja source."""
+
+NEVER_END = frozenset({"plain"})
+"""Templates to train a stage with, which no LLaVA can keep: answers in them end with no special token."""

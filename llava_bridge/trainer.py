@@ -110,6 +110,8 @@ def keep_features(setup: Setup) -> None:
 
 def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
     stage = config.stage(name)
+    for line in setup.mixture:
+        report(f"{name}: {line}")
     for part, module in setup.parts.items():
         count = sum(weight.numel() for weight in module.parameters())
         learns = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)

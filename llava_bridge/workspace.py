@@ -11,6 +11,7 @@ from pathlib import Path
 from clips.artifact import writing
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
+from llava_bridge.data.files import named_files
 from llava_bridge.launch import deepspeed_config
 from llava_bridge.parts import check_encoder, check_llm
 
@@ -76,5 +77,7 @@ def check_inputs(config: TrainConfig) -> None:
     deepspeed_config(config.launch.deepspeed)
     for name in config.stages:
         for data in config.stage(name).data:
-            if not Path(data.path).exists():
-                raise UserError(f"{name}.data: {data.path}: no such file or directory")
+            try:
+                named_files(data.path)
+            except UserError as error:
+                raise UserError(f"{name}.data: {error}") from None

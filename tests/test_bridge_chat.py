@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from clips.errors import UserError
 from llava_bridge.chat import IGNORED, TEMPLATES, Chat, SampleError, template_for
+from llava_bridge.templates import NEVER_END
 
 CHATML = (
     "{% for message in messages %}{{ '<s>' + message['role'] + '\n' + message['content'] | trim + '</s>\n' }}"
@@ -151,7 +152,7 @@ def families(bridge_llm: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in NEVER_END])
 def test_what_is_written_and_learnt_by_hand(name: str, families: dict[str, Any]) -> None:
     chat = Chat(families[name], template_for(None, name), 1)
     encoded = chat.encode(TALK, 400)
@@ -231,3 +232,22 @@ def test_bad_templates_are_refused(tokenizer: Any) -> None:
     twice.template = "{% for m in messages %}{{ m['content'] + m['content'] + '</s>' }}{% endfor %}"
     with pytest.raises(UserError, match="every answer once"):
         twice.encode(TALK, 200)
+
+
+def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
+    """LLaVA's first stage: no roles, no question; the caption is learnt with the line's end."""
+    chat = Chat(tokenizer, template_for(None, "plain"), 2, must_end=False)
+    text, learnt = split(chat, TALK[:2])
+    assert text == "<s><image><image>red\n"
+    assert learnt == ["red\n"]
+    two = [{"role": "user", "content": "Compare <image> with <image>."}, TALK[1]]
+    assert split(chat, two)[0] == "<s><image><image><image><image>red\n"
+    with pytest.raises(Exception, match="plain: expected a picture and its caption"):
+        chat.encode(TALK, 100)
+    with pytest.raises(UserError, match="no special token follows an answer"):
+        Chat(tokenizer, template_for(None, "plain"), 2)
+
+
+def test_a_template_that_ends_is_the_same_where_it_need_not(tokenizer: Any) -> None:
+    chats = [Chat(tokenizer, template_for(None, "vicuna"), 2, must_end=must) for must in (True, False)]
+    assert chats[0].encode(TALK, 100) == chats[1].encode(TALK, 100)

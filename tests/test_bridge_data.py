@@ -19,6 +19,7 @@ from llava_bridge.chat import Chat, template_for
 from llava_bridge.data import DataConfig, Turn, is_held_back, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits
 from llava_bridge.data.order import GroupedOrder
+from llava_bridge.data.pictures import FilePicture
 
 
 def write(path: Path, rows: Any) -> str:
@@ -28,9 +29,8 @@ def write(path: Path, rows: Any) -> str:
 
 def test_llava_json(bridge_talk: Path) -> None:
     samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json"), limit=3))
-    assert [sample.images for sample in samples] == [["0.png"], ["1.png"], ["2.png"]]
+    assert [sample.images for sample in samples] == [[FilePicture(bridge_talk, f"{n}.png")] for n in range(3)]
     assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat colour is it?"), Turn("assistant", "green")]
-    assert samples[0].root == bridge_talk
 
 
 def test_karpathy_captions(tmp_path: Path) -> None:
@@ -41,7 +41,8 @@ def test_karpathy_captions(tmp_path: Path) -> None:
     ]
     write(tmp_path / "dataset_x.json", {"images": rows})
     one = read_samples(DataConfig(source="karpathy", path=str(tmp_path)))
-    assert [(sample.images, sample.turns[1].content) for sample in one] == [(["train.jpg"], "a dog .")]
+    picture = FilePicture(tmp_path / "images", "train.jpg")
+    assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
     every = read_samples(DataConfig(source="karpathy", path=str(tmp_path), split="val", per_image=None))
     assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
     with pytest.raises(UserError, match="did you mean 'train'"):

@@ -170,14 +170,18 @@ def _input(processor: Any) -> Entries:
     images = processor.image_processor
     size = dict(images.size)
     template = processor.chat_template or processor.tokenizer.chat_template or ""
-    crop = bool(getattr(images, "do_center_crop", False))
     return {
         "input_resolution": int(max(value for value in size.values() if value)),
-        "input_resize": "squash"
-        if "height" in size and not crop
-        else "shortest side, centre crop"
-        if crop
-        else "other",
+        "input_resize": _resize(images),
         "input_interpolation": Resampling(int(images.resample)).name.lower(),
         "input_template": hashlib.sha256(str(template).encode()).hexdigest()[:16],
     }
+
+
+def _resize(images: Any) -> str:
+    """How an image processor makes a square of a picture."""
+    if getattr(images, "do_center_crop", False):
+        return "shortest side, centre crop"
+    if getattr(images, "do_pad", False):
+        return "pad"
+    return "squash" if "height" in dict(images.size) else "other"

@@ -99,6 +99,17 @@ def read_reference(root: str | Path, reference: str) -> bytes:
         raise UserError(f"{Path(root) / reference}: no such picture") from None
 
 
+def has_reference(root: str | Path, reference: str) -> bool:
+    """Whether there is something behind an image reference (see `open_image`); it is not read."""
+    if ".." in Path(reference).parts or Path(reference).is_absolute():
+        return False
+    tar, mark, member = reference.partition(".tar/")
+    try:
+        return member in _tar_members(Path(root) / f"{tar}.tar").members if mark else (Path(root) / reference).is_file()
+    except (UserError, OSError, ValueError):
+        return False
+
+
 @functools.lru_cache(maxsize=256)
 def _tar_members(path: Path) -> TarIndex:
     return index_tar(path)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clips.data import open_image
 from clips.errors import UserError
 from llava_bridge.chat import IGNORED, IMAGE, Chat, SampleError
 from llava_bridge.data.samples import Sample
@@ -71,7 +70,7 @@ class Conversations(Dataset):
         ):
             raise SampleError(f"{len(sample.images)} pictures but {sum(marks)} {IMAGE} marks in what the user says")
         encoded = self.chat.encode(messages, self.max_length)
-        pictures = [open_image(sample.root, reference) for reference in sample.images]
+        pictures = [picture.open() for picture in sample.images]
         return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pictures": pictures}
 
 

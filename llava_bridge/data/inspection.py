@@ -93,10 +93,12 @@ def inspect(config: InspectConfig) -> None:
 def _chat(config: InspectConfig) -> Any:
     from llava_bridge.assembly import add_image_token, load_tokenizer
     from llava_bridge.chat import Chat, template_for
+    from llava_bridge.templates import NEVER_END
 
     tokenizer = load_tokenizer(config.llm)
     add_image_token(tokenizer)
-    return Chat(tokenizer, template_for(tokenizer.chat_template, config.chat_template), config.image_tokens)
+    template = template_for(tokenizer.chat_template, config.chat_template)
+    return Chat(tokenizer, template, config.image_tokens, must_end=config.chat_template not in NEVER_END)
 
 
 def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
@@ -113,8 +115,8 @@ def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
             encoded = data.encode(sample)
         except Exception as error:  # whatever would make training skip it
             reason = str(error) or type(error).__name__
-            for reference in sample.images:  # so that samples with the same fault stand together
-                reason = reason.replace(f"{sample.root / reference}: ", "")
+            for picture in sample.images:  # so that samples with the same fault stand together
+                reason = reason.replace(f"{picture}: ", "")
             found.bad.setdefault(reason, []).append(sample.name)
             continue
         ids, labels = encoded["input_ids"], encoded["labels"]
@@ -147,7 +149,7 @@ def print_sample(sample: Sample, pieces: list[Piece]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    text = Text(f"{sample.name}  {', '.join(sample.images)}\n", style="dim")
+    text = Text(f"{sample.name}  {', '.join(map(str, sample.images))}\n", style="dim")
     for piece in pieces:
         text.append(
             f"«{piece.text}»" if piece.learnt else piece.text, style="bold green" if piece.learnt else "default"

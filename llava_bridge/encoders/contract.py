@@ -56,7 +56,7 @@ class VisionTower(nn.Module, ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """How a picture becomes pixels: squashed to a square, then normalised.
+    """How a picture becomes pixels: made a square, then normalised.
 
     Args:
         size: side S of the square.

@@ -1,0 +1,72 @@
+"""What is said in a conversation, from the two forms that data sets write it in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llava_bridge.chat import IMAGE
+from llava_bridge.data.files import text
+from llava_bridge.data.samples import Turn
+
+TALK = ("messages", "conversations")
+"""The names under which data sets keep a conversation."""
+PICTURES = ("images", "image")
+"""The names under which they keep its pictures."""
+EXPECTED = (
+    "messages or conversations of from (human, gpt or system) and value, or of role (user, assistant or system) and "
+    "content, which is text or a list of parts of type text or image"
+)
+
+_ROLES: dict[str, Any] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+
+def read_turns(talk: Any) -> list[Turn]:
+    """The turns of a conversation in either form: from and value (LLaVA's) or role and content (transformers').
+
+    Args:
+        talk: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
+
+    Raises:
+        Exception: of any kind, where it has neither form; name the place and what was `EXPECTED`.
+    """
+    if isinstance(talk, Mapping):
+        talk = [dict(zip(talk, values, strict=True)) for values in zip(*talk.values(), strict=True)]
+    if isinstance(talk, str):
+        raise TypeError(f"expected a list of messages, got the text {talk[:40]!r}")
+    return [_turn(message) for message in talk]
+
+
+def _turn(message: Mapping[str, Any]) -> Turn:
+    role, said = ("from", "value") if message.get("from") is not None else ("role", "content")
+    content = message[said]
+    return Turn(_ROLES[message[role]], content if isinstance(content, str) else _flat(content))
+
+
+def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Parts as text, as the chat template writes them when the LLaVA is asked."""
+    if not isinstance(parts, Sequence):
+        return text(parts)
+    pieces = []
+    for part in parts:
+        if part["type"] not in ("text", "image"):
+            raise ValueError(f"a part of type {part['type']!r}")
+        pieces.append(f"{IMAGE}\n" if part["type"] == "image" else text(part["text"]))
+    return "".join(pieces)
+
+
+def with_pictures_placed(turns: list[Turn], pictures: int) -> list[Turn]:
+    """Pictures that no turn mentions stand before what the user says first."""
+    if not pictures or any(IMAGE in turn.content for turn in turns):
+        return turns
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        return turns
+    shown = Turn("user", f"{IMAGE}\n" * pictures + turns[first].content)
+    return [*turns[:first], shown, *turns[first + 1 :]]

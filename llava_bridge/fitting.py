@@ -1,0 +1,44 @@
+"""How a picture of any shape becomes a square: image processors of transformers, one entry of :data:`FITS` each.
+
+They are saved with the LLaVA, so that whoever loads it prepares pictures as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from transformers import CLIPImageProcessor, LlavaImageProcessor
+
+from llava_bridge.encoders.contract import Pixels
+
+Fit = Literal["squash", "pad", "crop"]
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers stores
+
+FITS: dict[str, Callable[[int], tuple[Any, dict[str, Any]]]] = {
+    "squash": lambda side: (CLIPImageProcessor, {"size": _square(side), "do_center_crop": False}),
+    # LLaVA-1.5's image_aspect_ratio "pad": bars of the encoder's mean colour, before the picture is made smaller.
+    "pad": lambda side: (LlavaImageProcessor, {"size": _square(side), "do_center_crop": False, "do_pad": True}),
+    # CLIP's own, and LLaVA's image_aspect_ratio "square": what stands out at the longer side is cut off.
+    "crop": lambda side: (CLIPImageProcessor, {"size": {"shortest_edge": side}, "do_center_crop": True}),
+}
+"""Name → side of the square in pixels → image processor's class and settings."""
+
+
+def image_processor(pixels: Pixels, fit: Fit) -> Any:
+    """The image processor that makes ``pixels`` of pictures."""
+    return _made(fit, pixels.size, list(pixels.mean), list(pixels.std), _RESAMPLE[pixels.interpolation])
+
+
+def refitted(processor: Any, fit: Fit) -> Any:
+    """Another image processor for the same encoder, from one that :func:`image_processor` made."""
+    return _made(fit, processor.crop_size["height"], processor.image_mean, processor.image_std, processor.resample)
+
+
+def _made(fit: Fit, side: int, mean: Any, std: Any, resample: Any) -> Any:
+    kind, settings = FITS[fit](side)
+    return kind(**settings, crop_size=_square(side), resample=resample, image_mean=mean, image_std=std)
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}

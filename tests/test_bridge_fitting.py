@@ -1,0 +1,94 @@
+"""How pictures become squares, by hand, and as saved LLaVAs do it; the stage that does it otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from clips.errors import UserError
+from llava_bridge.assembly import Assembly, assemble
+from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.data import DataConfig
+from llava_bridge.encoders.contract import Pixels
+from llava_bridge.fitting import FITS, Fit, image_processor, refitted
+
+PIXELS = Pixels(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
+MEAN = (127, 63, 0)  # whole numbers of a byte, as LLaVA rounds them
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """White on the left or top, black on the right or bottom."""
+    array = np.zeros((height, width, 3), dtype=np.uint8)
+    array[: height // 2 if height > width else height, : width // 2 if width >= height else width] = 255
+    return Image.fromarray(array)
+
+
+def shown(processor: Any, picture: Image.Image) -> torch.Tensor:
+    """Pixels (3, S, S), not normalised."""
+    pixels = processor([picture], return_tensors="pt")["pixel_values"][0]
+    return pixels * torch.tensor(PIXELS.std)[:, None, None] + torch.tensor(PIXELS.mean)[:, None, None]
+
+
+def test_pad_keeps_the_shape_between_bars_of_the_mean_colour() -> None:
+    for size in ((32, 16), (16, 32)):
+        pixels = shown(image_processor(PIXELS, "pad"), halves(*size))
+        square = Image.new("RGB", (32, 32), MEAN)
+        square.paste(halves(*size), ((32 - size[0]) // 2, (32 - size[1]) // 2))
+        assert torch.equal(pixels, shown(image_processor(PIXELS, "squash"), square))
+        pixels = pixels if size == (32, 16) else pixels.transpose(1, 2)
+        bar = torch.tensor(MEAN)[:, None, None] / 255
+        assert torch.allclose(pixels[:, [0, 7]], bar, atol=0.02)
+        assert torch.allclose(pixels[:, 3:5, :3], torch.ones(()), atol=0.02)
+        assert torch.allclose(pixels[:, 3:5, 5:], torch.zeros(()), atol=0.02)
+
+
+def test_squash_fills_the_square_and_crop_cuts_the_sides_off() -> None:
+    picture = halves(32, 16)
+    squashed, cropped = (shown(image_processor(PIXELS, fit), picture) for fit in ("squash", "crop"))
+    for pixels in (squashed, cropped):
+        assert torch.allclose(pixels[:, :, :3], torch.ones(()), atol=0.03)
+        assert torch.allclose(pixels[:, :, 5:], torch.zeros(()), atol=0.03)
+    marked = picture.copy()
+    marked.paste((255, 0, 0), (0, 0, 6, 16))  # within what is cut off
+    assert torch.allclose(shown(image_processor(PIXELS, "crop"), marked), cropped, atol=1e-3)
+    assert not torch.allclose(shown(image_processor(PIXELS, "squash"), marked), squashed, atol=0.1)
+
+
+@pytest.mark.parametrize("fit", list(FITS))
+def test_a_saved_llava_prepares_pictures_as_in_training(
+    fit: Fit, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path
+) -> None:
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    picture = halves(48, 20)
+    wanted = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    assert wanted.shape == (1, 3, 32, 32)
+    assert torch.equal(again.image_processor([picture], return_tensors="pt")["pixel_values"], wanted)
+    whole = again(images=[picture], text="<image>\nWhat?", return_tensors="pt")  # transformers' own way to ask
+    assert torch.equal(whole["pixel_values"], wanted)
+    assert int((whole["input_ids"] == model.config.image_token_index).sum()) == model.config.image_seq_length
+    for other in FITS:
+        made = refitted(again.image_processor, other)([picture], return_tensors="pt")["pixel_values"]
+        assert torch.equal(made, wanted) == (other == fit)
+
+
+def test_only_align_before_instruct_has_ways_of_its_own() -> None:
+    data = [DataConfig(path="x")]
+
+    def config(stages: list[Any], **own: Any) -> TrainConfig:
+        made = {name: StageConfig(data=data, **own.get(name, {})) for name in ("pretrain", "align", "instruct")}
+        return TrainConfig(output="x", encoder="x", llm="x", stages=stages, **made)
+
+    own = {"chat_template": "plain", "image_fit": "crop"}
+    config(["align", "instruct"], align=own)
+    for field, value in own.items():
+        for stages, name in ((["align", "instruct"], "instruct"), (["align"], "align"), (["pretrain"], "pretrain")):
+            with pytest.raises(UserError, match=rf"{name}\.{field}: expected null"):
+                config(stages, **{name: {field: value}})

@@ -1,0 +1,322 @@
+"""The same conversations from every form that data sets have: turns, pictures, what is refused; memory and mixtures."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from clips.errors import UserError
+from llava_bridge.data import DataConfig, Sample, read_samples, read_texts
+from llava_bridge.data.mixture import refuse_missing, weighted
+from llava_bridge.identity import describe_data
+
+RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
+    (["red", "green"], [("user", "First <image>\nthen <image>\nwhich?"), ("assistant", "both")]),
+    (["blue"], [("system", "Be brief."), ("user", "<image>\nColour?"), ("assistant", "blue")]),
+    ([], [("user", "What is 1 + 1?"), ("assistant", "2"), ("user", "Sure?"), ("assistant", "yes")]),
+    (["green", "red"], [("user", "No marks."), ("assistant", "so they come first")]),
+]
+"""Pictures by their colours, and who says what."""
+EXPECTED = [*(turns for _, turns in TALKS[:3]), [("user", f"{'<image>' + chr(10)}" * 2 + "No marks."), TALKS[3][1][1]]]
+FROM = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 4), RGB[colour]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def as_values(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"from": FROM[role], "value": said} for role, said in turns]
+
+
+def as_content(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": said} for role, said in turns]
+
+
+def as_parts(turns: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Content in parts, with both keys in each, as Arrow stores them; an image part is the mark and its line."""
+    messages = []
+    for role, said in turns:
+        parts: list[dict[str, Any]] = []
+        for number, piece in enumerate(said.split("<image>\n")):
+            parts += [{"type": "image", "text": None}] if number else []
+            parts += [{"type": "text", "text": piece}] if piece else []
+        messages.append({"role": role, "content": parts})
+    return messages
+
+
+def rows(talk: str, form: Callable[..., Any], picture: Callable[[str], Any]) -> list[dict[str, Any]]:
+    return [{talk: form(turns), "images": [picture(colour) for colour in colours]} for colours, turns in TALKS]
+
+
+def write_files(folder: Path) -> None:
+    for colour in RGB:
+        (folder / f"{colour}.png").write_bytes(png(colour))
+
+
+def json_lines(folder: Path) -> DataConfig:
+    write_files(folder)
+    found = rows("conversations", as_values, lambda colour: f"{colour}.png")
+    found[2].pop("images")
+    (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    return DataConfig(source="conversations", path=str(folder / "talk.jsonl"))
+
+
+def llava_json(folder: Path) -> DataConfig:
+    write_files(folder)
+    found = [
+        {"conversations": as_values(turns), "image": [f"{colour}.png" for colour in colours] or None}
+        for colours, turns in [*TALKS[:3], (TALKS[3][0], EXPECTED[3])]  # LLaVA's form has a mark for each picture
+    ]
+    (folder / "talk.json").write_text(json.dumps(found))
+    return DataConfig(path=str(folder / "talk.json"))
+
+
+def parquet_of_structs(folder: Path) -> DataConfig:
+    found = rows("messages", as_parts, lambda colour: {"bytes": png(colour), "path": f"{colour}.png"})
+    pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet", row_group_size=2)
+    return DataConfig(source="conversations", path=str(folder / "talk.parquet"))
+
+
+def parquet_of_bytes(folder: Path) -> DataConfig:
+    found = rows("conversations", as_values, png)
+    pq.write_table(pa.Table.from_pylist(found[:2]), folder / "talk-0.parquet")
+    pq.write_table(pa.Table.from_pylist(found[2:]), folder / "talk-1.parquet")
+    return DataConfig(source="conversations", path=str(folder / "talk-{0..1}.parquet"))
+
+
+def parquet_of_paths(folder: Path) -> DataConfig:
+    (folder / "pictures").mkdir()
+    write_files(folder / "pictures")
+    found = rows("messages", as_content, lambda colour: f"{colour}.png")
+    pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
+    return DataConfig(source="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures"))
+
+
+def saved_dataset(folder: Path) -> DataConfig:
+    import datasets
+
+    found = rows("messages", as_parts, lambda colour: Image.new("RGB", (6, 4), RGB[colour]))
+    columns = {name: [row[name] for row in found] for name in found[0]}
+    whole = datasets.Dataset.from_dict(columns).cast_column("images", datasets.List(datasets.Image()))
+    turned = whole.select([3, 2, 1, 0]).save_to_disk  # with indices, which are resolved when it is saved
+    turned(str(folder / "other"))
+    splits = datasets.DatasetDict({"train": whole, "test": whole.select([0])})
+    splits.save_to_disk(str(folder / "set"))
+    return DataConfig(source="conversations", path=str(folder / "set"))
+
+
+def hub_layout(folder: Path) -> DataConfig:
+    (folder / "hub" / "data").mkdir(parents=True)
+    found = pa.Table.from_pylist(rows("messages", as_content, lambda colour: {"bytes": png(colour), "path": None}))
+    for split, table in {"train": found, "test": found.slice(0, 1)}.items():
+        pq.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    return DataConfig(source="conversations", path=str(folder / "hub"))
+
+
+def shards(folder: Path) -> DataConfig:
+    (folder / "shards").mkdir()
+    for shard, some in enumerate((TALKS[:1], TALKS[1:])):
+        with tarfile.open(folder / "shards" / f"{shard}.tar", "w") as tar:
+            for number, (colours, turns) in enumerate(some):
+                files = {"json": json.dumps({"messages": as_parts(turns)}).encode()}
+                files |= {
+                    f"{place + 9}.png": png(colour) for place, colour in enumerate(colours)
+                }  # 9.png before 10.png
+                for extension, content in files.items():
+                    member = tarfile.TarInfo(f"{number:03d}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return DataConfig(source="webdataset", path=str(folder / "shards"))
+
+
+def colour_of(picture: Any) -> str:
+    value = picture.open().getpixel((2, 2))
+    return next(name for name, rgb in RGB.items() if rgb == value)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        llava_json,
+        json_lines,
+        parquet_of_structs,
+        parquet_of_bytes,
+        parquet_of_paths,
+        saved_dataset,
+        hub_layout,
+        shards,
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_every_form_gives_the_same_samples(make: Callable[[Path], DataConfig], tmp_path: Path) -> None:
+    samples = read_samples(make(tmp_path))
+    assert [[(turn.role, turn.content) for turn in sample.turns] for sample in samples] == EXPECTED
+    again: list[Sample] = pickle.loads(pickle.dumps(samples))  # as processes that load data get them
+    for some in (samples, again):
+        assert [[colour_of(picture) for picture in sample.images] for sample in some] == [talk[0] for talk in TALKS]
+    assert len({sample.name for sample in samples}) == 4
+
+
+def test_one_picture_a_row_in_a_column_of_its_own(tmp_path: Path) -> None:
+    found = [
+        {"conversations": as_values([("user", "<image>\nColour?"), ("assistant", "red")]), "image": png("red")},
+        {"conversations": as_values([("user", "1 + 1?"), ("assistant", "2")]), "image": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet")
+    samples = read_samples(DataConfig(source="conversations", path=str(tmp_path / "talk.parquet")))
+    assert [[colour_of(picture) for picture in sample.images] for sample in samples] == [["red"], []]
+
+
+def test_a_split_is_chosen(tmp_path: Path) -> None:
+    for make, where in ((saved_dataset, "set"), (hub_layout, "hub")):
+        make(tmp_path)
+        config = {"source": "conversations", "path": str(tmp_path / where)}
+        assert len(read_samples(DataConfig(split="test", **config))) == 1
+        with pytest.raises(UserError, match="did you mean 'test'"):
+            read_samples(DataConfig(split="tset", **config))
+    other = read_samples(DataConfig(source="conversations", path=str(tmp_path / "other")))
+    assert [[colour_of(picture) for picture in sample.images] for sample in other] == [
+        colours for colours, _ in reversed(TALKS)
+    ]
+
+
+def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
+    """Reading what is said touches no picture; opening one copies the row group that it is in, and no other."""
+    noise = [Image.effect_noise((200, 200), 90).convert("RGB").tobytes() for _ in range(8)]
+    found = [{"messages": as_content(TALKS[2][1]), "images": [{"bytes": one, "path": None}]} for one in noise]
+    pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet", row_group_size=2)
+    before = pa.total_allocated_bytes()
+    samples = read_samples(DataConfig(source="conversations", path=str(tmp_path / "talk.parquet")))
+    assert len(samples) == 8
+    assert pa.total_allocated_bytes() - before < len(noise[0])
+    cache = tmp_path / "cache" / "clips" / "rows"
+    assert not list(cache.glob("*.arrow"))
+    with pytest.raises(UserError, match=r"talk.parquet row 5 images\[0\]: undecodable picture"):
+        samples[5].images[0].open()
+    (copied,) = cache.glob("*.arrow")
+    assert 2 * len(noise[0]) < copied.stat().st_size < 3 * len(noise[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        ({"text": "a"}, "row 0: expected messages or conversations, found text"),
+        ({"messages": 5}, "row 0: expected messages or conversations of from"),
+        ({"messages": "USER: hello"}, "expected a list of messages, got the text 'USER: hello'"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, r"row 0: expected .*\('tool'\)"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of type 'video'"),
+        ({"messages": [{"role": "user", "content": None}]}, "expected text, got null"),
+        ({"messages": [], "images": [5]}, "row 0: expected an object whose images are paths"),
+        (["a"], "row 0: expected an object"),
+    ],
+)
+def test_malformed_rows_are_refused_in_one_line(row: Any, match: str, tmp_path: Path) -> None:
+    (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=match) as caught:
+        read_samples(DataConfig(source="conversations", path=str(tmp_path / "talk.jsonl")))
+    assert "talk.jsonl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    def refuse(match: str, path: str, **fields: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            read_samples(DataConfig(path=str(tmp_path / path), **{"source": "conversations", **fields}))
+
+    (tmp_path / "talk.csv").write_text("a,b\n")
+    refuse(r"talk.csv: expected a file that ends in \.parquet, \.jsonl, \.json", "talk.csv")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    refuse("torn.parquet: cannot be read as parquet", "torn.parquet")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
+    refuse("other.parquet: expected messages or conversations, found text", "other.parquet")
+    (tmp_path / "empty").mkdir()
+    refuse("empty: expected a directory of datasets", "empty")
+    refuse("expected .tar shards in this directory, found none", "empty", source="webdataset")
+    refuse("talk-1.parquet: no such file", "talk-{1..2}.parquet")
+    with tarfile.open(tmp_path / "lone.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("000.txt"), io.BytesIO(b""))
+    refuse("000: expected 000.json with what is said, found txt", "lone.tar", source="webdataset")
+    with pytest.raises(UserError, match="expected files of this machine"):
+        read_samples(DataConfig(source="webdataset", path="s3://bucket/{00..11}.tar"))
+
+
+def test_what_a_source_is_known_by(tmp_path: Path) -> None:
+    """Its files' hash: another word in a table, a shard or a saved directory makes another source of it."""
+    for number, make in enumerate(
+        (json_lines, parquet_of_structs, parquet_of_bytes, saved_dataset, hub_layout, shards)
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = make(folder)
+        before = describe_data(config)
+        assert before == describe_data(config)
+        changed = next(
+            file
+            for file in sorted(folder.rglob("*"))
+            if file.suffix in {".jsonl", ".parquet", ".arrow", ".tar"} and "other" not in file.parts
+        )
+        changed.write_bytes(changed.read_bytes().replace(b"gpt", b"GPT").replace(b"both", b"none"))
+        assert describe_data(config)["hash"] != before["hash"], make.__name__
+
+
+def test_weights_repeat_and_thin() -> None:
+    items = list(range(100))
+    assert weighted(items, 1, seed=0) == items
+    half = weighted(items, 0.5, seed=0)
+    assert len(half) == 50
+    assert len(set(half)) == 50
+    assert half == weighted(items, 0.5, seed=0)
+    assert half != weighted(items, 0.5, seed=1)
+    counts = Counter(weighted(items, 2.25, seed=3))
+    assert Counter(counts.values()) == {2: 75, 3: 25}
+    assert counts.keys() == set(items)
+
+
+def test_a_source_has_a_weight(bridge_talk: Path) -> None:
+    path = str(bridge_talk / "talk.json")
+    assert len(read_samples(DataConfig(path=path, weight=1.5))) == 24
+    assert len(read_samples(DataConfig(path=path, weight=0.5, limit=8))) == 4
+    assert len(read_texts(DataConfig(path=str(bridge_talk / "text.jsonl"), source="text", weight=0.25))) == 8
+    drawn = [[sample.name for sample in read_samples(DataConfig(path=path, weight=0.5), seed)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(UserError, match=r"data.weight: 0.01 of the 16 samples of .* is none"):
+        read_samples(DataConfig(path=path, weight=0.01))
+    for weight in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"data\.weight: expected more than 0"):
+            DataConfig(path=path, weight=weight)
+
+
+def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Path) -> None:
+    found = json.loads((bridge_talk / "talk.json").read_text())
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(bridge_talk / "0.png", "0.png")
+    found[0]["image"] = "some.tar/0.png"
+    found[3]["image"] = "gone.png"
+    found[5]["image"] = ["some.tar/1.png", "../3.png"]
+    for number in (1, 2, 4, *range(6, 16)):
+        (tmp_path / f"{number}.png").write_bytes((bridge_talk / f"{number}.png").read_bytes())
+    (tmp_path / "talk.json").write_text(json.dumps(found))
+    samples = read_samples(DataConfig(path=str(tmp_path / "talk.json"), weight=2))
+    with pytest.raises(UserError, match=r"3 of 17 pictures of talk are missing; the first: .*gone.png"):
+        refuse_missing(samples, "talk", print)
+    refuse_missing([samples[0], samples[1]], "talk", print)
