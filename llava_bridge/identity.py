@@ -15,7 +15,7 @@ from clips.commandline import difference, leaves, plain
 from clips.errors import UserError
 from llava_bridge.config import STAGES, TrainConfig
 from llava_bridge.data.samples import DataConfig
-from llava_bridge.encoders.spec import parse_spec
+from llava_bridge.encoders.spec import path_of
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
@@ -69,14 +69,13 @@ def inputs(config: TrainConfig) -> dict[str, Any]:
 
 def parents(config: TrainConfig) -> dict[str, str]:
     """The artifacts on disk that the model is made from."""
-    found = {}
+    found: dict[str, str] = {}
     if config.encoder and config.stages[-1] != "pretrain":
-        source, reference = parse_spec(config.encoder)
-        path = reference.partition("@")[2] if source == "timm" else reference
-        if path and Path(path).exists():
-            found["encoder"] = path
-    if config.llm and Path(config.llm).is_dir():
-        found["llm"] = config.llm
+        found |= path_of(config.encoder)
+    for name in ("llm", "llava"):
+        path = getattr(config, name)
+        if path and Path(path).is_dir():
+            found[name] = path
     return found
 
 

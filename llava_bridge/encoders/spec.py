@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from clips.errors import suggest
 
 SOURCES: dict[str, str] = {
@@ -24,3 +26,10 @@ def parse_spec(spec: str) -> tuple[str, str]:
     if source not in SOURCES:
         raise suggest(source, SOURCES, "encoder source")
     return source, reference
+
+
+def path_of(spec: str) -> dict[str, str]:
+    """``{"encoder": path}`` of the directory or file that a spec names; empty where it names none on disk."""
+    source, reference = parse_spec(spec)
+    path = reference.partition("@")[2] if source == "timm" else reference
+    return {"encoder": path} if path and Path(path).exists() else {}
