@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,25 @@ def refusing(what: str) -> Iterator[None]:
         raise UserError(f"{what} ({reason})") from None
 
 
-def load_pretrained(kind: Any, directory: Path, what: str, **options: Any) -> Any:
-    """A transformers model whose weights all come from the safetensors in ``directory``.
+def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any) -> Any:
+    """A transformers model whose weights all come from the safetensors in ``directory``, or a pickle of tensors alone.
 
     Args:
         kind: the model's class, or an ``Auto`` class.
-        directory: in transformers' layout.
-        what: begins the message if it cannot be loaded.
+        directory: in transformers' layout; None where ``options`` have a ``state_dict`` and a ``config``.
+        what: begins the message if it cannot be loaded. Pickles are read only where there is nothing else, and with
+            ``weights_only``, which runs no code of theirs.
         options: anything else for ``from_pretrained``.
 
     Raises:
         UserError: files are broken; weights are missing or of other shapes, for which transformers would draw
             random ones.
     """
-    with refusing(f"{what} cannot be loaded"), _quiet():
+    pickled = directory is not None and any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors"))
+    safely: dict[str, Any] = {"use_safetensors": not pickled, "weights_only": True}
+    with refusing(f"{what} cannot be loaded"), quiet():
         model, found = kind.from_pretrained(
-            directory, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            directory, output_loading_info=True, ignore_mismatched_sizes=True, **safely, **options
         )
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{what} lacks weights that its config.json needs: {_some(missing)}")
@@ -55,15 +59,17 @@ def load_pretrained(kind: Any, directory: Path, what: str, **options: Any) -> An
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' table of missing weights off the screen; its first entry becomes our line."""
+def quiet() -> Iterator[None]:
+    """Keep transformers' warnings off the screen, as its table of missing weights; our lines say what counts."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:

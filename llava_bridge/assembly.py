@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -21,13 +22,13 @@ from transformers import (
 )
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, refusing
+from clips.loading import load_pretrained, quiet, refusing
 from llava_bridge.chat import IMAGE, Chat, template_for
 from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.contract import Pixels
+from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.fitting import Fit, image_processor
 from llava_bridge.llava import BridgeLlavaConfig, BridgeLlavaForConditionalGeneration, new_projector
-from llava_bridge.parts import check_llm
+from llava_bridge.parts import check_llm, is_llava
 from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
 from llava_bridge.templates import NEVER_END
 from llava_bridge.vision import EncoderVisionModel, feature_layer, vision_model
@@ -41,7 +42,7 @@ class Assembly:
 
     Args:
         encoder: see :mod:`llava_bridge.encoders`.
-        llm: a directory with a transformers causal LM and its tokenizer.
+        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is taken.
         image_size: side of the pictures in pixels; None takes the encoder's own.
         feature_layer: which hidden state of the encoder the LLM sees (-1 is the last), or several side by side; None
             takes the source's default: -2 for ViTs, -1 (the last feature map) for timm trunks.
@@ -70,10 +71,18 @@ def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProce
         UserError: an encoder or LLM that is missing, incomplete or does not fit.
     """
     torch.manual_seed(parts.seed)
-    encoder = load_encoder(parts.encoder, parts.image_size)
+    return connect(parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm))
+
+
+def connect(
+    parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The LLaVA of parts that are loaded already; tokens that it needs are added to tokenizer and LLM.
+
+    Raises:
+        UserError: they do not fit each other.
+    """
     vision = vision_model(encoder, parts.feature_layer)
-    tokenizer = load_tokenizer(parts.llm)
-    llm = load_llm(parts.llm)
     add_tokens(tokenizer, llm)
     layers = feature_layer(vision.tower, parts.feature_layer)
     whole = parts.features == "cls_patch"
@@ -134,21 +143,31 @@ def make_stock(model: LlavaForConditionalGeneration) -> bool:
 
 
 def make_processor(tokenizer: Any, pixels: Pixels, config: LlavaConfig, parts: Assembly) -> LlavaProcessor:
-    """The processor: image preprocessing, tokenizer, chat template, tokens per picture.
+    """The processor: image preprocessing, tokenizer, chat template, tokens per picture."""
+    return processor_of(
+        image_processor(pixels, parts.image_fit),
+        tokenizer,
+        pixels.size,
+        config.image_seq_length,
+        template_for(tokenizer.chat_template, parts.chat_template),
+    )
+
+
+def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> LlavaProcessor:
+    """The processor for pictures of ``size`` pixels that become as many ``tokens``.
 
     transformers' processor counts a picture's tokens by the size of its patches. It is told of one patch as large as
     the picture, and of as many additional tokens as there are besides: so the count is right with any projector.
     """
-    chat_template = template_for(tokenizer.chat_template, parts.chat_template)
-    tokenizer.chat_template = chat_template
+    tokenizer.chat_template = template
     tokenizer.padding_side = "left"
     return LlavaProcessor(
-        image_processor=image_processor(pixels, parts.image_fit),
+        image_processor=images,
         tokenizer=tokenizer,
-        patch_size=pixels.size,
+        patch_size=size,
         vision_feature_select_strategy="full",
-        chat_template=chat_template,
-        num_additional_image_tokens=config.image_seq_length - 1,
+        chat_template=template,
+        num_additional_image_tokens=tokens - 1,
     )
 
 
@@ -177,9 +196,17 @@ def load_tokenizer(llm: str) -> Any:
     Raises:
         UserError: no directory, no tokenizer in it, or not a fast one (which alone tells characters from tokens).
     """
-    directory = Path(llm)
     check_llm(llm)
-    with refusing(f"llm: the tokenizer of {directory} cannot be read"):
+    return read_tokenizer(llm)
+
+
+def read_tokenizer(llm: str) -> Any:
+    """As :func:`load_tokenizer`, whatever else is in the directory."""
+    directory = Path(llm)
+    what = f"llm: the tokenizer of {directory} cannot be read"
+    if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
+        what += "; tokenizer.model takes a protobuf that suits the installed sentencepiece (0.2.1 suits any)"
+    with refusing(what), quiet():
         tokenizer = AutoTokenizer.from_pretrained(directory)
     if not tokenizer.is_fast:
         raise UserError(f"llm: {directory} has a slow tokenizer; expected tokenizer.json (the fast form)")
@@ -189,13 +216,20 @@ def load_tokenizer(llm: str) -> Any:
 
 
 def load_llm(llm: str) -> Any:
-    """The causal LM of a directory, in float32.
+    """The causal LM of a directory, or that of a LLaVA, in float32.
 
     Raises:
         UserError: transformers cannot load it, or not all of its weights are there.
     """
     check_llm(llm)
-    return load_pretrained(AutoModelForCausalLM, Path(llm), f"llm: {llm}", dtype=torch.float32)
+    if not is_llava(llm):
+        return load_pretrained(AutoModelForCausalLM, Path(llm), f"llm: {llm}", dtype=torch.float32)
+    llava = load_pretrained(AutoModelForImageTextToText, Path(llm), f"llm: {llm}", dtype=torch.float32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(llava.config.text_config)
+    setattr(model, model.base_model_prefix, llava.model.language_model)
+    model.set_output_embeddings(llava.lm_head)
+    return model.eval()
 
 
 def add_tokens(tokenizer: Any, llm: Any) -> None:
@@ -204,7 +238,8 @@ def add_tokens(tokenizer: Any, llm: Any) -> None:
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
-        llm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        with quiet():
+            llm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     llm.config.pad_token_id = tokenizer.pad_token_id
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from clips.errors import UserError, suggest
 from clips.loading import refusing
-from llava_bridge.templates import TEMPLATES
+from llava_bridge.templates import BEGIN, TEMPLATES
 
 IMAGE = "<image>"
 IGNORED = -100
@@ -37,6 +37,15 @@ _FLATTEN = (
     "{%- elif part['type'] == 'text' -%}{%- set joined.text = joined.text + part['text'] -%}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}"
     "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': joined.text}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+
+_BLANKS = (
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set content = message['content'] | replace('<image>', '<image> ') -%}"
+    "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': content}] -%}"
     "{%- endfor -%}"
     "{%- set messages = flat.messages -%}"
 )
@@ -66,7 +75,36 @@ def template_for(own: str | None, choice: str) -> str:
         body = TEMPLATES[choice]
     else:
         raise suggest(choice, {"auto", *TEMPLATES}, "chat template")
-    return body if body.startswith(_FLATTEN) else _FLATTEN + body
+    return body if is_prepared(body) else _FLATTEN + body
+
+
+def is_prepared(template: str | None) -> bool:
+    """Whether ``template`` is one that :func:`template_for` made."""
+    return template is not None and template.startswith(_FLATTEN)
+
+
+def with_blanks(template: str, tokenizer: Any) -> str:
+    """The template with which a conversation becomes the tokens that the original LLaVA makes of it.
+
+    The original tokenizes what stands before and behind a picture by itself, and so SentencePiece puts its blank (▁)
+    before each. transformers' Llama tokenizer puts one before the whole text alone, not behind the begin token or a
+    picture: so the template writes it there. Other tokenizers' templates stay as they are.
+
+    Source: ``tokenizer_image_token`` in haotian-liu/LLaVA's ``mm_utils.py``.
+
+    Args:
+        template: from :func:`template_for`.
+        tokenizer: knows ``<image>``.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    needed = tokens(f"{IMAGE}\nx")[1:] != tokens("\nx") == tokens(f"{IMAGE} \nx")[1:]
+    if not needed or _BLANKS in template:
+        return template
+    begin = BEGIN.replace("bos_token if", "bos_token + ' ' if")
+    return template.replace(_FLATTEN, _FLATTEN + _BLANKS, 1).replace(BEGIN, begin, 1)
 
 
 @dataclasses.dataclass(frozen=True)

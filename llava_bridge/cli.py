@@ -8,6 +8,16 @@ ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, a
 
 COMMANDS = {
     "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.train:train"),
+    "convert": Command(
+        help="LLaVAs between their first authors' layout and that of transformers",
+        target="llava_bridge.convert:convert",
+        positional=("source",),
+    ),
+    "swap": Command(
+        help="another encoder in a LLaVA, with a new projector to train",
+        target="llava_bridge.swap:swap",
+        positional=("llava",),
+    ),
     "data inspect": Command(
         help="show samples as the LLM sees them, what is learnt of them, and what cannot be used",
         target="llava_bridge.data.inspection:inspect",

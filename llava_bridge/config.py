@@ -34,8 +34,8 @@ class LoraConfig:
         parts: whose linear layers are adapted; a part's other weights are frozen. A part that is not adapted trains,
             or is frozen, as the stage says.
         targets: names of linear layers, such as q_proj; None takes all of them.
-        merge: add what was learnt to the weights at the end. Else the adapter lies in the output's ``adapter/``, beside
-            the weights of before.
+        merge: add what was learnt to the weights at the end. Else, after the last stage, the adapter lies in the
+            output's ``adapter/``, beside the weights of before.
     """
 
     rank: int = 128
@@ -178,7 +178,7 @@ class LaunchConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a LLaVA from an encoder and an LLM, or first the LLM itself, under the DeepSpeed launcher.
+    """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under the DeepSpeed launcher.
 
     The published recipe is ``align`` (the projector learns captions) and then ``instruct`` (projector and LLM
     learn conversations), the encoder frozen throughout. ``pretrain`` trains an LLM on text before.
@@ -189,7 +189,10 @@ class TrainConfig:
         encoder: an encoder directory; ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``timm:NAME@random``; or
             ``transformers:DIRECTORY`` (or a name on the hub) for CLIP, SigLIP, DINO and AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer. Not needed after ``pretrain``, which then
-            makes a new one (``new_llm``); given, ``pretrain`` trains it further.
+            makes a new one (``new_llm``); given, ``pretrain`` trains it further. A LLaVA directory gives its LLM.
+        llava: a LLaVA directory that is trained further, in place of encoder and llm: of this suite or in transformers'
+            layout (``llava-bridge convert`` makes one of an original LLaVA, ``llava-bridge swap`` one with another
+            encoder).
         image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learnt
             positions are interpolated.
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
@@ -220,6 +223,7 @@ class TrainConfig:
     )
     encoder: str | None = None
     llm: str | None = None
+    llava: str | None = None
     image_size: int | None = None
     feature_layer: int | list[int] | None = None
     features: Literal["patch", "cls_patch"] = "patch"
@@ -244,10 +248,7 @@ class TrainConfig:
         self._check_stages()
         for stage in self.stages:
             self.stage(stage).check(stage, self.launch.processes or 1)
-        if self.stages[-1] != "pretrain" and not self.encoder:
-            raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
-        if self.stages[0] != "pretrain" and not self.llm:
-            raise UserError("llm: expected an LLM directory, or the stage pretrain before the others")
+        self._check_beginning()
         self._check_own_ways()
         for name in ("checkpoint_every", "workers"):
             if getattr(self, name) < 0:
@@ -277,6 +278,21 @@ class TrainConfig:
             for field in ("chat_template", "image_fit"):
                 if getattr(self.stage(name), field) is not None and (name == "pretrain" or name == self.stages[-1]):
                     raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
+
+    def _check_beginning(self) -> None:
+        """Encoder and LLM, or a LLaVA that has both."""
+        if self.llava is None:
+            if self.stages[-1] != "pretrain" and not self.encoder:
+                raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
+            if self.stages[0] != "pretrain" and not self.llm:
+                raise UserError("llm: expected an LLM directory, or the stage pretrain before the others")
+            return
+        if self.stages[0] == "pretrain":
+            raise UserError("llava: expected none with the stage pretrain; `llm: LLAVA_DIRECTORY` trains its LLM")
+        unset = {"features": "patch", "projector": ProjectorConfig(), "image_fit": "squash"}
+        for name in ("encoder", "llm", "image_size", "feature_layer", "features", "projector", "image_fit"):
+            if getattr(self, name) != unset.get(name):
+                raise UserError(f"{name}: expected none beside llava, which brings its own; see `llava-bridge swap`")
 
     def among(self, processes: int) -> TrainConfig:
         """The same run, its work shared by as many processes as a launcher has started.

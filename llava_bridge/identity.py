@@ -17,7 +17,7 @@ from clips.errors import UserError
 from llava_bridge.config import STAGES, TrainConfig
 from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
-from llava_bridge.encoders.spec import members, parse_spec
+from llava_bridge.encoders.spec import paths_of
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
 _FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
@@ -73,15 +73,13 @@ def inputs(config: TrainConfig) -> dict[str, Any]:
 
 def parents(config: TrainConfig) -> dict[str, str]:
     """The artifacts on disk that the model is made from."""
-    found = {}
-    encoders = members(config.encoder) if config.encoder and config.stages[-1] != "pretrain" else []
-    for number, encoder in enumerate(encoders, 1):
-        source, reference = parse_spec(encoder)
-        path = reference.partition("@")[2] if source == "timm" else reference
-        if path and Path(path).exists():
-            found["encoder" if len(encoders) == 1 else f"encoder_{number}"] = path
-    if config.llm and Path(config.llm).is_dir():
-        found["llm"] = config.llm
+    found: dict[str, str] = {}
+    if config.encoder and config.stages[-1] != "pretrain":
+        found |= paths_of(config.encoder)
+    for name in ("llm", "llava"):
+        path = getattr(config, name)
+        if path and Path(path).is_dir():
+            found[name] = path
     return found
 
 

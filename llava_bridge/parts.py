@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from clips.errors import UserError
 from llava_bridge.encoders.spec import members, parse_spec
@@ -12,15 +14,62 @@ OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
+def is_llava(directory: str | Path) -> bool:
+    """Whether ``directory`` holds a LLaVA in transformers' layout, stock or with parts of ours."""
+    config = read_config(directory)
+    return config.get("model_type") in ("llava", "llava_bridge") and "text_config" in config
+
+
+def is_original(directory: str | Path) -> bool:
+    """Whether ``directory`` holds a LLaVA in the layout of its first authors, or a projector of one."""
+    stated = "mm_vision_tower" in read_config(directory) or "mm_hidden_size" in read_config(directory)
+    return stated or (Path(directory) / "mm_projector.bin").is_file()
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a model's directory; empty where there is none.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    return config if isinstance(config, dict) else {}
+
+
+def check_llava(llava: str) -> None:
+    """Raise UserError unless ``llava`` is a LLaVA directory in transformers' layout, with tokenizer and weights."""
+    if not Path(llava).is_dir():
+        raise UserError(f"llava: {llava} is not a directory")
+    if not is_llava(llava):
+        hint = "; `llava-bridge convert` makes one of it" if is_original(llava) else ""
+        raise UserError(f"llava: {llava} is no LLaVA in transformers' layout{hint}")
+    _check_model(llava, "llava", "LLaVA")
+
+
 def check_llm(llm: str) -> None:
-    """Raise UserError unless ``llm`` is a directory with config, tokenizer and safetensors weights."""
+    """Raise UserError unless ``llm`` is a directory with config, tokenizer and safetensors weights.
+
+    A LLaVA in transformers' layout will do as well: its LLM is meant.
+    """
+    if "mm_vision_tower" in read_config(llm):
+        raise UserError(f"llm: {llm} is a LLaVA in the original layout; give what `llava-bridge convert` makes of it")
+    _check_model(llm, "llm", "causal LM")
+
+
+def _check_model(llm: str, field: str, kind: str) -> None:
     directory = Path(llm)
     if not (directory / "config.json").is_file():
-        raise UserError(f"llm: {directory} has no config.json (expected a directory with a transformers causal LM)")
+        raise UserError(f"{field}: {directory} has no config.json (expected a directory with a transformers {kind})")
     if not any((directory / name).is_file() for name in _TOKENIZERS):
-        raise UserError(f"llm: {directory} has no tokenizer (expected tokenizer.json beside config.json)")
+        raise UserError(f"{field}: {directory} has no tokenizer (expected tokenizer.json beside config.json)")
     if not any(directory.glob("*.safetensors")):
-        raise UserError(f"llm: {directory} has no weights (expected *.safetensors)")
+        raise UserError(f"{field}: {directory} has no weights (expected *.safetensors)")
 
 
 def check_encoder(spec: str) -> None:

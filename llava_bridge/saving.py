@@ -72,7 +72,7 @@ def _write_anew(
     assert not unknown, unknown
     if adapted is None or lora is None:
         _write(fresh, fresh.model, directory, last=last)
-    elif lora.merge:
+    elif lora.merge or not last:  # the next stage goes on from whole weights
         _write(fresh, adapted.merge_and_unload(), directory, last=last)
     else:
         save_adapter(adapted, directory / ADAPTER)

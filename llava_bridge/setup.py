@@ -19,6 +19,7 @@ from llava_bridge.chat import Chat, template_for
 from llava_bridge.config import Part, StageConfig, TrainConfig
 from llava_bridge.data import Sample, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
+from llava_bridge.existing import take_up
 from llava_bridge.fitting import refitted
 from llava_bridge.launch import is_main_process
 from llava_bridge.llm import new_llama, train_tokenizer
@@ -98,6 +99,8 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
     if before is not None and before.parent.name == "align":
         model = AutoModelForImageTextToText.from_pretrained(before, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(before)
+    elif config.llava is not None:
+        model, processor = take_up(config.llava, config.chat_template)
     else:
         assert config.encoder is not None
         model, processor = assemble(

@@ -11,10 +11,10 @@ _PREAMBLE = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-_BEGIN = "{{- bos_token if bos_token else '' -}}"
+BEGIN = "{{- bos_token if bos_token else '' -}}"
 
 
-def _template(system: str, user: str, assistant: str, prompt: str, *, before: str = _BEGIN) -> str:
+def _template(system: str, user: str, assistant: str, prompt: str, *, before: str = BEGIN) -> str:
     """A template of what is written for a message of each role, and before an answer, as Jinja expressions."""
     return _frame(before, "", f"{{{{ {system} }}}}", f"{{{{ {user} }}}}", assistant, prompt)
 
@@ -22,7 +22,7 @@ def _template(system: str, user: str, assistant: str, prompt: str, *, before: st
 def _with_first_question(wrapped: str, user: str, assistant: str, prompt: str) -> str:
     """For LLMs without a turn for the system: what it says becomes part of the first question, as ``wrapped`` says."""
     return _frame(
-        f"{_BEGIN}{{%- set system = namespace(said='') -%}}",
+        f"{BEGIN}{{%- set system = namespace(said='') -%}}",
         "system.said + ",
         f"{{%- set system.said = {wrapped} -%}}",
         f"{{{{ {user} }}}}{{%- set system.said = '' -%}}",
@@ -50,7 +50,7 @@ TEMPLATES: dict[str, str] = {
     "vicuna": _template(*_VICUNA),
     "vicuna_v1": _template(
         *_VICUNA,
-        before=_BEGIN + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}",
+        before=BEGIN + "{%- if messages[0]['role'] != 'system' -%}{{ " + f'"{_PREAMBLE} "' + " }}{%- endif -%}",
     ),
     # One token begins each turn: for the small LLMs made here, whose contexts are short and whose steps are dear.
     "turns": _template("said + ' '", "'<|user|> ' + said", "'<|assistant|> ' + said + eos_token", "'<|assistant|>'"),
@@ -96,7 +96,7 @@ TEMPLATES: dict[str, str] = {
     # A picture and its caption: whatever the user asks is left out (LLaVA's preprocess_plain in train.py).
     "plain": "{%- if messages|length > 2 -%}"
     "{{ raise_exception('plain: expected a picture and its caption, got a conversation') }}{%- endif -%}"
-    + _frame(_BEGIN, "", "", "{{ '<image>' * (said.split('<image>')|length - 1) }}", r"said + '\n'", "''"),
+    + _frame(BEGIN, "", "", "{{ '<image>' * (said.split('<image>')|length - 1) }}", r"said + '\n'", "''"),
 }
 """Name → Jinja source."""
 

@@ -104,9 +104,14 @@ class EncoderVisionModel(PreTrainedModel):
     def stock(self) -> PreTrainedModel | None:
         """The model that transformers' own LLaVA uses in this one's place, with these weights; None if there is none.
 
-        It needs no import of ours, but computes all of its layers, and in the precision of the LLM.
+        It needs no import of ours, but computes all of its layers, and in the precision of the LLM. What it computes
+        when it is made is not saved with it.
         """
-        return self.tower.stock()
+        model = self.tower.stock()
+        for name in self.computed_buffers if model is not None else ():
+            module, _, buffer = name.rpartition(".")
+            self.tower.get_submodule(module)._non_persistent_buffers_set.add(buffer)
+        return model
 
     def _wanted(self, asked: bool | int | list[int] | None) -> set[int]:
         count = self.tower.depth + 1

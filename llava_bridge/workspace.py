@@ -13,7 +13,7 @@ from clips.errors import UserError
 from llava_bridge.config import TrainConfig
 from llava_bridge.data.files import named_files
 from llava_bridge.launch import deepspeed_config
-from llava_bridge.parts import check_encoder, check_llm
+from llava_bridge.parts import check_encoder, check_llava, check_llm
 
 CHECKPOINTS = "checkpoints"
 COMPLETE = "complete"
@@ -70,6 +70,8 @@ def check_inputs(config: TrainConfig) -> None:
     Raises:
         UserError: naming the file or directory that is missing.
     """
+    if config.llava:
+        check_llava(config.llava)
     if config.llm:
         check_llm(config.llm)
     if config.encoder and config.stages[-1] != "pretrain":

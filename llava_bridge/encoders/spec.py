@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from clips.errors import UserError, suggest
 
 SOURCES: dict[str, str] = {
@@ -45,3 +47,15 @@ def members(spec: str) -> list[str]:
 def way_of(spec: str) -> str:
     """How the features of several encoders are joined: ``channels`` or ``interleave``."""
     return "interleave" if parse_spec(spec)[1].startswith("interleave:") else "channels"
+
+
+def paths_of(spec: str) -> dict[str, str]:
+    """``{"encoder": path}`` of the directory or file that a spec names, ``encoder_1`` … of several; those on disk."""
+    found = {}
+    encoders = members(spec)
+    for number, encoder in enumerate(encoders, 1):
+        source, reference = parse_spec(encoder)
+        path = reference.partition("@")[2] if source == "timm" else reference
+        if path and Path(path).exists():
+            found["encoder" if len(encoders) == 1 else f"encoder_{number}"] = path
+    return found

@@ -171,8 +171,9 @@ def _pixels(reference: str, config: Any) -> Pixels:
 
     with refusing(f"encoder: {reference}: expected a preprocessor_config.json that says how pictures are normalised"):
         found = AutoImageProcessor.from_pretrained(reference)
-        stated = getattr(found, "crop_size", None) or getattr(found, "size", None)
-        own = _side(stated) or getattr(config, "image_size", None) or config.patch_size * math.isqrt(config.num_patches)
+        own = (
+            side_of(found) or getattr(config, "image_size", None) or config.patch_size * math.isqrt(config.num_patches)
+        )
         red, green, blue = found.image_mean
         return Pixels(
             size=int(own),
@@ -182,8 +183,14 @@ def _pixels(reference: str, config: Any) -> Pixels:
         )
 
 
-def _side(size: Any) -> int | None:
-    """The side of the square that a processor's ``size`` means; None where it says nothing."""
+def side_of(processor: Any) -> int | None:
+    """The side of the square that an image processor makes of a picture; None where it says nothing.
+
+    Raises:
+        UserError: it is no square.
+    """
+    crops = getattr(processor, "do_center_crop", True) is not False
+    size = (getattr(processor, "crop_size", None) if crops else None) or getattr(processor, "size", None)
     if size is None:
         return None
     sides = {key: value for key, value in dict(size).items() if value is not None}

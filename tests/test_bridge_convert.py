@@ -1,0 +1,273 @@
+"""LLaVAs in their first authors' layout become transformers' and come back, computing the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import original_world as world
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llava_bridge import load_llava
+from llava_bridge.assembly import Assembly, assemble, make_chat, make_stock
+from llava_bridge.convert import ConvertConfig, convert
+
+QUESTION = "What's AB?"
+V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+    f"USER: <image>\n{QUESTION} ASSISTANT:"
+)
+
+
+@pytest.fixture(scope="module")
+def parts() -> world.Parts:
+    return world.Parts()
+
+
+@pytest.fixture(scope="module")
+def tower(parts: world.Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.write_tower(parts, tmp_path_factory.mktemp("tower") / "clip")
+
+
+@pytest.fixture(scope="module")
+def converted(parts: world.Parts, tower: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("converted")
+    world.write_original(parts, folder / "original", str(tower))
+    convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
+    return folder / "hf"
+
+
+def converted_logits(directory: Path, prompt: str | None = None) -> tuple[list[int], Tensor, Tensor]:
+    """Tokens without the picture's, the logits at each place, and the pixels, for one question about a picture."""
+    model, processor = load_llava(directory, device="cpu")
+    chat = make_chat(model, processor)
+    text = prompt or chat.prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}])
+    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    pixels = processor.image_processor(world.picture(), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = model(input_ids=ids, pixel_values=pixels).logits[0]
+    return [token for token in ids[0].tolist() if token != chat.image_id], logits, pixels
+
+
+def tensors(directory: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "llava-1.5": {},
+    "safetensors": {"pickled": False},
+    "one file": {"shards": 1},
+    "old model_type": {"model_type": "llava"},
+    "class token": {"mm_vision_select_feature": "cls_patch"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_tokens_and_logits_as_by_hand(case: str, parts: world.Parts, tower: Path, tmp_path: Path) -> None:
+    world.write_original(parts, tmp_path / "original", str(tower), **CASES[case])
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    texts = parts.ids(V1)
+    tokens, logits, pixels = converted_logits(tmp_path / "hf")
+    assert tokens == texts[0] + texts[1]
+    expected = parts.logits(texts, pixels, patches_only=case != "class token")
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
+    stated = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (stated["architectures"], stated["model_type"]) == (["LlavaForConditionalGeneration"], "llava")
+
+
+@pytest.mark.parametrize(
+    ("kind", "projector"), [("mistral", "mlp2x_gelu"), ("llama", "linear"), ("llama", "mlp3x_gelu")]
+)
+def test_other_llms_and_projectors(kind: str, projector: str, tmp_path: Path) -> None:
+    parts = world.Parts(kind, projector)
+    tower = world.write_tower(parts, tmp_path / "clip", pickled=True)
+    world.write_original(parts, tmp_path / "original", str(tower), mm_projector_type=projector)
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    prompt = f"[INST] <image>\n{QUESTION} [/INST]" if kind == "mistral" else V1
+    texts = parts.ids(prompt)
+    tokens, logits, pixels = converted_logits(tmp_path / "hf")
+    assert tokens == texts[0] + texts[1]
+    expected = parts.logits(texts, pixels)
+    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
+    convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "back"), format="original"))
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["mm_projector_type"] == projector
+    for name, value in world.projector_weights(parts).items():
+        assert torch.equal(tensors(tmp_path / "back")[name], value)
+
+
+def test_pictures_are_padded_or_cropped_as_the_original_does(
+    parts: world.Parts, converted: Path, tmp_path: Path
+) -> None:
+    _, _, pixels = converted_logits(converted)
+    torch.testing.assert_close(pixels, parts.pixels(world.picture()), atol=0.02, rtol=0)
+    assert (pixels[0, :, 0, 0].abs() < 0.02).all()  # the mean colour
+    tower = world.write_tower(parts, tmp_path / "clip")
+    world.write_original(parts, tmp_path / "original", str(tower), image_aspect_ratio="square")
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    from transformers import CLIPImageProcessor
+
+    cropped = CLIPImageProcessor(**world.preprocessing())(world.picture(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(converted_logits(tmp_path / "hf")[2], cropped, atol=0.02, rtol=0)
+    assert not torch.allclose(pixels, cropped, atol=0.5)
+
+
+def test_picture_and_padding_tokens_are_new_ones_that_are_never_said(parts: world.Parts, converted: Path) -> None:
+    model, processor = load_llava(converted, device="cpu")
+    known = len(parts.tokenizer)
+    assert processor.tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [known, known + 1]
+    assert (model.config.image_token_index, model.config.text_config.vocab_size) == (known, known + 2)
+    assert torch.equal(model.get_input_embeddings().weight[:known], parts.llm.get_input_embeddings().weight)
+    _, logits, _ = converted_logits(converted)
+    assert (logits[:, known:].amax(1) < logits[:, :known].amax(1)).all()
+
+
+def test_a_template_with_several_turns(parts: world.Parts, converted: Path) -> None:
+    model, processor = load_llava(converted, device="cpu")
+    talk = [("user", "<image>\nA?"), ("assistant", "AB"), ("user", "Why?")]
+    text = make_chat(model, processor).prompt([{"role": role, "content": said} for role, said in talk])
+    assert text.replace("<image>" * 16, "<image>").replace("<s> ", "<s>").replace("<image> ", "<image>") == (
+        f"<s>{V1.partition('USER')[0]}USER: <image>\nA? ASSISTANT: AB</s>USER: Why? ASSISTANT:"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_keep_their_precision_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    parts = world.Parts()
+    for part in (parts.llm, parts.projector, parts.tower):
+        part.to(dtype)
+    tower = world.write_tower(parts, tmp_path / "clip")
+    world.write_original(parts, tmp_path / "original", str(tower))
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    found = tensors(tmp_path / "hf")
+    assert {value.dtype for value in found.values()} == {dtype}
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    for name, value in parts.llm.model.layers.state_dict().items():
+        assert torch.equal(found[f"language_model.model.layers.{name}"], value), name
+    for name, value in parts.tower.state_dict().items():
+        assert torch.equal(found[f"vision_tower.{name}"], value), name
+
+
+def test_there_and_back_is_the_identity(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(ConvertConfig(source=str(converted), output=str(tmp_path / "original"), format="original"))
+    assert "has no tokenizer.model: the original code needs" in capsys.readouterr().err
+    moved = (tmp_path / "original").rename(tmp_path / "moved")  # the tower is found beside the rest
+    convert(ConvertConfig(source=str(moved), output=str(tmp_path / "again")))
+    before, after = tensors(converted), tensors(tmp_path / "again")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    for name in ("config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json"):
+        first, second = (json_or_text(directory / name) for directory in (converted, tmp_path / "again"))
+        assert first == second, name
+
+
+def json_or_text(path: Path) -> Any:
+    """A file's content; where a config was read from is not compared."""
+    if path.suffix != ".json":
+        return path.read_text()
+    return json.loads(
+        path.read_text(), object_hook=lambda found: {k: v for k, v in found.items() if k != "_name_or_path"}
+    )
+
+
+def test_the_original_layout_is_the_one_that_its_code_reads(
+    parts: world.Parts, converted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(converted, tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(b"sentencepiece")
+    convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
+    config = json.loads((tmp_path / "original" / "config.json").read_text())
+    expected = {
+        **world.STATED,
+        "model_type": "llava_llama",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "rope_theta": 5000.0,
+    }
+    expected |= {"mm_vision_tower": str(tmp_path / "original" / "vision_tower"), "torch_dtype": "float32"}
+    assert {name: config[name] for name in expected.keys() - {"tune_mm_mlp_adapter"}} == {
+        name: value for name, value in expected.items() if name != "tune_mm_mlp_adapter"
+    }
+    assert (tmp_path / "original" / "tokenizer.model").read_bytes() == b"sentencepiece"
+    found = tensors(tmp_path / "original")
+    assert found.keys() == parts.llm.state_dict().keys() | world.projector_weights(parts).keys()
+    with safe_open(tmp_path / "original" / "vision_tower" / "model.safetensors", "pt") as stored:
+        assert all(name.startswith("vision_model.") for name in list(stored.keys()))
+    preprocess = json.loads((tmp_path / "original" / "vision_tower" / "preprocessor_config.json").read_text())
+    assert preprocess["image_processor_type"] == "CLIPImageProcessor"
+    assert preprocess["crop_size"] == {"height": world.SIZE, "width": world.SIZE}
+
+
+def test_a_tower_among_the_weights_comes_before_the_one_that_is_named(
+    parts: world.Parts, tower: Path, tmp_path: Path
+) -> None:
+    world.write_original(parts, tmp_path / "original", str(tower), shards=1, pickled=True)
+    file = tmp_path / "original" / "pytorch_model.bin"
+    weights = torch.load(file, weights_only=True)
+    for name, value in parts.tower.state_dict().items():
+        weights[f"model.vision_tower.vision_tower.vision_model.{name}"] = value + 0.5
+    weights["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    torch.save(weights, file)
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    found = tensors(tmp_path / "hf")
+    for name, value in parts.tower.state_dict().items():
+        assert torch.equal(found[f"vision_tower.{name}"], value + 0.5), name
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_projector_alone(beside: bool, parts: world.Parts, tower: Path, converted: Path, tmp_path: Path) -> None:
+    """As LLaVA's first stage leaves it, with the LLM elsewhere; or put into the LLM's directory."""
+    parts.llm.save_pretrained(tmp_path / "llm")
+    parts.tokenizer.save_pretrained(tmp_path / "llm")
+    source, options = tmp_path / "llm", {"vision_tower": str(tower)}
+    if not beside:
+        source, options = tmp_path / "pretrain", {"llm": str(tmp_path / "llm")}
+        world.write_config(parts, source, str(tower), image_aspect_ratio="square")
+    torch.save(world.projector_weights(parts), source / "mm_projector.bin")
+    convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf"), **options))
+    before, after = tensors(converted), tensors(tmp_path / "hf")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_llava_of_ours_becomes_an_original_one(parts: world.Parts, tower: Path, tmp_path: Path) -> None:
+    parts.llm.save_pretrained(tmp_path / "llm")
+    parts.tokenizer.save_pretrained(tmp_path / "llm")
+    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=str(tmp_path / "llm")))
+    assert make_stock(model)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "ours")
+    convert(ConvertConfig(source=str(tmp_path / "ours"), output=str(tmp_path / "original"), format="original"))
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "again")))
+    before, after = converted_logits(tmp_path / "ours"), converted_logits(tmp_path / "again")
+    assert before[0] == after[0]
+    for mine, theirs in zip(before[1:], after[1:], strict=True):
+        assert torch.equal(mine, theirs)  # pictures are squashed in both
+
+
+def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, tower: Path, tmp_path: Path) -> None:
+    """Which the original code reads, with the picture's token among it."""
+    llm = shared / "models" / "stories15M"
+    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=str(llm)))
+    make_stock(model)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "ours")
+    source, original, again = (str(tmp_path / name) for name in ("ours", "original", "again"))
+    convert(ConvertConfig(source=source, output=original, format="original", llm=str(llm)))
+    convert(ConvertConfig(source=original, output=again))
+    for directory in (original, again):
+        assert (Path(directory) / "tokenizer.model").read_bytes() == (llm / "tokenizer.model").read_bytes()
+    stated = json.loads((Path(original) / "tokenizer_config.json").read_text())
+    assert (stated["tokenizer_class"], stated["legacy"]) == ("LlamaTokenizer", False)
+    assert [stated["added_tokens_decoder"][place]["content"] for place in ("32000", "32001")] == ["<image>", "<pad>"]
+    before, after = converted_logits(Path(source)), converted_logits(Path(again))
+    assert before[0] == after[0]
+    assert torch.equal(before[1], after[1])

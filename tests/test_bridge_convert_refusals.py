@@ -1,0 +1,183 @@
+"""What cannot be converted is refused in one line, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import original_world as world
+import pytest
+import torch
+
+from clips.errors import UserError
+from llava_bridge.assembly import Assembly, assemble
+from llava_bridge.cli import main
+from llava_bridge.convert import ConvertConfig, convert
+from llava_bridge.projectors import ProjectorConfig
+
+
+@pytest.fixture(scope="module")
+def parts() -> world.Parts:
+    return world.Parts()
+
+
+@pytest.fixture(scope="module")
+def tower(parts: world.Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.write_tower(parts, tmp_path_factory.mktemp("tower") / "clip")
+
+
+@pytest.fixture
+def original(parts: world.Parts, tower: Path, tmp_path: Path) -> Path:
+    return world.write_original(parts, tmp_path / "original", str(tower), shards=2)
+
+
+def refused(source: Path, match: str, **options: Any) -> None:
+    """The conversion ends in one line and writes nothing."""
+    output = source.parent / "output"
+    with pytest.raises(UserError, match=match) as caught:
+        convert(ConvertConfig(source=str(source), output=str(output), **options))
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+    assert not list(source.parent.glob(".output*"))
+
+
+FIELDS: dict[str, tuple[Any, str]] = {
+    "model_type": ("llava_mpt", "model_type: expected one of llava, llava_llama, .* got llava_mpt"),
+    "mm_patch_merge_type": ("spatial_unpad", "mm_patch_merge_type: .* knows only flat, got spatial_unpad"),
+    "image_aspect_ratio": ("anyres", "image_aspect_ratio: .* knows only pad or square, got anyres"),
+    "mm_use_im_start_end": (True, "mm_use_im_start_end: .* knows only False, got True"),
+    "mm_vision_tower": ("./nowhere", r"vision_tower: nowhere is not|vision_tower: \./nowhere.*--vision_tower DIR"),
+    "mm_vision_select_layer": (-7, "feature_layer: this encoder has -4 to 3, got -7"),
+    "num_hidden_layers": (3, r"its LLM lacks weights that its config\.json needs: 'model\.layers\.2"),
+    "num_key_value_heads": (4, r"weights that do not fit its config\.json: 'model\.layers\.\d.self_attn\.[kv]_proj"),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_settings_that_transformers_llava_has_no_place_for(field: str, original: Path) -> None:
+    value, match = FIELDS[field]
+    config = json.loads((original / "config.json").read_text())
+    (original / "config.json").write_text(json.dumps({**config, field: value}))
+    refused(original, match)
+
+
+class Bomb:
+    """Runs a command when it is unpickled by whoever trusts it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("file", ["mm_projector.bin", "pytorch_model-00002-of-00002.bin"])
+def test_pickles_that_would_run_code_are_not_read(file: str, parts: world.Parts, original: Path) -> None:
+    mark = original.parent / "exploded"
+    if file == "mm_projector.bin":
+        for shard in original.glob("pytorch_model*"):
+            shard.unlink()
+    torch.save({**world.projector_weights(parts), "more": Bomb(mark)}, original / file)
+    refused(original, f"{file}: refused: it holds more than tensors, and reading it would run code")
+    assert not mark.exists()
+
+
+def test_weights_beyond_the_config_are_not_dropped(original: Path) -> None:
+    config = json.loads((original / "config.json").read_text())
+    (original / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    refused(original, r"its LLM has weights that its config\.json has no place for: 'model\.layers\.1")
+
+
+def test_files_that_are_missing_or_of_another_kind(parts: world.Parts, original: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "nothing", "nothing: no such directory")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "expected a LLaVA: mm_vision_tower in config.json, or mm_projector.bin")
+    refused(tmp_path / "empty", "empty is no LLaVA in transformers' layout", format="original")
+    refused(original, "is no LLaVA in transformers' layout; `llava-bridge convert` makes one of it", format="original")
+    (original / "pytorch_model-00002-of-00002.bin").rename(tmp_path / "second.bin")
+    refused(
+        original, r"pytorch_model-00002-of-00002\.bin: no such file, although pytorch_model\.bin\.index\.json names"
+    )
+    (original / "adapter_config.json").write_text("{}")
+    refused(original, "a LoRA adapter; expected a whole model")
+
+
+def test_the_llm_is_given_once(parts: world.Parts, original: Path, tmp_path: Path) -> None:
+    refused(original, "llm: .*original has an LLM of its own; expected no --llm", llm=str(original))
+    for shard in original.glob("pytorch_model*"):
+        shard.unlink()
+    torch.save(world.projector_weights(parts), original / "mm_projector.bin")
+    refused(original, "llm: .*original has no weights of an LLM; expected its directory as --llm")
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        ({"0.weight": "norm.weight"}, "mm_projector_type: expected linear or mlpNx_gelu, got mlp2x_gelu"),
+        ({"2.weight": None}, "mm_projector_type: expected linear or mlpNx_gelu"),
+        (dict.fromkeys(("0.weight", "0.bias", "2.weight", "2.bias")), "no weights of a projector"),
+    ],
+)
+def test_projectors_of_another_kind(
+    names: dict[str, str | None], match: str, parts: world.Parts, tower: Path, tmp_path: Path
+) -> None:
+    source = world.write_original(parts, tmp_path / "original", str(tower), shards=1)
+    weights = torch.load(source / "pytorch_model.bin", weights_only=True)
+    for name, other in names.items():
+        value = weights.pop(f"model.mm_projector.{name}")
+        if other is not None:
+            weights[f"model.mm_projector.{other}"] = value
+    torch.save(weights, source / "pytorch_model.bin")
+    refused(source, match)
+
+
+def test_a_tower_of_another_width(parts: world.Parts, original: Path, tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    sizes = {**world.TOWER, "hidden_size": 48}
+    CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(tmp_path / "wide")
+    CLIPImageProcessor(**world.preprocessing()).save_pretrained(tmp_path / "wide")
+    refused(original, r"mm_projector: .*has shape \(32, 24\), not \(32, 48\)", vision_tower=str(tmp_path / "wide"))
+
+
+def saved(model: Any, processor: Any, directory: Path) -> Path:
+    for part in (model, processor):
+        part.save_pretrained(directory)
+    return directory
+
+
+def test_what_is_ours_alone_stays_ours(bridge_encoder: Path, bridge_llm: Path, tower: Path, tmp_path: Path) -> None:
+    own_tower = saved(*assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm))), tmp_path / "tower")
+    refused(own_tower, "has no class for this tower .open_clip.; expected CLIP's", format="original")
+    refused(own_tower, r"already, and loads after `import llava_bridge`: its tower \(open_clip\) is none that")
+    clip = f"transformers:{tower}"
+    perceiver = ProjectorConfig(name="perceiver", tokens=4, heads=4)
+    parts = Assembly(encoder=clip, llm=str(bridge_llm), projector=perceiver)
+    refused(saved(*assemble(parts), tmp_path / "perceiver"), "has no projector such as perceiver", format="original")
+    layers = Assembly(encoder=clip, llm=str(bridge_llm), feature_layer=[-2, -1])
+    match = r"reads one feature layer; this one reads \[-2, -1\]"
+    refused(saved(*assemble(layers), tmp_path / "layers"), match, format="original")
+
+
+def test_nothing_is_done_twice_or_over_something_else(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["llava-bridge", "convert", *words])
+        return main()
+
+    assert run(str(original), "--output", str(tmp_path / "hf")) == 0
+    assert run(str(original), "--output", str(tmp_path / "hf")) == 0  # its own output is replaced
+    assert run(str(tmp_path / "hf"), "--output", str(tmp_path / "again")) == 2
+    assert "in transformers' layout already; --format original makes the other" in capsys.readouterr().err
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    assert run(str(original), "--output", str(tmp_path / "thesis")) == 2
+    assert "not empty, and not an artifact of kind 'llava'" in capsys.readouterr().err
+    assert run(str(tmp_path / "hf"), "--output", "x", "--format", "original", "--vision_tower", "y") == 2
+    assert "vision_tower: expected none with format original" in capsys.readouterr().err
+    assert run(str(original), "--output", str(tmp_path / "none"), "--chat_template", "vicuna_v") == 2
+    assert "unknown chat template 'vicuna_v'; did you mean 'vicuna_v1'?" in capsys.readouterr().err

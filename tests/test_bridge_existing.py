@@ -1,0 +1,224 @@
+"""A LLaVA that exists gets another encoder, and is trained further."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import original_world as world
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from clips.errors import UserError
+from llava_bridge import answer, launch, load_llava
+from llava_bridge.assembly import Assembly, assemble, load_llm, make_chat, make_stock
+from llava_bridge.cli import main
+from llava_bridge.config import StageConfig, TrainConfig
+from llava_bridge.convert import ConvertConfig, convert
+from llava_bridge.data import DataConfig
+from llava_bridge.existing import take_up
+from llava_bridge.identity import parents
+from llava_bridge.projectors import ProjectorConfig
+from llava_bridge.swap import SwapConfig, swap
+from llava_bridge.vision import EncoderVisionModel
+from llava_bridge.workspace import check_inputs
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory, bridge_llm: Path) -> Path:
+    """Of a CLIP and the small LLM; it needs nothing of ours."""
+    folder = tmp_path_factory.mktemp("existing")
+    tower = world.write_tower(world.Parts(), folder / "clip")
+    model, processor = assemble(Assembly(encoder=f"transformers:{tower}", llm=str(bridge_llm)))
+    assert make_stock(model)
+    for part in (model, processor):
+        part.save_pretrained(folder / "llava")
+    return folder / "llava"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An original checkpoint in transformers' layout; its pictures are padded."""
+    folder, parts = tmp_path_factory.mktemp("original"), world.Parts()
+    world.write_original(parts, folder / "original", str(world.write_tower(parts, folder / "clip")))
+    convert(ConvertConfig(source=str(folder / "original"), output=str(folder / "hf")))
+    return folder / "hf"
+
+
+def test_the_llm_of_a_llava(llava: Path, bridge_llm: Path) -> None:
+    of_llava, itself = load_llm(str(llava)), load_llm(str(bridge_llm))
+    tokens = torch.arange(6)[None]
+    assert torch.equal(of_llava(tokens).logits, itself(tokens).logits)
+    assert type(of_llava) is type(itself)
+
+
+@pytest.mark.parametrize("which", ["llava", "converted"])
+def test_taken_up_it_computes_the_same_behind_a_tower_of_ours(which: str, request: pytest.FixtureRequest) -> None:
+    directory = request.getfixturevalue(which)
+    stock, processor = load_llava(directory, device="cpu")
+    model, own = take_up(str(directory), "auto")
+    assert isinstance(model.model.vision_tower, EncoderVisionModel)
+    assert not any(weight.requires_grad for weight in model.model.vision_tower.parameters())
+    assert own.chat_template == processor.chat_template
+    text = make_chat(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
+    ids = own.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    pixels = own.image_processor(world.picture(), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, processor.image_processor(world.picture(), return_tensors="pt")["pixel_values"])
+    with torch.no_grad():
+        mine, theirs = (one(input_ids=ids, pixel_values=pixels).logits for one in (model, stock))
+    torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+    assert make_stock(model)
+    assert model.state_dict().keys() == stock.state_dict().keys()
+
+
+def test_a_template_that_cannot_be_learnt_from_needs_another(llava: Path, tmp_path: Path) -> None:
+    """As those of the hub's LLaVAs: no token ends an answer, and text must come in parts."""
+    template = (
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+    model, processor = load_llava(llava, device="cpu")
+    model.config.image_seq_length = 576  # which older directories do not say
+    processor.chat_template = processor.tokenizer.chat_template = template
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "hub")
+    with pytest.raises(UserError, match=r"chat_template: .*; of .*hub\. Name another, such as vicuna_v1"):
+        take_up(str(tmp_path / "hub"), "auto")
+    model, own = take_up(str(tmp_path / "hub"), "vicuna_v1")
+    assert model.config.image_seq_length == 16
+    text = make_chat(model, own).prompt([{"role": "user", "content": "<image>\nWhat?"}])
+    assert text.endswith(f"USER: {'<image>' * 16}\nWhat? ASSISTANT:")
+
+
+def test_a_swap_keeps_all_but_encoder_and_projector(
+    llava: Path,
+    bridge_encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = str(tmp_path / "swapped")
+    words = ["swap", str(llava), "--encoder", str(bridge_encoder), "--output", output, "--projector.name", "mlp3x_gelu"]
+    monkeypatch.setattr(sys, "argv", ["llava-bridge", *words])
+    assert main() == 0
+    told = capsys.readouterr().err
+    assert "its projector is new and means nothing to the LLM before it is trained" in told
+    assert f"llava-bridge train --llava {output} --output" in told
+    (before, old), (after, new) = load_llava(llava, device="cpu"), load_llava(output, device="cpu")
+    for part in ("model.language_model", "lm_head"):
+        kept = after.get_submodule(part).state_dict()
+        assert all(torch.equal(value, kept[name]) for name, value in before.get_submodule(part).state_dict().items())
+    assert new.chat_template == old.chat_template
+    assert new.tokenizer.get_vocab() == old.tokenizer.get_vocab()
+    assert after.config.vision_config.source == "open_clip"
+    assert after.config.projector["name"] == "mlp3x_gelu"
+    manifest = json.loads((tmp_path / "swapped" / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["projector"]) == ("llava", "untrained")
+    assert manifest["parents"].keys() == {"llava", "encoder"}
+    assert len(answer(after, new, [world.picture()], ["What?"], max_new_tokens=2)) == 1
+
+
+def test_a_swap_is_what_train_begins_with(llava: Path, bridge_encoder: Path, tmp_path: Path) -> None:
+    """`encoder: NEW` and `llm: LLAVA` are the same start as the swapped directory, weight for weight."""
+    swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped"), seed=3))
+    swapped, _ = take_up(str(tmp_path / "swapped"), "auto")
+    assembled, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(llava), seed=3))
+    expected = assembled.state_dict()
+    assert swapped.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in swapped.state_dict().items())
+
+
+def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(llava: Path, tmp_path: Path) -> None:
+    model, processor = load_llava(llava, device="cpu")
+    for part in (model.to(torch.bfloat16), processor):
+        part.save_pretrained(tmp_path / "half")
+    tower = world.write_tower(world.Parts(), tmp_path / "clip")
+    output = str(tmp_path / "swapped")
+    swap(SwapConfig(llava=str(tmp_path / "half"), encoder=f"transformers:{tower}", output=output))
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "swapped" / "model.safetensors")
+    assert {value.dtype for name, value in weights.items() if name.startswith("language_model")} == {torch.bfloat16}
+    assert {value.dtype for name, value in weights.items() if "vision" in name or "proj" in name.split(".")[0]} == {
+        torch.float32
+    }
+    again, _ = take_up(output, "auto")
+    for name, value in world.Parts().tower.state_dict().items():
+        assert torch.equal(again.model.vision_tower.state_dict()[f"tower.model.{name}"], value), name
+
+
+def config(llava: Path, talk: Path, output: Path, **fields: Any) -> TrainConfig:
+    data = [DataConfig(path=str(talk / "talk.json"))]
+    stage = StageConfig(data=data, steps=2, batch_size=2, max_length=128)
+    return TrainConfig(output=str(output), llava=str(llava), align=stage, instruct=stage, **fields)
+
+
+def test_settings_beside_a_llava_are_checked(llava: Path, bridge_talk: Path, tmp_path: Path) -> None:
+    made = config(llava, bridge_talk, tmp_path / "out")
+    check_inputs(made)
+    assert parents(made) == {"llava": str(llava)}
+    for name, value in {
+        "encoder": "timm:x",
+        "llm": "x",
+        "image_size": 32,
+        "feature_layer": -1,
+        "features": "cls_patch",
+        "projector": ProjectorConfig(name="linear"),
+    }.items():
+        with pytest.raises(UserError, match=rf"^{name}: expected none beside llava"):
+            config(llava, bridge_talk, tmp_path / "out", **{name: value})
+    with pytest.raises(UserError, match=r"^llava: expected none with the stage pretrain"):
+        config(llava, bridge_talk, tmp_path / "out", stages=["pretrain", "align"], pretrain=made.align)
+    for wrong, match in ((tmp_path / "no", "is not a directory"), (bridge_talk, "no LLaVA in transformers' layout")):
+        with pytest.raises(UserError, match=f"^llava: .*{match}"):
+            check_inputs(config(wrong, bridge_talk, tmp_path / "out"))
+    original = world.write_original(world.Parts(), tmp_path / "original", "clip")
+    with pytest.raises(UserError, match=r"^llava: .*; `llava-bridge convert` makes one of it"):
+        check_inputs(config(original, bridge_talk, tmp_path / "out"))
+    with pytest.raises(UserError, match=r"^llm: .*in the original layout; give what `llava-bridge convert` makes"):
+        load_llm(str(original))
+
+
+@pytest.mark.slow
+def test_swapped_aligned_and_converted_instructed(
+    llava: Path, converted: Path, bridge_encoder: Path, bridge_talk: Path, tmp_path: Path
+) -> None:
+    swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
+    data = [DataConfig(path=str(bridge_talk / "talk.json"))]
+    fields: dict[str, Any] = {
+        "align": StageConfig(data=data, steps=3, batch_size=4, max_length=128),
+        "instruct": StageConfig(data=data, steps=3, batch_size=4, max_length=512, lr=1e-3),
+    }
+    runs = {"aligned": (tmp_path / "swapped", ["align"]), "instructed": (converted, ["instruct"])}
+    files = [
+        bridge_world.config_file(tmp_path, name, bridge_talk, llava=str(start), stages=stages, **fields)
+        for name, (start, stages) in runs.items()
+    ]
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    driver = Path(__file__).parent / "swap_driver.py"
+    launched |= {
+        "MASTER_PORT": str(launch._free_port()),
+        "PYTHONPATH": f"{driver.parents[1]}{os.pathsep}{driver.parent}",
+    }
+    done = bridge_world.run_python(str(driver), *map(str, files), **launched)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (start, _) in runs.items():
+        before, after = (load_llava(directory, device="cpu")[0] for directory in (start, tmp_path / name))
+        moved = {
+            part.split(".")[1] if part.startswith("model") else part
+            for part, value in before.state_dict().items()
+            if not torch.equal(value, after.state_dict()[part])
+        }
+        projector, llm = "multi_modal_projector", {"language_model", "lm_head.weight"}
+        assert moved == ({projector} if name == "aligned" else {projector, *llm})
+    model, processor = load_llava(tmp_path / "instructed", device="cpu")
+    assert isinstance(model.model.vision_tower, transformers.CLIPVisionModel)
+    assert processor.image_processor.do_pad
+    assert len(answer(model, processor, [Image.new("RGB", (40, 20), "red")], ["What?"], max_new_tokens=3)) == 1
