@@ -79,6 +79,13 @@ def test_a_saved_llava_prepares_pictures_as_in_training(
         assert torch.equal(made, wanted) == (other == fit)
 
 
+def test_results_say_how_pictures_became_squares() -> None:
+    from benchmarks.mllm.evaluate import _resize
+
+    said = {fit: _resize(image_processor(PIXELS, fit)) for fit in FITS}
+    assert said == {"squash": "squash", "pad": "pad", "crop": "shortest side, centre crop"}
+
+
 def test_only_align_before_instruct_has_ways_of_its_own() -> None:
     data = [DataConfig(path="x")]
 

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from clips.errors import UserError
+from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data import DataConfig, Sample, read_samples, read_texts
 from llava_bridge.data.mixture import refuse_missing, weighted
-from llava_bridge.identity import describe_data
+from llava_bridge.identity import describe_data, identity
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
@@ -277,6 +278,15 @@ def test_what_a_source_is_known_by(tmp_path: Path) -> None:
         )
         changed.write_bytes(changed.read_bytes().replace(b"gpt", b"GPT").replace(b"both", b"none"))
         assert describe_data(config)["hash"] != before["hash"], make.__name__
+
+
+def test_how_a_source_is_read_makes_no_other_run_of_it(bridge_talk: Path) -> None:
+    def known(**fields: Any) -> dict[str, Any]:
+        data = [DataConfig(path=str(bridge_talk / "text.jsonl"), source="text", **fields)]
+        return identity(TrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
+
+    assert known(missing_images="refuse", cache_gb=1.0) == known()
+    assert known(weight=2.0) != known()
 
 
 def test_weights_repeat_and_thin() -> None:
