@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llava_bridge import load_llava
+from llava_bridge import assembly, load_llava
 from llava_bridge.assembly import Assembly, assemble, make_chat, make_stock
 from llava_bridge.convert import ConvertConfig, convert
 
@@ -271,3 +271,16 @@ def test_a_real_llama_goes_there_and_back_with_its_slow_tokenizer(shared: Path, 
     before, after = converted_logits(Path(source)), converted_logits(Path(again))
     assert before[0] == after[0]
     assert torch.equal(before[1], after[1])
+
+
+def test_a_slow_tokenizer_alone_will_do(shared: Path, tmp_path: Path) -> None:
+    """Most original checkpoints have no other."""
+    try:
+        import sentencepiece.sentencepiece_model_pb2  # noqa: F401
+    except Exception as error:  # protobuf raises an error of its own
+        pytest.skip(f"this sentencepiece does not go with this protobuf: {error}")
+    llm = shared / "models" / "stories15M"
+    shutil.copytree(llm, tmp_path / "llm")
+    (tmp_path / "llm" / "tokenizer.json").unlink()
+    fast, slow = (assembly.read_tokenizer(str(directory)) for directory in (llm, tmp_path / "llm"))
+    assert fast(V1)["input_ids"] == slow(V1)["input_ids"]
