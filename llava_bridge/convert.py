@@ -96,12 +96,9 @@ def _already(source: str) -> str:
 
 
 def _to_transformers(config: ConvertConfig) -> None:
-    import torch
-
     from llava_bridge.assembly import make_stock, set_generation
     from llava_bridge.original import read_original
 
-    torch.manual_seed(0)  # of the rows of tokens that the vocabulary lacks, near the mean of the others
     original = read_original(Path(config.source), config.llm)
     tower = _tower_of(config, original.config)
     model, processor = _assembled(config, original, tower)
@@ -161,7 +158,9 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
         projector=ProjectorConfig(name=original.projector_name),
         chat_template=template,
     )
-    model, processor = connect(parts, encoder, tokenizer, _llm(config, original))
+    llm = _llm(config, original)
+    _make_room(tokenizer, llm)
+    model, processor = connect(parts, encoder, tokenizer, llm)
     projector = model.model.multi_modal_projector
     names = dict(zip(stock_names(projector.state_dict()), projector.state_dict(), strict=True))
     renamed = {names.get(name, name): value for name, value in original.projector.items()}
@@ -188,6 +187,22 @@ def _llm(config: ConvertConfig, original: Any) -> Any:
         raise UserError(f"{where} has weights that its config.json has no place for: '{unknown[0]}'")
     llm.config.name_or_path = ""
     return llm
+
+
+def _make_room(tokenizer: Any, llm: Any) -> None:
+    """Rows for the tokens that the original lacks: the mean of all others, so that they are never the likeliest."""
+    import torch
+
+    from clips.loading import quiet
+    from llava_bridge.assembly import name_tokens
+
+    name_tokens(tokenizer)
+    known = llm.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        with quiet(), torch.no_grad():
+            llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            for rows in (llm.get_input_embeddings().weight, llm.get_output_embeddings().weight):
+                rows[known:] = rows[:known].mean(0, dtype=torch.float32)
 
 
 def _image_processor(tower: str, aspect: str | None) -> Any:

@@ -128,6 +128,8 @@ def test_picture_and_padding_tokens_are_new_ones_that_are_never_said(parts: worl
     assert processor.tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [known, known + 1]
     assert (model.config.image_token_index, model.config.text_config.vocab_size) == (known, known + 2)
     assert torch.equal(model.get_input_embeddings().weight[:known], parts.llm.get_input_embeddings().weight)
+    for rows in (model.get_input_embeddings().weight, model.lm_head.weight):
+        torch.testing.assert_close(rows[known:], rows[:known].mean(0).expand(2, -1), atol=1e-6, rtol=1e-6)
     _, logits, _ = converted_logits(converted)
     assert (logits[:, known:].amax(1) < logits[:, :known].amax(1)).all()
 
