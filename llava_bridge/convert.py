@@ -209,10 +209,18 @@ def _image_processor(tower: str, aspect: str | None) -> Any:
     """The tower's preprocessing; ``pad`` first puts a picture in the middle of a square of the mean colour."""
     from transformers import AutoImageProcessor, LlavaImageProcessor
 
-    theirs = AutoImageProcessor.from_pretrained(tower).to_dict()
-    names = ("size", "crop_size", "resample", "do_center_crop", "image_mean", "image_std", "rescale_factor")
-    settings = {name: theirs[name] for name in names if theirs.get(name) is not None}
-    return LlavaImageProcessor(**settings, do_pad=aspect == "pad")
+    from llava_bridge.encoders.transformers_source import side_of
+
+    theirs = AutoImageProcessor.from_pretrained(tower)
+    stated = theirs.to_dict()
+    settings = {name: stated[name] for name in ("size", "resample", "image_mean", "image_std", "rescale_factor")}
+    side = side_of(theirs)
+    if side is None:
+        raise UserError(f"vision_tower: {tower}: expected a preprocessing that says the size of pictures")
+    crops = bool(stated.get("do_center_crop"))  # SigLIP's does not
+    return LlavaImageProcessor(
+        **settings, do_center_crop=crops, crop_size={"height": side, "width": side}, do_pad=aspect == "pad"
+    )
 
 
 # ---------------------------------------------------------------- transformers to original
