@@ -234,13 +234,18 @@ def load_llm(llm: str) -> Any:
 
 def add_tokens(tokenizer: Any, llm: Any) -> None:
     """Make sure of a picture token and a padding token, and that the LLM has an embedding for each."""
-    add_image_token(tokenizer)
-    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD})
+    name_tokens(tokenizer)
     if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
         with quiet():
             llm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     llm.config.pad_token_id = tokenizer.pad_token_id
+
+
+def name_tokens(tokenizer: Any) -> None:
+    """Make sure of a picture token and a padding token in the vocabulary."""
+    add_image_token(tokenizer)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
 
 
 def add_image_token(tokenizer: Any) -> None:

@@ -96,12 +96,9 @@ def _already(source: str) -> str:
 
 
 def _to_transformers(config: ConvertConfig) -> None:
-    import torch
-
     from llava_bridge.assembly import make_stock, set_generation
     from llava_bridge.original import read_original
 
-    torch.manual_seed(0)  # of the rows of tokens that the vocabulary lacks, near the mean of the others
     original = read_original(Path(config.source), config.llm)
     tower = _tower_of(config, original.config)
     model, processor = _assembled(config, original, tower)
@@ -161,7 +158,9 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
         projector=ProjectorConfig(name=original.projector_name),
         chat_template=template,
     )
-    model, processor = connect(parts, encoder, tokenizer, _llm(config, original))
+    llm = _llm(config, original)
+    _make_room(tokenizer, llm)
+    model, processor = connect(parts, encoder, tokenizer, llm)
     projector = model.model.multi_modal_projector
     names = dict(zip(stock_names(projector.state_dict()), projector.state_dict(), strict=True))
     renamed = {names.get(name, name): value for name, value in original.projector.items()}
@@ -190,14 +189,38 @@ def _llm(config: ConvertConfig, original: Any) -> Any:
     return llm
 
 
+def _make_room(tokenizer: Any, llm: Any) -> None:
+    """Rows for the tokens that the original lacks: the mean of all others, so that they are never the likeliest."""
+    import torch
+
+    from clips.loading import quiet
+    from llava_bridge.assembly import name_tokens
+
+    name_tokens(tokenizer)
+    known = llm.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        with quiet(), torch.no_grad():
+            llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            for rows in (llm.get_input_embeddings().weight, llm.get_output_embeddings().weight):
+                rows[known:] = rows[:known].mean(0, dtype=torch.float32)
+
+
 def _image_processor(tower: str, aspect: str | None) -> Any:
     """The tower's preprocessing; ``pad`` first puts a picture in the middle of a square of the mean colour."""
     from transformers import AutoImageProcessor, LlavaImageProcessor
 
-    theirs = AutoImageProcessor.from_pretrained(tower).to_dict()
-    names = ("size", "crop_size", "resample", "do_center_crop", "image_mean", "image_std", "rescale_factor")
-    settings = {name: theirs[name] for name in names if theirs.get(name) is not None}
-    return LlavaImageProcessor(**settings, do_pad=aspect == "pad")
+    from llava_bridge.encoders.transformers_source import side_of
+
+    theirs = AutoImageProcessor.from_pretrained(tower)
+    stated = theirs.to_dict()
+    settings = {name: stated[name] for name in ("size", "resample", "image_mean", "image_std", "rescale_factor")}
+    side = side_of(theirs)
+    if side is None:
+        raise UserError(f"vision_tower: {tower}: expected a preprocessing that says the size of pictures")
+    crops = bool(stated.get("do_center_crop"))  # SigLIP's does not
+    return LlavaImageProcessor(
+        **settings, do_center_crop=crops, crop_size={"height": side, "width": side}, do_pad=aspect == "pad"
+    )
 
 
 # ---------------------------------------------------------------- transformers to original

@@ -67,10 +67,9 @@ def _use_our_tower(model: Any, size: int, where: str) -> None:
             parent=where,
         )
         model.model.vision_tower = vision_model(encoder, config.vision_feature_layer)
-        config.vision_config = model.model.vision_tower.config
-    tower = config.vision_config
-    if not isinstance(config, BridgeLlavaConfig):  # directories of others may not say how many tokens a picture takes
-        whole = tower.class_token and config.vision_feature_select_strategy == "full"
-        config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(whole)
+        config.vision_config = tower = model.model.vision_tower.config
+        if not isinstance(config, BridgeLlavaConfig):  # others may not say how many tokens a picture takes
+            whole = tower.class_token and config.vision_feature_select_strategy == "full"
+            config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(whole)
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)

@@ -28,6 +28,8 @@ class SwapConfig:
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs and
             CLIP's ResNets, -1 for timm trunks.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
+        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's), or
+            ``crop`` of the middle.
         projector: what makes tokens of the LLM of the encoder's features.
         chat_template: ``auto`` (the LLaVA's own) or the name of one.
         seed: of the projector's weights.
@@ -39,6 +41,7 @@ class SwapConfig:
     image_size: int | None = None
     feature_layer: int | list[int] | None = None
     features: Literal["patch", "cls_patch"] = "patch"
+    image_fit: Literal["squash", "pad", "crop"] = "squash"
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
     seed: int = 0

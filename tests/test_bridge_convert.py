@@ -128,6 +128,8 @@ def test_picture_and_padding_tokens_are_new_ones_that_are_never_said(parts: worl
     assert processor.tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [known, known + 1]
     assert (model.config.image_token_index, model.config.text_config.vocab_size) == (known, known + 2)
     assert torch.equal(model.get_input_embeddings().weight[:known], parts.llm.get_input_embeddings().weight)
+    for rows in (model.get_input_embeddings().weight, model.lm_head.weight):
+        torch.testing.assert_close(rows[known:], rows[:known].mean(0).expand(2, -1), atol=1e-6, rtol=1e-6)
     _, logits, _ = converted_logits(converted)
     assert (logits[:, known:].amax(1) < logits[:, :known].amax(1)).all()
 
@@ -284,3 +286,21 @@ def test_a_slow_tokenizer_alone_will_do(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "llm" / "tokenizer.json").unlink()
     fast, slow = (assembly.read_tokenizer(str(directory)) for directory in (llm, tmp_path / "llm"))
     assert fast(V1)["input_ids"] == slow(V1)["input_ids"]
+
+
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+def test_a_siglip_tower_has_neither_class_token_nor_crop(aspect: str, parts: world.Parts, tmp_path: Path) -> None:
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **world.TOWER)).save_pretrained(
+        tmp_path / "tower"
+    )
+    theirs = SiglipImageProcessor(size={"height": 32, "width": 32})
+    theirs.save_pretrained(tmp_path / "tower")
+    world.write_original(parts, tmp_path / "original", str(tmp_path / "tower"), image_aspect_ratio=aspect)
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "hf")))
+    assert load_llava(tmp_path / "hf", device="cpu")[0].config.image_seq_length == 16
+    pixels = converted_logits(tmp_path / "hf")[2]
+    squashed = theirs(world.picture(), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(pixels, squashed, atol=0.02) == (aspect == "square")
+    assert pixels.shape == (1, 3, 32, 32)
