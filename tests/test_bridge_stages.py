@@ -166,7 +166,7 @@ def test_offload_learns_the_same(way: str, tmp_path: Path, world: tuple[Path, Pa
 def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
-    stage = {"steps": 400, "lr": 1e-3}
+    stage = {"steps": 2000, "lr": 1e-3}
     path = config(tmp_path, "stopped", world, stage, launch=LaunchConfig(processes=2), checkpoint_every=0)
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
