@@ -18,13 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clips.artifact import writing
+from clips.caches import cache_directory
 
 Forward = Callable[[Tensor], Tensor]
-
-
-def cache_directory(kind: str) -> Path:
-    """Where the outputs lie: ``clips/KIND`` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clips" / kind
 
 
 def keep_outputs(trunk: nn.Module) -> None:

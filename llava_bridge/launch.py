@@ -1,4 +1,4 @@
-"""Start training processes through the ``deepspeed`` launcher, and speak with them.
+"""Start training processes, several through the ``deepspeed`` launcher, and speak with them.
 
 The command's own process stays light: it imports neither torch nor transformers. It passes on what the
 processes report, keeps everything else that the launcher and the libraries print in a log file, and turns a
@@ -28,6 +28,7 @@ _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
 _REPORT, _MISTAKE, _STATUS = "\x1e", "\x1f", "\x1d"  # begin the lines that a process prints for the command
 _STOP = "stop"  # the file by which the command asks its processes to stop
 _TAIL = 25
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 # What is raised where a disk is full: by the system, by safetensors, by torch.save.
 _DISK_FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 
@@ -49,7 +50,7 @@ def answers_for_run() -> bool:
 
 
 def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None = None) -> None:
-    """Run ``llava-bridge ARGUMENTS`` in ``processes`` processes under the DeepSpeed launcher, and wait.
+    """Run ``llava-bridge ARGUMENTS`` in ``processes`` processes, several under the DeepSpeed launcher, and wait.
 
     Args:
         arguments: the command and its options.
@@ -64,10 +65,14 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
     environment = {**os.environ, _COMMAND_PID: str(os.getpid())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    machines = json.dumps({"localhost": list(range(processes))}).encode()
-    command = [*_deepspeed(), f"--world_info={base64.urlsafe_b64encode(machines).decode()}"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
-    command += ["--no_local_rank", "--module", "llava_bridge", *arguments]
+    if processes == 1:  # a launcher would import torch once more before anything begins
+        command = [sys.executable, "-u"]
+        environment |= _ALONE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    else:
+        machines = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
+        command = [*_deepspeed(), f"--world_info={machines}", "--master_addr=127.0.0.1"]
+        command += [f"--master_port={_free_port()}", "--no_local_rank"]
+    command += ["-m" if processes == 1 else "--module", "llava_bridge", *arguments]
     tail: deque[str] = deque(maxlen=_TAIL)
     mistakes: list[str] = []
     ended_as = None

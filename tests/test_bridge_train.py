@@ -115,6 +115,20 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
+def test_the_command_imports_neither_torch_nor_transformers(
+    tmp_path: Path, bridge_encoder: Path, bridge_talk: Path
+) -> None:
+    config = bridge_world.config_file(tmp_path, "light", bridge_talk, encoder=str(bridge_encoder))
+    code = f"""
+import sys
+from llava_bridge import cli, train
+train.launch = lambda *arguments: print("launched with", sorted({{"torch", "transformers"}} & set(sys.modules)))
+sys.argv = ["llava-bridge", "train", "--config", {str(config)!r}]
+cli.main()
+"""
+    assert "launched with []" in bridge_world.run_python("-c", code).stdout
+
+
 def launcher(tmp_path: Path, body: str) -> list[str]:
     """A stand-in for the deepspeed launcher that runs ``body`` instead of training."""
     script = tmp_path / "launcher.py"
@@ -137,7 +151,7 @@ except UserError:
 """
     monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
     with pytest.raises(UserError, match=r"^align\.data: this is wrong$"):
-        launching.launch(["train"], 1, tmp_path / "log.txt")
+        launching.launch(["train"], 2, tmp_path / "log.txt")
     assert capfd.readouterr().err == "align: step 1/2\n"
     assert "noise" in (tmp_path / "log.txt").read_text()
 
@@ -146,7 +160,7 @@ def test_a_crash_shows_the_end_of_the_log(tmp_path: Path, monkeypatch: pytest.Mo
     body = "print('the reason', flush=True); os._exit(7)"
     monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
     with pytest.raises(SystemExit) as stop:
-        launching.launch(["train"], 1, tmp_path / "log.txt")
+        launching.launch(["train"], 2, tmp_path / "log.txt")
     assert stop.value.code == 1
     printed = capfd.readouterr().err
     assert "the reason" in printed
@@ -223,7 +237,7 @@ with hand_over_errors():
 """
     monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
     with pytest.raises(UserError, match=r"^output: the disk is full"):
-        launching.launch(["train"], 1, tmp_path / "log.txt")
+        launching.launch(["train"], 2, tmp_path / "log.txt")
 
 
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from clips.caches import cache_directory
 from clips.data.files import ShardCache
 from clips.errors import UserError, suggest
-from clips.kept_outputs import cache_directory
 from clips.loading import refusing
 from llava_bridge.data.files import image_root, named_files, read_json, read_json_lines
 from llava_bridge.data.pictures import FilePicture, Picture, PictureColumn, RowPicture

@@ -10,12 +10,9 @@ import importlib
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from clips.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    from torch import nn
 
 DEFAULT = "mlp2x_gelu"
 """LLaVA-1.5's, which transformers' own LLaVA has: a LLaVA with it needs no class of ours."""
@@ -91,8 +88,8 @@ def tokens_of(config: ProjectorConfig, shape: Shape) -> int:
     return _entry(config).tokens(config, shape)
 
 
-def build(config: ProjectorConfig, shape: Shape) -> nn.Module:
-    """A new projector; seed torch before."""
+def build(config: ProjectorConfig, shape: Shape) -> Any:
+    """A new projector, a torch module; seed torch before."""
     tokens_of(config, shape)  # refuses what does not fit
     modules = importlib.import_module("llava_bridge.projectors.modules")
     return getattr(modules, _entry(config).module)(config, shape)
