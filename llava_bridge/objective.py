@@ -1,6 +1,7 @@
 """A LLaVA and the loss that it is trained with, in one forward call.
 
-Legend: R rows, T places of a row, P pictures, S side in pixels, N learnt tokens, D width, V vocabulary.
+Legend: R rows, T places of a row, P pictures, S side in pixels, G tiles of a picture (the overview included), N learnt
+tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.losses import linear_cross_entropy
 from llava_bridge.chat import IGNORED
@@ -49,7 +51,8 @@ class Objective(nn.Module):
             attention_mask: (R, T), 0 where a row is padded; None for packed rows.
             position_ids: (R, T) for packed rows: they begin again with each sample, which keeps samples apart.
             num_items_in_batch: learnt tokens over which to average; those of this batch if not given.
-            pictures: ``pixel_values`` (P, 3, S, S) if there are pictures.
+            pictures: ``pixel_values`` (P, 3, S, S) if there are pictures; for a LLaVA with tiles (P, G, 3, S, S), and
+                ``image_sizes`` (P, 2).
         """
         hidden = self.llava.model(
             input_ids=input_ids,
@@ -70,10 +73,20 @@ class Objective(nn.Module):
         Processes whose batch has no picture must do what the others do: those wait for their gradients, and under
         ZeRO-3 for the parts of their weights.
         """
-        size = self.llava.config.vision_config.image_size
-        blank = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)
-        features = self.llava.get_image_features(pixel_values=blank).pooler_output
+        features = self.llava.get_image_features(**blank_picture(self.llava.config, like)).pooler_output
         return 0.0 * torch.cat(tuple(features)).sum()
+
+
+def blank_picture(config: Any, like: Tensor) -> dict[str, Tensor]:
+    """What a LLaVA of this config is shown of one picture, all zeros, in the precision and at the place of ``like``."""
+    size = config.vision_config.image_size
+    if not hasattr(config, "image_grid_pinpoints"):
+        return {"pixel_values": torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)}
+    tiles = image_size_to_num_patches([size, size], config.image_grid_pinpoints, size)
+    return {
+        "pixel_values": torch.zeros(1, tiles, 3, size, size, dtype=like.dtype, device=like.device),
+        "image_sizes": torch.tensor([[size, size]]),
+    }
 
 
 def summed_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
