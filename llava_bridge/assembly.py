@@ -141,9 +141,10 @@ def make_stock(model: AnyLlava) -> bool:
     The LLaVA then loads without any import of ours.
     """
     tower = model.model.vision_tower
-    stock = tower.stock() if isinstance(tower, EncoderVisionModel) else None
-    if stock is None or (hasattr(model.model, "image_newline") and not _joins_alike(stock.config, tower.config)):
+    theirs = tower.tower.stock() if isinstance(tower, EncoderVisionModel) else None
+    if theirs is None or (hasattr(model.model, "image_newline") and not _joins_alike(theirs.config, tower.config)):
         return False
+    stock = tower.stock()
     model.model.vision_tower = stock
     model.config.vision_config = stock.config
     return True
