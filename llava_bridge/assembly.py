@@ -7,6 +7,8 @@ initialises linear layers, which is what the original LLaVA does.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,24 +18,25 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
 )
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, quiet, refusing
+from llava_bridge.anyres import ImageFit, makes_tiles, pinpoints_for, pixels_of_token, tile_maker, tokens_of_picture
 from llava_bridge.chat import IMAGE, Chat, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels
-from llava_bridge.fitting import Fit, image_processor
-from llava_bridge.llava import BridgeLlavaConfig, BridgeLlavaForConditionalGeneration, new_projector
+from llava_bridge.fitting import image_processor
+from llava_bridge.llava import AnyConfig, AnyLlava, config_kind, empty_llava, new_newline, new_projector
 from llava_bridge.parts import check_llm, is_llava
 from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
 from llava_bridge.templates import NEVER_END
 from llava_bridge.vision import EncoderVisionModel, feature_layer, vision_model
 
 PAD = "<pad>"
+AnyProcessor = LlavaProcessor | LlavaNextProcessor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,9 @@ class Assembly:
             takes the source's default: -2 for ViTs, -1 (the last feature map) for timm trunks.
         features: ``patch``, or ``cls_patch`` with the class token before them.
         projector: what makes tokens of the LLM of them.
-        image_fit: how pictures become squares: ``squash``, ``pad`` or ``crop``.
+        image_fit: how pictures become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
+        image_grid_pinpoints: with ``anyres``, the heights and widths that pictures are fitted into; None takes
+            LLaVA-NeXT's, for the encoder's size.
         chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
         seed: for the projector and for an encoder without weights.
     """
@@ -59,12 +64,13 @@ class Assembly:
     feature_layer: int | Sequence[int] | None = None
     features: Literal["patch", "cls_patch"] = "patch"
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    image_fit: Fit = "squash"
+    image_fit: ImageFit = "squash"
+    image_grid_pinpoints: Sequence[Sequence[int]] | None = None
     chat_template: str = "auto"
     seed: int = 0
 
 
-def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def assemble(parts: Assembly) -> tuple[AnyLlava, AnyProcessor]:
     """Build the untrained LLaVA in float32, its encoder frozen.
 
     Raises:
@@ -74,9 +80,7 @@ def assemble(parts: Assembly) -> tuple[LlavaForConditionalGeneration, LlavaProce
     return connect(parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm))
 
 
-def connect(
-    parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tuple[AnyLlava, AnyProcessor]:
     """The LLaVA of parts that are loaded already; tokens that it needs are added to tokenizer and LLM.
 
     Raises:
@@ -95,9 +99,14 @@ def connect(
         extra=int(whole),
         in_turn=vision.config.tokens_of_a_place,
     )
-    ours: dict[str, Any] = {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
-    stock = parts.projector.is_stock
-    config = (LlavaConfig if stock else BridgeLlavaConfig)(
+    own: dict[str, Any] = {}
+    stock, tiles = parts.projector.is_stock, parts.image_fit == "anyres"
+    if not stock:
+        own |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
+    if tiles:
+        vision.config.patch_size = pixels_of_token(parts.projector, shape, encoder.pixels.size)
+        own["image_grid_pinpoints"] = pinpoints_for(encoder.pixels.size, parts.image_grid_pinpoints)
+    config = config_kind(tiles=tiles, stock=stock)(
         vision_config=vision.config,
         text_config=llm.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
@@ -106,7 +115,7 @@ def connect(
         vision_feature_select_strategy="default" if vision.config.class_token and not whole else "full",
         vision_feature_layer=layers,
         tie_word_embeddings=llm.config.tie_word_embeddings,
-        **({} if stock else ours),
+        **own,
     )
     model = _join(config, vision, llm)
     processor = make_processor(tokenizer, encoder.pixels, config, parts)
@@ -114,38 +123,49 @@ def connect(
     return model, processor
 
 
-def _join(config: LlavaConfig, vision: EncoderVisionModel, llm: Any) -> LlavaForConditionalGeneration:
-    """A LLaVA around existing parts; only the projector's weights are new."""
-    ours = isinstance(config, BridgeLlavaConfig)
-    kind: Any = BridgeLlavaForConditionalGeneration if ours else LlavaForConditionalGeneration
-    with torch.device("meta"):
-        model = kind(config)
-    projector = new_projector(config)
+def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any) -> AnyLlava:
+    """A LLaVA around existing parts; only the projector's weights, and the token that ends rows of tiles, are new."""
+    model = empty_llava(config)
     model.model.vision_tower = vision
-    model.model.multi_modal_projector = projector
+    model.model.multi_modal_projector = new_projector(config)
+    if hasattr(model.model, "image_newline"):
+        model.model.image_newline = new_newline(llm.config.hidden_size)
     model.model.language_model = llm.base_model
     model.lm_head = llm.get_output_embeddings()
     return model.eval()
 
 
-def make_stock(model: LlavaForConditionalGeneration) -> bool:
+def make_stock(model: AnyLlava) -> bool:
     """Put transformers' own vision model in our tower's place, where it is one; whether that was possible.
 
     The LLaVA then loads without any import of ours.
     """
     tower = model.model.vision_tower
-    stock = tower.stock() if isinstance(tower, EncoderVisionModel) else None
-    if stock is None:
+    theirs = tower.tower.stock() if isinstance(tower, EncoderVisionModel) else None
+    if theirs is None or (hasattr(model.model, "image_newline") and not _joins_alike(theirs.config, tower.config)):
         return False
+    stock = tower.stock()
     model.model.vision_tower = stock
     model.config.vision_config = stock.config
     return True
 
 
-def make_processor(tokenizer: Any, pixels: Pixels, config: LlavaConfig, parts: Assembly) -> LlavaProcessor:
+def _joins_alike(one: Any, other: Any) -> bool:
+    """Whether transformers joins tiles alike by two configs of the tower: DINOv2's states the size of its training."""
+    return (one.image_size, one.image_size // one.patch_size) == (
+        other.image_size,
+        other.image_size // other.patch_size,
+    )
+
+
+def make_processor(tokenizer: Any, pixels: Pixels, config: AnyConfig, parts: Assembly) -> AnyProcessor:
     """The processor: image preprocessing, tokenizer, chat template, tokens per picture."""
+    if parts.image_fit == "anyres":
+        images = tile_maker(pixels, pinpoints_for(pixels.size, parts.image_grid_pinpoints))
+    else:
+        images = image_processor(pixels, parts.image_fit)
     return processor_of(
-        image_processor(pixels, parts.image_fit),
+        images,
         tokenizer,
         pixels.size,
         config.image_seq_length,
@@ -153,32 +173,38 @@ def make_processor(tokenizer: Any, pixels: Pixels, config: LlavaConfig, parts: A
     )
 
 
-def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> LlavaProcessor:
-    """The processor for pictures of ``size`` pixels that become as many ``tokens``.
+def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> AnyProcessor:
+    """The processor for pictures, or tiles, of ``size`` pixels that become as many ``tokens``.
 
     transformers' processor counts a picture's tokens by the size of its patches. It is told of one patch as large as
-    the picture, and of as many additional tokens as there are besides: so the count is right with any projector.
+    the picture, and of as many additional tokens as there are besides: so the count is right with any projector. Of
+    tiles, which are joined, it must know the grid.
     """
     tokenizer.chat_template = template
     tokenizer.padding_side = "left"
-    return LlavaProcessor(
+    tiles = makes_tiles(images)
+    kind: Any = LlavaNextProcessor if tiles else LlavaProcessor
+    return kind(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=size,
+        patch_size=size // math.isqrt(tokens) if tiles else size,
         vision_feature_select_strategy="full",
         chat_template=template,
-        num_additional_image_tokens=tokens - 1,
+        num_additional_image_tokens=0 if tiles else tokens - 1,
     )
 
 
-def make_chat(model: LlavaForConditionalGeneration, processor: LlavaProcessor, template: str | None = None) -> Chat:
+def make_chat(model: AnyLlava, processor: AnyProcessor, template: str | None = None) -> Chat:
     """The :class:`Chat` of a LLaVA, with its own chat template or with the one of that name."""
     own = str(processor.chat_template)
     chosen = own if template is None else template_for(own, template)
-    return Chat(processor.tokenizer, chosen, model.config.image_seq_length, must_end=template not in NEVER_END)
+    tokens: Any = model.config.image_seq_length
+    if makes_tiles(processor.image_processor):
+        tokens = functools.partial(tokens_of_picture, processor)
+    return Chat(processor.tokenizer, chosen, tokens, must_end=template not in NEVER_END)
 
 
-def set_generation(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+def set_generation(model: AnyLlava, processor: AnyProcessor) -> None:
     """Greedy decoding that stops at the template's end token."""
     tokenizer = processor.tokenizer
     end = tokenizer.convert_tokens_to_ids(make_chat(model, processor).end_token)

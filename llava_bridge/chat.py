@@ -12,9 +12,13 @@ a picture goes.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from PIL import Image
 
 from clips.errors import UserError, suggest
 from clips.loading import refusing
@@ -50,6 +54,7 @@ _BLANKS = (
     "{%- set messages = flat.messages -%}"
 )
 
+_PHOTO = (640, 480)
 _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
 Message = Mapping[str, Any]
@@ -121,7 +126,7 @@ class Chat:
     Args:
         tokenizer: a fast transformers tokenizer that knows ``<image>`` as one token.
         template: from :func:`template_for`.
-        image_tokens: how many tokens a picture takes.
+        image_tokens: how many tokens a picture takes; where that depends on the picture, a function that tells it.
         must_end: refuse a template that writes no special token after an answer, since it would never end. Else what
             such a template writes there is learnt in its place.
 
@@ -129,7 +134,14 @@ class Chat:
         UserError: the template fails, or never ends an answer though it must.
     """
 
-    def __init__(self, tokenizer: Any, template: str, image_tokens: int, *, must_end: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str,
+        image_tokens: int | Callable[[Image.Image], int],
+        *,
+        must_end: bool = True,
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.image_tokens = image_tokens
@@ -140,17 +152,38 @@ class Chat:
         with refusing("chat_template: it cannot render a question and its answer"):
             self.end_token, self._lead = self._find_borders(must_end)
 
-    def prompt(self, messages: Sequence[Message]) -> str:
-        """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens."""
-        return self._expand(self._render(messages, add_generation_prompt=True))
+    def tokens_of(self, pictures: Sequence[Image.Image]) -> list[int]:
+        """How many tokens each of the pictures takes."""
+        if isinstance(self.image_tokens, int):
+            return [self.image_tokens] * len(pictures)
+        return [self.image_tokens(picture) for picture in pictures]
 
-    def encode(self, messages: Sequence[Message], max_length: int) -> Encoded:
+    @functools.cached_property
+    def usual_tokens(self) -> int:
+        """How many tokens a picture takes, more or less: exact, or those of a photo."""
+        return self.tokens_of([Image.new("1", _PHOTO)])[0]
+
+    def prompt(self, messages: Sequence[Message], pictures: Sequence[Image.Image] = ()) -> str:
+        """The text up to where the next answer begins, each ``<image>`` repeated for all of its tokens.
+
+        Args:
+            messages: the last one is the user's.
+            pictures: those of the messages, in order; not needed where all take equally many tokens.
+        """
+        return _expand(self._render(messages, add_generation_prompt=True), self._counts(pictures))
+
+    def encode(self, messages: Sequence[Message], max_length: int, pictures: Sequence[Image.Image] = ()) -> Encoded:
         """The tokens of a conversation, cut on the right to ``max_length``, and which of them are learnt.
+
+        Args:
+            messages: the conversation.
+            max_length: in tokens, those of pictures included.
+            pictures: see :meth:`prompt`.
 
         Raises:
             SampleError: there is no answer; the cut would fall into a picture or before the first answer token.
         """
-        text, spans = self._text_and_answers(messages)
+        text, spans = self._text_and_answers(messages, self._counts(pictures))
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
         labels = _labels(ids, offsets, spans)
@@ -162,7 +195,15 @@ class Chat:
             raise SampleError(f"no answer within {max_length} tokens")
         return Encoded(ids, labels)
 
-    def _text_and_answers(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def _counts(self, pictures: Sequence[Image.Image]) -> Iterator[int]:
+        """How many tokens each ``<image>`` stands for, one after the other."""
+        if isinstance(self.image_tokens, int):
+            return itertools.repeat(self.image_tokens)
+        return iter(self.tokens_of(pictures))
+
+    def _text_and_answers(
+        self, messages: Sequence[Message], counts: Iterator[int]
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The rendered text and the character span of each answer with its end token."""
         answers = [str(message["content"]).strip() for message in messages if message["role"] == "assistant"]
         number = iter(range(len(answers)))
@@ -173,11 +214,11 @@ class Chat:
         pieces = _MARKS.split(self._render(marked))
         if pieces[1::2] != [str(index) for index in range(len(answers))]:
             raise UserError("chat_template: it does not write every answer once and in order")
-        text, spans = self._expand(pieces[0]), []
+        text, spans = _expand(pieces[0], counts), []
         for answer, after in zip(answers, pieces[2::2], strict=True):
             end = self._end.match(after)
             spans.append((len(text) - len(self._lead), len(text) + len(answer) + (end.end() if end else 0)))
-            text += answer + self._expand(after)
+            text += answer + _expand(after, counts)
         return text, spans
 
     def _find_borders(self, must_end: bool) -> tuple[str, str]:
@@ -203,8 +244,10 @@ class Chat:
             add_generation_prompt=add_generation_prompt,
         )
 
-    def _expand(self, text: str) -> str:
-        return text.replace(IMAGE, IMAGE * self.image_tokens)
+
+def _expand(text: str, counts: Iterator[int]) -> str:
+    """Each ``<image>`` as often as its count says; one without a count stays as it is."""
+    return re.sub(IMAGE, lambda mark: mark[0] * next(counts, 1), text)
 
 
 def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 from clips.errors import UserError, suggest
+from llava_bridge.anyres import ImageFit, check_pinpoints
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.llm import SmallLlamaConfig
 from llava_bridge.projectors import ProjectorConfig
@@ -77,12 +78,12 @@ class StageConfig:
         weight_decay: of AdamW.
         beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
-            takes the LLM's own limit, 2048 at most.
+            takes the LLM's own limit, but no more than 2048 beside the largest picture that tiles may make.
         packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
             instead of padding each. The same samples make a step either way, and their losses are the same.
         keep_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture: whoever
             trains with the same pictures and encoder again need not run it. Fine as long as the disk has room: 1.2 MB a
-            picture for CLIP L/14 at 336 pixels in bf16.
+            picture, or tile, for CLIP L/14 at 336 pixels in bf16.
         chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
             picture and then its caption, without roles and questions.
         image_fit: how pictures become squares in this stage, where it is not as in the LLaVA.
@@ -198,8 +199,10 @@ class TrainConfig:
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
             for ViTs and CLIP's ResNets, -1 for timm trunks.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
-        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's), or
-            ``crop`` of the middle.
+        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
+            ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
+        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
+            they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
             LLaVA-1.5's preamble), llama_2, llama_3, chatml (Qwen, SmolLM), mistral, gemma, phi_3, tulu (OLMo), turns.
@@ -227,7 +230,8 @@ class TrainConfig:
     image_size: int | None = None
     feature_layer: int | list[int] | None = None
     features: Literal["patch", "cls_patch"] = "patch"
-    image_fit: Literal["squash", "pad", "crop"] = "squash"
+    image_fit: ImageFit = "squash"
+    image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
@@ -249,6 +253,7 @@ class TrainConfig:
         for stage in self.stages:
             self.stage(stage).check(stage, self.launch.processes or 1)
         self._check_beginning()
+        check_pinpoints(self.image_fit, self.image_grid_pinpoints)
         self._check_own_ways()
         for name in ("checkpoint_every", "workers"):
             if getattr(self, name) < 0:
@@ -275,6 +280,8 @@ class TrainConfig:
     def _check_own_ways(self) -> None:
         """What a LLaVA is asked with is what its last stage was trained with; only stages before may differ."""
         for name in self.stages:
+            if self.image_fit == "anyres" and self.stage(name).image_fit is not None:
+                raise UserError(f"{name}.image_fit: expected null, since all stages of a LLaVA with tiles have them")
             for field in ("chat_template", "image_fit"):
                 if getattr(self.stage(name), field) is not None and (name == "pretrain" or name == self.stages[-1]):
                     raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
@@ -290,7 +297,8 @@ class TrainConfig:
         if self.stages[0] == "pretrain":
             raise UserError("llava: expected none with the stage pretrain; `llm: LLAVA_DIRECTORY` trains its LLM")
         unset = {"features": "patch", "projector": ProjectorConfig(), "image_fit": "squash"}
-        for name in ("encoder", "llm", "image_size", "feature_layer", "features", "projector", "image_fit"):
+        parts = ("encoder", "llm", "image_size", "feature_layer", "features", "projector")
+        for name in (*parts, "image_fit", "image_grid_pinpoints"):
             if getattr(self, name) != unset.get(name):
                 raise UserError(f"{name}: expected none beside llava, which brings its own; see `llava-bridge swap`")
 

@@ -65,6 +65,10 @@ def convert(config: ConvertConfig) -> None:
     check_replaceable(config.output, _kind(config))
     if config.format == "original":
         check_llava(config.source)
+        if read_config(config.source)["model_type"] in ("llava_next", "llava_next_bridge"):
+            raise UserError(
+                f"{config.source}: a LLaVA with tiles (LLaVA-NeXT); expected one without for format original"
+            )
         _to_original(config)
     elif there:
         raise UserError(_already(config.source))
@@ -82,7 +86,7 @@ def _already(source: str) -> str:
     tower = config.get("vision_config", {})
     if tower.get("model_type") == "llava_bridge_encoder":
         what = f"its tower ({tower.get('source', 'open_clip')})"
-    elif config["model_type"] == "llava_bridge":
+    elif config["model_type"] in ("llava_bridge", "llava_next_bridge"):
         what = f"its projector ({config.get('projector', {}).get('name')})"
     else:
         return f"{source}: in transformers' layout already; --format original makes the other"

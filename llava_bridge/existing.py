@@ -10,11 +10,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
+from llava_bridge.anyres import makes_tiles
 from llava_bridge.assembly import processor_of, set_generation
 from llava_bridge.chat import IMAGE, template_for
 from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.encoders.transformers_source import FAMILIES, side_of
-from llava_bridge.model_configs import BridgeLlavaConfig
+from llava_bridge.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig
 from llava_bridge.parts import check_llava
 from llava_bridge.vision import EncoderVisionModel, vision_model
 
@@ -38,6 +39,8 @@ def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
     if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:
         wrong = "square pictures" if size is None else f"{IMAGE} in its tokenizer as its config.json says"
         raise UserError(f"llava: {llava}: expected {wrong}")
+    if makes_tiles(theirs.image_processor):
+        _check_tiles(model.config, theirs.image_processor, llava)
     _use_our_tower(model, size, llava)
     template = template_for(theirs.chat_template or tokenizer.chat_template, chat_template)
     processor = processor_of(theirs.image_processor, tokenizer, size, model.config.image_seq_length, template)
@@ -46,6 +49,15 @@ def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
     except UserError as error:
         raise UserError(f"{error}; of {llava}. Name another, such as vicuna_v1, LLaVA-1.5's") from None
     return model, processor
+
+
+def _check_tiles(config: Any, images: Any, where: str) -> None:
+    """Refuse a LLaVA-NeXT whose model would join tiles otherwise than its processor makes them."""
+    told, made = getattr(config, "image_grid_pinpoints", None), images.image_grid_pinpoints
+    if [list(pair) for pair in told or []] != [list(pair) for pair in made]:
+        raise UserError(
+            f"llava: {where}: expected the image_grid_pinpoints of its processor in its config.json, {made}"
+        )
 
 
 def _use_our_tower(model: Any, size: int, where: str) -> None:
@@ -68,7 +80,9 @@ def _use_our_tower(model: Any, size: int, where: str) -> None:
         )
         model.model.vision_tower = vision_model(encoder, config.vision_feature_layer)
         config.vision_config = tower = model.model.vision_tower.config
-        if not isinstance(config, BridgeLlavaConfig):  # others may not say how many tokens a picture takes
+        if not isinstance(
+            config, BridgeLlavaConfig | BridgeLlavaNextConfig
+        ):  # others may not say how many tokens a picture takes
             whole = tower.class_token and config.vision_feature_select_strategy == "full"
             config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(whole)
     model.requires_grad_(True)

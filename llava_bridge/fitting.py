@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, LlavaImageProcessor
 from llava_bridge.encoders.contract import Pixels
 
 Fit = Literal["squash", "pad", "crop"]
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers stores
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers stores
 
 FITS: dict[str, Callable[[int], tuple[Any, dict[str, Any]]]] = {
     "squash": lambda side: (CLIPImageProcessor, {"size": _square(side), "do_center_crop": False}),
@@ -27,7 +27,7 @@ FITS: dict[str, Callable[[int], tuple[Any, dict[str, Any]]]] = {
 
 def image_processor(pixels: Pixels, fit: Fit) -> Any:
     """The image processor that makes ``pixels`` of pictures."""
-    return _made(fit, pixels.size, list(pixels.mean), list(pixels.std), _RESAMPLE[pixels.interpolation])
+    return _made(fit, pixels.size, list(pixels.mean), list(pixels.std), RESAMPLE[pixels.interpolation])
 
 
 def refitted(processor: Any, fit: Fit) -> Any:

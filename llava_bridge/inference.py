@@ -119,9 +119,9 @@ def prompt_ids(chat: Chat, messages: Sequence[Message], pictures: Sequence[Image
         UserError: the messages have not one ``<image>`` for each of the pictures, or the chat template refuses them.
     """
     with refusing("this conversation does not suit the LLM's chat template"):
-        text = chat.prompt(messages)
+        text = chat.prompt(messages, pictures)
     ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if ids.count(chat.image_id) != len(pictures) * chat.image_tokens:
+    if ids.count(chat.image_id) != sum(chat.tokens_of(pictures)):
         raise UserError(f"a prompt has {len(pictures)} pictures but not as many {IMAGE} marks")
     return ids
 
@@ -129,7 +129,10 @@ def prompt_ids(chat: Chat, messages: Sequence[Message], pictures: Sequence[Image
 def generate_inputs(
     model: Any, processor: Any, ids: Sequence[Sequence[int]], pictures: Sequence[Image.Image]
 ) -> dict[str, Tensor]:
-    """What ``model.generate`` reads: prompts padded on the left to (B, L), all their pictures in order (P, 3, S, S)."""
+    """What ``model.generate`` reads: prompts padded on the left to (B, L), all their pictures in order (P, 3, S, S).
+
+    For a LLaVA with tiles pictures are (P, N, 3, S, S), and there are ``image_sizes`` (P, 2).
+    """
     return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | _pixels(pictures, processor, model)
 
 
@@ -158,5 +161,5 @@ def _pixels(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict
     if not pictures:
         return {}
     rgb = [picture.convert("RGB") for picture in pictures]
-    pixels = processor.image_processor(rgb, return_tensors="pt")["pixel_values"]
-    return {"pixel_values": pixels.to(model.device, model.dtype)}
+    shown = processor.image_processor(rgb, return_tensors="pt")
+    return {**shown, "pixel_values": shown["pixel_values"].to(model.device, model.dtype)}

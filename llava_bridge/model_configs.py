@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlavaConfig, PretrainedConfig
+from transformers import LlavaConfig, LlavaNextConfig, PretrainedConfig
 
 from llava_bridge.registration import register_models
 
@@ -18,7 +18,8 @@ class EncoderVisionConfig(PretrainedConfig):
         hidden_size: D.
         num_hidden_layers: index of the last hidden state.
         image_size: S.
-        patch_size: S divided by the side of the token grid.
+        patch_size: S divided by the side of the token grid; in a LLaVA with tiles, of the grid that the projector
+            makes, from which transformers computes how they join.
         class_token: whether token 0 of each hidden state is a class token.
         tokens_of_a_place: how many tokens stand for each place of the grid.
     """
@@ -49,6 +50,24 @@ class BridgeLlavaConfig(LlavaConfig):
     """
 
     model_type = "llava_bridge"
+
+    projector: dict[str, Any] | None = None
+    projector_shape: dict[str, Any] | None = None
+
+    def __post_init__(self, **fields: Any) -> None:
+        register_models()  # not before: transformers may still be in the middle of importing what they need
+        super().__post_init__(**fields)
+
+
+class BridgeLlavaNextConfig(LlavaNextConfig):
+    """The same for a LLaVA with tiles.
+
+    Args:
+        projector: see :class:`BridgeLlavaConfig`.
+        projector_shape: see there.
+    """
+
+    model_type = "llava_next_bridge"
 
     projector: dict[str, Any] | None = None
     projector_shape: dict[str, Any] | None = None

@@ -1,15 +1,19 @@
 """A LLaVA and the loss that it is trained with, in one forward call.
 
-Legend: R rows, T places of a row, P pictures, S side in pixels, N learnt tokens, D width, V vocabulary.
+Legend: R rows, T places of a row, P pictures, S side in pixels, G tiles of a picture (the overview included), N learnt
+tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.losses import linear_cross_entropy
 from llava_bridge.chat import IGNORED
@@ -49,31 +53,54 @@ class Objective(nn.Module):
             attention_mask: (R, T), 0 where a row is padded; None for packed rows.
             position_ids: (R, T) for packed rows: they begin again with each sample, which keeps samples apart.
             num_items_in_batch: learnt tokens over which to average; those of this batch if not given.
-            pictures: ``pixel_values`` (P, 3, S, S) if there are pictures.
+            pictures: ``pixel_values`` (P, 3, S, S) if there are pictures; for a LLaVA with tiles (P, G, 3, S, S), and
+                ``image_sizes`` (P, 2).
         """
-        hidden = self.llava.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-            **pictures,
-        ).last_hidden_state
+        with contextlib.nullcontext() if "pixel_values" in pictures else self._shown_a_blank():
+            hidden = self.llava.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=False,
+                **pictures,
+            ).last_hidden_state
         following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         learnt = following != IGNORED
         total = summed_loss(hidden[learnt], self.llava.lm_head, following[learnt])
         loss = total / (learnt.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        return {"loss": loss if "pixel_values" in pictures else loss + self._nothing(hidden)}
+        return {"loss": loss}
 
-    def _nothing(self, like: Tensor) -> Tensor:
-        """0, by way of the vision tower and the projector.
+    @contextlib.contextmanager
+    def _shown_a_blank(self) -> Iterator[None]:
+        """A blank picture goes through vision tower and projector meanwhile, and 0 of it into the LLM.
 
-        Processes whose batch has no picture must do what the others do: those wait for their gradients, and under
-        ZeRO-3 for the parts of their weights.
+        Processes whose batch has no picture must do what the others do, and in the same order: those wait for their
+        gradients, and under ZeRO-3 for the parts of their weights.
         """
-        size = self.llava.config.vision_config.image_size
-        blank = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)
-        features = self.llava.get_image_features(pixel_values=blank).pooler_output
-        return 0.0 * torch.cat(tuple(features)).sum()
+
+        def add_nothing(_: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            embedded: Tensor = named["inputs_embeds"]
+            blank = blank_picture(self.llava.config, embedded)
+            features = torch.cat(tuple(self.llava.model.get_image_features(**blank, return_dict=True).pooler_output))
+            return arguments, {**named, "inputs_embeds": embedded + 0.0 * features.sum().to(embedded.dtype)}
+
+        hook = self.llava.model.language_model.register_forward_pre_hook(add_nothing, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def blank_picture(config: Any, like: Tensor) -> dict[str, Tensor]:
+    """What a LLaVA of this config is shown of one picture, all zeros, in the precision and at the place of ``like``."""
+    size = config.vision_config.image_size
+    if not hasattr(config, "image_grid_pinpoints"):
+        return {"pixel_values": torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)}
+    tiles = image_size_to_num_patches([size, size], config.image_grid_pinpoints, size)
+    return {
+        "pixel_values": torch.zeros(1, tiles, 3, size, size, dtype=like.dtype, device=like.device),
+        "image_sizes": torch.tensor([[size, size]]),
+    }
 
 
 def summed_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:

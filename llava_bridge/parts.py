@@ -11,13 +11,14 @@ from llava_bridge.encoders.spec import members, parse_spec
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_LLAVAS = ("llava", "llava_bridge", "llava_next", "llava_next_bridge")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def is_llava(directory: str | Path) -> bool:
     """Whether ``directory`` holds a LLaVA in transformers' layout, stock or with parts of ours."""
     config = read_config(directory)
-    return config.get("model_type") in ("llava", "llava_bridge") and "text_config" in config
+    return config.get("model_type") in _LLAVAS and "text_config" in config
 
 
 def is_original(directory: str | Path) -> bool:

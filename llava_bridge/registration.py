@@ -34,9 +34,9 @@ def register_configs() -> None:
     """Enter our configs into transformers' ``AutoConfig``; calling it again does nothing."""
     from transformers import AutoConfig
 
-    from llava_bridge.model_configs import BridgeLlavaConfig, EncoderVisionConfig
+    from llava_bridge.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig, EncoderVisionConfig
 
-    for config in (EncoderVisionConfig, BridgeLlavaConfig):
+    for config in (EncoderVisionConfig, BridgeLlavaConfig, BridgeLlavaNextConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
@@ -45,12 +45,13 @@ def register_models() -> None:
     """Enter our models into transformers' Auto classes."""
     from transformers import AutoModel, AutoModelForImageTextToText
 
-    from llava_bridge.llava import BridgeLlavaForConditionalGeneration
-    from llava_bridge.model_configs import BridgeLlavaConfig, EncoderVisionConfig
+    from llava_bridge.llava import BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration
+    from llava_bridge.model_configs import EncoderVisionConfig
     from llava_bridge.vision import EncoderVisionModel
 
     AutoModel.register(EncoderVisionConfig, EncoderVisionModel, exist_ok=True)
-    AutoModelForImageTextToText.register(BridgeLlavaConfig, BridgeLlavaForConditionalGeneration, exist_ok=True)
+    for llava in (BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration):
+        AutoModelForImageTextToText.register(llava.config_class, llava, exist_ok=True)
 
 
 class _Waiter(importlib.abc.MetaPathFinder):

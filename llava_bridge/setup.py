@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 
 from clips.errors import UserError
+from llava_bridge.anyres import makes_tiles, most_tokens
 from llava_bridge.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.config import Part, StageConfig, TrainConfig
@@ -22,6 +23,7 @@ from llava_bridge.data.batches import Collator, Conversations, PackedText, TextC
 from llava_bridge.existing import take_up
 from llava_bridge.fitting import refitted
 from llava_bridge.launch import is_main_process
+from llava_bridge.llava import ProjectorPart
 from llava_bridge.llm import new_llama, train_tokenizer
 from llava_bridge.processes import barrier
 from llava_bridge.workspace import start_directory
@@ -112,14 +114,19 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
                 features=config.features,
                 projector=config.projector,
                 image_fit=config.image_fit,
+                image_grid_pinpoints=config.image_grid_pinpoints,
                 chat_template=config.chat_template,
                 seed=config.seed,
             )
         )
-    length = _max_length(model.config.text_config, name, stage.max_length)
-    images = (
-        processor.image_processor if stage.image_fit is None else refitted(processor.image_processor, stage.image_fit)
-    )
+    images, longest = processor.image_processor, _LONGEST
+    if makes_tiles(images):
+        longest += most_tokens(processor)
+        if stage.image_fit is not None:
+            raise UserError(f"{name}.image_fit: expected null, since {config.llava} has tiles in all stages")
+    elif stage.image_fit is not None:
+        images = refitted(images, stage.image_fit)
+    length = _max_length(model.config.text_config, name, stage.max_length, longest)
     return Setup(
         model,
         processor,
@@ -175,15 +182,15 @@ def parts_of(model: Any) -> dict[Part, nn.Module]:
     """The parts of a LLaVA that train or are frozen as one."""
     return {
         "vision": model.model.vision_tower,
-        "projector": model.model.multi_modal_projector,
+        "projector": ProjectorPart(model),
         "llm": nn.ModuleList([model.model.language_model, model.lm_head]),
     }
 
 
-def _max_length(config: Any, name: str, wanted: int | None) -> int:
+def _max_length(config: Any, name: str, wanted: int | None, longest: int = _LONGEST) -> int:
     limit = getattr(config, "max_position_embeddings", None)
     if wanted is None:
-        return min(limit or _LONGEST, _LONGEST)
+        return min(limit or longest, longest)
     if limit is not None and wanted > limit:
         raise UserError(f"{name}.max_length: this LLM takes at most {limit} tokens, got {wanted}")
     return wanted

@@ -11,6 +11,7 @@ from typing import Literal
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_manifest
 from clips.errors import UserError
+from llava_bridge.anyres import ImageFit, check_pinpoints
 from llava_bridge.encoders.spec import paths_of
 from llava_bridge.parts import check_encoder, check_llava
 from llava_bridge.projectors import ProjectorConfig
@@ -28,8 +29,10 @@ class SwapConfig:
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs and
             CLIP's ResNets, -1 for timm trunks.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
-        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's), or
-            ``crop`` of the middle.
+        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
+            ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
+        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
+            they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features.
         chat_template: ``auto`` (the LLaVA's own) or the name of one.
         seed: of the projector's weights.
@@ -41,7 +44,8 @@ class SwapConfig:
     image_size: int | None = None
     feature_layer: int | list[int] | None = None
     features: Literal["patch", "cls_patch"] = "patch"
-    image_fit: Literal["squash", "pad", "crop"] = "squash"
+    image_fit: ImageFit = "squash"
+    image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
     seed: int = 0
@@ -49,6 +53,7 @@ class SwapConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise UserError(f"image_size: expected at least 1, got {self.image_size}")
+        check_pinpoints(self.image_fit, self.image_grid_pinpoints)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
 

@@ -106,6 +106,31 @@ def make_talk(directory: Path, samples: int = 16) -> Path:
     return directory
 
 
+SHAPES = ((40, 24), (24, 40), (64, 64), (200, 30))
+"""Widths and heights of an album's pictures."""
+
+
+def make_album(directory: Path) -> Path:
+    """Noise of several shapes with talk about one picture, two, and none."""
+    directory.mkdir(parents=True)
+    for number, size in enumerate(SHAPES):
+        Image.effect_noise(size, 60).convert("RGB").save(directory / f"{number}.png")
+    shown = [[number] for number in range(len(SHAPES))] + [[0, 2], [], []]
+    rows = [
+        {
+            "id": str(number),
+            "image": [f"{one}.png" for one in pictures],
+            "conversations": [
+                {"from": "human", "value": "<image>\n" * len(pictures) + "What colour is it?"},
+                {"from": "gpt", "value": COLOURS[number % len(COLOURS)]},
+            ],
+        }
+        for number, pictures in enumerate(shown)
+    ]
+    (directory / "talk.json").write_text(json.dumps(rows))
+    return directory
+
+
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
     from clips.commandline import to_yaml

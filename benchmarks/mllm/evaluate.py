@@ -179,7 +179,9 @@ def _input(processor: Any) -> Entries:
 
 
 def _resize(images: Any) -> str:
-    """How an image processor makes a square of a picture."""
+    """How an image processor makes a square of a picture, or several."""
+    if pinpoints := getattr(images, "image_grid_pinpoints", None):
+        return "anyres " + " ".join(f"{height}x{width}" for height, width in pinpoints)
     if getattr(images, "do_center_crop", False):
         return "shortest side, centre crop"
     if getattr(images, "do_pad", False):

@@ -1,7 +1,7 @@
 """Samples become batches: tokens padded on the right or packed, labels, pixels.
 
-Legend: B samples, R rows, T tokens of a row, P pictures in the batch, S side in pixels, K positions whose logits are
-needed.
+Legend: B samples, R rows, T tokens of a row, P pictures in the batch, N tiles of a picture (the overview included), S
+side in pixels, K positions whose logits are needed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Conversations(Dataset):
 
     def sizes(self) -> list[int]:
         """How long each sample is, in characters and picture tokens: near enough to put like with like."""
-        tokens = self.chat.image_tokens * 4  # about four characters make a token
+        tokens = self.chat.usual_tokens * 4  # about four characters make a token
         return [
             sum(len(turn.content) for turn in sample.turns) + tokens * len(sample.images) for sample in self.samples
         ]
@@ -69,8 +69,8 @@ class Conversations(Dataset):
             IMAGE in turn.content for turn in sample.turns if turn.role == "assistant"
         ):
             raise SampleError(f"{len(sample.images)} pictures but {sum(marks)} {IMAGE} marks in what the user says")
-        encoded = self.chat.encode(messages, self.max_length)
         pictures = [picture.open() for picture in sample.images]
+        encoded = self.chat.encode(messages, self.max_length, pictures)
         return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pictures": pictures}
 
 
@@ -93,7 +93,9 @@ class Collator:
 
         Returns:
             ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T);
-            ``pixel_values`` (P, 3, S, S) in the order in which the tokens mention them; ``skipped`` (name, reason).
+            ``pixel_values`` (P, 3, S, S) in the order in which the tokens mention them; ``skipped`` (name, reason). For
+            a LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), zeros behind those of pictures with fewer, and
+            ``image_sizes`` (P, 2), heights and widths.
         """
         lengths = [len(item["input_ids"]) for item in items]
         rows = [[index] for index in range(len(items))] if self.room is None else pack(lengths, self.room)
@@ -111,7 +113,7 @@ class Collator:
             batch["position_ids"] = _right_padded(places, 0)
         pictures = [picture for row in rows for index in row for picture in items[index]["pictures"]]
         if pictures:
-            batch["pixel_values"] = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            batch.update(self.image_processor(pictures, return_tensors="pt"))
         return batch
 
 

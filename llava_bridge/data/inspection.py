@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import Any
 
 from clips.artifact import say, write_file
 from clips.errors import UserError
+from llava_bridge.anyres import ImageFit, check_pinpoints, pinpoints_for, tile_maker, tokens_of_picture
 from llava_bridge.data.samples import DataConfig, Sample
 
 _THUMBNAIL = 320
@@ -30,7 +33,11 @@ class InspectConfig(DataConfig):
     Args:
         llm: the LLM's directory, whose tokenizer and chat template are used.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
-        image_tokens: how many tokens a picture takes: 576 for a ViT-L/14 at 336 pixels.
+        image_tokens: how many tokens a picture takes: 576 for a ViT-L/14 at 336 pixels. With ``image_fit: anyres`` that
+            is one of its tiles.
+        image_fit: ``anyres`` counts the tokens of pictures that are cut into tiles; other ways do not matter here.
+        image_size: with ``anyres``: side of a tile in pixels.
+        image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
         max_length: longest sequence in tokens, pictures included.
         shown: how many samples are printed.
         scan: how many are read, spread evenly; 0 reads all.
@@ -40,6 +47,9 @@ class InspectConfig(DataConfig):
     llm: str
     chat_template: str = "auto"
     image_tokens: int = 576
+    image_fit: ImageFit = "squash"
+    image_size: int = 336
+    image_grid_pinpoints: list[list[int]] | None = None
     max_length: int = 2048
     shown: int = 3
     scan: int = 1000
@@ -47,9 +57,12 @@ class InspectConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("image_tokens", 1), ("max_length", 1), ("shown", 0), ("scan", 0)):
+        for name, least in (("image_tokens", 1), ("image_size", 1), ("max_length", 1), ("shown", 0), ("scan", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        check_pinpoints(self.image_fit, self.image_grid_pinpoints)
+        if self.image_fit == "anyres" and math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
+            raise UserError(f"image_tokens: expected a square number, those of a tile, got {self.image_tokens}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +111,21 @@ def _chat(config: InspectConfig) -> Any:
     tokenizer = load_tokenizer(config.llm)
     add_image_token(tokenizer)
     template = template_for(tokenizer.chat_template, config.chat_template)
-    return Chat(tokenizer, template, config.image_tokens, must_end=config.chat_template not in NEVER_END)
+    tokens: Any = config.image_tokens
+    if config.image_fit == "anyres":
+        tokens = functools.partial(tokens_of_picture, _tiling(config, tokenizer, template))
+    return Chat(tokenizer, template, tokens, must_end=config.chat_template not in NEVER_END)
+
+
+def _tiling(config: InspectConfig, tokenizer: Any, template: str) -> Any:
+    """The processor of a LLaVA with such tiles."""
+    from llava_bridge.assembly import processor_of
+    from llava_bridge.encoders.contract import Pixels
+
+    none = (0.0, 0.0, 0.0)  # only sizes matter
+    pixels = Pixels(size=config.image_size, mean=none, std=none, interpolation="bicubic")
+    images = tile_maker(pixels, pinpoints_for(config.image_size, config.image_grid_pinpoints))
+    return processor_of(images, tokenizer, config.image_size, config.image_tokens, template)
 
 
 def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:

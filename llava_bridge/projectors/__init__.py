@@ -138,10 +138,16 @@ def _refuse_all_but_grids(config: ProjectorConfig, shape: Shape) -> None:
         raise UserError(f"features: expected patch, which alone {config.name} takes, got cls_patch")
 
 
+def keeps_places(config: ProjectorConfig) -> bool:
+    """Whether its tokens stand for the places of a square grid, in rows."""
+    return _entry(config).keeps_places
+
+
 @dataclasses.dataclass(frozen=True)
 class _Projector:
     module: str
     tokens: Callable[[ProjectorConfig, Shape], int]
+    keeps_places: bool = True
 
 
 PROJECTORS: dict[str, _Projector] = {
@@ -150,9 +156,10 @@ PROJECTORS: dict[str, _Projector] = {
     "pixel_shuffle": _Projector("PixelShuffle", _by_factor),
     "pool": _Projector("Pool", _by_factor),
     "c_abstractor": _Projector("CAbstractor", _square),
-    "perceiver": _Projector("Perceiver", _asked_for),
+    "perceiver": _Projector("Perceiver", _asked_for, keeps_places=False),
 }
-"""Name → its class in :mod:`llava_bridge.projectors.modules`, and how many tokens it gives; mlpNx_gelu for any N."""
+"""Name → its class in :mod:`llava_bridge.projectors.modules`, how many tokens it gives, and whether these have places;
+mlpNx_gelu for any N."""
 
 
 def _entry(config: ProjectorConfig) -> _Projector:

@@ -1,0 +1,236 @@
+"""Pictures as tiles: what the LLM gets, against transformers' own LLaVA-NeXT and against tiles joined by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+from PIL import Image
+
+from clips.errors import UserError
+from llava_bridge import answer
+from llava_bridge.anyres import check_pinpoints, most_tokens, pinpoints_for, pixels_of_token, tokens_of_picture
+from llava_bridge.assembly import Assembly, assemble, make_chat
+from llava_bridge.chat import SampleError
+from llava_bridge.data import DataConfig, read_samples
+from llava_bridge.data.batches import Collator, Conversations
+from llava_bridge.objective import Objective
+from llava_bridge.projectors import PROJECTORS, ProjectorConfig, Shape
+from llava_bridge.setup import parts_of
+
+GRIDS = {"mlp2x_gelu": 4, "mlp3x_gelu": 4, "linear": 4, "pixel_shuffle": 2, "pool": 2, "c_abstractor": 2}
+SIZES = (*bridge_world.SHAPES, (97, 33), (32, 32), (1, 400), (400, 1), (30, 300))
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With room for two pictures of four tiles."""
+    return str(bridge_world.make_llm(tmp_path_factory.mktemp("anyres") / "llm", context=400))
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bridge_world.make_album(tmp_path_factory.mktemp("anyres") / "album")
+
+
+@pytest.fixture(scope="module")
+def llava(bridge_encoder: Path, llm: str) -> tuple[Any, Any]:
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", seed=3))
+    for parameter in model.parameters():  # untrained layers of norm 1 hide mistakes
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
+    return model, processor
+
+
+def noise(*sizes: tuple[int, int]) -> list[Image.Image]:
+    return [Image.effect_noise(size, 60).convert("RGB") for size in sizes]
+
+
+def conversations(llava: tuple[Any, Any], album: Path, length: int = 400) -> Conversations:
+    return Conversations(read_samples(DataConfig(path=str(album / "talk.json"))), make_chat(*llava), length)
+
+
+def batch_of(items: list[dict[str, Any]], processor: Any, room: int | None = None) -> dict[str, torch.Tensor]:
+    batch = Collator(processor.image_processor, processor.tokenizer.pad_token_id, room)(items)
+    batch.pop("skipped")
+    return batch
+
+
+def learnt(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    loss.backward()
+    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_picture_has_as_many_tokens_as_features(name: str, bridge_encoder: Path, llm: str) -> None:
+    projector = ProjectorConfig(name=name, tokens=4)
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", projector=projector))
+    pictures = noise(*SIZES)
+    features = model.get_image_features(**processor.image_processor(pictures, return_tensors="pt")).pooler_output
+    counted = [tokens_of_picture(processor, picture) for picture in pictures]
+    assert [len(one) for one in features] == counted
+    assert make_chat(model, processor).tokens_of(pictures) == counted
+    assert len(set(counted)) > 4
+    grid = GRIDS[name]
+    assert max(counted) == most_tokens(processor) == grid**2 + 2 * grid * (2 * grid + 1)
+    for picture, count in zip(pictures, counted, strict=True):  # transformers' own way to ask
+        inputs = processor(images=picture, text="<image>\nWhat?", return_tensors="pt")
+        assert int((inputs["input_ids"] == model.config.image_token_index).sum()) == count
+    assert len(answer(model, processor, [pictures[0], None, pictures[1:3]], ["a", "b", "c"], max_new_tokens=2)) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "tiles", "kept"),
+    [
+        ((40, 24), (1, 2), (slice(0, 4), slice(1, 7))),  # 32 × 64: 40 × 24 leaves bars of a patch left and right
+        ((64, 64), (2, 2), (slice(0, 8), slice(0, 8))),
+        ((200, 30), (1, 3), (slice(1, 3), slice(0, 12))),
+    ],
+)
+def test_tiles_are_joined_as_by_hand(size: Any, tiles: Any, kept: Any, llava: tuple[Any, Any]) -> None:
+    model, processor = llava
+    made = processor.image_processor(noise(size), return_tensors="pt")
+    assert made["pixel_values"].shape == (1, 1 + tiles[0] * tiles[1], 3, 32, 32)
+    with torch.no_grad():
+        found = model.get_image_features(**made).pooler_output[0]
+        states = model.model.vision_tower(made["pixel_values"][0], output_hidden_states=True).hidden_states[-2]
+        projected = model.model.multi_modal_projector(states[:, 1:] if states.shape[1] == 17 else states)
+    overview, *cut = projected.unflatten(1, (4, 4))
+    rows = [torch.cat(cut[row * tiles[1] : (row + 1) * tiles[1]], dim=1) for row in range(tiles[0])]
+    whole = torch.cat(rows)[kept]
+    ends = model.model.image_newline.detach().expand(len(whole), 1, -1)
+    wanted = torch.cat([overview.flatten(0, 1), torch.cat([whole, ends], dim=1).flatten(0, 1)])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_overview_and_the_tiles_are_parts_of_the_picture(llava: tuple[Any, Any]) -> None:
+    """Left black, right white: the first tile is black, the second white, the overview has both."""
+    picture = Image.new("RGB", (64, 32), "black")
+    picture.paste("white", (32, 0, 64, 32))
+    (shown,) = llava[1].image_processor([picture], return_tensors="pt")["pixel_values"]
+    bright = shown * torch.tensor([0.2, 0.3, 0.25])[:, None, None] + torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+    assert bright[1].abs().max() < 1e-5
+    assert (bright[2] - 1).abs().max() < 1e-5
+    assert bright[0, :, :, :14].abs().max() < 0.01
+    assert (bright[0, :, :, 18:] - 1).abs().max() < 0.01
+
+
+def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, Any], album: Path) -> None:
+    """Samples of one picture, two, none; pictures of several shapes."""
+    model, processor = llava
+    data = conversations(llava, album)
+    batch = batch_of([data[index] for index in range(7)], processor)
+    assert batch["pixel_values"].shape == (6, 5, 3, 32, 32)
+    assert batch["image_sizes"].tolist() == [[24, 40], [40, 24], [64, 64], [30, 200], [24, 40], [64, 64]]
+    model.requires_grad_(True)
+    loss = Objective(model)(**batch)["loss"]
+    theirs = model(**batch).loss
+    assert loss.item() == pytest.approx(theirs.item(), abs=1e-5)
+    ours, wanted = learnt(model, loss), learnt(model, theirs)
+    assert ours.keys() == wanted.keys()
+    assert ours["model.image_newline"].any()
+    for name, value in wanted.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_packed_samples_have_the_losses_of_padded_ones(llava: tuple[Any, Any], album: Path) -> None:
+    model, processor = llava
+    data = conversations(llava, album)
+    items = [data[index] for index in (3, 5, 4, 0)]
+    model.requires_grad_(True)
+    padded, packed = batch_of(items, processor), batch_of(items, processor, 250)
+    assert len(packed["input_ids"]) < len(padded["input_ids"])
+    one, other = (Objective(model)(**batch)["loss"] for batch in (padded, packed))
+    assert one.item() == pytest.approx(other.item(), abs=1e-5)
+    ours, wanted = learnt(model, one), learnt(model, other)
+    for name, value in wanted.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(
+    llava: tuple[Any, Any], album: Path
+) -> None:
+    model, processor = llava
+    data = conversations(llava, album)
+    model.requires_grad_(True)
+    batch = batch_of([data[5], data[6]], processor)
+    assert "pixel_values" not in batch
+    loss = Objective(model)(**batch)["loss"]
+    assert loss.item() == pytest.approx(model(**batch).loss.item(), abs=1e-5)
+    gradients = learnt(model, loss)
+    names = {name for name, _ in model.named_parameters() if "projector" in name or "newline" in name}
+    assert len(names) == 5
+    assert names <= gradients.keys()
+    assert not any(gradients[name].any() for name in names)
+    assert any(value.any() for name, value in gradients.items() if "language_model" in name)
+
+
+def test_the_token_at_the_ends_of_rows_is_a_part_of_the_projector(llava: tuple[Any, Any]) -> None:
+    parts, model = parts_of(llava[0]), llava[0]
+    owned = [{id(weight) for weight in part.parameters()} for part in parts.values()]
+    assert id(model.model.image_newline) in {id(weight) for weight in parts["projector"].parameters()}
+    assert set.union(*owned) == {id(weight) for weight in model.parameters()}
+    assert sum(map(len, owned)) == len(list(model.parameters()))
+
+
+def test_no_picture_is_cut(llava: tuple[Any, Any], album: Path) -> None:
+    data = conversations(llava, album)
+    lengths = [len(data.encode(sample)["input_ids"]) for sample in data.samples]
+    assert lengths[2] - lengths[0] == 88 - 44
+    assert data.sizes()[4] > data.sizes()[0] > data.sizes()[5]
+    short = conversations(llava, album, 80)
+    assert short.encode(short.samples[0])["input_ids"].count(short.chat.image_id) == 44
+    with pytest.raises(SampleError, match="its pictures do not fit into 80 tokens"):
+        short.encode(short.samples[2])
+
+
+def test_marks_and_pictures_must_be_equally_many(llava: tuple[Any, Any]) -> None:
+    for prompt, pictures in (("<image> <image> What?", noise((40, 24))), ("<image> What?", noise((40, 24), (9, 9)))):
+        with pytest.raises(UserError, match="pictures but not as many <image> marks"):
+            answer(*llava, [pictures], [prompt], max_new_tokens=2)
+
+
+def test_pinpoints() -> None:
+    assert pinpoints_for(336, None) == [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    assert pinpoints_for(16, [(32, 16)]) == [[32, 16]]
+    with pytest.raises(UserError, match=r"image_grid_pinpoints: expected multiples of 32, .* got \[32, 48\]"):
+        pinpoints_for(32, [[32, 64], [32, 48]])
+    check_pinpoints("anyres", [[32, 64]])
+    check_pinpoints("pad", None)
+    for wrong in ([], [[32]], [[0, 32]]):
+        with pytest.raises(UserError, match="image_grid_pinpoints: expected pairs of height and width"):
+            check_pinpoints("anyres", wrong)
+    with pytest.raises(UserError, match=r"image_grid_pinpoints: expected none but .*, got image_fit pad"):
+        check_pinpoints("pad", [[32, 64]])
+
+
+def test_one_pinpoint_of_ones_own(bridge_encoder: Path, llm: str) -> None:
+    model, processor = assemble(
+        Assembly(encoder=str(bridge_encoder), llm=llm, image_fit="anyres", image_grid_pinpoints=[[64, 128]])
+    )
+    (picture,) = noise((100, 100))
+    assert processor.image_processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 9, 3, 32, 32)
+    assert model.config.image_grid_pinpoints == [[64, 128]]
+
+
+def test_what_has_no_places_is_refused(bridge_encoder: Path, llm: str) -> None:
+    assert PROJECTORS.keys() - GRIDS.keys() == {"perceiver"}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"projector": ProjectorConfig(name="perceiver")}, r"projector\.name: expected one whose tokens keep"),
+        ({"encoder": f"several:interleave:{bridge_encoder} + timm:test_vit@random"}, "encoder: expected one token"),
+        ({"image_grid_pinpoints": [[32, 65]]}, "image_grid_pinpoints: expected multiples of 32"),
+    ]
+    for fields, message in refused:
+        with pytest.raises(UserError, match=f"^{message}"):
+            assemble(Assembly(**{"encoder": str(bridge_encoder), "llm": llm, "image_fit": "anyres", **fields}))
+    with pytest.raises(UserError, match=r"^features: expected patch with image_fit anyres, got cls_patch"):
+        pixels_of_token(ProjectorConfig(), Shape(patches=16, width=8, llm=8, extra=1), 32)
+    coarse = ProjectorConfig(name="c_abstractor", tokens=49)
+    with pytest.raises(
+        UserError, match=r"^image_size: 7 × 7 tokens for a tile of 32 pixels .* expected a multiple of 7"
+    ):
+        pixels_of_token(coarse, Shape(patches=64, width=8, llm=8), 32)
