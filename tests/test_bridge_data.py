@@ -244,13 +244,23 @@ def test_packed_text_loses_nothing_between_its_blocks(chat: Chat) -> None:
 
 
 def test_order_is_whole_epochs_a_function_of_the_seed_and_groups_sizes() -> None:
-    sizes = [(7 * n) % 100 for n in range(100)]
+    sizes = [(True, (7 * n) % 100) for n in range(100)]
     order = list(GroupedOrder(sizes, batch_size=10, total=200, seed=5))
     assert Counter(order) == dict.fromkeys(range(100), 2)
     assert order == list(GroupedOrder(sizes, batch_size=10, total=200, seed=5))
     assert order != list(GroupedOrder(sizes, batch_size=10, total=200, seed=6))
-    batches = [[sizes[n] for n in order[start : start + 10]] for start in range(0, 200, 10)]
+    batches = [[sizes[n][1] for n in order[start : start + 10]] for start in range(0, 200, 10)]
     assert max(max(batch) - min(batch) for batch in batches) <= 10
     firsts = [batch[0] for batch in batches]
     assert firsts != sorted(firsts)  # short and long batches alternate
     assert len(list(GroupedOrder(sizes, batch_size=10, total=33, seed=0))) == 33
+
+
+def test_a_batch_has_pictures_or_none() -> None:
+    sizes = [(n % 3 > 0, (7 * n) % 100) for n in range(330)]
+    order = list(GroupedOrder(sizes, batch_size=10, total=330, seed=5))
+    kinds = [{sizes[n][0] for n in order[start : start + 10]} for start in range(0, 320, 10)]
+    assert sum(len(kind) == 2 for kind in kinds) <= 1
+    assert kinds.count({False}) >= 9
+    shown = [max(kind) for kind in kinds]
+    assert shown != sorted(shown)  # both kinds alternate

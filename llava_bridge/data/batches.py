@@ -47,11 +47,15 @@ class Conversations(Dataset):
                 skipped.append((sample.name, f"{type(error).__name__}: {error}"))
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {skipped[0][0]}: {skipped[0][1]}")
 
-    def sizes(self) -> list[int]:
-        """How long each sample is, in characters and picture tokens: near enough to put like with like."""
-        tokens = self.chat.usual_tokens * 4  # about four characters make a token
+    def sizes(self) -> list[tuple[bool, int]]:
+        """Of each sample, to put like with like: whether it shows pictures, and about how long it is.
+
+        Lengths are characters, a picture's tokens counted as four each.
+        """
+        tokens = self.chat.usual_tokens * 4
         return [
-            sum(len(turn.content) for turn in sample.turns) + tokens * len(sample.images) for sample in self.samples
+            (bool(sample.images), sum(len(turn.content) for turn in sample.turns) + tokens * len(sample.images))
+            for sample in self.samples
         ]
 
     def encode(self, sample: Sample) -> dict[str, Any]:
@@ -201,9 +205,9 @@ class PackedText(Dataset):
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def sizes(self) -> list[int]:
-        """The length of each block, all alike."""
-        return [self.blocks.shape[1]] * len(self)
+    def sizes(self) -> list[tuple[bool, int]]:
+        """No pictures, and the length of each block, all alike."""
+        return [(False, self.blocks.shape[1])] * len(self)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": self.blocks[index], "labels": self.blocks[index]}

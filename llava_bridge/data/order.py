@@ -14,19 +14,20 @@ _BATCHES_SORTED_TOGETHER = 32
 
 
 class GroupedOrder(Sampler[int]):
-    """``total`` sample indices: shuffled epochs end to end, then batches filled with samples of like size.
+    """``total`` sample indices: shuffled epochs end to end, then batches filled with like samples.
 
-    Like sizes together mean less padding. The sizes are sorted among a few batches at a time, and those
-    batches are shuffled again, so that short and long ones alternate at random.
+    Like lengths together mean less padding, and a batch without pictures leaves the encoder out. Samples are sorted
+    among a few batches at a time, those without pictures first, so that one of those batches at most has both kinds.
+    Then these batches are shuffled, so that all sorts alternate at random. LLaVA calls it ``group_by_modality_length``.
 
     Args:
-        sizes: of each sample, in any unit that grows with its tokens.
+        sizes: whether each sample shows pictures, and its length in any unit that grows with its tokens.
         batch_size: samples in an optimizer step, over all processes.
         total: how many indices to give.
         seed: of all shuffling.
     """
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, total: int, seed: int) -> None:
+    def __init__(self, sizes: Sequence[tuple[bool, int]], batch_size: int, total: int, seed: int) -> None:
         self.sizes = sizes
         self.batch_size = batch_size
         self.total = total
