@@ -89,7 +89,7 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         values["grad_norm"] = late_norm
         refuse_non_finite(values, run.loop.step)
     if run.average is not None:
-        run.average.update(run.parallel.weights())
+        run.average.update(run.parallel.held())
     return {**values, "lr": rate}
 
 
