@@ -310,5 +310,6 @@ def _complain(program: str, message: str) -> int:
     sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
     if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, behind its own traceback, are then ours
         with contextlib.suppress(OSError):
-            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}), encoding="utf-8")
+            told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": told}), encoding="utf-8")
     return EXIT_USER_ERROR

@@ -69,7 +69,7 @@ def _export_checkpoint(config: ExportConfig) -> None:
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")
     model = _rebuild(recorded, checkpoint)
-    done = {"steps": loop.step, "samples_seen": loop.samples_seen, "seconds": loop.seconds}
+    done: dict[str, Any] = {"steps": loop.step, "samples_seen": loop.samples_seen, "seconds": loop.seconds}
     with artifact_directory(config.output, kind="encoder") as partial:
         write_encoder(model, partial)
         manifest = write_manifest(

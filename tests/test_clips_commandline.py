@@ -261,9 +261,9 @@ def test_a_mistake_in_the_yaml_is_one_line(capsys: pytest.CaptureFixture[str], t
 def test_torchrun_is_told_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     assert run("job", "x", "--stepz", "3") == 2
-    told = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))
+    told = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))["message"]
     assert told["message"] == "tool job: unknown key 'stepz'; did you mean 'steps'?"
-    assert told["timestamp"] > 0
+    assert int(told["extraInfo"]["timestamp"]) > 0
 
 
 def test_what_is_not_the_users_mistake_keeps_its_traceback():
