@@ -35,8 +35,8 @@ def run(config: RunConfig) -> None:
     row = Row(config)
     if config.device == "cuda":
         _ = row.device  # refused at once where there is none
-    for benchmark in config.benchmarks:
-        _check(row, benchmark)
+    for number, benchmark in enumerate(config.benchmarks, 1):
+        _check(row, benchmark, f"benchmarks[{number}]")
     writable_directory(Path(config.results) / config.row)
     results = [_one(row, benchmark) for benchmark in config.benchmarks]
     failed = [f"{result.benchmark} ({result.reason})" for result in results if result.status == "failed"]
@@ -44,13 +44,13 @@ def run(config: RunConfig) -> None:
         raise UserError(f"failed: {', '.join(failed)}")
 
 
-def _check(row: Row, config: BenchmarkConfig) -> None:
-    """Refuse what no benchmark could run with."""
+def _check(row: Row, config: BenchmarkConfig, item: str) -> None:
+    """Refuse what no benchmark could run with; ``item`` is the config's place."""
     row.model(find(config.entry).needs)
     for field in ("data", "images"):
         path = getattr(config, field)
         if path is not None and not Path(path).exists():
-            raise UserError(f"benchmarks.{field}: {path}: no such file or directory (benchmark '{config.name}')")
+            raise UserError(f"{item}.{field}: {path}: no such file or directory (benchmark '{config.name}')")
 
 
 def _one(row: Row, config: BenchmarkConfig) -> Result:

@@ -8,6 +8,7 @@ called, so ``clips --help`` is quick although training needs torch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from clips.helptext import add_help, item_help, summary
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # the deepspeed launcher adds it; the environment says the same
+_LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for what a process has to say of its end
 _HELP = {"-h", "--help", "help"}
 _FLAG = re.compile(r"--\w[\w.-]*")
 _ALONE = ("--help", "--print_config")  # flags without a value
@@ -179,7 +182,9 @@ def parse_config(
             built = parser.instantiate(parser.parse_args(_name_positionals(arguments, positional, rest)))
             return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
     except jsonargparse.ArgumentError as error:
-        raise UserError(f"{prog}: {one_line(str(error), config_class)}") from None
+        raise UserError(
+            f"{prog}: {one_line(str(error), config_class, lambda field: _given(arguments, field))}"
+        ) from None
     except SystemExit as stop:  # --help and --print_config
         if stop.code in {0, None}:
             return None
@@ -204,9 +209,26 @@ def from_plain(config_class: type, values: Mapping[str, Any], *, what: str) -> A
         built = parser.instantiate(parser.parse_object(dict(values)))
         return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
     except jsonargparse.ArgumentError as error:
-        raise UserError(f"{what}: {one_line(str(error), config_class)}") from None
+        raise UserError(f"{what}: {one_line(str(error), config_class, values.get)}") from None
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
+
+
+def _given(arguments: Sequence[str], field: str) -> Any:
+    """What flags and ``--config`` files say of a field, the last of them; None where they say nothing."""
+    import yaml
+
+    found = None
+    for number, word in enumerate(arguments):
+        flag, _, value = word.partition("=")
+        value = value or next(iter(arguments[number + 1 :]), "")
+        with contextlib.suppress(yaml.YAMLError, OSError):
+            if flag == f"--{field}":
+                found = yaml.safe_load(value)
+            elif flag == "--config":
+                file = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                found = file.get(field, found) if isinstance(file, dict) else found
+    return found
 
 
 def _parser(config_class: type, prog: str, positional: Sequence[str], rest: str | None = None) -> Any:
@@ -284,6 +306,10 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 
 def _complain(program: str, message: str) -> int:
-    line = message if message.startswith(program) else f"{program}: {message}"
-    sys.stderr.write(" ".join(line.splitlines()) + "\n")  # at one go: under a launcher others write there too
+    line = " ".join((message if message.startswith(program) else f"{program}: {message}").splitlines())
+    sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
+    if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, behind its own traceback, are then ours
+        with contextlib.suppress(OSError):
+            told = {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": told}), encoding="utf-8")
     return EXIT_USER_ERROR

@@ -7,7 +7,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 _UNKNOWN_KEY = re.compile(
@@ -22,8 +22,14 @@ _VALUE = re.compile(r"(?:Got value|Given value): (?P<value>.*)", re.DOTALL)
 _PLAIN_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
-def one_line(message: str, config_class: type) -> str:
-    """jsonargparse's ``message`` about ``config_class`` in our words, or its own on one line."""
+def one_line(message: str, config_class: type, given: Callable[[str], Any] = lambda field: None) -> str:
+    """jsonargparse's ``message`` about ``config_class`` in our words, or its own on one line.
+
+    Args:
+        message: what it said.
+        config_class: what was to be built.
+        given: a field's name → what the user gave for it, to tell which item of a list is meant; None if not known.
+    """
     field = _FIELD.search(message)
     if absent := _ABSENT.search(message):
         return f"--config: no such file: {absent['file']}"
@@ -37,13 +43,23 @@ def one_line(message: str, config_class: type) -> str:
         )
     where = f"{field['key']}: " if field else ""
     if missing := _MISSING.search(message):
-        return f"{where}missing {missing['names'].strip()}"
+        names = missing["names"].strip()
+        return f"{field['key']}{_lacking(given(field['key']), names)}: missing {names}" if field else f"missing {names}"
     kinds = dict(field_types(config_class))
     if field and field["key"] in kinds:
         value = _VALUE.search(message)
         got = f", got {_squeeze(value['value'])}" if value else f" ({_last_part(message)})"
         return f"{where}expected {describe_type(kinds[field['key']])}{got}"
     return _squeeze(message)
+
+
+def _lacking(items: Any, names: str) -> str:
+    """``[2]``, the first of the ``items`` that lacks one of ``names``; nothing where none can be told."""
+    wanted = set(names.replace(",", " ").split())
+    for number, item in enumerate(items if isinstance(items, list) else (), 1):
+        if isinstance(item, dict) and not wanted <= item.keys():
+            return f"[{number}]"
+    return ""
 
 
 def _unknown_key(key: str, config_class: type) -> str:

@@ -125,7 +125,5 @@ class TrainConfig:
         zero = self.scale.parallel.startswith("zero")
         if zero and self.optim.skip_spikes is not None:
             raise UserError("optim.skip_spikes: expected null under ZeRO, which tells a gradient's norm after the step")
-        if self.scale.parallel == "zero3" and self.average is not None:
-            raise UserError("average: expected null under scale.parallel: zero3; fsdp can average")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")

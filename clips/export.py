@@ -23,6 +23,7 @@ from clips.modelcard import write_model_card
 from clips.recipes import RecipeConfig
 from clips.rundir import read_run_config
 from clips.runlog import METRICS
+from clips.stages import stages_so_far
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ def _export_checkpoint(config: ExportConfig) -> None:
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")
     model = _rebuild(recorded, checkpoint)
+    done: dict[str, Any] = {"steps": loop.step, "samples_seen": loop.samples_seen, "seconds": loop.seconds}
     with artifact_directory(config.output, kind="encoder") as partial:
         write_encoder(model, partial)
         manifest = write_manifest(
@@ -77,9 +79,8 @@ def _export_checkpoint(config: ExportConfig) -> None:
             seed=recorded["seed"],
             data={"sources": loop.sources},
             parents={"checkpoint": checkpoint},
-            steps=loop.step,
-            samples_seen=loop.samples_seen,
-            seconds=loop.seconds,
+            stages=stages_so_far(recorded, done, model.image_size),
+            **done,
             last=_last_validation(checkpoint, loop.step),
             licence=config.licence or recorded.get("licence"),
         )

@@ -44,6 +44,7 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         captioner=(directory / "captioner.safetensors").is_file(),
         licence=manifest.get("licence") or "unknown",
         described=manifest["data"].get("sources", []),
+        stages=manifest["stages"],
         results=results(manifest.get("last") or {}),
     )
 

@@ -8,13 +8,16 @@ stages:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from clips.artifact import MANIFEST, read_manifest
 from clips.commandline import from_plain, plain
 from clips.config import TrainConfig
 from clips.errors import UserError
 
 _LENGTHS = ("steps", "samples", "epochs")
+_STAGES = ".stages"
 
 
 def stage_configs(config: TrainConfig) -> list[TrainConfig]:
@@ -35,12 +38,36 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
         if any(name in fields for name in _LENGTHS):
             values |= dict.fromkeys(_LENGTHS)
         _lay_over(values, fields, f"stages[{number}]")
-        values["output"] = config.output if last else f"{config.output}.stages/{number}"
+        values["output"] = config.output if last else f"{config.output}{_STAGES}/{number}"
         values["seed"] = config.seed + number - 1
         if found:
             values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
         found.append(from_plain(TrainConfig, values, what=f"stages[{number}]"))
     return found
+
+
+def stages_so_far(config: Mapping[str, Any], loop: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
+    """What each stage of a training has done, for its manifest; the last is the one that ``config`` is of.
+
+    Args:
+        config: of the stage, as plain data.
+        loop: its steps, samples_seen and seconds.
+        image_size: pixels of a picture's side.
+    """
+    model, folder = config["model"], _folder(config["output"])
+    begun_from = model["pretrained"] or model["pretrained_trunk"]
+    before: list[dict[str, Any]] = []
+    if begun_from is not None and Path(begun_from).parent == folder and (Path(begun_from) / MANIFEST).is_file():
+        before = read_manifest(Path(begun_from)).get("stages", [])
+    done = {name: loop[name] for name in ("steps", "samples_seen", "seconds")}
+    this = {"begun_from": begun_from, "image_size": image_size, "batch_size": config["batch_size"]}
+    return [*before, this | done]
+
+
+def _folder(output: str) -> Path:
+    """Where the stages of a training are whose last, or another of whose stages, writes into ``output``."""
+    parent = Path(output).parent
+    return parent if parent.name.endswith(_STAGES) else Path(f"{output}{_STAGES}")
 
 
 def _lay_over(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:

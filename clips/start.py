@@ -158,9 +158,9 @@ def _take_up_moments(parallel: DataParallel, latest: Path) -> None:
 
 
 def _average(decay: float, parallel: DataParallel, latest: Path | None, loop: LoopState) -> Average:
-    average = Average(decay, parallel.weights(), updates=loop.step - loop.skipped)
+    average = Average(decay, parallel.held(), updates=loop.step - loop.skipped)
     if latest is not None:
-        load_tensors(latest, average.state, "average.")
+        parallel.load_held(average.state, lambda tensors: load_tensors(latest, tensors, "average."))
     return average
 
 

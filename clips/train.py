@@ -32,7 +32,7 @@ from clips.parallel.watchdog import Watchdog
 from clips.planning.utilisation import Utilisation
 from clips.rundir import changes, is_finished, record_run
 from clips.runlog import Clock, RunLog
-from clips.stages import stage_configs
+from clips.stages import stage_configs, stages_so_far
 from clips.start import bare_model, check_stages, open_data, parents_of, start_run
 from clips.step import Run, to_device, training_step
 from clips.stopping import StopRequest, exit_status, stop_requests
@@ -242,7 +242,7 @@ def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
     parallel = run.parallel
     parts = {"model": parallel.own(parallel.weights()), "optimizer": parallel.moments()}
     if run.average is not None:
-        parts["average"] = parallel.own(run.average.state)
+        parts["average"] = parallel.own(parallel.gathered(run.average.state))
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     hand_over_bad(run)
     checkpointer.save(tensors, run.loop, run.config)
@@ -252,7 +252,8 @@ def exported(run: Run) -> ClipsModel | None:
     """The model whose weights are the result, whole: on the main process, None on the others. All ask together."""
     if run.average is None and not run.parallel.shards_weights:
         return run.encoder if run.processes.is_main else None
-    held = run.parallel.weights() if run.average is None else run.average.state
+    parallel, average = run.parallel, run.average
+    held = parallel.weights() if average is None else parallel.gathered(average.state)
     weights = {name: whole(value) for name, value in held.items()}
     if not run.processes.is_main:
         return None
@@ -301,6 +302,7 @@ def finish(run: Run, encoder: ClipsModel, summary: dict[str, Any]) -> None:
             data={"sources": run.loop.sources},
             parents=parents_of(config, run.data),
             licence=config.licence,
+            stages=stages_so_far(plain(config), summary, encoder.image_size),
             **summary,
         )
         write_model_card(partial, manifest)

@@ -28,7 +28,7 @@ from clips.config import TrainConfig
 from clips.data.loader import batches
 from clips.errors import UserError, suggest
 from clips.model import build_model
-from clips.planning.dryrun import counted_flops, flop_counter
+from clips.planning.dryrun import FlopCount
 from clips.stages import stage_configs
 from clips.start import open_data
 
@@ -43,9 +43,9 @@ def flops_of_sample(config: TrainConfig) -> float:
     for batch in batches(data, first_step=0, last_step=_BATCHES):
         del batch["bad"]
         batch["image"] = batch["image"] / 255
-        with flop_counter() as counter:
+        with FlopCount() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
-        found += counted_flops(counter)
+        found += counter.total
     return found / _BATCHES / config.batch_size
 
 

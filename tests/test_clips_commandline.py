@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import re
 import sys
 import types
@@ -214,7 +215,8 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["job", "x", "--quiet", "perhaps"], "tool job: quiet: expected true or false, got perhaps"),
         (["job", "x", "--pair", "[1]"], "tool job: pair: expected a list of 2: a number, a number, got [1]"),
         (["job", "x", "--items", "[{pth: 1}]"], "tool job: unknown key 'pth'; did you mean 'path'?"),
-        (["job", "x", "--items", "[{weight: 1}]"], "tool job: items: missing path"),
+        (["job", "x", "--items", "[{weight: 1}]"], "tool job: items[1]: missing path"),
+        (["job", "x", "--items", "[{path: a}, {weight: 1}]"], "tool job: items[2]: missing path"),
         (["job", "x", "--part.rate", "-1"], "tool: part.rate: expected 0 or more, got -1.0"),
         (["job", "x", "--steps", "3", "y"], "tool job: unrecognized arguments: y"),
         (["job", "x", "y"], "tool job: unrecognized arguments: y"),
@@ -254,6 +256,14 @@ def test_a_mistake_in_the_yaml_is_one_line(capsys: pytest.CaptureFixture[str], t
     for arguments in (["--config", str(path)], [f"--config={path}"]):
         assert complaint(capsys, "job", *arguments).startswith(f"tool job: {line.format(file=path)}")
     assert received == []
+
+
+def test_torchrun_is_told_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert run("job", "x", "--stepz", "3") == 2
+    told = json.loads((tmp_path / "error.json").read_text(encoding="utf-8"))["message"]
+    assert told["message"] == "tool job: unknown key 'stepz'; did you mean 'steps'?"
+    assert int(told["extraInfo"]["timestamp"]) > 0
 
 
 def test_what_is_not_the_users_mistake_keeps_its_traceback():

@@ -30,6 +30,12 @@ def test_stages_run_in_turn_and_are_done_the_second_time(tmp_path: Path, capsys:
     manifest = json.loads((last / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["parents"]["pretrained"]["path"] == str(first)
     assert manifest["samples_seen"] == 3
+    card = (last / "README.md").read_text(encoding="utf-8")
+    assert "| samples seen | 11 in 3 steps |" in card
+    assert "| … stage 1 | 8 in 2 steps of 4, pictures of 16 px |" in card
+    assert "| … stage 2 | 3 in 1 steps of 3, pictures of 32 px |" in card
+    assert "| begun from | random weights |" in card
+    assert "| samples seen | 8 in 2 steps of 4 |" in (first / "README.md").read_text(encoding="utf-8")
     assert not (last / "open_clip_model.safetensors").samefile(first / "open_clip_model.safetensors")
     before, after = (load_file(folder / "open_clip_model.safetensors") for folder in (first, last))
     moved = max(float((before[name] - after[name]).abs().max()) for name in before if "positional" not in name)

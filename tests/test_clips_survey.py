@@ -30,6 +30,7 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     told = capsys.readouterr().out
     assert "8 in the source, 8 read, 2 of them unusable" in told
     assert "1 × no picture, for instance shard.tar/000000002" in told
+    assert "0.0% are longer than the text tower's 80 places" in told
     assert "16.7% of the web captions are another sample's" in told
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 6
@@ -42,6 +43,7 @@ def test_lengths_are_in_wordpiece_tokens(shards: Path):
     found = survey(open_source(config), config)
     assert found.tokens["web"] == [3] * 6  # "red thing 0"
     assert set(found.sentences) == {3}
+    assert set(found.sentence_tokens) == {3, 5, 4}  # "A red square", "It lies on a table", "There are 3 dots"
     assert set(found.sizes) == {(40, 32)}
     assert found.formats == {"PNG": 6}
 

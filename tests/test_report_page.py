@@ -141,8 +141,21 @@ def test_the_command_writes_every_format_and_says_where(study, capsys):
     captured = capsys.readouterr()
     assert "clips beats clip" in " ".join(captured.out.split())
     assert "report/index.html" in captured.err
+    assert "▲" not in captured.out  # the terminal's table has no such marks, the page's has
+    assert "bold" not in captured.out
+    assert "▲" in (study / "report" / "index.html").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="unknown format 'htm'; did you mean 'html'"):
         report(ReportConfig(directory=str(study), formats=("htm",)))
+
+
+def test_a_report_against_another_baseline_stands_beside_the_studys(study, capsys):
+    report(ReportConfig(directory=str(study), formats=("markdown",)))
+    before = (study / "report" / "table.md").read_text(encoding="utf-8")
+    report(ReportConfig(directory=str(study), formats=("markdown",), baseline="clips"))
+    assert (study / "report" / "table.md").read_text(encoding="utf-8") == before
+    beside = (study / "report-against-clips" / "table.md").read_text(encoding="utf-8")
+    assert "clip loses to clips" in beside
+    assert "clip loses to clips" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_names_what_it_wrote_and_nothing_else(study, tmp_path, capsys):

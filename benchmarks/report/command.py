@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ class ReportConfig:
 
     Args:
         directory: a study's output, or a directory with ``<row>/<benchmark>.json``.
-        output: where the report goes; ``report`` inside the directory where not given.
+        output: where the report goes; where not given ``report`` inside the directory, ``report-against-ROW`` with a
+            baseline, so that the study's own stays.
         baseline: the row that the others are compared with; as the study says where not given.
         formats: which of html, csv, seeds, settings, markdown, latex to write; all where empty.
     """
@@ -43,10 +45,14 @@ def report(config: ReportConfig) -> None:
         if name not in FORMATS:
             raise suggest(name, FORMATS, "format")
     built = build_report(config.directory, baseline=config.baseline)
-    output = writable_directory(config.output or Path(config.directory) / "report")
+    output = writable_directory(config.output or Path(config.directory) / _folder(config.baseline))
     texts = {output / FORMATS[name].file: FORMATS[name].render(built) for name in config.formats or FORMATS}
     written = [path for path, text in texts.items() if text]
     for path in written:
         write_file(path, texts[path])
     print_table(built, Console(highlight=False))
     say(f"report: {', '.join(map(str, written if config.formats else written[:1]))}")
+
+
+def _folder(baseline: str | None) -> str:
+    return "report" if baseline is None else "report-against-" + re.sub(r"[^\w.-]+", "_", baseline)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
+from benchmarks.report.remarks import LATEX, MARKDOWN
 from benchmarks.report.settings import setting_panels
 from benchmarks.report.table import Cell
 from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap
@@ -121,7 +122,7 @@ def render_markdown(report: Report) -> str:
     for row in table.rows:
         cells = [_markdown_cell(table.cell(row, column)) for column in table.columns]
         lines.append(_pipes([_markdown(row.name), *cells]))
-    remarks = [f"- {_markdown(remark)}" for remark in report.remarks]
+    remarks = [f"- {_markdown(remark)}" for remark in report.below(MARKDOWN)]
     title, question, answer = (_markdown(text) for text in (report.source.title, report.source.question, report.answer))
     parts = [f"# {title}", question, f"**{answer}**", "\n".join(lines), "\n".join(remarks)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -159,7 +160,7 @@ def render_latex(report: Report) -> str:
         cells = [_latex_cell(table.cell(row, column)) for column in table.columns]
         lines.append(" & ".join([_latex(row.name), *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, *("% " + " ".join(remark.split()) for remark in report.remarks)]) + "\n"
+    return "\n".join([*lines, *("% " + " ".join(remark.split()) for remark in report.below(LATEX))]) + "\n"
 
 
 def _latex_cell(cell: Cell) -> str:

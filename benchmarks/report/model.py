@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
-from benchmarks.report.remarks import remarks
+from benchmarks.report.remarks import Signs, legend, remarks
 from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, read_source
 from benchmarks.report.table import Table
@@ -23,7 +23,7 @@ class Report:
         details: rows × all metrics.
         answer: one sentence.
         sentences: one for every row that has a baseline.
-        remarks: below the table.
+        remarks: below the table, behind what `below` says of its marks.
     """
 
     source: ReportSource
@@ -32,6 +32,10 @@ class Report:
     answer: str
     sentences: tuple[str, ...]
     remarks: tuple[str, ...]
+
+    def below(self, signs: Signs) -> list[str]:
+        """What stands below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""
+        return [*legend(self.table, signs), *self.remarks]
 
 
 def build_report(directory: str | Path, *, baseline: str | None = None) -> Report:

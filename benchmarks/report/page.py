@@ -17,6 +17,7 @@ from benchmarks.report import wording
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS
 from benchmarks.report.examples import galleries
+from benchmarks.report.remarks import PAGE
 from benchmarks.report.reproduce import reproduction
 from benchmarks.report.settings import setting_panels
 from benchmarks.report.source import few_rows
@@ -83,6 +84,7 @@ def render_page(report: Report) -> str:
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
         report=report,
+        signs=PAGE,
         sections=sections,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,

@@ -1,10 +1,12 @@
-"""The remarks below the table: what the marks mean, why cells are empty, what was not ranked together."""
+"""Below the table: the legend of the marks that stand in it, why cells are empty, what was not ranked together."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from benchmarks.protocol import INPUT
 from benchmarks.report.source import Gap, ReportSource
-from benchmarks.report.table import SIGNIFICANCE, Table
+from benchmarks.report.table import SIGNIFICANCE, Delta, Table
 from benchmarks.report.wording import LONGEST_TEXT, column_title, listed, visible
 from benchmarks.study.record import NOT_ASKED
 
@@ -14,6 +16,28 @@ SCENES_CAVEAT = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Signs:
+    """How a format shows what was tested.
+
+    Args:
+        best: how a cell looks that is told from all others of its column; empty where it looks like any.
+        tied: the same of cells at the top that are not told from each other.
+        differences: whether ▲, ▼ and ≈ stand at differences to a baseline.
+    """
+
+    best: str
+    tied: str
+    differences: bool = False
+
+
+PAGE = Signs(best="bold, full mark", tied="open mark", differences=True)
+MARKDOWN = Signs(best="bold", tied="italics")
+LATEX = Signs(best="bold", tied="underlined")
+TERMINAL = Signs(best="bold, green", tied="green")
+PLAIN = Signs(best="", tied="")
+
+
 def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
     """All remarks that apply, the study's own notes first; ``by_row`` is the table before its seeds were made one."""
     found = [*source.notes]
@@ -21,44 +45,56 @@ def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
         found.append(SCENES_CAVEAT)
     return [
         *found,
-        *_about_marks(table),
+        *_about_intervals(table),
         *_about_skill(source),
         *_about_gaps(source, by_row),
         *_about_protocols(source, by_row),
     ]
 
 
-def _about_marks(table: Table) -> list[str]:
-    if table.seeds:
-        return _about_seeds(table)
+def legend(table: Table, signs: Signs) -> list[str]:
+    """What the marks mean that stand in ``table`` where it is shown with ``signs``."""
     lines = []
-    if any(cell.low is not None for cell in table.cells.values()):
-        lines.append("Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them.")
     marks = {cell.mark for cell in table.cells.values()}
-    if "best" in marks:
-        lines.append("Best (bold, full mark): a paired test tells the row from every other row of its column.")
-    if "tied" in marks:
-        lines.append("Tied (open mark): at the top of the column, but no test tells these rows from each other.")
-    if table.comparisons:
+    if "best" in marks and signs.best:
+        lines.append(f"Best ({signs.best}): a test tells the row from every other row of its column.")
+    if "tied" in marks and signs.tied:
+        lines.append(f"Tied ({signs.tied}): at the top of the column, but no test tells these rows from each other.")
+    if not table.comparisons:
+        return lines
+    what = [*(["marks"] if lines else []), *(["differences to the baseline"] if _deltas(table) else [])]
+    if what:
+        test = "t tests over seeds, rows of equal seed compared" if table.seeds else "paired bootstraps over pictures"
         lines.append(
-            f"Marks and differences to the baseline rest on paired bootstraps over pictures, the p-values of all "
-            f"{table.comparisons} Holm-corrected together; ▲ and ▼ were shown (p < {SIGNIFICANCE}), ≈ was not."
+            f"{' and '.join(what).capitalize()} rest on {test}, the p-values of all {table.comparisons} "
+            f"Holm-corrected together{_sign_lines(table, signs)}."
         )
     return lines
 
 
-def _about_seeds(table: Table) -> list[str]:
-    lines = [
-        f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals are Student's t over seeds: the noise "
-        "of training, measured on the same pictures. The noise of sampling pictures is told apart, seed by seed."
-    ]
-    if table.comparisons:
-        lines.append(
-            f"Differences to the baseline are taken between rows of equal seed; they rest on t tests over seeds, the "
-            f"p-values of all {table.comparisons} Holm-corrected together; ▲ and ▼ were shown "
-            f"(p < {SIGNIFICANCE}), ≈ was not."
-        )
-    return lines
+def _sign_lines(table: Table, signs: Signs) -> str:
+    if not signs.differences:
+        return ""
+    shown = {bool(delta.significant) for delta in _deltas(table)}
+    said = {True: f"▲ and ▼ were shown (p < {SIGNIFICANCE})", False: "≈ was not shown"}
+    told = ", ".join(said[kind] for kind in (True, False) if kind in shown)
+    return f"; {told}" if told else ""
+
+
+def _deltas(table: Table) -> list[Delta]:
+    return [cell.delta for cell in table.cells.values() if cell.delta is not None]
+
+
+def _about_intervals(table: Table) -> list[str]:
+    if table.seeds:
+        return [
+            f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals are Student's t over seeds: the "
+            "noise of training, measured on the same pictures. The noise of sampling pictures is told apart, seed by "
+            "seed."
+        ]
+    if any(cell.low is not None for cell in table.cells.values()):
+        return ["Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them."]
+    return []
 
 
 def _about_skill(source: ReportSource) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.report.model import Report
+from benchmarks.report.remarks import PLAIN, TERMINAL
 from benchmarks.report.table import Cell
 from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap, visible
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_table(report: Report, console: Console) -> None:
-    """The answer, the main table and its remarks. Names are printed as text, never as markup.
+    """The main table, a sentence for each compared row, the legend and remarks. Names are text, never markup.
 
     Metrics go down the side where there are more of them than rows, so that the table stays narrow.
     """
@@ -34,7 +35,10 @@ def print_table(report: Report, console: Console) -> None:
         table.add_row(Text(visible(name), style="bold"), *line)
     console.print(table)
     console.print(Text(visible(report.answer), style="bold"))
-    for remark in report.remarks:
+    for sentence in report.sentences:
+        if sentence != report.answer:
+            console.print(Text(visible(sentence)))
+    for remark in report.below(TERMINAL if console.color_system else PLAIN):
         console.print(Text(f"  {visible(remark)}", style="dim"))
 
 

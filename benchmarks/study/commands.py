@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from benchmarks.output import writable_directory
 from benchmarks.study.plan import Plan, make_plan
@@ -111,6 +112,7 @@ def current_keys(plan: Plan) -> dict[str, StepKey]:
 
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
+    from benchmarks.report.wording import duration
     from benchmarks.study.check import check_configs, check_files
     from benchmarks.study.progress import Progress
     from benchmarks.study.runner import run_steps
@@ -123,6 +125,7 @@ def run_study(config: StudyConfig) -> None:
         check_files(missing, study)
         check_configs(missing)
     writable_directory(output)
+    begun = time.monotonic()
     if missing or not (output / "study.json").is_file():
         write_study_record(output, study_record(keyed, config.study))
     with Progress(steps, output, jobs=study.jobs) as progress:
@@ -137,6 +140,8 @@ def run_study(config: StudyConfig) -> None:
     keyed = KeyedPlan(plan=keyed.plan, keys=current_keys(keyed.plan))
     write_study_record(output, study_record(keyed, config.study))
     _report(output)
+    if missing:
+        say(f"{study.name}: {duration(time.monotonic() - begun)} in all")
     if not summary.complete:
         names = ", ".join(summary.failed)
         say(f"{study.name}: failed: {names}; the logs are {output}/steps/<step>/log.txt. Run it again to go on.")
@@ -187,16 +192,19 @@ def plan_study(config: StudyConfig) -> None:
     Raises:
         UserError: files that they need are missing.
     """
+    from rich.console import Console
     from rich.text import Text
 
     from benchmarks.study.check import check_files
 
     keyed = resolve(config)
-    console, table = _table("step", "state", "after", "command")
-    for step in keyed.plan.steps:
-        words = Text(" ".join(step.command), style="dim")
-        table.add_row(step.name, _coloured(keyed.state(step.name)), Text(", ".join(step.parents), style="dim"), words)
-    console.print(table)
+    console = Console(highlight=False)
+    width = max(len(step.name) for step in keyed.plan.steps)
+    for step in keyed.plan.steps:  # names are long: no columns that would squeeze them
+        line = Text.assemble(f"{step.name:<{width}}  ", _coloured(keyed.state(step.name)), "  ")
+        console.print(line.append(" ".join(step.command), style="dim"), soft_wrap=True)
+        if step.parents:
+            console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
     would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
     rows = ", ".join(row.name for row in keyed.plan.rows)
     console.print(Text(f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"))
@@ -228,7 +236,8 @@ def _table(*heads: str):  # rich is imported only when something is printed
 
     table = Table(box=None, pad_edge=False)
     for head in heads:
-        table.add_column(head, justify="right" if head in {"time", "memory"} else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if head in {"time", "memory"} else "left"
+        table.add_column(head, justify=justify, overflow="fold", no_wrap=head in {"step", "state", "time", "memory"})
     return Console(highlight=False), table
 
 

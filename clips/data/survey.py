@@ -29,7 +29,7 @@ from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
 from clips.data.sources.webdataset import SIZES, list_shards
 from clips.errors import UserError
-from clips.tokenizer import BOS, EOS, ClipsTokenizer
+from clips.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
 
 _THUMBNAIL = 160
 _BARS = 24
@@ -82,6 +82,7 @@ class Survey:
     bad: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     tokens: dict[str, list[int]] = dataclasses.field(default_factory=lambda: {"web": [], "synthetic": []})
     sentences: list[int] = dataclasses.field(default_factory=list)
+    sentence_tokens: list[int] = dataclasses.field(default_factory=list)
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     formats: Counter[str] = dataclasses.field(default_factory=Counter)
     file_sizes: list[int] = dataclasses.field(default_factory=list)
@@ -145,10 +146,16 @@ def _count(found: Survey, sample: Sample, tokenizer: ClipsTokenizer) -> None:
     found.file_sizes.append(len(sample.image))
     for kind, text in _texts(sample).items():
         if text:
-            row = tokenizer.encode_target(text, 2048)[0]
-            found.tokens[kind].append(int(((row != 0) & (row != BOS) & (row != EOS)).sum()))
-    if sample.synthetic:
-        found.sentences.append(len(sentences(sample.synthetic)))
+            found.tokens[kind] += _lengths([text], tokenizer)
+    if pieces := sentences(sample.synthetic):
+        found.sentences.append(len(pieces))
+        found.sentence_tokens += _lengths(pieces, tokenizer)
+
+
+def _lengths(texts: list[str], tokenizer: ClipsTokenizer) -> list[int]:
+    """Tokens of each text, those that every row has left out."""
+    rows = tokenizer.encode_target(texts, 2048)
+    return [int(count) for count in ((rows != 0) & (rows != BOS) & (rows != EOS)).sum(dim=1)]
 
 
 def _texts(sample: Sample) -> dict[str, str]:
@@ -166,20 +173,25 @@ def summary(found: Survey) -> Iterator[str]:
     for kind, lengths in found.tokens.items():
         if lengths:
             without = len(found.sizes) - len(lengths)
-            cut = np.mean(np.asarray(lengths) > 77)
-            yield (
-                f"{kind:<11} {_spread(lengths)} tokens; {cut:.1%} are cut at the text tower's 80"
-                + (f"; {without:,} samples have none" if without else "")
-            )
+            none = f"; {without:,} samples have none" if without else ""
+            yield f"{kind:<11} {_spread(lengths)} tokens; {_too_long(lengths)}{none}"
         else:
             yield f"{kind:<11} none"
     if found.sentences:
-        yield f"            {_spread(found.sentences)} sentences in a synthetic caption"
+        yield f"            {_spread(found.sentences)} sentences in a synthetic caption, of which recipes such as clips"
+        yield f"            contrast one at a time: {_spread(found.sentence_tokens)} tokens; "
+        yield f"            {_too_long(found.sentence_tokens)}"
     yield f"repeated    {found.repeated:.1%} of the web captions are another sample's as well"
     short = [min(size) for size in found.sizes]
     kinds = ", ".join(f"{name} {count / found.formats.total():.0%}" for name, count in found.formats.most_common())
     yield f"pictures    {_spread(short)} pixels on the short side; {kinds}"
     yield f"            {_spread([size / 1024 for size in found.file_sizes])} KiB"
+
+
+def _too_long(lengths: Sequence[int]) -> str:
+    """The share that the text tower's rows, three of whose places are taken, do not hold whole."""
+    share = np.mean(np.asarray(lengths) > CONTEXT_LENGTH - 3)
+    return f"{share:.1%} are longer than the text tower's {CONTEXT_LENGTH} places"
 
 
 def _spread(values: Sequence[float]) -> str:

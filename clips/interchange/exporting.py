@@ -9,6 +9,7 @@ from clips.artifact import artifact_directory, say, write_manifest
 from clips.encoder import CAPTIONER_WEIGHTS, load_encoder
 from clips.errors import UserError
 from clips.interchange.parity import largest_difference
+from clips.loading import quiet
 from clips.modelcard import recorded_licence, write_card
 
 EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> features
@@ -30,8 +31,9 @@ def export_as(encoder_directory: str | Path, output: str, *, format: str, licenc
     encoder = load_encoder(source)
     licence = licence or recorded_licence(source)
     with artifact_directory(output, kind=format) as partial:
-        features = importlib.import_module(EXPORTS[format]).write(encoder, partial)
-        difference = largest_difference(encoder, features)
+        with quiet():
+            features = importlib.import_module(EXPORTS[format]).write(encoder, partial)
+            difference = largest_difference(encoder, features)
         if not difference <= _TOLERANCE:
             raise UserError(f"{format}: features would differ by {difference:.1e}; use another format")
         manifest = write_manifest(

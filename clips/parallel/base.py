@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -93,6 +93,18 @@ class DataParallel:
     def weights(self) -> dict[str, Tensor]:
         """The model's state by name, as far as this process holds it."""
         return self.encoder.state_dict()
+
+    def held(self) -> dict[str, Tensor]:
+        """What a running average is taken of: the model's state by name, or this process's shards of it."""
+        return self.weights()
+
+    def gathered(self, held: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state like `held` as one like `weights`."""
+        return held
+
+    def load_held(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """Fill a state like `held` by ``load``, which fills tensors of the whole model or shards that say so."""
+        load(held)
 
     def moments(self) -> dict[str, Tensor]:
         """The optimizer's state by name, ``NAME.exp_avg`` and so on, as far as this process writes it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed import utils
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -158,14 +159,18 @@ class Zero3(Zero):
         super().__init__(encoder, optim, processes, stage=3)
 
     def _set(self, parameter: Any, value: Tensor, moment: str | None = None) -> None:
-        share = parameter.ds_tensor.numel()
-        flat = F.pad(value.flatten(), (0, share * self.processes.count - value.numel()))
-        own = flat[share * self.processes.rank :][:share]
+        own = self._share(parameter, value)
         if moment is None:
             utils.safe_set_local_fp32_param(parameter, own)
             parameter.ds_tensor.data.copy_(own)
         else:
             utils.safe_set_local_optimizer_state(parameter, own, moment)
+
+    def _share(self, parameter: Any, value: Tensor) -> Tensor:
+        """This process's share of ``value``, which is whole."""
+        share = parameter.ds_tensor.numel()
+        flat = F.pad(value.flatten(), (0, share * self.processes.count - value.numel()))
+        return flat[share * self.processes.rank :][:share]
 
     def _make_state(self) -> None:
         for flat in self.optimizer.fp32_partitioned_groups_flat:
@@ -179,6 +184,32 @@ class Zero3(Zero):
                 if self.processes.is_main:
                     found[name] = value.detach().to("cpu", copy=True)
         return found
+
+    def held(self) -> dict[str, Tensor]:
+        """See `DataParallel`; flat shards, and buffers whole."""
+        state = self.encoder.state_dict(keep_vars=True)
+        return {name: getattr(value, "ds_tensor", value) for name, value in state.items()}
+
+    def gathered(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `DataParallel`; whole tensors, on the main process."""
+        found = {}
+        for name, value in self.encoder.state_dict(keep_vars=True).items():
+            whole = held[name]
+            if hasattr(value, "ds_id"):
+                flat = whole.new_empty(whole.numel() * self.processes.count)
+                dist.all_gather_into_tensor(flat, whole)
+                whole = flat[: value.ds_numel].view(value.ds_shape)
+            if self.processes.is_main:
+                found[name] = whole.detach().to("cpu", copy=True)
+        return found
+
+    def load_held(self, held: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], None]) -> None:
+        """See `DataParallel`; whole tensors are filled, of which each process keeps its share."""
+        state = self.encoder.state_dict(keep_vars=True)
+        whole = {name: held[name].new_zeros(getattr(value, "ds_shape", value.shape)) for name, value in state.items()}
+        load(whole)
+        for name, value in state.items():
+            held[name].copy_(self._share(value, whole[name]) if hasattr(value, "ds_id") else whole[name])
 
     def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `DataParallel`; the main process alone has whole weights."""

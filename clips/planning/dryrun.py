@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import gc
 import math
-import operator
 import types
 import weakref
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 from torch.utils.weak import WeakIdKeyDictionary
 
 from clips import losses
@@ -35,6 +34,8 @@ from clips.tokenizer import EOS
 from clips.towers import end_token
 
 Device = Literal["cpu", "cuda"]
+SIGN = 23
+"""A prime that divides the widths, places and words of no usual model, so that it tells what grows with the batch."""
 _FLASH_BACKWARD = 2.5  # torch counts the scores that flash attention's backward pass computes again; a model has 2
 
 
@@ -49,6 +50,7 @@ class Step:
         inputs: bytes of the batch.
         timeline: (instants, 3) bytes at every allocation: gradients of parameters, low-precision copies of parameters,
             and everything else that the step made (activations, their gradients, work space).
+        growth: (instants,) bytes of everything else that a further sample would add; told of multiples of ``SIGN``.
         turn: the instant at which the forward pass was over.
     """
 
@@ -57,7 +59,19 @@ class Step:
     flops: float
     inputs: int
     timeline: np.ndarray
+    growth: np.ndarray
     turn: int
+
+    @property
+    def flops_of_sample(self) -> float:
+        """A sample's share of ``flops``."""
+        return self.flops / self.samples
+
+    def timeline_of(self, samples: int) -> np.ndarray:
+        """The timeline of as many ``samples`` as would be."""
+        timeline = self.timeline.astype(np.float64)
+        timeline[:, 2] += (samples - self.samples) * self.growth
+        return timeline
 
 
 def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
@@ -154,24 +168,24 @@ def dry_step(
     batch = fake_batch(model, samples, caption_tokens, texts)
     model.train()
     model.zero_grad()
-    live = MemoryTrace(model)
+    live = MemoryTrace(model, sign=math.gcd(samples, SIGN))
     kernels = _cuda_kernels() if device == "cuda" else contextlib.nullcontext()
     layers_again = checkpointed(model) if checkpointing else contextlib.nullcontext()
     attention = quick_attention(torch.device(device), "bf16" if bf16 else "fp32")
-    with _young_garbage(), layers_again, kernels, attention, live, flop_counter() as counter:
+    with _young_garbage(), layers_again, kernels, attention, live, FlopCount() as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
-        turn, forward = len(live.timeline), counted_flops(counter)
-        live.collect = checkpointing
+        turn, forward = len(live.timeline), counter.total
         loss = torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum()
         del outputs
         loss.backward()
     return Step(
         samples=samples,
         forward_flops=forward,
-        flops=counted_flops(counter),
+        flops=counter.total,
         inputs=sum(value.nbytes for value in batch.values()),
         timeline=np.asarray(live.timeline, dtype=np.int64),
+        growth=np.asarray(live.growing, dtype=np.float64) / samples,
         turn=turn,
     )
 
@@ -196,9 +210,9 @@ def dry_contrast(model: ClipsModel, samples: int, processes: int) -> Contrast:
     with _mode_of(model):
         image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.texts)))
         scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
-    with _many(processes), MemoryTrace(model) as live, flop_counter() as counter:
+    with _many(processes), MemoryTrace(model) as live, FlopCount() as counter:
         losses.contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
-    return Contrast(flops=counted_flops(counter), peak=max(map(sum, live.timeline)))
+    return Contrast(flops=counter.total, peak=max(map(sum, live.timeline)))
 
 
 def contrast_flops(model: ClipsModel, samples: int, processes: int) -> float:
@@ -235,11 +249,26 @@ def _young_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def flop_counter() -> FlopCounterMode:
-    """torch's counter, which also sees products that are added in place and convolutions in groups."""
-    aten = torch.ops.aten
-    formulas = {aten.addmm_: _added_product, aten.convolution_backward: _convolution_backward}
-    return FlopCounterMode(display=False, custom_mapping=formulas)
+class FlopCount(TorchDispatchMode):
+    """Counts the FLOPs of what runs within it, less the attention scores that a fused kernel computes again.
+
+    These are model FLOPs, as MFU takes them. torch's own counter, whose formulas are taken, tells modules apart by
+    hooks that keep recomputed layers alive, and takes a third of a dry step's time.
+
+    Source: appendix B of PaLM (arXiv 2204.02311).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        kind = func.overloadpacket
+        if (formula := _FORMULAS.get(kind)) is not None:
+            flops = formula(*args, **(kwargs or {}), out_val=result)
+            self.total += flops * 2 / _FLASH_BACKWARD if kind in _COMPUTES_SCORES_AGAIN else flops
+        return result
 
 
 def _added_product(into: Any, left: Any, right: Any, **named: Any) -> int:
@@ -253,16 +282,12 @@ def _convolution_backward(gradient: Any, x: Any, weight: Any, *settings: Any, **
     return wanted * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:])
 
 
-def counted_flops(counter: FlopCounterMode) -> float:
-    """What was counted, less the attention scores that a fused kernel computes again: model FLOPs, as MFU takes them.
-
-    Source: appendix B of PaLM (arXiv 2204.02311).
-    """
-    total = 0.0
-    for kind, flops in counter.get_flop_counts()["Global"].items():
-        recomputes = "attention" in str(kind) and "backward" in str(kind)
-        total += flops * 2 / _FLASH_BACKWARD if recomputes else flops
-    return total
+_FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    torch.ops.aten.addmm_: shape_wrapper(_added_product),
+    torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward),
+}
+_COMPUTES_SCORES_AGAIN = {kind for kind in _FORMULAS if "attention" in str(kind) and "backward" in str(kind)}
 
 
 @contextlib.contextmanager
@@ -321,18 +346,17 @@ class MemoryTrace(TorchDispatchMode):
 
     Args:
         model: whose parameters' gradients and copies are told apart.
+        sign: a divisor of the batch that is none of the model's sizes: bytes that it divides grow with the batch.
     """
 
-    collect = False  # fake tensors make cycles with checkpoints, which real tensors do not: free them before a new peak
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, sign: int = 1) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.sign = model, sign
         self.timeline: list[tuple[int, int, int]] = []
-        self._bytes = {"gradients": 0, "copies": 0, "rest": 0}
+        self.growing: list[int] = []
+        self._bytes = {"gradients": 0, "copies": 0, "rest": 0, "growing": 0}
         self._kinds: Any = WeakIdKeyDictionary()  # storage → [kind], or None for what was there before
         self._hooks: list[Any] = []
-        self._most: tuple[int, ...] = (0, 0)
 
     def __enter__(self) -> MemoryTrace:
         self._parameters: Any = WeakIdKeyDictionary()
@@ -363,29 +387,27 @@ class MemoryTrace(TorchDispatchMode):
             return
         held, size = [kind], storage.nbytes()
         self._kinds[storage] = held
-        self._bytes[kind] += size
+        self._add(kind, size)
         weakref.finalize(storage, self._gone, held, size)
         self._note()
 
-    def _gone(self, held: list[str], size: int) -> None:
-        self._bytes[held[0]] -= size
+    def _add(self, kind: str, size: int) -> None:
+        self._bytes[kind] += size
+        if kind == "rest" and size % self.sign == 0:
+            self._bytes["growing"] += size
 
-    def _totals(self) -> tuple[int, int]:
-        """With and without gradients."""
-        made = self._bytes["copies"] + self._bytes["rest"]
-        return self._bytes["gradients"] + made, made
+    def _gone(self, held: list[str], size: int) -> None:
+        self._add(held[0], -size)
 
     def _has_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         held = self._kinds.get(storage)
         if held is not None and held[0] != "gradients":
-            self._bytes[held[0]] -= storage.nbytes()
-            self._bytes["gradients"] += storage.nbytes()
+            self._add(held[0], -storage.nbytes())
+            self._add("gradients", storage.nbytes())
             held[0] = "gradients"
 
     def _note(self) -> None:
-        if self.collect and any(map(operator.gt, self._totals(), self._most)):
-            gc.collect()
-        self._most = tuple(map(max, self._totals(), self._most))
         self.timeline.append((self._bytes["gradients"], self._bytes["copies"], self._bytes["rest"]))
+        self.growing.append(self._bytes["growing"])

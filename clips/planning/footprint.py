@@ -17,7 +17,7 @@ import numpy as np
 from clips.config import TrainConfig
 from clips.parallel.base import layers_of
 from clips.parallel.config import REDUCE_BUCKET, Parallel
-from clips.planning.dryrun import Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model
+from clips.planning.dryrun import SIGN, Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
 DIVIDED: dict[Parallel, frozenset[str]] = {
@@ -30,11 +30,14 @@ DIVIDED: dict[Parallel, frozenset[str]] = {
 """Which parts each process holds 1/count of."""
 
 _FLOAT32, _ADAM = 4, 8  # bytes a parameter: weights and gradients are float32, AdamW keeps two numbers
-_SMALL, _LARGE = 16, 64  # dry steps of so many samples; bytes grow linearly between and beyond
-_MOST_PAIRS = 2**27  # of samples in dry runs of the contrastive loss: some chunks of it
+_FEW = 16  # more samples than these are told from one dry step, since bytes grow linearly
+_PLAIN = 2 * SIGN  # of so many samples: the fewest with more than one group of texts of like length,
+_AGAIN = 8 * SIGN  # and with the most groups, of which one at a time is computed again
+_MOST_PAIRS = 2**25  # of samples in dry runs of the contrastive loss: some chunks of it
 _MOST_LIVE = 1_000_000_000  # parameters that DeepSpeed's stage 3 keeps put together from one use to the next
+_GATHERED = 50_000_000  # parameters in the buffer that it gathers the next ones into (its prefetch bucket)
 _OWN_PLACE = frozenset({"zero3"})  # for a process's share of the gradients, there throughout
-_OWN_MASTER = frozenset({"zero1", "zero2"})  # DeepSpeed's: a float32 copy of the share that a process updates
+_OWN_MASTER = frozenset({"zero1", "zero2", "zero3"})  # DeepSpeed's: another copy of the share that a process updates
 
 Parts = dict[str, float]
 
@@ -98,14 +101,14 @@ class Rehearsal:
 
     def flops(self, count: int) -> float:
         """Model FLOPs of a sample, its share of the contrastive loss over the global batch included."""
-        step, local = self.step(_SMALL, False), self.config.batch_size // count
-        return step.flops / step.samples + contrast_flops(self.model, local, count) / local
+        step, local = self.step(_PLAIN, False), self.config.batch_size // count
+        return step.flops_of_sample + contrast_flops(self.model, local, count) / local
 
     def computed_flops(self, spread: Spread, *, in_parts: bool) -> float:
         """FLOPs that a GPU really computes for a sample: some of them twice, to save memory."""
-        plain, step = self.step(_SMALL, False), self.step(_SMALL, spread.checkpointing)
-        again = step.flops - plain.flops + (plain.forward_flops if in_parts else 0)
-        return self.flops(spread.count) + again / step.samples
+        plain = self.step(_PLAIN, False)
+        again = self._large(spread.checkpointing).flops_of_sample - plain.flops_of_sample
+        return self.flops(spread.count) + again + (plain.forward_flops / plain.samples if in_parts else 0)
 
     def footprint(self, spread: Spread, *, local: int, at_once: int, allowance: Allowance) -> Parts:
         """Bytes of each part at the step's fullest instant.
@@ -120,11 +123,11 @@ class Rehearsal:
         share = spread.count if "gradients" in DIVIDED[spread.parallel] else 1
         contrast = self._contrast(local, spread.count)
         if at_once >= local:
-            moment = self._linear(local, lambda step: _fullest(step, share, contrast), spread.checkpointing)
+            moment = _fullest(*self._timeline(local, spread.checkpointing), share, contrast)
         else:
             features = 2 * local * self.model.model_cfg["embed_dim"] * (1 + len(self.model.recipe.encoded)) * _FLOAT32
             lasting["batch"] += features  # and their gradients
-            moment = self._linear(at_once, _fullest_part, spread.checkpointing)
+            moment = _fullest_part(self._timeline(at_once, spread.checkpointing)[0])
             moment["gradients"] = self.trained * _FLOAT32 / share
             if moment["copies"] + moment["activations"] < contrast:
                 moment |= {"copies": 0.0, "activations": 0.0, "contrast": contrast}
@@ -135,8 +138,7 @@ class Rehearsal:
 
     def activation_bytes(self, checkpointing: bool) -> float:
         """Bytes that every further sample of a step takes."""
-        less, more = (self.step(size, checkpointing).timeline[:, 2].max() for size in (_SMALL, _LARGE))
-        return float(more - less) / (_LARGE - _SMALL)
+        return float(self._large(checkpointing).growth.max())
 
     def _lasting(self, spread: Spread) -> Parts:
         """What is there throughout a step."""
@@ -158,7 +160,9 @@ class Rehearsal:
             return self.trained * _FLOAT32 if spread.count > 1 else 0
         if spread.parallel == "fsdp":  # this layer, the next, and a gradient
             return (self.outside_layers + 3 * self.largest_layer) * _FLOAT32 if spread.count > 1 else 0
-        together = min(_MOST_LIVE, self.parameters) if spread.parallel == "zero3" else 0
+        if spread.parallel != "zero3":
+            return REDUCE_BUCKET * _FLOAT32
+        together = min(_MOST_LIVE, self.parameters) + min(_GATHERED, self.parameters)
         return (REDUCE_BUCKET + together) * _FLOAT32
 
     def _contrast(self, local: int, count: int) -> float:
@@ -171,19 +175,17 @@ class Rehearsal:
         return low + (local / less - 1) * (high - low)
 
     def _input_bytes(self) -> float:
-        step = self.step(_SMALL, False)
+        step = self.step(_PLAIN, False)
         return step.inputs / step.samples
 
-    def _linear(self, samples: int, measure: Callable[[Step], Parts], checkpointing: bool) -> Parts:
-        if samples <= _SMALL:
-            return measure(self.step(samples, checkpointing))
-        if samples > _LARGE:  # the fullest instant is one of activations there
-            parts = measure(self.step(_LARGE, checkpointing))
-            more = (samples - _LARGE) * self.activation_bytes(checkpointing)
-            return parts | {"activations": parts["activations"] + more}
-        less, more_parts = (measure(self.step(size, checkpointing)) for size in (_SMALL, _LARGE))
-        share = (samples - _SMALL) / (_LARGE - _SMALL)
-        return {name: less[name] + share * (more_parts[name] - less[name]) for name in less}
+    def _timeline(self, samples: int, checkpointing: bool) -> tuple[np.ndarray, int]:
+        """What a step of so many samples holds over time, see `Step`, and its turn."""
+        step = self.step(samples, checkpointing) if samples <= _FEW else self._large(checkpointing)
+        return step.timeline_of(samples), step.turn
+
+    def _large(self, checkpointing: bool) -> Step:
+        """The dry step from which those of many samples are told."""
+        return self.step(_AGAIN if checkpointing else _PLAIN, checkpointing)
 
 
 def largest(fits: Callable[[int], bool], limit: int) -> int:
@@ -192,18 +194,18 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
     return [0, *tried][bisect.bisect_left(tried, True, key=lambda number: not fits(number))]
 
 
-def _fullest(step: Step, gradient_share: int, contrast: float) -> Parts:
+def _fullest(timeline: np.ndarray, turn: int, gradient_share: int, contrast: float) -> Parts:
     """The instant at which a step holds most, the contrastive loss taking place at its turn."""
-    timeline = step.timeline / [gradient_share, 1, 1]
+    timeline = timeline / [gradient_share, 1, 1]
     instant = int(timeline.sum(axis=1).argmax())
-    at_turn = timeline[step.turn - 1]
+    at_turn = timeline[turn - 1]
     if at_turn.sum() + contrast > timeline[instant].sum():
         return dict(zip(("gradients", "copies", "activations", "contrast"), [*at_turn, contrast], strict=True))
     return dict(zip(("gradients", "copies", "activations", "contrast"), [*timeline[instant], 0.0], strict=True))
 
 
-def _fullest_part(step: Step) -> Parts:
+def _fullest_part(timeline: np.ndarray) -> Parts:
     """The same for a part of a batch, where gradients are there already and the contrastive loss is over."""
-    held = step.timeline[:, 1:]
-    copies, activations = held[int(held.sum(axis=1).argmax())].astype(np.float64)
+    held = timeline[:, 1:]
+    copies, activations = held[int(held.sum(axis=1).argmax())]
     return {"gradients": 0.0, "copies": copies, "activations": activations, "contrast": 0.0}

@@ -38,7 +38,8 @@ def show(plan: dict[str, Any]) -> None:
         console.print(f"training data: {_gb(plan['training_data'])} GB")
     else:
         console.print("training data: not on this machine; --pictures and --bytes_per_picture tell what they take")
-    console.print(_clusters(plan))
+    for table in (_clusters(plan), _held_at_once(plan)):
+        console.print(table)
     if any(_needs_parts(plan)):
         console.print("Where fewer samples fit at once than a GPU's step has, give the stage micro_batch: so many.")
     for line in plan["basis"]:
@@ -55,8 +56,8 @@ def _needs_parts(plan: dict[str, Any]) -> Iterator[bool]:
 
 def _facts(stage: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None)
-    counts = ", ".join(f"{name} {_millions(size)}" for name, size in stage["parameters"].items())
-    table.add_row("parameters", counts)
+    counts = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in stage["parameters"].items())
+    table.add_row("parameters", f"{counts} (millions)")
     table.add_row("FLOPs of a sample", f"{stage['flops_per_sample'] / 1e9:,.1f} G, forward and backward")
     table.add_row(
         "length",
@@ -102,26 +103,38 @@ def _memory(stage: dict[str, Any], gpu: dict[str, Any]) -> Table:
 
 def _clusters(plan: dict[str, Any]) -> Table:
     table = Table(title=f"The whole training on {plan['gpu']['kind']}s, as configured", title_justify="left")
-    for name in ("GPUs", "days", "GPU hours", "samples/s by stage", "at once / of a GPU's step"):
-        table.add_column(name, justify="right")
+    _add_columns(table, ["GPUs", "days", "GPU hours", *_stages(plan, "samples/s")])
     for cluster in plan["clusters"]:
         if cluster["hours"] is None:
-            table.add_row(str(cluster["count"]), "—", "—", cluster["reason"], "")
+            table.add_row(str(cluster["count"]), "—", "—", *["—"] * len(plan["stages"]))
+            continue
+        rates = (f"{rate:,.0f}" for rate in cluster["samples_per_second"])
+        table.add_row(str(cluster["count"]), f"{cluster['hours'] / 24:,.1f}", f"{cluster['gpu_hours']:,.0f}", *rates)
+    return table
+
+
+def _held_at_once(plan: dict[str, Any]) -> Table:
+    table = Table(title="Samples that a GPU holds at once, of those of its step", title_justify="left")
+    _add_columns(table, ["GPUs", *_stages(plan, "samples")])
+    for cluster in plan["clusters"]:
+        if cluster["hours"] is None:
+            table.add_row(str(cluster["count"]), cluster["reason"])
             continue
         held = zip(cluster["samples_at_once"], cluster["samples_per_gpu"], strict=True)
-        table.add_row(
-            str(cluster["count"]),
-            f"{cluster['hours'] / 24:,.1f}",
-            f"{cluster['gpu_hours']:,.0f}",
-            ", ".join(f"{rate:,.0f}" for rate in cluster["samples_per_second"]),
-            ", ".join(f"{part:,}/{whole:,}" for part, whole in held),
-        )
+        table.add_row(str(cluster["count"]), *(f"{part:,} of {whole:,}" for part, whole in held))
     return table
+
+
+def _add_columns(table: Table, names: list[str]) -> None:
+    for name in names:
+        table.add_column(name, justify="right")
+
+
+def _stages(plan: dict[str, Any], what: str) -> list[str]:
+    """Headings of ``what`` of each stage."""
+    count = len(plan["stages"])
+    return [what] if count == 1 else [f"{what}\nstage {number}" for number in range(1, count + 1)]
 
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f}" if size >= 0.05e9 else f"{size / 1e9:.2g}"
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.1f} M"
