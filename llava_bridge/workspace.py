@@ -47,13 +47,14 @@ def held_work_directory(config: TrainConfig) -> Iterator[int]:
         try:
             yield lock.fileno()
         except UserError:
-            if not _has_progress(work):
+            if not has_progress(work):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _has_progress(work: Path) -> bool:
+def has_progress(work: Path) -> bool:
+    """Whether a work directory has something to go on with: a finished stage or a whole checkpoint."""
     return any(work.glob("*/model")) or any(work.glob(f"*/{CHECKPOINTS}/*/{COMPLETE}"))
 
 

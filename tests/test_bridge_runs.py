@@ -83,7 +83,34 @@ def test_finished_stages_outlive_changes_of_how_the_run_is_carried_out(
     prepare()
     (tmp_path / "work/align/model").mkdir(parents=True)
     assert prepare(log_every=7, workers=2, checkpoint_every=3)
-    assert not prepare(seed=1)
+
+
+@pytest.mark.parametrize("progress", ["align/model", "instruct/checkpoints/checkpoint-3/complete"])
+def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
+    progress: str, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+) -> None:
+    from llava_bridge.stages import _prepare
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    work = tmp_path / "work"
+    (work / "align/tokenizer").mkdir(parents=True)
+    _prepare(work, config)
+    assert not (work / "align").exists()  # of no use to anybody
+    record = (work / "run.json").read_text()
+    _prepare(work, dataclasses.replace(config, seed=1))  # nor was the first run's
+    assert (work / "run.json").read_text() != record
+    _prepare(work, config)
+    (work / progress).mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"output: .*work holds an unfinished run with .*: seed is 0 there and 1 now; go"
+    ):
+        _prepare(work, dataclasses.replace(config, seed=1))
+    assert (work / progress).exists()
+    assert (work / "run.json").read_text() == record
+    (work / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work, and the run begins anew"):
+        _prepare(work, config)
 
 
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
