@@ -12,7 +12,7 @@ from clips.artifact import write_file
 from clips.errors import UserError
 from llava_bridge.launch import is_main_process
 from llava_bridge.processes import barrier
-from llava_bridge.workspace import COMPLETE
+from llava_bridge.workspace import COMPLETE, SHARDS
 
 
 def mark_complete(checkpoint: Path, bad: Mapping[str, str]) -> None:
@@ -40,7 +40,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _refuse_others(checkpoint: Path) -> None:
-    """DeepSpeed cuts the optimizer's state into one part for each process."""
+    """DeepSpeed cuts the optimizer's state into one part for each process; FSDP's shards are for any number of them."""
+    if (checkpoint / SHARDS).is_dir():
+        return
     processes = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["processes"]
     if processes != os.environ["WORLD_SIZE"]:
         raise UserError(

@@ -23,7 +23,7 @@ from llava_bridge.config import TrainConfig
 from llava_bridge.data import read_samples
 from llava_bridge.data.mixture import refuse_missing
 from llava_bridge.identity import data_of, identity, kind_of, parents
-from llava_bridge.launch import StopAsked, is_main_process, report
+from llava_bridge.launch import STOP, StopAsked, answers_for_run, is_main_process, report
 from llava_bridge.workspace import has_progress, work_directory
 
 
@@ -63,6 +63,8 @@ def _prepare(work: Path, config: TrainConfig) -> None:
         if data.missing_images == "refuse" and data.source != "text":
             report(f"looking for all pictures of {data.path}")
             refuse_missing(read_samples(data, config.seed), data.path, report)
+    if answers_for_run():  # else the command has looked after it
+        (work / STOP).unlink(missing_ok=True)
     record = json.dumps(identity(config), indent=2)
     path = work / "run.json"
     found = difference(_recorded(path), json.loads(record))
@@ -75,7 +77,7 @@ def _prepare(work: Path, config: TrainConfig) -> None:
             "go on with those, choose another output, or remove that directory"
         )
     for entry in work.iterdir():
-        if entry.name not in {"lock", "log.txt", "config.yaml", "stop"}:
+        if entry.name not in {"lock", "log.txt", "config.yaml", STOP}:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     write_file(path, record)
 

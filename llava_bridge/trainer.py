@@ -27,8 +27,9 @@ from llava_bridge.adapters import adapt
 from llava_bridge.bad_samples import BadSamples
 from llava_bridge.callback import StageCallback
 from llava_bridge.checkpoints import bad_before, last_checkpoint
-from llava_bridge.config import Part, StageConfig, TrainConfig
+from llava_bridge.config import Parallel, Part, StageConfig, TrainConfig
 from llava_bridge.data.order import GroupedOrder
+from llava_bridge.fsdp import ShardedTrainer, shard
 from llava_bridge.launch import StopAsked, deepspeed_config, end_stopped, report
 from llava_bridge.objective import Objective
 from llava_bridge.progress import Progress
@@ -59,14 +60,19 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     start = last_checkpoint(folder / CHECKPOINTS)
     bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
     progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
-    trainer = StageTrainer(
+    args = training_arguments(config, stage, steps, folder / CHECKPOINTS)
+    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
+    if config.launch.parallel == "fsdp":
+        apart = [setup.parts["vision"]] if stage.keep_features else []  # only those who miss a picture call it
+        model = shard(model, bf16=precision(config) == "bf16", apart=apart)
+    trainer = TRAINERS[config.launch.parallel](
         stage=stage,
         stage_name=name,
         parts=setup.parts,
         order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
         bad=bad,
-        model=Objective(setup.model) if "vision" in setup.parts else setup.model,
-        args=training_arguments(config, stage, steps, folder / CHECKPOINTS),
+        model=model,
+        args=args,
         train_dataset=setup.dataset,
         data_collator=setup.collator,
     )
@@ -188,6 +194,13 @@ class StageTrainer(Trainer):
         return result
 
 
+class ShardedStageTrainer(ShardedTrainer, StageTrainer):
+    """The same under FSDP2."""
+
+
+TRAINERS: dict[Parallel, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
+
+
 def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
@@ -216,6 +229,7 @@ def parameter_groups(
 def training_arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path) -> TrainingArguments:
     """What HF's Trainer is told of a stage of so many ``steps``, with its checkpoints in ``folder``."""
     processes = int(os.environ["WORLD_SIZE"])
+    deepspeed = config.launch.parallel == "deepspeed"
     micro = stage.micro_batch or stage.batch_size // processes
     return TrainingArguments(
         output_dir=str(folder),
@@ -227,7 +241,7 @@ def training_arguments(config: TrainConfig, stage: StageConfig, steps: int, fold
         warmup_steps=math.ceil(stage.warmup * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
-        bf16=precision(config) == "bf16",
+        bf16=deepspeed and precision(config) == "bf16",  # FSDP's own policy does it
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_steps=min(config.log_every, steps),
@@ -241,7 +255,7 @@ def training_arguments(config: TrainConfig, stage: StageConfig, steps: int, fold
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
-        deepspeed=deepspeed_config(config.launch.deepspeed),
+        deepspeed=deepspeed_config(config.launch.deepspeed) if deepspeed else None,
     )
 
 

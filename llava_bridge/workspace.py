@@ -16,6 +16,8 @@ from llava_bridge.launch import deepspeed_config
 from llava_bridge.parts import check_encoder, check_llava, check_llm
 
 CHECKPOINTS = "checkpoints"
+SHARDS = "shards"
+"""The folder in a checkpoint with the shards of FSDP's processes."""
 COMPLETE = "complete"
 """The file in a checkpoint that is written last."""
 

@@ -113,6 +113,23 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
         _prepare(work, config)
 
 
+def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava_bridge.stages import _prepare
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    stop = tmp_path / "stop"
+    stop.write_text("15")
+    monkeypatch.setenv(launching._COMMAND_PID, "1")
+    _prepare(tmp_path, config)
+    assert stop.is_file()  # that command has just asked for it
+    monkeypatch.delenv(launching._COMMAND_PID)
+    _prepare(tmp_path, config)
+    assert not stop.exists()
+
+
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
 ) -> None:
