@@ -36,11 +36,23 @@ def run_stages(config: TrainConfig) -> None:
     if is_main_process():
         _prepare(work, config)
     processes.barrier()
+    _check_shared(work)
     with stop_requests() as request:
         _run_missing(config, work, StopAsked(request, work))
     if is_main_process():
         _write_output(config, work)
     processes.barrier()
+
+
+def _check_shared(work: Path) -> None:
+    """Raise UserError if not every process sees what the main one has written."""
+    from clips.parallel.processes import gather_objects  # imports torch
+
+    for rank, sees in enumerate(gather_objects((work / "run.json").is_file())):
+        if not sees:
+            raise UserError(
+                f"output: expected a place that all machines share, but the process of rank {rank} does not see {work}"
+            )
 
 
 def _run_missing(config: TrainConfig, work: Path, stop: StopAsked) -> None:

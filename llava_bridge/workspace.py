@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from clips.artifact import writing
+from clips.artifact import say, writing
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
 from llava_bridge.data.files import named_files
@@ -46,6 +46,8 @@ def held_work_directory(config: TrainConfig) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"output: another run is writing {config.output}") from None
+        except OSError as error:  # network file systems may be mounted without
+            say(f"{work}: no locks here ({error.strerror}); see to it that no other run writes {config.output}")
         try:
             yield lock.fileno()
         except UserError:

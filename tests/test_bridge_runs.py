@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import sys
 from pathlib import Path
@@ -152,6 +153,31 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
         with pytest.raises(UserError, match="align: wrong"):
             fail(leaving)
         assert work.exists() == helps
+
+
+def test_a_file_system_without_locks_will_do(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from llava_bridge import workspace
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    monkeypatch.setattr(workspace.fcntl, "flock", flock)
+    with workspace.held_work_directory(parse_config(TrainConfig, ["--config", str(path)], prog="test")):
+        assert "no locks here (No locks available); see to it that no other run writes" in capsys.readouterr().err
+
+
+def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clips.parallel import processes
+    from llava_bridge.stages import _check_shared
+
+    (tmp_path / "run.json").touch()
+    _check_shared(tmp_path)
+    monkeypatch.setattr(processes, "gather_objects", lambda sees: [sees, False])
+    with pytest.raises(UserError, match=r"output: expected a place that all machines share, but the process of rank 1"):
+        _check_shared(tmp_path)
 
 
 def test_the_number_of_processes_is_what_a_launcher_has_started(
