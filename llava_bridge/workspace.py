@@ -73,7 +73,7 @@ def check_inputs(config: TrainConfig) -> None:
     """Find missing parts and data before processes are started.
 
     Raises:
-        UserError: naming the file or directory that is missing.
+        UserError: naming the file or directory that is missing, or what cannot be kept under ZeRO-3.
     """
     if config.llava:
         check_llava(config.llava)
@@ -81,8 +81,13 @@ def check_inputs(config: TrainConfig) -> None:
         check_llm(config.llm)
     if config.encoder and config.stages[-1] != "pretrain":
         check_encoder(config.encoder)
-    deepspeed_config(config.launch.deepspeed)
+    cuts_weights = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
     for name in config.stages:
+        if config.stage(name).keep_features and cuts_weights and (config.launch.processes or 1) > 1:
+            raise UserError(
+                f"{name}.keep_features: expected false under ZeRO-3, whose processes must all call the encoder, not "
+                "only those that miss a picture; launch.parallel: fsdp leaves it whole"
+            )
         for data in config.stage(name).data:
             try:
                 named_files(data.path)

@@ -155,6 +155,15 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
         assert work.exists() == helps
 
 
+def test_features_are_not_kept_where_processes_must_call_the_encoder_together(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    flags = ["--align.keep_features", "true", "--launch.deepspeed", "zero3", "--launch.processes", "2"]
+    assert llava_bridge(monkeypatch, "train", "--config", str(path), *flags) == 2
+    assert "align.keep_features: expected false under ZeRO-3, whose processes" in capsys.readouterr().err
+
+
 def test_a_file_system_without_locks_will_do(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
