@@ -28,7 +28,9 @@ _SCHEDULER = "scheduler.pt"
 _OF_WHAT_LEARNS = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
-def shard(model: nn.Module, *, bf16: bool, apart: Sequence[nn.Module] = ()) -> nn.Module:
+def shard(
+    model: nn.Module, *, bf16: bool, exact: Sequence[nn.Module] = (), apart: Sequence[nn.Module] = ()
+) -> nn.Module:
     """Leave this process a shard of each weight; repeated layers are put together one at a time, the rest as one.
 
     Weights stay float32, gradients are summed in float32; with ``bf16`` all is computed in bf16, as under DeepSpeed.
@@ -36,6 +38,7 @@ def shard(model: nn.Module, *, bf16: bool, apart: Sequence[nn.Module] = ()) -> n
     Args:
         model: whole, on the CPU; changed in place.
         bf16: whether to compute in bf16.
+        exact: its modules that are given float32 weights even so, as they enter bf16 themselves.
         apart: its modules of which every process keeps the whole, as not all call them in every step.
     """
     cuda = torch.cuda.is_available()
@@ -45,10 +48,11 @@ def shard(model: nn.Module, *, bf16: bool, apart: Sequence[nn.Module] = ()) -> n
     mesh = init_device_mesh(device.type, (int(os.environ["WORLD_SIZE"]),))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     kept = {weight for module in apart for weight in module.to(device).parameters()}
-    inside = {inner for module in apart for inner in module.modules()}
-    for layer in layers_of(model):
-        if layer not in inside:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
+    whole_ones, exact_ones = ({inner for one in some for inner in one.modules()} for some in (apart, exact))
+    for module in [*layers_of(model), *exact]:
+        if module not in whole_ones:
+            own = MixedPrecisionPolicy(cast_forward_inputs=False) if module in exact_ones else policy
+            fully_shard(module, mesh=mesh, mp_policy=own)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=kept)
     return model
 

@@ -65,8 +65,9 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
     model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
     if config.launch.parallel == "fsdp":
-        apart = [setup.parts["vision"]] if stage.keep_features else []  # only those who miss a picture call it
-        model = shard(model, bf16=precision(config) == "bf16", apart=apart)
+        towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
+        apart = towers if stage.keep_features else []  # only those who miss a picture call it
+        model = shard(model, bf16=precision(config) == "bf16", exact=towers, apart=apart)
     trainer = TRAINERS[config.launch.parallel](
         stage=stage,
         stage_name=name,
