@@ -15,6 +15,7 @@ from llava_bridge.projectors import ProjectorConfig
 STAGES = ("pretrain", "align", "instruct")
 """In the order in which they can follow each other."""
 Part = Literal["vision", "projector", "llm"]
+Parallel = Literal["deepspeed", "fsdp"]
 TRAINS: dict[str, tuple[Part, ...]] = {
     "pretrain": ("llm",),
     "align": ("projector",),
@@ -166,15 +167,20 @@ class LaunchConfig:
 
     Args:
         processes: how many; one per GPU, or CPU processes. None takes one, or as many as another launcher has started.
-        deepspeed: the DeepSpeed JSON: ``zero2`` (shipped) or a file.
+        parallel: how they share the work: by ``deepspeed``, or by PyTorch's own ``fsdp`` (FSDP2), which cuts weights,
+            gradients and optimizer state into shards as ZeRO-3 does.
+        deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
     """
 
     processes: int | None = None
+    parallel: Parallel = "deepspeed"
     deepspeed: str = "zero2"
 
     def __post_init__(self) -> None:
         if self.processes is not None and self.processes < 1:
             raise UserError(f"launch.processes: expected at least 1, got {self.processes}")
+        if self.parallel == "fsdp" and self.deepspeed != "zero2":
+            raise UserError(f"launch.deepspeed: expected none beside parallel: fsdp, got {self.deepspeed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

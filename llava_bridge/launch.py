@@ -26,7 +26,8 @@ from clips.stopping import StopRequest, exit_status, stop_requests
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
 _REPORT, _MISTAKE, _STATUS = "\x1e", "\x1f", "\x1d"  # begin the lines that a process prints for the command
-_STOP = "stop"  # the file by which the command asks its processes to stop
+STOP = "stop"
+"""The file in a work directory by which the command asks its processes to stop."""
 _TAIL = 25
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 # What is raised where a disk is full: by the system, by safetensors, by torch.save.
@@ -78,7 +79,7 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
     ended_as = None
     with (
         log.open("a", encoding="utf-8") as file,
-        _stops_passed_on(log.with_name(_STOP)),
+        _stops_passed_on(log.with_name(STOP)),
         _group(command, environment, lock) as process,
     ):
         assert process.stdout is not None
@@ -121,7 +122,7 @@ class StopAsked:
 
     def __init__(self, request: StopRequest, work: Path) -> None:
         self.request = request
-        self.file = work / _STOP
+        self.file = work / STOP
 
     def of_any_process(self) -> int:
         """The signal, 0 for none; all processes must call it together, and learn the same."""

@@ -26,9 +26,10 @@ from clips.precision import choose_precision
 from llava_bridge.adapters import adapt
 from llava_bridge.bad_samples import BadSamples
 from llava_bridge.callback import StageCallback
-from llava_bridge.checkpoints import bad_before, last_checkpoint
-from llava_bridge.config import Part, StageConfig, TrainConfig
+from llava_bridge.checkpoints import bad_before, is_of_others, last_checkpoint, make_universal
+from llava_bridge.config import Parallel, Part, StageConfig, TrainConfig
 from llava_bridge.data.order import GroupedOrder
+from llava_bridge.fsdp import ShardedTrainer, shard
 from llava_bridge.launch import StopAsked, deepspeed_config, end_stopped, report
 from llava_bridge.objective import Objective
 from llava_bridge.progress import Progress
@@ -59,14 +60,22 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     start = last_checkpoint(folder / CHECKPOINTS)
     bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
     progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
-    trainer = StageTrainer(
+    if reshaped := start is not None and is_of_others(start):
+        make_universal(start)
+    args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
+    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
+    if config.launch.parallel == "fsdp":
+        towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
+        apart = towers if stage.keep_features else []  # only those who miss a picture call it
+        model = shard(model, bf16=precision(config) == "bf16", exact=towers, apart=apart)
+    trainer = TRAINERS[config.launch.parallel](
         stage=stage,
         stage_name=name,
         parts=setup.parts,
         order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
         bad=bad,
-        model=Objective(setup.model) if "vision" in setup.parts else setup.model,
-        args=training_arguments(config, stage, steps, folder / CHECKPOINTS),
+        model=model,
+        args=args,
         train_dataset=setup.dataset,
         data_collator=setup.collator,
     )
@@ -188,6 +197,13 @@ class StageTrainer(Trainer):
         return result
 
 
+class ShardedStageTrainer(ShardedTrainer, StageTrainer):
+    """The same under FSDP2."""
+
+
+TRAINERS: dict[Parallel, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
+
+
 def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
@@ -213,9 +229,17 @@ def parameter_groups(
     return groups
 
 
-def training_arguments(config: TrainConfig, stage: StageConfig, steps: int, folder: Path) -> TrainingArguments:
-    """What HF's Trainer is told of a stage of so many ``steps``, with its checkpoints in ``folder``."""
+def training_arguments(
+    config: TrainConfig, stage: StageConfig, steps: int, folder: Path, *, universal: bool = False
+) -> TrainingArguments:
+    """What HF's Trainer is told of a stage of so many ``steps``, with its checkpoints in ``folder``.
+
+    ``universal`` says that it goes on from a checkpoint which `make_universal` has made.
+    """
     processes = int(os.environ["WORLD_SIZE"])
+    deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.parallel == "deepspeed" else None
+    if deepspeed is not None and universal:
+        deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
     micro = stage.micro_batch or stage.batch_size // processes
     return TrainingArguments(
         output_dir=str(folder),
@@ -227,7 +251,7 @@ def training_arguments(config: TrainConfig, stage: StageConfig, steps: int, fold
         warmup_steps=math.ceil(stage.warmup * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
-        bf16=precision(config) == "bf16",
+        bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_steps=min(config.log_every, steps),
@@ -241,7 +265,7 @@ def training_arguments(config: TrainConfig, stage: StageConfig, steps: int, fold
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
-        deepspeed=deepspeed_config(config.launch.deepspeed),
+        deepspeed=deepspeed,
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights that may lie in parts: under ZeRO-3 each process holds a part of every one."""
+"""Weights that may lie in parts: under ZeRO-3 and FSDP each process holds a part of every one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llava_bridge.launch import is_main_process
 
 
 def is_parted(model: nn.Module) -> bool:
     """Whether the weights lie in parts."""
-    return any(hasattr(weight, "ds_tensor") for weight in model.parameters())
+    return any(hasattr(weight, "ds_tensor") or isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def learnt_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -27,21 +28,21 @@ def learnt_weights(model: nn.Module) -> dict[str, Tensor]:
     kept = model.state_dict().keys()
     learnt = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     for name, value in [*learnt, *((name, value) for name, value in model.named_buffers() if name in kept)]:
-        with _whole(value):
+        with _whole(value) as all_of_it:
             if is_main_process():
-                found[name] = value.detach().cpu().clone()
+                found[name] = all_of_it.detach().cpu().clone()
     return found
 
 
 @contextlib.contextmanager
-def _whole(value: Tensor) -> Iterator[None]:
+def _whole(value: Tensor) -> Iterator[Tensor]:
     if not hasattr(value, "ds_tensor"):
-        yield
+        yield value.full_tensor() if isinstance(value, DTensor) else value
         return
     from deepspeed import zero
 
     with zero.GatheredParameters([value]):
-        yield
+        yield value
 
 
 def frozen_values(module: nn.Module) -> dict[str, Tensor]:
@@ -52,7 +53,11 @@ def frozen_values(module: nn.Module) -> dict[str, Tensor]:
     weights = {name: value for name, value in module.named_parameters() if not value.requires_grad}
     learns = len(weights) < len(list(module.parameters()))
     buffers = {} if learns else dict(module.named_buffers())
-    return {name: getattr(value, "ds_tensor", value) for name, value in {**weights, **buffers}.items()}
+    return {name: _own_part(value) for name, value in {**weights, **buffers}.items()}
+
+
+def _own_part(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else getattr(value, "ds_tensor", value)
 
 
 def fingerprint(values: dict[str, Tensor]) -> str:

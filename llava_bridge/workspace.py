@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from clips.artifact import writing
+from clips.artifact import say, writing
 from clips.errors import UserError
 from llava_bridge.config import TrainConfig
 from llava_bridge.data.files import named_files
@@ -16,6 +16,8 @@ from llava_bridge.launch import deepspeed_config
 from llava_bridge.parts import check_encoder, check_llava, check_llm
 
 CHECKPOINTS = "checkpoints"
+SHARDS = "shards"
+"""The folder in a checkpoint with the shards of FSDP's processes."""
 COMPLETE = "complete"
 """The file in a checkpoint that is written last."""
 
@@ -44,16 +46,19 @@ def held_work_directory(config: TrainConfig) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"output: another run is writing {config.output}") from None
+        except OSError as error:  # network file systems may be mounted without
+            say(f"{work}: no locks here ({error.strerror}); see to it that no other run writes {config.output}")
         try:
             yield lock.fileno()
         except UserError:
-            if not _has_progress(work):
+            if not has_progress(work):
                 shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _has_progress(work: Path) -> bool:
+def has_progress(work: Path) -> bool:
+    """Whether a work directory has something to go on with: a finished stage or a whole checkpoint."""
     return any(work.glob("*/model")) or any(work.glob(f"*/{CHECKPOINTS}/*/{COMPLETE}"))
 
 
@@ -68,7 +73,7 @@ def check_inputs(config: TrainConfig) -> None:
     """Find missing parts and data before processes are started.
 
     Raises:
-        UserError: naming the file or directory that is missing.
+        UserError: naming the file or directory that is missing, or what cannot be kept under ZeRO-3.
     """
     if config.llava:
         check_llava(config.llava)
@@ -76,8 +81,13 @@ def check_inputs(config: TrainConfig) -> None:
         check_llm(config.llm)
     if config.encoder and config.stages[-1] != "pretrain":
         check_encoder(config.encoder)
-    deepspeed_config(config.launch.deepspeed)
+    cuts_weights = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
     for name in config.stages:
+        if config.stage(name).keep_features and cuts_weights and (config.launch.processes or 1) > 1:
+            raise UserError(
+                f"{name}.keep_features: expected false under ZeRO-3, whose processes must all call the encoder, not "
+                "only those that miss a picture; launch.parallel: fsdp leaves it whole"
+            )
         for data in config.stage(name).data:
             try:
                 named_files(data.path)

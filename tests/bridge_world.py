@@ -64,7 +64,8 @@ def make_encoder(directory: Path, model_cfg: dict[str, Any]) -> Any:
     return model
 
 
-def make_llm(directory: Path, context: int = 128) -> Path:
+def make_llm(directory: Path, context: int = 128, *, tied: bool = False) -> Path:
+    """A tiny untrained Llama; ``tied``: its output layer has the weights of its embedding."""
     import torch
 
     from llava_bridge.llm import SmallLlamaConfig, new_llama, train_tokenizer
@@ -72,7 +73,11 @@ def make_llm(directory: Path, context: int = 128) -> Path:
     config = SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=context)
     tokenizer = train_tokenizer(TEXTS, config)
     torch.manual_seed(0)
-    new_llama(config, tokenizer).save_pretrained(directory)
+    model = new_llama(config, tokenizer)
+    if tied:
+        model.config.tie_word_embeddings = True
+        model = type(model)(model.config)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

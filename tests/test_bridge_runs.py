@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import sys
 from pathlib import Path
@@ -83,7 +84,51 @@ def test_finished_stages_outlive_changes_of_how_the_run_is_carried_out(
     prepare()
     (tmp_path / "work/align/model").mkdir(parents=True)
     assert prepare(log_every=7, workers=2, checkpoint_every=3)
-    assert not prepare(seed=1)
+
+
+@pytest.mark.parametrize("progress", ["align/model", "instruct/checkpoints/checkpoint-3/complete"])
+def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
+    progress: str, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+) -> None:
+    from llava_bridge.stages import _prepare
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    work = tmp_path / "work"
+    (work / "align/tokenizer").mkdir(parents=True)
+    _prepare(work, config)
+    assert not (work / "align").exists()  # of no use to anybody
+    record = (work / "run.json").read_text()
+    _prepare(work, dataclasses.replace(config, seed=1))  # nor was the first run's
+    assert (work / "run.json").read_text() != record
+    _prepare(work, config)
+    (work / progress).mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"output: .*work holds an unfinished run with .*: seed is 0 there and 1 now; go"
+    ):
+        _prepare(work, dataclasses.replace(config, seed=1))
+    assert (work / progress).exists()
+    assert (work / "run.json").read_text() == record
+    (work / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json: not valid JSON .*; remove .*work, and the run begins anew"):
+        _prepare(work, config)
+
+
+def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llava_bridge.stages import _prepare
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    stop = tmp_path / "stop"
+    stop.write_text("15")
+    monkeypatch.setenv(launching._COMMAND_PID, "1")
+    _prepare(tmp_path, config)
+    assert stop.is_file()  # that command has just asked for it
+    monkeypatch.delenv(launching._COMMAND_PID)
+    _prepare(tmp_path, config)
+    assert not stop.exists()
 
 
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
@@ -108,6 +153,40 @@ def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
         with pytest.raises(UserError, match="align: wrong"):
             fail(leaving)
         assert work.exists() == helps
+
+
+def test_features_are_not_kept_where_processes_must_call_the_encoder_together(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    flags = ["--align.keep_features", "true", "--launch.deepspeed", "zero3", "--launch.processes", "2"]
+    assert llava_bridge(monkeypatch, "train", "--config", str(path), *flags) == 2
+    assert "align.keep_features: expected false under ZeRO-3, whose processes" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_will_do(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from llava_bridge import workspace
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    monkeypatch.setattr(workspace.fcntl, "flock", flock)
+    with workspace.held_work_directory(parse_config(TrainConfig, ["--config", str(path)], prog="test")):
+        assert "no locks here (No locks available); see to it that no other run writes" in capsys.readouterr().err
+
+
+def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clips.parallel import processes
+    from llava_bridge.stages import _check_shared
+
+    (tmp_path / "run.json").touch()
+    _check_shared(tmp_path)
+    monkeypatch.setattr(processes, "gather_objects", lambda sees: [sees, False])
+    with pytest.raises(UserError, match=r"output: expected a place that all machines share, but the process of rank 1"):
+        _check_shared(tmp_path)
 
 
 def test_the_number_of_processes_is_what_a_launcher_has_started(

@@ -181,9 +181,9 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     assert "Traceback" not in printed
     (mark,) = (tmp_path / ".stopped.work").glob("instruct/checkpoints/checkpoint-*/complete")
     step = int(mark.parent.name.rpartition("-")[2])
-    refused = train(path, "--launch.processes", "1")
+    refused = train(path, "--instruct.lr", "0.5")
     assert refused.returncode == 2
-    assert "launch.processes: expected 2, as when" in refused.stderr
+    assert "holds an unfinished run with other settings: instruct.lr is 0.001 there and 0.5 now" in refused.stderr
     assert mark.is_file()
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     while time.monotonic() < deadline and f'"step": {step + 3}' not in metrics.read_text():

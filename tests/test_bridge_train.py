@@ -318,9 +318,6 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     with pytest.raises(UserError, match="align: 3 samples cannot be used"):
         again.add([("c", "after resuming")])
     assert not (tmp_path / "checkpoint-12").exists()
-    monkeypatch.setenv("WORLD_SIZE", "3")  # its optimizer state is cut into two parts, one for each process
-    with pytest.raises(UserError, match=r"launch.processes: expected 2, as when .*checkpoint-10 was written, got 3"):
-        checkpoints.last_checkpoint(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 
 
