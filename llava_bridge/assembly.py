@@ -23,7 +23,7 @@ from transformers import (
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, quiet, refusing
-from llava_bridge.chat import IMAGE, Chat, template_for
+from llava_bridge.chat import IMAGE, Chat, template_beside, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.fitting import Fit, image_processor
@@ -174,7 +174,7 @@ def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: 
 def make_chat(model: LlavaForConditionalGeneration, processor: LlavaProcessor, template: str | None = None) -> Chat:
     """The :class:`Chat` of a LLaVA, with its own chat template or with the one of that name."""
     own = str(processor.chat_template)
-    chosen = own if template is None else template_for(own, template)
+    chosen = own if template is None else template_beside(own, template, processor.tokenizer)
     return Chat(processor.tokenizer, chosen, model.config.image_seq_length, must_end=template not in NEVER_END)
 
 
