@@ -25,7 +25,7 @@ from transformers import (
 from clips.errors import UserError
 from clips.loading import load_pretrained, quiet, refusing
 from llava_bridge.anyres import ImageFit, makes_tiles, pinpoints_for, pixels_of_token, tile_maker, tokens_of_picture
-from llava_bridge.chat import IMAGE, Chat, template_for
+from llava_bridge.chat import IMAGE, Chat, template_beside, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.fitting import image_processor
@@ -197,7 +197,7 @@ def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: 
 def make_chat(model: AnyLlava, processor: AnyProcessor, template: str | None = None) -> Chat:
     """The :class:`Chat` of a LLaVA, with its own chat template or with the one of that name."""
     own = str(processor.chat_template)
-    chosen = own if template is None else template_for(own, template)
+    chosen = own if template is None else template_beside(own, template, processor.tokenizer)
     tokens: Any = model.config.image_seq_length
     if makes_tiles(processor.image_processor):
         tokens = functools.partial(tokens_of_picture, processor)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from clips.errors import UserError, suggest
 from clips.loading import refusing
-from llava_bridge.templates import BEGIN, TEMPLATES
+from llava_bridge.templates import BEGIN, PLAIN_WITH_BLANK, TEMPLATES
 
 IMAGE = "<image>"
 IGNORED = -100
@@ -83,6 +83,12 @@ def template_for(own: str | None, choice: str) -> str:
     return body if is_prepared(body) else _FLATTEN + body
 
 
+def template_beside(own: str | None, choice: str, tokenizer: Any) -> str:
+    """As :func:`template_for`, with the blanks of :func:`with_blanks` where ``own`` has them."""
+    template = template_for(own, choice)
+    return with_blanks(template, tokenizer) if own is not None and _BLANKS in own else template
+
+
 def is_prepared(template: str | None) -> bool:
     """Whether ``template`` is one that :func:`template_for` made."""
     return template is not None and template.startswith(_FLATTEN)
@@ -108,6 +114,8 @@ def with_blanks(template: str, tokenizer: Any) -> str:
     needed = tokens(f"{IMAGE}\nx")[1:] != tokens("\nx") == tokens(f"{IMAGE} \nx")[1:]
     if not needed or _BLANKS in template:
         return template
+    if template == _FLATTEN + TEMPLATES["plain"]:  # a text without anything before the picture, not even a blank
+        return _FLATTEN + PLAIN_WITH_BLANK
     begin = BEGIN.replace("bos_token if", "bos_token + ' ' if")
     return template.replace(_FLATTEN, _FLATTEN + _BLANKS, 1).replace(BEGIN, begin, 1)
 

@@ -38,6 +38,8 @@ class LoraConfig:
         targets: names of linear layers, such as q_proj; None takes all of them.
         merge: add what was learnt to the weights at the end. Else, after the last stage, the adapter lies in the
             output's ``adapter/``, beside the weights of before.
+        quantise: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn beside them (QLoRA, arXiv
+            2305.14314); the output has the values that 4 bits can hold. Takes the extra ``qlora``.
     """
 
     rank: int = 128
@@ -47,6 +49,7 @@ class LoraConfig:
     parts: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
     targets: list[str] | None = None
     merge: bool = True
+    quantise: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -57,6 +60,8 @@ class LoraConfig:
             raise UserError(f"lora.dropout: expected a share from 0 to below 1, got {self.dropout}")
         if not self.parts or len(set(self.parts)) != len(self.parts):
             raise UserError(f"lora.parts: expected some of vision, llm, each once, got {list(self.parts)}")
+        if self.quantise and "llm" not in self.parts:
+            raise UserError(f"lora.quantise: expected none without llm among lora.parts, got {self.quantise}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
 from llava_bridge.anyres import makes_tiles
 from llava_bridge.assembly import processor_of, set_generation
-from llava_bridge.chat import IMAGE, template_for
+from llava_bridge.chat import IMAGE, template_beside
 from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.encoders.transformers_source import FAMILIES, side_of
 from llava_bridge.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig
@@ -42,7 +42,7 @@ def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
     if makes_tiles(theirs.image_processor):
         _check_tiles(model.config, theirs.image_processor, llava)
     _use_our_tower(model, size, llava)
-    template = template_for(theirs.chat_template or tokenizer.chat_template, chat_template)
+    template = template_beside(theirs.chat_template or tokenizer.chat_template, chat_template, tokenizer)
     processor = processor_of(theirs.image_processor, tokenizer, size, model.config.image_seq_length, template)
     try:
         set_generation(model, processor)

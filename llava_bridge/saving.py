@@ -15,6 +15,7 @@ from llava_bridge.assembly import make_stock
 from llava_bridge.config import LoraConfig
 from llava_bridge.launch import is_main_process, report
 from llava_bridge.processes import barrier
+from llava_bridge.quantising import copy_rounded
 from llava_bridge.setup import Setup
 from llava_bridge.weights import is_parted, learnt_weights
 from llava_bridge.workspace import CHECKPOINTS
@@ -46,7 +47,7 @@ def save_stage(
         if weights is None:
             _write(setup, setup.model, partial, last=last)
         elif "vision" in setup.parts:
-            _write_anew(again(), weights, partial, lora, last=last)
+            _write_anew(again(), weights, partial, lora, last=last, trained=setup.model)
         else:  # an LLM alone learns as a whole
             setup.model.save_pretrained(partial, state_dict=weights)
             setup.processor.save_pretrained(partial)
@@ -64,12 +65,14 @@ def _write(setup: Setup, model: Any, directory: Path, *, last: bool) -> None:
 
 
 def _write_anew(
-    fresh: Setup, weights: Mapping[str, Tensor], directory: Path, lora: LoraConfig | None, *, last: bool
+    fresh: Setup, weights: Mapping[str, Tensor], directory: Path, lora: LoraConfig | None, *, last: bool, trained: Any
 ) -> None:
-    """What was learnt, put into the model that the stage began with."""
+    """What was learnt, put into the model that the stage began with, or what 4 bits hold of that."""
     adapted = None if lora is None else adapt(fresh.model, lora)
     unknown = fresh.model.load_state_dict(weights, strict=False).unexpected_keys
     assert not unknown, unknown
+    if lora is not None and lora.quantise:
+        copy_rounded(trained, fresh.model)
     if adapted is None or lora is None:
         _write(fresh, fresh.model, directory, last=last)
     elif lora.merge or not last:  # the next stage goes on from whole weights

@@ -44,6 +44,17 @@ def _frame(before: str, ahead: str, system: str, user: str, assistant: str, prom
     )
 
 
+def _plain(caption: str) -> str:
+    """A picture and its caption: whatever the user asks is left out (LLaVA's ``preprocess_plain`` in ``train.py``)."""
+    refusal = "plain: expected a picture and its caption, got a conversation"
+    return (
+        "{%- if messages|length > 2 -%}{{ raise_exception('"
+        + refusal
+        + "') }}{%- endif -%}"
+        + _frame(BEGIN, "", "", "{{ '<image>' * (said.split('<image>')|length - 1) }}", rf"{caption} + '\n'", "''")
+    )
+
+
 _VICUNA = ("said + ' '", "'USER: ' + said + ' '", "'ASSISTANT: ' + said + eos_token", "'ASSISTANT:'")
 
 TEMPLATES: dict[str, str] = {
@@ -93,12 +104,12 @@ TEMPLATES: dict[str, str] = {
         r"'<|assistant|>\n' + said + eos_token + '\n'",
         r"'<|assistant|>\n'",
     ),
-    # A picture and its caption: whatever the user asks is left out (LLaVA's preprocess_plain in train.py).
-    "plain": "{%- if messages|length > 2 -%}"
-    "{{ raise_exception('plain: expected a picture and its caption, got a conversation') }}{%- endif -%}"
-    + _frame(BEGIN, "", "", "{{ '<image>' * (said.split('<image>')|length - 1) }}", r"said + '\n'", "''"),
+    "plain": _plain("said"),
 }
 """Name → Jinja source."""
+
+PLAIN_WITH_BLANK = _plain("' ' + said")
+"""`plain` with a blank between picture and caption."""
 
 NEVER_END = frozenset({"plain"})
 """Templates to train a stage with, which no LLaVA can keep: answers in them end with no special token."""

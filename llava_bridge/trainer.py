@@ -33,6 +33,7 @@ from llava_bridge.fsdp import ShardedTrainer, shard
 from llava_bridge.launch import StopAsked, deepspeed_config, end_stopped, report
 from llava_bridge.objective import Objective
 from llava_bridge.progress import Progress
+from llava_bridge.quantising import numbers_in, quantise
 from llava_bridge.saving import save_stage
 from llava_bridge.setup import Setup, set_up
 from llava_bridge.vision import EncoderVisionModel
@@ -49,7 +50,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
     setup = set_up(config, name, work)
-    choose_what_learns(setup, stage, name)
+    choose_what_learns(setup, stage, name, torch.bfloat16 if precision(config) == "bf16" else torch.float32)
     if stage.keep_features:
         keep_features(setup)
     if stage.gradient_checkpointing:
@@ -94,10 +95,19 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     _free(trainer, setup)
 
 
-def choose_what_learns(setup: Setup, stage: StageConfig, name: str) -> None:
-    """Let gradients reach the parts that train, or their adapters, and nothing else."""
+def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
+    """Let gradients reach the parts that train, or their adapters, and nothing else.
+
+    Args:
+        setup: what the stage begins with.
+        stage: its settings.
+        name: its name.
+        compute: in which precision weights of 4 bits are multiplied.
+    """
     setup.model.requires_grad_(False)
     if stage.lora is not None:
+        if stage.lora.quantise is not None:
+            quantise(setup.model, stage.lora.quantise, compute)
         adapt(setup.model, stage.lora)
     adapted = () if stage.lora is None else stage.lora.parts
     for part in stage.trained(name):
@@ -122,7 +132,7 @@ def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
     for line in setup.mixture:
         report(f"{name}: {line}")
     for part, module in setup.parts.items():
-        count = sum(weight.numel() for weight in module.parameters())
+        count = sum(numbers_in(weight) for weight in module.parameters())
         learns = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
         if learns in (0, count):
             report(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")

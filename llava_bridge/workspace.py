@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,7 @@ def check_inputs(config: TrainConfig) -> None:
     if config.encoder and config.stages[-1] != "pretrain":
         check_encoder(config.encoder)
     cuts_weights = deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3
+    _check_quantising(config)
     for name in config.stages:
         if config.stage(name).keep_features and cuts_weights and (config.launch.processes or 1) > 1:
             raise UserError(
@@ -93,3 +95,14 @@ def check_inputs(config: TrainConfig) -> None:
                 named_files(data.path)
             except UserError as error:
                 raise UserError(f"{name}.data: {error}") from None
+
+
+def _check_quantising(config: TrainConfig) -> None:
+    loras = {name: config.stage(name).lora for name in config.stages}
+    first = next((name for name, lora in loras.items() if lora is not None and lora.quantise), None)
+    if first is None:
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{first}.lora.quantise: expected bitsandbytes beside it (pip install 'clips-suite[qlora]')")
+    if deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(f"launch.deepspeed: expected zero2 with {first}.lora.quantise; ZeRO-3 does not cut 4 bits")

@@ -64,13 +64,13 @@ def make_encoder(directory: Path, model_cfg: dict[str, Any]) -> Any:
     return model
 
 
-def make_llm(directory: Path, context: int = 128, *, tied: bool = False) -> Path:
+def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool = False) -> Path:
     """A tiny untrained Llama; ``tied``: its output layer has the weights of its embedding."""
     import torch
 
     from llava_bridge.llm import SmallLlamaConfig, new_llama, train_tokenizer
 
-    config = SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=context)
+    config = SmallLlamaConfig(vocab_size=320, hidden_size=width, layers=2, heads=2, context=context)
     tokenizer = train_tokenizer(TEXTS, config)
     torch.manual_seed(0)
     model = new_llama(config, tokenizer)

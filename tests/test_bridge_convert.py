@@ -17,6 +17,7 @@ from torch import Tensor
 from llava_bridge import assembly, load_llava
 from llava_bridge.assembly import Assembly, assemble, make_chat, make_stock
 from llava_bridge.convert import ConvertConfig, convert
+from llava_bridge.existing import take_up
 
 QUESTION = "What's AB?"
 V1 = (
@@ -141,6 +142,22 @@ def test_a_template_with_several_turns(parts: world.Parts, converted: Path) -> N
     assert text.replace("<image>" * 16, "<image>").replace("<s> ", "<s>").replace("<image> ", "<image>") == (
         f"<s>{V1.partition('USER')[0]}USER: <image>\nA? ASSISTANT: AB</s>USER: Why? ASSISTANT:"
     )
+
+
+def test_captions_of_a_first_stage_are_the_originals_tokens(parts: world.Parts, converted: Path) -> None:
+    """There a caption is tokenized by itself, so with SentencePiece's blank before it, and the begin token has none."""
+    model, processor = load_llava(converted, device="cpu")
+    talk = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "AB why?"}]
+    encoded = make_chat(model, processor, "plain").encode(talk, 100)
+    begin, caption = parts.ids("<image>AB why?\n")
+    assert encoded.input_ids == [*begin, *[model.config.image_token_index] * 16, *caption]
+    assert encoded.labels == [-100] * 17 + caption
+
+
+def test_a_template_named_for_a_converted_llava_writes_its_blanks(converted: Path) -> None:
+    own = load_llava(converted, device="cpu")[1].chat_template
+    assert "<image> " in own
+    assert take_up(str(converted), "vicuna_v1")[1].chat_template == own
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

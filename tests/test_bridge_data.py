@@ -33,6 +33,17 @@ def test_llava_json(bridge_talk: Path) -> None:
     assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat colour is it?"), Turn("assistant", "green")]
 
 
+def test_a_single_picture_of_llava_json_stands_before_the_text(tmp_path: Path) -> None:
+    """As LLaVA's training has it; what a turn says about several pictures is left as it is."""
+    said = ["What?\n<image>", "<image>", "Look at <image> here.", "Now <image> and <image>?"]
+    talk = [[{"from": "human", "value": value}, {"from": "gpt", "value": "a <image>"}] for value in said]
+    rows = [{"image": ["a.png"] * value.count("<image>"), "conversations": talk[n]} for n, value in enumerate(said)]
+    samples = read_samples(DataConfig(path=write(tmp_path / "talk.json", rows)))
+    expected = ["<image>\nWhat?", "<image>", "<image>\nLook at  here.", "Now <image> and <image>?"]
+    assert [sample.turns[0].content for sample in samples] == expected
+    assert {sample.turns[1].content for sample in samples} == {"a <image>"}
+
+
 def test_karpathy_captions(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     rows = [

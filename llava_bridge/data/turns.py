@@ -70,3 +70,16 @@ def with_pictures_placed(turns: list[Turn], pictures: int) -> list[Turn]:
         return turns
     shown = Turn("user", f"{IMAGE}\n" * pictures + turns[first].content)
     return [*turns[:first], shown, *turns[first + 1 :]]
+
+
+def with_picture_first(turns: list[Turn]) -> list[Turn]:
+    """Where the user says something about one picture, it stands on a line before the text, wherever it stood.
+
+    LLaVA's data have it before or behind, its training (``preprocess_multimodal`` in ``train.py``) always before.
+    """
+    return [_picture_first(turn) if turn.role == "user" and turn.content.count(IMAGE) == 1 else turn for turn in turns]
+
+
+def _picture_first(turn: Turn) -> Turn:
+    said = turn.content.replace(IMAGE, "").strip()
+    return Turn(turn.role, f"{IMAGE}\n{said}" if said else IMAGE)

@@ -1,0 +1,166 @@
+"""QLoRA: an LLM in 4 bits, adapters that learn beside it, and what is left of both in the output."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clips.errors import UserError
+from llava_bridge import launch as launching
+from llava_bridge.config import LaunchConfig, LoraConfig, StageConfig, TrainConfig
+from llava_bridge.data import DataConfig
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
+)
+DRIVER = Path(__file__).with_name("swap_driver.py")
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "quantise": "nf4"}
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As wide as 4 bits need it."""
+    return bridge_world.make_llm(tmp_path_factory.mktemp("wide") / "llm", width=64)
+
+
+@pytest.fixture(scope="module")
+def fields(bridge_encoder: Path, bridge_talk: Path, llm: Path) -> dict[str, Any]:
+    """A run of the stage instruct alone, but for its settings."""
+    settings = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(llm), "precision": "fp32"}
+    return {**settings, "log_every": 1}
+
+
+def stage(talk: Path, **changes: Any) -> StageConfig:
+    data = [DataConfig(path=str(talk / "talk.json"))]
+    lora = LoraConfig(**LORA | changes.pop("lora", {}))
+    return StageConfig(**{"data": data, "steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 0.0, "lora": lora} | changes)
+
+
+def launched() -> dict[str, str]:
+    """What a launcher tells a process that it starts."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    return {**alone, "MASTER_PORT": str(launching._free_port())}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, bridge_talk: Path, fields: dict[str, Any]) -> Path:
+    """Two LLaVAs of the same training: adapters merged, and beside the weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    stages = {name: stage(bridge_talk, lora={"merge": name == "merged"}) for name in ("merged", "beside")}
+    paths = [
+        str(bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, checkpoint_every=0))
+        for name, own in stages.items()
+    ]
+    done = bridge_world.run_python(str(DRIVER), *paths, **launched())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def losses(directory: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@needs_bitsandbytes
+@pytest.mark.slow
+def test_adapters_learn_beside_4_bits(runs: Path, llm: Path) -> None:
+    assert losses(runs / "merged")[-1] < losses(runs / "merged")[0]
+    own = weights(llm)
+    before, after = weights(runs / "beside"), weights(runs / "merged")
+    rounded = 0
+    for name, value in before.items():
+        whole = own.get(name.removeprefix("language_model."))
+        if whole is not None and "_proj.weight" in name and whole.shape[1] % 64 == 0:
+            rounded += 1
+            assert 0.03 < (value - whole).norm() / whole.norm() < 0.12, name  # of 4 bits
+            assert torch.unique(value.flatten()[:64]).numel() <= 16, name  # with one scale
+            assert not torch.equal(after[name], value), name
+            assert torch.linalg.matrix_rank(after[name] - value, atol=1e-5) <= LORA["rank"], name
+        elif whole is not None:
+            assert torch.equal(value, whole), name
+    assert rounded == 2 * 6  # of two layers; mlp.down_proj has a width that 4 bits do not take
+
+
+@needs_bitsandbytes
+@pytest.mark.slow
+def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> None:
+    from llava_bridge import load_llava
+
+    assert losses(runs / "beside") == losses(runs / "merged")
+    merged = dict(load_llava(runs / "merged")[0].named_parameters())
+    for name, value in load_llava(runs / "beside")[0].named_parameters():
+        torch.testing.assert_close(merged[name], value, msg=name)
+
+
+@needs_bitsandbytes
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on(tmp_path: Path, bridge_talk: Path, fields: dict[str, Any], runs: Path) -> None:
+    """Its checkpoints have the scales of 4 bits, for which there is no place in the model."""
+    path = bridge_world.config_file(
+        tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), checkpoint_every=2
+    )
+    checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
+    command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
+    process = subprocess.Popen(command, env={**os.environ, **launched(), "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 200
+    while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert checkpoint.is_file()
+    done = bridge_world.run_python(*command[1:], **launched())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on with the unfinished run" in done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(runs / "merged"), abs=1e-5)
+
+
+@needs_bitsandbytes
+def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole(llm: Path) -> None:
+    from llava_bridge.quantising import numbers_in, quantise
+
+    class Llava(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.model = torch.nn.Module()
+            self.model.language_model = torch.nn.Sequential(torch.nn.Linear(width, 64), torch.nn.Linear(96, 8))
+
+    llava = Llava(128)
+    quantise(llava, "nf4", torch.float32)
+    small, odd = llava.model.language_model
+    assert (small.weight.dtype, small.weight.numel(), numbers_in(small.weight)) == (torch.uint8, 64 * 64, 128 * 64)
+    assert type(odd) is torch.nn.Linear
+    llava.load_state_dict(llava.state_dict())
+    with pytest.raises(UserError, match="a multiple of 64"):
+        quantise(Llava(32), "nf4", torch.float32)
+
+
+def config(fields: dict[str, Any], talk: Path, **changes: Any) -> TrainConfig:
+    return TrainConfig(output="run", instruct=stage(talk), **fields, **changes)
+
+
+def test_refusals(fields: dict[str, Any], bridge_talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llava_bridge import workspace
+
+    with pytest.raises(UserError, match=r"lora.quantise: expected none without llm among lora.parts"):
+        LoraConfig(parts=["vision"], quantise="nf4")
+    monkeypatch.setattr(workspace.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^instruct.lora.quantise: expected bitsandbytes .*clips-suite\[qlora\]"):
+        workspace.check_inputs(config(fields, bridge_talk))
+    monkeypatch.setattr(workspace.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantise"):
+        workspace.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(deepspeed="zero3")))
+    workspace.check_inputs(config(fields, bridge_talk))

@@ -1,0 +1,96 @@
+"""scripts/compare_with_llava.py without LLaVA's own code, which is not here: what it refuses, tells it, concludes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import compare_with_llava
+
+        yield compare_with_llava
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    """Options that name what is there; two steps of two samples."""
+    files = {
+        "llava": tmp_path / "LLaVA/llava/train/train.py",
+        "site": tmp_path / "site/transformers/__init__.py",
+        "llm": tmp_path / "llm/tokenizer.model",
+    }
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        file.touch()
+    talk = [{"from": who, "value": f"{who} {turn}"} for turn in range(2) for who in ("human", "gpt")]
+    rows = [{"image": f"{number}.png", "conversations": talk} for number in range(5)]
+    (tmp_path / "talk.json").write_text(json.dumps(rows))
+    folders = [f"--llava={tmp_path / 'LLaVA'}", f"--site={tmp_path / 'site'}", f"--llm={tmp_path / 'llm'}"]
+    return [*folders, f"--data={tmp_path / 'talk.json'}", "--steps=2", "--batch=2"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--llava=nowhere", "--llava: expected a checkout of haotian-liu/LLaVA, but nowhere/"),
+        ("--site=nowhere", "--site: expected a directory with transformers 4.37.2 in it"),
+        ("--llm=nowhere", "--llm: expected a Llama with SentencePiece's tokenizer.model"),
+        ("--data=nowhere", "--data: expected LLaVA's JSON list, but nowhere is missing"),
+        ("--steps=3", "--data: expected 6 samples, so that none comes twice, got 5"),
+        ("--micro_batch=3", "--micro_batch: expected a divisor of --batch (2), got 3"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line(
+    script: Any, given: list[str], option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([*given, option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("away", "status"), [(0.0009, 0), (0.0011, 1), (float("nan"), 1)])
+def test_the_status_says_whether_the_curves_agree(
+    script: Any, given: list[str], away: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ours = {"align": [3.0, 2.0], "instruct": [1.5, 1.0]}
+    theirs = {**ours, "instruct": [1.5, 1.0 - away]}
+    monkeypatch.setattr(script, "train_both", lambda args, folder: (ours, theirs))
+    assert script.main(given) == status
+    printed = capsys.readouterr().out
+    assert "   2   1.000000" in printed
+    assert f"largest difference {away:.2g}" in printed
+
+
+def test_each_stage_gets_its_data(script: Any, given: list[str], tmp_path: Path) -> None:
+    files = script.write_data(script._parser().parse_args(given), tmp_path)
+    align, instruct = (json.loads(file.read_text()) for file in files)
+    assert [row["image"] for row in align] == [row["image"] for row in instruct] == [f"{n}.png" for n in range(4)]
+    assert {len(row["conversations"]) for row in align} == {2}
+    assert {len(row["conversations"]) for row in instruct} == {4}
+
+
+def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> None:
+    from llava_bridge.config import StageConfig, TrainConfig
+    from llava_bridge.data import DataConfig
+
+    stage = StageConfig(data=[DataConfig(path="a.json", images="photos")], batch_size=4, micro_batch=2, lr=3e-4)
+    config = TrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
+    first, second = (script.their_options(config, name, tmp_path) for name in script.STAGES)
+    for options in (first, second):
+        assert (options["per_device_train_batch_size"], options["gradient_accumulation_steps"]) == (2, 2)
+        assert (options["learning_rate"], options["warmup_ratio"], options["seed"]) == (3e-4, 0.03, 5)
+    assert first["pretrain_mm_mlp_adapter"] == tmp_path / "projector" / "mm_projector.bin"
+    assert second["pretrain_mm_mlp_adapter"] == first["output_dir"] / "mm_projector.bin"  # what its first stage learnt
