@@ -7,15 +7,15 @@ from clips.commandline import Command, run_commands
 ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and talk to it."""
 
 COMMANDS = {
-    "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.train:train"),
+    "train": Command(help="train a LLaVA (or first its LLM) by stages", target="llava_bridge.training.train:train"),
     "convert": Command(
         help="LLaVAs between their first authors' layout and that of transformers",
-        target="llava_bridge.convert:convert",
+        target="llava_bridge.layouts.convert:convert",
         positional=("source",),
     ),
     "swap": Command(
         help="another encoder in a LLaVA, with a new projector to train",
-        target="llava_bridge.swap:swap",
+        target="llava_bridge.layouts.swap:swap",
         positional=("llava",),
     ),
     "data inspect": Command(
@@ -24,11 +24,11 @@ COMMANDS = {
         positional=("path",),
     ),
     "chat": Command(
-        help="talk to a LLaVA about a picture", target="llava_bridge.console:chat", positional=("directory",)
+        help="talk to a LLaVA about a picture", target="llava_bridge.asking.console:chat", positional=("directory",)
     ),
     "describe": Command(
         help="ask a LLaVA the same about many pictures",
-        target="llava_bridge.describe:describe",
+        target="llava_bridge.asking.describe:describe",
         positional=("directory",),
         rest="images",
     ),

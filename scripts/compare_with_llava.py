@@ -95,9 +95,9 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     """Write weights and data of both sides to ``folder``; the config of our training."""
     import torch
 
-    from llava_bridge.config import LaunchConfig, StageConfig, TrainConfig
-    from llava_bridge.convert import ConvertConfig, convert
     from llava_bridge.data import DataConfig
+    from llava_bridge.layouts.convert import ConvertConfig, convert
+    from llava_bridge.training.config import LaunchConfig, StageConfig, TrainConfig
 
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)
@@ -207,7 +207,7 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
 def our_order(config: Any, name: str, folder: Path) -> list[int]:
     """Which samples our training takes, in its order."""
     from llava_bridge.data.order import GroupedOrder
-    from llava_bridge.setup import set_up
+    from llava_bridge.training.setup import set_up
 
     stage = config.stage(name)
     alone = config if name == "align" else dataclasses.replace(config, stages=[name])

@@ -68,7 +68,7 @@ def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool
     """A tiny untrained Llama; ``tied``: its output layer has the weights of its embedding."""
     import torch
 
-    from llava_bridge.llm import SmallLlamaConfig, new_llama, train_tokenizer
+    from llava_bridge.model.llm import SmallLlamaConfig, new_llama, train_tokenizer
 
     config = SmallLlamaConfig(vocab_size=320, hidden_size=width, layers=2, heads=2, context=context)
     tokenizer = train_tokenizer(TEXTS, config)
@@ -84,7 +84,7 @@ def make_llm(directory: Path, context: int = 128, *, width: int = 32, tied: bool
 
 def make_llava(directory: Path, encoder: Path, llm: Path, **parts: Any) -> Path:
     """An untrained LLaVA around the two."""
-    from llava_bridge.assembly import Assembly, assemble
+    from llava_bridge.model.assembly import Assembly, assemble
 
     for part in assemble(Assembly(encoder=str(encoder), llm=str(llm), **parts)):
         part.save_pretrained(directory)
@@ -139,9 +139,9 @@ def make_album(directory: Path) -> Path:
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
     from clips.commandline import to_yaml
-    from llava_bridge.config import StageConfig, TrainConfig
     from llava_bridge.data import DataConfig
-    from llava_bridge.llm import SmallLlamaConfig
+    from llava_bridge.model.llm import SmallLlamaConfig
+    from llava_bridge.training.config import StageConfig, TrainConfig
 
     data = [DataConfig(path=str(talk / "talk.json"))]
     settings: dict[str, Any] = {

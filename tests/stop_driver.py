@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from clips.commandline import parse_config
-from llava_bridge.config import TrainConfig
-from llava_bridge.progress import Progress
-from llava_bridge.train import train
+from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.progress import Progress
+from llava_bridge.training.train import train
 
 config = parse_config(TrainConfig, ["--config", sys.argv[1]], prog="driver")
 assert config is not None

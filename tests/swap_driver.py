@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from clips.commandline import parse_config
-from llava_bridge.config import TrainConfig
-from llava_bridge.train import train
+from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.train import train
 
 for path in sys.argv[1:]:
     config = parse_config(TrainConfig, ["--config", path], prog="driver")

@@ -81,7 +81,7 @@ def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
     def answer(model, processor, images, prompts, max_new_tokens, batch_size):
         return [reply(numbers[each[0].tobytes()], prompt) for each, prompt in zip(images, prompts, strict=True)]
 
-    monkeypatch.setattr("llava_bridge.inference.answer", answer)
+    monkeypatch.setattr("llava_bridge.asking.inference.answer", answer)
 
 
 def _knows_all(number: int, prompt: str) -> str:

@@ -12,14 +12,14 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import answer
-from llava_bridge.anyres import check_pinpoints, most_tokens, pinpoints_for, pixels_of_token, tokens_of_picture
-from llava_bridge.assembly import Assembly, assemble, make_chat
 from llava_bridge.chat import SampleError
 from llava_bridge.data import DataConfig, read_samples
 from llava_bridge.data.batches import Collator, Conversations
-from llava_bridge.objective import Objective
+from llava_bridge.model.anyres import check_pinpoints, most_tokens, pinpoints_for, pixels_of_token, tokens_of_picture
+from llava_bridge.model.assembly import Assembly, assemble, make_chat
 from llava_bridge.projectors import PROJECTORS, ProjectorConfig, Shape
-from llava_bridge.setup import parts_of
+from llava_bridge.training.objective import Objective
+from llava_bridge.training.setup import parts_of
 
 GRIDS = {"mlp2x_gelu": 4, "mlp3x_gelu": 4, "linear": 4, "pixel_shuffle": 2, "pool": 2, "c_abstractor": 2}
 SIZES = (*bridge_world.SHAPES, (97, 33), (32, 32), (1, 400), (400, 1), (30, 300))

@@ -15,17 +15,17 @@ from PIL import Image
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.anyres import tokens_of_picture
-from llava_bridge.assembly import Assembly, assemble, load_llm, make_chat, make_stock
-from llava_bridge.config import StageConfig, TrainConfig
-from llava_bridge.convert import ConvertConfig, convert
 from llava_bridge.data import DataConfig
 from llava_bridge.data.inspection import InspectConfig, inspect
-from llava_bridge.existing import take_up
+from llava_bridge.layouts.convert import ConvertConfig, convert
+from llava_bridge.layouts.swap import SwapConfig, swap
+from llava_bridge.model.anyres import tokens_of_picture
+from llava_bridge.model.assembly import Assembly, assemble, load_llm, make_chat, make_stock
+from llava_bridge.model.existing import take_up
+from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.setup import set_up
-from llava_bridge.swap import SwapConfig, swap
-from llava_bridge.vision import EncoderVisionModel
+from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.training.setup import set_up
 
 SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 SMALL |= {"image_size": 32, "patch_size": 8}

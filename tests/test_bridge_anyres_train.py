@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from llava_bridge import answer, load_llava
-from llava_bridge import launch as launching
-from llava_bridge.config import LaunchConfig, LoraConfig, StageConfig
 from llava_bridge.data import DataConfig
+from llava_bridge.training import launch as launching
+from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).with_name("swap_driver.py")

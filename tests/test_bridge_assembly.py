@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge import answer, load_llava
-from llava_bridge.assembly import Assembly, assemble, load_llm, load_tokenizer
+from llava_bridge.model.assembly import Assembly, assemble, load_llm, load_tokenizer
 
 
 @pytest.fixture(scope="module")

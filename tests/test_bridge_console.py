@@ -18,9 +18,10 @@ from bridge_world import make_llava
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge import cli, console, inference, load_llava
-from llava_bridge import reply as replying
-from llava_bridge.console import ChatConfig, chat
+from llava_bridge import cli, load_llava
+from llava_bridge.asking import console, inference
+from llava_bridge.asking import reply as replying
+from llava_bridge.asking.console import ChatConfig, chat
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llava_bridge import assembly, load_llava
-from llava_bridge.assembly import Assembly, assemble, make_chat, make_stock
-from llava_bridge.convert import ConvertConfig, convert
-from llava_bridge.existing import take_up
+from llava_bridge import load_llava
+from llava_bridge.layouts.convert import ConvertConfig, convert
+from llava_bridge.model import assembly
+from llava_bridge.model.assembly import Assembly, assemble, make_chat, make_stock
+from llava_bridge.model.existing import take_up
 
 QUESTION = "What's AB?"
 V1 = (

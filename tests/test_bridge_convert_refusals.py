@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from clips.errors import UserError
-from llava_bridge.assembly import Assembly, assemble
 from llava_bridge.cli import main
-from llava_bridge.convert import ConvertConfig, convert
+from llava_bridge.layouts.convert import ConvertConfig, convert
+from llava_bridge.model.assembly import Assembly, assemble
 from llava_bridge.projectors import ProjectorConfig
 
 

@@ -13,8 +13,9 @@ from bridge_world import make_llava
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge import cli, inference
-from llava_bridge.describe import DescribeConfig, describe
+from llava_bridge import cli
+from llava_bridge.asking import inference
+from llava_bridge.asking.describe import DescribeConfig, describe
 from llava_bridge.pictures import find_pictures, open_picture
 
 

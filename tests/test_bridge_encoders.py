@@ -16,13 +16,13 @@ import transformers
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge.assembly import Assembly, assemble, make_stock
+from llava_bridge.asking.inference import answer, load_llava
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.spec import members
-from llava_bridge.inference import answer, load_llava
-from llava_bridge.parts import check_encoder
+from llava_bridge.model.assembly import Assembly, assemble, make_stock
+from llava_bridge.model.parts import check_encoder
+from llava_bridge.model.vision import vision_model
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.vision import vision_model
 
 SMALL = {
     "hidden_size": 32,

@@ -16,18 +16,19 @@ import transformers
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge import answer, launch, load_llava
-from llava_bridge.assembly import Assembly, assemble, load_llm, make_chat, make_stock
+from llava_bridge import answer, load_llava
 from llava_bridge.cli import main
-from llava_bridge.config import StageConfig, TrainConfig
-from llava_bridge.convert import ConvertConfig, convert
 from llava_bridge.data import DataConfig
-from llava_bridge.existing import take_up
-from llava_bridge.identity import parents
+from llava_bridge.layouts.convert import ConvertConfig, convert
+from llava_bridge.layouts.swap import SwapConfig, swap
+from llava_bridge.model.assembly import Assembly, assemble, load_llm, make_chat, make_stock
+from llava_bridge.model.existing import take_up
+from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.swap import SwapConfig, swap
-from llava_bridge.vision import EncoderVisionModel
-from llava_bridge.workspace import check_inputs
+from llava_bridge.training import launch
+from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.training.identity import parents
+from llava_bridge.training.workspace import check_inputs
 
 
 @pytest.fixture(scope="module")

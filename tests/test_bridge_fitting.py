@@ -12,11 +12,11 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from clips.errors import UserError
-from llava_bridge.assembly import Assembly, assemble
-from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data import DataConfig
 from llava_bridge.encoders.contract import Pixels
-from llava_bridge.fitting import FITS, Fit, image_processor, refitted
+from llava_bridge.model.assembly import Assembly, assemble
+from llava_bridge.model.fitting import FITS, Fit, image_processor, refitted
+from llava_bridge.training.config import StageConfig, TrainConfig
 
 PIXELS = Pixels(size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0), interpolation="bicubic")
 MEAN = (127, 63, 0)  # whole numbers of a byte, as LLaVA rounds them

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from clips.errors import UserError
-from llava_bridge.config import LaunchConfig, LoraConfig, StageConfig
 from llava_bridge.data import DataConfig
+from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {

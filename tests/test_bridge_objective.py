@@ -13,12 +13,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from clips.errors import UserError
-from llava_bridge.assembly import Assembly, assemble, make_chat
-from llava_bridge.config import StageConfig
 from llava_bridge.data import DataConfig, read_samples
 from llava_bridge.data.batches import Collator, Conversations, TextCollator, pack
-from llava_bridge.objective import Objective, summed_loss
-from llava_bridge.setup import _room, keeps_samples_apart
+from llava_bridge.model.assembly import Assembly, assemble, make_chat
+from llava_bridge.training.config import StageConfig
+from llava_bridge.training.objective import Objective, summed_loss
+from llava_bridge.training.setup import _room, keeps_samples_apart
 
 SMALL = {
     "hidden_size": 32,

@@ -11,10 +11,10 @@ import torch
 
 from clips.errors import UserError
 from llava_bridge.chat import IGNORED, Chat, template_for
-from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data import DataConfig
-from llava_bridge.llm import SmallLlamaConfig, new_llama, train_tokenizer
-from llava_bridge.setup import set_up
+from llava_bridge.model.llm import SmallLlamaConfig, new_llama, train_tokenizer
+from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.training.setup import set_up
 
 SAID = [("human", "a dog, a cat\nIs there a dog?"), ("gpt", "yes"), ("human", "Is there a cow?"), ("gpt", "no")]
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge.assembly import Assembly, assemble, make_chat
-from llava_bridge.inference import answer, load_llava
-from llava_bridge.llava import BridgeLlavaForConditionalGeneration
+from llava_bridge.asking.inference import answer, load_llava
+from llava_bridge.model.assembly import Assembly, assemble, make_chat
+from llava_bridge.model.llava import BridgeLlavaForConditionalGeneration
 from llava_bridge.projectors import PROJECTORS, ProjectorConfig, Shape, build, tokens_of
 
 SHAPE = Shape(patches=16, width=32, llm=24)

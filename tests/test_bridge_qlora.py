@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from clips.errors import UserError
-from llava_bridge import launch as launching
-from llava_bridge.config import LaunchConfig, LoraConfig, StageConfig, TrainConfig
 from llava_bridge.data import DataConfig
+from llava_bridge.training import launch as launching
+from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig, TrainConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, bridge_talk: Path, fields: d
 
 @needs_bitsandbytes
 def test_numbers_are_counted_two_to_a_byte_and_odd_widths_stay_whole(llm: Path) -> None:
-    from llava_bridge.quantising import numbers_in, quantise
+    from llava_bridge.training.quantising import numbers_in, quantise
 
     class Llava(torch.nn.Module):
         def __init__(self, width: int) -> None:
@@ -153,7 +153,7 @@ def config(fields: dict[str, Any], talk: Path, **changes: Any) -> TrainConfig:
 
 
 def test_refusals(fields: dict[str, Any], bridge_talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llava_bridge import workspace
+    from llava_bridge.training import workspace
 
     with pytest.raises(UserError, match=r"lora.quantise: expected none without llm among lora.parts"):
         LoraConfig(parts=["vision"], quantise="nf4")

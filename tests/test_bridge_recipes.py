@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from clips.commandline import parse_config, to_yaml
-from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data import DataConfig
 from llava_bridge.projectors import ProjectorConfig
+from llava_bridge.training.config import StageConfig, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -129,7 +129,7 @@ def train(config: TrainConfig, tmp_path: Path) -> subprocess.CompletedProcess[st
 def test_the_first_stage_learns_plain_captions_of_cropped_pictures(
     tmp_path: Path, bridge_encoder: Path, long_llm: Path, bridge_talk: Path
 ) -> None:
-    from llava_bridge.setup import set_up
+    from llava_bridge.training.setup import set_up
 
     setup = set_up(miniature(tmp_path, bridge_encoder, long_llm, bridge_talk), "align", tmp_path)
     item: Any = setup.dataset[0]

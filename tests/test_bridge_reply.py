@@ -10,8 +10,8 @@ import torch
 from bridge_world import make_llava
 from PIL import Image
 
-from llava_bridge.inference import answer, load_llava, with_images
-from llava_bridge.reply import ContextError, Decoding, Reply, context_of, reply
+from llava_bridge.asking.inference import answer, load_llava, with_images
+from llava_bridge.asking.reply import ContextError, Decoding, Reply, context_of, reply
 
 PICTURE = Image.new("RGB", (30, 20), "red")
 TALK = [{"role": "user", "content": "<image>\nWhat colour is it?"}]

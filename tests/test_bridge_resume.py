@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from test_bridge_fsdp import config, losses, torchrun
 
 from clips.errors import UserError
-from llava_bridge import launch as launching
-from llava_bridge.checkpoints import is_of_others, make_universal
+from llava_bridge.training import launch as launching
+from llava_bridge.training.checkpoints import is_of_others, make_universal
 
 
 def checkpoint(directory: Path, part: str) -> Path:

@@ -14,16 +14,16 @@ from bridge_world import config_file
 
 from clips.commandline import parse_config
 from clips.errors import UserError
-from llava_bridge import launch as launching
 from llava_bridge.cli import main
-from llava_bridge.config import TrainConfig
+from llava_bridge.training import launch as launching
+from llava_bridge.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"kind": "encoder", "hash": "1", "config": {}}', "[", "\xff"])
 def test_an_output_of_someone_else_is_not_replaced(
     manifest: str | None, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
 ) -> None:
-    from llava_bridge.train import train
+    from llava_bridge.training.train import train
 
     path = config_file(tmp_path, "mine", bridge_talk, encoder=str(bridge_encoder))
     (tmp_path / "mine").mkdir()
@@ -47,7 +47,7 @@ def test_a_finished_run_is_left_as_it_is(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from clips.artifact import write_manifest
-    from llava_bridge.identity import data_of, parents
+    from llava_bridge.training.identity import data_of, parents
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
@@ -69,7 +69,7 @@ def test_a_finished_run_is_left_as_it_is(
 def test_finished_stages_outlive_changes_of_how_the_run_is_carried_out(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
 ) -> None:
-    from llava_bridge.stages import _prepare
+    from llava_bridge.training.stages import _prepare
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
 
@@ -90,7 +90,7 @@ def test_finished_stages_outlive_changes_of_how_the_run_is_carried_out(
 def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
     progress: str, tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
 ) -> None:
-    from llava_bridge.stages import _prepare
+    from llava_bridge.training.stages import _prepare
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
@@ -117,7 +117,7 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
 def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava_bridge.stages import _prepare
+    from llava_bridge.training.stages import _prepare
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
@@ -134,7 +134,7 @@ def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launche
 def test_a_work_directory_belongs_to_one_run_and_goes_unless_it_helps_the_next(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
 ) -> None:
-    from llava_bridge.workspace import held_work_directory
+    from llava_bridge.training.workspace import held_work_directory
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
     config, work = parse_config(TrainConfig, ["--config", str(path)], prog="test"), tmp_path / ".one.work"
@@ -167,7 +167,7 @@ def test_features_are_not_kept_where_processes_must_call_the_encoder_together(
 def test_a_file_system_without_locks_will_do(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from llava_bridge import workspace
+    from llava_bridge.training import workspace
 
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -180,7 +180,7 @@ def test_a_file_system_without_locks_will_do(
 
 def test_an_output_that_one_machine_alone_sees_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clips.parallel import processes
-    from llava_bridge.stages import _check_shared
+    from llava_bridge.training.stages import _check_shared
 
     (tmp_path / "run.json").touch()
     _check_shared(tmp_path)

@@ -23,7 +23,8 @@ from bridge_world import make_llava
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge import cli, inference
+from llava_bridge import cli
+from llava_bridge.asking import inference
 from llava_bridge.serving import command, worker
 from llava_bridge.serving.command import ServeConfig, serve
 

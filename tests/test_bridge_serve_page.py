@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from test_report_page import Loads, contrast
 
-from llava_bridge.reply import Decoding, Reply
+from llava_bridge.asking.reply import Decoding, Reply
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")

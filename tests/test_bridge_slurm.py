@@ -11,9 +11,9 @@ from pathlib import Path
 import bridge_world
 import pytest
 
-from llava_bridge import launch as launching
-from llava_bridge.config import LaunchConfig, StageConfig
 from llava_bridge.data import DataConfig
+from llava_bridge.training import launch as launching
+from llava_bridge.training.config import LaunchConfig, StageConfig
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm" / "llava.sbatch"
 SRUN = """#!/bin/bash

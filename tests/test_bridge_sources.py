@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from clips.errors import UserError
-from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data import DataConfig, Sample, read_samples, read_texts
 from llava_bridge.data.mixture import refuse_missing, weighted
-from llava_bridge.identity import describe_data, identity
+from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.training.identity import describe_data, identity
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [

@@ -15,11 +15,12 @@ import transformers
 from PIL import Image
 
 from clips.train import train as train_encoder
-from llava_bridge import answer, launch, load_llava
+from llava_bridge import answer, load_llava
 from llava_bridge.chat import template_for
-from llava_bridge.config import StageConfig
 from llava_bridge.data import DataConfig
 from llava_bridge.projectors import ProjectorConfig
+from llava_bridge.training import launch
+from llava_bridge.training.config import StageConfig
 
 ENCODERS = ("clips", "tiny_vit", "efficientnet", "open_clip", "siglip")
 LLMS = ("stories15M", "qwen2", "llama_3")
@@ -46,7 +47,7 @@ def make_llm(directory: Path, name: str) -> None:
     """Random weights in the shapes of the family, its tokens for the ends of turns, its template."""
     from tokenizers import AddedToken
 
-    from llava_bridge.llm import SmallLlamaConfig, train_tokenizer
+    from llava_bridge.model.llm import SmallLlamaConfig, train_tokenizer
 
     tokenizer = train_tokenizer(bridge_world.TEXTS, SmallLlamaConfig(vocab_size=320))
     marks = ("<|im_start|>", "<|im_end|>") if name == "qwen2" else ("<|start_header_id|>", "<|end_header_id|>")

@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 
 from clips.commandline import parse_config
 from clips.errors import UserError
-from llava_bridge import launch as launching
 from llava_bridge.cli import main
-from llava_bridge.config import TrainConfig
 from llava_bridge.data import DataConfig
+from llava_bridge.training import launch as launching
+from llava_bridge.training.config import TrainConfig
 
 
 def losses(directory: Path) -> list[tuple[str, int, float]]:
@@ -76,7 +76,7 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
-    from llava_bridge.config import LaunchConfig
+    from llava_bridge.training.config import LaunchConfig
 
     directory = trained.parent
     config = bridge_world.config_file(
@@ -121,7 +121,8 @@ def test_the_command_imports_neither_torch_nor_transformers(
     config = bridge_world.config_file(tmp_path, "light", bridge_talk, encoder=str(bridge_encoder))
     code = f"""
 import sys
-from llava_bridge import cli, train
+from llava_bridge import cli
+from llava_bridge.training import train
 train.launch = lambda *arguments: print("launched with", sorted({{"torch", "transformers"}} & set(sys.modules)))
 sys.argv = ["llava-bridge", "train", "--config", {str(config)!r}]
 cli.main()
@@ -139,7 +140,7 @@ def launcher(tmp_path: Path, body: str) -> list[str]:
 def test_an_error_in_a_process_becomes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     body = """
 from clips.errors import UserError
-from llava_bridge.launch import hand_over_errors, report
+from llava_bridge.training.launch import hand_over_errors, report
 print("[INFO] noise", flush=True)
 report("align: step 1/2")
 try:
@@ -231,7 +232,7 @@ def test_bad_input_is_one_line_and_status_2(
 def test_a_full_disk_is_told_in_one_line(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = f"""
 from safetensors import SafetensorError
-from llava_bridge.launch import hand_over_errors
+from llava_bridge.training.launch import hand_over_errors
 with hand_over_errors():
     raise {raised}
 """
@@ -241,10 +242,10 @@ with hand_over_errors():
 
 
 def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
-    from llava_bridge.config import StageConfig
-    from llava_bridge.setup import Setup
-    from llava_bridge.trainer import choose_what_learns
-    from llava_bridge.weights import fingerprint, frozen_values
+    from llava_bridge.training.config import StageConfig
+    from llava_bridge.training.setup import Setup
+    from llava_bridge.training.trainer import choose_what_learns
+    from llava_bridge.training.weights import fingerprint, frozen_values
 
     model: Any = torch.nn.ModuleDict({name: torch.nn.BatchNorm1d(2) for name in ("vision", "projector", "llm")})
     setup: Any = Setup(model, None, dict(model.items()), None, None)  # type: ignore[arg-type]
@@ -266,8 +267,8 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
 
 def stage_trainer(allowed: float) -> Any:
     """A StageTrainer without model and data, for its own checks."""
-    from llava_bridge.bad_samples import BadSamples
-    from llava_bridge.trainer import StageTrainer
+    from llava_bridge.training.bad_samples import BadSamples
+    from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
     trainer.stage_name, trainer.bad = "align", BadSamples("align", allowed, {})
@@ -276,8 +277,8 @@ def stage_trainer(allowed: float) -> Any:
 
 
 def stage_callback(tmp_path: Path) -> Any:
-    from llava_bridge.callback import StageCallback
-    from llava_bridge.progress import Progress
+    from llava_bridge.training.callback import StageCallback
+    from llava_bridge.training.progress import Progress
 
     progress, nobody = Progress("align", 4, tmp_path / "metrics.jsonl"), SimpleNamespace(of_any_process=lambda: 0)
     return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody)  # type: ignore[arg-type]
@@ -299,8 +300,8 @@ def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 def test_bad_samples_are_counted_over_all_processes_and_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llava_bridge import bad_samples, checkpoints
-    from llava_bridge.bad_samples import BadSamples
+    from llava_bridge.training import bad_samples, checkpoints
+    from llava_bridge.training.bad_samples import BadSamples
 
     monkeypatch.setattr(bad_samples, "gather_objects", lambda own: [own, {"b": "of rank 1"}])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
@@ -347,7 +348,7 @@ def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
 
 
 def test_a_first_loss_that_is_odd_is_told() -> None:
-    from llava_bridge.callback import odd_first_loss
+    from llava_bridge.training.callback import odd_first_loss
 
     assert odd_first_loss(math.log(32_000) + 0.9, 32_000) is None
     assert odd_first_loss(0.05, 32_000) is None

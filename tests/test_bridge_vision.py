@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
 from llava_bridge.encoders import load_encoder, parse_spec
-from llava_bridge.vision import EncoderVisionModel, vision_model
+from llava_bridge.model.vision import EncoderVisionModel, vision_model
 
 TIMM = "timm:tiny_vit_5m_224@random"
 

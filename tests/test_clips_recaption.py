@@ -35,7 +35,7 @@ PROMPT = "{web}. What colour is it?"
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> Path:
     """A LLaVA that the bridge put together."""
-    from llava_bridge.assembly import Assembly, assemble
+    from llava_bridge.model.assembly import Assembly, assemble
 
     directory = tmp_path_factory.mktemp("recaption") / "llava"
     model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm)))

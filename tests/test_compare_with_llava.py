@@ -83,8 +83,8 @@ def test_each_stage_gets_its_data(script: Any, given: list[str], tmp_path: Path)
 
 
 def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> None:
-    from llava_bridge.config import StageConfig, TrainConfig
     from llava_bridge.data import DataConfig
+    from llava_bridge.training.config import StageConfig, TrainConfig
 
     stage = StageConfig(data=[DataConfig(path="a.json", images="photos")], batch_size=4, micro_batch=2, lr=3e-4)
     config = TrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)

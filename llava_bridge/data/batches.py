@@ -79,7 +79,7 @@ class Conversations(Dataset):
 
 
 class Collator:
-    """Items of :class:`Conversations` to a batch for :class:`llava_bridge.objective.Objective`.
+    """Items of :class:`Conversations` to a batch for :class:`llava_bridge.training.objective.Objective`.
 
     Args:
         image_processor: of the LLaVA's processor; None for an LLM alone.

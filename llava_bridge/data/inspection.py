@@ -19,8 +19,8 @@ from typing import Any
 
 from clips.artifact import say, write_file
 from clips.errors import UserError
-from llava_bridge.anyres import ImageFit, check_pinpoints, pinpoints_for, tile_maker, tokens_of_picture
 from llava_bridge.data.samples import DataConfig, Sample
+from llava_bridge.model.anyres import ImageFit, check_pinpoints, pinpoints_for, tile_maker, tokens_of_picture
 
 _THUMBNAIL = 320
 _EXAMPLES = 5  # of samples with the same fault
@@ -104,8 +104,8 @@ def inspect(config: InspectConfig) -> None:
 
 
 def _chat(config: InspectConfig) -> Any:
-    from llava_bridge.assembly import add_image_token, load_tokenizer
     from llava_bridge.chat import Chat, template_for
+    from llava_bridge.model.assembly import add_image_token, load_tokenizer
     from llava_bridge.templates import NEVER_END
 
     tokenizer = load_tokenizer(config.llm)
@@ -119,8 +119,8 @@ def _chat(config: InspectConfig) -> Any:
 
 def _tiling(config: InspectConfig, tokenizer: Any, template: str) -> Any:
     """The processor of a LLaVA with such tiles."""
-    from llava_bridge.assembly import processor_of
     from llava_bridge.encoders.contract import Pixels
+    from llava_bridge.model.assembly import processor_of
 
     none = (0.0, 0.0, 0.0)  # only sizes matter
     pixels = Pixels(size=config.image_size, mean=none, std=none, interpolation="bicubic")

@@ -19,7 +19,7 @@ from clips.loading import refusing
 from clips.positions import on_grid, sines_on_grid
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder
+from llava_bridge.model.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _POSITIONS = "positional_embedding"

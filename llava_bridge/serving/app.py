@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from clips.artifact import say
 from clips.errors import UserError
-from llava_bridge.reply import ContextError, Reply
+from llava_bridge.asking.reply import ContextError, Reply
 from llava_bridge.serving.asked import RequestError, read_request
 from llava_bridge.serving.worker import Worker
 

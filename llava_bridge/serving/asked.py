@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image
 
 from clips.data.images import BadImageError, decode_image
-from llava_bridge.inference import with_images
-from llava_bridge.reply import Decoding
+from llava_bridge.asking.inference import with_images
+from llava_bridge.asking.reply import Decoding
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _READ = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}

@@ -55,7 +55,7 @@ def serve(config: ServeConfig) -> None:
             raise
         raise UserError(f"serve needs {error.name}: pip install 'clips-suite[serve]'") from None
     with _listening(config) as listener:
-        from llava_bridge.inference import load_llava
+        from llava_bridge.asking.inference import load_llava
         from llava_bridge.serving.worker import Worker
 
         worker = Worker(*load_llava(config.directory))

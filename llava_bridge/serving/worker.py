@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clips.errors import UserError
-from llava_bridge.reply import Reply, reply
+from llava_bridge.asking.reply import Reply, reply
 from llava_bridge.serving.asked import Asked, RequestError
 
 
@@ -20,7 +20,7 @@ class Worker:
     """Answers one request at a time, in the order in which they came.
 
     Args:
-        model: from :func:`~llava_bridge.inference.load_llava`.
+        model: from :func:`~llava_bridge.asking.inference.load_llava`.
         processor: from the same.
     """
 
@@ -34,7 +34,7 @@ class Worker:
         Whoever closes the generator or is cancelled in it ends the writing after the next token, or before the first.
 
         Raises:
-            UserError: the request does not suit the model; see :func:`~llava_bridge.reply.reply`.
+            UserError: the request does not suit the model; see :func:`~llava_bridge.asking.reply.reply`.
             RequestError: writing failed.
         """
         loop, written = asyncio.get_running_loop(), asyncio.Queue[str | Reply | Exception]()

@@ -9,7 +9,7 @@ picture) and the LLM of ``--llm``.
 
 1. *packing*: forward and backward of the same samples in micro-batches, each padded in random order, padded in groups
    of like length (as the bridge does), packed into rows of ``--room`` tokens.
-2. *overhead*: whole steps of `llava_bridge.trainer` under DeepSpeed beside a loop of transformers' model, AdamW and
+2. *overhead*: whole steps of the bridge's trainer under DeepSpeed beside a loop of transformers' model, AdamW and
    nothing else, over the same batches; data loading included in both.
 3. *memory*: the most that forward and backward of a batch allocate with the loss of the bridge, and with transformers'
    own, whose logits exist whole, for an LLM with ``--vocabulary`` tokens.
@@ -35,12 +35,12 @@ from measure import add_common, machine, speed_up, spread, table, take_turns
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainerCallback
 
-from llava_bridge.assembly import Assembly, assemble, make_chat
-from llava_bridge.config import StageConfig, TrainConfig
 from llava_bridge.data import DataConfig, read_samples
 from llava_bridge.data.batches import Collator, Conversations
 from llava_bridge.data.order import GroupedOrder
-from llava_bridge.objective import Objective
+from llava_bridge.model.assembly import Assembly, assemble, make_chat
+from llava_bridge.training.config import StageConfig, TrainConfig
+from llava_bridge.training.objective import Objective
 
 
 def main() -> None:
@@ -186,7 +186,7 @@ class Clock(TrainerCallback):
 def overhead_line(
     args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
 ) -> str:
-    from llava_bridge import processes
+    from llava_bridge.training import processes
 
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
     os.environ.update(launched)
@@ -209,9 +209,9 @@ def bridge_steps(
     args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
 ) -> list[float]:
     """Seconds of each step but the first two."""
-    from llava_bridge.bad_samples import BadSamples
-    from llava_bridge.setup import parts_of
-    from llava_bridge.trainer import StageTrainer, training_arguments
+    from llava_bridge.training.bad_samples import BadSamples
+    from llava_bridge.training.setup import parts_of
+    from llava_bridge.training.trainer import StageTrainer, training_arguments
 
     stage = StageConfig(data=[DataConfig(path=str(mix))], steps=args.steps, batch_size=args.micro_batch, lr=1e-6)
     config = TrainConfig(

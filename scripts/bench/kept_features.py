@@ -21,10 +21,10 @@ from bridge_step import moved, write_mix
 from measure import add_common, machine, seconds_of, speed_up, spread, take_turns
 from torch.utils.data import DataLoader, Subset
 
-from llava_bridge.assembly import Assembly, assemble, make_chat
 from llava_bridge.data import DataConfig, read_samples
 from llava_bridge.data.batches import Collator, Conversations
-from llava_bridge.objective import Objective
+from llava_bridge.model.assembly import Assembly, assemble, make_chat
+from llava_bridge.training.objective import Objective
 
 
 def main() -> None:

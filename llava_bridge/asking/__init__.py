@@ -1,0 +1,1 @@
+"""Asking a LLaVA: one prompt, many pictures, a talk in the terminal."""

@@ -1,0 +1,208 @@
+"""``llava-bridge describe``: what a LLaVA says of many pictures, as JSON lines.
+
+llava-bridge describe runs/mine-llava photos/ --output described.jsonl
+llava-bridge describe runs/mine-llava photos/*.jpg --prompt "Is there a dog in the picture?" | head
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TextIO
+
+from PIL import Image
+
+from clips.artifact import directory_hash, say, write_file, writing
+from clips.commandline import difference
+from clips.errors import UserError
+from llava_bridge.pictures import find_pictures, open_picture
+
+_READERS = 4  # threads that decode pictures ahead
+_EXAMPLES = 5  # of pictures with the same fault
+_SECONDS = 10.0  # between lines of progress
+Batch = list[tuple[str, Image.Image]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DescribeConfig:
+    """Ask a LLaVA the same about many pictures; one line ``{"image": …, "text": …}`` each.
+
+    Args:
+        directory: the LLaVA directory.
+        images: picture files, pictures in shards (``shard.tar/000000003.png``), folders, shards and globs.
+        prompt: what it is asked about each picture.
+        output: the file of JSON lines to write; the same command goes on with the pictures that it lacks. Without it
+            lines are printed.
+        batch_size: pictures at once.
+        max_new_tokens: an answer is cut there.
+    """
+
+    directory: str
+    images: list[str]
+    prompt: str = "Describe this picture."
+    output: str | None = None
+    batch_size: int = 16
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.images:
+            raise UserError("images: expected pictures, folders, shards (.tar) or globs")
+        if not self.prompt.strip():
+            raise UserError("prompt: expected a question or an instruction")
+
+
+def describe(config: DescribeConfig) -> None:
+    """Carry out ``config``: a line for each picture that can be read; the others are named at the end.
+
+    Raises:
+        UserError: no such pictures or LLaVA, an output of another prompt or model, or not one picture can be read.
+    """
+    names = find_pictures(config.images)
+    output = _Output(config) if config.output else None
+    done = output.pictures() if output else set()
+    missing = [name for name in names if name not in done]
+    already = len(names) - len(missing)
+    if already:
+        say(f"{already:,} of {len(names):,} pictures are described already")
+    faults: dict[str, list[str]] = {}
+    if missing:
+        _ask(config, missing, output, faults)
+    for reason, unusable in faults.items():
+        more = "" if len(unusable) <= _EXAMPLES else ", …"
+        say(f"unusable: {len(unusable):,}: {reason} ({', '.join(unusable[:_EXAMPLES])}{more})")
+    described = len(names) - sum(map(len, faults.values()))
+    if not described:
+        raise UserError(f"images: none of the {len(names):,} pictures can be read")
+    if output:
+        say(f"{config.output}: {described:,} of {len(names):,} pictures described")
+
+
+def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, faults: dict[str, list[str]]) -> None:
+    """Write a line for each of the pictures; the names of those that cannot be read go to ``faults``, by reason."""
+    from llava_bridge.asking.inference import answer, load_llava
+
+    model, processor = load_llava(config.directory)
+    count = 0
+    with output.adding() if output else contextlib.nullcontext(sys.stdout) as lines, _progress(len(names)) as tell:
+        for batch in _batches(names, config.batch_size, faults):
+            pictures = [picture for _, picture in batch]
+            prompts = [config.prompt] * len(batch)
+            texts = answer(model, processor, pictures, prompts, max_new_tokens=config.max_new_tokens)
+            for (name, _), text in zip(batch, texts, strict=True):
+                lines.write(json.dumps({"image": name, "text": text}, ensure_ascii=False) + "\n")
+            lines.flush()
+            count += len(batch)
+            tell(count + sum(map(len, faults.values())))
+
+
+class _Output:
+    """The file of answers, and the one beside it that says what they were made by."""
+
+    def __init__(self, config: DescribeConfig) -> None:
+        self.path = Path(config.output or "")
+        self.note = self.path.with_name(f"{self.path.name}.made_by.json")
+        deciding = {name: getattr(config, name) for name in ("prompt", "max_new_tokens")}
+        self.made_by = {"model": directory_hash(config.directory), **deciding}
+
+    def pictures(self) -> set[str]:
+        """The pictures that are described already.
+
+        Raises:
+            UserError: the file is something else, or was made by another model or prompt.
+        """
+        if not self.path.exists():
+            return set()
+        try:
+            before = json.loads(self.note.read_text(encoding="utf-8"))
+            found = {json.loads(line)["image"] for line in self._whole_lines().splitlines()}
+        except (OSError, ValueError, KeyError, TypeError):
+            line = f"output: {self.path} is in the way and not of this command, or {self.note.name} beside it is lost"
+            raise UserError(f"{line}; choose another output") from None
+        if unlike := difference(before, self.made_by):
+            raise UserError(f"output: {self.path} holds other answers: {unlike}; choose another or remove the file")
+        return found
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator[TextIO]:
+        """The file open for more lines; one that a killed run left unfinished is taken away."""
+        with writing(self.path):
+            if self.path.exists():
+                os.truncate(self.path, len(self._whole_lines()))
+            else:
+                write_file(self.note, json.dumps(self.made_by, indent=1, ensure_ascii=False) + "\n")
+            stream = self.path.open("a", encoding="utf-8")
+        with stream:
+            yield stream
+
+    def _whole_lines(self) -> bytes:
+        content = self.path.read_bytes()
+        return content[: content.rfind(b"\n") + 1]
+
+
+def _batches(names: Sequence[str], size: int, faults: dict[str, list[str]]) -> Iterator[Batch]:
+    """Full batches of those pictures that can be read; the others' names go to ``faults``, by reason."""
+    batch: Batch = []
+    for name, picture in _read_ahead(names, 2 * size):
+        if isinstance(picture, UserError):
+            faults.setdefault(str(picture).removeprefix(f"{name}: "), []).append(name)
+            continue
+        batch.append((name, picture))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _read_ahead(names: Iterable[str], count: int) -> Iterator[tuple[str, Image.Image | UserError]]:
+    """Each name with its picture, or with what is wrong with it; up to ``count`` are decoded ahead of need."""
+    left = iter(names)
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting = deque((name, pool.submit(_try_to_open, name)) for name in itertools.islice(left, count))
+        while waiting:
+            name, picture = waiting.popleft()
+            if (further := next(left, None)) is not None:
+                waiting.append((further, pool.submit(_try_to_open, further)))
+            yield name, picture.result()
+
+
+def _try_to_open(name: str) -> Image.Image | UserError:
+    try:
+        return open_picture(name)
+    except UserError as error:
+        return error
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], Any]]:
+    """A function to tell how many pictures are through: a bar where someone looks, else a line now and then."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("describing", total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    began = told = time.monotonic()
+
+    def line(done: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told > _SECONDS:
+            told, left = now, (total - done) * (now - began) / done
+            say(f"{done:,}/{total:,} pictures · {done / (now - began):.1f} a second · {left / 60:.1f} min left")
+
+    yield line

@@ -1,0 +1,165 @@
+"""Load a LLaVA directory and ask it.
+
+>>> model, processor = load_llava("runs/demo/llava/clips-s0")
+>>> answer(model, processor, [picture], ["Is there a dog in the picture?"], max_new_tokens=8)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clips.errors import UserError
+from clips.loading import load_pretrained, refusing
+from llava_bridge.chat import IMAGE, Chat, Message
+from llava_bridge.training.adapters import ADAPTER, with_adapter
+
+Pictures = Image.Image | Sequence[Image.Image] | None
+
+
+def load_llava(directory: str | Path, device: str | None = None, *, adapter: bool = True) -> tuple[Any, Any]:
+    """Load (model, processor) from a LLaVA directory, ready to generate.
+
+    Args:
+        directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout.
+        device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
+        adapter: add what lies unmerged in its folder ``adapter``, if there is such a folder.
+
+    Raises:
+        UserError: it is not a LLaVA directory, or not all of its weights are there.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        what = "no config.json in it" if path.is_dir() else "no such directory"
+        raise UserError(f"{path}: {what}; expected a LLaVA directory")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{path}: no weights here (expected *.safetensors)")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
+    model = load_pretrained(AutoModelForImageTextToText, path, f"{path}: this LLaVA", dtype=dtype)
+    if adapter and (path / ADAPTER).is_dir():
+        with refusing(f"{path / ADAPTER}: these adapters do not fit the model"):
+            model = with_adapter(model, path / ADAPTER)
+    with refusing(f"{path}: the processor of this LLaVA cannot be loaded"):
+        processor = AutoProcessor.from_pretrained(path)
+    return model.to(chosen).eval(), processor
+
+
+@torch.inference_mode()
+def answer(
+    model: Any,
+    processor: Any,
+    images: Sequence[Pictures],
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    **generation: Any,
+) -> list[str]:
+    """Answer each prompt about its picture, greedily, in batches of like length.
+
+    Args:
+        model: from :func:`load_llava`.
+        processor: from :func:`load_llava`.
+        images: for each prompt one picture, several, or None.
+        prompts: what the user says. Pictures come before the text unless it says ``<image>`` itself.
+        max_new_tokens: an answer is cut there.
+        batch_size: how many prompts run at once.
+        generation: anything else for transformers' ``generate``, for instance ``do_sample=True``.
+
+    Returns:
+        The answers, in the order of the prompts.
+    """
+    conversations = [[{"role": "user", "content": with_images(prompt, _as_list(image))}]
+                     for prompt, image in zip(prompts, images, strict=True)]  # fmt: skip
+    return answer_conversations(
+        model, processor, images, conversations, max_new_tokens=max_new_tokens, batch_size=batch_size, **generation
+    )
+
+
+@torch.inference_mode()
+def answer_conversations(
+    model: Any,
+    processor: Any,
+    images: Sequence[Pictures],
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    **generation: Any,
+) -> list[str]:
+    """As :func:`answer`, for whole conversations whose last message is the user's."""
+    from llava_bridge.model.assembly import make_chat
+
+    chat = make_chat(model, processor)
+    pictures = [_as_list(image) for image in images]
+    ids = [prompt_ids(chat, messages, own) for messages, own in zip(conversations, pictures, strict=True)]
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    answers = [""] * len(ids)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        shown = [picture for index in batch for picture in pictures[index]]
+        inputs = generate_inputs(model, processor, [ids[index] for index in batch], shown)
+        made = model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
+        texts = processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(batch, texts, strict=True):
+            answers[index] = text.strip()
+    return answers
+
+
+def prompt_ids(chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> list[int]:
+    """The tokens of a conversation up to where the next answer begins.
+
+    Raises:
+        UserError: the messages have not one ``<image>`` for each of the pictures, or the chat template refuses them.
+    """
+    with refusing("this conversation does not suit the LLM's chat template"):
+        text = chat.prompt(messages, pictures)
+    ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if ids.count(chat.image_id) != sum(chat.tokens_of(pictures)):
+        raise UserError(f"a prompt has {len(pictures)} pictures but not as many {IMAGE} marks")
+    return ids
+
+
+def generate_inputs(
+    model: Any, processor: Any, ids: Sequence[Sequence[int]], pictures: Sequence[Image.Image]
+) -> dict[str, Tensor]:
+    """What ``model.generate`` reads: prompts padded on the left to (B, L), all their pictures in order (P, 3, S, S).
+
+    For a LLaVA with tiles pictures are (P, N, 3, S, S), and there are ``image_sizes`` (P, 2).
+    """
+    return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | _pixels(pictures, processor, model)
+
+
+def with_images(prompt: str, pictures: Sequence[Any]) -> str:
+    """``prompt`` with one ``<image>`` line per picture before it, unless it places them itself."""
+    return prompt if IMAGE in prompt else f"{IMAGE}\n" * len(pictures) + prompt
+
+
+def _as_list(pictures: Pictures) -> list[Image.Image]:
+    if pictures is None:
+        return []
+    return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+
+
+def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    length = max(map(len, ids))
+    rows = [[pad] * (length - len(row)) + list(row) for row in ids]
+    mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
+    return {
+        "input_ids": torch.tensor(rows, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _pixels(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
+    if not pictures:
+        return {}
+    rgb = [picture.convert("RGB") for picture in pictures]
+    shown = processor.image_processor(rgb, return_tensors="pt")
+    return {**shown, "pixel_values": shown["pixel_values"].to(model.device, model.dtype)}

@@ -1,0 +1,1 @@
+"""LLaVAs that are there: other layouts on disk, other encoders."""

@@ -1,0 +1,303 @@
+"""LLaVAs between the layout of their first authors and that of transformers.
+
+llava-bridge convert llava-v1.5-7b --output llava-1.5-7b-hf
+llava-bridge convert runs/mine-llava --output mine-original --format original
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
+from clips.errors import UserError
+from llava_bridge.model.parts import check_llava, is_llava, read_config
+
+TOWER = "vision_tower"
+"""The folder in which a converted checkpoint has its tower, for the original code to find."""
+_TEMPLATES = {"llama": "vicuna_v1", "mistral": "mistral"}
+_SHARD = "5GB"
+_SLOW = "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Make a transformers directory of a LLaVA in its first authors' layout, or the other way round.
+
+    Args:
+        source: the directory: an original checkpoint, a projector (``mm_projector.bin``) with its config, or a LLaVA in
+            transformers' layout.
+        output: the directory to write.
+        format: the layout to write: hf (transformers) or original (haotian-liu/LLaVA).
+        vision_tower: for hf: a directory in transformers' layout, or a name on the hub, instead of the tower that the
+            checkpoint names.
+        llm: for hf: the directory of the LLM that a projector alone was trained for. For original: where the
+            ``tokenizer.model`` is that the original code reads, if not in the source.
+        chat_template: for hf: ``auto`` (the tokenizer's own, else LLaVA-1.5's vicuna_v1, or mistral for Mistral) or a
+            template's name.
+    """
+
+    source: str
+    output: str
+    format: Literal["hf", "original"] = "hf"
+    vision_tower: str | None = None
+    llm: str | None = None
+    chat_template: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.format == "original" and self.vision_tower is not None:
+            raise UserError("vision_tower: expected none with format original, to which the LLaVA brings its own")
+
+
+def convert(config: ConvertConfig) -> None:
+    """Carry out ``config``.
+
+    Raises:
+        UserError: the source is missing, incomplete, of that layout already, or has no equal in the other.
+    """
+    if not Path(config.source).is_dir():
+        raise UserError(f"{config.source}: no such directory")
+    there = is_llava(config.source)
+    check_replaceable(config.output, _kind(config))
+    if config.format == "original":
+        check_llava(config.source)
+        if read_config(config.source)["model_type"] in ("llava_next", "llava_next_bridge"):
+            raise UserError(
+                f"{config.source}: a LLaVA with tiles (LLaVA-NeXT); expected one without for format original"
+            )
+        _to_original(config)
+    elif there:
+        raise UserError(_already(config.source))
+    else:
+        _to_transformers(config)
+
+
+def _kind(config: ConvertConfig) -> str:
+    return "llava" if config.format == "hf" else "llava_original"
+
+
+def _already(source: str) -> str:
+    """Why there is nothing to do for a LLaVA that is in transformers' layout."""
+    config = read_config(source)
+    tower = config.get("vision_config", {})
+    if tower.get("model_type") == "llava_bridge_encoder":
+        what = f"its tower ({tower.get('source', 'open_clip')})"
+    elif config["model_type"] in ("llava_bridge", "llava_next_bridge"):
+        what = f"its projector ({config.get('projector', {}).get('name')})"
+    else:
+        return f"{source}: in transformers' layout already; --format original makes the other"
+    return (
+        f"{source}: in transformers' layout already, and loads after `import llava_bridge`: {what} is none that "
+        "transformers' own LLaVA has"
+    )
+
+
+# ---------------------------------------------------------------- original to transformers
+
+
+def _to_transformers(config: ConvertConfig) -> None:
+    from llava_bridge.layouts.original import read_original
+    from llava_bridge.model.assembly import make_stock, set_generation
+
+    original = read_original(Path(config.source), config.llm)
+    tower = _tower_of(config, original.config)
+    model, processor = _assembled(config, original, tower)
+    processor.image_processor = _image_processor(tower, original.config.get("image_aspect_ratio"))
+    set_generation(model, processor)
+    stock = make_stock(model) and original.projector_name == "mlp2x_gelu"
+    dtype = next(iter(original.llm.values())).dtype
+    model.to(dtype)
+    with artifact_directory(config.output, kind="llava") as partial:
+        say(f"writing {config.output}")
+        model.save_pretrained(partial, max_shard_size=_SHARD)
+        processor.save_pretrained(partial)
+        if (slow := _slow_tokenizer(config)) is not None:
+            shutil.copyfile(slow, partial / slow.name)
+        parents = {"source": config.source, "llm": config.llm, "vision_tower": tower}
+        there = {name: path for name, path in parents.items() if path is not None and Path(path).exists()}
+        write_manifest(partial, kind="llava", config=config, parents=there, dtype=str(dtype))
+    needs = "" if stock else ", needs `import llava_bridge`"
+    say(f"{config.output}: LLaVA in transformers' layout, {dtype}, {model.config.image_seq_length} tokens{needs}")
+
+
+def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
+    """A directory, or a name on the hub."""
+    name = config.vision_tower or stated.get("mm_vision_tower")
+    if name is None:
+        raise UserError(f"vision_tower: {config.source} names none; expected a directory or a name on the hub")
+    beside = Path(config.source) / Path(name).name
+    return str(beside) if config.vision_tower is None and beside.is_dir() else str(name)
+
+
+def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
+    from llava_bridge.chat import is_prepared, with_blanks
+    from llava_bridge.encoders import load_encoder
+    from llava_bridge.encoders.contract import load_weights
+    from llava_bridge.layouts.original import LLMS, stock_names
+    from llava_bridge.model.assembly import Assembly, connect, read_tokenizer
+    from llava_bridge.projectors import ProjectorConfig
+
+    tokenizer = read_tokenizer(config.llm or config.source)
+    template = config.chat_template
+    trained_with = template == "auto" and is_prepared(tokenizer.chat_template)  # a LLaVA of ours that comes back
+    if template == "auto" and tokenizer.chat_template is None:
+        template = _TEMPLATES[LLMS[original.config["model_type"]]]
+        say(f"chat_template: {template}, as the checkpoint does not say; --chat_template takes another")
+    try:
+        encoder = load_encoder(f"transformers:{tower}")
+    except UserError as error:
+        raise UserError(f"vision_tower: {str(error).removeprefix('encoder: ')}; --vision_tower DIR takes it") from None
+    if original.tower:
+        weights = {f"model.{name}": value.float() for name, value in original.tower.items()}
+        encoder = dataclasses.replace(encoder, weights=weights)
+    parts = Assembly(
+        encoder=tower,
+        llm=config.llm or config.source,
+        feature_layer=original.config.get("mm_vision_select_layer", -2),
+        features=original.config.get("mm_vision_select_feature", "patch"),
+        projector=ProjectorConfig(name=original.projector_name),
+        chat_template=template,
+    )
+    llm = _llm(config, original)
+    _make_room(tokenizer, llm)
+    model, processor = connect(parts, encoder, tokenizer, llm)
+    projector = model.model.multi_modal_projector
+    names = dict(zip(stock_names(projector.state_dict()), projector.state_dict(), strict=True))
+    renamed = {names.get(name, name): value for name, value in original.projector.items()}
+    load_weights(projector, renamed, f"{config.source}: mm_projector")
+    if not trained_with:
+        processor.chat_template = tokenizer.chat_template = with_blanks(str(processor.chat_template), tokenizer)
+    return model, processor
+
+
+def _llm(config: ConvertConfig, original: Any) -> Any:
+    """The causal LM around the checkpoint's weights, in their precision."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    from clips.loading import load_pretrained
+    from llava_bridge.layouts.original import llm_config
+
+    where = f"{config.llm or config.source}: its LLM"
+    settings = AutoConfig.from_pretrained(config.llm) if config.llm else llm_config(original.config)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    weights = dict(original.llm)
+    dtype = next(iter(weights.values())).dtype
+    llm = load_pretrained(kind, None, where, config=settings, state_dict=weights, dtype=dtype)
+    if unknown := sorted(weights.keys() - llm.state_dict().keys()):
+        raise UserError(f"{where} has weights that its config.json has no place for: '{unknown[0]}'")
+    llm.config.name_or_path = ""
+    return llm
+
+
+def _make_room(tokenizer: Any, llm: Any) -> None:
+    """Rows for the tokens that the original lacks: the mean of all others, so that they are never the likeliest."""
+    import torch
+
+    from clips.loading import quiet
+    from llava_bridge.model.assembly import name_tokens
+
+    name_tokens(tokenizer)
+    known = llm.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        with quiet(), torch.no_grad():
+            llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            for rows in (llm.get_input_embeddings().weight, llm.get_output_embeddings().weight):
+                rows[known:] = rows[:known].mean(0, dtype=torch.float32)
+
+
+def _image_processor(tower: str, aspect: str | None) -> Any:
+    """The tower's preprocessing; ``pad`` first puts a picture in the middle of a square of the mean colour."""
+    from transformers import AutoImageProcessor, LlavaImageProcessor
+
+    from llava_bridge.encoders.transformers_source import side_of
+
+    theirs = AutoImageProcessor.from_pretrained(tower)
+    stated = theirs.to_dict()
+    settings = {name: stated[name] for name in ("size", "resample", "image_mean", "image_std", "rescale_factor")}
+    side = side_of(theirs)
+    if side is None:
+        raise UserError(f"vision_tower: {tower}: expected a preprocessing that says the size of pictures")
+    crops = bool(stated.get("do_center_crop"))  # SigLIP's does not
+    return LlavaImageProcessor(
+        **settings, do_center_crop=crops, crop_size={"height": side, "width": side}, do_pad=aspect == "pad"
+    )
+
+
+# ---------------------------------------------------------------- transformers to original
+
+
+def _to_original(config: ConvertConfig) -> None:
+    from huggingface_hub import save_torch_state_dict
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from clips.loading import load_pretrained, refusing
+    from llava_bridge.layouts.original import original_config, original_weights
+    from llava_bridge.model.assembly import make_stock
+    from llava_bridge.model.vision import EncoderVisionModel
+
+    source = Path(config.source)
+    model = load_pretrained(AutoModelForImageTextToText, source, f"{source}: this LLaVA", dtype="auto")
+    if isinstance(model.model.vision_tower, EncoderVisionModel) and not make_stock(model):
+        kind = model.config.vision_config.source
+        raise UserError(f"{source}: the original LLaVA has no class for this tower ({kind}); expected CLIP's")
+    with refusing(f"{source}: the processor of this LLaVA cannot be loaded"):
+        processor = AutoProcessor.from_pretrained(source)
+    try:
+        stated = original_config(model, processor, str(Path(config.output) / TOWER))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    with artifact_directory(config.output, kind=_kind(config)) as partial:
+        say(f"writing {config.output}")
+        write_file(partial / "config.json", json.dumps(stated, indent=2, sort_keys=True) + "\n")
+        weights = {name: value.contiguous() for name, value in original_weights(model).items()}
+        save_torch_state_dict(weights, partial, max_shard_size=_SHARD, metadata={"format": "pt"})
+        model.generation_config.save_pretrained(partial)
+        _write_tokenizer(processor.tokenizer, config, partial)
+        _write_tower(model.model.vision_tower, processor.image_processor, partial / TOWER)
+        write_manifest(partial, kind=_kind(config), config=config, parents={"source": source})
+    say(f"{config.output}: LLaVA in the original layout; its tower is in {config.output}/{TOWER}")
+
+
+def _slow_tokenizer(config: ConvertConfig) -> Path | None:
+    """SentencePiece's file, which the original code reads, if there is one."""
+    folders = [Path(folder) for folder in (config.source, config.llm) if folder is not None]
+    return next((folder / _SLOW for folder in folders if (folder / _SLOW).is_file()), None)
+
+
+def _write_tokenizer(tokenizer: Any, config: ConvertConfig, directory: Path) -> None:
+    """The tokenizer, and in the slow form of older versions of transformers, which the original code uses."""
+    tokenizer.save_pretrained(directory)
+    slow = _slow_tokenizer(config)
+    if slow is None:
+        say(f"{config.source} has no {_SLOW}: the original code needs the LLM's; --llm DIR says where it is")
+        return
+    shutil.copyfile(slow, directory / _SLOW)
+    path = directory / "tokenizer_config.json"
+    stated = {name: value for name, value in json.loads(path.read_text()).items() if value is not None}
+    ways = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    stated["added_tokens_decoder"] = {
+        str(number): {"content": token.content, **{way: getattr(token, way) for way in ways}}
+        for number, token in tokenizer.added_tokens_decoder.items()
+    }
+    first = getattr(tokenizer.backend_tokenizer.pre_tokenizer, "prepend_scheme", None) == "first"
+    stated |= {"tokenizer_class": "LlamaTokenizer", "legacy": not first}
+    write_file(path, json.dumps(stated, indent=2) + "\n")
+
+
+def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
+    """The tower with names that any version of transformers knows, and its preprocessing."""
+    from safetensors.torch import save_file
+    from transformers import CLIPImageProcessor
+
+    directory.mkdir()
+    weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    tower.config.architectures = ["CLIPVisionModel"]
+    tower.config.save_pretrained(directory)
+    names = CLIPImageProcessor().to_dict().keys()
+    stated = {name: value for name, value in image_processor.to_dict().items() if name in names}
+    CLIPImageProcessor(**{**stated, "do_pad": None}).save_pretrained(directory)

@@ -1,0 +1,240 @@
+"""LLaVA in the layout of its first authors: what their ``config.json`` says, and how they name weights.
+
+Source: haotian-liu/LLaVA, ``llava_arch.py`` and both ``builder.py`` below ``llava/model``. Their LLM is
+``model.*`` and ``lm_head.*``, the projector ``model.mm_projector.*``; the tower is named by ``mm_vision_tower`` and, in
+some checkpoints, among the weights as ``model.vision_tower.vision_tower.*``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clips.artifact import say
+from clips.errors import UserError
+from clips.interchange.tensors import read_weights
+from llava_bridge.model.parts import is_original, read_config
+
+LLMS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llama": "llama", "mistral": "mistral"}
+"""``model_type`` of the config → the LLM's in transformers. The last two are LLMs beside which a projector lies."""
+MODEL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral"}
+CLASSES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
+PROJECTOR_FILE = "mm_projector.bin"
+_PROJECTOR, _TOWER = "mm_projector.", "model.vision_tower.vision_tower."
+# Only there to be computed again; older versions of the libraries saved them.
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
+# What transformers writes of any model.
+_GENERAL = {"chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "output_attentions"}
+_GENERAL |= {"output_hidden_states", "problem_type", "return_dict", "_name_or_path", "dtype", "rope_parameters"}
+# Settings that make of LLaVA what transformers' LLaVA does not compute, and the values with which they do not.
+_ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "mm_patch_merge_type": ("flat",),
+    "image_aspect_ratio": ("pad", "square"),
+    "mm_use_im_start_end": (False,),
+    "s2": (False,),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Original:
+    """An original checkpoint.
+
+    Args:
+        config: its ``config.json``.
+        llm: the LLM's weights by transformers' names.
+        projector: the projector's, by their names within it.
+        projector_name: its entry among our projectors.
+        tower: the tower's, by transformers' names; none where the checkpoint leaves them to ``mm_vision_tower``.
+    """
+
+    config: Mapping[str, Any]
+    llm: Mapping[str, Tensor]
+    projector: Mapping[str, Tensor]
+    projector_name: str
+    tower: Mapping[str, Tensor]
+
+
+def read_original(source: Path, llm: str | None) -> Original:
+    """Read a checkpoint: a directory with all weights, or with a projector alone beside which ``llm`` is given.
+
+    Raises:
+        UserError: files are missing or would run code; it is another kind of LLaVA.
+    """
+    config = read_config(source)
+    if not is_original(source):
+        raise UserError(f"{source}: expected a LLaVA: mm_vision_tower in config.json, or {PROJECTOR_FILE}")
+    _check(config, source)
+    weights = _read_directory(source)
+    if not any(_PROJECTOR in name for name in weights) and (source / PROJECTOR_FILE).is_file():
+        weights |= read_weights(source / PROJECTOR_FILE)
+    projector = {name.rpartition(_PROJECTOR)[2]: value for name, value in weights.items() if _PROJECTOR in name}
+    tower = {
+        name.removeprefix(_TOWER).removeprefix("vision_model."): value
+        for name, value in weights.items()
+        if name.startswith(_TOWER)
+    }
+    own = {name: value for name, value in weights.items() if _PROJECTOR not in name and not name.startswith(_TOWER)}
+    if unknown := sorted(name for name in own if not name.startswith(("model.layers.", *_LLM_ENDS))):
+        raise UserError(f"{source}: '{unknown[0]}' has no place in transformers' LLaVA")
+    if bool(llm) == any(name.startswith("model.layers.") for name in own):
+        what = "has an LLM of its own; expected no" if llm else "has no weights of an LLM; expected its directory as"
+        raise UserError(f"llm: {source} {what} --llm")
+    return Original(
+        config=config,
+        llm=_read_directory(Path(llm)) if llm else own,
+        projector=projector,
+        projector_name=_projector_name(projector, source, config.get("mm_projector_type")),
+        tower={name: value for name, value in tower.items() if not _COMPUTED.search(name)},
+    )
+
+
+_LLM_ENDS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+
+
+def _check(config: Mapping[str, Any], source: Path) -> None:
+    """Refuse what transformers' LLaVA does not compute."""
+    if (source / "adapter_config.json").is_file():
+        raise UserError(f"{source}: a LoRA adapter; expected a whole model (LLaVA's merge_lora_weights.py makes one)")
+    kind = config.get("model_type")
+    if kind not in LLMS:
+        raise UserError(f"{source}: model_type: expected one of {', '.join(LLMS)}, got {kind}")
+    for field, values in _ELSEWHERE.items():
+        value = config.get(field)
+        if value is not None and value not in values:
+            expected = " or ".join(map(str, values))
+            raise UserError(f"{source}: {field}: transformers' LLaVA knows only {expected}, got {value}")
+
+
+def _read_directory(directory: Path) -> dict[str, Tensor]:
+    """All weights of a directory, safetensors before pickles; none where there are no files of weights."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        elif (directory / name).is_file():
+            files = [name]
+        else:
+            continue
+        weights: dict[str, Tensor] = {}
+        for file in files:
+            if not (directory / file).is_file():
+                raise UserError(f"{directory / file}: no such file, although {index.name} names it")
+            say(f"reading {directory / file}")
+            weights |= read_weights(directory / file)
+        return {name: value for name, value in weights.items() if not _COMPUTED.search(name)}
+    return {}
+
+
+def _projector_name(weights: Mapping[str, Tensor], source: Path, stated: str | None) -> str:
+    """Which of our projectors has weights of these names."""
+    if weights.keys() == {"weight", "bias"}:
+        return "linear"
+    layers = len(weights) // 2
+    if layers and weights.keys() == {f"{2 * layer}.{name}" for layer in range(layers) for name in ("weight", "bias")}:
+        return f"mlp{layers}x_gelu"
+    if not weights:
+        raise UserError(f"{source}: no weights of a projector (mm_projector) in it")
+    raise UserError(f"{source}: mm_projector_type: expected linear or mlpNx_gelu, got {stated}")
+
+
+def llm_config(config: Mapping[str, Any]) -> Any:
+    """The LLM's config in transformers, of the entries of an original ``config.json`` that it knows.
+
+    Raises:
+        UserError: they do not make one.
+    """
+    from transformers import AutoConfig
+
+    from clips.loading import refusing
+
+    kind = LLMS[config["model_type"]]
+    left_out = {"model_type", "architectures", "transformers_version", "dtype"}
+    known = AutoConfig.for_model(kind).to_dict().keys() - left_out
+    own = {key: config[key] for key in config.keys() & known}
+    if "rope_parameters" not in own:
+        scaling = dict(config.get("rope_scaling") or {"type": "default"})
+        kind_of_rope = scaling.pop("type", None) or scaling.pop("rope_type")
+        own["rope_parameters"] = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": kind_of_rope, **scaling}
+    with refusing("config.json does not describe an LLM"):
+        return AutoConfig.for_model(kind, **own)
+
+
+def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
+    """The original ``config.json`` of a LLaVA, with the names that LLaVA's own version of transformers knows.
+
+    Args:
+        model: a LLaVA in transformers.
+        processor: its processor.
+        tower: where the tower's directory is.
+
+    Raises:
+        UserError: the original does not compute what this LLaVA does.
+    """
+    text, vision = model.config.text_config, model.config.vision_config
+    if text.model_type not in MODEL_TYPES:
+        raise UserError(f"the original LLaVA has no class for this LLM ({text.model_type}); expected llama or mistral")
+    if vision.model_type != "clip_vision_model":
+        raise UserError(f"the original LLaVA has no class for this tower ({vision.model_type}); expected CLIP's")
+    layer = model.config.vision_feature_layer
+    if not isinstance(layer, int):
+        raise UserError(f"the original LLaVA reads one feature layer; this one reads {list(layer)}")
+    rope = dict(text.rope_parameters or {})
+    scaling = {"type": rope.pop("rope_type", "default"), **{k: v for k, v in rope.items() if k != "rope_theta"}}
+    dtype = str(model.dtype).removeprefix("torch.")
+    own = {key: value for key, value in text.to_dict().items() if key not in _GENERAL}
+    return {
+        **own,
+        "architectures": [CLASSES[text.model_type]],
+        "model_type": MODEL_TYPES[text.model_type],
+        "torch_dtype": dtype,
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_scaling": None if scaling["type"] == "default" else scaling,
+        "use_mm_proj": True,
+        "mm_vision_tower": tower,
+        "mm_projector_type": projector_type(model),
+        "mm_hidden_size": vision.hidden_size,
+        "mm_vision_select_layer": layer,
+        "mm_vision_select_feature": (
+            "patch" if model.config.vision_feature_select_strategy == "default" else "cls_patch"
+        ),
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": "pad" if getattr(processor.image_processor, "do_pad", None) else "square",
+    }
+
+
+def projector_type(model: Any) -> str:
+    """``mm_projector_type`` of a LLaVA.
+
+    Raises:
+        UserError: the original has none that computes the same.
+    """
+    ours = getattr(model.config, "projector", None)
+    name = ours["name"] if ours else "mlp2x_gelu"
+    if name != "linear" and not re.fullmatch(r"mlp\d+x_gelu", name):
+        raise UserError(f"the original LLaVA has no projector such as {name}; expected linear or mlpNx_gelu")
+    if not ours and (model.config.projector_hidden_act != "gelu" or not model.config.multimodal_projector_bias):
+        raise UserError("the original LLaVA's projector has GELU and biases; this one has not")
+    return name
+
+
+def original_weights(model: Any) -> dict[str, Tensor]:
+    """LLM and projector of a LLaVA by their original names."""
+    whole = model.model
+    weights = {f"model.{name}": value for name, value in whole.language_model.state_dict().items()}
+    if not model.config.tie_word_embeddings:
+        weights["lm_head.weight"] = model.lm_head.weight
+    names = stock_names(whole.multi_modal_projector.state_dict())
+    return {**weights, **{f"model.{_PROJECTOR}{name}": value for name, value in names.items()}}
+
+
+def stock_names(projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A projector's weights by their original names, where they have those of transformers' LLaVA."""
+    return {name.replace("linear_1.", "0.").replace("linear_2.", "2."): value for name, value in projector.items()}

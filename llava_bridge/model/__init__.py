@@ -1,0 +1,1 @@
+"""The model: an encoder, a projector and an LLM become a transformers LLaVA."""

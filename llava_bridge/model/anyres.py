@@ -1,0 +1,122 @@
+"""Pictures above the encoder's resolution, as LLaVA-NeXT takes them: an overview, and tiles of the encoder's size.
+
+A picture is fitted into one of some resolutions, the *pinpoints*, without losing its shape, and cut into tiles. Its
+features are put together again, without those of the bars around it, with a learnt token at the end of each row. So the
+number of its tokens depends on its shape. transformers' ``LlavaNextForConditionalGeneration`` and
+``LlavaNextImageProcessor`` do all this; here is what they must be told, and what they cannot do.
+
+Source: LLaVA-NeXT (llava-vl.github.io/blog/2024-01-30-llava-next), ``anyres`` with ``spatial_unpad`` in its code.
+
+Nothing heavy is imported here: configs are checked before torch is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from clips.errors import UserError
+from llava_bridge.projectors import ProjectorConfig, Shape, keeps_places, tokens_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from llava_bridge.encoders.contract import Pixels
+
+ImageFit = Literal["squash", "pad", "crop", "anyres"]
+"""How pictures become squares; with ``anyres`` several of each."""
+SHAPES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""LLaVA-NeXT's pinpoints: rows and columns of tiles."""
+
+
+def check_pinpoints(fit: str, pinpoints: Sequence[Sequence[int]] | None) -> None:
+    """Raise UserError unless ``image_grid_pinpoints`` are as ``image_fit`` needs them."""
+    if pinpoints is None:
+        return
+    if fit != "anyres":
+        raise UserError(f"image_grid_pinpoints: expected none but with image_fit anyres, got image_fit {fit}")
+    if not pinpoints or any(len(pair) != 2 or min(pair) < 1 for pair in pinpoints):
+        raise UserError(
+            "image_grid_pinpoints: expected pairs of height and width in pixels, such as [[336, 672], [672, 336]], "
+            f"got {[list(pair) for pair in pinpoints]}"
+        )
+
+
+def pinpoints_for(side: int, wanted: Sequence[Sequence[int]] | None) -> list[list[int]]:
+    """The resolutions (height, width) in pixels that pictures are fitted into: ``wanted``, or LLaVA-NeXT's.
+
+    Raises:
+        UserError: they are not made of tiles of ``side`` pixels.
+    """
+    if wanted is None:
+        return [[rows * side, columns * side] for rows, columns in SHAPES]
+    found = [list(pair) for pair in wanted]
+    if wrong := next((pair for pair in found if any(length % side for length in pair)), None):
+        raise UserError(
+            f"image_grid_pinpoints: expected multiples of {side}, the encoder's side in pixels, got {wrong}"
+        )
+    return found
+
+
+def pixels_of_token(projector: ProjectorConfig, shape: Shape, side: int) -> int:
+    """The side in pixels of what one token stands for in a tile of ``side`` pixels; what does not fit whole is ignored.
+
+    Raises:
+        UserError: a tile's tokens are no square grid, so that tiles cannot be joined.
+    """
+    if shape.extra:
+        raise UserError("features: expected patch with image_fit anyres, got cls_patch")
+    if shape.in_turn > 1:
+        raise UserError("encoder: expected one token for each place with image_fit anyres, got several:interleave")
+    if not keeps_places(projector):
+        raise UserError(
+            f"projector.name: expected one whose tokens keep their places with image_fit anyres, got {projector.name}"
+        )
+    grid = math.isqrt(tokens_of(projector, shape))
+    patch = side // grid
+    if side // patch != grid:  # transformers computes the grid so
+        raise UserError(
+            f"image_size: {grid} × {grid} tokens for a tile of {side} pixels cannot be told to transformers, which "
+            f"takes that for {side // patch} × {side // patch}; expected a multiple of {grid}"
+        )
+    return patch
+
+
+def tile_maker(pixels: Pixels, pinpoints: list[list[int]]) -> Any:
+    """transformers' image processor that makes overview and tiles of pictures, and tells the pictures' sizes."""
+    from transformers import LlavaNextImageProcessor
+
+    from llava_bridge.model.fitting import RESAMPLE
+
+    square = {"height": pixels.size, "width": pixels.size}
+    return LlavaNextImageProcessor(
+        size=square,
+        crop_size=square,
+        do_center_crop=False,
+        resample=RESAMPLE[pixels.interpolation],
+        image_mean=list(pixels.mean),
+        image_std=list(pixels.std),
+        image_grid_pinpoints=pinpoints,
+    )
+
+
+def makes_tiles(image_processor: Any) -> bool:
+    """Whether an image processor makes tiles, and so a number of tokens that depends on the picture."""
+    return getattr(image_processor, "image_grid_pinpoints", None) is not None
+
+
+def tokens_of_picture(processor: Any, picture: Image.Image) -> int:
+    """How many tokens a picture takes, by transformers' own ``LlavaNextProcessor``."""
+    return tokens_of_size(processor, picture.height, picture.width)
+
+
+def tokens_of_size(processor: Any, height: int, width: int) -> int:
+    """As :func:`tokens_of_picture`, for a picture of so many pixels."""
+    (tokens,) = processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"]
+    return int(tokens)
+
+
+def most_tokens(processor: Any) -> int:
+    """How many tokens a picture takes at most: one in the shape of a pinpoint, around which there are no bars."""
+    return max(tokens_of_size(processor, *pair) for pair in processor.image_processor.image_grid_pinpoints)

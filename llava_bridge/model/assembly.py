@@ -1,0 +1,289 @@
+"""An encoder and an LLM become a transformers LLaVA with its processor.
+
+The projector is by default LLaVA-1.5's ``mlp2x_gelu`` (two linear layers with GELU between), initialised as PyTorch
+initialises linear layers, which is what the original LLaVA does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
+
+from clips.errors import UserError
+from clips.loading import load_pretrained, quiet, refusing
+from llava_bridge.chat import IMAGE, Chat, template_beside, template_for
+from llava_bridge.encoders import load_encoder
+from llava_bridge.encoders.contract import Encoder, Pixels
+from llava_bridge.model.anyres import (
+    ImageFit,
+    makes_tiles,
+    pinpoints_for,
+    pixels_of_token,
+    tile_maker,
+    tokens_of_picture,
+)
+from llava_bridge.model.fitting import image_processor
+from llava_bridge.model.llava import AnyConfig, AnyLlava, config_kind, empty_llava, new_newline, new_projector
+from llava_bridge.model.parts import check_llm, is_llava
+from llava_bridge.model.vision import EncoderVisionModel, feature_layer, vision_model
+from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
+from llava_bridge.templates import NEVER_END
+
+PAD = "<pad>"
+AnyProcessor = LlavaProcessor | LlavaNextProcessor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """Which parts make the LLaVA.
+
+    Args:
+        encoder: see :mod:`llava_bridge.encoders`.
+        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is taken.
+        image_size: side of the pictures in pixels; None takes the encoder's own.
+        feature_layer: which hidden state of the encoder the LLM sees (-1 is the last), or several side by side; None
+            takes the source's default: -2 for ViTs, -1 (the last feature map) for timm trunks.
+        features: ``patch``, or ``cls_patch`` with the class token before them.
+        projector: what makes tokens of the LLM of them.
+        image_fit: how pictures become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
+        image_grid_pinpoints: with ``anyres``, the heights and widths that pictures are fitted into; None takes
+            LLaVA-NeXT's, for the encoder's size.
+        chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
+        seed: for the projector and for an encoder without weights.
+    """
+
+    encoder: str
+    llm: str
+    image_size: int | None = None
+    feature_layer: int | Sequence[int] | None = None
+    features: Literal["patch", "cls_patch"] = "patch"
+    projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
+    image_fit: ImageFit = "squash"
+    image_grid_pinpoints: Sequence[Sequence[int]] | None = None
+    chat_template: str = "auto"
+    seed: int = 0
+
+
+def assemble(parts: Assembly) -> tuple[AnyLlava, AnyProcessor]:
+    """Build the untrained LLaVA in float32, its encoder frozen.
+
+    Raises:
+        UserError: an encoder or LLM that is missing, incomplete or does not fit.
+    """
+    torch.manual_seed(parts.seed)
+    return connect(parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm))
+
+
+def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tuple[AnyLlava, AnyProcessor]:
+    """The LLaVA of parts that are loaded already; tokens that it needs are added to tokenizer and LLM.
+
+    Raises:
+        UserError: they do not fit each other.
+    """
+    vision = vision_model(encoder, parts.feature_layer)
+    add_tokens(tokenizer, llm)
+    layers = feature_layer(vision.tower, parts.feature_layer)
+    whole = parts.features == "cls_patch"
+    if whole and not vision.config.class_token:
+        raise UserError(f"features: expected patch, as {parts.encoder} has no class token, got cls_patch")
+    shape = Shape(
+        patches=(vision.config.image_size // vision.config.patch_size) ** 2 * vision.config.tokens_of_a_place,
+        width=vision.config.hidden_size * (len(layers) if isinstance(layers, list) else 1),
+        llm=llm.config.hidden_size,
+        extra=int(whole),
+        in_turn=vision.config.tokens_of_a_place,
+    )
+    own: dict[str, Any] = {}
+    stock, tiles = parts.projector.is_stock, parts.image_fit == "anyres"
+    if not stock:
+        own |= {"projector": dataclasses.asdict(parts.projector), "projector_shape": vars(shape)}
+    if tiles:
+        vision.config.patch_size = pixels_of_token(parts.projector, shape, encoder.pixels.size)
+        own["image_grid_pinpoints"] = pinpoints_for(encoder.pixels.size, parts.image_grid_pinpoints)
+    config = config_kind(tiles=tiles, stock=stock)(
+        vision_config=vision.config,
+        text_config=llm.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=tokens_of(parts.projector, shape),
+        projector_hidden_act="gelu",
+        vision_feature_select_strategy="default" if vision.config.class_token and not whole else "full",
+        vision_feature_layer=layers,
+        tie_word_embeddings=llm.config.tie_word_embeddings,
+        **own,
+    )
+    model = _join(config, vision, llm)
+    processor = make_processor(tokenizer, encoder.pixels, config, parts)
+    set_generation(model, processor)
+    return model, processor
+
+
+def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any) -> AnyLlava:
+    """A LLaVA around existing parts; only the projector's weights, and the token that ends rows of tiles, are new."""
+    model = empty_llava(config)
+    model.model.vision_tower = vision
+    model.model.multi_modal_projector = new_projector(config)
+    if hasattr(model.model, "image_newline"):
+        model.model.image_newline = new_newline(llm.config.hidden_size)
+    model.model.language_model = llm.base_model
+    model.lm_head = llm.get_output_embeddings()
+    return model.eval()
+
+
+def make_stock(model: AnyLlava) -> bool:
+    """Put transformers' own vision model in our tower's place, where it is one; whether that was possible.
+
+    The LLaVA then loads without any import of ours.
+    """
+    tower = model.model.vision_tower
+    theirs = tower.tower.stock() if isinstance(tower, EncoderVisionModel) else None
+    if theirs is None or (hasattr(model.model, "image_newline") and not _joins_alike(theirs.config, tower.config)):
+        return False
+    stock = tower.stock()
+    model.model.vision_tower = stock
+    model.config.vision_config = stock.config
+    return True
+
+
+def _joins_alike(one: Any, other: Any) -> bool:
+    """Whether transformers joins tiles alike by two configs of the tower: DINOv2's states the size of its training."""
+    return (one.image_size, one.image_size // one.patch_size) == (
+        other.image_size,
+        other.image_size // other.patch_size,
+    )
+
+
+def make_processor(tokenizer: Any, pixels: Pixels, config: AnyConfig, parts: Assembly) -> AnyProcessor:
+    """The processor: image preprocessing, tokenizer, chat template, tokens per picture."""
+    if parts.image_fit == "anyres":
+        images = tile_maker(pixels, pinpoints_for(pixels.size, parts.image_grid_pinpoints))
+    else:
+        images = image_processor(pixels, parts.image_fit)
+    return processor_of(
+        images,
+        tokenizer,
+        pixels.size,
+        config.image_seq_length,
+        template_for(tokenizer.chat_template, parts.chat_template),
+    )
+
+
+def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> AnyProcessor:
+    """The processor for pictures, or tiles, of ``size`` pixels that become as many ``tokens``.
+
+    transformers' processor counts a picture's tokens by the size of its patches. It is told of one patch as large as
+    the picture, and of as many additional tokens as there are besides: so the count is right with any projector. Of
+    tiles, which are joined, it must know the grid.
+    """
+    tokenizer.chat_template = template
+    tokenizer.padding_side = "left"
+    tiles = makes_tiles(images)
+    kind: Any = LlavaNextProcessor if tiles else LlavaProcessor
+    return kind(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=size // math.isqrt(tokens) if tiles else size,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+        num_additional_image_tokens=0 if tiles else tokens - 1,
+    )
+
+
+def make_chat(model: AnyLlava, processor: AnyProcessor, template: str | None = None) -> Chat:
+    """The :class:`Chat` of a LLaVA, with its own chat template or with the one of that name."""
+    own = str(processor.chat_template)
+    chosen = own if template is None else template_beside(own, template, processor.tokenizer)
+    tokens: Any = model.config.image_seq_length
+    if makes_tiles(processor.image_processor):
+        tokens = functools.partial(tokens_of_picture, processor)
+    return Chat(processor.tokenizer, chosen, tokens, must_end=template not in NEVER_END)
+
+
+def set_generation(model: AnyLlava, processor: AnyProcessor) -> None:
+    """Greedy decoding that stops at the template's end token."""
+    tokenizer = processor.tokenizer
+    end = tokenizer.convert_tokens_to_ids(make_chat(model, processor).end_token)
+    generation = model.generation_config
+    generation.do_sample = False
+    generation.temperature = generation.top_p = generation.top_k = None
+    generation.bos_token_id = tokenizer.bos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.eos_token_id = sorted({end, tokenizer.eos_token_id} - {None})
+
+
+def load_tokenizer(llm: str) -> Any:
+    """The tokenizer of an LLM directory.
+
+    Raises:
+        UserError: no directory, no tokenizer in it, or not a fast one (which alone tells characters from tokens).
+    """
+    check_llm(llm)
+    return read_tokenizer(llm)
+
+
+def read_tokenizer(llm: str) -> Any:
+    """As :func:`load_tokenizer`, whatever else is in the directory."""
+    directory = Path(llm)
+    what = f"llm: the tokenizer of {directory} cannot be read"
+    if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
+        what += "; tokenizer.model takes a protobuf that suits the installed sentencepiece (0.2.1 suits any)"
+    with refusing(what), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    if not tokenizer.is_fast:
+        raise UserError(f"llm: {directory} has a slow tokenizer; expected tokenizer.json (the fast form)")
+    if tokenizer.eos_token is None:
+        raise UserError(f"llm: the tokenizer of {directory} has no end-of-text token (eos_token)")
+    return tokenizer
+
+
+def load_llm(llm: str) -> Any:
+    """The causal LM of a directory, or that of a LLaVA, in float32.
+
+    Raises:
+        UserError: transformers cannot load it, or not all of its weights are there.
+    """
+    check_llm(llm)
+    if not is_llava(llm):
+        return load_pretrained(AutoModelForCausalLM, Path(llm), f"llm: {llm}", dtype=torch.float32)
+    llava = load_pretrained(AutoModelForImageTextToText, Path(llm), f"llm: {llm}", dtype=torch.float32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(llava.config.text_config)
+    setattr(model, model.base_model_prefix, llava.model.language_model)
+    model.set_output_embeddings(llava.lm_head)
+    return model.eval()
+
+
+def add_tokens(tokenizer: Any, llm: Any) -> None:
+    """Make sure of a picture token and a padding token, and that the LLM has an embedding for each."""
+    name_tokens(tokenizer)
+    if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
+        with quiet():
+            llm.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    llm.config.pad_token_id = tokenizer.pad_token_id
+
+
+def name_tokens(tokenizer: Any) -> None:
+    """Make sure of a picture token and a padding token in the vocabulary."""
+    add_image_token(tokenizer)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+
+
+def add_image_token(tokenizer: Any) -> None:
+    """Make sure of a token that stands for a picture."""
+    from tokenizers import AddedToken
+
+    if IMAGE not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)

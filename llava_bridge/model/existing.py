@@ -1,0 +1,89 @@
+"""A LLaVA that exists already is where training begins: its tower behind our interface, its template as we need it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from clips.errors import UserError
+from clips.loading import load_pretrained, refusing
+from llava_bridge.chat import IMAGE, template_beside
+from llava_bridge.encoders.contract import Encoder, Pixels
+from llava_bridge.encoders.transformers_source import FAMILIES, side_of
+from llava_bridge.model.anyres import makes_tiles
+from llava_bridge.model.assembly import processor_of, set_generation
+from llava_bridge.model.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig
+from llava_bridge.model.parts import check_llava
+from llava_bridge.model.vision import EncoderVisionModel, vision_model
+
+
+def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
+    """Load (model, processor) from a LLaVA directory so that it can be trained, in float32, its encoder frozen.
+
+    Args:
+        llava: written by this suite, or any LLaVA in transformers' layout.
+        chat_template: ``auto`` (its own) or a template's name.
+
+    Raises:
+        UserError: parts are missing or of a kind that the bridge does not know; its template cannot be learnt from.
+    """
+    check_llava(llava)
+    model = load_pretrained(AutoModelForImageTextToText, Path(llava), f"llava: {llava}", dtype=torch.float32)
+    with refusing(f"llava: the processor of {llava} cannot be loaded"):
+        theirs = AutoProcessor.from_pretrained(llava)
+        size = side_of(theirs.image_processor)
+    tokenizer = theirs.tokenizer
+    if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:
+        wrong = "square pictures" if size is None else f"{IMAGE} in its tokenizer as its config.json says"
+        raise UserError(f"llava: {llava}: expected {wrong}")
+    if makes_tiles(theirs.image_processor):
+        _check_tiles(model.config, theirs.image_processor, llava)
+    _use_our_tower(model, size, llava)
+    template = template_beside(theirs.chat_template or tokenizer.chat_template, chat_template, tokenizer)
+    processor = processor_of(theirs.image_processor, tokenizer, size, model.config.image_seq_length, template)
+    try:
+        set_generation(model, processor)
+    except UserError as error:
+        raise UserError(f"{error}; of {llava}. Name another, such as vicuna_v1, LLaVA-1.5's") from None
+    return model, processor
+
+
+def _check_tiles(config: Any, images: Any, where: str) -> None:
+    """Refuse a LLaVA-NeXT whose model would join tiles otherwise than its processor makes them."""
+    told, made = getattr(config, "image_grid_pinpoints", None), images.image_grid_pinpoints
+    if [list(pair) for pair in told or []] != [list(pair) for pair in made]:
+        raise UserError(
+            f"llava: {where}: expected the image_grid_pinpoints of its processor in its config.json, {made}"
+        )
+
+
+def _use_our_tower(model: Any, size: int, where: str) -> None:
+    """Put transformers' vision model behind the interface of ours, which computes no more layers than are needed.
+
+    It is the opposite of :func:`llava_bridge.model.assembly.make_stock`.
+    """
+    config = model.config
+    if not isinstance(model.model.vision_tower, EncoderVisionModel):
+        if config.vision_config.model_type not in FAMILIES:
+            kind = config.vision_config.model_type
+            raise UserError(f"llava: the tower of {where} is a {kind}; expected one of {', '.join(FAMILIES)}")
+        encoder = Encoder(
+            source="transformers",
+            architecture={"config": config.vision_config.to_dict()},
+            weights={f"model.{name}": value for name, value in model.model.vision_tower.state_dict().items()},
+            # how pictures are normalised is the processor's affair
+            pixels=Pixels(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic"),
+            parent=where,
+        )
+        model.model.vision_tower = vision_model(encoder, config.vision_feature_layer)
+        config.vision_config = tower = model.model.vision_tower.config
+        if not isinstance(
+            config, BridgeLlavaConfig | BridgeLlavaNextConfig
+        ):  # others may not say how many tokens a picture takes
+            whole = tower.class_token and config.vision_feature_select_strategy == "full"
+            config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(whole)
+    model.requires_grad_(True)
+    model.model.vision_tower.requires_grad_(False)

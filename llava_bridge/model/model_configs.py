@@ -1,0 +1,77 @@
+"""The configs of our vision tower and of LLaVAs with our projectors, without the models that they describe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlavaConfig, LlavaNextConfig, PretrainedConfig
+
+from llava_bridge.model.registration import register_models
+
+
+class EncoderVisionConfig(PretrainedConfig):
+    """All that is needed to build the tower again.
+
+    Args:
+        source: the entry of :data:`llava_bridge.encoders.SOURCES` that builds the tower.
+        architecture: what that entry needs.
+        hidden_size: D.
+        num_hidden_layers: index of the last hidden state.
+        image_size: S.
+        patch_size: S divided by the side of the token grid; in a LLaVA with tiles, of the grid that the projector
+            makes, from which transformers computes how they join.
+        class_token: whether token 0 of each hidden state is a class token.
+        tokens_of_a_place: how many tokens stand for each place of the grid.
+    """
+
+    model_type = "llava_bridge_encoder"
+    base_config_key = "vision_config"
+
+    source: str = "open_clip"
+    architecture: dict[str, Any] | None = None
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    image_size: int = 0
+    patch_size: int = 1
+    class_token: bool = True
+    tokens_of_a_place: int = 1
+
+    def __post_init__(self, **fields: Any) -> None:
+        register_models()  # not before: transformers may still be in the middle of importing what they need
+        super().__post_init__(**fields)
+
+
+class BridgeLlavaConfig(LlavaConfig):
+    """A LLaVA's config that also says which projector stands between encoder and LLM.
+
+    Args:
+        projector: the fields of :class:`llava_bridge.projectors.ProjectorConfig`.
+        projector_shape: those of :class:`llava_bridge.projectors.Shape`.
+    """
+
+    model_type = "llava_bridge"
+
+    projector: dict[str, Any] | None = None
+    projector_shape: dict[str, Any] | None = None
+
+    def __post_init__(self, **fields: Any) -> None:
+        register_models()  # not before: transformers may still be in the middle of importing what they need
+        super().__post_init__(**fields)
+
+
+class BridgeLlavaNextConfig(LlavaNextConfig):
+    """The same for a LLaVA with tiles.
+
+    Args:
+        projector: see :class:`BridgeLlavaConfig`.
+        projector_shape: see there.
+    """
+
+    model_type = "llava_next_bridge"
+
+    projector: dict[str, Any] | None = None
+    projector_shape: dict[str, Any] | None = None
+
+    def __post_init__(self, **fields: Any) -> None:
+        register_models()  # not before: transformers may still be in the middle of importing what they need
+        super().__post_init__(**fields)

@@ -1,0 +1,87 @@
+"""Make transformers know our models as soon as, and only if, its Auto classes are imported.
+
+``import llava_bridge`` must teach transformers the configs of our tower and LLaVA, but importing transformers takes
+many seconds, which commands such as ``llava-bridge --help`` should not pay. So the configs are registered when the
+modules that they need have been imported, and the models when one of their configs is made for the first time.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+CONFIGS = "transformers.models.auto.configuration_auto"
+MODELS = "transformers.models.auto.modeling_auto"
+LLAVA = "transformers.models.llava.configuration_llava"
+"""Our configs can be made once this one is there, which needs the first; the second must not be half imported then."""
+
+
+def register_on_import() -> None:
+    """Register the configs now if ``AutoConfig`` is already imported, else at the moment it is."""
+    if CONFIGS in sys.modules:
+        register_configs()
+    elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiter())
+
+
+def register_configs() -> None:
+    """Enter our configs into transformers' ``AutoConfig``; calling it again does nothing."""
+    from transformers import AutoConfig
+
+    from llava_bridge.model.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig, EncoderVisionConfig
+
+    for config in (EncoderVisionConfig, BridgeLlavaConfig, BridgeLlavaNextConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+@functools.cache
+def register_models() -> None:
+    """Enter our models into transformers' Auto classes."""
+    from transformers import AutoModel, AutoModelForImageTextToText
+
+    from llava_bridge.model.llava import BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration
+    from llava_bridge.model.model_configs import EncoderVisionConfig
+    from llava_bridge.model.vision import EncoderVisionModel
+
+    AutoModel.register(EncoderVisionConfig, EncoderVisionModel, exist_ok=True)
+    for llava in (BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration):
+        AutoModelForImageTextToText.register(llava.config_class, llava, exist_ok=True)
+
+
+class _Waiter(importlib.abc.MetaPathFinder):
+    """Sees the awaited modules being imported."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in (CONFIGS, MODELS, LLAVA) or name in self.seen:
+            return None
+        self.seen.add(name)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRegister(spec.loader)
+        return spec
+
+
+class _ThenRegister(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        if module.__name__ == LLAVA:
+            register_configs()
+        elif LLAVA not in sys.modules and (module.__name__ == MODELS or MODELS not in sys.modules):
+            importlib.import_module(LLAVA)  # what is among sys.modules is in the middle of importing this one

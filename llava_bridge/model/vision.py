@@ -1,0 +1,197 @@
+"""The vision tower inside a transformers LLaVA: any encoder of ours, rebuilt from its config alone.
+
+``import llava_bridge`` registers both classes with transformers, after which stock
+``LlavaForConditionalGeneration.from_pretrained`` loads a directory that the bridge wrote.
+
+Legend: B pictures, S side in pixels, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from clips.errors import UserError
+from clips.kept_outputs import KeptOutputs
+from clips.loading import refusing
+from llava_bridge.encoders import build_tower
+from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
+from llava_bridge.model.model_configs import EncoderVisionConfig
+
+
+class EncoderVisionModel(PreTrainedModel):
+    """A :class:`VisionTower` behind transformers' vision model interface."""
+
+    config_class = EncoderVisionConfig
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: EncoderVisionConfig) -> None:
+        super().__init__(config)
+        self.tower: VisionTower = build_tower(config.source, config.architecture or {})
+        self.computed_buffers = _save_all_buffers(self.tower)
+        self.kept: KeptOutputs | None = None
+        self.kept_layers: list[int] = []
+        self.gradient_checkpointing = False  # transformers looks for this attribute before it checkpoints anything
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | int | list[int] | None = None,
+        return_dict: bool | None = None,
+        **unused: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Run the tower as deep as is asked for.
+
+        Args:
+            pixel_values: (B, 3, S, S), normalised; the states have their precision.
+            output_hidden_states: None or False for the last state only, True for all, or the indices of those
+                wanted (transformers asks so); the others are None in the tuple.
+            return_dict: ignored, the output is always a dict.
+            unused: what else LLaVA hands down to its tower.
+        """
+        wanted = self._wanted(output_hidden_states)
+        states: list[Tensor | None] = [None] * (self.tower.depth + 1)
+        if self.kept is not None and sorted(wanted) == self.kept_layers:
+            found = dict(zip(self.kept_layers, self.kept(pixel_values).unbind(1), strict=True))
+        else:
+            found = self._computed(pixel_values, wanted)
+        for index, state in found.items():
+            states[index] = state
+        asked = output_hidden_states is not None and output_hidden_states is not False
+        hidden: Any = tuple(states) if asked else None
+        return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=hidden)
+
+    def _computed(self, pixel_values: Tensor, wanted: set[int]) -> dict[int, Tensor]:
+        """The hidden states of these indices, each (B, N, D)."""
+        states: dict[int, Tensor] = {}
+        self.tower.recompute = self.gradient_checkpointing and self.training
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
+        half = pixel_values.dtype != self.dtype  # training in bf16 around a tower that keeps its float32 weights
+        with (
+            torch.set_grad_enabled(learns),
+            torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=half),
+        ):
+            pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)  # convolutions are faster so
+            for index, state in enumerate(self.tower.states(pixels)):
+                if index in wanted:
+                    states[index] = state.to(pixel_values.dtype)
+                if index == max(wanted):
+                    break
+        return states
+
+    def keep_outputs(self, layers: int | list[int]) -> None:
+        """From now on look these hidden states up in the user's cache, and compute what is missing.
+
+        For a frozen tower. Called while its weights are whole: they are what the cache knows it by.
+        """
+        wanted = sorted(self._wanted(layers))
+
+        def compute(pixels: Tensor) -> Tensor:
+            states = self._computed(pixels, set(wanted))
+            return torch.stack([states[index] for index in wanted], dim=1)
+
+        variant = "".join(f"-{index}" for index in wanted)
+        self.kept, self.kept_layers = KeptOutputs(self.tower, compute, kind="features", variant=variant), wanted
+        self.kept.know_weights()
+
+    def stock(self) -> PreTrainedModel | None:
+        """The model that transformers' own LLaVA uses in this one's place, with these weights; None if there is none.
+
+        It needs no import of ours, but computes all of its layers, and in the precision of the LLM. What it computes
+        when it is made is not saved with it.
+        """
+        model = self.tower.stock()
+        for name in self.computed_buffers if model is not None else ():
+            module, _, buffer = name.rpartition(".")
+            self.tower.get_submodule(module)._non_persistent_buffers_set.add(buffer)
+        return model
+
+    def _wanted(self, asked: bool | int | list[int] | None) -> set[int]:
+        count = self.tower.depth + 1
+        if asked is None or asked is False:
+            return {count - 1}
+        if asked is True:
+            return set(range(count))
+        return {index % count for index in ([asked] if isinstance(asked, int) else asked)}
+
+    def train(self, mode: bool = True) -> EncoderVisionModel:
+        """A tower without trainable weights stays in evaluation mode: no dropped paths, no new batch statistics."""
+        return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave the tower as its own library initialised it."""
+
+
+def _save_all_buffers(tower: nn.Module) -> set[str]:
+    """Make buffers that the tower would compute anew part of what is saved; return their names.
+
+    ``from_pretrained`` builds on the meta device, where computed values are lost.
+    """
+    saved = set(tower.state_dict())
+    for module in tower.modules():
+        module._non_persistent_buffers_set.clear()
+    return set(tower.state_dict()) - saved
+
+
+def vision_model(encoder: Encoder, layer: int | Sequence[int] | None = None) -> EncoderVisionModel:
+    """The tower of ``encoder`` with its weights, frozen, in float32.
+
+    Args:
+        encoder: what was read from its source.
+        layer: the hidden state whose grid and width the config states, or several that share them; None takes the
+            tower's default.
+
+    Raises:
+        UserError: no such architecture, the weights do not fit it, there is no such state, or it is no square grid.
+    """
+    where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
+    config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
+    with refusing(f"encoder: the architecture that {where} states cannot be built"):
+        model = EncoderVisionModel(config).float()
+    if encoder.weights is not None:
+        computed = {name: value for name, value in model.tower.named_buffers() if name in model.computed_buffers}
+        load_weights(model.tower, {**computed, **encoder.weights}, where)
+    chosen = feature_layer(model.tower, layer)
+    with refusing(f"image_size: {where} cannot take pictures of {encoder.pixels.size} px"):
+        shapes = {
+            measure(model.tower, encoder.pixels.size, one, where)
+            for one in (chosen if isinstance(chosen, list) else [chosen])
+        }
+    if len(shapes) > 1:
+        raise UserError(f"feature_layer: the states {chosen} of {where} differ in grid or width; expected one of them")
+    grid, width = shapes.pop()
+    config.hidden_size = width
+    config.num_hidden_layers = model.tower.depth
+    config.image_size = encoder.pixels.size
+    config.patch_size = encoder.pixels.size // grid
+    config.class_token = model.tower.class_token
+    config.tokens_of_a_place = model.tower.tokens_of_a_place
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def feature_layer(tower: VisionTower, wanted: int | Sequence[int] | None) -> int | list[int]:
+    """The hidden state that the LLM sees, or those side by side: ``wanted``, or the tower's default if None.
+
+    Raises:
+        UserError: there is no such state.
+    """
+    if wanted is None:
+        return tower.default_layer
+    layers = [wanted] if isinstance(wanted, int) else list(wanted)
+    for layer in layers:
+        if not -tower.depth - 1 <= layer <= tower.depth:
+            only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
+            raise UserError(f"feature_layer: this encoder has {only}, got {layer}")
+    return layers[0] if len(layers) == 1 else layers
+
+
+def _plain(value: Any) -> Any:
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,1 @@
+"""Training: stages, HF Trainer under DeepSpeed or FSDP, checkpoints, what is saved."""

@@ -1,0 +1,111 @@
+"""What a stage does between steps: progress, checkpoints marked, frozen weights compared, requests to stop heard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from llava_bridge.training.bad_samples import BadSamples
+from llava_bridge.training.checkpoints import mark_complete
+from llava_bridge.training.config import Part
+from llava_bridge.training.launch import StopAsked, command_is_gone, is_main_process, report
+from llava_bridge.training.progress import Progress
+from llava_bridge.training.weights import fingerprint, frozen_values, is_parted
+
+_TOO_EASY = 0.02  # loss of a first step
+
+
+class StageCallback(TrainerCallback):
+    """HF Trainer's callback of a stage.
+
+    Args:
+        progress: where steps are logged.
+        bad: the unusable samples.
+        parts: of the model, by name.
+        vocabulary: tokens that the LLM tells apart.
+        stop: whether anybody wants the run to stop.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        bad: BadSamples,
+        parts: Mapping[Part, nn.Module],
+        vocabulary: int,
+        stop: StopAsked,
+    ) -> None:
+        self.progress = progress
+        self.bad = bad
+        self.parts = parts
+        self.vocabulary = vocabulary
+        self.stop = stop
+        self.stopped_by = 0
+        self.encoder = _copied(parts["vision"]) if "vision" in parts else {}
+        self.before: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the frozen weights' fingerprints; an interrupted run goes on as the config of now says."""
+        if self.encoder and not is_parted(self.parts["vision"]):  # DeepSpeed has rounded it if it trains in bf16
+            self.parts["vision"].float().load_state_dict(self.encoder)
+        self.before = self._fingerprints()
+        state.compute_steps(args, state.max_steps)  # log_every and checkpoint_every of now, not of the checkpoint
+        self.progress.begin(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop if somebody asks for it."""
+        if command_is_gone():
+            raise SystemExit("the command that started this training is gone")
+        if self.stopped_by == 0 and (number := self.stop.of_any_process()):
+            self.stopped_by = number
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write the step down, and say if the first one's loss is odd."""
+        if is_main_process() and logs and "loss" in logs:
+            self.progress.log(state.global_step, logs)
+            if state.global_step == 1 and (odd := odd_first_loss(logs["loss"], self.vocabulary)):
+                report(f"{self.progress.stage}: {odd}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint as whole."""
+        bad = self.bad.gather()  # and so all processes have written their parts
+        if is_main_process():
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", bad)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Compare what is frozen with what it was."""
+        for name, print_ in self._fingerprints().items():
+            if print_ != self.before[name]:
+                raise AssertionError(f"the frozen weights of the part '{name}' have changed")
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: fingerprint(frozen_values(module)) for name, module in self.parts.items()}
+
+
+def _copied(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a part that is wholly frozen, nothing of one that learns."""
+    if any(weight.requires_grad for weight in module.parameters()):
+        return {}
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def odd_first_loss(loss: float, vocabulary: int) -> str | None:
+    """What the loss of the first step says against the data or the LLM, None where it is as it should be."""
+    guessing = math.log(vocabulary)
+    if loss > guessing + 1:
+        return (
+            f"the first loss, {loss:.1f}, is above {guessing:.1f}, that of guessing among {vocabulary:,} tokens: "
+            "is it the LLM's own tokenizer and chat_template? `llava-bridge data inspect` shows what is learnt"
+        )
+    if loss < _TOO_EASY:
+        return (
+            f"the first loss is {loss:.4f}, as if the answers were known: are they in the questions, or was this LLM "
+            "trained on these data? `llava-bridge data inspect` shows what is learnt"
+        )
+    return None

@@ -1,0 +1,86 @@
+"""Checkpoints of a stage: which are whole, which one a run goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from clips.artifact import write_file
+from clips.errors import UserError
+from llava_bridge.training.launch import is_main_process, report
+from llava_bridge.training.processes import barrier
+from llava_bridge.training.workspace import COMPLETE, SHARDS
+
+_UNIVERSAL = "latest_universal"  # by that name DeepSpeed looks for it
+
+
+def mark_complete(checkpoint: Path, bad: Mapping[str, str]) -> None:
+    """Say that all processes have written their parts, how many they are, and which samples were unusable so far."""
+    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad}
+    write_file(checkpoint / COMPLETE, json.dumps(mark, ensure_ascii=False))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written completely; what was not is removed."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    barrier()  # all have looked before anything goes
+    for other in set(folder.glob("checkpoint-*")) - set(whole):
+        if is_main_process():
+            shutil.rmtree(other, ignore_errors=True)
+    barrier()
+    return newest
+
+
+def is_of_others(checkpoint: Path) -> bool:
+    """Whether another number of processes wrote ``checkpoint``, and each of them a part that these cannot read.
+
+    DeepSpeed cuts the optimizer's state into one part for each process; FSDP's shards are for any number of them.
+    """
+    return not (checkpoint / SHARDS).is_dir() and _writers(checkpoint) != os.environ["WORLD_SIZE"]
+
+
+def make_universal(checkpoint: Path) -> None:
+    """Lay a form of a DeepSpeed checkpoint beside it that any number of processes reads; called in every process.
+
+    DeepSpeed's own converter, as https://www.deepspeed.ai/tutorials/universal-checkpointing describes it.
+
+    Raises:
+        UserError: it is ZeRO-3's, of which that form loses the optimizer's steps; or it cannot be converted.
+    """
+    if any(checkpoint.glob("*/zero_pp_rank_*_model_states.pt")):
+        raise _refusal(checkpoint, "since it is ZeRO-3's")
+    if is_main_process() and not (checkpoint / _UNIVERSAL).is_file():
+        report(f"making {checkpoint} one for any number of processes: {_writers(checkpoint)} have written it")
+        before = (checkpoint / "latest").read_text(encoding="utf-8")
+        after = f"{before}_universal"
+        shutil.rmtree(checkpoint / after, ignore_errors=True)
+        places = ("--input_folder", str(checkpoint / before), "--output_folder", str(checkpoint / after))
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *places, "--inject_missing_state"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            why = done.stderr.strip().rpartition("\n")[2]
+            raise _refusal(checkpoint, f"as DeepSpeed cannot convert it ({why})")
+        write_file(checkpoint / _UNIVERSAL, after)
+    barrier()
+
+
+def _refusal(checkpoint: Path, why: str) -> UserError:
+    return UserError(
+        f"launch.processes: expected {_writers(checkpoint)}, as when {checkpoint} was written, got "
+        f"{os.environ['WORLD_SIZE']}, {why}; or remove {checkpoint.parent}, and the stage begins anew"
+    )
+
+
+def _writers(checkpoint: Path) -> str:
+    return json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["processes"]
+
+
+def bad_before(checkpoint: Path | None) -> dict[str, str]:
+    """The unusable samples that were met before ``checkpoint``."""
+    return {} if checkpoint is None else json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["bad"]

@@ -1,0 +1,331 @@
+"""The config of ``llava-bridge train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from clips.errors import UserError, suggest
+from llava_bridge.data.samples import DataConfig
+from llava_bridge.model.anyres import ImageFit, check_pinpoints
+from llava_bridge.model.llm import SmallLlamaConfig
+from llava_bridge.projectors import ProjectorConfig
+
+STAGES = ("pretrain", "align", "instruct")
+"""In the order in which they can follow each other."""
+Part = Literal["vision", "projector", "llm"]
+Parallel = Literal["deepspeed", "fsdp"]
+TRAINS: dict[str, tuple[Part, ...]] = {
+    "pretrain": ("llm",),
+    "align": ("projector",),
+    "instruct": ("projector", "llm"),
+}
+"""The parts of the model that each stage trains if its config does not say; all others are frozen."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685) instead of whole weights. Defaults are LLaVA-1.5's.
+
+    Args:
+        rank: of the matrices.
+        alpha: what they learn is multiplied by alpha / rank.
+        dropout: share of their inputs dropped in training.
+        dora: learn magnitudes beside directions (DoRA, arXiv 2402.09353).
+        parts: whose linear layers are adapted; a part's other weights are frozen. A part that is not adapted trains,
+            or is frozen, as the stage says.
+        targets: names of linear layers, such as q_proj; None takes all of them.
+        merge: add what was learnt to the weights at the end. Else, after the last stage, the adapter lies in the
+            output's ``adapter/``, beside the weights of before.
+        quantise: ``nf4`` holds the LLM's linear layers in 4 bits while adapters learn beside them (QLoRA, arXiv
+            2305.14314); the output has the values that 4 bits can hold. Takes the extra ``qlora``.
+    """
+
+    rank: int = 128
+    alpha: float = 256.0
+    dropout: float = 0.05
+    dora: bool = False
+    parts: list[Literal["vision", "llm"]] = dataclasses.field(default_factory=lambda: ["llm"])
+    targets: list[str] | None = None
+    merge: bool = True
+    quantise: Literal["nf4"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank: expected at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise UserError(f"lora.alpha: expected more than 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout: expected a share from 0 to below 1, got {self.dropout}")
+        if not self.parts or len(set(self.parts)) != len(self.parts):
+            raise UserError(f"lora.parts: expected some of vision, llm, each once, got {list(self.parts)}")
+        if self.quantise and "llm" not in self.parts:
+            raise UserError(f"lora.quantise: expected none without llm among lora.parts, got {self.quantise}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of training.
+
+    Args:
+        data: its sources, one after the other; their samples are shuffled together.
+        epochs: passes over the data, if ``steps`` is not given.
+        steps: optimizer steps; None means by ``epochs``.
+        batch_size: samples in a step, over all processes.
+        micro_batch: samples that one process computes at once; None takes its whole share of the batch.
+        lr: peak learning rate.
+        trains: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
+        vision_lr: peak learning rate of the vision tower; None takes ``lr``, and so for the other parts.
+        projector_lr: of the projector.
+        llm_lr: of the LLM, or its adapters.
+        lora: adapters that learn in place of whole weights; None trains the weights themselves.
+        warmup: share of the steps in which the rate rises to ``lr``; it then falls to 0 along a cosine.
+        weight_decay: of AdamW.
+        beta2: of AdamW.
+        max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
+            takes the LLM's own limit, but no more than 2048 beside the largest picture that tiles may make.
+        packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
+            instead of padding each. The same samples make a step either way, and their losses are the same.
+        keep_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture: whoever
+            trains with the same pictures and encoder again need not run it. Fine as long as the disk has room: 1.2 MB a
+            picture, or tile, for CLIP L/14 at 336 pixels in bf16.
+        chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
+            picture and then its caption, without roles and questions.
+        image_fit: how pictures become squares in this stage, where it is not as in the LLaVA.
+        gradient_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
+    """
+
+    data: list[DataConfig] = dataclasses.field(default_factory=list)
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 32
+    micro_batch: int | None = None
+    lr: float = 1e-3
+    trains: list[Part] | None = None
+    vision_lr: float | None = None
+    projector_lr: float | None = None
+    llm_lr: float | None = None
+    lora: LoraConfig | None = None
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    beta2: float = 0.999
+    max_length: int | None = None
+    packing: bool = False
+    keep_features: bool = False
+    chat_template: str | None = None
+    image_fit: Literal["squash", "pad", "crop"] | None = None
+    gradient_checkpointing: bool = False
+
+    def trained(self, name: str) -> tuple[Part, ...]:
+        """The parts that learn in the stage ``name``, those with adapters among them."""
+        chosen = TRAINS[name] if self.trains is None else tuple(self.trains)
+        adapted = () if self.lora is None else tuple(part for part in self.lora.parts if part not in chosen)
+        return (*chosen, *adapted)
+
+    def rate(self, part: Part) -> float:
+        """The peak learning rate of a part."""
+        own = {"vision": self.vision_lr, "projector": self.projector_lr, "llm": self.llm_lr}[part]
+        return self.lr if own is None else own
+
+    def check(self, name: str, processes: int) -> None:
+        """Raise UserError, naming the field, if the stage cannot run on so many processes."""
+        if not self.data:
+            raise UserError(f"{name}.data: expected at least one source for the stage {name}")
+        numbers = ("epochs", "steps", "batch_size", "micro_batch", "max_length")
+        for field in (*numbers, "lr", "vision_lr", "projector_lr", "llm_lr"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}.{field}: expected more than 0, got {value}")
+        for field in ("warmup", "beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{name}.{field}: expected a share from 0 to below 1, got {getattr(self, field)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
+        self._check_parts(name)
+        share = self.micro_batch or self.batch_size / processes
+        if self.batch_size % (processes * share) or share != int(share):
+            raise UserError(
+                f"{name}.batch_size: expected a multiple of processes ({processes}) × micro_batch, "
+                f"got {self.batch_size}"
+            )
+
+    def _check_parts(self, name: str) -> None:
+        known = TRAINS[name] if name == "pretrain" else ("vision", "projector", "llm")
+        if self.trains is not None and (
+            not self.trains or not set(self.trains) <= set(known) or len(set(self.trains)) != len(self.trains)
+        ):
+            raise UserError(f"{name}.trains: expected some of {', '.join(known)}, each once, got {self.trains}")
+        if name == "pretrain" and (self.packing or self.lora):
+            field = "packing" if self.packing else "lora"
+            raise UserError(f"pretrain.{field}: expected none, only align and instruct have it")
+        if self.keep_features and (name == "pretrain" or "vision" in self.trained(name)):
+            raise UserError(f"{name}.keep_features: expected false, but for a stage with a frozen encoder")
+        for part in ("vision", "projector", "llm"):
+            if getattr(self, f"{part}_lr") is not None and part not in self.trained(name):
+                raise UserError(f"{name}.{part}_lr: expected none, as {part} is frozen in this stage (see trains)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How the training processes are started.
+
+    Args:
+        processes: how many; one per GPU, or CPU processes. None takes one, or as many as another launcher has started.
+        parallel: how they share the work: by ``deepspeed``, or by PyTorch's own ``fsdp`` (FSDP2), which cuts weights,
+            gradients and optimizer state into shards as ZeRO-3 does.
+        deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
+    """
+
+    processes: int | None = None
+    parallel: Parallel = "deepspeed"
+    deepspeed: str = "zero2"
+
+    def __post_init__(self) -> None:
+        if self.processes is not None and self.processes < 1:
+            raise UserError(f"launch.processes: expected at least 1, got {self.processes}")
+        if self.parallel == "fsdp" and self.deepspeed != "zero2":
+            raise UserError(f"launch.deepspeed: expected none beside parallel: fsdp, got {self.deepspeed}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a LLaVA (from encoder and LLM, or further), or first the LLM itself, under the DeepSpeed launcher.
+
+    The published recipe is ``align`` (the projector learns captions) and then ``instruct`` (projector and LLM
+    learn conversations), the encoder frozen throughout. ``pretrain`` trains an LLM on text before.
+
+    Args:
+        output: the directory to write: an LLM directory if ``pretrain`` is the last stage, else a LLaVA directory.
+        stages: which of pretrain, align, instruct run, in this order.
+        encoder: an encoder directory; ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``timm:NAME@random``; or
+            ``transformers:DIRECTORY`` (or a name on the hub) for CLIP, SigLIP, DINO and AIMv2.
+        llm: a directory with a transformers causal LM and its tokenizer. Not needed after ``pretrain``, which then
+            makes a new one (``new_llm``); given, ``pretrain`` trains it further. A LLaVA directory gives its LLM.
+        llava: a LLaVA directory that is trained further, in place of encoder and llm: of this suite or in transformers'
+            layout (``llava-bridge convert`` makes one of an original LLaVA, ``llava-bridge swap`` one with another
+            encoder).
+        image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learnt
+            positions are interpolated.
+        feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
+            for ViTs and CLIP's ResNets, -1 for timm trunks.
+        features: ``patch`` leaves the class token out, ``cls_patch`` does not.
+        image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
+            ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
+        image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
+            they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
+        projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
+        chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
+            LLaVA-1.5's preamble), llama_2, llama_3, chatml (Qwen, SmolLM), mistral, gemma, phi_3, tulu (OLMo), turns.
+        new_llm: the LLM that ``pretrain`` makes.
+        pretrain: trains the LLM without pictures, on text (source ``text``) or on conversations.
+        align: trains the projector only.
+        instruct: trains projector and LLM.
+        launch: processes and DeepSpeed settings.
+        precision: ``auto`` takes bf16 where the hardware multiplies it faster than fp32. The encoder in the output
+            equals the one given bit for bit either way.
+        seed: of initial weights and of the order of samples.
+        checkpoint_every: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
+        log_every: steps between lines of metrics.jsonl.
+        workers: processes that load data beside each training process; 0 loads within it.
+        max_bad_share: training stops when more than this share of a stage's samples cannot be used.
+    """
+
+    output: str
+    stages: list[Literal["pretrain", "align", "instruct"]] = dataclasses.field(
+        default_factory=lambda: ["align", "instruct"]
+    )
+    encoder: str | None = None
+    llm: str | None = None
+    llava: str | None = None
+    image_size: int | None = None
+    feature_layer: int | list[int] | None = None
+    features: Literal["patch", "cls_patch"] = "patch"
+    image_fit: ImageFit = "squash"
+    image_grid_pinpoints: list[list[int]] | None = None
+    projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
+    chat_template: str = "auto"
+    new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
+    pretrain: StageConfig = dataclasses.field(
+        default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
+    )
+    align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=1e-3, batch_size=256))
+    instruct: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=2e-5, batch_size=128))
+    launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 5
+    workers: int = 0
+    max_bad_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        self._check_stages()
+        for stage in self.stages:
+            self.stage(stage).check(stage, self.launch.processes or 1)
+        self._check_beginning()
+        check_pinpoints(self.image_fit, self.image_grid_pinpoints)
+        self._check_own_ways()
+        for name in ("checkpoint_every", "workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("log_every", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: expected at least 1, got {value}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            raise UserError(f"stages: expected some of {', '.join(STAGES)}")
+        for name in self.stages:
+            if name not in STAGES:
+                raise suggest(name, STAGES, "stage")
+        order = [STAGES.index(name) for name in self.stages]
+        if order != sorted(set(order)):
+            raise UserError(f"stages: expected each once and in the order {', '.join(STAGES)}, got {list(self.stages)}")
+
+    def _check_own_ways(self) -> None:
+        """What a LLaVA is asked with is what its last stage was trained with; only stages before may differ."""
+        for name in self.stages:
+            if self.image_fit == "anyres" and self.stage(name).image_fit is not None:
+                raise UserError(f"{name}.image_fit: expected null, since all stages of a LLaVA with tiles have them")
+            for field in ("chat_template", "image_fit"):
+                if getattr(self.stage(name), field) is not None and (name == "pretrain" or name == self.stages[-1]):
+                    raise UserError(f"{name}.{field}: expected null; only align has its own, before instruct")
+
+    def _check_beginning(self) -> None:
+        """Encoder and LLM, or a LLaVA that has both."""
+        if self.llava is None:
+            if self.stages[-1] != "pretrain" and not self.encoder:
+                raise UserError("encoder: expected an encoder directory or timm:NAME for the stages align and instruct")
+            if self.stages[0] != "pretrain" and not self.llm:
+                raise UserError("llm: expected an LLM directory, or the stage pretrain before the others")
+            return
+        if self.stages[0] == "pretrain":
+            raise UserError("llava: expected none with the stage pretrain; `llm: LLAVA_DIRECTORY` trains its LLM")
+        unset = {"features": "patch", "projector": ProjectorConfig(), "image_fit": "squash"}
+        parts = ("encoder", "llm", "image_size", "feature_layer", "features", "projector")
+        for name in (*parts, "image_fit", "image_grid_pinpoints"):
+            if getattr(self, name) != unset.get(name):
+                raise UserError(f"{name}: expected none beside llava, which brings its own; see `llava-bridge swap`")
+
+    def among(self, processes: int) -> TrainConfig:
+        """The same run, its work shared by as many processes as a launcher has started.
+
+        Raises:
+            UserError: ``launch.processes`` says another number, or the batches cannot be shared by so many.
+        """
+        if self.launch.processes not in {None, processes}:
+            raise UserError(
+                f"launch.processes: expected {processes}, as many as the launcher has started, or null, "
+                f"got {self.launch.processes}"
+            )
+        return dataclasses.replace(self, launch=dataclasses.replace(self.launch, processes=processes))
+
+    def stage(self, name: str) -> StageConfig:
+        """The settings of the stage ``name``."""
+        return {"pretrain": self.pretrain, "align": self.align, "instruct": self.instruct}[name]

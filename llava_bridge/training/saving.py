@@ -1,0 +1,82 @@
+"""The model that a stage leaves: whole, merged, and where possible without need of this package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llava_bridge.model.assembly import make_stock
+from llava_bridge.training.adapters import ADAPTER, adapt, save_adapter
+from llava_bridge.training.config import LoraConfig
+from llava_bridge.training.launch import is_main_process, report
+from llava_bridge.training.processes import barrier
+from llava_bridge.training.quantising import copy_rounded
+from llava_bridge.training.setup import Setup
+from llava_bridge.training.weights import is_parted, learnt_weights
+from llava_bridge.training.workspace import CHECKPOINTS
+
+
+def save_stage(
+    setup: Setup,
+    folder: Path,
+    summary: Mapping[str, Any],
+    *,
+    lora: LoraConfig | None,
+    again: Callable[[], Setup],
+    last: bool,
+) -> None:
+    """Write the stage's model whole or not at all, then drop its checkpoints; called in every process.
+
+    Args:
+        setup: the stage's, trained.
+        folder: of the stage.
+        summary: what is known of the training.
+        lora: the adapters' settings, if there are any.
+        again: makes the setup that the stage began with.
+        last: whether the model, if it is a LLaVA, is to load without this package where it can.
+    """
+    weights = learnt_weights(setup.model) if lora is not None or is_parted(setup.model) else None
+    if is_main_process():
+        partial = folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        if weights is None:
+            _write(setup, setup.model, partial, last=last)
+        elif "vision" in setup.parts:
+            _write_anew(again(), weights, partial, lora, last=last, trained=setup.model)
+        else:  # an LLM alone learns as a whole
+            setup.model.save_pretrained(partial, state_dict=weights)
+            setup.processor.save_pretrained(partial)
+        (partial / "stage.json").write_text(json.dumps(summary))
+        partial.replace(folder / "model")
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    barrier()
+
+
+def _write(setup: Setup, model: Any, directory: Path, *, last: bool) -> None:
+    if last and "vision" in setup.parts and make_stock(model):
+        report("the model loads in transformers without llava_bridge")
+    model.save_pretrained(directory)
+    setup.processor.save_pretrained(directory)
+
+
+def _write_anew(
+    fresh: Setup, weights: Mapping[str, Tensor], directory: Path, lora: LoraConfig | None, *, last: bool, trained: Any
+) -> None:
+    """What was learnt, put into the model that the stage began with, or what 4 bits hold of that."""
+    adapted = None if lora is None else adapt(fresh.model, lora)
+    unknown = fresh.model.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown
+    if lora is not None and lora.quantise:
+        copy_rounded(trained, fresh.model)
+    if adapted is None or lora is None:
+        _write(fresh, fresh.model, directory, last=last)
+    elif lora.merge or not last:  # the next stage goes on from whole weights
+        _write(fresh, adapted.merge_and_unload(), directory, last=last)
+    else:
+        save_adapter(adapted, directory / ADAPTER)
+        _write(fresh, adapted.unload(), directory, last=last)

@@ -1,0 +1,196 @@
+"""What a stage starts with: model, processor, data."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
+
+from clips.errors import UserError
+from llava_bridge.chat import Chat, template_for
+from llava_bridge.data import Sample, read_samples, read_texts
+from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
+from llava_bridge.model.anyres import makes_tiles, most_tokens
+from llava_bridge.model.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
+from llava_bridge.model.existing import take_up
+from llava_bridge.model.fitting import refitted
+from llava_bridge.model.llava import ProjectorPart
+from llava_bridge.model.llm import new_llama, train_tokenizer
+from llava_bridge.training.config import Part, StageConfig, TrainConfig
+from llava_bridge.training.launch import is_main_process
+from llava_bridge.training.processes import barrier
+from llava_bridge.training.workspace import start_directory
+
+_LONGEST = 2048
+
+
+@dataclasses.dataclass
+class Setup:
+    """A stage's model (in float32), what is saved beside it, its parts by name, its data, and how these are mixed."""
+
+    model: Any
+    processor: Any
+    parts: dict[Part, nn.Module]
+    dataset: PackedText | Conversations
+    collator: Any
+    mixture: Sequence[str] = ()
+
+
+def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
+    """Load or build what stage ``name`` starts with; called in every process.
+
+    Raises:
+        UserError: parts or data are missing or do not fit.
+    """
+    return _text(config, work) if name == "pretrain" else _llava(config, name, work)
+
+
+def _text(config: TrainConfig, work: Path) -> Setup:
+    stage = config.pretrain
+    spoken = [data.source != "text" for data in stage.data]
+    if any(spoken) != all(spoken):
+        raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
+    samples, mixture = _samples(stage, config.seed) if any(spoken) else ([], [])
+    if shown := next((sample for sample in samples if sample.images), None):
+        raise UserError(f"pretrain.data: expected conversations without pictures, but {shown.name} has one")
+    texts = [sample.text for sample in samples]
+    texts = texts or [text for data in stage.data for text in read_texts(data, config.seed)]
+    if config.llm:
+        tokenizer, model = load_tokenizer(config.llm), load_llm(config.llm)
+        add_tokens(tokenizer, model)
+        tokenizer.chat_template = template_for(tokenizer.chat_template, config.chat_template)
+    else:
+        folder = work / "pretrain" / "tokenizer"
+        if is_main_process() and not folder.is_dir():
+            partial = folder.with_name("tokenizer.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            train_tokenizer(texts, config.new_llm).save_pretrained(partial)
+            partial.replace(folder)
+        barrier()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        torch.manual_seed(config.seed)
+        model = new_llama(config.new_llm, tokenizer)
+    length = _max_length(model.config, "pretrain", stage.max_length)
+    if samples:
+        chat = Chat(tokenizer, tokenizer.chat_template, image_tokens=0)
+        return Setup(
+            model,
+            tokenizer,
+            {"llm": model},
+            Conversations(samples, chat, length),
+            TextCollator(tokenizer.pad_token_id),
+            mixture,
+        )
+    enough = None if stage.steps is None else stage.steps * stage.batch_size
+    dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
+    return Setup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
+
+
+def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
+    stage = config.stage(name)
+    samples, mixture = _samples(stage, config.seed)
+    before = start_directory(config, name, work)
+    model: Any
+    if before is not None and before.parent.name == "align":
+        model = AutoModelForImageTextToText.from_pretrained(before, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(before)
+    elif config.llava is not None:
+        model, processor = take_up(config.llava, config.chat_template)
+    else:
+        assert config.encoder is not None
+        model, processor = assemble(
+            Assembly(
+                encoder=config.encoder,
+                llm=str(before or config.llm),
+                image_size=config.image_size,
+                feature_layer=config.feature_layer,
+                features=config.features,
+                projector=config.projector,
+                image_fit=config.image_fit,
+                image_grid_pinpoints=config.image_grid_pinpoints,
+                chat_template=config.chat_template,
+                seed=config.seed,
+            )
+        )
+    images, longest = processor.image_processor, _LONGEST
+    if makes_tiles(images):
+        longest += most_tokens(processor)
+        if stage.image_fit is not None:
+            raise UserError(f"{name}.image_fit: expected null, since {config.llava} has tiles in all stages")
+    elif stage.image_fit is not None:
+        images = refitted(images, stage.image_fit)
+    length = _max_length(model.config.text_config, name, stage.max_length, longest)
+    return Setup(
+        model,
+        processor,
+        parts_of(model),
+        Conversations(samples, make_chat(model, processor, stage.chat_template), length),
+        Collator(images, processor.tokenizer.pad_token_id, _room(model, length, name, stage)),
+        mixture,
+    )
+
+
+def _samples(stage: StageConfig, seed: int) -> tuple[list[Sample], list[str]]:
+    """Those of all sources of a stage; of a mixture also what to tell of where they are from."""
+    found: list[Sample] = []
+    told = []
+    for data in stage.data:
+        found += (some := read_samples(data, seed))
+        if len(stage.data) > 1 or data.weight != 1:
+            told.append(f"{len(some):,} samples an epoch from {data.path} (weight {data.weight:g})")
+    return found, told
+
+
+def _room(model: Any, length: int, name: str, stage: StageConfig) -> int | None:
+    """Tokens of a packed row; None where nothing is packed.
+
+    Raises:
+        UserError: the LLM does not keep packed samples apart.
+    """
+    if not stage.packing:
+        return None
+    if not keeps_samples_apart(model):
+        kind = model.config.text_config.model_type
+        raise UserError(f"{name}.packing: expected false, since this LLM ({kind}) mixes samples that share a row")
+    flash = str(model.config.text_config._attn_implementation).startswith("flash")
+    return sys.maxsize if flash else length  # FlashAttention tells samples of a single row apart, of several not
+
+
+@torch.no_grad()
+def keeps_samples_apart(model: Any) -> bool:
+    """Whether what a LLaVA makes of a sample is the same alone and behind another one in a packed row."""
+    llm, count = model.model.language_model, 6
+    tokens = torch.arange(1, 2 * count + 1, device=llm.device)[None]
+    places = torch.arange(count, device=llm.device)[None]
+    learns, _ = llm.training, llm.eval()
+    try:
+        packed = llm(input_ids=tokens, position_ids=places.repeat(1, 2), use_cache=False).last_hidden_state
+        alone = llm(input_ids=tokens[:, count:], position_ids=places, use_cache=False).last_hidden_state
+    finally:
+        llm.train(learns)
+    return torch.allclose(packed[:, count:], alone, atol=1e-4, rtol=1e-3)
+
+
+def parts_of(model: Any) -> dict[Part, nn.Module]:
+    """The parts of a LLaVA that train or are frozen as one."""
+    return {
+        "vision": model.model.vision_tower,
+        "projector": ProjectorPart(model),
+        "llm": nn.ModuleList([model.model.language_model, model.lm_head]),
+    }
+
+
+def _max_length(config: Any, name: str, wanted: int | None, longest: int = _LONGEST) -> int:
+    limit = getattr(config, "max_position_embeddings", None)
+    if wanted is None:
+        return min(limit or longest, longest)
+    if limit is not None and wanted > limit:
+        raise UserError(f"{name}.max_length: this LLM takes at most {limit} tokens, got {wanted}")
+    return wanted

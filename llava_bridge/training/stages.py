@@ -1,0 +1,128 @@
+"""The stages of a run, one after the other in the same processes; finished ones are not repeated.
+
+State of an unfinished run, in its work directory::
+
+    run.json            what the run is; another run is refused, or begins anew where this one has no progress yet
+    metrics.jsonl       one line per logged step
+    <stage>/model       the model after the stage, written whole or not at all
+    <stage>/checkpoints HF Trainer's checkpoints of the stage that is under way
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import artifact_directory, write_file, write_manifest
+from clips.commandline import difference
+from clips.errors import UserError
+from clips.stopping import stop_requests
+from llava_bridge.data import read_samples
+from llava_bridge.data.mixture import refuse_missing
+from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.identity import data_of, identity, kind_of, parents
+from llava_bridge.training.launch import STOP, StopAsked, answers_for_run, is_main_process, report
+from llava_bridge.training.workspace import has_progress, work_directory
+
+
+def run_stages(config: TrainConfig) -> None:
+    """Run what is missing of the stages and write the output directory; called in every process."""
+    from llava_bridge.training import processes
+
+    processes.init_processes()
+    work = work_directory(config)
+    if is_main_process():
+        _prepare(work, config)
+    processes.barrier()
+    _check_shared(work)
+    with stop_requests() as request:
+        _run_missing(config, work, StopAsked(request, work))
+    if is_main_process():
+        _write_output(config, work)
+    processes.barrier()
+
+
+def _check_shared(work: Path) -> None:
+    """Raise UserError if not every process sees what the main one has written."""
+    from clips.parallel.processes import gather_objects  # imports torch
+
+    for rank, sees in enumerate(gather_objects((work / "run.json").is_file())):
+        if not sees:
+            raise UserError(
+                f"output: expected a place that all machines share, but the process of rank {rank} does not see {work}"
+            )
+
+
+def _run_missing(config: TrainConfig, work: Path, stop: StopAsked) -> None:
+    from llava_bridge.training import trainer
+
+    for name in config.stages:
+        if (work / name / "model").is_dir():
+            report(f"{name}: done before")
+        else:
+            trainer.train_stage(config, name, work, stop)
+
+
+def _prepare(work: Path, config: TrainConfig) -> None:
+    """Keep the state of an interrupted run if it is this one; remove that of another one which never got far.
+
+    Raises:
+        UserError: pictures are missing where the config asks to look for them all, or another run has progress here.
+    """
+    for data in (data for name in config.stages for data in config.stage(name).data):
+        if data.missing_images == "refuse" and data.source != "text":
+            report(f"looking for all pictures of {data.path}")
+            refuse_missing(read_samples(data, config.seed), data.path, report)
+    if answers_for_run():  # else the command has looked after it
+        (work / STOP).unlink(missing_ok=True)
+    record = json.dumps(identity(config), indent=2)
+    path = work / "run.json"
+    found = difference(_recorded(path), json.loads(record))
+    if found is None:
+        report(f"going on with the unfinished run in {work}")
+        return
+    if has_progress(work):
+        raise UserError(
+            f"output: {work} holds an unfinished run with other settings: {found}; "
+            "go on with those, choose another output, or remove that directory"
+        )
+    for entry in work.iterdir():
+        if entry.name not in {"lock", "log.txt", "config.yaml", STOP}:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    write_file(path, record)
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What the run of a work directory is; empty where none has begun."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); remove {path.parent}, and the run begins anew") from None
+
+
+def _write_output(config: TrainConfig, work: Path) -> None:
+    last = config.stages[-1]
+    summaries = {name: json.loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
+    with artifact_directory(config.output, kind=kind_of(config)) as directory:
+        shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
+        (directory / "stage.json").unlink()
+        shutil.copyfile(work / "metrics.jsonl", directory / "metrics.jsonl")
+        write_manifest(
+            directory,
+            kind=kind_of(config),
+            config=config,
+            seed=config.seed,
+            data=data_of(config),
+            parents=parents(config),
+            stages=summaries,
+            seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
+        )
+    for name, summary in summaries.items():
+        skipped = f", {summary['skipped']} samples could not be used" if summary["skipped"] else ""
+        report(
+            f"{name}: {summary['steps']} steps, final loss {summary['loss']:.4f}, {summary['seconds']:.0f} s{skipped}"
+        )

@@ -1,0 +1,302 @@
+"""One stage of training: what trains and what is frozen, HF's Trainer under DeepSpeed, the saved model.
+
+The training step itself is HF Trainer's; :class:`StageTrainer` adds what a LLaVA needs around its loss.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer_callback import PrinterCallback
+
+from clips.errors import UserError
+from clips.precision import choose_precision
+from llava_bridge.data.order import GroupedOrder
+from llava_bridge.model.vision import EncoderVisionModel
+from llava_bridge.training.adapters import adapt
+from llava_bridge.training.bad_samples import BadSamples
+from llava_bridge.training.callback import StageCallback
+from llava_bridge.training.checkpoints import bad_before, is_of_others, last_checkpoint, make_universal
+from llava_bridge.training.config import Parallel, Part, StageConfig, TrainConfig
+from llava_bridge.training.fsdp import ShardedTrainer, shard
+from llava_bridge.training.launch import StopAsked, deepspeed_config, end_stopped, report
+from llava_bridge.training.objective import Objective
+from llava_bridge.training.progress import Progress
+from llava_bridge.training.quantising import numbers_in, quantise
+from llava_bridge.training.saving import save_stage
+from llava_bridge.training.setup import Setup, set_up
+from llava_bridge.training.workspace import CHECKPOINTS
+
+
+def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> None:
+    """Run stage ``name`` and leave its model in ``work/name/model``; called in every process.
+
+    Raises:
+        UserError: parts or data do not fit, too many samples cannot be used, or the loss is not finite.
+        SystemExit: the run was stopped; its state is saved.
+    """
+    started = time.monotonic()
+    stage, folder = config.stage(name), work / name
+    setup = set_up(config, name, work)
+    choose_what_learns(setup, stage, name, torch.bfloat16 if precision(config) == "bf16" else torch.float32)
+    if stage.keep_features:
+        keep_features(setup)
+    if stage.gradient_checkpointing:
+        named = "activation_checkpointing_enable"  # newer transformers' name for it
+        getattr(setup.model, named, setup.model.gradient_checkpointing_enable)()
+    steps = total_steps(len(setup.dataset), stage)
+    _announce(setup, config, name, steps)
+    start = last_checkpoint(folder / CHECKPOINTS)
+    bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
+    progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
+    if reshaped := start is not None and is_of_others(start):
+        make_universal(start)
+    args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
+    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
+    if config.launch.parallel == "fsdp":
+        towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
+        apart = towers if stage.keep_features else []  # only those who miss a picture call it
+        model = shard(model, bf16=precision(config) == "bf16", exact=towers, apart=apart)
+    trainer = TRAINERS[config.launch.parallel](
+        stage=stage,
+        stage_name=name,
+        parts=setup.parts,
+        order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
+        bad=bad,
+        model=model,
+        args=args,
+        train_dataset=setup.dataset,
+        data_collator=setup.collator,
+    )
+    vocabulary = setup.model.get_input_embeddings().num_embeddings
+    callback = StageCallback(progress, bad, setup.parts, vocabulary, stop)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    if callback.stopped_by:
+        report(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
+        end_stopped(callback.stopped_by)
+    unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load every further model in parts
+    summary = _summary(trainer, stage, progress, started)
+    last = name == config.stages[-1]
+    save_stage(setup, folder, summary, lora=stage.lora, again=lambda: set_up(config, name, work), last=last)
+    _free(trainer, setup)
+
+
+def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
+    """Let gradients reach the parts that train, or their adapters, and nothing else.
+
+    Args:
+        setup: what the stage begins with.
+        stage: its settings.
+        name: its name.
+        compute: in which precision weights of 4 bits are multiplied.
+    """
+    setup.model.requires_grad_(False)
+    if stage.lora is not None:
+        if stage.lora.quantise is not None:
+            quantise(setup.model, stage.lora.quantise, compute)
+        adapt(setup.model, stage.lora)
+    adapted = () if stage.lora is None else stage.lora.parts
+    for part in stage.trained(name):
+        if part not in adapted:
+            setup.parts[part].requires_grad_(True)
+
+
+def keep_features(setup: Setup) -> None:
+    """Let the frozen encoder look its features up.
+
+    Raises:
+        UserError: the tower is transformers' own.
+    """
+    tower = setup.model.model.vision_tower
+    if not isinstance(tower, EncoderVisionModel):
+        raise UserError("keep_features: expected false, as the vision tower of this LLaVA is transformers' own")
+    tower.keep_outputs(setup.model.config.vision_feature_layer)
+
+
+def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
+    stage = config.stage(name)
+    for line in setup.mixture:
+        report(f"{name}: {line}")
+    for part, module in setup.parts.items():
+        count = sum(numbers_in(weight) for weight in module.parameters())
+        learns = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+        if learns in (0, count):
+            report(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
+        else:
+            report(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
+    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
+
+
+def total_steps(samples: int, stage: StageConfig) -> int:
+    """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
+    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.batch_size))
+
+
+def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
+    """What to compute in on this machine."""
+    return choose_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
+
+
+class StageTrainer(Trainer):
+    """HF's Trainer with a LLaVA's cares: rates by part, bad samples counted, a non-finite loss stops the step."""
+
+    def __init__(
+        self,
+        *,
+        stage: StageConfig,
+        stage_name: str,
+        parts: Mapping[Part, nn.Module],
+        order: GroupedOrder,
+        bad: BadSamples,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.stage = stage
+        self.stage_name = stage_name
+        self.parts = parts
+        self.order = order
+        self.bad = bad
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
+        return self.order
+
+    def get_train_dataloader(self) -> Any:
+        """HF's; what schedulers send to all processes of a job does not end those that read data."""
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's stands around torch's
+        if inner.num_workers:
+            inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
+        return loader
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """HF's AdamW, each part at its own rate; biases and norms do not decay."""
+        if self.optimizer is None:
+            whole: Any = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, whole)
+            decays = set(self.get_decay_parameter_names(whole))
+            self.optimizer = kind(parameter_groups(whole, self.parts, self.stage, decays), **options)
+        return self.optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing: a checkpoint has DeepSpeed's state; `training.saving` writes the model at the end."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """The mean loss over the learnt tokens of the whole batch, over all processes."""
+        self.bad.add(inputs.pop("skipped", []))
+        result = super().compute_loss(model, inputs, *arguments, **options)
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}, "
+                f"before which nothing is lost; a lower {self.stage_name}.lr may help"
+            )
+        return result
+
+
+class ShardedStageTrainer(ShardedTrainer, StageTrainer):
+    """The same under FSDP2."""
+
+
+TRAINERS: dict[Parallel, type[StageTrainer]] = {"deepspeed": StageTrainer, "fsdp": ShardedStageTrainer}
+
+
+def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    if begin is not None:
+        begin(number)
+
+
+def parameter_groups(
+    model: nn.Module, parts: Mapping[Part, nn.Module], stage: StageConfig, decays: set[str]
+) -> list[dict[str, Any]]:
+    """The weights that learn, by part and by whether they decay, with their peak learning rates."""
+    names = {id(weight): name for name, weight in model.named_parameters() if weight.requires_grad}
+    groups = []
+    for part, module in parts.items():
+        own = {names.pop(id(weight)): weight for weight in module.parameters() if id(weight) in names}
+        for decay, chosen in (
+            (stage.weight_decay, [weight for name, weight in own.items() if name in decays]),
+            (0.0, [weight for name, weight in own.items() if name not in decays]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": stage.rate(part), "weight_decay": decay})
+    assert not names, names
+    return groups
+
+
+def training_arguments(
+    config: TrainConfig, stage: StageConfig, steps: int, folder: Path, *, universal: bool = False
+) -> TrainingArguments:
+    """What HF's Trainer is told of a stage of so many ``steps``, with its checkpoints in ``folder``.
+
+    ``universal`` says that it goes on from a checkpoint which `make_universal` has made.
+    """
+    processes = int(os.environ["WORLD_SIZE"])
+    deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.parallel == "deepspeed" else None
+    if deepspeed is not None and universal:
+        deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
+    micro = stage.micro_batch or stage.batch_size // processes
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=stage.batch_size // (micro * processes),
+        learning_rate=stage.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(stage.warmup * steps),
+        weight_decay=stage.weight_decay,
+        adam_beta2=stage.beta2,
+        bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        logging_steps=min(config.log_every, steps),
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if config.checkpoint_every else "no",
+        save_steps=config.checkpoint_every or 1,
+        save_total_limit=2,
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        deepspeed=deepspeed,
+    )
+
+
+def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, started: float) -> dict[str, Any]:
+    return {
+        "steps": trainer.state.global_step,
+        "samples_seen": trainer.state.global_step * stage.batch_size,
+        "loss": progress.last_loss,
+        "skipped": len(trainer.bad.gather()),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _free(trainer: StageTrainer, setup: Setup) -> None:
+    """Let go of the DeepSpeed engine and the model before the next stage makes its own."""
+    engine: Any = trainer.deepspeed
+    if engine is not None:
+        engine.destroy()
+    trainer.accelerator.free_memory()
+    for name in ("model", "model_wrapped", "deepspeed"):
+        setattr(trainer, name, None)
+    setup.model = None
+    setup.parts.clear()
+    gc.collect()

@@ -1,0 +1,73 @@
+"""Weights that may lie in parts: under ZeRO-3 and FSDP each process holds a part of every one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from llava_bridge.training.launch import is_main_process
+
+
+def is_parted(model: nn.Module) -> bool:
+    """Whether the weights lie in parts."""
+    return any(hasattr(weight, "ds_tensor") or isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def learnt_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that have learnt and all that is persistent beside weights, by name, whole, on the CPU.
+
+    Called in every process; only the main process gets them. One weight is whole at a time.
+    """
+    found: dict[str, Tensor] = {}
+    kept = model.state_dict().keys()
+    learnt = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    for name, value in [*learnt, *((name, value) for name, value in model.named_buffers() if name in kept)]:
+        with _whole(value) as all_of_it:
+            if is_main_process():
+                found[name] = all_of_it.detach().cpu().clone()
+    return found
+
+
+@contextlib.contextmanager
+def _whole(value: Tensor) -> Iterator[Tensor]:
+    if not hasattr(value, "ds_tensor"):
+        yield value.full_tensor() if isinstance(value, DTensor) else value
+        return
+    from deepspeed import zero
+
+    with zero.GatheredParameters([value]):
+        yield value
+
+
+def frozen_values(module: nn.Module) -> dict[str, Tensor]:
+    """What of ``module`` must not change in training: weights without gradients, and buffers if it has no others.
+
+    Of weights in parts it is this process's part.
+    """
+    weights = {name: value for name, value in module.named_parameters() if not value.requires_grad}
+    learns = len(weights) < len(list(module.parameters()))
+    buffers = {} if learns else dict(module.named_buffers())
+    return {name: _own_part(value) for name, value in {**weights, **buffers}.items()}
+
+
+def _own_part(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else getattr(value, "ds_tensor", value)
+
+
+def fingerprint(values: dict[str, Tensor]) -> str:
+    """SHA-256 of all ``values``, bit for bit."""
+    digest = hashlib.sha256()
+    for name, value in values.items():
+        digest.update(name.encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> Any:
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
