@@ -54,7 +54,7 @@ def assert_equal(one: Path, other: Path, atol: float) -> None:
     ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value.float(), atol=atol, rtol=atol, msg=name)
+        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), atol=atol, rtol=atol, msg=name)
 
 
 @pytest.fixture(scope="module")
