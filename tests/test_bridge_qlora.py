@@ -163,4 +163,6 @@ def test_refusals(fields: dict[str, Any], bridge_talk: Path, monkeypatch: pytest
     monkeypatch.setattr(workspace.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"launch.deepspeed: expected zero2 with instruct.lora.quantise"):
         workspace.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(deepspeed="zero3")))
+    with pytest.raises(UserError, match=r"launch.parallel: expected deepspeed with instruct.lora.quantise"):
+        workspace.check_inputs(config(fields, bridge_talk, launch=LaunchConfig(parallel="fsdp")))
     workspace.check_inputs(config(fields, bridge_talk))

@@ -179,6 +179,17 @@ def test_the_launcher_gets_processes_port_and_module(tmp_path: Path, monkeypatch
     assert arguments.endswith("--no_local_rank --module llava_bridge train --config x.yaml")
 
 
+def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "open(os.path.join(os.path.dirname(__file__), 'arguments'), 'w').write(sys.argv[1])"
+    monkeypatch.setattr(launching, "_deepspeed", lambda: launcher(tmp_path, body))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    launching.launch(["train"], 2, tmp_path / "log.txt")
+    machines = (tmp_path / "arguments").read_text().removeprefix("--world_info=")
+    assert json.loads(base64.urlsafe_b64decode(machines)) == {"localhost": ["2", "5"]}
+    with pytest.raises(UserError, match=r"launch.processes: expected at most 3, as CUDA_VISIBLE_DEVICES is 2,5,7"):
+        launching.launch(["train"], 4, tmp_path / "log.txt")
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [

@@ -80,7 +80,7 @@ class ShardedTrainer(Trainer):
         if checkpoint is None:
             return
         state, scheduler = self._state(), self.lr_scheduler
-        dcp.load(state, checkpoint_id=Path(checkpoint) / SHARDS)
+        _load(state, Path(checkpoint) / SHARDS)
         model, optimizer = self._learning()
         set_state_dict(
             model,
@@ -102,6 +102,14 @@ class ShardedTrainer(Trainer):
         prepared: Any = self.optimizer
         assert self.model is not None
         return self.model, prepared.optimizer
+
+
+def _load(state: dict[str, Any], shards: Path) -> None:
+    """Read a checkpoint into ``state``; of weights that no gradient has reached the optimizer had nothing to save."""
+    saved = dcp.FileSystemReader(shards).read_metadata().state_dict_metadata
+    if missing := [name for name in state["model"] if f"model.{name}" not in saved]:
+        raise RuntimeError(f"{shards} has no weights of {missing[0]}")
+    dcp.load(state, checkpoint_id=shards, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
 
 
 class _Prepared(nn.Module):

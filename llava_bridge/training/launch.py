@@ -70,8 +70,9 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
         command = [sys.executable, "-u"]
         environment |= _ALONE | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     else:
-        machines = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
-        command = [*_deepspeed(), f"--world_info={machines}", "--master_addr=127.0.0.1"]
+        machines = json.dumps({"localhost": _gpus(processes)}).encode()
+        command = [*_deepspeed(), f"--world_info={base64.urlsafe_b64encode(machines).decode()}"]
+        command += ["--master_addr=127.0.0.1"]
         command += [f"--master_port={_free_port()}", "--no_local_rank"]
     command += ["-m" if processes == 1 else "--module", "llava_bridge", *arguments]
     tail: deque[str] = deque(maxlen=_TAIL)
@@ -102,6 +103,21 @@ def launch(arguments: Sequence[str], processes: int, log: Path, lock: int | None
         say("".join(tail).rstrip("\n"))
         say(f"llava-bridge: a training process ended with status {status}; its whole log: {log}")
         raise SystemExit(1)
+
+
+def _gpus(processes: int) -> list[int] | list[str]:
+    """The GPU of each process, as the launcher is told: those that CUDA_VISIBLE_DEVICES shows, else the first ones.
+
+    Raises:
+        UserError: fewer are visible.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not visible:
+        return list(range(processes))
+    ids = visible.split(",")
+    if len(ids) < processes:
+        raise UserError(f"launch.processes: expected at most {len(ids)}, as CUDA_VISIBLE_DEVICES is {visible}")
+    return ids[:processes]
 
 
 @contextlib.contextmanager

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
 def init_processes() -> None:
-    """Join the process group of the launcher."""
+    """Join the process group of the launcher, with this process's GPU for the one to use where nothing else is said."""
     import deepspeed
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
     # On CPU DeepSpeed would first compile a shared-memory all-reduce (a minute of C++); gloo serves as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

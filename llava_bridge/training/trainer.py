@@ -50,6 +50,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     started = time.monotonic()
     stage, folder = config.stage(name), work / name
     setup = set_up(config, name, work)
+    torch.manual_seed(config.seed)  # of adapters, whatever the stages before have drawn
     choose_what_learns(setup, stage, name, torch.bfloat16 if precision(config) == "bf16" else torch.float32)
     if stage.keep_features:
         keep_features(setup)

@@ -104,5 +104,7 @@ def _check_quantising(config: TrainConfig) -> None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{first}.lora.quantise: expected bitsandbytes beside it (pip install 'clips-suite[qlora]')")
+    if config.launch.parallel == "fsdp":
+        raise UserError(f"launch.parallel: expected deepspeed with {first}.lora.quantise; FSDP does not cut 4 bits")
     if deepspeed_config(config.launch.deepspeed).get("zero_optimization", {}).get("stage") == 3:
         raise UserError(f"launch.deepspeed: expected zero2 with {first}.lora.quantise; ZeRO-3 does not cut 4 bits")
