@@ -30,7 +30,7 @@ LAUNCHED = 2
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=50)
-    options.add_argument("--steps", type=int, default=1500, help="of each of the two stages")
+    options.add_argument("--steps", type=int, default=6000, help="of each of the two stages")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--deepspeed", default="zero2")
     options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")

@@ -2,7 +2,7 @@
 
     python scripts/reliability.py --kills 100
 
-With two processes, data shuffled in windows of 20 shards, and one sample and one shard in a hundred broken:
+With two processes that each have a reader, data shuffled in windows of 20 shards, and one sample and one shard in a hundred broken:
 
 1. kill -9 at random moments, of all processes or of one, again and again: the parameters at the end are those of an
    uninterrupted training, bit for bit, and the same broken samples are reported;
@@ -42,13 +42,14 @@ def main() -> int:
     options.add_argument("--kills", type=int, default=100)
     options.add_argument("--steps", type=int, default=8000)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--parallel", default="ddp", help="how the two processes share the model: ddp, fsdp, zero1 …")
     options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
     arguments = options.parse_args()
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         data = write_data(work / "data", random.Random(arguments.seed))
         passed = [
-            survives_kills(work, data, arguments.kills, arguments.steps, random.Random(arguments.seed)),
+            survives_kills(work, data, arguments),
             refuses_a_flipped_byte(work, data),
             survives_a_full_disk(work, data),
         ]
@@ -92,13 +93,14 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def write_config(output: Path, data: Path, steps: int) -> Path:
+def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") -> Path:
     path = output.with_name(f"{output.name}.json")
     path.write_text(
         json.dumps(
             {
                 "output": str(output),
-                "data": {"sources": [{"path": str(data)}], "shuffle_window": 20, "max_bad_share": 0.05},
+                "data": {"sources": [{"path": str(data)}], "shuffle_window": 20, "max_bad_share": 0.05, "workers": 1},
+                "scale": {"parallel": parallel},
                 "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
                 "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 2}},
                 "steps": steps,
@@ -132,15 +134,16 @@ def checkpoints(output: Path) -> list[Path]:
 # ---------------------------------------------------------------- the trials
 
 
-def survives_kills(work: Path, data: Path, kills: int, steps: int, rng: random.Random) -> bool:
+def survives_kills(work: Path, data: Path, arguments: argparse.Namespace) -> bool:
+    kills, settings, rng = arguments.kills, (arguments.steps, arguments.parallel), random.Random(arguments.seed)
     whole, killed = work / "whole", work / "killed"
-    began, process = time.monotonic(), start(write_config(whole, data, steps), work / "whole.log")
+    began, process = time.monotonic(), start(write_config(whole, data, *settings), work / "whole.log")
     while not checkpoints(whole) and process.poll() is None:
         time.sleep(0.1)
     startup = time.monotonic() - began
     if process.wait():
         return told(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
-    config = write_config(killed, data, steps)
+    config = write_config(killed, data, *settings)
     done, resumed_at = 0, set()
     while done < kills:
         process = start(config, work / "killed.log")
