@@ -1,7 +1,7 @@
 """What a frozen module makes of a picture, kept on disk: trainings that see the same pixels again need not run it.
 
-A picture is known by its pixels, a module by its weights, so that nothing stale is ever found. Without crops and flips
-a data set is computed once for all trainings that use it.
+A picture is known by its pixels, a module by what it is made of and its weights: nothing stale is ever found. Without
+crops and flips a data set is computed once for all trainings that use it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class KeptOutputs:
     @functools.cached_property
     def weights(self) -> str:
         """Known when the first picture comes, or when asked for: until then weights may still be loaded."""
-        return _digest(*self.module.state_dict().values())
+        state = self.module.state_dict()
+        made_of = f"{self.module!r} {list(state)}".encode()
+        return _digest(torch.frombuffer(bytearray(made_of), dtype=torch.uint8), *state.values())
 
     def know_weights(self) -> None:
         """Take the weights of now: later they may be rounded, or lie in parts."""

@@ -45,6 +45,9 @@ _FLATTEN = (
     "{%- set messages = flat.messages -%}"
 )
 
+# Llama 3.2's template and SmolLM 3's tell the LLM what day it is: a sample, and an answer, would be another tomorrow.
+_A_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
 _BLANKS = (
     "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
@@ -80,7 +83,9 @@ def template_for(own: str | None, choice: str) -> str:
         body = TEMPLATES[choice]
     else:
         raise suggest(choice, {"auto", *TEMPLATES}, "chat template")
-    return body if is_prepared(body) else _FLATTEN + body
+    if is_prepared(body):
+        return body
+    return _FLATTEN + (_A_DAY if "strftime_now" in body else "") + body
 
 
 def template_beside(own: str | None, choice: str, tokenizer: Any) -> str:

@@ -2,7 +2,8 @@
 
     python scripts/reliability.py --kills 100
 
-With two processes that each have a reader, data shuffled in windows of 20 shards, and one sample and one shard in a hundred broken:
+With two processes that each have a reader, data shuffled in windows of 20 shards, and one sample and one shard in a
+hundred broken:
 
 1. kill -9 at random moments, of all processes or of one, again and again: the parameters at the end are those of an
    uninterrupted training, bit for bit, and the same broken samples are reported;

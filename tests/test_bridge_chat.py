@@ -251,3 +251,16 @@ def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
 def test_a_template_that_ends_is_the_same_where_it_need_not(tokenizer: Any) -> None:
     chats = [Chat(tokenizer, template_for(None, "vicuna"), 2, must_end=must) for must in (True, False)]
     assert chats[0].encode(TALK, 100) == chats[1].encode(TALK, 100)
+
+
+def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any) -> None:
+    own = (
+        "{{ bos_token }}{%- if strftime_now is defined %}{%- set day = strftime_now('%d %b %Y') %}"
+        "{%- else %}{%- set day = 'never' %}{%- endif %}Today: {{ day }}\n"
+        "{%- for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{ 'assistant: ' }}{%- endif %}"
+    )
+    template = template_for(own, "auto")
+    text = Chat(tokenizer, template, image_tokens=2).prompt([{"role": "user", "content": "What?"}])
+    assert "Today: 26 Jul 2024" in text
+    assert template_for(template, "auto") == template

@@ -159,6 +159,10 @@ def test_a_template_named_for_a_converted_llava_writes_its_blanks(converted: Pat
     own = load_llava(converted, device="cpu")[1].chat_template
     assert "<image> " in own
     assert take_up(str(converted), "vicuna_v1")[1].chat_template == own
+    tower = "timm:test_vit@random"
+    for template in ("auto", "vicuna_v1"):
+        parts = assembly.Assembly(encoder=tower, llm=str(converted), chat_template=template)
+        assert assembly.assemble(parts)[1].chat_template == own
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -24,9 +24,19 @@ STAGES: dict[str, dict[str, Any]] = {
     "half": {"trains": EVERY, "packing": True, "max_length": 120},
     "tied": {},
     "norms": {},
+    "tiles": {"max_length": 400},
 }
 # Adam makes noise of gradients that are 0 but for rounding, as those of the keys' biases; ZeRO sums bf16 in bf16.
-WITHIN = {"plain": 1e-6, "lora": 1e-6, "tied": 1e-6, "parts": 1e-5, "stages": 1e-5, "half": 0.1, "norms": 0.1}
+WITHIN = {
+    "plain": 1e-6,
+    "lora": 1e-6,
+    "tied": 1e-6,
+    "tiles": 1e-6,
+    "parts": 1e-5,
+    "stages": 1e-5,
+    "half": 0.1,
+    "norms": 0.1,
+}
 
 
 def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str, **fields: Any) -> Path:
@@ -36,6 +46,7 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str,
     settings = {"data": data, "steps": 6, "batch_size": 4, "lr": 1e-3, "warmup": 0.0} | STAGES.get(name, {})
     run = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm), "launch": LaunchConfig(parallel=way)}  # type: ignore[arg-type]
     run |= {"precision": "bf16" if name in {"half", "norms"} else "fp32"} | fields
+    run |= {"image_fit": "anyres"} if name == "tiles" else {}
     return bridge_world.config_file(directory, name, talk, **{"instruct": StageConfig(**settings), **run})
 
 
@@ -70,7 +81,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
     tied = bridge_world.make_llm(directory / "tied_llm", tied=True)
     trunk = directory / "trunk"  # its batch norms have float32 buffers
     bridge_world.make_encoder(trunk, bridge_world.TRUNK)
-    worlds = {"tied": (encoder, tied, talk), "norms": (trunk, llm, talk)}
+    roomy = bridge_world.make_llm(directory / "roomy_llm", context=400)
+    worlds = {"tied": (encoder, tied, talk), "norms": (trunk, llm, talk), "tiles": (encoder, roomy, talk)}
     for way in ("fsdp", "deepspeed"):
         (directory / way).mkdir()
         paths = [str(config(directory / way, name, worlds.get(name, world), way)) for name in STAGES]

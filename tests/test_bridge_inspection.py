@@ -53,5 +53,9 @@ def test_what_cannot_be_used_is_counted_and_named(
 def test_fields_are_checked(bridge_llm: Path) -> None:
     with pytest.raises(UserError, match="image_tokens: expected 1 or more, got 0"):
         InspectConfig(path="x", llm=str(bridge_llm), image_tokens=0)
+    with pytest.raises(
+        UserError, match="image_tokens: expected a square number whose root divides a tile of 336 pixels"
+    ):
+        InspectConfig(path="x", llm=str(bridge_llm), image_fit="anyres", image_tokens=400)
     with pytest.raises(UserError, match="no such file"):
         inspect(InspectConfig(path="gone.json", llm=str(bridge_llm)))

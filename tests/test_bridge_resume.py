@@ -14,6 +14,7 @@ from test_bridge_fsdp import config, losses, torchrun
 from clips.errors import UserError
 from llava_bridge.training import launch as launching
 from llava_bridge.training.checkpoints import is_of_others, make_universal
+from llava_bridge.training.config import LaunchConfig
 
 
 def checkpoint(directory: Path, part: str) -> Path:
@@ -74,3 +75,23 @@ def test_stopped_in_two_processes_zero_2_goes_on_in_one_as_if_it_had_never_stopp
     expected = load_file(tmp_path / "whole" / "plain" / "model.safetensors")
     for name, value in load_file(tmp_path / "plain" / "model.safetensors").items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["zero2", "zero3"])
+def test_two_processes_that_were_stopped_learn_bit_for_bit_the_same(
+    way: str, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
+) -> None:
+    world = bridge_encoder, bridge_llm, bridge_talk
+    (tmp_path / "whole").mkdir()
+    launch = LaunchConfig(deepspeed=way)
+    path = config(tmp_path, "plain", world, "deepspeed", checkpoint_every=0, launch=launch)
+    assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr
+    whole = config(tmp_path / "whole", "plain", world, "deepspeed", launch=launch)
+    for one in (path, whole):
+        done = torchrun("swap_driver.py", str(one))
+        assert done.returncode == 0, done.stderr[-3000:]
+    expected = load_file(tmp_path / "whole" / "plain" / "model.safetensors")
+    for name, value in load_file(tmp_path / "plain" / "model.safetensors").items():
+        assert torch.equal(value, expected[name]), name
+    assert losses(tmp_path / "plain") == losses(tmp_path / "whole" / "plain")

@@ -20,7 +20,7 @@ from typing import Any
 from clips.artifact import say, write_file
 from clips.errors import UserError
 from llava_bridge.data.samples import DataConfig, Sample
-from llava_bridge.model.anyres import ImageFit, check_pinpoints, pinpoints_for, tile_maker, tokens_of_picture
+from llava_bridge.model.anyres import ImageFit, check_pinpoints, joins, pinpoints_for, tile_maker, tokens_of_picture
 
 _THUMBNAIL = 320
 _EXAMPLES = 5  # of samples with the same fault
@@ -61,8 +61,12 @@ class InspectConfig(DataConfig):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         check_pinpoints(self.image_fit, self.image_grid_pinpoints)
-        if self.image_fit == "anyres" and math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
-            raise UserError(f"image_tokens: expected a square number, those of a tile, got {self.image_tokens}")
+        grid = math.isqrt(self.image_tokens)
+        if self.image_fit == "anyres" and (grid**2 != self.image_tokens or not joins(self.image_size, grid)):
+            raise UserError(
+                f"image_tokens: expected a square number whose root divides a tile of {self.image_size} pixels, "
+                f"got {self.image_tokens}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +108,13 @@ def inspect(config: InspectConfig) -> None:
 
 
 def _chat(config: InspectConfig) -> Any:
-    from llava_bridge.chat import Chat, template_for
+    from llava_bridge.chat import Chat, template_beside
     from llava_bridge.model.assembly import add_image_token, load_tokenizer
     from llava_bridge.templates import NEVER_END
 
     tokenizer = load_tokenizer(config.llm)
     add_image_token(tokenizer)
-    template = template_for(tokenizer.chat_template, config.chat_template)
+    template = template_beside(tokenizer.chat_template, config.chat_template, tokenizer)
     tokens: Any = config.image_tokens
     if config.image_fit == "anyres":
         tokens = functools.partial(tokens_of_picture, _tiling(config, tokenizer, template))

@@ -16,9 +16,10 @@ _BATCHES_SORTED_TOGETHER = 32
 class GroupedOrder(Sampler[int]):
     """``total`` sample indices: shuffled epochs end to end, then batches filled with like samples.
 
-    Like lengths together mean less padding, and a batch without pictures leaves the encoder out. Samples are sorted
-    among a few batches at a time, those without pictures first, so that one of those batches at most has both kinds.
-    Then these batches are shuffled, so that all sorts alternate at random. LLaVA calls it ``group_by_modality_length``.
+    Like lengths together mean less padding, and a batch without pictures shows the encoder a blank only. Samples are
+    sorted among a few batches at a time, those without pictures first, so that one of those batches at most has both
+    kinds. Then these batches are shuffled, so that all sorts alternate at random. LLaVA calls it
+    ``group_by_modality_length``.
 
     Args:
         sizes: whether each sample shows pictures, and its length in any unit that grows with its tokens.

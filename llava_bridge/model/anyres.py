@@ -74,13 +74,17 @@ def pixels_of_token(projector: ProjectorConfig, shape: Shape, side: int) -> int:
             f"projector.name: expected one whose tokens keep their places with image_fit anyres, got {projector.name}"
         )
     grid = math.isqrt(tokens_of(projector, shape))
-    patch = side // grid
-    if side // patch != grid:  # transformers computes the grid so
+    if not joins(side, grid):
         raise UserError(
-            f"image_size: {grid} × {grid} tokens for a tile of {side} pixels cannot be told to transformers, which "
-            f"takes that for {side // patch} × {side // patch}; expected a multiple of {grid}"
+            f"image_size: {grid} × {grid} tokens for a tile of {side} pixels cannot be told to transformers; "
+            f"expected a multiple of {grid}"
         )
-    return patch
+    return side // grid
+
+
+def joins(side: int, grid: int) -> bool:
+    """Whether transformers, told the pixels of a token, takes a tile of ``side`` pixels for ``grid`` × ``grid``."""
+    return grid <= side and side // (side // grid) == grid
 
 
 def tile_maker(pixels: Pixels, pinpoints: list[list[int]]) -> Any:

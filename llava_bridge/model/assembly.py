@@ -24,7 +24,7 @@ from transformers import (
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, quiet, refusing
-from llava_bridge.chat import IMAGE, Chat, template_beside, template_for
+from llava_bridge.chat import IMAGE, Chat, template_beside
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.model.anyres import (
@@ -176,7 +176,7 @@ def make_processor(tokenizer: Any, pixels: Pixels, config: AnyConfig, parts: Ass
         tokenizer,
         pixels.size,
         config.image_seq_length,
-        template_for(tokenizer.chat_template, parts.chat_template),
+        template_beside(tokenizer.chat_template, parts.chat_template, tokenizer),
     )
 
 

@@ -8,6 +8,8 @@ Legend: B pictures, S side in pixels, N tokens, D width.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,7 +99,8 @@ class EncoderVisionModel(PreTrainedModel):
             states = self._computed(pixels, set(wanted))
             return torch.stack([states[index] for index in wanted], dim=1)
 
-        variant = "".join(f"-{index}" for index in wanted)
+        made_as = json.dumps([self.config.source, self.config.architecture], sort_keys=True, default=str)
+        variant = "".join(f"-{index}" for index in wanted) + f"-{hashlib.sha256(made_as.encode()).hexdigest()[:12]}"
         self.kept, self.kept_layers = KeptOutputs(self.tower, compute, kind="features", variant=variant), wanted
         self.kept.know_weights()
 

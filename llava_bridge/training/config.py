@@ -217,6 +217,8 @@ class TrainConfig:
         projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
             LLaVA-1.5's preamble), llama_2, llama_3, chatml (Qwen, SmolLM), mistral, gemma, phi_3, tulu (OLMo), turns.
+        attn_implementation: how the LLM computes attention, by transformers' name: sdpa, eager, flash_attention_2 …;
+            None takes its own choice.
         new_llm: the LLM that ``pretrain`` makes.
         pretrain: trains the LLM without pictures, on text (source ``text``) or on conversations.
         align: trains the projector only.
@@ -245,6 +247,7 @@ class TrainConfig:
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     chat_template: str = "auto"
+    attn_implementation: str | None = None
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(
         default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)

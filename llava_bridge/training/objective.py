@@ -75,13 +75,16 @@ class Objective(nn.Module):
         """A blank picture goes through vision tower and projector meanwhile, and 0 of it into the LLM.
 
         Processes whose batch has no picture must do what the others do, and in the same order: those wait for their
-        gradients, and under ZeRO-3 for the parts of their weights.
+        gradients, and under ZeRO-3 for the parts of their weights. Batch norms do not learn what a blank looks like.
         """
+        tower = self.llava.model.vision_tower
 
         def add_nothing(_: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             embedded: Tensor = named["inputs_embeds"]
             blank = blank_picture(self.llava.config, embedded)
+            learns, _ = tower.training, tower.eval()
             features = torch.cat(tuple(self.llava.model.get_image_features(**blank, return_dict=True).pooler_output))
+            tower.train(learns)
             return arguments, {**named, "inputs_embeds": embedded + 0.0 * features.sum().to(embedded.dtype)}
 
         hook = self.llava.model.language_model.register_forward_pre_hook(add_nothing, with_kwargs=True)

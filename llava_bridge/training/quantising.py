@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -29,7 +30,7 @@ def quantise(llava: Any, kind: str, compute: torch.dtype) -> None:
     Raises:
         UserError: no layer of it can be in 4 bits.
     """
-    import bitsandbytes as bnb
+    bnb: Any = importlib.import_module("bitsandbytes")
 
     llm = llava.model.language_model
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -68,7 +69,7 @@ def numbers_in(weight: torch.Tensor) -> int:
 @torch.no_grad()
 def copy_rounded(trained: nn.Module, fresh: nn.Module) -> None:
     """Give the layers of ``fresh`` the values that 4 bits hold of them in ``trained``, which has the same adapters."""
-    import bitsandbytes as bnb
+    bnb: Any = importlib.import_module("bitsandbytes")
 
     for name, layer in trained.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):

@@ -28,6 +28,7 @@ def save_stage(
     *,
     lora: LoraConfig | None,
     again: Callable[[], Setup],
+    rounded: bool,
     last: bool,
 ) -> None:
     """Write the stage's model whole or not at all, then drop its checkpoints; called in every process.
@@ -38,9 +39,10 @@ def save_stage(
         summary: what is known of the training.
         lora: the adapters' settings, if there are any.
         again: makes the setup that the stage began with.
+        rounded: whether training has rounded what is frozen; then it is taken from where the stage began.
         last: whether the model, if it is a LLaVA, is to load without this package where it can.
     """
-    weights = learnt_weights(setup.model) if lora is not None or is_parted(setup.model) else None
+    weights = learnt_weights(setup.model) if lora is not None or rounded or is_parted(setup.model) else None
     if is_main_process():
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 
 from clips.errors import UserError
+from clips.loading import refusing
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.data import Sample, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
@@ -119,6 +120,9 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
                 seed=config.seed,
             )
         )
+    if config.attn_implementation is not None:
+        with refusing(f"attn_implementation: {config.attn_implementation} does not serve this LLM here"):
+            model.model.language_model.set_attn_implementation(config.attn_implementation)
     images, longest = processor.image_processor, _LONGEST
     if makes_tiles(images):
         longest += most_tokens(processor)

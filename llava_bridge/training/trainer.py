@@ -36,7 +36,8 @@ from llava_bridge.training.objective import Objective
 from llava_bridge.training.progress import Progress
 from llava_bridge.training.quantising import numbers_in, quantise
 from llava_bridge.training.saving import save_stage
-from llava_bridge.training.setup import Setup, set_up
+from llava_bridge.training.setup import Setup, parts_of, set_up
+from llava_bridge.training.weights import fits_bf16
 from llava_bridge.training.workspace import CHECKPOINTS
 
 
@@ -59,6 +60,8 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         getattr(setup.model, named, setup.model.gradient_checkpointing_enable)()
     steps = total_steps(len(setup.dataset), stage)
     _announce(setup, config, name, steps)
+    parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
+    rounded = precision(config) == "bf16" and not all(fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS)
     bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
     progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
@@ -70,6 +73,8 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
         apart = towers if stage.keep_features else []  # only those who miss a picture call it
         model = shard(model, bf16=precision(config) == "bf16", exact=towers, apart=apart)
+        if "vision" in setup.parts:
+            setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
     trainer = TRAINERS[config.launch.parallel](
         stage=stage,
         stage_name=name,
@@ -92,7 +97,8 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load every further model in parts
     summary = _summary(trainer, stage, progress, started)
     last = name == config.stages[-1]
-    save_stage(setup, folder, summary, lora=stage.lora, again=lambda: set_up(config, name, work), last=last)
+    again = functools.partial(set_up, config, name, work)
+    save_stage(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, last=last)
     _free(trainer, setup)
 
 

@@ -19,6 +19,12 @@ def is_parted(model: nn.Module) -> bool:
     return any(hasattr(weight, "ds_tensor") or isinstance(weight, DTensor) for weight in model.parameters())
 
 
+def fits_bf16(module: nn.Module) -> bool:
+    """Whether bf16 holds the frozen weights of ``module`` as they are."""
+    frozen = (weight for weight in module.parameters() if not weight.requires_grad and weight.is_floating_point())
+    return all(torch.equal(weight, weight.bfloat16().to(weight.dtype)) for weight in frozen)
+
+
 def learnt_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights that have learnt and all that is persistent beside weights, by name, whole, on the CPU.
 
