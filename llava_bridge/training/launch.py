@@ -124,7 +124,13 @@ def _gpus(processes: int) -> list[int] | list[str]:
 def _stops_passed_on(file: Path) -> Iterator[None]:
     """Let SIGTERM and Ctrl-C ask the training processes to save and stop; Ctrl-C once more ends them at once."""
     file.unlink(missing_ok=True)
-    with stop_requests(lambda number: file.write_text(str(number))):
+    partial = file.with_suffix(".partial")
+
+    def heard(number: int) -> None:
+        partial.write_text(str(number))
+        partial.replace(file)  # who finds it finds the number in it
+
+    with stop_requests(heard):
         yield
 
 
@@ -145,7 +151,7 @@ class StopAsked:
         import torch
 
         if self.request.signal == 0 and is_main_process() and self.file.is_file():
-            self.request.signal = int(self.file.read_text() or signal.SIGTERM)
+            self.request.signal = int(self.file.read_text())
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         return self.request.of_any_process(device)
 
