@@ -30,7 +30,7 @@ LAUNCHED = 2
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=50)
-    options.add_argument("--steps", type=int, default=6000, help="of each of the two stages")
+    options.add_argument("--steps", type=int, default=3000, help="of each of the two stages")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--deepspeed", default="zero2")
     options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
@@ -101,6 +101,19 @@ def standing(work: Path) -> str:
     return f"{', '.join([*done, *(f'{stage} {step}' for stage, step in steps.items())]) or 'the beginning'}"
 
 
+def done_steps(work: Path) -> int:
+    """How many steps of both stages the killed run has written down."""
+    metrics = work / ".killed.work" / "metrics.jsonl"
+    rows = (
+        [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
+        if metrics.is_file()
+        else []
+    )
+    return sum(
+        max((row["step"] for row in rows if row["stage"] == stage), default=0) for stage in ("align", "instruct")
+    )
+
+
 def _step(mark: Path) -> int:
     return int(mark.parent.name.rpartition("-")[2])
 
@@ -114,10 +127,12 @@ def survives_kills(work: Path, arguments: argparse.Namespace, rng: random.Random
         return told(False, f"the uninterrupted training failed, see {work / 'whole.log'}")
     config, places, done = write_config(work, "killed", arguments), set(), 0
     while done < arguments.kills:
-        process = start(config, work / "killed.log")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if process.wait(rng.uniform(0.5, 1.5) * startup) == 0:
-                break  # it came to its end before all kills were spent
+        process, until = start(config, work / "killed.log"), time.monotonic() + rng.uniform(0.3, 3) * startup
+        enough = done_steps(work) + rng.uniform(0, 3 * arguments.steps / arguments.kills)  # of both stages' steps
+        while process.poll() is None and time.monotonic() < until and done_steps(work) < enough:
+            time.sleep(0.05)
+        if process.poll() == 0:
+            break  # it came to its end before all kills were spent
         kill(process, rng)
         done += 1
         places.add(standing(work))
