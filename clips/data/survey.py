@@ -179,7 +179,7 @@ def summary(found: Survey) -> Iterator[str]:
             yield f"{kind:<11} none"
     if found.sentences:
         yield f"            {_spread(found.sentences)} sentences in a synthetic caption, of which recipes such as clips"
-        yield f"            contrast one at a time: {_spread(found.sentence_tokens)} tokens; "
+        yield f"            contrast one at a time: {_spread(found.sentence_tokens)} tokens;"
         yield f"            {_too_long(found.sentence_tokens)}"
     yield f"repeated    {found.repeated:.1%} of the web captions are another sample's as well"
     short = [min(size) for size in found.sizes]
