@@ -186,6 +186,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     assert "holds an unfinished run with other settings: instruct.lr is 0.001 there and 0.5 now" in refused.stderr
     assert mark.is_file()
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and f'"step": {step + 3}' not in metrics.read_text():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
