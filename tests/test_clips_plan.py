@@ -116,21 +116,6 @@ def test_many_samples_are_told_from_one_step(checkpointing: bool):
     rehearsed, real = (dry(model, size, checkpointing=checkpointing) for size in (8 * SIGN, 512))
     assert rehearsed.timeline_of(512).sum(1).max() == pytest.approx(real.timeline.sum(1).max(), rel=0.002)
     assert rehearsed.flops_of_sample == pytest.approx(real.flops_of_sample, rel=1e-6)
-<<<<<<< HEAD
-    assert rehearsed.timeline_of(512).max() > 1.5 * rehearsed.timeline.max()
-
-
-def test_flops_are_torchs_but_for_what_it_miscounts(fake: ClipsModel):
-    towers = fake_model(MODEL, RecipeConfig(name="clip"))
-    counted = []
-    for model in (towers, fake):
-        batch = fake_batch(model, 4)
-        with FlopCount() as ours, FlopCounterMode(display=False) as theirs:
-            model(batch)  # the scores of fused attention are computed once here
-        counted.append((ours.total, theirs.get_total_flops()))
-    assert counted[0][0] == counted[0][1] > 0
-    assert counted[1][0] > counted[1][1]  # the caption head's gradients, made on the way, are added in place
-=======
     assert rehearsed.timeline_of(512).max() > 1.4 * rehearsed.timeline.max()
 
 
@@ -140,7 +125,6 @@ def test_flops_are_torchs_but_for_what_it_miscounts():
     with FlopCount() as ours, FlopCounterMode(display=False) as theirs:
         towers(batch)  # the scores of fused attention are computed once here
     assert ours.total == theirs.get_total_flops() > 0
->>>>>>> clips3
 
 
 def test_checkpointing_holds_less_and_computes_more(fake: ClipsModel):
