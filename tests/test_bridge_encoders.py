@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import bridge_world
+import open_clip
 import pytest
+import timm
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 
 from clips.errors import UserError
 from llava_bridge.asking.inference import answer, load_llava
-from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.spec import members
+from llava_bridge.encoders import SOURCES, load_encoder
+from llava_bridge.encoders.spec import members, parse_spec
 from llava_bridge.model.assembly import Assembly, assemble, make_stock
 from llava_bridge.model.parts import check_encoder
 from llava_bridge.model.vision import vision_model
@@ -44,9 +47,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 STOCK = ("clip", "siglip", "aimv2", "aimv2_native", "dinov2")
 SEVERAL = ("channels", "interleave")
-SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", *SEVERAL)
+SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", "timm_trained", *SEVERAL)
 ONE_SIZE = ("resnet",)
-SIDES = ("resnet", "trunk", "timm")  # of 64 pixels
+TIMM = ("timm", "timm_trained")
+SIDES = ("resnet", "trunk", *TIMM)  # of 64 pixels
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,11 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         found[name] = str(folder / name)
     config = folder / "trunk" / "open_clip_config.json"
     config.write_text(config.read_text().replace("[0.4, 0.5, 0.6]", "[0.3, 0.3, 0.3]"))
+    vit = timm.create_model("test_vit")
+    for value in vit.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    save_file(vit.state_dict(), folder / "timm.safetensors")
+    found["timm_trained"] = f"timm:test_vit@{folder / 'timm.safetensors'}"
     found["channels"] = f"several:{found['clip']} + {found['open_clip']} + {found['trunk']}"
     found["interleave"] = f"several:interleave:{found['dinov2']}+{found['siglip']}"
     return found
@@ -94,7 +103,7 @@ def states(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
 
 
 def own_size(name: str) -> int | None:
-    return 64 if name == "timm" else None
+    return 64 if name in TIMM else None
 
 
 def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> list[torch.Tensor]:
@@ -121,6 +130,35 @@ def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> li
         found = model(batch, output_hidden_states=True, **options).hidden_states
     registers = getattr(model.config, "num_register_tokens", 0)
     return [torch.cat([state[:, :1], state[:, 1 + registers :]], 1) if registers else state for state in found]
+
+
+def test_every_source_is_tested(specs: dict[str, str]) -> None:
+    assert set(specs) == set(SPECS)
+    assert {parse_spec(specs[name])[0] for name in SPECS} == set(SOURCES)
+
+
+@pytest.mark.parametrize("size", [160, 64])
+def test_features_equal_timms_own(size: int, specs: dict[str, str]) -> None:
+    file = specs["timm_trained"].partition("@")[2]
+    trunk = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay={"file": file}, img_size=size).eval()
+    batch = pixels("timm_trained", size)
+    with torch.no_grad():
+        expected = trunk.forward_features(batch)[:, 1:]
+    found = states(vision_model(load_encoder(specs["timm_trained"], size)), batch)
+    torch.testing.assert_close(found[-1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_hidden_states_equal_open_clips_own(size: int, specs: dict[str, str]) -> None:
+    model = open_clip.create_model(f"local-dir:{specs['open_clip']}", force_image_size=size).eval()
+    batch = pixels("open_clip", size)
+    with torch.no_grad():
+        visual = model.visual.forward_intermediates(batch, output_fmt="NLC", output_extra_tokens=True)
+    extra, patches = visual["image_intermediates_prefix"], visual["image_intermediates"]
+    found = states(vision_model(load_encoder(specs["open_clip"], size)), batch)
+    assert len(found) == 1 + len(patches) == 4
+    for one, prefix, rest in zip(found[1:], extra, patches, strict=True):
+        torch.testing.assert_close(one, torch.cat([prefix, rest], dim=1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,14 +12,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clips.errors import UserError
 from clips.lean_imports import without_wandb
 from clips.loading import refusing
+from clips.positions import on_trunks_grid
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
+_POSITIONS = "trunk.pos_embed"
 
 
 class TimmTower(VisionTower):
@@ -86,17 +89,34 @@ def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, 
 
     if not timm.is_model(name):
         raise _unknown(name)
-    fixed = bool(timm.get_pretrained_cfg(name).fixed_input_size)
+    settings = timm.get_pretrained_cfg(name)
+    fixed = bool(settings.fixed_input_size)
+    architecture = {"name": name, "image_size": pixels.size, "fixed_size": fixed}
     kept = None
     if weights is not None:
-        kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_HEADS)}
+        kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_heads(settings))}
+        if fixed and _POSITIONS in kept:
+            kept[_POSITIONS] = on_trunks_grid(kept[_POSITIONS], _empty_trunk(architecture, where or f"timm:{name}"))
     return Encoder(
         source="timm",
-        architecture={"name": name, "image_size": pixels.size, "fixed_size": fixed},
+        architecture=architecture,
         weights=kept,
         pixels=pixels,
         parent=where,
     )
+
+
+def _heads(settings: Any) -> tuple[str, ...]:
+    """How the names of classifiers' weights begin; some files have others than their model now."""
+    own = settings.classifier or ()
+    return (*_HEADS, *(f"{name}." for name in ([own] if isinstance(own, str) else own)))
+
+
+def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
+    """The trunk without memory for its weights, which says how many positions it has."""
+    size = architecture["image_size"]
+    with refusing(f"image_size: {where} cannot take pictures of {size} px"), torch.device("meta"):
+        return TimmTower(architecture).trunk
 
 
 def _unknown(name: str) -> UserError:
