@@ -1,8 +1,8 @@
-"""Encoders that are timm models: their last feature map becomes tokens.
+"""Encoders that are timm models: what their blocks give, or their last feature map, becomes tokens.
 
-Convolutional and hierarchical trunks have no sequence of like layers, so "feature layer" can only be the
-last feature map (-1) here, before any pooling, projection or classifier. Prefix tokens of timm's ViTs are
-left out.
+Only timm's ViTs have a sequence of like blocks, whose outputs are hidden states. In all other trunks, convolutional and
+hierarchical ones, "feature layer" can only be the last feature map (-1), before any pooling, projection or classifier.
+Class and register tokens of timm's ViTs are left out.
 """
 
 from __future__ import annotations
@@ -32,15 +32,9 @@ class TimmTower(VisionTower):
     default_layer = -1
     depth = 0
 
-    def __init__(self, architecture: Mapping[str, Any]) -> None:
+    def __init__(self, trunk: Any) -> None:
         super().__init__()
-        timm = _timm()
-
-        name = architecture["name"]
-        if not timm.is_model(name):
-            raise _unknown(name)
-        options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
-        self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        self.trunk = trunk
 
     def states(self, pixels: Tensor) -> Iterator[Tensor]:
         """Yield the last feature map as tokens in rows."""
@@ -53,9 +47,54 @@ class TimmTower(VisionTower):
             yield features.flatten(2).transpose(1, 2).contiguous()
 
 
+class TimmVit(VisionTower):
+    """timm's ``VisionTransformer`` or ``Eva``: hidden state i is the output of block i, each (B, G², D).
+
+    The last is timm's own last feature map, behind the final norm if there is one; the others are before it. All blocks
+    are computed whichever are wanted.
+    """
+
+    class_token = False
+    default_layer = -2
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.depth = len(trunk.blocks)
+
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the embedded patches, then each block's output."""
+        entering: list[Tensor] = []
+        hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+        try:
+            last, outputs = self.trunk.forward_intermediates(pixels, norm=False, output_fmt="NLC")
+        finally:
+            hook.remove()
+        prefix = self.trunk.num_prefix_tokens
+        yield entering[0][:, prefix:]
+        yield from outputs[:-1]
+        yield last[:, prefix:]
+
+
 def build(architecture: Mapping[str, Any]) -> VisionTower:
     """The trunk that ``name`` names in timm."""
-    return TimmTower(architecture)
+    with without_wandb():
+        from timm.models.eva import Eva
+        from timm.models.vision_transformer import VisionTransformer
+
+    trunk = _trunk(architecture)
+    return TimmVit(trunk) if isinstance(trunk, VisionTransformer | Eva) else TimmTower(trunk)
+
+
+def _trunk(architecture: Mapping[str, Any]) -> Any:
+    """timm's own model, without classifier."""
+    timm = _timm()
+
+    name = architecture["name"]
+    if not timm.is_model(name):
+        raise _unknown(name)
+    options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
+    return timm.create_model(name, pretrained=False, num_classes=0, **options)
 
 
 def load(reference: str, image_size: int | None) -> Encoder:
@@ -116,7 +155,7 @@ def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
     """The trunk without memory for its weights, which says how many positions it has."""
     size = architecture["image_size"]
     with refusing(f"image_size: {where} cannot take pictures of {size} px"), torch.device("meta"):
-        return TimmTower(architecture).trunk
+        return _trunk(architecture)
 
 
 def _unknown(name: str) -> UserError:

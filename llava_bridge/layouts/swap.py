@@ -28,7 +28,7 @@ class SwapConfig:
         output: the LLaVA directory to write; ``llava-bridge train --llava`` trains it.
         image_size: side of the pictures in pixels; None takes the encoder's own.
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs and
-            CLIP's ResNets, -1 for timm trunks.
+            CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
         image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
             ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.

@@ -26,6 +26,7 @@ from clips.loading import load_pretrained, quiet, refusing
 from llava_bridge.chat import IMAGE, Chat, template_beside, template_for
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels
+from llava_bridge.encoders.several import at_layer
 from llava_bridge.model.anyres import (
     ImageFit,
     makes_tiles,
@@ -55,7 +56,8 @@ class Assembly:
             the name of either on the hub.
         image_size: side of the pictures in pixels; None takes the encoder's own.
         feature_layer: which hidden state of the encoder the LLM sees (-1 is the last), or several side by side; None
-            takes the source's default: -2 for ViTs, -1 (the last feature map) for timm trunks.
+            takes the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for timm's others.
+            Of several encoders each gives this one, or its own default.
         features: ``patch``, or ``cls_patch`` with the class token before them.
         projector: what makes tokens of the LLM of them.
         image_fit: how pictures become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
@@ -93,9 +95,12 @@ def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tupl
     Raises:
         UserError: they do not fit each other.
     """
-    vision = vision_model(encoder, parts.feature_layer)
+    wanted = parts.feature_layer
+    if encoder.source == "several":
+        encoder, wanted = at_layer(encoder, wanted), None
+    vision = vision_model(encoder, wanted)
     add_tokens(tokenizer, llm)
-    layers = feature_layer(vision.tower, parts.feature_layer)
+    layers = feature_layer(vision.tower, wanted)
     whole = parts.features == "cls_patch"
     if whole and not vision.config.class_token:
         raise UserError(f"features: expected patch, as {parts.encoder} has no class token, got cls_patch")

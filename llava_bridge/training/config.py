@@ -209,7 +209,7 @@ class TrainConfig:
         image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learnt
             positions are interpolated.
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
-            for ViTs and CLIP's ResNets, -1 for timm trunks.
+            for ViTs and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
         image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
             ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
