@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,22 @@ def on_grid(table: Tensor, patches: int, prefix: int, *, antialias: bool = True)
     grid = table[prefix:].T.reshape(1, -1, before, before)
     resized = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=antialias, align_corners=False)
     return torch.cat([table[:prefix], resized[0].flatten(1).T])
+
+
+def on_trunks_grid(table: Tensor, trunk: Any) -> Tensor:
+    """Learnt positions for a timm ViT, interpolated as timm itself does; those that fit already are given back.
+
+    Args:
+        table: (1, prefix + patches then, D).
+        trunk: of the picture size that is wanted; one without such a table has nothing to fit.
+    """
+    own = getattr(trunk, "pos_embed", None)
+    if not isinstance(own, Tensor) or own.ndim != 3 or own.shape == table.shape:
+        return table
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = 0 if getattr(trunk, "no_embed_class", False) else int(getattr(trunk, "num_prefix_tokens", 0))
+    return resample_abs_pos_embed(table, new_size=list(trunk.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
 def sines_on_grid(table: Tensor, patches: int) -> Tensor | None:

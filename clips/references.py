@@ -1,4 +1,4 @@
-"""Encoder directories by reference: a path, or ``hf-hub:NAME``."""
+"""Directories by reference: a path, or a name on the hub, ``ORG/NAME`` or ``ORG/NAME@REVISION``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,38 @@ from clips.errors import UserError, reason_of
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 HUB = "hf-hub:"
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_TWICE = ["consolidated*"]  # the same weights once more, in their authors' layout
 
 
 @functools.cache  # the hub is asked once
+def hub_directory(name: str, field: str) -> Path:
+    """Where the hub's cache holds a repository's config, tokenizer and safetensors; what is not there is downloaded.
+
+    Without a network the copy that is there already is taken. The directory's own name is the commit.
+
+    Args:
+        name: ``ORG/NAME``, or ``ORG/NAME@REVISION`` for a branch, tag or commit.
+        field: of the config, for the error.
+
+    Raises:
+        UserError: no such repository, no right to read it, or no network and no copy.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_TWICE)
+    except Exception as error:  # the hub's, the network's and the file system's own
+        raise UserError(f"{field}: {name}: cannot be had from the hub ({reason_of(error)})") from None
+    return Path(found)
+
+
 def encoder_directory(reference: str, field: str) -> Path:
     """The directory of an encoder.
 
     Args:
-        reference: the directory, or ``hf-hub:NAME``.
+        reference: the directory, or ``hf-hub:NAME``, as of :func:`hub_directory`.
         field: of the config, for the error.
 
     Raises:
@@ -29,13 +53,7 @@ def encoder_directory(reference: str, field: str) -> Path:
         if not (Path(reference) / WEIGHTS).is_file():
             raise UserError(f"{field}: {reference}: expected an encoder directory with {WEIGHTS}")
         return Path(reference)
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(reference.removeprefix(HUB), allow_patterns=wanted))
-    except Exception as error:  # the hub's, the network's and the file system's own
-        raise UserError(f"{field}: {reference}: cannot be had from the hub ({reason_of(error)})") from None
+    return hub_directory(reference.removeprefix(HUB), field)
 
 
 def described(directory: Path) -> dict[str, Any]:

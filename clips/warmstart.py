@@ -11,7 +11,7 @@ from torch import Tensor
 from clips.architectures import NORMALISATIONS
 from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
-from clips.positions import on_grid, sines_on_grid, stretch_positions
+from clips.positions import on_grid, on_trunks_grid, sines_on_grid, stretch_positions
 from clips.references import WEIGHTS, described, encoder_directory
 from clips.towers import Towers
 
@@ -115,16 +115,11 @@ def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
 
 def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
     """As timm itself interpolates the positions of its ViTs."""
-    name, own = "visual.trunk.pos_embed", getattr(trunk, "pos_embed", None)
-    if name not in weights or not isinstance(own, Tensor) or weights[name].shape == own.shape or own.ndim != 3:
+    name = "visual.trunk.pos_embed"
+    if name not in weights or (fitted := on_trunks_grid(weights[name], trunk)) is weights[name]:
         return []
-    from timm.layers import resample_abs_pos_embed
-
-    before = weights[name].shape[1]
-    kept = 0 if getattr(trunk, "no_embed_class", False) else int(getattr(trunk, "num_prefix_tokens", 0))
-    grid = list(trunk.patch_embed.grid_size)
-    weights[name] = resample_abs_pos_embed(weights[name], new_size=grid, num_prefix_tokens=kept)
-    return [f"picture positions interpolated from {before} to {own.shape[1]}"]
+    before, weights[name] = weights[name].shape[1], fitted
+    return [f"picture positions interpolated from {before} to {fitted.shape[1]}"]
 
 
 def _same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:

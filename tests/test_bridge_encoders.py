@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import bridge_world
+import open_clip
 import pytest
+import timm
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 
 from clips.errors import UserError
 from llava_bridge.asking.inference import answer, load_llava
-from llava_bridge.encoders import load_encoder
-from llava_bridge.encoders.spec import members
+from llava_bridge.encoders import SOURCES, load_encoder
+from llava_bridge.encoders.spec import members, parse_spec
+from llava_bridge.encoders.timm_source import TimmVit
 from llava_bridge.model.assembly import Assembly, assemble, make_stock
 from llava_bridge.model.parts import check_encoder
 from llava_bridge.model.vision import vision_model
@@ -44,9 +48,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 STOCK = ("clip", "siglip", "aimv2", "aimv2_native", "dinov2")
 SEVERAL = ("channels", "interleave")
-SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", *SEVERAL)
+SPECS = (*CONFIGS, "open_clip", "open_clip_sines", "resnet", "trunk", "timm", "timm_trained", *SEVERAL)
 ONE_SIZE = ("resnet",)
-SIDES = ("resnet", "trunk", "timm")  # of 64 pixels
+TIMM = ("timm", "timm_trained")
+SIDES = ("resnet", "trunk", *TIMM)  # of 64 pixels
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,11 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         found[name] = str(folder / name)
     config = folder / "trunk" / "open_clip_config.json"
     config.write_text(config.read_text().replace("[0.4, 0.5, 0.6]", "[0.3, 0.3, 0.3]"))
+    vit = timm.create_model("test_vit")
+    for value in vit.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    save_file(vit.state_dict(), folder / "timm.safetensors")
+    found["timm_trained"] = f"timm:test_vit@{folder / 'timm.safetensors'}"
     found["channels"] = f"several:{found['clip']} + {found['open_clip']} + {found['trunk']}"
     found["interleave"] = f"several:interleave:{found['dinov2']}+{found['siglip']}"
     return found
@@ -94,7 +104,7 @@ def states(model: Any, batch: torch.Tensor) -> list[torch.Tensor]:
 
 
 def own_size(name: str) -> int | None:
-    return 64 if name == "timm" else None
+    return 64 if name in TIMM else None
 
 
 def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> list[torch.Tensor]:
@@ -121,6 +131,54 @@ def theirs(name: str, directory: str, batch: torch.Tensor, **options: Any) -> li
         found = model(batch, output_hidden_states=True, **options).hidden_states
     registers = getattr(model.config, "num_register_tokens", 0)
     return [torch.cat([state[:, :1], state[:, 1 + registers :]], 1) if registers else state for state in found]
+
+
+def test_every_source_is_tested(specs: dict[str, str]) -> None:
+    assert set(specs) == set(SPECS)
+    assert {parse_spec(specs[name])[0] for name in SPECS} == set(SOURCES)
+
+
+@pytest.mark.parametrize("size", [160, 64])
+def test_features_equal_timms_own(size: int, specs: dict[str, str]) -> None:
+    file = specs["timm_trained"].partition("@")[2]
+    trunk = timm.create_model("test_vit", pretrained=True, pretrained_cfg_overlay={"file": file}, img_size=size).eval()
+    batch = pixels("timm_trained", size)
+    with torch.no_grad():
+        last = trunk.forward_features(batch)[:, 1:]
+        inner = trunk.get_intermediate_layers(batch, n=len(trunk.blocks))
+    found = states(vision_model(load_encoder(specs["timm_trained"], size)), batch)
+    assert len(found) == 1 + len(trunk.blocks)
+    for one, expected in zip(found[1:], [*inner[:-1], last], strict=True):
+        torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[-1], inner[-1], atol=1e-2)  # the last alone is behind the norm
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "test_vit2"])
+def test_hidden_states_of_timms_vits_are_what_their_blocks_give(name: str) -> None:
+    trunk = timm.create_model(name, num_classes=0, img_size=56 if "14" in name else 64).eval()
+    tower, batch, between = TimmVit(trunk), torch.randn(2, 3, *trunk.patch_embed.img_size), []
+    for block in trunk.blocks:
+        block.register_forward_hook(lambda _, inputs, output: between.append((inputs[0], output)))
+    with torch.no_grad():
+        found = list(tower.states(batch))
+    expected = [between[0][0], *(output for _, output in between[:-1]), trunk.norm(between[-1][1])]
+    assert len(found) == tower.depth + 1 == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other[:, trunk.num_prefix_tokens :], atol=1e-5, rtol=1e-5)
+        assert one.shape[1] == 16
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_hidden_states_equal_open_clips_own(size: int, specs: dict[str, str]) -> None:
+    model = open_clip.create_model(f"local-dir:{specs['open_clip']}", force_image_size=size).eval()
+    batch = pixels("open_clip", size)
+    with torch.no_grad():
+        visual = model.visual.forward_intermediates(batch, output_fmt="NLC", output_extra_tokens=True)
+    extra, patches = visual["image_intermediates_prefix"], visual["image_intermediates"]
+    found = states(vision_model(load_encoder(specs["open_clip"], size)), batch)
+    assert len(found) == 1 + len(patches) == 4
+    for one, prefix, rest in zip(found[1:], extra, patches, strict=True):
+        torch.testing.assert_close(one, torch.cat([prefix, rest], dim=1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -235,6 +293,25 @@ def test_a_llava_of_several_encoders_is_saved_and_asked(
         pool = Assembly(encoder=specs[name], llm=str(bridge_llm), projector=ProjectorConfig(name="pool"))
         with pytest.raises(UserError, match=r"projector\.name: expected one that needs no grid"):
             assemble(pool)
+
+
+def test_of_several_encoders_each_gives_the_one_layer(specs: dict[str, str], bridge_llm: Path, tmp_path: Path) -> None:
+    def features(spec: str, layer: Any) -> torch.Tensor:
+        model, _ = assemble(Assembly(encoder=spec, llm=str(bridge_llm), feature_layer=layer))
+        model.save_pretrained(tmp_path)
+        again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path)
+        state = states(again.model.vision_tower, pixels("dinov2"))[again.config.vision_feature_layer]
+        return state[:, int(again.model.vision_tower.config.class_token) :]
+
+    both = f"several:{specs['dinov2']} + {specs['siglip2']}"  # of one mean and std
+    for layer in (-1, -3, 1):
+        expected = torch.cat([features(spec, layer) for spec in members(both)], dim=2)
+        torch.testing.assert_close(features(both, layer), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(features(both, None), features(both, -2))
+    with pytest.raises(UserError, match=r"^feature_layer: expected one for all of several encoders, got \[-2, -3\]"):
+        assemble(Assembly(encoder=both, llm=str(bridge_llm), feature_layer=[-2, -3]))
+    with pytest.raises(UserError, match=r"^feature_layer: encoder 3 of several has only -1, the last feature map, got"):
+        assemble(Assembly(encoder=specs["channels"], llm=str(bridge_llm), feature_layer=-2))
 
 
 @pytest.mark.parametrize("spec", ["several:one", "several:interleave:a+", "several:a+several:b+c"])

@@ -31,7 +31,7 @@ class InspectConfig(DataConfig):
     """Show samples as the LLM sees them, what is learnt of them, and what cannot be used.
 
     Args:
-        llm: the LLM's directory, whose tokenizer and chat template are used.
+        llm: the LLM's directory, or its name on the hub, whose tokenizer and chat template are used.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one.
         image_tokens: how many tokens a picture takes: 576 for a ViT-L/14 at 336 pixels. With ``image_fit: anyres`` that
             is one of its tiles.

@@ -2,6 +2,7 @@
 
 ========================================  =====================================================
 ``path/to/encoder``                       a directory in open_clip's hub layout
+``hf-hub:ORG/NAME``                       the same from the hub; ``ORG/NAME@REVISION`` for one of its commits
 ``timm:NAME``                             a timm model with its pretrained weights from the hub
 ``timm:NAME@path/weights.safetensors``    the same with local weights
 ``timm:NAME@random``                      the same, untrained

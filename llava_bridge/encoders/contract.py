@@ -90,6 +90,17 @@ class Encoder:
     parent: str | None
 
 
+def check_layer(tower: VisionTower, layer: int, whose: str = "this encoder") -> None:
+    """Refuse a hidden state that ``tower`` does not have.
+
+    Raises:
+        UserError: naming those that it has.
+    """
+    if not -tower.depth - 1 <= layer <= tower.depth:
+        only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
+        raise UserError(f"feature_layer: {whose} has {only}, got {layer}")
+
+
 def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy ``weights`` into ``tower``, names and shapes having to agree.
 

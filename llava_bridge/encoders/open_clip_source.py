@@ -19,7 +19,7 @@ from clips.loading import refusing
 from clips.positions import on_grid, sines_on_grid
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.model.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder
+from llava_bridge.model.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder, open_clip_directory
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _POSITIONS = "positional_embedding"
@@ -89,7 +89,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
         UserError: config or weights are missing or do not fit; ``image_size`` differs from the tower's own.
     """
     check_encoder(reference)
-    directory = Path(reference)
+    directory = open_clip_directory(reference)
     config = _read_config(directory)
     model, vision = config["model_cfg"], config["model_cfg"]["vision_cfg"]
     own = _pixels(directory / OPEN_CLIP_CONFIG, vision, config.get("preprocess_cfg") or {})

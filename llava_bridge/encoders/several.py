@@ -5,6 +5,8 @@
 2401.06209, section 5.2). There each encoder has an adapter of its own: here each has channels of its own, all others 0,
 so that the projector's first layer has weights of its own for each.
 
+Of each its default hidden state is taken, or of all the same: ``feature_layer``.
+
 All see the picture at the side of the first, or at ``image_size``, normalised as each was trained. Grids that differ
 are interpolated to the first one's; class tokens stay out.
 """
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from clips.errors import UserError
-from llava_bridge.encoders.contract import Encoder, VisionTower
+from llava_bridge.encoders.contract import Encoder, VisionTower, check_layer
 from llava_bridge.encoders.spec import members, way_of
 
 
@@ -53,6 +55,8 @@ class SeveralTowers(VisionTower):
         super().__init__()
         self.towers = nn.ModuleList(towers)
         self.layers = list(layers)
+        for number, (tower, layer) in enumerate(zip(towers, self.layers, strict=True), 1):
+            check_layer(tower, layer, f"encoder {number} of several")
         self.register_buffer("scales", torch.tensor(scales)[..., None, None])
         self.register_buffer("shifts", torch.tensor(shifts)[..., None, None])
         self.interleave = interleave
@@ -145,6 +149,20 @@ def load(reference: str, image_size: int | None) -> Encoder:
         pixels=dataclasses.replace(encoders[0].pixels),
         parent=reference,
     )
+
+
+def at_layer(encoder: Encoder, layer: int | Sequence[int] | None) -> Encoder:
+    """Several encoders, of each the hidden state ``layer``; None leaves each its own default.
+
+    Raises:
+        UserError: more than one layer.
+    """
+    if layer is None:
+        return encoder
+    if not isinstance(layer, int):
+        raise UserError(f"feature_layer: expected one for all of several encoders, got {list(layer)}")
+    towers = [{**one, "layer": layer} for one in encoder.architecture["towers"]]
+    return dataclasses.replace(encoder, architecture={**encoder.architecture, "towers": towers})
 
 
 def _from_first(first: Encoder, other: Encoder) -> dict[str, list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clips.errors import UserError, suggest
+from clips.references import HUB
 
 SOURCES: dict[str, str] = {
     "open_clip": "llava_bridge.encoders.open_clip_source",
@@ -16,13 +17,13 @@ SOURCES: dict[str, str] = {
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
-    """Split an encoder spec into (source, reference); a spec without a source is an open_clip directory.
+    """Split an encoder spec into (source, reference); without a source it is an open_clip directory, or one on the hub.
 
     Raises:
         UserError: an unknown source.
     """
     source, colon, reference = spec.partition(":")
-    if not colon or "/" in source:
+    if not colon or "/" in source or spec.startswith(HUB):
         return "open_clip", spec
     if source not in SOURCES:
         raise suggest(source, SOURCES, "encoder source")

@@ -1,8 +1,8 @@
-"""Encoders that are timm models: their last feature map becomes tokens.
+"""Encoders that are timm models: what their blocks give, or their last feature map, becomes tokens.
 
-Convolutional and hierarchical trunks have no sequence of like layers, so "feature layer" can only be the
-last feature map (-1) here, before any pooling, projection or classifier. Prefix tokens of timm's ViTs are
-left out.
+Only timm's ViTs have a sequence of like blocks, whose outputs are hidden states. In all other trunks, convolutional and
+hierarchical ones, "feature layer" can only be the last feature map (-1), before any pooling, projection or classifier.
+Class and register tokens of timm's ViTs are left out.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clips.errors import UserError
 from clips.lean_imports import without_wandb
 from clips.loading import refusing
+from clips.positions import on_trunks_grid
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")
+_POSITIONS = "trunk.pos_embed"
 
 
 class TimmTower(VisionTower):
@@ -29,15 +32,9 @@ class TimmTower(VisionTower):
     default_layer = -1
     depth = 0
 
-    def __init__(self, architecture: Mapping[str, Any]) -> None:
+    def __init__(self, trunk: Any) -> None:
         super().__init__()
-        timm = _timm()
-
-        name = architecture["name"]
-        if not timm.is_model(name):
-            raise _unknown(name)
-        options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
-        self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        self.trunk = trunk
 
     def states(self, pixels: Tensor) -> Iterator[Tensor]:
         """Yield the last feature map as tokens in rows."""
@@ -50,9 +47,54 @@ class TimmTower(VisionTower):
             yield features.flatten(2).transpose(1, 2).contiguous()
 
 
+class TimmVit(VisionTower):
+    """timm's ``VisionTransformer`` or ``Eva``: hidden state i is the output of block i, each (B, G², D).
+
+    The last is timm's own last feature map, behind the final norm if there is one; the others are before it. All blocks
+    are computed whichever are wanted.
+    """
+
+    class_token = False
+    default_layer = -2
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.depth = len(trunk.blocks)
+
+    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Yield the embedded patches, then each block's output."""
+        entering: list[Tensor] = []
+        hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+        try:
+            last, outputs = self.trunk.forward_intermediates(pixels, norm=False, output_fmt="NLC")
+        finally:
+            hook.remove()
+        prefix = self.trunk.num_prefix_tokens
+        yield entering[0][:, prefix:]
+        yield from outputs[:-1]
+        yield last[:, prefix:]
+
+
 def build(architecture: Mapping[str, Any]) -> VisionTower:
     """The trunk that ``name`` names in timm."""
-    return TimmTower(architecture)
+    with without_wandb():
+        from timm.models.eva import Eva
+        from timm.models.vision_transformer import VisionTransformer
+
+    trunk = _trunk(architecture)
+    return TimmVit(trunk) if isinstance(trunk, VisionTransformer | Eva) else TimmTower(trunk)
+
+
+def _trunk(architecture: Mapping[str, Any]) -> Any:
+    """timm's own model, without classifier."""
+    timm = _timm()
+
+    name = architecture["name"]
+    if not timm.is_model(name):
+        raise _unknown(name)
+    options = {"img_size": architecture["image_size"]} if architecture.get("fixed_size") else {}
+    return timm.create_model(name, pretrained=False, num_classes=0, **options)
 
 
 def load(reference: str, image_size: int | None) -> Encoder:
@@ -86,17 +128,34 @@ def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, 
 
     if not timm.is_model(name):
         raise _unknown(name)
-    fixed = bool(timm.get_pretrained_cfg(name).fixed_input_size)
+    settings = timm.get_pretrained_cfg(name)
+    fixed = bool(settings.fixed_input_size)
+    architecture = {"name": name, "image_size": pixels.size, "fixed_size": fixed}
     kept = None
     if weights is not None:
-        kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_HEADS)}
+        kept = {f"trunk.{key}": value for key, value in weights.items() if not key.startswith(_heads(settings))}
+        if fixed and _POSITIONS in kept:
+            kept[_POSITIONS] = on_trunks_grid(kept[_POSITIONS], _empty_trunk(architecture, where or f"timm:{name}"))
     return Encoder(
         source="timm",
-        architecture={"name": name, "image_size": pixels.size, "fixed_size": fixed},
+        architecture=architecture,
         weights=kept,
         pixels=pixels,
         parent=where,
     )
+
+
+def _heads(settings: Any) -> tuple[str, ...]:
+    """How the names of classifiers' weights begin; some files have others than their model now."""
+    own = settings.classifier or ()
+    return (*_HEADS, *(f"{name}." for name in ([own] if isinstance(own, str) else own)))
+
+
+def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
+    """The trunk without memory for its weights, which says how many positions it has."""
+    size = architecture["image_size"]
+    with refusing(f"image_size: {where} cannot take pictures of {size} px"), torch.device("meta"):
+        return _trunk(architecture)
 
 
 def _unknown(name: str) -> UserError:

@@ -13,7 +13,7 @@ from clips.artifact import artifact_directory, check_replaceable, say, write_man
 from clips.errors import UserError
 from llava_bridge.encoders.spec import paths_of
 from llava_bridge.model.anyres import ImageFit, check_pinpoints
-from llava_bridge.model.parts import check_encoder, check_llava
+from llava_bridge.model.parts import check_encoder, check_llava, model_directory
 from llava_bridge.projectors import ProjectorConfig
 
 
@@ -22,12 +22,13 @@ class SwapConfig:
     """Put another encoder into a LLaVA. LLM, tokenizer and chat template are kept; the projector is new and untrained.
 
     Args:
-        llava: the LLaVA directory, in transformers' layout.
-        encoder: an encoder directory, ``timm:NAME`` or ``transformers:DIRECTORY``, as for ``llava-bridge train``.
+        llava: the LLaVA directory, in transformers' layout, or ORG/NAME on the hub.
+        encoder: an encoder directory, ``hf-hub:ORG/NAME``, ``timm:NAME`` or ``transformers:DIRECTORY``, as for
+            ``llava-bridge train``.
         output: the LLaVA directory to write; ``llava-bridge train --llava`` trains it.
         image_size: side of the pictures in pixels; None takes the encoder's own.
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side; None: -2 for ViTs and
-            CLIP's ResNets, -1 for timm trunks.
+            CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
         image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
             ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
@@ -73,7 +74,8 @@ def swap(config: SwapConfig) -> None:
 
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Assembly) if field.name != "llm"}
     model, processor = assemble(Assembly(llm=config.llava, **fields))
-    stored = AutoConfig.from_pretrained(config.llava).dtype
+    directory = model_directory(config.llava, "llava")
+    stored = AutoConfig.from_pretrained(directory).dtype
     if stored is not None:  # encoder and projector stay in float32, which is what they are trained from
         model.model.language_model.to(stored)
         model.lm_head.to(stored)
@@ -82,7 +84,7 @@ def swap(config: SwapConfig) -> None:
         say(f"writing {config.output}")
         model.save_pretrained(partial, max_shard_size="5GB")
         processor.save_pretrained(partial)
-        parents = {"llava": config.llava, **paths_of(config.encoder)}
+        parents = {"llava": str(directory), **paths_of(config.encoder)}
         write_manifest(partial, kind="llava", config=config, seed=config.seed, parents=parents, projector="untrained")
     say(
         f"{config.output}: its projector is new and means nothing to the LLM before it is trained: `llava-bridge train "

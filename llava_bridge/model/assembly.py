@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +26,7 @@ from clips.loading import load_pretrained, quiet, refusing
 from llava_bridge.chat import IMAGE, Chat, template_beside
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels
+from llava_bridge.encoders.several import at_layer
 from llava_bridge.model.anyres import (
     ImageFit,
     makes_tiles,
@@ -37,7 +37,7 @@ from llava_bridge.model.anyres import (
 )
 from llava_bridge.model.fitting import image_processor
 from llava_bridge.model.llava import AnyConfig, AnyLlava, config_kind, empty_llava, new_newline, new_projector
-from llava_bridge.model.parts import check_llm, is_llava
+from llava_bridge.model.parts import check_llm, is_llava, model_directory
 from llava_bridge.model.vision import EncoderVisionModel, feature_layer, vision_model
 from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
 from llava_bridge.templates import NEVER_END
@@ -52,10 +52,12 @@ class Assembly:
 
     Args:
         encoder: see :mod:`llava_bridge.encoders`.
-        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is taken.
+        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is taken; or
+            the name of either on the hub.
         image_size: side of the pictures in pixels; None takes the encoder's own.
         feature_layer: which hidden state of the encoder the LLM sees (-1 is the last), or several side by side; None
-            takes the source's default: -2 for ViTs, -1 (the last feature map) for timm trunks.
+            takes the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for timm's others.
+            Of several encoders each gives this one, or its own default.
         features: ``patch``, or ``cls_patch`` with the class token before them.
         projector: what makes tokens of the LLM of them.
         image_fit: how pictures become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
@@ -93,9 +95,12 @@ def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tupl
     Raises:
         UserError: they do not fit each other.
     """
-    vision = vision_model(encoder, parts.feature_layer)
+    wanted = parts.feature_layer
+    if encoder.source == "several":
+        encoder, wanted = at_layer(encoder, wanted), None
+    vision = vision_model(encoder, wanted)
     add_tokens(tokenizer, llm)
-    layers = feature_layer(vision.tower, parts.feature_layer)
+    layers = feature_layer(vision.tower, wanted)
     whole = parts.features == "cls_patch"
     if whole and not vision.config.class_token:
         raise UserError(f"features: expected patch, as {parts.encoder} has no class token, got cls_patch")
@@ -235,16 +240,16 @@ def load_tokenizer(llm: str) -> Any:
 
 def read_tokenizer(llm: str) -> Any:
     """As :func:`load_tokenizer`, whatever else is in the directory."""
-    directory = Path(llm)
-    what = f"llm: the tokenizer of {directory} cannot be read"
+    directory = model_directory(llm, "llm")
+    what = f"llm: the tokenizer of {llm} cannot be read"
     if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
         what += "; tokenizer.model takes a protobuf that suits the installed sentencepiece (0.2.1 suits any)"
     with refusing(what), quiet():
         tokenizer = AutoTokenizer.from_pretrained(directory)
     if not tokenizer.is_fast:
-        raise UserError(f"llm: {directory} has a slow tokenizer; expected tokenizer.json (the fast form)")
+        raise UserError(f"llm: {llm} has a slow tokenizer; expected tokenizer.json (the fast form)")
     if tokenizer.eos_token is None:
-        raise UserError(f"llm: the tokenizer of {directory} has no end-of-text token (eos_token)")
+        raise UserError(f"llm: the tokenizer of {llm} has no end-of-text token (eos_token)")
     return tokenizer
 
 
@@ -255,9 +260,10 @@ def load_llm(llm: str) -> Any:
         UserError: transformers cannot load it, or not all of its weights are there.
     """
     check_llm(llm)
-    if not is_llava(llm):
-        return load_pretrained(AutoModelForCausalLM, Path(llm), f"llm: {llm}", dtype=torch.float32)
-    llava = load_pretrained(AutoModelForImageTextToText, Path(llm), f"llm: {llm}", dtype=torch.float32)
+    directory = model_directory(llm, "llm")
+    if not is_llava(directory):
+        return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=torch.float32)
+    llava = load_pretrained(AutoModelForImageTextToText, directory, f"llm: {llm}", dtype=torch.float32)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llava.config.text_config)
     setattr(model, model.base_model_prefix, llava.model.language_model)

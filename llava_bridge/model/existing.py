@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from llava_bridge.encoders.transformers_source import FAMILIES, side_of
 from llava_bridge.model.anyres import makes_tiles
 from llava_bridge.model.assembly import processor_of, set_generation
 from llava_bridge.model.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig
-from llava_bridge.model.parts import check_llava
+from llava_bridge.model.parts import check_llava, model_directory
 from llava_bridge.model.vision import EncoderVisionModel, vision_model
 
 
@@ -24,16 +23,17 @@ def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
     """Load (model, processor) from a LLaVA directory so that it can be trained, in float32, its encoder frozen.
 
     Args:
-        llava: written by this suite, or any LLaVA in transformers' layout.
+        llava: written by this suite, or any LLaVA in transformers' layout; a directory, or a name on the hub.
         chat_template: ``auto`` (its own) or a template's name.
 
     Raises:
         UserError: parts are missing or of a kind that the bridge does not know; its template cannot be learnt from.
     """
     check_llava(llava)
-    model = load_pretrained(AutoModelForImageTextToText, Path(llava), f"llava: {llava}", dtype=torch.float32)
+    directory = model_directory(llava, "llava")
+    model = load_pretrained(AutoModelForImageTextToText, directory, f"llava: {llava}", dtype=torch.float32)
     with refusing(f"llava: the processor of {llava} cannot be loaded"):
-        theirs = AutoProcessor.from_pretrained(llava)
+        theirs = AutoProcessor.from_pretrained(directory)
         size = side_of(theirs.image_processor)
     tokenizer = theirs.tokenizer
     if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:

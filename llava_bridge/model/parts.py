@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError
+from clips.references import HUB, hub_directory
 from llava_bridge.encoders.spec import members, parse_spec
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _LLAVAS = ("llava", "llava_bridge", "llava_next", "llava_next_bridge")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+
+
+def is_on_hub(reference: str) -> bool:
+    """Whether a model is meant by its name on the hub: ``ORG/NAME``, where there is no such directory."""
+    return bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()
+
+
+def model_directory(reference: str, field: str) -> Path:
+    """Where an LLM or a LLaVA lies: the directory that ``reference`` is, or the hub's copy of the one that it names.
+
+    Args:
+        reference: a directory, or ``ORG/NAME`` or ``ORG/NAME@REVISION`` on the hub.
+        field: of the config, for the error.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not is_on_hub(reference):
+        return Path(reference)
+    try:
+        return hub_directory(reference, field)
+    except UserError as error:
+        raise UserError(f"{field}: {reference} is not a directory; {str(error).removeprefix(f'{field}: ')}") from None
+
+
+def open_clip_directory(reference: str) -> Path:
+    """The directory of an encoder in open_clip's layout: ``reference`` itself, or the hub's copy of ``hf-hub:NAME``.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    return hub_directory(reference.removeprefix(HUB), "encoder") if reference.startswith(HUB) else Path(reference)
 
 
 def is_llava(directory: str | Path) -> bool:
@@ -44,50 +79,57 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 
 
 def check_llava(llava: str) -> None:
-    """Raise UserError unless ``llava`` is a LLaVA directory in transformers' layout, with tokenizer and weights."""
-    if not Path(llava).is_dir():
+    """Raise UserError unless ``llava`` is a LLaVA in transformers' layout, with tokenizer and weights.
+
+    Args:
+        llava: as of :func:`model_directory`.
+    """
+    directory = model_directory(llava, "llava")
+    if not directory.is_dir():
         raise UserError(f"llava: {llava} is not a directory")
-    if not is_llava(llava):
-        hint = "; `llava-bridge convert` makes one of it" if is_original(llava) else ""
+    if not is_llava(directory):
+        hint = "; `llava-bridge convert` makes one of it" if is_original(directory) else ""
         raise UserError(f"llava: {llava} is no LLaVA in transformers' layout{hint}")
-    _check_model(llava, "llava", "LLaVA")
+    _check_model(llava, directory, "llava", "LLaVA")
 
 
 def check_llm(llm: str) -> None:
-    """Raise UserError unless ``llm`` is a directory with config, tokenizer and safetensors weights.
+    """Raise UserError unless ``llm`` has config, tokenizer and safetensors weights.
 
-    A LLaVA in transformers' layout will do as well: its LLM is meant.
+    Args:
+        llm: as of :func:`model_directory`. A LLaVA in transformers' layout will do as well: its LLM is meant.
     """
-    if "mm_vision_tower" in read_config(llm):
+    directory = model_directory(llm, "llm")
+    if "mm_vision_tower" in read_config(directory):
         raise UserError(f"llm: {llm} is a LLaVA in the original layout; give what `llava-bridge convert` makes of it")
-    _check_model(llm, "llm", "causal LM")
+    _check_model(llm, directory, "llm", "causal LM")
 
 
-def _check_model(llm: str, field: str, kind: str) -> None:
-    directory = Path(llm)
+def _check_model(name: str, directory: Path, field: str, kind: str) -> None:
     if not (directory / "config.json").is_file():
-        raise UserError(f"{field}: {directory} has no config.json (expected a directory with a transformers {kind})")
-    if not any((directory / name).is_file() for name in _TOKENIZERS):
-        raise UserError(f"{field}: {directory} has no tokenizer (expected tokenizer.json beside config.json)")
+        raise UserError(f"{field}: {name} has no config.json (expected a directory with a transformers {kind})")
+    if not any((directory / file).is_file() for file in _TOKENIZERS):
+        raise UserError(f"{field}: {name} has no tokenizer (expected tokenizer.json beside config.json)")
     if not any(directory.glob("*.safetensors")):
-        raise UserError(f"{field}: {directory} has no weights (expected *.safetensors)")
+        raise UserError(f"{field}: {name} has no weights (expected *.safetensors)")
 
 
 def check_encoder(spec: str) -> None:
     """Raise UserError unless the files that an encoder spec names are there."""
     source, reference = parse_spec(spec)
     if source == "open_clip":
-        directory = Path(reference)
+        directory = open_clip_directory(reference)
         if not directory.is_dir():
             raise UserError(
-                f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, timm:NAME, or "
-                "transformers:DIRECTORY)"
+                f"encoder: {directory} is not a directory (expected one in open_clip's hub layout, hf-hub:ORG/NAME, "
+                "timm:NAME, or transformers:DIRECTORY)"
             )
         if not (directory / OPEN_CLIP_CONFIG).is_file() and (directory / "config.json").is_file():
-            raise UserError(f"encoder: {directory} is no directory of open_clip's; try transformers:{directory}")
+            instead = f"transformers:{reference.removeprefix(HUB)}"
+            raise UserError(f"encoder: {reference} is no directory of open_clip's; try {instead}")
         for name, what in ((OPEN_CLIP_CONFIG, "config"), (OPEN_CLIP_WEIGHTS, "weights")):
             if not (directory / name).is_file():
-                raise UserError(f"encoder: {directory} has no {what} (expected {name})")
+                raise UserError(f"encoder: {reference} has no {what} (expected {name})")
     elif source == "transformers":
         directory = Path(reference)
         if directory.is_dir() and not (directory / "config.json").is_file():

@@ -22,7 +22,7 @@ from clips.errors import UserError
 from clips.kept_outputs import KeptOutputs
 from clips.loading import refusing
 from llava_bridge.encoders import build_tower
-from llava_bridge.encoders.contract import Encoder, VisionTower, load_weights, measure
+from llava_bridge.encoders.contract import Encoder, VisionTower, check_layer, load_weights, measure
 from llava_bridge.model.model_configs import EncoderVisionConfig
 
 
@@ -190,9 +190,7 @@ def feature_layer(tower: VisionTower, wanted: int | Sequence[int] | None) -> int
         return tower.default_layer
     layers = [wanted] if isinstance(wanted, int) else list(wanted)
     for layer in layers:
-        if not -tower.depth - 1 <= layer <= tower.depth:
-            only = f"{-tower.depth - 1} to {tower.depth}" if tower.depth else "only -1, the last feature map"
-            raise UserError(f"feature_layer: this encoder has {only}, got {layer}")
+        check_layer(tower, layer)
     return layers[0] if len(layers) == 1 else layers
 
 

@@ -198,17 +198,18 @@ class TrainConfig:
     Args:
         output: the directory to write: an LLM directory if ``pretrain`` is the last stage, else a LLaVA directory.
         stages: which of pretrain, align, instruct run, in this order.
-        encoder: an encoder directory; ``timm:NAME``, ``timm:NAME@weights.safetensors``, ``timm:NAME@random``; or
-            ``transformers:DIRECTORY`` (or a name on the hub) for CLIP, SigLIP, DINO and AIMv2.
-        llm: a directory with a transformers causal LM and its tokenizer. Not needed after ``pretrain``, which then
-            makes a new one (``new_llm``); given, ``pretrain`` trains it further. A LLaVA directory gives its LLM.
-        llava: a LLaVA directory that is trained further, in place of encoder and llm: of this suite or in transformers'
-            layout (``llava-bridge convert`` makes one of an original LLaVA, ``llava-bridge swap`` one with another
-            encoder).
+        encoder: an encoder directory, or ``hf-hub:ORG/NAME``; ``timm:NAME``, ``timm:NAME@weights.safetensors``,
+            ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or a name on the hub) for CLIP, SigLIP, DINO and AIMv2.
+        llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the hub
+            (``ORG/NAME@REVISION`` for one of its commits). Not needed after ``pretrain``, which then makes a new one
+            (``new_llm``); given, ``pretrain`` trains it further. A LLaVA directory gives its LLM.
+        llava: a LLaVA directory, or ``ORG/NAME`` on the hub, that is trained further, in place of encoder and llm: of
+            this suite or in transformers' layout (``llava-bridge convert`` makes one of an original LLaVA,
+            ``llava-bridge swap`` one with another encoder).
         image_size: side of the pictures in pixels; None takes the encoder's own. ViTs take another: their learnt
             positions are interpolated.
         feature_layer: hidden state of the encoder that the LLM sees, or several, side by side: ``[-2, -5]``; None: -2
-            for ViTs and CLIP's ResNets, -1 for timm trunks.
+            for ViTs and CLIP's ResNets, -1 for timm's others. Of ``several:`` each gives this one, or its own default.
         features: ``patch`` leaves the class token out, ``cls_patch`` does not.
         image_fit: how pictures become squares: ``squash``, ``pad`` with the encoder's mean colour (LLaVA-1.5's),
             ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.

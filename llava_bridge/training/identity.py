@@ -14,9 +14,11 @@ from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_man
 from clips.commandline import difference, leaves, plain
 from clips.data.tars import read_span
 from clips.errors import UserError
+from clips.references import HUB
 from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
-from llava_bridge.encoders.spec import paths_of
+from llava_bridge.encoders.spec import members, paths_of
+from llava_bridge.model.parts import is_on_hub, model_directory, open_clip_directory
 from llava_bridge.training.config import STAGES, TrainConfig
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
@@ -91,9 +93,25 @@ def parents(config: TrainConfig) -> dict[str, str]:
     return found
 
 
-def data_of(config: TrainConfig) -> dict[str, list[dict[str, Any]]]:
-    """Each stage's data sources with their hashes."""
-    return {name: [describe_data(data) for data in config.stage(name).data] for name in config.stages}
+def data_of(config: TrainConfig) -> dict[str, Any]:
+    """Each stage's data sources with their hashes, and the commits of what comes from the hub."""
+    return {name: [describe_data(data) for data in config.stage(name).data] for name in config.stages} | commits(config)
+
+
+def commits(config: TrainConfig) -> dict[str, str]:
+    """The commit that each name on the hub means: so the hub's cache calls its directory."""
+    found: dict[str, str] = {}
+    if config.encoder and config.stages[-1] != "pretrain":
+        encoders = members(config.encoder)
+        for number, encoder in enumerate(encoders, 1):
+            if encoder.startswith(HUB):
+                field = "encoder" if len(encoders) == 1 else f"encoder_{number}"
+                found[field] = open_clip_directory(encoder).name
+    for field in ("llm", "llava"):
+        name = getattr(config, field)
+        if name and is_on_hub(name):
+            found[field] = model_directory(name, field).name
+    return found
 
 
 def describe_data(data: DataConfig) -> dict[str, Any]:
