@@ -317,6 +317,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Stage 1 of 1: 16 pixels, 8 × l4" in shown
     assert "activations, work space" in shown
     assert "extrapolated" in shown
+    assert "tensors within 10 %; a CPU process held up to 23 % more" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
     written = json.loads(file.read_text())
     assert written["mfu_from"] == "assumed"

@@ -305,8 +305,8 @@ def _basis(config: PlanConfig) -> Iterator[str]:
     """What the numbers rest on, for readers."""
     yield (
         "Counted on the model itself: parameters, FLOPs, and the tensors of a step, texts without padding. "
-        "Checked against measurements on CPU, with one and two processes: tensors within 10 %; a process held up to a "
-        "quarter more in all than planned."
+        "Checked against measurements on CPU, with one and two processes: tensors within 10 %; a CPU process held up "
+        "to 23 % more than planned (docs/performance.md)."
     )
     source = f"the median of {config.measured}" if config.measured else "assumed; --measured takes that of a run"
     yield f"MFU {mfu_of(config):.0%}: {source}."
