@@ -243,7 +243,9 @@ def test_inspection_counts_the_tokens_of_each_picture(
     printed = capsys.readouterr().out
     assert re.findall(r"<image> × (\d+)", printed) == ["44", "46", "88", "42", "44", "88"]
     assert "unusable" not in printed
-    with pytest.raises(UserError, match=r"^image_tokens: expected a square number, those of a tile, got 15"):
+    with pytest.raises(
+        UserError, match=r"^image_tokens: expected a square number whose root divides a tile of 336 pixels, got 15"
+    ):
         InspectConfig(**{**fields, "image_tokens": 15}, image_fit="anyres")
     rows = json.loads((album / "talk.json").read_text())
     (album / "talk.json").write_text(json.dumps(rows[:4]))
