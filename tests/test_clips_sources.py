@@ -148,12 +148,15 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
         ({"path": "rows.csv", "image": "picture"}, "unknown column for data source field image 'picture'"),
         ({"path": "broken.parquet"}, "broken.parquet: cannot be read as a data set"),
         ({"path": "empty"}, "expected files that end in"),
+        ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their pictures"),
+        ({"path": "captions.jsonl", "format": "webdataset"}, r"captions.jsonl: expected tar shards.* format: table"),
     ],
 )
 def test_a_wrong_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], message: str):
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path, "csv")
     (tmp_path / "rows.xls").touch()
+    rows().drop(columns="url").to_json(tmp_path / "captions.jsonl", orient="records", lines=True)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message) as raised:

@@ -8,8 +8,10 @@ from pathlib import Path
 import clips_world
 import pytest
 
+from clips.cli import COMMANDS
+from clips.commandline import run_commands
 from clips.data.shardindex import ShardIndex, index_shard
-from clips.data.sources import SourceConfig, open_source
+from clips.data.sources import FORMATS, SourceConfig, open_source
 from clips.data.survey import IndexConfig, InspectConfig, histogram, index, inspect, survey
 from clips.errors import UserError
 
@@ -46,6 +48,38 @@ def test_lengths_are_in_wordpiece_tokens(shards: Path):
     assert set(found.sentence_tokens) == {3, 5, 4}  # "A red square", "It lies on a table", "There are 3 dots"
     assert set(found.sizes) == {(40, 32)}
     assert found.formats == {"PNG": 6}
+
+
+@pytest.mark.parametrize("form", ["karpathy", "coco"])
+def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(clips_world.picture(0))
+    texts = ["A red car.", "A car stands there.", "Two words."]
+    content = {
+        "karpathy": {
+            "images": [{"filename": "0.png", "split": "train", "sentences": [{"raw": text} for text in texts]}]
+        },
+        "coco": {
+            "images": [{"id": 1, "file_name": "0.png"}],
+            "annotations": [{"image_id": 1, "caption": text} for text in texts],
+        },
+    }[form]
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    arguments = ["data", "inspect", str(path), "--format", form, "--page", str(tmp_path / "page.html")]
+    assert run_commands("clips", "", COMMANDS, arguments) == 0
+    assert "median 2 (5 % below 2, 5 % above 2) sentences in a synthetic caption" in capsys.readouterr().out
+    assert run_commands("clips", "", COMMANDS, [*arguments, "--synthetic", "null"]) == 0  # none, not the default
+    assert "synthetic   none" in capsys.readouterr().out
+
+
+def test_where_captions_are_is_resolved_by_the_format():
+    found = {
+        name: (config.web, config.synthetic) for name in FORMATS for config in [SourceConfig(path="x", format=name)]
+    }
+    assert found.pop("karpathy") == found.pop("coco") == ("drawn_sentence", "other_sentences")
+    assert set(found.values()) == {("web_caption", "synthetic_caption")}
+    assert InspectConfig(path="x", format="coco", web="first_sentence", synthetic=None).synthetic is None
 
 
 def test_some_samples_stand_for_many(tmp_path: Path):

@@ -26,7 +26,7 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         UserError: a file is missing or broken, or all of the first samples lack what ``config`` names.
     """
-    module, _, name = FORMATS[config.format].partition(":")
+    module, _, name = FORMATS[config.format].reader.partition(":")
     source: Source = getattr(importlib.import_module(module), name)(config)
     if not len(source):
         raise UserError(f"{config.path}: no samples")

@@ -11,14 +11,34 @@ import numpy as np
 from clips.data.files import is_remote, read_file
 from clips.errors import UserError, suggest
 
+AUTO = "auto"
+"""Of a config's ``web`` and ``synthetic``: where the format has its captions, see `Format`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """An entry of ``FORMATS``.
+
+    Args:
+        reader: ``module:class`` of the `Source` that reads it.
+        web: where its web caption is found if the config does not say.
+        synthetic: the same of its synthetic caption.
+    """
+
+    reader: str
+    web: str = "web_caption"
+    synthetic: str = "synthetic_caption"
+
+
+_OF_SENTENCES = {"web": "drawn_sentence", "synthetic": "other_sentences"}
 FORMATS = {
-    "webdataset": "clips.data.sources.webdataset:WebDataset",
-    "table": "clips.data.sources.tables:Table",
-    "datasets": "clips.data.sources.tables:HubDataset",
-    "karpathy": "clips.data.sources.sentences:Karpathy",
-    "coco": "clips.data.sources.sentences:Coco",
+    "webdataset": Format(reader="clips.data.sources.webdataset:WebDataset"),
+    "table": Format(reader="clips.data.sources.tables:Table"),
+    "datasets": Format(reader="clips.data.sources.tables:HubDataset"),
+    "karpathy": Format(reader="clips.data.sources.sentences:Karpathy", **_OF_SENTENCES),
+    "coco": Format(reader="clips.data.sources.sentences:Coco", **_OF_SENTENCES),
 }
-"""Format → the class that reads it; one entry each."""
+"""Format of a data source → how it is read; one entry each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,9 +57,11 @@ class SourceConfig:
             image, jpg, png, image_path, file_name, path, url, image_url that is there.
         web: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the text
             file; table, datasets: a column; a list of captions there means one drawn at random each time. karpathy,
-            coco: "drawn_sentence" (another human sentence each epoch) or "first_sentence".
+            coco: "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto is drawn_sentence of
+            these two, web_caption of the others.
         synthetic: where the long synthetic caption is found, as ``web``; null if there is none. karpathy, coco:
-            "other_sentences" (all but the web caption, joined: a stand-in for a long caption) or "all_sentences".
+            "other_sentences" (all but the web caption, joined: a stand-in for a long caption) or "all_sentences". auto
+            is other_sentences of these two, synthetic_caption of the others.
         split: karpathy, datasets: the split to read.
         subset: datasets: the configuration of a hub data set that has several.
         stream: table, datasets: read parquet files where they are, a row group at a time and of it only the columns
@@ -60,8 +82,8 @@ class SourceConfig:
     format: str = "webdataset"
     path: str
     image: str | None = None
-    web: str = "web_caption"
-    synthetic: str | None = "synthetic_caption"
+    web: str = AUTO
+    synthetic: str | None = AUTO
     split: str = "train"
     subset: str | None = None
     stream: bool = False
@@ -74,6 +96,9 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise suggest(self.format, FORMATS, "format of a data source")
+        for name in ("web", "synthetic"):
+            if getattr(self, name) == AUTO:
+                object.__setattr__(self, name, getattr(FORMATS[self.format], name))
         if self.weight is not None and not self.weight > 0:
             raise UserError(f"data source's 'weight': expected a number above 0, got {self.weight}")
 

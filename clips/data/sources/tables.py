@@ -36,7 +36,7 @@ class HubDataset:
         with _one_line_errors(config.path):
             self.rows = self.read_rows()
         found = self.rows.column_names
-        self.picture = config.image or next((name for name in _PICTURE_COLUMNS if name in found), "image")
+        self.picture = config.image or _picture_column(config.path, found)
         wanted = {"image": self.picture, "web": config.web, "synthetic": config.synthetic}
         for field, column in wanted.items():
             if column is not None and column not in found:
@@ -163,6 +163,17 @@ class Table(HubDataset):
         """See `HubDataset`."""
         path = Path(self.config.path)
         return str(path if path.is_dir() else path.parent)
+
+
+def _picture_column(path: str, columns: Sequence[str]) -> str:
+    for name in _PICTURE_COLUMNS:
+        if name in columns:
+            return name
+    raise UserError(
+        f"{path}: no column of pictures, as training needs (columns: {', '.join(columns)}); expected one of "
+        f"{', '.join(_PICTURE_COLUMNS)}, or its name as data source field image; captions alone have to be joined with "
+        "paths of their pictures first"
+    )
 
 
 def _table_files(path: str) -> list[str]:

@@ -21,6 +21,7 @@ from clips.errors import UserError, reason_of, suggest
 
 SIZES = "sizes.json"
 """Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
+_OF_OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _TRIED_SAMPLES = 20  # before training, for the keys that they have
 _IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _INDEXES_KEPT = 128  # of shards whose sizes are known: more than the usual shuffle window has
@@ -226,6 +227,8 @@ def list_shards(path: str) -> list[str]:
     for shard in found:
         if not Path(shard).exists():
             raise UserError(f"{shard}: no such file or directory")
+        if other := _OF_OTHER_FORMATS.get(Path(shard).suffix):
+            raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
     return found
 
 
