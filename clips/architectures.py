@@ -1,20 +1,22 @@
 """Architectures: from a name to the open_clip configuration of its towers, with the CLIPS conventions.
 
-An architecture is a file of ``model_configs/`` (open_clip's JSON format) or any of open_clip's own names. Either
-way the text side gets what the CLIPS tokenisation needs: its vocabulary, attention without a causal mask, the
-feature at the last position, where the class token stands ([C] of the method).
+An architecture is a file of ``model_configs/`` (open_clip's JSON format) or of the user's, any of open_clip's own
+names, or a timm model beside the text tower of clips-b-16. Each way the text side gets what the CLIPS tokenisation
+needs: its vocabulary, attention without a causal mask, the feature at the last position, where the class token stands
+([C] of the method).
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.errors import UserError, suggest
+from clips.errors import UserError, reason_of, suggest
 from clips.lean_imports import without_wandb
-from clips.references import CONFIG, HUB, described, encoder_directory
+from clips.references import CONFIG, HUB, TIMM, described, encoder_directory, is_config_file
 from clips.tokenizer import EOS, text_config
 
 FIELD = "model.architecture"
@@ -49,9 +51,11 @@ class ModelConfig:
     Args:
         architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
             clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit,
-            clips-tinyvit-tiny), or an open_clip model name: its towers with the texts of this method. Or an encoder
-            directory (or ``hf-hub:NAME``), whose towers are built as they are, with its own tokenizer. The batch norms
-            of a ResNet (clips-rn-tiny, RN50) see the samples of their own process only, as in open_clip.
+            clips-tinyvit-tiny), or an open_clip model name or a JSON file in the format of its model configs
+            (``./mine.json``): its towers with the texts of this method. Or ``timm:NAME``: a timm model, untrained, with
+            the text tower of clips-b-16. Or an encoder directory (or ``hf-hub:NAME``), whose towers are built as they
+            are, with its own tokenizer. The batch norms of a ResNet (clips-rn-tiny, RN50) see the samples of their own
+            process only, as in open_clip.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
@@ -129,8 +133,9 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
             f"model.architecture: expected a text tower that can be trained from scratch, but that of "
             f"'{config.architecture}' is {text['hf_model_name']}, with its own tokens{_other_texts(cfg)}"
         )
-    own = config.architecture in architectures()
-    length = config.context_length or (text["context_length"] if own else text_config()["context_length"])
+    default = text_config()["context_length"]
+    stated = default if _is_open_clips(config.architecture) else text.get("context_length", default)
+    length = config.context_length or stated
     kept = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
     quick_gelu = bool(cfg.get("quick_gelu"))
     conventions = {key: value for key, value in _TEXT_CONVENTIONS.items() if not (quick_gelu and key == "act_kwargs")}
@@ -144,7 +149,9 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
 
 
 def is_reference(architecture: str) -> bool:
-    """Whether it is an encoder directory rather than a name."""
+    """Whether it is an encoder directory rather than a name or a file."""
+    if architecture.startswith(TIMM) or is_config_file(architecture):
+        return False
     return architecture.startswith(HUB) or "/" in architecture or Path(architecture, CONFIG).is_file()
 
 
@@ -165,7 +172,7 @@ def _as_it_is(config: ModelConfig) -> dict[str, Any]:
 def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
     fixed = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
     only = fixed.input_size[-1] if fixed is not None and fixed.fixed_input_size else None
-    size = config.image_size or only or vision["image_size"]
+    size = config.image_size or only or vision.get("image_size", 224)  # open_clip's default
     if only is not None and size != only:
         raise UserError(f"model.image_size: expected {only}, at which alone open_clip loads this trunk")
     patch = vision.get("patch_size")
@@ -222,10 +229,18 @@ def preprocess_of(config: ModelConfig) -> dict[str, Any]:
     return chosen
 
 
+def _is_open_clips(architecture: str) -> bool:
+    """Whether it is a name of open_clip's, whose texts have CLIP's length rather than this method's."""
+    return not (architecture in architectures() or architecture.startswith(TIMM) or is_config_file(architecture))
+
+
 def _named(architecture: str) -> dict[str, Any]:
-    path = CONFIGS / f"{architecture}.json"
     if architecture in architectures():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_config_file(CONFIGS / f"{architecture}.json")
+    if architecture.startswith(TIMM):
+        return _beside_clips_text(architecture.removeprefix(TIMM))
+    if is_config_file(architecture):
+        return read_config_file(Path(architecture))
     with without_wandb():
         import open_clip
 
@@ -233,6 +248,57 @@ def _named(architecture: str) -> dict[str, Any]:
     if cfg is None:
         raise suggest(architecture, [*architectures(), *open_clip.list_models()], "model.architecture")
     return cfg
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A model config in open_clip's JSON format.
+
+    Raises:
+        UserError: the file is missing, or of another form.
+    """
+    try:
+        cfg = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{FIELD}: {path}: cannot be read as JSON ({reason_of(error)})") from None
+    parts = [cfg.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")] if isinstance(cfg, dict) else []
+    if [type(part) for part in parts] != [int, dict, dict]:
+        raise UserError(f"{FIELD}: {path}: expected open_clip's model config: {{embed_dim, vision_cfg, text_cfg}}")
+    if not isinstance(cfg["vision_cfg"].get("image_size", 0), int):
+        raise UserError(f"{FIELD}: {path}: expected vision_cfg.image_size, pixels of a square's side")
+    return dict(cfg)
+
+
+@functools.cache
+def _beside_clips_text(name: str) -> dict[str, Any]:
+    """The ``model_cfg`` of a timm model beside the text tower of clips-b-16, made as open_clip makes its own of timm's.
+
+    Raises:
+        UserError: timm has no such model, or it makes no features of one kind.
+    """
+    import torch
+
+    with without_wandb():
+        import timm
+
+    try:
+        if not timm.is_model(name):
+            raise suggest(f"{TIMM}{name}", [f"{TIMM}{known}" for known in timm.list_models()], FIELD)
+        pretrained = _timm_cfg(name)
+        size = 224 if pretrained is None else int(pretrained.input_size[-1])
+        with torch.device("meta"), torch.no_grad():
+            trunk: Any = timm.create_model(name, num_classes=0)
+            features: Any = trunk.eval().forward_features(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:  # an unknown tag of weights among them
+        raise UserError(f"{FIELD}: {TIMM}{name}: timm cannot build it ({reason_of(error)})") from None
+    if not isinstance(features, torch.Tensor):
+        raise UserError(f"{FIELD}: {TIMM}{name}: expected a model with one set of features, not several")
+    own_head = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features
+    # open_clip's projection fits trunks that end with their pooling; a head with layers of its own is kept, and its
+    # classifier is the projection
+    pool, projection = ("avg", "") if own_head else ("", "linear")
+    beside = read_config_file(CONFIGS / "clips-b-16.json")
+    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": projection}
+    return beside | {"vision_cfg": vision | {"image_size": size}}
 
 
 def _timm_cfg(name: str) -> Any | None:

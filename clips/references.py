@@ -12,8 +12,14 @@ from clips.errors import UserError, reason_of
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 HUB = "hf-hub:"
+TIMM = "timm:"
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _TWICE = ["consolidated*"]  # the same weights once more, in their authors' layout
+
+
+def is_config_file(reference: str) -> bool:
+    """Whether it is a file of open_clip's model configs rather than a name or a directory."""
+    return reference.endswith(".json")
 
 
 @functools.cache  # the hub is asked once

@@ -26,6 +26,7 @@ from clips.parallel.base import DataParallel
 from clips.parallel.processes import gather_objects, start_processes
 from clips.parallel.ways import spread
 from clips.precision import choose_precision
+from clips.references import is_config_file
 from clips.step import Run
 from clips.text_tokens import text_tokenizer
 
@@ -72,6 +73,8 @@ def _refuse_uneven(batch_size: int, processes: int) -> None:
 def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
     """What the encoder is made from: artifacts among the data, and the weights begun with. Name → path."""
     begun_with = {name: getattr(config.model, name) for name in ("pretrained_trunk", "pretrained")}
+    if is_config_file(config.model.architecture):
+        begun_with["architecture"] = config.model.architecture
     local = {name: path for name, path in begun_with.items() if path is not None and Path(path).exists()}
     return data.parents() | local
 

@@ -1,0 +1,168 @@
+"""Towers from timm's models by name, and from the user's own files in open_clip's format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from clips import architectures, towers
+from clips.architectures import ModelConfig
+from clips.artifact import read_manifest
+from clips.checkpoint import checkpoints
+from clips.errors import UserError
+from clips.export import ExportConfig, export
+from clips.train import train
+
+NAME = "test_vit"  # timm's own for tests: 160 pixels, 0.4 M parameters
+
+
+def vision_of(architecture: str, **fields: Any) -> dict[str, Any]:
+    return architectures.model_cfg(ModelConfig(architecture=architecture, **fields))["vision_cfg"]
+
+
+def write_config(path: Path, **parts: Any) -> Path:
+    """A file of open_clip's format: a tiny ConvNeXt of timm beside a tiny text tower."""
+    vision = {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
+    text = {"context_length": 10, "width": 32, "heads": 2, "layers": 1}
+    path.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **parts}), encoding="utf-8")
+    return path
+
+
+def test_a_timm_model_stands_beside_the_text_tower_of_clips_b_16():
+    cfg = architectures.model_cfg(ModelConfig(architecture=f"timm:{NAME}"))
+    beside = architectures.model_cfg(ModelConfig(architecture="clips-b-16"))
+    assert {**cfg, "vision_cfg": None} == {**beside, "vision_cfg": None}
+    assert cfg["vision_cfg"] == {
+        "timm_model_name": NAME,
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "image_size": 160,
+    }
+    short = architectures.model_cfg(ModelConfig(architecture=f"timm:{NAME}", context_length=12))
+    assert short["text_cfg"]["context_length"] == 12
+
+
+def test_pictures_are_as_timm_says_unless_the_config_does():
+    assert vision_of("timm:convnext_atto")["image_size"] == 224
+    assert vision_of("timm:convnext_atto", image_size=96)["image_size"] == 96
+    with pytest.raises(UserError, match=r"model\.image_size: expected 160, at which alone open_clip loads this trunk"):
+        vision_of(f"timm:{NAME}", image_size=96)
+    told = architectures.preprocess_of(ModelConfig(architecture="timm:vit_tiny_patch16_224.augreg_in21k"))
+    assert (told["mean"], told["size"], told["interpolation"]) == ([0.5] * 3, [224, 224], "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("name", "projection"),
+    [
+        ("resnet10t", "linear"),
+        ("swin_tiny_patch4_window7_224", "linear"),  # a grid of channels last
+        ("mobilenetv3_small_050", ""),  # layers between the pooling and the classifier
+        ("vgg11", ""),
+    ],
+)
+def test_models_of_many_kinds_make_features_and_tokens(name: str, projection: str):
+    cfg = architectures.model_cfg(ModelConfig(architecture=f"timm:{name}"))
+    assert cfg["vision_cfg"]["timm_proj"] == projection
+    with torch.device("meta"), torch.no_grad():
+        model = towers.build_towers(cfg).eval()
+        features, tokens = towers.encode_image(model, torch.zeros(2, 3, 224, 224))
+        assert features.shape == model.encode_image(torch.zeros(2, 3, 224, 224)).shape == (2, 512)
+    assert tokens.shape == (2, 49, towers.token_widths(model)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:test_vitt", r"unknown model\.architecture 'timm:test_vitt'; did you mean 'timm:test_vit'\?"),
+        (f"timm:{NAME}.none", "timm cannot build it .*Invalid pretrained tag"),
+        ("timm:crossvit_9_240", "timm:crossvit_9_240: expected a model with one set of features, not several"),
+    ],
+)
+def test_what_timm_does_not_have_is_told(name: str, message: str):
+    with pytest.raises(UserError, match=message):
+        vision_of(name)
+
+
+def test_a_file_has_its_own_sizes_and_this_methods_texts(tmp_path: Path):
+    cfg = architectures.model_cfg(ModelConfig(architecture=str(write_config(tmp_path / "mine.json"))))
+    assert (cfg["embed_dim"], cfg["vision_cfg"]["image_size"]) == (24, 64)
+    text = cfg["text_cfg"]
+    assert (text["context_length"], text["width"], text["vocab_size"], text["pool_type"]) == (10, 32, 32_000, "last")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"model\.architecture: .*mine\.json: cannot be read as JSON \(.*No such file"),
+        ("{", r"mine\.json: cannot be read as JSON"),
+        ("[]", r"mine\.json: expected open_clip's model config: \{embed_dim, vision_cfg, text_cfg\}"),
+        ('{"embed_dim": 8, "vision_cfg": {}}', "expected open_clip's model config"),
+        ('{"embed_dim": 8, "vision_cfg": {"image_size": [8, 4]}, "text_cfg": {}}', r"expected vision_cfg\.image_size"),
+        ('{"embed_dim": 8, "vision_cfg": {"widht": 8}, "text_cfg": {}}', "open_clip cannot build it .*'widht'"),
+    ],
+)
+def test_a_wrong_file_is_told(tmp_path: Path, content: str | None, message: str):
+    path = tmp_path / "mine.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        towers.build_towers(architectures.model_cfg(ModelConfig(architecture=str(path))))
+
+
+def loads_in_stock_open_clip(directory: Path, pixels: int, width: int) -> None:
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{directory}")(["a red thing", "a dog"])
+    picture = preprocess(Image.new("RGB", (50, 40), "red"))[None]
+    assert picture.shape == (1, 3, pixels, pixels)
+    with torch.no_grad():
+        image, text = model.eval().encode_image(picture), model.encode_text(tokens)
+    assert (image.shape, text.shape) == ((1, width), (2, width))
+    stored = load_file(directory / "open_clip_model.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, stored[name]), name
+
+
+def test_a_timm_model_trains_from_its_weights_and_is_loaded_by_stock_open_clip(tmp_path: Path):
+    import timm
+
+    trunk = timm.create_model(NAME, num_classes=0)
+    weights = {name: value.contiguous() for name, value in trunk.state_dict().items()}
+    save_file(weights, tmp_path / "trunk.safetensors")
+    model = {
+        "architecture": f"timm:{NAME}",
+        "context_length": 12,
+        "pretrained_trunk": str(tmp_path / "trunk.safetensors"),
+    }
+    run = tmp_path / "run"
+    frozen = {**model, "lock_image": True}
+    train(clips_world.train_config(clips_world.write_shards(tmp_path / "data", (6,)), run, model=frozen, steps=1))
+    loads_in_stock_open_clip(run, 160, 512)
+    trained = load_file(run / "open_clip_model.safetensors")
+    assert all(torch.equal(trained[f"visual.trunk.{name}"], value) for name, value in weights.items())
+
+
+def test_a_file_trains_goes_on_and_is_exported(tmp_path: Path):
+    data, path, run = (
+        clips_world.write_shards(tmp_path / "data", (6,)),
+        write_config(tmp_path / "mine.json"),
+        tmp_path / "run",
+    )
+    settings: dict[str, Any] = {"model": {"architecture": str(path)}, "steps": 3, "keep_after_training": True}
+    config = clips_world.train_config(data, run, **settings)
+    train(config)
+    loads_in_stock_open_clip(run, 64, 24)
+    assert read_manifest(run)["parents"]["architecture"]["path"] == str(path)
+    export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "out")))
+    loads_in_stock_open_clip(tmp_path / "out", 64, 24)
+    write_config(path, embed_dim=16)
+    with pytest.raises(UserError, match="read other content from architecture than it has now"):
+        train(config)
