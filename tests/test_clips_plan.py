@@ -20,6 +20,7 @@ from clips.commandline import parse_config, run_commands
 from clips.config import TrainConfig
 from clips.errors import UserError
 from clips.model import ClipsModel, build_model
+from clips.parallel.config import ScaleConfig
 from clips.planning.dryrun import (
     SIGN,
     FlopCount,
@@ -178,9 +179,10 @@ def test_utilisation_of_a_run(tmp_path: Path, fake: ClipsModel):
     assert Utilisation(config, **cpu, processes=1).read(batch, 100.0) == {}  # a CPU's peak is not known
     flops = flops_per_sample(config, batch, 1)
     assert flops < flops_per_sample(config, {**batch, "target_mask": torch.ones(4, 12, dtype=torch.bool)}, 1)
-    read = Utilisation(config, **cpu, processes=1, peak=1e12).read(batch, 100.0)
-    assert read == pytest.approx({"mfu": flops * 1e-10, "tflops": flops * 1e-10})
-    halved = Utilisation(config, **cpu, processes=2, peak=1e12).read(batch, 100.0)
+    stated = dataclasses.replace(config, scale=ScaleConfig(peak_tflops=2.0))
+    read = Utilisation(stated, **cpu, processes=1).read(batch, 100.0)
+    assert read == pytest.approx({"mfu": flops * 0.5e-10, "tflops": flops * 1e-10})
+    halved = Utilisation(stated, **cpu, processes=2).read(batch, 100.0)
     assert halved["mfu"] == pytest.approx(read["mfu"] / 2, rel=0.01)
 
 

@@ -300,6 +300,7 @@ def test_compiled_layers_train_alike(data: Path, tmp_path: Path, one: dict[str, 
     ("more", "message"),
     [
         ({"scale": {"patience": 0}}, "scale.patience: expected seconds above 0, got 0"),
+        ({"scale": {"peak_tflops": 0}}, "scale.peak_tflops: expected 1e12 FLOP/s above 0, got 0"),
         ({"scale": {"parallel": "zero2"}, "optim": {"skip_spikes": 4}}, "optim.skip_spikes: expected null under ZeRO"),
         ({"optim": {"skip_spikes": 1}}, "optim.skip_spikes: expected a number above 1 or null"),
     ],

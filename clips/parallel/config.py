@@ -24,13 +24,18 @@ class ScaleConfig:
         activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
         compile: compile the layers with torch.compile; pays on GPUs.
         patience: seconds that a process may stand still before the training ends and names it.
+        peak_tflops: what a device can reach in the training's precision, in 1e12 FLOP/s, for the log's ``mfu``; by
+            default the data sheet's of the GPU. Of a CPU, ``scripts/bench/mfu.py`` measures it.
     """
 
     parallel: Parallel = "ddp"
     activation_checkpointing: bool = False
     compile: bool = False
     patience: float = 1800
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         if not self.patience > 0:
             raise UserError(f"scale.patience: expected seconds above 0, got {self.patience}")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise UserError(f"scale.peak_tflops: expected 1e12 FLOP/s above 0, got {self.peak_tflops}")

@@ -1,4 +1,4 @@
-"""How much of a GPU's peak a training uses: model FLOPs utilisation (appendix B of PaLM, arXiv 2204.02311)."""
+"""How much of its devices' peak a training uses: model FLOPs utilisation (appendix B of PaLM, arXiv 2204.02311)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from clips.planning.hardware import gpu_of
 
 
 class Utilisation:
-    """FLOP/s of a run as a share of the peak of its GPUs; costs nothing where the peak is not known.
+    """FLOP/s of a run as a share of the peak of its devices; costs nothing where the peak is not known.
 
     Args:
-        config: of the run.
+        config: of the run; its ``scale.peak_tflops`` goes before what `clips.planning.hardware` says of the GPU.
         device: of this process.
         precision: what it computes in.
         processes: how many share the batch.
-        peak: FLOP/s of the device; by default what `clips.planning.hardware` says of the GPU, None for any other.
     """
 
     def __init__(
@@ -32,10 +31,10 @@ class Utilisation:
         device: torch.device,
         precision: Literal["fp32", "bf16"],
         processes: int,
-        peak: float | None = None,
     ) -> None:
         self.config, self.processes = config, processes
-        self.peak = peak_of(device, precision) if peak is None else peak
+        stated = config.scale.peak_tflops
+        self.peak = peak_of(device, precision) if stated is None else stated * 1e12
         self._flops: float | None = None
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
