@@ -28,7 +28,7 @@ from clips.config import TrainConfig
 from clips.data.loader import batches
 from clips.errors import UserError, suggest
 from clips.model import build_model
-from clips.planning.dryrun import FlopCount
+from clips.planning.instruments import FlopCount
 from clips.stages import stage_configs
 from clips.start import open_data
 

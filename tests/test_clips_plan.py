@@ -23,8 +23,6 @@ from clips.model import ClipsModel, build_model
 from clips.parallel.config import ScaleConfig
 from clips.planning.dryrun import (
     SIGN,
-    FlopCount,
-    MemoryTrace,
     Step,
     contrast_flops,
     dry_contrast,
@@ -34,6 +32,7 @@ from clips.planning.dryrun import (
 )
 from clips.planning.footprint import PARALLELS, Allowance, Rehearsal, Spread, largest
 from clips.planning.hardware import GPUS, gpu_of
+from clips.planning.instruments import FlopCount, MemoryTrace
 from clips.planning.plan import PlanConfig, StagePlan, bandwidth, cluster, make_plan, mfu_of
 from clips.planning.utilisation import Utilisation, flops_per_sample
 from clips.recipes import RecipeConfig
