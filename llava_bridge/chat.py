@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -198,8 +198,8 @@ class Chat:
         """
         text, spans = self._text_and_answers(messages, self._counts(pictures))
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = tokens["input_ids"], tokens["offset_mapping"]
-        labels = _labels(ids, offsets, spans)
+        ids, offsets = tokens["input_ids"], _with_blanks_placed(text, tokens["offset_mapping"])
+        labels = _labels(ids, list(offsets), spans)
         if len(ids) > max_length:
             if self.image_id in ids[max_length:]:
                 raise SampleError(f"its pictures do not fit into {max_length} tokens")
@@ -272,3 +272,9 @@ def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], spans: Seque
         inside = bool(waiting) and end > waiting[-1][0] and end > start
         labels.append(token if inside else IGNORED)
     return labels
+
+
+def _with_blanks_placed(text: str, offsets: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Tokenizers that leave blanks out of their offsets (``trim_offsets``) say of blanks alone only where they end."""
+    for start, end in offsets:
+        yield (end - 1 if start == end and text[end - 1 : end].isspace() else start), end

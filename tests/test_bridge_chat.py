@@ -264,3 +264,23 @@ def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any)
     text = Chat(tokenizer, template, image_tokens=2).prompt([{"role": "user", "content": "What?"}])
     assert "Today: 26 Jul 2024" in text
     assert template_for(template, "auto") == template
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_blanks_in_answers_are_learnt_whatever_the_offsets_say(trim: bool) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    said = "a list:\n\n- one\n    - two   x"
+    bytes_ = Tokenizer(models.BPE())
+    bytes_.pre_tokenizer, bytes_.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(special_tokens=list(names.values()), initial_alphabet=alphabet, show_progress=False)
+    bytes_.train_from_iterator([said] * 50, trainer)
+    bytes_.post_processor = processors.ByteLevel(trim_offsets=trim)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_, **names)
+    chat = Chat(tokenizer, template_for(None, "vicuna"), 3)
+    talk = [{"role": "user", "content": "<image>\nq"}, {"role": "assistant", "content": said}]
+    encoded = chat.encode([*talk, *talk], 500)
+    assert tokenizer.decode([label for label in encoded.labels if label != -100]) == f" {said}</s>" * 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -149,20 +151,36 @@ class Mixes(torch.nn.Module):
     """An LLM whose state runs on from sample to sample."""
 
     device = torch.device("cpu")
+    config = SimpleNamespace(_attn_implementation="sdpa")
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
-        from types import SimpleNamespace
-
         return SimpleNamespace(last_hidden_state=input_ids.float().cumsum(1)[..., None])
 
 
 def test_an_llm_that_mixes_packed_samples_is_refused() -> None:
-    from types import SimpleNamespace as Has
-
-    llava = Has(model=Has(language_model=Mixes()), config=Has(text_config=Has(model_type="mixes")))
+    llava = SimpleNamespace(
+        model=SimpleNamespace(language_model=Mixes()),
+        config=SimpleNamespace(text_config=SimpleNamespace(model_type="mixes")),
+    )
     with pytest.raises(UserError, match=r"instruct\.packing: expected false, since this LLM \(mixes\) mixes samples"):
         _room(llava, 100, "instruct", StageConfig(packing=True))
     assert _room(llava, 100, "instruct", StageConfig()) is None
+
+
+def test_the_trial_of_packing_does_not_ask_flash_attention() -> None:
+    from transformers import AttentionInterface, LlamaConfig, LlamaModel
+
+    def flash(*_: Any, **__: Any) -> None:
+        raise RuntimeError("FlashAttention only supports CUDA, fp16 and bf16")
+
+    AttentionInterface.register("flash_test", flash)
+    llm = LlamaModel(LlamaConfig(**SMALL, vocab_size=64))
+    llm.config._attn_implementation = "flash_test"
+    llava = SimpleNamespace(model=SimpleNamespace(language_model=llm), config=SimpleNamespace(text_config=llm.config))
+    assert _room(llava, 100, "instruct", StageConfig(packing=True)) == sys.maxsize  # one row, however long
+    assert llm.config._attn_implementation == "flash_test"
+    with pytest.raises(RuntimeError, match="FlashAttention"):
+        llm(input_ids=torch.arange(3)[None])
 
 
 def test_packing_by_hand() -> None:

@@ -289,6 +289,15 @@ def test_how_a_source_is_read_makes_no_other_run_of_it(bridge_talk: Path) -> Non
     assert known(weight=2.0) != known()
 
 
+def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None:
+    """As of ShareGPT's conversations, which are cut in pieces; a system's word stays."""
+    said = [("system", "Be short."), ("gpt", "so it was"), ("human", "Was it?"), ("gpt", "It was.")]
+    talk = [{"from": speaker, "value": words} for speaker, words in said]
+    (tmp_path / "talk.json").write_text(json.dumps([{"id": 1, "conversations": talk}]))
+    (sample,) = read_samples(DataConfig(path=str(tmp_path / "talk.json")))
+    assert [turn.content for turn in sample.turns] == ["Be short.", "Was it?", "It was."]
+
+
 def test_weights_repeat_and_thin() -> None:
     items = list(range(100))
     assert weighted(items, 1, seed=0) == items

@@ -16,7 +16,7 @@ from llava_bridge.data.pictures import FilePicture, Picture
 from llava_bridge.data.samples import DataConfig, Sample
 from llava_bridge.data.shards import webdataset
 from llava_bridge.data.tables import read_rows
-from llava_bridge.data.turns import EXPECTED, read_turns, with_picture_first, with_pictures_placed
+from llava_bridge.data.turns import EXPECTED, from_first_question, read_turns, with_picture_first, with_pictures_placed
 
 Item = TypeVar("Item")
 
@@ -78,7 +78,7 @@ def llava(config: DataConfig) -> Iterator[Sample]:
             f"{path} sample {number}: expected conversations with from (human, gpt or system) and value, "
             "and image as a reference or a list of them"
         ):
-            turns = with_picture_first(read_turns(row["conversations"]))
+            turns = with_picture_first(from_first_question(read_turns(row["conversations"])))
             image = row.get("image")
             references = [] if image is None else [image] if isinstance(image, str) else image
             pictures: list[Picture] = [FilePicture(root, text(one)) for one in references]

@@ -61,6 +61,16 @@ def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
     return "".join(pieces)
 
 
+def from_first_question(turns: list[Turn]) -> list[Turn]:
+    """Without what is said before the user says anything; a system's word stays.
+
+    LLaVA's training leaves such a first turn out (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are cut
+    in pieces, some of which begin with an answer.
+    """
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    return [turn for place, turn in enumerate(turns) if place >= first or turn.role == "system"]
+
+
 def with_pictures_placed(turns: list[Turn], pictures: int) -> list[Turn]:
     """Pictures that no turn mentions stand before what the user says first."""
     if not pictures or any(IMAGE in turn.content for turn in turns):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -37,6 +38,7 @@ from llava_bridge.model.anyres import (
 )
 from llava_bridge.model.fitting import image_processor
 from llava_bridge.model.llava import AnyConfig, AnyLlava, config_kind, empty_llava, new_newline, new_projector
+from llava_bridge.model.output_layer import output_layer, plain_logits
 from llava_bridge.model.parts import check_llm, is_llava, model_directory
 from llava_bridge.model.vision import EncoderVisionModel, feature_layer, vision_model
 from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
@@ -118,6 +120,7 @@ def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tupl
     if tiles:
         vision.config.patch_size = pixels_of_token(parts.projector, shape, encoder.pixels.size)
         own["image_grid_pinpoints"] = pinpoints_for(encoder.pixels.size, parts.image_grid_pinpoints)
+    head = output_layer(llm)
     config = config_kind(tiles=tiles, stock=stock)(
         vision_config=vision.config,
         text_config=llm.config,
@@ -129,13 +132,13 @@ def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tupl
         tie_word_embeddings=llm.config.tie_word_embeddings,
         **own,
     )
-    model = _join(config, vision, llm)
+    model = _join(config, vision, llm, head)
     processor = make_processor(tokenizer, encoder.pixels, config, parts)
     set_generation(model, processor)
     return model, processor
 
 
-def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any) -> AnyLlava:
+def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Module) -> AnyLlava:
     """A LLaVA around existing parts; only the projector's weights, and the token that ends rows of tiles, are new."""
     model = empty_llava(config)
     model.model.vision_tower = vision
@@ -143,7 +146,7 @@ def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any) -> AnyLlava:
     if hasattr(model.model, "image_newline"):
         model.model.image_newline = new_newline(llm.config.hidden_size)
     model.model.language_model = llm.base_model
-    model.lm_head = llm.get_output_embeddings()
+    model.lm_head = head
     return model.eval()
 
 
@@ -264,6 +267,7 @@ def load_llm(llm: str) -> Any:
     if not is_llava(directory):
         return load_pretrained(AutoModelForCausalLM, directory, f"llm: {llm}", dtype=torch.float32)
     llava = load_pretrained(AutoModelForImageTextToText, directory, f"llm: {llm}", dtype=torch.float32)
+    plain_logits(llava.config.text_config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llava.config.text_config)
     setattr(model, model.base_model_prefix, llava.model.language_model)

@@ -1,0 +1,81 @@
+"""The layer of a LLaVA that makes logits of what an LLM computes.
+
+transformers' LLaVA takes this layer's product for the logits. Some LLMs do more: Granite divides it by
+``logits_scaling``, Cohere multiplies it by ``logit_scale``, Gemma 2 bends it with ``final_logit_softcapping``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clips.artifact import say
+from clips.errors import UserError
+
+# What configs call what happens to the product, and the value at which nothing does.
+_FACTORS: dict[str, Any] = {"logits_scaling": 1.0, "logit_scale": 1.0}
+_CAPS: dict[str, Any] = {"final_logit_softcapping": None}
+
+
+def output_layer(llm: Any) -> nn.Module:
+    """The output layer with which a LLaVA has the logits that ``llm`` has by itself.
+
+    A factor becomes part of the layer's weights. So the layer is a copy of its own wherever its weights can no longer
+    be the embedding's: then, and where the embedding is not called ``embed_tokens``, at which transformers' LLaVA would
+    look for it. A cap is left out, and said: the LLM in the LLaVA has none. ``llm.config`` follows.
+
+    Raises:
+        UserError: it has no such layer, or does something else with its product.
+    """
+    layer, config = llm.get_output_embeddings(), llm.config
+    if layer is None:
+        raise UserError(f"llm: {config.model_type} has no output layer; expected a causal LM")
+    products, logits = _products_and_logits(llm, layer)
+    factor = float((logits * products).sum() / products.square().sum())
+    scaled = abs(factor - 1) > 1e-4
+    if torch.allclose(logits, products, rtol=1e-4, atol=1e-5):
+        scaled = False
+    elif torch.allclose(logits, factor * products, rtol=1e-4, atol=1e-5):
+        _set(config, _FACTORS)
+    elif _set(config, _CAPS):
+        scaled = False
+        say(
+            f"llm: {config.model_type} caps its logits, which LLaVAs do not: greedy answers are the same, but "
+            "probabilities and losses are not those of the LLM by itself"
+        )
+    else:
+        raise UserError(f"llm: {config.model_type} does more for its logits than an output layer, which no LLaVA does")
+    if scaled or (config.tie_word_embeddings and not hasattr(llm.base_model, "embed_tokens")):
+        layer, config.tie_word_embeddings = copy.deepcopy(layer), False
+    if scaled:
+        with torch.no_grad():
+            for weight in layer.parameters():
+                weight.mul_(factor)
+    return layer
+
+
+def plain_logits(config: Any) -> None:
+    """Make an LLM's config say what is true of every LLaVA: nothing happens to the product."""
+    _set(config, {**_FACTORS, **_CAPS})
+
+
+def _set(config: Any, neutral: dict[str, Any]) -> bool:
+    """Write down that nothing happens to the product; whether the config had said something."""
+    said = [name for name, value in neutral.items() if getattr(config, name, value) != value]
+    for name in said:
+        setattr(config, name, neutral[name])
+    return bool(said)
+
+
+@torch.no_grad()
+def _products_and_logits(llm: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Of a few tokens, what ``layer`` makes of the last hidden states, and the LLM's logits."""
+    tokens = torch.arange(1, 5, device=llm.device)[None]
+    learns, _ = llm.training, llm.eval()
+    hidden = llm.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    logits = llm(input_ids=tokens, use_cache=False).logits
+    llm.train(learns)
+    return layer(hidden), logits

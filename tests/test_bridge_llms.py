@@ -1,0 +1,97 @@
+"""LLMs of many kinds: in a LLaVA each has the logits that it has by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from clips.errors import UserError
+from llava_bridge import load_llava
+from llava_bridge.model.assembly import Assembly, assemble, load_llm
+from llava_bridge.model.output_layer import output_layer
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
+    "granite": {"logits_scaling": 8.0, "tie_word_embeddings": True},
+    "cohere": {"logit_scale": 0.0625, "tie_word_embeddings": True},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gpt_neox": {},
+    "phi": {},
+}
+TOKENS = torch.arange(10, 30)[None]
+
+
+def make(kind: str, tokenizer: Any, folder: Path, **more: Any) -> Any:
+    fields = {**({} if kind == "gpt2" else SMALL), **KINDS.get(kind, {}), **more}
+    numbers = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields, **numbers)).eval()
+    for weight in llm.parameters():  # untrained layers of small weights hide mistakes
+        torch.nn.init.normal_(weight, std=0.3) if weight.ndim > 1 else None
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return llm
+
+
+def logits(model: Any, words: int) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=TOKENS).logits[..., :words]
+
+
+@pytest.fixture
+def tokenizer(bridge_llm: Path) -> Any:
+    return AutoTokenizer.from_pretrained(bridge_llm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_the_llms_own_also_when_saved_and_taken_out(
+    kind: str, tokenizer: Any, tmp_path: Path, bridge_encoder: Path
+) -> None:
+    llm = make(kind, tokenizer, tmp_path / "llm")
+    words = len(tokenizer)
+    own = logits(llm, words)
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+    torch.testing.assert_close(logits(model, words), own, atol=1e-5, rtol=1e-5)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "llava")
+    again, _ = load_llava(tmp_path / "llava", device="cpu")
+    torch.testing.assert_close(logits(again, words), own, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(load_llm(str(tmp_path / "llava")), words), own, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cap_is_left_out_and_said(
+    tokenizer: Any, tmp_path: Path, bridge_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = make("gemma2", tokenizer, tmp_path / "llm", head_dim=8, final_logit_softcapping=5.0)
+    model, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+    assert "llm: gemma2 caps its logits, which LLaVAs do not: greedy answers are the same" in capsys.readouterr().err
+    own, ours = logits(llm, len(tokenizer)), logits(model, len(tokenizer))
+    torch.testing.assert_close(5 * torch.tanh(ours / 5), own, atol=1e-5, rtol=1e-5)
+    assert model.config.text_config.final_logit_softcapping is None
+
+
+def test_an_llm_that_does_anything_else_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    llm = make("qwen3", tokenizer, tmp_path / "llm")
+    forward = llm.forward
+
+    def squared(**fields: Any) -> Any:
+        found = forward(**fields)
+        found.logits = found.logits**2
+        return found
+
+    llm.forward = squared
+    with pytest.raises(UserError, match="llm: qwen3 does more for its logits than an output layer"):
+        output_layer(llm)
