@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import bridge_world
 import pytest
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 from test_bridge_fsdp import config, losses, torchrun
 
 from clips.errors import UserError
+from llava_bridge.data import DataConfig
 from llava_bridge.training import launch as launching
 from llava_bridge.training.checkpoints import is_of_others, make_universal
-from llava_bridge.training.config import LaunchConfig
+from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 
 def checkpoint(directory: Path, part: str) -> Path:
@@ -78,16 +80,18 @@ def test_stopped_in_two_processes_zero_2_goes_on_in_one_as_if_it_had_never_stopp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["zero2", "zero3"])
+@pytest.mark.parametrize(("way", "lora"), [("zero2", LoraConfig(rank=4, alpha=8, dropout=0.1)), ("zero3", None)])
 def test_two_processes_that_were_stopped_learn_bit_for_bit_the_same(
-    way: str, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
+    way: str, lora: LoraConfig | None, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
     world = bridge_encoder, bridge_llm, bridge_talk
     (tmp_path / "whole").mkdir()
-    launch = LaunchConfig(deepspeed=way)
-    path = config(tmp_path, "plain", world, "deepspeed", checkpoint_every=0, launch=launch)
+    data = [DataConfig(path=str(bridge_talk / "talk.json"))]
+    stage = StageConfig(data=data, steps=6, batch_size=4, lr=1e-3, warmup=0.0, lora=lora)
+    fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
+    path = config(tmp_path, "plain", world, "deepspeed", checkpoint_every=0, **fields)
     assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr
-    whole = config(tmp_path / "whole", "plain", world, "deepspeed", launch=launch)
+    whole = config(tmp_path / "whole", "plain", world, "deepspeed", **fields)
     for one in (path, whole):
         done = torchrun("swap_driver.py", str(one))
         assert done.returncode == 0, done.stderr[-3000:]

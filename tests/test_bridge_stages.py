@@ -141,18 +141,22 @@ def train(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return bridge_world.run_python("-m", "llava_bridge", "train", "--config", str(path), *flags)
 
 
-@pytest.mark.parametrize("stage", [{}, {"lora": LoraConfig(**LORA)}], ids=["whole", "lora"])
+@pytest.mark.parametrize("kind", ["whole", "lora", "tied"])
 def test_zero_3_in_two_processes_saves_what_zero_2_does(
-    stage: dict[str, Any], tmp_path: Path, world: tuple[Path, Path, Path]
+    kind: str, tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
+    stage: dict[str, Any] = {"lora": LoraConfig(**LORA)} if kind == "lora" else {}
+    if kind == "tied":
+        world = world[0], bridge_world.make_llm(tmp_path / "llm", tied=True), world[2]
     for way in ("zero2", "zero3"):
         launch = LaunchConfig(processes=2, deepspeed=way)
         done = train(config(tmp_path, way, world, {"lr": 1e-3} | stage, launch=launch))
         assert done.returncode == 0, done.stderr[-3000:]
     one, other = weights(tmp_path / "zero2"), weights(tmp_path / "zero3")
     assert one.keys() == other.keys()
+    within = 1e-4 if kind == "tied" else 1e-6  # Adam makes noise of gradients of words that hardly occur
     for name, value in one.items():
-        torch.testing.assert_close(other[name], value, atol=1e-6, rtol=1e-6, msg=name)
+        torch.testing.assert_close(other[name], value, atol=within, rtol=within, msg=name)
     assert losses(tmp_path / "zero3") == pytest.approx(losses(tmp_path / "zero2"), abs=1e-6)
 
 
