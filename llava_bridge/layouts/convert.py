@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
 from clips.errors import UserError
-from llava_bridge.model.parts import check_llava, is_llava, read_config
+from llava_bridge.model.parts import check_llava, is_llava, model_directory, read_config
 
 TOWER = "vision_tower"
 """The folder in which a converted checkpoint has its tower, for the original code to find."""
@@ -29,14 +29,14 @@ class ConvertConfig:
     """Make a transformers directory of a LLaVA in its first authors' layout, or the other way round.
 
     Args:
-        source: the directory: an original checkpoint, a projector (``mm_projector.bin``) with its config, or a LLaVA in
-            transformers' layout.
+        source: the directory, or ``ORG/NAME`` on the hub: an original checkpoint, a projector (``mm_projector.bin``)
+            with its config, or a LLaVA in transformers' layout.
         output: the directory to write.
         format: the layout to write: hf (transformers) or original (haotian-liu/LLaVA).
         vision_tower: for hf: a directory in transformers' layout, or a name on the hub, instead of the tower that the
             checkpoint names.
-        llm: for hf: the directory of the LLM that a projector alone was trained for. For original: where the
-            ``tokenizer.model`` is that the original code reads, if not in the source.
+        llm: for hf: the LLM, a directory or a name on the hub, that a projector alone was trained for. For original:
+            where the ``tokenizer.model`` is that the original code reads, if not in the source.
         chat_template: for hf: ``auto`` (the tokenizer's own, else LLaVA-1.5's vicuna_v1, or mistral for Mistral) or a
             template's name.
     """
@@ -53,12 +53,13 @@ class ConvertConfig:
             raise UserError("vision_tower: expected none with format original, to which the LLaVA brings its own")
 
 
-def convert(config: ConvertConfig) -> None:
-    """Carry out ``config``.
+def convert(asked: ConvertConfig) -> None:
+    """Carry out ``asked``.
 
     Raises:
         UserError: the source is missing, incomplete, of that layout already, or has no equal in the other.
     """
+    config = _on_disk(asked)
     if not Path(config.source).is_dir():
         raise UserError(f"{config.source}: no such directory")
     there = is_llava(config.source)
@@ -69,11 +70,18 @@ def convert(config: ConvertConfig) -> None:
             raise UserError(
                 f"{config.source}: a LLaVA with tiles (LLaVA-NeXT); expected one without for format original"
             )
-        _to_original(config)
+        _to_original(config, asked)
     elif there:
         raise UserError(_already(config.source))
     else:
-        _to_transformers(config)
+        _to_transformers(config, asked)
+
+
+def _on_disk(asked: ConvertConfig) -> ConvertConfig:
+    """The same with directories for names on the hub."""
+    source = model_directory(asked.source, "source", pickles=True)
+    llm = None if asked.llm is None else model_directory(asked.llm, "llm", pickles=True)
+    return dataclasses.replace(asked, source=str(source), llm=None if llm is None else str(llm))
 
 
 def _kind(config: ConvertConfig) -> str:
@@ -99,7 +107,7 @@ def _already(source: str) -> str:
 # ---------------------------------------------------------------- original to transformers
 
 
-def _to_transformers(config: ConvertConfig) -> None:
+def _to_transformers(config: ConvertConfig, asked: ConvertConfig) -> None:
     from llava_bridge.layouts.original import read_original
     from llava_bridge.model.assembly import make_stock, set_generation
 
@@ -118,19 +126,21 @@ def _to_transformers(config: ConvertConfig) -> None:
         if (slow := _slow_tokenizer(config)) is not None:
             shutil.copyfile(slow, partial / slow.name)
         parents = {"source": config.source, "llm": config.llm, "vision_tower": tower}
-        there = {name: path for name, path in parents.items() if path is not None and Path(path).exists()}
-        write_manifest(partial, kind="llava", config=config, parents=there, dtype=str(dtype))
+        there = {name: path for name, path in parents.items() if path is not None}
+        write_manifest(partial, kind="llava", config=asked, parents=there, dtype=str(dtype))
     needs = "" if stock else ", needs `import llava_bridge`"
     say(f"{config.output}: LLaVA in transformers' layout, {dtype}, {model.config.image_seq_length} tokens{needs}")
 
 
 def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
-    """A directory, or a name on the hub."""
+    """The directory of the tower."""
     name = config.vision_tower or stated.get("mm_vision_tower")
     if name is None:
         raise UserError(f"vision_tower: {config.source} names none; expected a directory or a name on the hub")
     beside = Path(config.source) / Path(name).name
-    return str(beside) if config.vision_tower is None and beside.is_dir() else str(name)
+    if config.vision_tower is None and beside.is_dir():
+        return str(beside)
+    return str(model_directory(name, "vision_tower", pickles=True))
 
 
 def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
@@ -230,7 +240,7 @@ def _image_processor(tower: str, aspect: str | None) -> Any:
 # ---------------------------------------------------------------- transformers to original
 
 
-def _to_original(config: ConvertConfig) -> None:
+def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -258,7 +268,7 @@ def _to_original(config: ConvertConfig) -> None:
         model.generation_config.save_pretrained(partial)
         _write_tokenizer(processor.tokenizer, config, partial)
         _write_tower(model.model.vision_tower, processor.image_processor, partial / TOWER)
-        write_manifest(partial, kind=_kind(config), config=config, parents={"source": source})
+        write_manifest(partial, kind=_kind(config), config=asked, parents={"source": source})
     say(f"{config.output}: LLaVA in the original layout; its tower is in {config.output}/{TOWER}")
 
 

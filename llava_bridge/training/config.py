@@ -199,7 +199,7 @@ class TrainConfig:
         output: the directory to write: an LLM directory if ``pretrain`` is the last stage, else a LLaVA directory.
         stages: which of pretrain, align, instruct run, in this order.
         encoder: an encoder directory, or ``hf-hub:ORG/NAME``; ``timm:NAME``, ``timm:NAME@weights.safetensors``,
-            ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or a name on the hub) for CLIP, SigLIP, DINO and AIMv2.
+            ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the hub) for CLIP, SigLIP, DINO, AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the hub
             (``ORG/NAME@REVISION`` for one of its commits). Not needed after ``pretrain``, which then makes a new one
             (``new_llm``); given, ``pretrain`` trains it further. A LLaVA directory gives its LLM.
