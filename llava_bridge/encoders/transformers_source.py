@@ -92,9 +92,12 @@ class TransformersTower(VisionTower):
         self.depth = config.num_hidden_layers
         self.model = _class_of(self.family)(config)
 
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D)."""
-        for state in self.family.call(self.model, pixels).hidden_states:
+    def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
+        """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D).
+
+        transformers computes all layers, whatever is asked for.
+        """
+        for state in self.family.call(self.model, pixels).hidden_states[: deepest + 1]:
             yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
 
     def stock(self) -> Any | None:
