@@ -66,10 +66,6 @@ def convert(asked: ConvertConfig) -> None:
     check_replaceable(config.output, _kind(config))
     if config.format == "original":
         check_llava(config.source)
-        if read_config(config.source)["model_type"] in ("llava_next", "llava_next_bridge"):
-            raise UserError(
-                f"{config.source}: a LLaVA with tiles (LLaVA-NeXT); expected one without for format original"
-            )
         _to_original(config, asked)
     elif there:
         raise UserError(_already(config.source))
@@ -109,12 +105,14 @@ def _already(source: str) -> str:
 
 def _to_transformers(config: ConvertConfig, asked: ConvertConfig) -> None:
     from llava_bridge.layouts.original import read_original
+    from llava_bridge.model.anyres import most_tokens
     from llava_bridge.model.assembly import make_stock, set_generation
 
     original = read_original(Path(config.source), config.llm)
     tower = _tower_of(config, original.config)
     model, processor = _assembled(config, original, tower)
-    processor.image_processor = _image_processor(tower, original.config.get("image_aspect_ratio"))
+    if original.pinpoints is None:
+        processor.image_processor = _image_processor(tower, original.config.get("image_aspect_ratio"))
     set_generation(model, processor)
     stock = make_stock(model) and original.projector_name == "mlp2x_gelu"
     dtype = next(iter(original.llm.values())).dtype
@@ -129,7 +127,8 @@ def _to_transformers(config: ConvertConfig, asked: ConvertConfig) -> None:
         there = {name: path for name, path in parents.items() if path is not None}
         write_manifest(partial, kind="llava", config=asked, parents=there, dtype=str(dtype))
     needs = "" if stock else ", needs `import llava_bridge`"
-    say(f"{config.output}: LLaVA in transformers' layout, {dtype}, {model.config.image_seq_length} tokens{needs}")
+    tokens = model.config.image_seq_length if original.pinpoints is None else f"up to {most_tokens(processor):,}"
+    say(f"{config.output}: LLaVA in transformers' layout, {dtype}, {tokens} tokens for a picture{needs}")
 
 
 def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
@@ -144,6 +143,8 @@ def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
 
 
 def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
+    import torch
+
     from llava_bridge.chat import is_prepared, with_blanks
     from llava_bridge.encoders import load_encoder
     from llava_bridge.encoders.contract import load_weights
@@ -170,6 +171,8 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
         feature_layer=original.config.get("mm_vision_select_layer", -2),
         features=original.config.get("mm_vision_select_feature", "patch"),
         projector=ProjectorConfig(name=original.projector_name),
+        image_fit="squash" if original.pinpoints is None else "anyres",
+        image_grid_pinpoints=original.pinpoints,
         chat_template=template,
     )
     llm = _llm(config, original)
@@ -179,6 +182,8 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
     names = dict(zip(stock_names(projector.state_dict()), projector.state_dict(), strict=True))
     renamed = {names.get(name, name): value for name, value in original.projector.items()}
     load_weights(projector, renamed, f"{config.source}: mm_projector")
+    if original.newline is not None:
+        model.model.image_newline = torch.nn.Parameter(original.newline.float())
     if not trained_with:
         processor.chat_template = tokenizer.chat_template = with_blanks(str(processor.chat_template), tokenizer)
     return model, processor
@@ -247,6 +252,7 @@ def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
     from clips.loading import load_pretrained, refusing
     from llava_bridge.layouts.original import original_config, original_weights
     from llava_bridge.model.assembly import make_stock
+    from llava_bridge.model.existing import check_tiles
     from llava_bridge.model.vision import EncoderVisionModel
 
     source = Path(config.source)
@@ -256,6 +262,7 @@ def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
         raise UserError(f"{source}: the original LLaVA has no class for this tower ({kind}); expected CLIP's")
     with refusing(f"{source}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(source)
+    check_tiles(model.config, processor.image_processor, str(source))
     try:
         stated = original_config(model, processor, str(Path(config.output) / TOWER))
     except UserError as error:
@@ -303,6 +310,9 @@ def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
     from safetensors.torch import save_file
     from transformers import CLIPImageProcessor
 
+    from llava_bridge.encoders.transformers_source import side_of
+    from llava_bridge.model.anyres import makes_tiles
+
     directory.mkdir()
     weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
@@ -310,4 +320,6 @@ def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
     tower.config.save_pretrained(directory)
     names = CLIPImageProcessor().to_dict().keys()
     stated = {name: value for name, value in image_processor.to_dict().items() if name in names}
+    if makes_tiles(image_processor):  # the original makes the overview a square itself
+        stated |= {"size": {"shortest_edge": side_of(image_processor)}, "do_center_crop": True}
     CLIPImageProcessor(**{**stated, "do_pad": None}).save_pretrained(directory)
