@@ -217,7 +217,8 @@ class TrainConfig:
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
-            LLaVA-1.5's preamble), llama_2, llama_3, chatml (Qwen, SmolLM), mistral, gemma, phi_3, tulu (OLMo), turns.
+            LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), mistral, gemma, phi_3,
+            tulu (OLMo), turns.
         attn_implementation: how the LLM computes attention, by transformers' name: sdpa, eager, flash_attention_2 …;
             None takes its own choice.
         new_llm: the LLM that ``pretrain`` makes.
