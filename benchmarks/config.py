@@ -60,8 +60,9 @@ class RunConfig:
         row: the model's name in the table.
         results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
         benchmarks: the benchmarks, each with its data.
-        encoder: an encoder directory with a text tower (open_clip layout), for retrieval and choice.
-        llava: a LLaVA directory, for MLLM benchmarks.
+        encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for retrieval and
+            choice.
+        llava: a LLaVA directory, or ``ORG/NAME`` on the hub, for MLLM benchmarks.
         batch_size: pictures, captions or questions that go through the model at once.
         precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
         device: ``auto`` is a GPU where there is one.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.config import RunConfig
 from clips.artifact import directory_hash
 from clips.errors import UserError
+from llava_bridge.model.parts import model_directory, open_clip_directory
 
 if TYPE_CHECKING:
     from benchmarks.embed import DualEncoder
@@ -69,26 +69,26 @@ class Row:
         return load_for_evaluation(self.path("llava"), self.device, self.config.precision)
 
     def path(self, needs: Part) -> str:
-        """Where the part that a benchmark uses lies.
+        """Where the part that a benchmark uses lies: its directory, or the hub's copy.
 
         Raises:
             UserError: the row lacks it, it cannot read texts, or there is no such directory.
         """
-        path = getattr(self.config, needs)
-        if path is None:
+        given = getattr(self.config, needs)
+        if given is None:
             raise UserError(f"{needs}: {_WANTED[needs]}")
-        if needs == "encoder" and path.startswith("timm:"):
-            raise UserError(f"{needs}: '{path}' has no text tower; {_WANTED[needs]}")
-        if needs == "encoder" and path.startswith("transformers:"):
-            raise UserError(f"{needs}: '{path}' must be made such a directory by `clips import`; {_WANTED[needs]}")
-        if not Path(path).is_dir():
-            raise UserError(f"{needs}: {path}: no such directory; {_WANTED[needs]}")
-        return path
+        if needs == "encoder" and given.startswith("timm:"):
+            raise UserError(f"{needs}: '{given}' has no text tower; {_WANTED[needs]}")
+        if needs == "encoder" and given.startswith("transformers:"):
+            raise UserError(f"{needs}: '{given}' must be made such a directory by `clips import`; {_WANTED[needs]}")
+        path = open_clip_directory(given) if needs == "encoder" else model_directory(given, needs)
+        if not path.is_dir():
+            raise UserError(f"{needs}: {given}: no such directory; {_WANTED[needs]}")
+        return str(path)
 
     def model(self, needs: Part) -> dict[str, str]:
-        """Path and hash of the part that a benchmark uses."""
-        path = self.path(needs)
-        return {"path": path, "hash": _model_hash(path)}
+        """Path, or name on the hub, and hash of the part that a benchmark uses."""
+        return {"path": getattr(self.config, needs), "hash": _model_hash(self.path(needs))}
 
 
 @functools.cache

@@ -14,6 +14,7 @@ WEIGHTS = "open_clip_model.safetensors"
 HUB = "hf-hub:"
 TIMM = "timm:"
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_PICKLES = ["pytorch_model*.bin", "mm_projector.bin"]
 _TWICE = ["consolidated*"]  # the same weights once more, in their authors' layout
 
 
@@ -23,7 +24,7 @@ def is_config_file(reference: str) -> bool:
 
 
 @functools.cache  # the hub is asked once
-def hub_directory(name: str, field: str) -> Path:
+def hub_directory(name: str, field: str, *, pickles: bool = False) -> Path:
     """Where the hub's cache holds a repository's config, tokenizer and safetensors; what is not there is downloaded.
 
     Without a network the copy that is there already is taken. The directory's own name is the commit.
@@ -31,15 +32,23 @@ def hub_directory(name: str, field: str) -> Path:
     Args:
         name: ``ORG/NAME``, or ``ORG/NAME@REVISION`` for a branch, tag or commit.
         field: of the config, for the error.
+        pickles: where there are no safetensors, take PyTorch's older files of weights.
 
     Raises:
         UserError: no such repository, no right to read it, or no network and no copy.
     """
+    directory = _download(name, field, _WANTED)
+    if pickles and not any(directory.glob("*.safetensors")):
+        return _download(name, field, [*_WANTED, *_PICKLES])
+    return directory
+
+
+def _download(name: str, field: str, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
     try:
-        found = snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED, ignore_patterns=_TWICE)
+        found = snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=_TWICE)
     except Exception as error:  # the hub's, the network's and the file system's own
         raise UserError(f"{field}: {name}: cannot be had from the hub ({reason_of(error)})") from None
     return Path(found)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from clips.errors import UserError, suggest
 from clips.loading import refusing
-from llava_bridge.templates import BEGIN, PLAIN_WITH_BLANK, TEMPLATES
+from llava_bridge.templates import BEGIN, DAY, PLAIN_WITH_BLANK, TEMPLATES
 
 IMAGE = "<image>"
 IGNORED = -100
@@ -46,7 +46,7 @@ _FLATTEN = (
 )
 
 # Llama 3.2's template and SmolLM 3's tell the LLM what day it is: a sample, and an answer, would be another tomorrow.
-_A_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+_A_DAY = "{%- macro strftime_now(format) -%}" + DAY + "{%- endmacro -%}"
 
 _BLANKS = (
     "{%- set flat = namespace(messages=[]) -%}"

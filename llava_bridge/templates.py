@@ -1,8 +1,9 @@
 """Chat templates by name, for LLMs that bring none of their own; one entry of :data:`TEMPLATES` each.
 
 Each writes what the LLM's makers trained it with, as their model cards or code say: `vicuna` and `vicuna_v1` after
-LLaVA-1.5's ``conversation.py`` (without and with its preamble), `llama_2`, `llama_3`, `mistral`, `gemma`, `phi_3` after
-their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `tulu` for OLMo 2. `plain` is LLaVA-1.5's for the first stage.
+LLaVA-1.5's ``conversation.py`` (without and with its preamble), `llama_2`, `llama_3`, `llama_3_1` (3.2, too),
+`mistral`, `gemma`, `phi_3` after their cards, `chatml` for Qwen 2 to 3 and SmolLM 2, `tulu` for OLMo 2. `plain` is
+LLaVA-1.5's for the first stage.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ _PREAMBLE = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+DAY = "26 Jul 2024"
+"""What templates that tell the LLM the date tell it, as Llama 3.1's does: samples must be the same tomorrow."""
 BEGIN = "{{- bos_token if bos_token else '' -}}"
 
 
@@ -56,6 +59,18 @@ def _plain(caption: str) -> str:
 
 
 _VICUNA = ("said + ' '", "'USER: ' + said + ' '", "'ASSISTANT: ' + said + eos_token", "'ASSISTANT:'")
+_LLAMA_3_SYSTEM = r"'<|start_header_id|>system<|end_header_id|>\n\n' + said + '<|eot_id|>'"
+_LLAMA_3 = (
+    r"'<|start_header_id|>user<|end_header_id|>\n\n' + said + '<|eot_id|>'",
+    r"'<|start_header_id|>assistant<|end_header_id|>\n\n' + said + '<|eot_id|>'",
+    r"'<|start_header_id|>assistant<|end_header_id|>\n\n'",
+)
+# 3.1 is always told two dates, before what the system says; Llama 3.2 the day of asking, for which this one stands.
+_LLAMA_3_1_BEGIN = (
+    r"{{- '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+    rf"Today Date: {DAY}\n\n' -}}}}"
+    r"{%- if messages[0]['role'] == 'system' -%}{{- messages[0]['content'] -}}{%- endif -%}{{- '<|eot_id|>' -}}"
+)
 
 TEMPLATES: dict[str, str] = {
     "vicuna": _template(*_VICUNA),
@@ -72,11 +87,13 @@ TEMPLATES: dict[str, str] = {
         "' ' + said + ' ' + eos_token",
         "''",
     ),
-    "llama_3": _template(
-        r"'<|start_header_id|>system<|end_header_id|>\n\n' + said + '<|eot_id|>'",
-        r"'<|start_header_id|>user<|end_header_id|>\n\n' + said + '<|eot_id|>'",
-        r"'<|start_header_id|>assistant<|end_header_id|>\n\n' + said + '<|eot_id|>'",
-        r"'<|start_header_id|>assistant<|end_header_id|>\n\n'",
+    "llama_3": _template(_LLAMA_3_SYSTEM, *_LLAMA_3),
+    "llama_3_1": _frame(
+        BEGIN + _LLAMA_3_1_BEGIN,
+        "",
+        f"{{%- if not loop.first -%}}{{{{ {_LLAMA_3_SYSTEM} }}}}{{%- endif -%}}",
+        f"{{{{ {_LLAMA_3[0]} }}}}",
+        *_LLAMA_3[1:],
     ),
     "chatml": _template(
         r"'<|im_start|>system\n' + said + '<|im_end|>\n'",

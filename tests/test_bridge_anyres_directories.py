@@ -188,9 +188,11 @@ def test_its_llm_and_swaps(stock: Path, bridge_encoder: Path, llm: str, tmp_path
         assert len(answer(model, processor, [picture()], ["What?"], max_new_tokens=2)) == 1
 
 
-def test_the_original_layout_is_refused(stock: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"stock: a LLaVA with tiles \(LLaVA-NeXT\); expected one without"):
-        convert(ConvertConfig(source=str(stock), output=str(tmp_path / "original"), format="original"))
+def test_it_goes_to_the_original_layout_and_back(stock: Path, tmp_path: Path) -> None:
+    """Its own template comes back with its tokenizer."""
+    convert(ConvertConfig(source=str(stock), output=str(tmp_path / "original"), format="original"))
+    convert(ConvertConfig(source=str(tmp_path / "original"), output=str(tmp_path / "again")))
+    assert torch.equal(*(logits(*load_llava(folder, device="cpu")) for folder in (stock, tmp_path / "again")))
     with pytest.raises(UserError, match="in transformers' layout already"):
         convert(ConvertConfig(source=str(stock), output=str(tmp_path / "hf")))
 

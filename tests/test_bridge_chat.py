@@ -84,9 +84,16 @@ def test_what_is_asked_is_what_was_trained(own: str | None, tokenizer: Any) -> N
     assert all(label == IGNORED for label in whole.labels[len(prompt) - 3 : len(prompt)])
 
 
-ENDS = {"llama_3": "<|eot_id|>", "chatml": "<|im_end|>", "gemma": "<end_of_turn>", "phi_3": "<|end|>"}
+ENDS = {
+    "llama_3": "<|eot_id|>",
+    "llama_3_1": "<|eot_id|>",
+    "chatml": "<|im_end|>",
+    "gemma": "<end_of_turn>",
+    "phi_3": "<|end|>",
+}
 MARKS = {
     "llama_3": ("<|start_header_id|>", "<|end_header_id|>"),
+    "llama_3_1": ("<|start_header_id|>", "<|end_header_id|>"),
     "chatml": ("<|im_start|>",),
     "gemma": ("<start_of_turn>",),
     "phi_3": ("<|user|>", "<|assistant|>", "<|system|>"),
@@ -103,6 +110,14 @@ WRITTEN = {  # the whole of TALK, written by hand; what is learnt stands between
     "llama_2": "<s>[INST] <image>\nWhat colour is it? [/INST] «red </s>»<s>[INST] Sure? [/INST] «yes </s>»",
     "llama_3": (
         "<s><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat colour is it?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«red<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
+    ),
+    "llama_3_1": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\n"
+        "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat colour is it?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«red<|eot_id|>»"
         "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«yes<|eot_id|>»"
@@ -131,6 +146,10 @@ WITH_SYSTEM = {  # how it begins when the system says "Be brief."
     "turns": "<s>Be brief. <|user|> ",
     "llama_2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>",
     "llama_3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user",
+    "llama_3_1": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\nBe brief.<|eot_id|><|start_header_id|>user"
+    ),
     "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
     "mistral": "<s>[INST] Be brief.\n\n<image>",
     "gemma": "<s><start_of_turn>user\nBe brief.\n\n<image>",

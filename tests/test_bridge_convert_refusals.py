@@ -46,8 +46,14 @@ def refused(source: Path, match: str, **options: Any) -> None:
 
 FIELDS: dict[str, tuple[Any, str]] = {
     "model_type": ("llava_mpt", "model_type: expected one of llava, llava_llama, .* got llava_mpt"),
-    "mm_patch_merge_type": ("spatial_unpad", "mm_patch_merge_type: .* knows only flat, got spatial_unpad"),
-    "image_aspect_ratio": ("anyres", "image_aspect_ratio: .* knows only pad or square, got anyres"),
+    "mm_patch_merge_type": (
+        "spatial_unpad",
+        "mm_patch_merge_type: .* knows only flat with image_aspect_ratio pad, got spa",
+    ),
+    "image_aspect_ratio": (
+        "anyres",
+        "mm_patch_merge_type: .* knows only spatial_unpad with image_aspect_ratio anyres, got",
+    ),
     "mm_use_im_start_end": (True, "mm_use_im_start_end: .* knows only False, got True"),
     "mm_vision_tower": ("./nowhere", r"vision_tower: nowhere is not|vision_tower: \./nowhere.*--vision_tower DIR"),
     "mm_vision_select_layer": (-7, "feature_layer: this encoder has -4 to 3, got -7"),

@@ -18,6 +18,7 @@ from clips.errors import UserError
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.data import DataConfig, Turn, is_held_back, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits
+from llava_bridge.data.inspection import InspectConfig, inspect
 from llava_bridge.data.order import GroupedOrder
 from llava_bridge.data.pictures import FilePicture
 
@@ -122,6 +123,22 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     assert "0 pictures but 1 <image>" in why_second
     with pytest.raises(UserError, match="none of 4 samples can be used"):
         Conversations(data.samples, chat, 5)[0]
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_is_a_fault_of_its_sample(
+    answer: str, bridge_talk: Path, tmp_path: Path, chat: Chat, bridge_llm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else its end token alone would be learnt, as the answer to what was asked."""
+    rows = json.loads((bridge_talk / "talk.json").read_text())[:3]
+    rows[0]["conversations"][3]["value"] = answer  # the second; the first one is not
+    path = write(tmp_path / "talk.json", rows)
+    data = Conversations(read_samples(DataConfig(path=path, images=str(bridge_talk))), chat, 100)
+    item = data[0]
+    assert item["skipped"] == [("talk.json 0", "an answer is empty")]
+    assert item["input_ids"] == data[1]["input_ids"]
+    inspect(InspectConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0))
+    assert "unusable: 1: an answer is empty (talk.json 0)" in capsys.readouterr().out
 
 
 def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:

@@ -160,12 +160,36 @@ def test_hidden_states_of_timms_vits_are_what_their_blocks_give(name: str) -> No
     for block in trunk.blocks:
         block.register_forward_hook(lambda _, inputs, output: between.append((inputs[0], output)))
     with torch.no_grad():
-        found = list(tower.states(batch))
+        found = list(tower.states(batch, tower.depth))
     expected = [between[0][0], *(output for _, output in between[:-1]), trunk.norm(between[-1][1])]
     assert len(found) == tower.depth + 1 == len(expected)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other[:, trunk.num_prefix_tokens :], atol=1e-5, rtol=1e-5)
         assert one.shape[1] == 16
+    for deepest in (tower.depth - 2, 0):
+        del between[:]
+        with torch.no_grad():
+            fewer = list(tower.states(batch, deepest))
+        assert (len(fewer), len(between)) == (deepest + 1, max(1, deepest))
+        assert all(torch.equal(one, other) for one, other in zip(fewer, found, strict=False))
+
+
+@pytest.mark.parametrize("name", ["timm_trained", "open_clip", "siglip"])
+def test_activations_are_computed_again_with_the_same_gradients(name: str, specs: dict[str, str]) -> None:
+    model = vision_model(load_encoder(specs[name], own_size(name))).requires_grad_(True).train()
+    ends = (".blocks.0", ".resblocks.0", ".layers.0")
+    first = next(module for path, module in model.named_modules() if path.endswith(ends))
+    calls: list[int] = []
+    next(first.children()).register_forward_pre_hook(lambda *_: calls.append(1))
+    gradients = []
+    for times in (1, 2):
+        model.zero_grad()
+        model(pixels(name), output_hidden_states=[-2]).hidden_states[-2].square().mean().backward()
+        gradients.append({key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None})
+        assert len(calls) == times
+        calls.clear()
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -366,7 +390,7 @@ def test_whole_clips_and_unfit_models(specs: dict[str, str], tmp_path: Path) -> 
     transformers.ResNetConfig().save_pretrained(tmp_path / "resnet")
     with pytest.raises(UserError, match="is a resnet; expected one of clip_vision_model"):
         load_encoder(f"transformers:{tmp_path / 'resnet'}")
-    with pytest.raises(UserError, match="expected a directory in transformers' layout, or a model on the hub"):
+    with pytest.raises(UserError, match=r"nothing is not a directory \(expected one, or ORG/NAME on the hub"):
         load_encoder(f"transformers:{tmp_path / 'nothing'}")
     (tmp_path / "whole" / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"expected a preprocessor_config\.json that says how"):

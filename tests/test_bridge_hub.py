@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,25 @@ import huggingface_hub.constants
 import pytest
 import torch
 from bridge_world import config_file, make_llava
+from original_world import Parts, picture, write_original, write_tower
 
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.models import Row
+from clips.artifact import directory_hash, read_manifest
 from clips.commandline import parse_config
 from clips.errors import UserError
 from clips.references import hub_directory
+from llava_bridge.asking.console import ChatConfig, chat
+from llava_bridge.asking.describe import DescribeConfig, describe
+from llava_bridge.asking.inference import load_llava
 from llava_bridge.data.inspection import InspectConfig, inspect
 from llava_bridge.encoders import load_encoder
+from llava_bridge.layouts.convert import ConvertConfig, convert
 from llava_bridge.layouts.swap import SwapConfig, swap
 from llava_bridge.model.assembly import load_llm, load_tokenizer
 from llava_bridge.model.existing import take_up
 from llava_bridge.model.parts import check_encoder, check_llava, check_llm
+from llava_bridge.serving.command import ServeConfig, serve
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.identity import identity
 from llava_bridge.training.workspace import check_inputs
@@ -70,6 +80,7 @@ def test_a_name_gives_what_its_directory_gives(hub: Path, bridge_encoder: Path, 
     assert same(model, again)
     assert processor.chat_template
     assert same(load_llm("org/llava"), load_llm(str(hub.parent / "llava")))
+    assert same(load_llava("hf-hub:org/llava@main")[0], load_llava(hub.parent / "llava")[0])
 
 
 def test_a_directory_of_that_name_comes_first(hub: Path) -> None:
@@ -94,6 +105,11 @@ def test_revisions(hub: Path) -> None:
         (check_llm, "org--a/x", r"llm: org--a/x is not a directory; org--a/x: cannot be had from the hub \(.+\)"),
         (check_llm, "org/eyes", r"llm: org/eyes has no config\.json"),
         (check_llm, "./org/llm", r"llm: \./org/llm has no config\.json"),
+        (check_llava, "hf-hub:org/none", r"llava: org/none: cannot be had from the hub \(.+\)"),
+        (check_encoder, "transformers:org/none", r"encoder: org/none is not a directory; org/none: cannot be had"),
+        (check_encoder, "transformers:none", r"encoder: none is not a directory \(expected one, or ORG/NAME"),
+        (check_encoder, "transformers:org/eyes", r"encoder: org/eyes has no config\.json"),
+        (load_llava, "org/none", r"llava: org/none is not a directory; org/none: cannot be had from the hub \(.+\)"),
         (check_encoder, "hf-hub:org/none", r"encoder: org/none: cannot be had from the hub \(.+\)"),
         (check_encoder, "hf-hub:none", r"encoder: none: cannot be had from the hub \(.+\)"),
         (check_encoder, "hf-hub:org/llm", r"encoder: hf-hub:org/llm is no directory of open_clip's; try transformers:"),
@@ -125,18 +141,85 @@ def test_only_what_is_read_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert set(filter_repo_objects(sorted(wanted | others), **asked)) == wanted
 
 
-def test_a_run_keeps_names_and_commits(hub: Path, bridge_talk: Path, tmp_path: Path) -> None:
-    path = config_file(tmp_path, "run", bridge_talk, encoder="hf-hub:org/eyes", llm="org/llm", stages=["align"])
+def test_pickles_are_asked_for_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub_directory.cache_clear()
+    hub_directory("org/older", "source", pickles=True)
+    assert ["pytorch_model*.bin" in patterns for patterns in asked] == [False, True]
+    (tmp_path / "model.safetensors").touch()
+    hub_directory("org/newer", "source", pickles=True)
+    hub_directory.cache_clear()
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("encoder", ["hf-hub:org/eyes", "transformers:org/tower", "transformers:hf-hub:org/tower@main"])
+def test_a_run_keeps_names_and_commits(encoder: str, hub: Path, bridge_talk: Path, tmp_path: Path) -> None:
+    put(hub, "tower", write_tower(Parts(), tmp_path / "clip", pickled=True), COMMIT, "main")
+    path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
     check_inputs(config)
     found = identity(config)
-    assert (found["encoder"], found["llm"]) == ("hf-hub:org/eyes", "org/llm")
+    assert (found["encoder"], found["llm"]) == (encoder, "org/llm")
     assert (found["inputs.encoder"], found["inputs.llm"]) == (COMMIT, COMMIT)
+    several = dataclasses.replace(config, encoder=f"several:{encoder} + timm:test_vit@random")
+    assert identity(several)["inputs.encoder_1"] == COMMIT
 
 
 def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, tmp_path: Path, capsys: Any) -> None:
     swap(SwapConfig(llava="org/llava", encoder="hf-hub:org/eyes", output=str(tmp_path / "swapped")))
     check_llava(str(tmp_path / "swapped"))
     assert same(load_llm(str(tmp_path / "swapped")), load_llm("org/llava"))
+    manifest = read_manifest(tmp_path / "swapped")
+    assert manifest["data"] == {"encoder": COMMIT}
+    assert Path(manifest["parents"]["llava"]["path"]).name == COMMIT
     inspect(InspectConfig(path=str(bridge_talk / "talk.json"), llm="org/llm", image_tokens=16))
     assert "What colour is it?" in capsys.readouterr().out
+
+
+def test_a_llava_of_the_hub_is_asked(hub: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture().save(tmp_path / "picture.png")
+    said = []
+    for directory in (str(tmp_path / "llava"), "org/llava", "hf-hub:org/llava"):
+        chat(ChatConfig(directory=directory, image="picture.png", prompt="What?", max_new_tokens=5))
+        describe(DescribeConfig(directory=directory, images=["picture.png"], output="out.jsonl", max_new_tokens=5))
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2]
+    assert len(Path("out.jsonl").read_text().splitlines()) == 1  # for describe, too, the three are one LLaVA
+    served: list[Any] = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda _, sockets: served.append(sockets))
+    serve(ServeConfig(directory="org/llava", port=0))
+    assert len(served) == 1
+
+
+def test_an_original_llava_of_the_hub_is_converted(hub: Path, tmp_path: Path) -> None:
+    parts = Parts()
+    put(hub, "tower", write_tower(parts, tmp_path / "clip"), COMMIT, "main")
+    put(hub, "original", write_original(parts, tmp_path / "original", "org/tower"), COMMIT, "main")
+    convert(ConvertConfig(source="org/original", output="named"))
+    convert(ConvertConfig(source=str(tmp_path / "original"), output="local", vision_tower=str(tmp_path / "clip")))
+    assert same(load_llava("named")[0], load_llava("local")[0])
+    manifest = read_manifest(Path("named"))
+    assert manifest["config"]["source"] == "org/original"
+    assert {name: Path(parent["path"]).name for name, parent in manifest["parents"].items()} == {
+        "source": COMMIT,
+        "vision_tower": COMMIT,
+    }
+
+
+def test_models_of_the_hub_are_evaluated(hub: Path, bridge_encoder: Path, tmp_path: Path) -> None:
+    benchmarks = [BenchmarkConfig(name="retrieval", data="data")]
+    row = Row(RunConfig(row="r", results="r", benchmarks=benchmarks, encoder="hf-hub:org/eyes", llava="org/llava"))
+    for needs, name, local in (("encoder", "eyes", bridge_encoder), ("llava", "llava", tmp_path / "llava")):
+        assert row.path(needs) == str(hub / f"models--org--{name}/snapshots/{COMMIT}")  # type: ignore[arg-type]
+        assert row.model(needs)["hash"] == directory_hash(local)  # type: ignore[arg-type]
+    assert row.model("llava")["path"] == "org/llava"
+    assert same(row.encoder.model, Row(dataclasses.replace(row.config, encoder=str(bridge_encoder))).encoder.model)
+    missing = Row(dataclasses.replace(row.config, llava="org/none"))
+    with pytest.raises(UserError, match=r"^llava: org/none is not a directory; org/none: cannot be had from the hub"):
+        missing.path("llava")

@@ -51,6 +51,13 @@ def sbatch(directory: Path, *arguments: str, **programs: str) -> tuple[int, str]
     return done.returncode, log.read_text()
 
 
+def test_deepspeed_reads_the_example_of_its_hosts() -> None:
+    example = Path(__file__).parents[1] / "scripts" / "deepspeed" / "hostfile.example"
+    script = f"from deepspeed.launcher.runner import fetch_hostfile; print(dict(fetch_hostfile({str(example)!r})))"
+    done = bridge_world.run_python("-c", script)
+    assert done.stdout.splitlines()[-1:] == [str({f"node-{number}": 8 for number in range(1, 5)})], done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["deepspeed", "fsdp"])
 def test_two_nodes_train_one_llava(

@@ -242,7 +242,7 @@ def test_kept_features_are_right_found_again_and_of_these_weights_and_layers(
         next(model.parameters()).data.add_(shift)
         model.keep_outputs(layers)
         states = model.tower.states
-        model.tower.states = lambda seen: (computed.append(len(seen)), states(seen))[1]
+        model.tower.states = lambda seen, deepest: (computed.append(len(seen)), states(seen, deepest))[1]
         return model
 
     def seen(model: EncoderVisionModel, layers: int | list[int]) -> list[torch.Tensor]:

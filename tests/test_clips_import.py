@@ -211,7 +211,7 @@ def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
     tower = build_tower(found.source, found.architecture).eval()
     tower.load_state_dict(found.weights)
     pixels = torch.randn(2, 3, 32, 32)
-    *_, last = tower.states(pixels)
+    *_, last = tower.states(pixels, tower.depth)
     with torch.no_grad():
         feature = encoder.model.visual.ln_post(last[:, 0]) @ encoder.model.visual.proj
         torch.testing.assert_close(feature, encoder.model.encode_image(pixels))

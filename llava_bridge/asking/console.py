@@ -23,7 +23,7 @@ class ChatConfig:
     """Talk to a LLaVA about a picture.
 
     Args:
-        directory: the LLaVA directory.
+        directory: the LLaVA directory, or ``ORG/NAME`` on the hub.
         image: a picture file, or one in a shard (``shard.tar/000000003.png``); without one the talk is about text
             alone.
         prompt: ask this once and print the answer; without it, ask again and again until an empty line.

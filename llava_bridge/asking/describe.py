@@ -24,6 +24,7 @@ from PIL import Image
 from clips.artifact import directory_hash, say, write_file, writing
 from clips.commandline import difference
 from clips.errors import UserError
+from llava_bridge.model.parts import model_directory
 from llava_bridge.pictures import find_pictures, open_picture
 
 _READERS = 4  # threads that decode pictures ahead
@@ -37,7 +38,7 @@ class DescribeConfig:
     """Ask a LLaVA the same about many pictures; one line ``{"image": …, "text": …}`` each.
 
     Args:
-        directory: the LLaVA directory.
+        directory: the LLaVA directory, or ``ORG/NAME`` on the hub.
         images: picture files, pictures in shards (``shard.tar/000000003.png``), folders, shards and globs.
         prompt: what it is asked about each picture.
         output: the file of JSON lines to write; the same command goes on with the pictures that it lacks. Without it
@@ -114,7 +115,7 @@ class _Output:
         self.path = Path(config.output or "")
         self.note = self.path.with_name(f"{self.path.name}.made_by.json")
         deciding = {name: getattr(config, name) for name in ("prompt", "max_new_tokens")}
-        self.made_by = {"model": directory_hash(config.directory), **deciding}
+        self.made_by = {"model": directory_hash(model_directory(config.directory, "llava")), **deciding}
 
     def pictures(self) -> set[str]:
         """The pictures that are described already.

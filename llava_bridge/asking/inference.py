@@ -17,6 +17,7 @@ from torch import Tensor
 from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
 from llava_bridge.chat import IMAGE, Chat, Message
+from llava_bridge.model.parts import model_directory
 from llava_bridge.training.adapters import ADAPTER, with_adapter
 
 Pictures = Image.Image | Sequence[Image.Image] | None
@@ -26,7 +27,8 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     """Load (model, processor) from a LLaVA directory, ready to generate.
 
     Args:
-        directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout.
+        directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout; or its name on the hub, as
+            of :func:`~llava_bridge.model.parts.model_directory`.
         device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
         adapter: add what lies unmerged in its folder ``adapter``, if there is such a folder.
 
@@ -35,7 +37,7 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    path = Path(directory)
+    path = model_directory(str(directory), "llava")
     if not (path / "config.json").is_file():
         what = "no config.json in it" if path.is_dir() else "no such directory"
         raise UserError(f"{path}: {what}; expected a LLaVA directory")

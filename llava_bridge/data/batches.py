@@ -62,11 +62,13 @@ class Conversations(Dataset):
         """Tokens, labels and opened pictures of one sample.
 
         Raises:
-            SampleError: its text does not fit its pictures or the length.
+            SampleError: its text does not fit its pictures or the length, or an answer is empty.
             UserError: a picture is missing or broken.
         """
         if not sample.turns:
             raise SampleError("nothing is said")
+        if any(turn.role == "assistant" and not turn.content.strip() for turn in sample.turns):
+            raise SampleError("an answer is empty")  # it would teach that an answer may end before it begins
         messages = [{"role": turn.role, "content": turn.content} for turn in sample.turns]
         marks = [message["content"].count(IMAGE) for message in messages if message["role"] != "assistant"]
         if sum(marks) != len(sample.images) or any(

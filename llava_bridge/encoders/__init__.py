@@ -7,7 +7,7 @@
 ``timm:NAME@path/weights.safetensors``    the same with local weights
 ``timm:NAME@random``                      the same, untrained
 ``transformers:path/to/model``            a CLIP, SigLIP, DINO or AIMv2 in transformers' layout
-``transformers:NAME``                     the same from the hub
+``transformers:ORG/NAME``                 the same from the hub
 ``several:A + B``                         features of encoders A and B side by side
 ``several:interleave:A + B``              their tokens in turn
 ========================================  =====================================================

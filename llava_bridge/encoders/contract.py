@@ -37,8 +37,8 @@ class VisionTower(nn.Module, ABC):
     """How many tokens stand for each place of the grid, one behind the other."""
 
     @abstractmethod
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Yield hidden states 0 … depth in order, computing each only when asked for."""
+    def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
+        """Yield hidden states 0 … ``deepest`` in order; what only later ones need should not be computed."""
 
     def stock(self) -> Any | None:
         """The model that transformers' own LLaVA would use in this tower's place; None where it has none."""
@@ -128,7 +128,7 @@ def measure(tower: VisionTower, size: int, layer: int, where: str) -> tuple[int,
     was_training = tower.training
     tower.eval()
     index = layer % (tower.depth + 1)
-    state = next(itertools.islice(tower.states(torch.zeros(1, 3, size, size)), index, None))
+    state = next(itertools.islice(tower.states(torch.zeros(1, 3, size, size), index), index, None))
     tower.train(was_training)
     patches = (state.shape[1] - int(tower.class_token)) // tower.tokens_of_a_place
     grid = math.isqrt(patches)

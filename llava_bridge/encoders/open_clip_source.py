@@ -37,11 +37,11 @@ class OpenClipVit(VisionTower):
         self.visual = visual
         self.depth = len(visual.transformer.resblocks)
 
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+    def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each block's output, (B, G² + 1, D)."""
         tokens = self.visual._embeds(pixels)
         yield tokens
-        for block in self.visual.transformer.resblocks:
+        for block in self.visual.transformer.resblocks[:deepest]:
             tokens = self.run_block(block, tokens)
             yield tokens
 
@@ -57,11 +57,12 @@ class OpenClipResNet(VisionTower):
         super().__init__()
         self.visual = visual
 
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+    def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the stem's and then each stage's feature map as tokens in rows, (B, G², D)."""
         visual = self.visual
         features = pixels
-        for stage in (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        stages = (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+        for stage in stages[: deepest + 1]:
             features = self.run_block(stage, features)
             yield features.flatten(2).transpose(1, 2).contiguous()
 

@@ -62,7 +62,7 @@ class SeveralTowers(VisionTower):
         self.interleave = interleave
         self.tokens_of_a_place = len(towers) if interleave else 1
 
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+    def states(self, pixels: Tensor, deepest: int = 0) -> Iterator[Tensor]:
         """Yield (B, G², ΣD), or (B, n · G², ΣD) where n towers' tokens stand in turn."""
         seen = [self._seen(number, pixels) for number in range(len(self.towers))]
         seen = [_on_grid(tokens, seen[0].shape[1]) for tokens in seen]
@@ -80,7 +80,7 @@ class SeveralTowers(VisionTower):
         tower.recompute = self.recompute
         own = pixels * self.get_buffer("scales")[number] + self.get_buffer("shifts")[number]
         index = self.layers[number] % (tower.depth + 1)
-        state = next(itertools.islice(tower.states(own), index, None))
+        state = next(itertools.islice(tower.states(own, index), index, None))
         return state[:, int(tower.class_token) :]
 
 

@@ -36,7 +36,7 @@ class TimmTower(VisionTower):
         super().__init__()
         self.trunk = trunk
 
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+    def states(self, pixels: Tensor, deepest: int = 0) -> Iterator[Tensor]:
         """Yield the last feature map as tokens in rows."""
         features = self.trunk.forward_features(pixels)
         if features.ndim == 3:
@@ -50,8 +50,7 @@ class TimmTower(VisionTower):
 class TimmVit(VisionTower):
     """timm's ``VisionTransformer`` or ``Eva``: hidden state i is the output of block i, each (B, G², D).
 
-    The last is timm's own last feature map, behind the final norm if there is one; the others are before it. All blocks
-    are computed whichever are wanted.
+    The last is timm's own last feature map, behind the final norm if there is one; the others are before it.
     """
 
     class_token = False
@@ -62,18 +61,22 @@ class TimmVit(VisionTower):
         self.trunk = trunk
         self.depth = len(trunk.blocks)
 
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
+    def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded patches, then each block's output."""
         entering: list[Tensor] = []
         hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
+        self.trunk.set_grad_checkpointing(self.recompute and torch.is_grad_enabled())
+        blocks = list(range(max(1, deepest)))  # timm computes one at least
         try:
-            last, outputs = self.trunk.forward_intermediates(pixels, norm=False, output_fmt="NLC")
+            last, outputs = self.trunk.forward_intermediates(
+                pixels, indices=blocks, norm=False, stop_early=True, output_fmt="NLC"
+            )
         finally:
             hook.remove()
         prefix = self.trunk.num_prefix_tokens
-        yield entering[0][:, prefix:]
-        yield from outputs[:-1]
-        yield last[:, prefix:]
+        if deepest == self.depth:
+            outputs[-1] = last[:, prefix:]
+        yield from [entering[0][:, prefix:], *outputs][: deepest + 1]
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:

@@ -18,6 +18,7 @@ from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
 from clips.positions import on_grid
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
+from llava_bridge.model.parts import check_encoder, vision_directory
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
@@ -91,9 +92,12 @@ class TransformersTower(VisionTower):
         self.depth = config.num_hidden_layers
         self.model = _class_of(self.family)(config)
 
-    def states(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D)."""
-        for state in self.family.call(self.model, pixels).hidden_states:
+    def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
+        """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D).
+
+        transformers computes all layers, whatever is asked for.
+        """
+        for state in self.family.call(self.model, pixels).hidden_states[: deepest + 1]:
             yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
 
     def stock(self) -> Any | None:
@@ -114,14 +118,16 @@ def load(reference: str, image_size: int | None) -> Encoder:
     """
     from transformers import AutoConfig
 
-    with refusing(f"encoder: {reference}: expected a directory in transformers' layout, or a model on the hub"):
-        whole = AutoConfig.from_pretrained(reference)
+    check_encoder(f"transformers:{reference}")
+    directory = vision_directory(reference)
+    with refusing(f"encoder: {reference}: expected a directory in transformers' layout"):
+        whole = AutoConfig.from_pretrained(directory)
     config = getattr(whole, "vision_config", whole)
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UserError(f"encoder: {reference} is a {config.model_type}; expected one of {', '.join(FAMILIES)}")
-    model = load_pretrained(_class_of(family), Path(reference), f"encoder: {reference}", dtype=torch.float32)
-    pixels = _pixels(reference, config)
+    model = load_pretrained(_class_of(family), directory, f"encoder: {reference}", dtype=torch.float32)
+    pixels = _pixels(directory, config)
     if image_size is not None:
         pixels = dataclasses.replace(pixels, size=image_size)
     if pixels.size % config.patch_size:
@@ -139,7 +145,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
         architecture={"config": config.to_dict()},
         weights={f"model.{name}": value for name, value in weights.items()},
         pixels=pixels,
-        parent=reference if Path(reference).exists() else None,
+        parent=str(directory),
     )
 
 
@@ -165,12 +171,12 @@ def _class_of(family: Family) -> Any:
     return getattr(transformers, family.model)
 
 
-def _pixels(reference: str, config: Any) -> Pixels:
+def _pixels(directory: Path, config: Any) -> Pixels:
     """The preprocessing that the checkpoint states, its side that of the pictures after cropping."""
     from transformers import AutoImageProcessor
 
-    with refusing(f"encoder: {reference}: expected a preprocessor_config.json that says how pictures are normalised"):
-        found = AutoImageProcessor.from_pretrained(reference)
+    with refusing(f"encoder: {directory}: expected a preprocessor_config.json that says how pictures are normalised"):
+        found = AutoImageProcessor.from_pretrained(directory)
         own = (
             side_of(found) or getattr(config, "image_size", None) or config.patch_size * math.isqrt(config.num_patches)
         )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
 from clips.errors import UserError
-from llava_bridge.model.parts import check_llava, is_llava, read_config
+from llava_bridge.model.parts import check_llava, is_llava, model_directory, read_config
 
 TOWER = "vision_tower"
 """The folder in which a converted checkpoint has its tower, for the original code to find."""
@@ -29,14 +29,14 @@ class ConvertConfig:
     """Make a transformers directory of a LLaVA in its first authors' layout, or the other way round.
 
     Args:
-        source: the directory: an original checkpoint, a projector (``mm_projector.bin``) with its config, or a LLaVA in
-            transformers' layout.
+        source: the directory, or ``ORG/NAME`` on the hub: an original checkpoint, a projector (``mm_projector.bin``)
+            with its config, or a LLaVA in transformers' layout.
         output: the directory to write.
         format: the layout to write: hf (transformers) or original (haotian-liu/LLaVA).
         vision_tower: for hf: a directory in transformers' layout, or a name on the hub, instead of the tower that the
             checkpoint names.
-        llm: for hf: the directory of the LLM that a projector alone was trained for. For original: where the
-            ``tokenizer.model`` is that the original code reads, if not in the source.
+        llm: for hf: the LLM, a directory or a name on the hub, that a projector alone was trained for. For original:
+            where the ``tokenizer.model`` is that the original code reads, if not in the source.
         chat_template: for hf: ``auto`` (the tokenizer's own, else LLaVA-1.5's vicuna_v1, or mistral for Mistral) or a
             template's name.
     """
@@ -53,27 +53,31 @@ class ConvertConfig:
             raise UserError("vision_tower: expected none with format original, to which the LLaVA brings its own")
 
 
-def convert(config: ConvertConfig) -> None:
-    """Carry out ``config``.
+def convert(asked: ConvertConfig) -> None:
+    """Carry out ``asked``.
 
     Raises:
         UserError: the source is missing, incomplete, of that layout already, or has no equal in the other.
     """
+    config = _on_disk(asked)
     if not Path(config.source).is_dir():
         raise UserError(f"{config.source}: no such directory")
     there = is_llava(config.source)
     check_replaceable(config.output, _kind(config))
     if config.format == "original":
         check_llava(config.source)
-        if read_config(config.source)["model_type"] in ("llava_next", "llava_next_bridge"):
-            raise UserError(
-                f"{config.source}: a LLaVA with tiles (LLaVA-NeXT); expected one without for format original"
-            )
-        _to_original(config)
+        _to_original(config, asked)
     elif there:
         raise UserError(_already(config.source))
     else:
-        _to_transformers(config)
+        _to_transformers(config, asked)
+
+
+def _on_disk(asked: ConvertConfig) -> ConvertConfig:
+    """The same with directories for names on the hub."""
+    source = model_directory(asked.source, "source", pickles=True)
+    llm = None if asked.llm is None else model_directory(asked.llm, "llm", pickles=True)
+    return dataclasses.replace(asked, source=str(source), llm=None if llm is None else str(llm))
 
 
 def _kind(config: ConvertConfig) -> str:
@@ -99,14 +103,16 @@ def _already(source: str) -> str:
 # ---------------------------------------------------------------- original to transformers
 
 
-def _to_transformers(config: ConvertConfig) -> None:
+def _to_transformers(config: ConvertConfig, asked: ConvertConfig) -> None:
     from llava_bridge.layouts.original import read_original
+    from llava_bridge.model.anyres import most_tokens
     from llava_bridge.model.assembly import make_stock, set_generation
 
     original = read_original(Path(config.source), config.llm)
     tower = _tower_of(config, original.config)
     model, processor = _assembled(config, original, tower)
-    processor.image_processor = _image_processor(tower, original.config.get("image_aspect_ratio"))
+    if original.pinpoints is None:
+        processor.image_processor = _image_processor(tower, original.config.get("image_aspect_ratio"))
     set_generation(model, processor)
     stock = make_stock(model) and original.projector_name == "mlp2x_gelu"
     dtype = next(iter(original.llm.values())).dtype
@@ -118,22 +124,27 @@ def _to_transformers(config: ConvertConfig) -> None:
         if (slow := _slow_tokenizer(config)) is not None:
             shutil.copyfile(slow, partial / slow.name)
         parents = {"source": config.source, "llm": config.llm, "vision_tower": tower}
-        there = {name: path for name, path in parents.items() if path is not None and Path(path).exists()}
-        write_manifest(partial, kind="llava", config=config, parents=there, dtype=str(dtype))
+        there = {name: path for name, path in parents.items() if path is not None}
+        write_manifest(partial, kind="llava", config=asked, parents=there, dtype=str(dtype))
     needs = "" if stock else ", needs `import llava_bridge`"
-    say(f"{config.output}: LLaVA in transformers' layout, {dtype}, {model.config.image_seq_length} tokens{needs}")
+    tokens = model.config.image_seq_length if original.pinpoints is None else f"up to {most_tokens(processor):,}"
+    say(f"{config.output}: LLaVA in transformers' layout, {dtype}, {tokens} tokens for a picture{needs}")
 
 
 def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
-    """A directory, or a name on the hub."""
+    """The directory of the tower."""
     name = config.vision_tower or stated.get("mm_vision_tower")
     if name is None:
         raise UserError(f"vision_tower: {config.source} names none; expected a directory or a name on the hub")
     beside = Path(config.source) / Path(name).name
-    return str(beside) if config.vision_tower is None and beside.is_dir() else str(name)
+    if config.vision_tower is None and beside.is_dir():
+        return str(beside)
+    return str(model_directory(name, "vision_tower", pickles=True))
 
 
 def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:
+    import torch
+
     from llava_bridge.chat import is_prepared, with_blanks
     from llava_bridge.encoders import load_encoder
     from llava_bridge.encoders.contract import load_weights
@@ -160,6 +171,8 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
         feature_layer=original.config.get("mm_vision_select_layer", -2),
         features=original.config.get("mm_vision_select_feature", "patch"),
         projector=ProjectorConfig(name=original.projector_name),
+        image_fit="squash" if original.pinpoints is None else "anyres",
+        image_grid_pinpoints=original.pinpoints,
         chat_template=template,
     )
     llm = _llm(config, original)
@@ -169,6 +182,8 @@ def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, A
     names = dict(zip(stock_names(projector.state_dict()), projector.state_dict(), strict=True))
     renamed = {names.get(name, name): value for name, value in original.projector.items()}
     load_weights(projector, renamed, f"{config.source}: mm_projector")
+    if original.newline is not None:
+        model.model.image_newline = torch.nn.Parameter(original.newline.float())
     if not trained_with:
         processor.chat_template = tokenizer.chat_template = with_blanks(str(processor.chat_template), tokenizer)
     return model, processor
@@ -230,13 +245,14 @@ def _image_processor(tower: str, aspect: str | None) -> Any:
 # ---------------------------------------------------------------- transformers to original
 
 
-def _to_original(config: ConvertConfig) -> None:
+def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from clips.loading import load_pretrained, refusing
     from llava_bridge.layouts.original import original_config, original_weights
     from llava_bridge.model.assembly import make_stock
+    from llava_bridge.model.existing import check_tiles
     from llava_bridge.model.vision import EncoderVisionModel
 
     source = Path(config.source)
@@ -246,6 +262,7 @@ def _to_original(config: ConvertConfig) -> None:
         raise UserError(f"{source}: the original LLaVA has no class for this tower ({kind}); expected CLIP's")
     with refusing(f"{source}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(source)
+    check_tiles(model.config, processor.image_processor, str(source))
     try:
         stated = original_config(model, processor, str(Path(config.output) / TOWER))
     except UserError as error:
@@ -258,7 +275,7 @@ def _to_original(config: ConvertConfig) -> None:
         model.generation_config.save_pretrained(partial)
         _write_tokenizer(processor.tokenizer, config, partial)
         _write_tower(model.model.vision_tower, processor.image_processor, partial / TOWER)
-        write_manifest(partial, kind=_kind(config), config=config, parents={"source": source})
+        write_manifest(partial, kind=_kind(config), config=asked, parents={"source": source})
     say(f"{config.output}: LLaVA in the original layout; its tower is in {config.output}/{TOWER}")
 
 
@@ -293,6 +310,9 @@ def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
     from safetensors.torch import save_file
     from transformers import CLIPImageProcessor
 
+    from llava_bridge.encoders.transformers_source import side_of
+    from llava_bridge.model.anyres import makes_tiles
+
     directory.mkdir()
     weights = {f"vision_model.{name}": value.contiguous() for name, value in tower.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
@@ -300,4 +320,6 @@ def _write_tower(tower: Any, image_processor: Any, directory: Path) -> None:
     tower.config.save_pretrained(directory)
     names = CLIPImageProcessor().to_dict().keys()
     stated = {name: value for name, value in image_processor.to_dict().items() if name in names}
+    if makes_tiles(image_processor):  # the original makes the overview a square itself
+        stated |= {"size": {"shortest_edge": side_of(image_processor)}, "do_center_crop": True}
     CLIPImageProcessor(**{**stated, "do_pad": None}).save_pretrained(directory)

@@ -1,16 +1,20 @@
 """LLaVA in the layout of its first authors: what their ``config.json`` says, and how they name weights.
 
-Source: haotian-liu/LLaVA, ``llava_arch.py`` and both ``builder.py`` below ``llava/model``. Their LLM is
-``model.*`` and ``lm_head.*``, the projector ``model.mm_projector.*``; the tower is named by ``mm_vision_tower`` and, in
-some checkpoints, among the weights as ``model.vision_tower.vision_tower.*``.
+Source: haotian-liu/LLaVA, ``llava_arch.py`` and both ``builder.py`` below ``llava/model``; ``mm_utils.py`` for tiles.
+Their LLM is ``model.*`` and ``lm_head.*``, the projector ``model.mm_projector.*``; the tower is named by
+``mm_vision_tower`` and, in some checkpoints, among the weights as ``model.vision_tower.vision_tower.*``. LLaVA-1.6
+(LLaVA-NeXT) also has ``model.image_newline``, the token at the end of a row of tiles; its pinpoints are widths and
+heights, where transformers has heights and widths.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from torch import Tensor
 from clips.artifact import say
 from clips.errors import UserError
 from clips.interchange.tensors import read_weights
+from llava_bridge.model.anyres import makes_tiles
 from llava_bridge.model.parts import is_original, read_config
 
 LLMS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llama": "llama", "mistral": "mistral"}
@@ -26,7 +31,7 @@ LLMS = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "l
 MODEL_TYPES = {"llama": "llava_llama", "mistral": "llava_mistral"}
 CLASSES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForCausalLM"}
 PROJECTOR_FILE = "mm_projector.bin"
-_PROJECTOR, _TOWER = "mm_projector.", "model.vision_tower.vision_tower."
+_PROJECTOR, _TOWER, _NEWLINE = "mm_projector.", "model.vision_tower.vision_tower.", "model.image_newline"
 # Only there to be computed again; older versions of the libraries saved them.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|(^|\.)position_ids$")
 # What transformers writes of any model.
@@ -34,8 +39,7 @@ _GENERAL = {"chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2
 _GENERAL |= {"output_hidden_states", "problem_type", "return_dict", "_name_or_path", "dtype", "rope_parameters"}
 # Settings that make of LLaVA what transformers' LLaVA does not compute, and the values with which they do not.
 _ELSEWHERE: dict[str, tuple[Any, ...]] = {
-    "mm_patch_merge_type": ("flat",),
-    "image_aspect_ratio": ("pad", "square"),
+    "image_aspect_ratio": ("pad", "square", "anyres"),
     "mm_use_im_start_end": (False,),
     "s2": (False,),
 }
@@ -51,6 +55,7 @@ class Original:
         projector: the projector's, by their names within it.
         projector_name: its entry among our projectors.
         tower: the tower's, by transformers' names; none where the checkpoint leaves them to ``mm_vision_tower``.
+        newline: (D,), what ends a row of tiles; None for a LLaVA without tiles.
     """
 
     config: Mapping[str, Any]
@@ -58,6 +63,21 @@ class Original:
     projector: Mapping[str, Tensor]
     projector_name: str
     tower: Mapping[str, Tensor]
+    newline: Tensor | None
+
+    @property
+    def pinpoints(self) -> list[list[int]] | None:
+        """Heights and widths in pixels that pictures are fitted into before they are cut; None without tiles."""
+        return _turned(_pinpoints(self.config) or []) if has_tiles(self.config) else None
+
+
+def has_tiles(config: Mapping[str, Any]) -> bool:
+    """Whether an original ``config.json`` is one of LLaVA-1.6, whose pictures are cut into tiles."""
+    return bool(config.get("image_aspect_ratio") == "anyres")
+
+
+def _turned(pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[second, first] for first, second in pinpoints]
 
 
 def read_original(source: Path, llm: str | None) -> Original:
@@ -79,6 +99,10 @@ def read_original(source: Path, llm: str | None) -> Original:
         for name, value in weights.items()
         if name.startswith(_TOWER)
     }
+    newline = weights.pop(_NEWLINE, None)
+    if (newline is None) == has_tiles(config):
+        what = f"no {_NEWLINE} in it, which LLaVA's tiles need" if newline is None else f"{_NEWLINE}, but no anyres"
+        raise UserError(f"{source}: {what}")
     own = {name: value for name, value in weights.items() if _PROJECTOR not in name and not name.startswith(_TOWER)}
     if unknown := sorted(name for name in own if not name.startswith(("model.layers.", *_LLM_ENDS))):
         raise UserError(f"{source}: '{unknown[0]}' has no place in transformers' LLaVA")
@@ -91,6 +115,7 @@ def read_original(source: Path, llm: str | None) -> Original:
         projector=projector,
         projector_name=_projector_name(projector, source, config.get("mm_projector_type")),
         tower={name: value for name, value in tower.items() if not _COMPUTED.search(name)},
+        newline=newline,
     )
 
 
@@ -109,6 +134,24 @@ def _check(config: Mapping[str, Any], source: Path) -> None:
         if value is not None and value not in values:
             expected = " or ".join(map(str, values))
             raise UserError(f"{source}: {field}: transformers' LLaVA knows only {expected}, got {value}")
+    tiles = has_tiles(config)
+    merge, wanted = config.get("mm_patch_merge_type", "flat"), "spatial_unpad" if tiles else "flat"
+    if merge != wanted:
+        beside = f"with image_aspect_ratio {config.get('image_aspect_ratio')}"
+        raise UserError(f"{source}: mm_patch_merge_type: transformers' LLaVA knows only {wanted} {beside}, got {merge}")
+    if tiles and not _pinpoints(config):
+        given = config.get("image_grid_pinpoints")
+        raise UserError(f"{source}: image_grid_pinpoints: expected pairs of width and height, got {given}")
+
+
+def _pinpoints(config: Mapping[str, Any]) -> list[list[int]] | None:
+    """The pairs of width and height, which may be written as Python writes them; None where there are none."""
+    given: Any = config.get("image_grid_pinpoints")
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):
+        pairs = [list(pair) for pair in (ast.literal_eval(given) if isinstance(given, str) else given)]
+        if all(len(pair) == 2 and all(isinstance(length, int) for length in pair) for pair in pairs):
+            return pairs
+    return None
 
 
 def _read_directory(directory: Path) -> dict[str, Tensor]:
@@ -203,11 +246,22 @@ def original_config(model: Any, processor: Any, tower: str) -> dict[str, Any]:
         "mm_vision_select_feature": (
             "patch" if model.config.vision_feature_select_strategy == "default" else "cls_patch"
         ),
-        "mm_patch_merge_type": "flat",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-        "image_aspect_ratio": "pad" if getattr(processor.image_processor, "do_pad", None) else "square",
+        **_fit(processor.image_processor),
     }
+
+
+def _fit(images: Any) -> dict[str, Any]:
+    """How the original is told what an image processor does with a picture's shape."""
+    if makes_tiles(images):
+        return {
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": _turned(images.image_grid_pinpoints),
+            "mm_patch_merge_type": "spatial_unpad",
+        }
+    aspect = "pad" if getattr(images, "do_pad", None) else "square"
+    return {"image_aspect_ratio": aspect, "mm_patch_merge_type": "flat"}
 
 
 def projector_type(model: Any) -> str:
@@ -226,11 +280,13 @@ def projector_type(model: Any) -> str:
 
 
 def original_weights(model: Any) -> dict[str, Tensor]:
-    """LLM and projector of a LLaVA by their original names."""
+    """LLM and projector of a LLaVA by their original names, and what ends a row of tiles."""
     whole = model.model
     weights = {f"model.{name}": value for name, value in whole.language_model.state_dict().items()}
     if not model.config.tie_word_embeddings:
         weights["lm_head.weight"] = model.lm_head.weight
+    if hasattr(whole, "image_newline"):
+        weights[_NEWLINE] = whole.image_newline.data
     names = stock_names(whole.multi_modal_projector.state_dict())
     return {**weights, **{f"model.{_PROJECTOR}{name}": value for name, value in names.items()}}
 

@@ -13,7 +13,7 @@ from clips.artifact import artifact_directory, check_replaceable, say, write_man
 from clips.errors import UserError
 from llava_bridge.encoders.spec import paths_of
 from llava_bridge.model.anyres import ImageFit, check_pinpoints
-from llava_bridge.model.parts import check_encoder, check_llava, model_directory
+from llava_bridge.model.parts import check_encoder, check_llava, encoder_commits, model_directory
 from llava_bridge.projectors import ProjectorConfig
 
 
@@ -85,7 +85,15 @@ def swap(config: SwapConfig) -> None:
         model.save_pretrained(partial, max_shard_size="5GB")
         processor.save_pretrained(partial)
         parents = {"llava": str(directory), **paths_of(config.encoder)}
-        write_manifest(partial, kind="llava", config=config, seed=config.seed, parents=parents, projector="untrained")
+        write_manifest(
+            partial,
+            kind="llava",
+            config=config,
+            seed=config.seed,
+            data=encoder_commits(config.encoder),
+            parents=parents,
+            projector="untrained",
+        )
     say(
         f"{config.output}: its projector is new and means nothing to the LLM before it is trained: `llava-bridge train "
         f"--llava {config.output} --output … --align.data … --instruct.data …`"

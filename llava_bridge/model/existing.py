@@ -39,8 +39,7 @@ def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
     if size is None or tokenizer.convert_tokens_to_ids(IMAGE) != model.config.image_token_index:
         wrong = "square pictures" if size is None else f"{IMAGE} in its tokenizer as its config.json says"
         raise UserError(f"llava: {llava}: expected {wrong}")
-    if makes_tiles(theirs.image_processor):
-        _check_tiles(model.config, theirs.image_processor, llava)
+    check_tiles(model.config, theirs.image_processor, llava)
     _use_our_tower(model, size, llava)
     template = template_beside(theirs.chat_template or tokenizer.chat_template, chat_template, tokenizer)
     processor = processor_of(theirs.image_processor, tokenizer, size, model.config.image_seq_length, template)
@@ -51,8 +50,10 @@ def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def _check_tiles(config: Any, images: Any, where: str) -> None:
+def check_tiles(config: Any, images: Any, where: str) -> None:
     """Refuse a LLaVA-NeXT whose model would join tiles otherwise than its processor makes them."""
+    if not makes_tiles(images):
+        return
     told, made = getattr(config, "image_grid_pinpoints", None), images.image_grid_pinpoints
     if [list(pair) for pair in told or []] != [list(pair) for pair in made]:
         raise UserError(

@@ -19,16 +19,17 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 def is_on_hub(reference: str) -> bool:
-    """Whether a model is meant by its name on the hub: ``ORG/NAME``, where there is no such directory."""
-    return bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists()
+    """Whether a model is meant by its name on the hub: ``hf-hub:ORG/NAME``, or ``ORG/NAME``, no directory here."""
+    return reference.startswith(HUB) or (bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists())
 
 
-def model_directory(reference: str, field: str) -> Path:
-    """Where an LLM or a LLaVA lies: the directory that ``reference`` is, or the hub's copy of the one that it names.
+def model_directory(reference: str, field: str, *, pickles: bool = False) -> Path:
+    """Where a model in transformers' layout, or a LLaVA in another, lies: the directory itself, or the hub's copy.
 
     Args:
-        reference: a directory, or ``ORG/NAME`` or ``ORG/NAME@REVISION`` on the hub.
+        reference: a directory; or ``ORG/NAME`` on the hub, also ``ORG/NAME@REVISION``, also behind ``hf-hub:``.
         field: of the config, for the error.
+        pickles: whether PyTorch's older files of weights will do, where the hub has no safetensors.
 
     Raises:
         UserError: it is neither.
@@ -36,8 +37,10 @@ def model_directory(reference: str, field: str) -> Path:
     if not is_on_hub(reference):
         return Path(reference)
     try:
-        return hub_directory(reference, field)
+        return hub_directory(reference.removeprefix(HUB), field, pickles=pickles)
     except UserError as error:
+        if reference.startswith(HUB):
+            raise
         raise UserError(f"{field}: {reference} is not a directory; {str(error).removeprefix(f'{field}: ')}") from None
 
 
@@ -48,6 +51,28 @@ def open_clip_directory(reference: str) -> Path:
         UserError: the hub does not give it.
     """
     return hub_directory(reference.removeprefix(HUB), "encoder") if reference.startswith(HUB) else Path(reference)
+
+
+def encoder_commits(spec: str) -> dict[str, str]:
+    """``{"encoder": commit}`` of the hub's repository that a spec names, ``encoder_1`` … of several; of timm's none.
+
+    The hub's cache calls a repository's directory by its commit.
+    """
+    found = {}
+    encoders = members(spec)
+    for number, encoder in enumerate(encoders, 1):
+        source, reference = parse_spec(encoder)
+        field = "encoder" if len(encoders) == 1 else f"encoder_{number}"
+        if source == "open_clip" and reference.startswith(HUB):
+            found[field] = open_clip_directory(reference).name
+        elif source == "transformers" and is_on_hub(reference):
+            found[field] = vision_directory(reference).name
+    return found
+
+
+def vision_directory(reference: str) -> Path:
+    """The directory of an encoder in transformers' layout, as of :func:`model_directory`."""
+    return model_directory(reference, "encoder", pickles=True)
 
 
 def is_llava(directory: str | Path) -> bool:
@@ -131,11 +156,11 @@ def check_encoder(spec: str) -> None:
             if not (directory / name).is_file():
                 raise UserError(f"encoder: {reference} has no {what} (expected {name})")
     elif source == "transformers":
-        directory = Path(reference)
-        if directory.is_dir() and not (directory / "config.json").is_file():
-            raise UserError(f"encoder: {directory} has no config.json (expected a model in transformers' layout)")
-        if not directory.is_dir() and (reference.startswith((".", "/", "~")) or reference.count("/") > 1):
-            raise UserError(f"encoder: {directory} is not a directory")
+        directory = vision_directory(reference)
+        if not directory.is_dir():
+            raise UserError(f"encoder: {directory} is not a directory (expected one, or ORG/NAME on the hub)")
+        if not (directory / "config.json").is_file():
+            raise UserError(f"encoder: {reference} has no config.json (expected a model in transformers' layout)")
     elif source == "several":
         for member in members(spec):
             check_encoder(member)

@@ -81,11 +81,9 @@ class EncoderVisionModel(PreTrainedModel):
             torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=half),
         ):
             pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)  # convolutions are faster so
-            for index, state in enumerate(self.tower.states(pixels)):
+            for index, state in enumerate(self.tower.states(pixels, max(wanted))):
                 if index in wanted:
                     states[index] = state.to(pixel_values.dtype)
-                if index == max(wanted):
-                    break
         return states
 
     def keep_outputs(self, layers: int | list[int]) -> None:

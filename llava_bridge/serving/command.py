@@ -21,7 +21,7 @@ class ServeConfig:
     """Serve a LLaVA by OpenAI's chat API, and a page to talk to it.
 
     Args:
-        directory: the LLaVA directory; its name is the model's name in the API.
+        directory: the LLaVA directory, or ``ORG/NAME`` on the hub; its name is the model's name in the API.
         host: the address to listen at. Others than this machine's own let everybody in who can reach it: there is no
             password.
         port: 0 takes a free one.

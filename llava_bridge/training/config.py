@@ -199,7 +199,7 @@ class TrainConfig:
         output: the directory to write: an LLM directory if ``pretrain`` is the last stage, else a LLaVA directory.
         stages: which of pretrain, align, instruct run, in this order.
         encoder: an encoder directory, or ``hf-hub:ORG/NAME``; ``timm:NAME``, ``timm:NAME@weights.safetensors``,
-            ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or a name on the hub) for CLIP, SigLIP, DINO and AIMv2.
+            ``timm:NAME@random``; or ``transformers:DIRECTORY`` (or ORG/NAME on the hub) for CLIP, SigLIP, DINO, AIMv2.
         llm: a directory with a transformers causal LM and its tokenizer, or ``ORG/NAME`` on the hub
             (``ORG/NAME@REVISION`` for one of its commits). Not needed after ``pretrain``, which then makes a new one
             (``new_llm``); given, ``pretrain`` trains it further. A LLaVA directory gives its LLM.
@@ -217,7 +217,8 @@ class TrainConfig:
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
         projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
-            LLaVA-1.5's preamble), llama_2, llama_3, chatml (Qwen, SmolLM), mistral, gemma, phi_3, tulu (OLMo), turns.
+            LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), mistral, gemma, phi_3,
+            tulu (OLMo), turns.
         attn_implementation: how the LLM computes attention, by transformers' name: sdpa, eager, flash_attention_2 …;
             None takes its own choice.
         new_llm: the LLM that ``pretrain`` makes.

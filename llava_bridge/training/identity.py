@@ -14,11 +14,10 @@ from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_man
 from clips.commandline import difference, leaves, plain
 from clips.data.tars import read_span
 from clips.errors import UserError
-from clips.references import HUB
 from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
-from llava_bridge.encoders.spec import members, paths_of
-from llava_bridge.model.parts import is_on_hub, model_directory, open_clip_directory
+from llava_bridge.encoders.spec import paths_of
+from llava_bridge.model.parts import encoder_commits, is_on_hub, model_directory
 from llava_bridge.training.config import STAGES, TrainConfig
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
@@ -102,11 +101,7 @@ def commits(config: TrainConfig) -> dict[str, str]:
     """The commit that each name on the hub means: so the hub's cache calls its directory."""
     found: dict[str, str] = {}
     if config.encoder and config.stages[-1] != "pretrain":
-        encoders = members(config.encoder)
-        for number, encoder in enumerate(encoders, 1):
-            if encoder.startswith(HUB):
-                field = "encoder" if len(encoders) == 1 else f"encoder_{number}"
-                found[field] = open_clip_directory(encoder).name
+        found |= encoder_commits(config.encoder)
     for field in ("llm", "llava"):
         name = getattr(config, field)
         if name and is_on_hub(name):

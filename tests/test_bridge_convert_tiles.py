@@ -1,0 +1,224 @@
+"""LLaVA-1.6 in its first authors' layout, with tiles, becomes transformers' LLaVA-NeXT, and comes back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import original_world as world
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clips.errors import UserError
+from llava_bridge import answer, load_llava
+from llava_bridge.layouts.convert import ConvertConfig, convert
+from llava_bridge.model.assembly import make_chat
+from llava_bridge.model.existing import take_up
+
+QUESTION = "What's AB?"
+SIDE, GRID = world.SIZE, world.SIZE // world.PATCH
+PINPOINTS = [[64, 32], [32, 96], [64, 64]]  # widths and heights: no pair is another turned round
+STATED = {
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": PINPOINTS,
+    "model_type": "llava",
+    "unfreeze_mm_vision_tower": True,
+}
+NEWLINE = torch.linspace(-1, 1, 32)
+SHAPES = [(50, 20), (20, 70), (60, 60), (33, 31)]
+
+
+@pytest.fixture(scope="module")
+def parts() -> world.Parts:
+    return world.Parts()
+
+
+@pytest.fixture(scope="module")
+def original(parts: world.Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As LLaVA-1.6 is: the trained tower and the newline are among the weights, in safetensors."""
+    folder = tmp_path_factory.mktemp("tiles")
+    tower = world.write_tower(parts, folder / "clip")
+    directory = world.write_original(parts, folder / "original", str(tower), pickled=False, shards=1, **STATED)
+    weights = load_file(directory / "model.safetensors")
+    for name, value in parts.tower.state_dict().items():
+        weights[f"model.vision_tower.vision_tower.vision_model.{name}"] = value.clone()
+    save_file({**weights, "model.image_newline": NEWLINE.clone()}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def converted(original: Path) -> Path:
+    convert(ConvertConfig(source=str(original), output=str(original.parent / "hf")))
+    return original.parent / "hf"
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Noise without extremes, which PIL cuts off in the middle of scaling."""
+    noise = torch.randint(
+        64, 192, (height, width, 3), generator=torch.Generator().manual_seed(width), dtype=torch.uint8
+    )
+    return Image.fromarray(noise.numpy())
+
+
+def best_pinpoint(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the pinpoint that keeps most of the picture and, of like ones, has the smallest bars."""
+
+    def merit(pinpoint: tuple[int, int]) -> tuple[int, int]:
+        scale = min(pinpoint[0] / size[0], pinpoint[1] / size[1])
+        kept = min(int(size[0] * scale) * int(size[1] * scale), size[0] * size[1])
+        return kept, kept - pinpoint[0] * pinpoint[1]
+
+    return max(((width, height) for width, height in PINPOINTS), key=merit)
+
+
+def tiles(shown: Image.Image) -> Tensor:
+    """(N, 3, S, S): the picture squashed, then the tiles of the picture between bars of black, row by row."""
+    wide, high = best_pinpoint(shown.size)
+    scale = min(wide / shown.width, high / shown.height)
+    fitted = shown.resize((min(math.ceil(shown.width * scale), wide), min(math.ceil(shown.height * scale), high)))
+    canvas = Image.new("RGB", (wide, high))
+    canvas.paste(fitted, ((wide - fitted.width) // 2, (high - fitted.height) // 2))
+    corners = [(left, top) for top in range(0, high, SIDE) for left in range(0, wide, SIDE)]
+    cut = [canvas.crop((left, top, left + SIDE, top + SIDE)) for left, top in corners]
+    pixels = [torch.tensor(list(one.get_flattened_data())) for one in [shown.resize((SIDE, SIDE)), *cut]]
+    whole = torch.stack(pixels).view(-1, SIDE, SIDE, 3) / 255
+    return ((whole - torch.tensor(world.MEAN)) / torch.tensor(world.STD)).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def expected_logits(parts: world.Parts, texts: list[list[int]], size: tuple[int, int], pixels: Tensor) -> Tensor:
+    """What the original computes: overview, then the joined tiles without the bars, a newline after each row."""
+    state = parts.tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    overview, *rest = parts.projector(state)
+    wide, high = (length // SIDE for length in best_pinpoint(size))
+    joined = torch.stack(rest).view(high, wide, GRID, GRID, -1).permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2)
+    rows, columns = high * GRID, wide * GRID
+    if size[0] / size[1] > columns / rows:
+        bar = (rows - int(size[1] * columns / size[0])) // 2
+        joined = joined[bar : rows - bar]
+    else:
+        bar = (columns - int(size[0] * rows / size[1])) // 2
+        joined = joined[:, bar : columns - bar]
+    ended = torch.cat([joined, NEWLINE.expand(len(joined), 1, -1)], dim=1)
+    embed = parts.llm.get_input_embeddings()
+    first, second = (embed(torch.tensor([text]))[0] for text in texts)
+    return parts.llm(inputs_embeds=torch.cat([first, overview, ended.flatten(0, 1), second])[None]).logits[0]
+
+
+def ask(directory: Path, shown: Image.Image) -> tuple[str, Tensor, Tensor]:
+    """The prompt, the logits at each of its tokens, and the pixels."""
+    model, processor = load_llava(directory, device="cpu")
+    text = make_chat(model, processor).prompt([{"role": "user", "content": f"<image>\n{QUESTION}"}], [shown])
+    ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    made = processor.image_processor(shown, return_tensors="pt")
+    with torch.no_grad():
+        return text, model(input_ids=ids, **made).logits[0], made["pixel_values"][0]
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_the_same_pixels_and_logits_as_by_hand(size: tuple[int, int], parts: world.Parts, converted: Path) -> None:
+    text, logits, pixels = ask(converted, picture(*size))
+    torch.testing.assert_close(pixels, tiles(picture(*size)), atol=0.03, rtol=0)
+    first, *_, last = text.replace("<s> ", "").split("<image>")
+    texts = parts.ids(f"{first}<image>{last.removeprefix(' ')}")
+    expected = expected_logits(parts, texts, size, pixels)
+    assert len(logits) == len(expected)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits[:, : expected.shape[1]], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_it_is_transformers_own_llava_next(converted: Path) -> None:
+    stated = json.loads((converted / "config.json").read_text())
+    assert stated["architectures"] == ["LlavaNextForConditionalGeneration"]
+    assert stated["image_grid_pinpoints"] == [[32, 64], [96, 32], [64, 64]]  # heights and widths
+    assert stated["vision_config"]["model_type"] == "clip_vision_model"
+    names = load_file(converted / "model.safetensors")
+    assert torch.equal(names["image_newline"], NEWLINE)
+    assert {name.partition(".")[0] for name in names} == {
+        "image_newline",
+        "language_model",
+        "multi_modal_projector",
+        "vision_tower",
+    }
+    model, _ = take_up(str(converted), "auto")  # and it can be trained further
+    assert torch.equal(model.model.image_newline, NEWLINE)
+
+
+def test_pinpoints_may_be_written_as_python_writes_them(original: Path, tmp_path: Path) -> None:
+    """So LLaVA's training writes what its command line said."""
+    source = varied(original, {"image_grid_pinpoints": "[(64, 32), (32, 96)]"}, tmp_path / "other")
+    convert(ConvertConfig(source=str(source), output=str(tmp_path / "hf")))
+    assert load_llava(tmp_path / "hf", "cpu")[1].image_processor.image_grid_pinpoints == [[32, 64], [96, 32]]
+
+
+def test_there_and_back_is_the_identity(original: Path, converted: Path, tmp_path: Path) -> None:
+    convert(ConvertConfig(source=str(converted), output=str(tmp_path / "back"), format="original"))
+    stated, before = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", original))
+    for name in ("image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints", "mm_vision_select_layer"):
+        assert stated[name] == before[name], name
+    preprocess = json.loads((tmp_path / "back" / "vision_tower" / "preprocessor_config.json").read_text())
+    assert (preprocess["size"], preprocess["crop_size"]) == ({"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE})
+    weights, known = load_file(tmp_path / "back" / "model.safetensors"), load_file(original / "model.safetensors")
+    assert torch.equal(weights["model.image_newline"], NEWLINE)
+    for name in known.keys() & weights.keys():
+        assert torch.equal(weights[name][: len(known[name])], known[name]), name
+    left_out = {name for name in known if "vision_tower" not in name} - weights.keys()
+    assert left_out == {"model.layers.0.self_attn.rotary_emb.inv_freq"}
+    convert(ConvertConfig(source=str(tmp_path / "back"), output=str(tmp_path / "again")))
+    for size in SHAPES[:2]:
+        for mine, theirs in zip(ask(converted, picture(*size)), ask(tmp_path / "again", picture(*size)), strict=True):
+            assert mine == theirs if isinstance(mine, str) else torch.equal(mine, theirs)
+    said = [answer(*load_llava(folder, "cpu"), [picture(50, 20)], [QUESTION], max_new_tokens=5)
+            for folder in (converted, tmp_path / "again")]  # fmt: skip
+    assert said[0] == said[1]
+
+
+FIELDS: dict[str, tuple[Any, str]] = {
+    "mm_patch_merge_type": ("flat", "mm_patch_merge_type: .* knows only spatial_unpad with image_aspect_ratio anyres"),
+    "image_aspect_ratio": ("anyres_max_9", "image_aspect_ratio: .* knows only pad or square or anyres, got anyres_max"),
+    "image_grid_pinpoints": ("(1x1),...,(6x6)", "image_grid_pinpoints: expected pairs of width and height, got .1x1"),
+    "mm_vision_select_feature": ("cls_patch", "features: expected patch with image_fit anyres, got cls_patch"),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_tiles_that_transformers_does_not_join(field: str, original: Path, tmp_path: Path) -> None:
+    value, match = FIELDS[field]
+    refuse(original, {field: value}, match, tmp_path)
+
+
+def test_tiles_and_their_newline_go_together(original: Path, tmp_path: Path) -> None:
+    flat = {"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"}
+    refuse(original, flat, r"model\.image_newline, but no anyres", tmp_path)
+    weights = load_file(original / "model.safetensors")
+    del weights["model.image_newline"]
+    (tmp_path / "none").mkdir()
+    save_file(weights, tmp_path / "none" / "model.safetensors")
+    (tmp_path / "none" / "config.json").write_text((original / "config.json").read_text())
+    refuse(tmp_path / "none", {}, r"no model\.image_newline in it, which LLaVA's tiles need", tmp_path)
+
+
+def refuse(source: Path, fields: dict[str, Any], match: str, folder: Path) -> None:
+    """With these fields in its config the checkpoint is refused in one line, and nothing is written."""
+    other = varied(source, fields, folder / f"not {match[:20]}")
+    with pytest.raises(UserError, match=match) as caught:
+        convert(ConvertConfig(source=str(other), output=str(folder / "output")))
+    assert "\n" not in str(caught.value)
+    assert not (folder / "output").exists()
+
+
+def varied(source: Path, fields: dict[str, Any], directory: Path) -> Path:
+    """The same checkpoint with other fields in its config."""
+    directory.mkdir()
+    for file in source.iterdir():
+        (directory / file.name).symlink_to(file)
+    config = json.loads((source / "config.json").read_text())
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_text(json.dumps({**config, **fields}))
+    return directory
