@@ -24,21 +24,21 @@ def is_config_file(reference: str) -> bool:
 
 
 @functools.cache  # the hub is asked once
-def hub_directory(name: str, field: str, *, pickles: bool = False) -> Path:
-    """Where the hub's cache holds a repository's config, tokenizer and safetensors; what is not there is downloaded.
+def hub_directory(name: str, field: str) -> Path:
+    """Where the hub's cache holds a repository's config, tokenizer and weights; what is not there is downloaded.
 
+    Weights are safetensors, or PyTorch's older files where there are none (read with ``weights_only``).
     Without a network the copy that is there already is taken. The directory's own name is the commit.
 
     Args:
         name: ``ORG/NAME``, or ``ORG/NAME@REVISION`` for a branch, tag or commit.
         field: of the config, for the error.
-        pickles: where there are no safetensors, take PyTorch's older files of weights.
 
     Raises:
         UserError: no such repository, no right to read it, or no network and no copy.
     """
     directory = _download(name, field, _WANTED)
-    if pickles and not any(directory.glob("*.safetensors")):
+    if not any(directory.glob("*.safetensors")):
         return _download(name, field, [*_WANTED, *_PICKLES])
     return directory
 

@@ -95,3 +95,13 @@ def test_an_llm_that_does_anything_else_is_refused(tokenizer: Any, tmp_path: Pat
     llm.forward = squared
     with pytest.raises(UserError, match="llm: qwen3 does more for its logits than an output layer"):
         output_layer(llm)
+
+
+def test_weights_in_pytorchs_older_files(tokenizer: Any, tmp_path: Path) -> None:
+    """As Vicuna's are; read without running what a pickle may hold."""
+    llm = make("qwen3", tokenizer, tmp_path / "llm")
+    (tmp_path / "llm" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights \(expected \*.safetensors, or pytorch_model\*.bin\)"):
+        load_llm(str(tmp_path / "llm"))
+    torch.save(llm.state_dict(), tmp_path / "llm" / "pytorch_model.bin")
+    torch.testing.assert_close(logits(load_llm(str(tmp_path / "llm")), 300), logits(llm, 300))

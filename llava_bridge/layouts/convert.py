@@ -75,8 +75,8 @@ def convert(asked: ConvertConfig) -> None:
 
 def _on_disk(asked: ConvertConfig) -> ConvertConfig:
     """The same with directories for names on the hub."""
-    source = model_directory(asked.source, "source", pickles=True)
-    llm = None if asked.llm is None else model_directory(asked.llm, "llm", pickles=True)
+    source = model_directory(asked.source, "source")
+    llm = None if asked.llm is None else model_directory(asked.llm, "llm")
     return dataclasses.replace(asked, source=str(source), llm=None if llm is None else str(llm))
 
 
@@ -139,7 +139,7 @@ def _tower_of(config: ConvertConfig, stated: Mapping[str, Any]) -> str:
     beside = Path(config.source) / Path(name).name
     if config.vision_tower is None and beside.is_dir():
         return str(beside)
-    return str(model_directory(name, "vision_tower", pickles=True))
+    return str(model_directory(name, "vision_tower"))
 
 
 def _assembled(config: ConvertConfig, original: Any, tower: str) -> tuple[Any, Any]:

@@ -23,13 +23,12 @@ def is_on_hub(reference: str) -> bool:
     return reference.startswith(HUB) or (bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists())
 
 
-def model_directory(reference: str, field: str, *, pickles: bool = False) -> Path:
+def model_directory(reference: str, field: str) -> Path:
     """Where a model in transformers' layout, or a LLaVA in another, lies: the directory itself, or the hub's copy.
 
     Args:
         reference: a directory; or ``ORG/NAME`` on the hub, also ``ORG/NAME@REVISION``, also behind ``hf-hub:``.
         field: of the config, for the error.
-        pickles: whether PyTorch's older files of weights will do, where the hub has no safetensors.
 
     Raises:
         UserError: it is neither.
@@ -37,7 +36,7 @@ def model_directory(reference: str, field: str, *, pickles: bool = False) -> Pat
     if not is_on_hub(reference):
         return Path(reference)
     try:
-        return hub_directory(reference.removeprefix(HUB), field, pickles=pickles)
+        return hub_directory(reference.removeprefix(HUB), field)
     except UserError as error:
         if reference.startswith(HUB):
             raise
@@ -72,7 +71,7 @@ def encoder_commits(spec: str) -> dict[str, str]:
 
 def vision_directory(reference: str) -> Path:
     """The directory of an encoder in transformers' layout, as of :func:`model_directory`."""
-    return model_directory(reference, "encoder", pickles=True)
+    return model_directory(reference, "encoder")
 
 
 def is_llava(directory: str | Path) -> bool:
@@ -119,7 +118,7 @@ def check_llava(llava: str) -> None:
 
 
 def check_llm(llm: str) -> None:
-    """Raise UserError unless ``llm`` has config, tokenizer and safetensors weights.
+    """Raise UserError unless ``llm`` has config, tokenizer and weights.
 
     Args:
         llm: as of :func:`model_directory`. A LLaVA in transformers' layout will do as well: its LLM is meant.
@@ -135,8 +134,8 @@ def _check_model(name: str, directory: Path, field: str, kind: str) -> None:
         raise UserError(f"{field}: {name} has no config.json (expected a directory with a transformers {kind})")
     if not any((directory / file).is_file() for file in _TOKENIZERS):
         raise UserError(f"{field}: {name} has no tokenizer (expected tokenizer.json beside config.json)")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"{field}: {name} has no weights (expected *.safetensors)")
+    if not any([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
+        raise UserError(f"{field}: {name} has no weights (expected *.safetensors, or pytorch_model*.bin)")
 
 
 def check_encoder(spec: str) -> None:
