@@ -62,7 +62,7 @@ def check_tiles(config: Any, images: Any, where: str) -> None:
 
 
 def _use_our_tower(model: Any, size: int, where: str) -> None:
-    """Put transformers' vision model behind the interface of ours, which computes no more layers than are needed.
+    """Put transformers' vision model behind the interface of ours, where features can be kept on disk.
 
     It is the opposite of :func:`llava_bridge.model.assembly.make_stock`.
     """
