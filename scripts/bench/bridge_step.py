@@ -10,7 +10,8 @@ picture) and the LLM of ``--llm``.
 1. *packing*: forward and backward of the same samples in micro-batches, each padded in random order, padded in groups
    of like length (as the bridge does), packed into rows of ``--room`` tokens.
 2. *overhead*: whole steps of the bridge's trainer under DeepSpeed beside a loop of transformers' model, AdamW and
-   nothing else, over the same batches; data loading included in both.
+   nothing else, over the same batches, data loading included; with the loss of transformers' model, and with the
+   bridge's, so that what the trainer costs is told from what its loss saves.
 3. *memory*: the most that forward and backward of a batch allocate with the loss of the bridge, and with transformers'
    own, whose logits exist whole, for an LLM with ``--vocabulary`` tokens.
 """
@@ -18,6 +19,7 @@ picture) and the LLM of ``--llm``.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -55,7 +57,7 @@ def main() -> None:
         if "packing" in args.rows:
             print(packing_table(args, model, processor, data))
         if "overhead" in args.rows:
-            print(overhead_line(args, model, processor, data, mix, Path(folder)))
+            print(overhead_table(args, model, processor, data, mix, Path(folder)))
     if "memory" in args.rows:
         print(memory_table(args))
 
@@ -183,7 +185,7 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def overhead_line(
+def overhead_table(
     args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
 ) -> str:
     from llava_bridge.training import processes
@@ -191,22 +193,27 @@ def overhead_line(
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
     os.environ.update(launched)
     processes.init_processes()
-    ours, bare, same = [], [], []
+    sides = {
+        "the bridge": functools.partial(bridge_steps, mix=mix, folder=folder),
+        "bare loop, transformers' loss": functools.partial(bare_steps, own_loss=False),
+        "bare loop, the bridge's loss": functools.partial(bare_steps, own_loss=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(args.rounds + 1):
-        pair = [bridge_steps, bare_steps][:: 1 if number % 2 else -1]
-        found = {run.__name__: run(args, model, processor, data, mix, folder) for run in pair}
-        if number:  # the first round warms up
-            ours.append(statistics.median(found["bridge_steps"]))
-            bare.append(statistics.median(found["bare_steps"]))
-            same.append(ours[-1] / bare[-1])
-    return (
-        f"a step of {args.micro_batch} samples: bridge {spread(ours):.3f} s, bare loop {spread(bare):.3f} s, "
-        f"bridge ÷ bare {spread(same):.3f}"
-    )
+        for name in list(sides)[:: -1 if number % 2 else 1]:
+            taken = statistics.median(sides[name](args, model, processor, data))
+            if number:  # the first round warms up
+                seconds[name].append(taken)
+    ours = seconds["the bridge"]
+    rows = [
+        [name, f"{spread(taken):.3f}", f"{spread([one / other for one, other in zip(ours, taken, strict=True)]):.3f}"]
+        for name, taken in seconds.items()
+    ]
+    return table([f"a step of {args.micro_batch} samples", "seconds", "the bridge ÷ it"], rows)
 
 
 def bridge_steps(
-    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
+    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, *, mix: Path, folder: Path
 ) -> list[float]:
     """Seconds of each step but the first two."""
     from llava_bridge.training.bad_samples import BadSamples
@@ -236,15 +243,17 @@ def bridge_steps(
 
 
 def bare_steps(
-    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, mix: Path, folder: Path
+    args: argparse.Namespace, model: Any, processor: Any, data: Conversations, *, own_loss: bool
 ) -> list[float]:
+    """The same of a loop of AdamW and nothing else, with the loss of the bridge's own objective or transformers'."""
     order = list(GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0))
     collate = Collator(processor.image_processor, processor.tokenizer.pad_token_id)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-6, weight_decay=0.0)
+    learner: Any = Objective(model) if own_loss else model
     ends = [time.perf_counter()]
     for batch in DataLoader(Subset(data, order), batch_size=args.micro_batch, collate_fn=collate):
-        model(**moved(batch, args.device)).loss.backward()
+        learner(**moved(batch, args.device))["loss"].backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
