@@ -201,7 +201,7 @@ def overhead_table(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(args.rounds + 1):
         for name in list(sides)[:: -1 if number % 2 else 1]:
-            taken = statistics.median(sides[name](args, model, processor, data))
+            taken = statistics.fmean(sides[name](args, model, processor, data))  # batches are of very unlike lengths
             if number:  # the first round warms up
                 seconds[name].append(taken)
     ours = seconds["the bridge"]
