@@ -37,10 +37,10 @@ class RecipeConfig:
             mixed (one of the two).
         loss: softmax (the mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all
             texts of an image are positives), sigmoid (each pair judged by itself, as SigLIP).
-        strategy: how the synthetic caption is shortened: sub_caption (one sentence), sub_captions (as many
-            as fit), block, random, truncate, full.
+        strategy: how the synthetic caption is shortened: sub_caption (one sentence, whatever its length), sub_captions
+            (as many as fit), block, random, truncate, full.
         web_strategy: how the web caption is shortened.
-        target_tokens: tokens that sub_captions, block, random and truncate keep.
+        target_tokens: tokens that sub_captions, block, random and truncate keep; sub_caption and full do not read it.
         web_share: how often mixed is the web caption, 0 to 1.
         contrastive_weight: factor of the contrastive loss.
         caption_weight: factor of the caption loss; 0 trains without a captioner.

@@ -125,7 +125,7 @@ def _announce(run: Run, reason: str) -> None:
     )
     if run.loop.step:
         say(f"going on from step {run.loop.step}")
-    if run.recipe.needs_synthetic and all(source.synthetic is None for source in config.data.sources):
+    if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
         say(f"data.sources: none has synthetic captions; recipe {config.recipe.name} takes web captions in their place")
     if config.batch_size > len(run.data):
         say(f"batch_size: {config.batch_size} of {len(run.data)} samples: a picture comes several times in a step")

@@ -27,6 +27,11 @@ def test_sub_caption_draws_every_sentence_equally_often():
     assert all(abs(count - 1000) < 120 for count in counts.values())  # four standard deviations
 
 
+@pytest.mark.parametrize("name", ["sub_caption", "full"])
+def test_a_sentence_and_the_whole_have_the_length_that_they_have(name):
+    assert draw(name, CAPTION, tokens=1) == draw(name, CAPTION, tokens=100)
+
+
 def test_sub_caption_of_nothing_is_nothing():
     assert draw("sub_caption", " ... ") == ""
 

@@ -21,6 +21,7 @@ from clips.config import TrainConfig
 from clips.errors import UserError
 from clips.model import ClipsModel, build_model
 from clips.parallel.config import ScaleConfig
+from clips.planning import dryrun
 from clips.planning.dryrun import (
     SIGN,
     Step,
@@ -168,6 +169,13 @@ def test_flops_of_parts_that_can_be_told_by_hand(fake: ClipsModel):
 def test_other_towers(architecture: str):
     step = dry(fake_model(ModelConfig(architecture=architecture), RecipeConfig(name="clip")), 4)
     assert 2.5 * step.forward_flops < step.flops <= 3.01 * step.forward_flops
+
+
+def test_a_trunk_of_timm_is_never_held_in_memory(monkeypatch: pytest.MonkeyPatch):
+    built: list[ClipsModel] = []
+    monkeypatch.setattr(dryrun, "_empty", built.append)
+    fake_model(ModelConfig(architecture="clips-tinyvit"), RecipeConfig(name="clip"))
+    assert all(value.is_meta for value in built[0].parameters())
 
 
 def test_utilisation_of_a_run(tmp_path: Path, fake: ClipsModel):

@@ -303,21 +303,35 @@ def test_a_stream_is_shuffled_within_a_window(tmp_path: Path):
         DataConfig(sources=(SourceConfig(**STREAM, path="hub"),))
 
 
-def test_capsfusions_columns(tmp_path: Path, pictures: Path):
+def capsfusion_table(folder: Path, pictures: Path) -> Path:
+    """CapsFusion-120M's columns; picture 3 has no fused caption, picture 5 no synthetic one at all."""
+    folder.mkdir()
     frame = pd.DataFrame(
         {
             "image_url": [(pictures / f"{index}.png").as_uri() for index in range(COUNT)],
             "laion_2b": [f"raw {index}" for index in range(COUNT)],
-            "laion_coco": [f"a photo of {index}" for index in range(COUNT)],
-            "capsfusion": [f"A raw photo of {index}." for index in range(COUNT)],
+            "laion_coco": [f"a photo of {index}" if index != 5 else "" for index in range(COUNT)],
+            "capsfusion": [f"A raw photo of {index}." if index not in {3, 5} else None for index in range(COUNT)],
         }
     )
-    frame.to_parquet(tmp_path / "capsfusion_1.parquet")
-    for synthetic, expected in (("capsfusion", "A raw photo of 4."), ("laion_coco", "a photo of 4")):
-        config = SourceConfig(format="table", path=str(tmp_path), web="laion_2b", synthetic=synthetic)
-        sample = open_source(config).read(4, rng())
-        assert (sample.web, sample.synthetic) == ("raw 4", expected)
-        assert sample.image == clips_world.picture(4)
+    frame.to_parquet(folder / "capsfusion_1.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictures: Path, stream: bool):
+    path, cache = str(capsfusion_table(tmp_path / "table", pictures)), str(tmp_path / "cache")
+    source = open_source(SourceConfig(format="capsfusion", path=path, stream=stream, cache=cache))
+    found = [source.read(4, np.random.default_rng(seed)) for seed in range(40)]
+    assert {sample.web for sample in found} == {"raw 4"}
+    fused = [sample.synthetic for sample in found].count("A raw photo of 4.")
+    assert [sample.synthetic for sample in found].count("a photo of 4") == 40 - fused
+    assert 10 < fused < 30
+    assert found[0].image == clips_world.picture(4)
+    assert {source.read(3, np.random.default_rng(seed)).synthetic for seed in range(9)} == {"a photo of 3"}
+    assert source.read(5, rng()).synthetic == ""
+    one = open_source(SourceConfig(format="table", path=path, web="laion_2b", synthetic="capsfusion"))
+    assert one.read(4, rng()).synthetic == "A raw photo of 4."
 
 
 def test_real_capsfusion_captions(tmp_path: Path, pictures: Path, shared: Path):
@@ -325,9 +339,21 @@ def test_real_capsfusion_captions(tmp_path: Path, pictures: Path, shared: Path):
     lines = [json.dumps({"image_url": f"{index}.png", **row}) + "\n" for index, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     config = {"format": "table", "path": str(tmp_path / "rows.jsonl"), "images": str(pictures), "web": "web"}
-    source = open_source(SourceConfig(**config, synthetic="fused"))
-    assert source.read(1, rng()).synthetic == rows[1]["fused"].strip()
+    source = open_source(SourceConfig(**config, synthetic=("short_synthetic", "fused")))
+    synthetic = {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(20)}
+    assert synthetic == {rows[1]["fused"].strip(), rows[1]["short_synthetic"].strip()}
     assert source.read(1, rng()).web == rows[1]["web"].strip()
+
+
+def test_several_synthetic_captions_of_shards(tmp_path: Path):
+    captions = b'{"laion_2b": "raw", "laion_coco": ["a", "b"], "capsfusion": "c"}'
+    samples = {str(index): {**clips_world.sample(index), "json": captions} for index in range(2)}
+    folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
+    config = SourceConfig(path=str(folder), web="laion_2b", synthetic=("laion_coco", "capsfusion"))
+    source = open_source(config)
+    assert {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(30)} == {"a", "b", "c"}
+    with pytest.raises(UserError, match=r"unknown key for data source field synthetic 'caps'; did you mean 'capsfus"):
+        open_source(SourceConfig(path=str(folder), web="laion_2b", synthetic=("laion_coco", "caps")))
 
 
 def test_ranges_of_names():

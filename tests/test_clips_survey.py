@@ -73,10 +73,50 @@ def test_formats_of_sentences_need_no_names_of_captions(form: str, tmp_path: Pat
     assert "synthetic   none" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("synthetic", "expected"),
+    [
+        (None, "median 1 (5 % below 1, 5 % above 1) tokens"),  # one of those of laion_coco and capsfusion
+        (
+            "[capsfusion]",
+            "median 1 (5 % below 1, 5 % above 1) tokens; 0.0% are longer than the text tower's 80 places;",
+        ),
+        ("laion_2b", "median 2 (5 % below 2, 5 % above 2) tokens"),
+        ("[laion_2b, laion_coco, capsfusion]", "median 1 (5 % below 1, 5 % above 2) tokens"),
+        ("null", "synthetic   none"),
+    ],
+)
+def test_synthetic_captions_are_named_by_one_column_or_several(
+    synthetic: str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "0.png").write_bytes(clips_world.picture(0))
+    row = {"image_url": "0.png", "laion_2b": "red thing", "laion_coco": "picture"}
+    lines = [json.dumps({**row, "capsfusion": "square" if number % 2 else None}) + "\n" for number in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    arguments = ["data", "inspect", str(tmp_path / "rows.jsonl"), "--format", "capsfusion"]
+    arguments += ["--page", str(tmp_path / "page.html"), *(["--synthetic", synthetic] if synthetic else [])]
+    assert run_commands("clips", "", COMMANDS, arguments) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    for synthetic, message in (
+        (
+            ("other_sentences", "all_sentences"),
+            "'synthetic' of a karpathy data source: expected one of other_sentences",
+        ),
+        (("caption",), "unknown 'synthetic' of a karpathy data source 'caption'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_source(SourceConfig(format="karpathy", path=str(tmp_path / "x.json"), synthetic=synthetic))
+
+
 def test_where_captions_are_is_resolved_by_the_format():
     found = {
         name: (config.web, config.synthetic) for name in FORMATS for config in [SourceConfig(path="x", format=name)]
     }
+    assert found.pop("capsfusion") == ("laion_2b", ("laion_coco", "capsfusion"))
     assert found.pop("karpathy") == found.pop("coco") == ("drawn_sentence", "other_sentences")
     assert set(found.values()) == {("web_caption", "synthetic_caption")}
     assert InspectConfig(path="x", format="coco", web="first_sentence", synthetic=None).synthetic is None

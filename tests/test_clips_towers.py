@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -265,7 +266,7 @@ def test_variants_of_open_clips_configs_keep_what_makes_them_so():
         architectures.model_cfg(ModelConfig(architecture="ViTamin-XL-384", image_size=256))
 
 
-def test_every_config_of_open_clip_can_be_trained_but_those_with_another_librarys_text_model():
+def test_every_config_of_open_clip_is_known_but_those_with_another_librarys_text_model():
     import open_clip
 
     foreign = {
@@ -277,6 +278,48 @@ def test_every_config_of_open_clip_can_be_trained_but_those_with_another_library
             architectures.model_cfg(ModelConfig(architecture=name))
     for name in set(open_clip.list_models()) - foreign:
         assert architectures.model_cfg(ModelConfig(architecture=name))["vision_cfg"]["image_size"]
+
+
+def one_layer_of(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The config with the fewest layers: depth aside, one ViT of open_clip's own is built as another."""
+    vision = {**cfg["vision_cfg"]}
+    if "timm_model_name" not in vision:
+        vision["layers"] = [1] * 4 if isinstance(vision["layers"], list) else 1
+    return cfg | {"vision_cfg": vision, "text_cfg": cfg["text_cfg"] | {"layers": 1}}
+
+
+def kind_of(cfg: dict[str, Any]) -> str:
+    """What configs of one kind share: all of a tower of open_clip's own; timm's module and what is put on its trunk."""
+    import timm
+
+    if name := cfg["vision_cfg"].get("timm_model_name"):
+        kept = {key: value for key, value in cfg["vision_cfg"].items() if key not in ("timm_model_name", "image_size")}
+        return f"{timm.model_entrypoint(name).__module__} {kept}"
+    return json.dumps(cfg, sort_keys=True)
+
+
+def test_open_clips_configs_of_every_kind_are_built_and_read_pictures_and_texts():
+    import open_clip
+
+    kinds: dict[str, dict[str, Any]] = {}
+    for name in open_clip.list_models():
+        if "hf_model_name" not in open_clip.get_model_config(name)["text_cfg"]:
+            cfg = one_layer_of(architectures.model_cfg(ModelConfig(architecture=name)))
+            found = kinds.setdefault(kind_of(cfg), cfg)
+            if cfg["embed_dim"] < found["embed_dim"]:
+                kinds[kind_of(cfg)] = cfg
+    assert len(kinds) > 50
+    with torch.device("meta"):  # shapes without numbers: quick, and no memory
+        for cfg in kinds.values():
+            built = towers.build_towers(cfg)
+            size = towers.preprocess_cfg(cfg)["size"]
+            image, patches = towers.encode_image(built.eval(), torch.zeros(2, 3, *size))
+            text, tokens = towers.encode_text(
+                built, torch.zeros(2, cfg["text_cfg"]["context_length"], dtype=torch.long)
+            )
+            assert image.shape == text.shape == (2, cfg["embed_dim"])
+            assert len(patches) == len(tokens) == 2
+            assert patches.ndim == tokens.ndim == 3
 
 
 def test_bad_architectures_are_refused():

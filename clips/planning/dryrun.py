@@ -73,8 +73,9 @@ def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
     """The model of a config, its parameters without content. What it begins with is not read."""
     fresh = dataclasses.replace(model, pretrained=None, pretrained_trunk=None)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    if "timm_model_name" in model_cfg(fresh)["vision_cfg"]:  # timm's constructors look at numbers
-        built = build_model(fresh, recipe, seed=0)
+    if "timm_model_name" in model_cfg(fresh)["vision_cfg"]:  # timm's constructors do not bear fake tensors
+        with torch.device("meta"):
+            built = build_model(fresh, recipe, seed=0)
         with mode:
             _empty(built)
         return built

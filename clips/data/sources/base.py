@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,18 +23,21 @@ class Format:
     Args:
         reader: ``module:class`` of the `Source` that reads it.
         web: where its web caption is found if the config does not say.
-        synthetic: the same of its synthetic caption.
+        synthetic: the same of its synthetic caption, or of several.
     """
 
     reader: str
     web: str = "web_caption"
-    synthetic: str = "synthetic_caption"
+    synthetic: str | tuple[str, ...] = "synthetic_caption"
 
 
 _OF_SENTENCES = {"web": "drawn_sentence", "synthetic": "other_sentences"}
 FORMATS = {
     "webdataset": Format(reader="clips.data.sources.webdataset:WebDataset"),
     "table": Format(reader="clips.data.sources.tables:Table"),
+    "capsfusion": Format(
+        reader="clips.data.sources.tables:Table", web="laion_2b", synthetic=("laion_coco", "capsfusion")
+    ),
     "datasets": Format(reader="clips.data.sources.tables:HubDataset"),
     "karpathy": Format(reader="clips.data.sources.sentences:Karpathy", **_OF_SENTENCES),
     "coco": Format(reader="clips.data.sources.sentences:Coco", **_OF_SENTENCES),
@@ -47,27 +51,28 @@ class SourceConfig:
 
     Args:
         format: webdataset (tar shards of pictures with JSON or text files of the same name), table (a CSV, TSV, JSON
-            lines or parquet file, or a directory of such, a picture a row), datasets (a data set of the Hugging Face
-            hub, or a directory that ``save_to_disk`` wrote), karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k),
-            coco (COCO's captions_*.json).
-        path: the file, the directory, or the data set's name on the hub. webdataset and table also take addresses
+            lines or parquet file, or a directory of such, a picture a row), capsfusion (a table with the columns of
+            CapsFusion-120M), datasets (a data set of the Hugging Face hub, or a directory that ``save_to_disk`` wrote),
+            karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k), coco (COCO's captions_*.json).
+        path: the file, the directory, or the data set's name on the hub. webdataset and tables also take addresses
             that fsspec reads (https://, s3://, …), with ``{000..127}`` for many of them; webdataset also commands that
             write a shard (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
-        image: table, datasets: the column of the picture: its bytes, or its path or address. null takes the first of
+        image: tables, datasets: the column of the picture: its bytes, or its path or address. null takes the first of
             image, jpg, png, image_path, file_name, path, url, image_url that is there.
         web: where the short web caption is found. webdataset: a key of the sample's JSON, or ".txt" for the text
-            file; table, datasets: a column; a list of captions there means one drawn at random each time. karpathy,
+            file; tables, datasets: a column; a list of captions there means one drawn at random each time. karpathy,
             coco: "drawn_sentence" (another human sentence each epoch) or "first_sentence". auto is drawn_sentence of
-            these two, web_caption of the others.
-        synthetic: where the long synthetic caption is found, as ``web``; null if there is none. karpathy, coco:
-            "other_sentences" (all but the web caption, joined: a stand-in for a long caption) or "all_sentences". auto
-            is other_sentences of these two, synthetic_caption of the others.
+            these two, laion_2b of capsfusion, web_caption of the others.
+        synthetic: where the long synthetic caption is found, as ``web``; a list of such names means one of these
+            captions drawn at random each time; null if there is none. karpathy, coco: "other_sentences" (all but the
+            web caption, joined: a stand-in for a long caption) or "all_sentences". auto is other_sentences of these
+            two, [laion_coco, capsfusion] of capsfusion, synthetic_caption of the others.
         split: karpathy, datasets: the split to read.
         subset: datasets: the configuration of a hub data set that has several.
-        stream: table, datasets: read parquet files where they are, a row group at a time and of it only the columns
+        stream: tables, datasets: read parquet files where they are, a row group at a time and of it only the columns
             named here, instead of copying all to this disk before training begins. Copies of row groups are kept in
             ``cache``; they are what ``data.shuffle_window`` counts.
-        images: table, karpathy, coco: the folder of pictures; null means the folder of the table, or "images" beside
+        images: tables, karpathy, coco: the folder of pictures; null means the folder of the table, or "images" beside
             the JSON file.
         sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json beside the
             shards. With it no shard is opened before it is needed; shards from afar need it (``clips data index``
@@ -83,7 +88,7 @@ class SourceConfig:
     path: str
     image: str | None = None
     web: str = AUTO
-    synthetic: str | None = AUTO
+    synthetic: tuple[str, ...] | str | None = AUTO
     split: str = "train"
     subset: str | None = None
     stream: bool = False
@@ -101,6 +106,13 @@ class SourceConfig:
                 object.__setattr__(self, name, getattr(FORMATS[self.format], name))
         if self.weight is not None and not self.weight > 0:
             raise UserError(f"data source's 'weight': expected a number above 0, got {self.weight}")
+
+    @property
+    def synthetics(self) -> tuple[str, ...]:
+        """The names in ``synthetic``, none to several."""
+        if self.synthetic is None or isinstance(self.synthetic, str):
+            return (self.synthetic,) if self.synthetic else ()
+        return tuple(self.synthetic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +197,12 @@ def drawn(found: Any, wanted: str, rng: np.random.Generator) -> str:
     if not isinstance(found, str):
         raise BadSampleError(f"no caption '{wanted}'")
     return found.strip()
+
+
+def one_of(captions: Sequence[str], rng: np.random.Generator) -> str:
+    """One of those that are not empty, each equally likely; "" where there is none."""
+    there = [caption for caption in captions if caption]
+    return there[rng.integers(len(there))] if len(there) > 1 else "".join(there)
 
 
 def picture_bytes(found: Any, folder: str | Path) -> bytes:

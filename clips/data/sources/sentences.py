@@ -24,8 +24,11 @@ class Karpathy:
         self.path = Path(config.path)
         if config.web not in WEB:
             raise suggest(config.web, WEB, f"'web' of a {config.format} data source")
-        if config.synthetic is not None and config.synthetic not in SYNTHETIC:
-            raise suggest(config.synthetic, SYNTHETIC, f"'synthetic' of a {config.format} data source")
+        for name in config.synthetics:
+            if name not in SYNTHETIC:
+                raise suggest(name, SYNTHETIC, f"'synthetic' of a {config.format} data source")
+        if len(config.synthetics) > 1:
+            raise UserError(f"'synthetic' of a {config.format} data source: expected one of {', '.join(SYNTHETIC)}")
         self.folder = Path(config.images) if config.images else self.path.parent / "images"
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: expected the folder of pictures (data source's 'images')")
@@ -51,9 +54,9 @@ class Karpathy:
         kept = [
             _as_sentence(sentence)
             for number, sentence in enumerate(sentences)
-            if number != web or self.config.synthetic == "all_sentences"
+            if number != web or "all_sentences" in self.config.synthetics
         ]
-        synthetic = " ".join(kept) if self.config.synthetic else ""
+        synthetic = " ".join(kept) if self.config.synthetics else ""
         return Sample(picture_bytes(file, self.folder), sentences[web], synthetic)
 
     def record(self, index: int) -> Record:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clips.data.files import ShardCache, expand, is_remote
-from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, picture_bytes
+from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, one_of, picture_bytes
 from clips.data.sources.parquet import ParquetRows
 from clips.errors import UserError, reason_of, suggest
 
@@ -37,12 +37,12 @@ class HubDataset:
             self.rows = self.read_rows()
         found = self.rows.column_names
         self.picture = config.image or _picture_column(config.path, found)
-        wanted = {"image": self.picture, "web": config.web, "synthetic": config.synthetic}
-        for field, column in wanted.items():
-            if column is not None and column not in found:
+        wanted = [("image", self.picture), ("web", config.web), *(("synthetic", name) for name in config.synthetics)]
+        for field, column in wanted:
+            if column not in found:
                 raise UserError(f"{config.path}: {suggest(column, found, f'column for data source field {field}')}")
         self.whole_rows = _undecoded(self.rows)
-        self.rows = self.whole_rows.select_columns([name for name in dict.fromkeys(wanted.values()) if name])
+        self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
         self.folder = config.images or self.folder_of_pictures()
 
     def read_rows(self) -> Any:
@@ -110,12 +110,8 @@ class HubDataset:
         web = drawn(row[self.config.web], self.config.web, rng)
         if not web:
             raise BadSampleError(f"no caption '{self.config.web}'")
-        synthetic = self.config.synthetic
-        return Sample(
-            picture_bytes(row[self.picture], self.folder),
-            web,
-            drawn(row[synthetic], synthetic, rng) if synthetic else "",
-        )
+        synthetic = one_of([drawn(row[name], name, rng) for name in self.config.synthetics], rng)
+        return Sample(picture_bytes(row[self.picture], self.folder), web, synthetic)
 
     def record(self, index: int) -> Record:
         """See `Source`."""
@@ -141,9 +137,9 @@ class Table(HubDataset):
     """CSV, TSV, JSON lines or parquet files.
 
     Recap-DataComp-1B's parquet has columns url, org_caption, re_caption; CapsFusion-120M's has image_url, laion_2b
-    (web), laion_coco and capsfusion (synthetic). Addresses of pictures are fetched sample by sample, which suits a
-    look at the data; for training, download the pictures first (img2dataset writes webdataset shards with all columns
-    in the JSON).
+    (the web caption), laion_coco (a synthetic one) and capsfusion (what an LLM made of both). Addresses of pictures are
+    fetched sample by sample, which suits a look at the data; for training, download the pictures first (img2dataset
+    writes webdataset shards with all columns in the JSON).
     """
 
     def read_rows(self) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from clips.artifact import MANIFEST, directory_hash, say
 from clips.data.files import ShardCache, UnreachableError, expand, is_remote, read_file
 from clips.data.shardindex import UNREADABLE_INDEX, ShardIndex, Spans, index_shard, load_index
-from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn
+from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, one_of
 from clips.data.tars import read_span
 from clips.errors import UserError, reason_of, suggest
 
@@ -123,8 +123,8 @@ class WebDataset:
         web = self._caption(self.config.web, captions, spans, read, rng)
         if not web:
             raise BadSampleError(f"no caption '{self.config.web}'")
-        synthetic = self._caption(self.config.synthetic, captions, spans, read, rng) if self.config.synthetic else ""
-        return Sample(read(image), web, synthetic)
+        synthetic = [self._caption(name, captions, spans, read, rng) for name in self.config.synthetics]
+        return Sample(read(image), web, one_of(synthetic, rng))
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have made room in between
@@ -185,10 +185,8 @@ class WebDataset:
                 keys |= dict.fromkeys(_captions(spans, functools.partial(self._bytes, 0)))
             except BadSampleError:
                 continue
-        for field in ("web", "synthetic"):
-            wanted, what = getattr(self.config, field), f"{self.config.path}: data source's '{field}' expects"
-            if wanted is None:
-                continue
+        for field, wanted in [("web", self.config.web), *(("synthetic", name) for name in self.config.synthetics)]:
+            what = f"{self.config.path}: data source's '{field}' expects"
             if wanted.startswith("."):
                 if wanted[1:] not in extensions:
                     found = ", ".join(f".{name}" for name in extensions)
