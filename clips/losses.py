@@ -140,13 +140,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             powers = logits.sub_(largest).exp_()
             normaliser = powers.sum(dim=1, keepdim=True)
             total += (largest + normaliser.log() - own).sum()
-            if want_hidden or want_weight:
-                error = powers.div_(normaliser)  # softmax, then minus one at the label
-                error = error.scatter_add_(1, label, error.new_full(label.shape, -1.0)).to(dtype)
-                if hidden_grad is not None:
-                    hidden_grad[start : start + step] = error @ factors
-                if weight_grad is not None:
-                    _add_product(weight_grad, error.t(), part)
+            if not (want_hidden or want_weight):
+                continue
+            error = powers.div_(normaliser)  # softmax, then minus one at the label
+            error = error.scatter_add_(1, label, error.new_full(label.shape, -1.0)).to(dtype)
+            del logits, powers  # else they are held beside the products, and beside the next chunk's
+            if hidden_grad is not None:
+                hidden_grad[start : start + step] = error @ factors
+            if weight_grad is not None:
+                _add_product(weight_grad, error.t(), part)
+            del error
         ctx.save_for_backward(hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype))
         return total
 
@@ -185,6 +188,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
             torch.mm(error, weight, out=hidden_grad[start : start + step])
             weight_grad.addmm_(error.t(), part)
             bias_grad += error.sum()
+            del logits, error
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return total
 

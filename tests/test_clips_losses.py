@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import socket
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clips.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss, linear_cross_entropy
@@ -272,3 +274,14 @@ def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
         with Largest() as largest:
             contrastive_loss(image, [text], torch.tensor(10.0), torch.tensor(0.0), kind=kind).backward()
         assert largest.numbers <= 5000 < 400 * 400, kind
+
+
+@pytest.mark.parametrize(("dtype", "chunks"), [(torch.float32, 1.2), (torch.bfloat16, 1.7)])  # with a copy in bfloat16
+def test_the_chunks_of_the_caption_loss_do_not_lie_beside_each_other(dtype, chunks, monkeypatch):
+    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", 2**18)
+    hidden, weight = torch.randn(1024, 4, requires_grad=True), torch.randn(2048, 4, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        linear_cross_entropy(hidden, weight, torch.arange(1024), dtype)
+    events = recorded.profiler.kineto_results.events()
+    peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    assert 0.9 < peak / (4 * 2**18) < chunks
