@@ -156,6 +156,11 @@ def test_the_answer_says_what_the_tests_say(tmp_path):
     assert bare.answer.startswith("Told from all others by paired tests: clips on ")
 
 
+def test_one_row_alone_is_compared_with_nothing(tmp_path):
+    put_result(tmp_path, "one", "gqa", items_table(0.5, benchmark="gqa"))
+    assert build_report(tmp_path).answer == "One row: there is nothing to compare it with."
+
+
 def test_failures_are_shown_as_such(tmp_path):
     put_results(tmp_path)
     put_failure(tmp_path, "clips", "pope", "CUDA out of memory")

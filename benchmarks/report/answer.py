@@ -17,6 +17,8 @@ def answer(table: Table) -> str:
         return sentence(table, max(compared, key=lambda name: _gains(table, name)))
     if not any(cell.value is not None for cell in table.cells.values()):
         return "There is no number yet; the table says why."
+    if len(table.rows) == 1:
+        return "One row: there is nothing to compare it with."
     if table.seeds and not table.comparisons:
         return "The rows were not compared: no row names a baseline."
     best = [cell for cell in table.cells.values() if cell.mark == "best"]
