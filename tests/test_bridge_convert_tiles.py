@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,18 @@ def varied(source: Path, fields: dict[str, Any], directory: Path) -> Path:
     (directory / "config.json").unlink()
     (directory / "config.json").write_text(json.dumps({**config, **fields}))
     return directory
+
+
+def test_a_llava_with_tiles_whose_processor_makes_none_has_no_original(converted: Path, tmp_path: Path) -> None:
+    shutil.copytree(converted, tmp_path / "hf")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = tmp_path / "hf" / name
+        if path.is_file():
+            stated = json.loads(path.read_text())
+            images = stated.get("image_processor", stated)
+            del images["image_grid_pinpoints"]
+            images["image_processor_type"] = "CLIPImageProcessor"
+            path.write_text(json.dumps(stated))
+    with pytest.raises(UserError, match="a LLaVA-NeXT whose processor makes no tiles"):
+        convert(ConvertConfig(source=str(tmp_path / "hf"), output=str(tmp_path / "original"), format="original"))
+    assert not (tmp_path / "original").exists()

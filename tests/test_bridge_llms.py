@@ -97,6 +97,21 @@ def test_an_llm_that_does_anything_else_is_refused(tokenizer: Any, tmp_path: Pat
         output_layer(llm)
 
 
+def test_a_factor_of_an_unknown_name_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """It would stay in the config, and be taken twice when the LLM is taken out of the LLaVA."""
+    llm = make("qwen3", tokenizer, tmp_path / "llm")
+    forward = llm.forward
+
+    def halved(**fields: Any) -> Any:
+        found = forward(**fields)
+        found.logits = found.logits / 2
+        return found
+
+    llm.forward = halved
+    with pytest.raises(UserError, match="does more for its logits than an output layer"):
+        output_layer(llm)
+
+
 def test_weights_in_pytorchs_older_files(tokenizer: Any, tmp_path: Path) -> None:
     """As Vicuna's are; read without running what a pickle may hold."""
     llm = make("qwen3", tokenizer, tmp_path / "llm")

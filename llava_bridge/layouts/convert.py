@@ -251,6 +251,7 @@ def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
 
     from clips.loading import load_pretrained, refusing
     from llava_bridge.layouts.original import original_config, original_weights
+    from llava_bridge.model.anyres import makes_tiles
     from llava_bridge.model.assembly import make_stock
     from llava_bridge.model.existing import check_tiles
     from llava_bridge.model.vision import EncoderVisionModel
@@ -263,6 +264,10 @@ def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
     with refusing(f"{source}: the processor of this LLaVA cannot be loaded"):
         processor = AutoProcessor.from_pretrained(source)
     check_tiles(model.config, processor.image_processor, str(source))
+    if hasattr(model.model, "image_newline") and not makes_tiles(processor.image_processor):
+        raise UserError(
+            f"{source}: a LLaVA-NeXT whose processor makes no tiles, which the original layout does not have"
+        )
     try:
         stated = original_config(model, processor, str(Path(config.output) / TOWER))
     except UserError as error:

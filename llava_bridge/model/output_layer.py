@@ -1,7 +1,8 @@
 """The layer of a LLaVA that makes logits of what an LLM computes.
 
 transformers' LLaVA takes this layer's product for the logits. Some LLMs do more: Granite divides it by
-``logits_scaling``, Cohere multiplies it by ``logit_scale``, Gemma 2 bends it with ``final_logit_softcapping``.
+``logits_scaling``, Cohere and Falcon-H1 multiply it (``logit_scale``, ``lm_head_multiplier``), Gemma 2 bends it with
+``final_logit_softcapping``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from clips.artifact import say
 from clips.errors import UserError
 
 # What configs call what happens to the product, and the value at which nothing does.
-_FACTORS: dict[str, Any] = {"logits_scaling": 1.0, "logit_scale": 1.0}
+_FACTORS: dict[str, Any] = {"logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
 _CAPS: dict[str, Any] = {"final_logit_softcapping": None}
 
 
@@ -34,20 +35,18 @@ def output_layer(llm: Any) -> nn.Module:
     if layer is None:
         raise UserError(f"llm: {config.model_type} has no output layer; expected a causal LM")
     products, logits = _products_and_logits(llm, layer)
-    factor = float((logits * products).sum() / products.square().sum())
-    scaled = abs(factor - 1) > 1e-4
-    if torch.allclose(logits, products, rtol=1e-4, atol=1e-5):
-        scaled = False
-    elif torch.allclose(logits, factor * products, rtol=1e-4, atol=1e-5):
-        _set(config, _FACTORS)
-    elif _set(config, _CAPS):
-        scaled = False
+    factor, scaled = float((logits * products).sum() / products.square().sum()), False
+    if _set(config, _CAPS):
         say(
             f"llm: {config.model_type} caps its logits, which LLaVAs do not: greedy answers are the same, but "
             "probabilities and losses are not those of the LLM by itself"
         )
-    else:
-        raise UserError(f"llm: {config.model_type} does more for its logits than an output layer, which no LLaVA does")
+    elif not torch.allclose(logits, products, rtol=1e-4, atol=1e-5, equal_nan=True):  # float16 may overflow
+        scaled = torch.allclose(logits, factor * products, rtol=1e-4, atol=1e-5) and _set(config, _FACTORS)
+        if not scaled:
+            raise UserError(
+                f"llm: {config.model_type} does more for its logits than an output layer, which no LLaVA does"
+            )
     if scaled or (config.tie_word_embeddings and not hasattr(llm.base_model, "embed_tokens")):
         layer, config.tie_word_embeddings = copy.deepcopy(layer), False
     if scaled:
