@@ -29,6 +29,15 @@ VIT = {
 }
 TRUNK = {**VIT, "vision_cfg": {"timm_model_name": "tiny_vit_5m_224", "timm_model_pretrained": False, "image_size": 64}}
 RESNET = {**VIT, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
+SMALL_LLM = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+"""Of a transformers config, whose other fields depend on the kind."""
 TEXTS = [f"The shape is {colour}. USER: What colour is it? ASSISTANT: {colour}" for colour in COLOURS] * 8
 
 

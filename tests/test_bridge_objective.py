@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bridge_world import SMALL_LLM
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,14 +23,6 @@ from llava_bridge.training.config import StageConfig
 from llava_bridge.training.objective import Objective, summed_loss
 from llava_bridge.training.setup import _room, keeps_samples_apart
 
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -123,7 +116,7 @@ def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, An
 @pytest.mark.parametrize("kind", KINDS)
 def test_packing_keeps_samples_apart_in_llms_of_many_kinds(kind: str) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **SMALL, **KINDS[kind], vocab_size=64)
+    config = AutoConfig.for_model(kind, **SMALL_LLM, **KINDS[kind], vocab_size=64)
     llm = AutoModelForCausalLM.from_config(config).eval()
     for parameter in llm.parameters():
         torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
@@ -174,7 +167,7 @@ def test_the_trial_of_packing_does_not_ask_flash_attention() -> None:
         raise RuntimeError("FlashAttention only supports CUDA, fp16 and bf16")
 
     AttentionInterface.register("flash_test", flash)
-    llm = LlamaModel(LlamaConfig(**SMALL, vocab_size=64))
+    llm = LlamaModel(LlamaConfig(**SMALL_LLM, vocab_size=64))
     llm.config._attn_implementation = "flash_test"
     llava = SimpleNamespace(model=SimpleNamespace(language_model=llm), config=SimpleNamespace(text_config=llm.config))
     assert _room(llava, 100, "instruct", StageConfig(packing=True)) == sys.maxsize  # one row, however long

@@ -29,7 +29,8 @@ def output_layer(llm: Any) -> nn.Module:
     look for it. A cap is left out, and said: the LLM in the LLaVA has none. ``llm.config`` follows.
 
     Raises:
-        UserError: it has no such layer, or does something else with its product.
+        UserError: it has no such layer, or does something else with its product; or it keeps no keys and values, as
+            state space models, which transformers' LLaVA does not bear.
     """
     layer, config = llm.get_output_embeddings(), llm.config
     if layer is None:
@@ -74,7 +75,10 @@ def _products_and_logits(llm: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Of a few tokens, what ``layer`` makes of the last hidden states, and the LLM's logits."""
     tokens = torch.arange(1, 5, device=llm.device)[None]
     learns, _ = llm.training, llm.eval()
-    hidden = llm.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    made = llm.base_model(input_ids=tokens, use_cache=False)
+    if not hasattr(made, "past_key_values"):
+        kind = llm.config.model_type
+        raise UserError(f"llm: {kind} remembers no keys and values, which transformers' LLaVA asks of its LLM")
     logits = llm(input_ids=tokens, use_cache=False).logits
     llm.train(learns)
-    return layer(hidden), logits
+    return layer(made.last_hidden_state), logits
