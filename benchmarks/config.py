@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.results import check_name
 from clips.errors import UserError
+
+COMMON = ("name", "data", "uses", "limit")
+"""The settings that every benchmark takes."""
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -45,6 +49,11 @@ class BenchmarkConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")
+
+    def given(self) -> list[str]:
+        """The fields that are not at their defaults."""
+        fields = dataclasses.fields(self)
+        return [each.name for each in fields if getattr(self, each.name) != each.default]
 
     @property
     def entry(self) -> str:

@@ -12,7 +12,7 @@ from clips.errors import UserError
 from llava_bridge.model.parts import model_directory, open_clip_directory
 
 if TYPE_CHECKING:
-    from benchmarks.embed import DualEncoder
+    from benchmarks.encoders.embed import DualEncoder
 
 Part = Literal["encoder", "llava"]
 _WANTED: dict[Part, str] = {
@@ -50,7 +50,7 @@ class Row:
         Raises:
             UserError: there is none, or it cannot be loaded.
         """
-        from benchmarks.embed import load_dual_encoder
+        from benchmarks.encoders.embed import load_dual_encoder
 
         return load_dual_encoder(self.path("encoder"), self.device, self.config.precision)
 

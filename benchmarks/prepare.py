@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.caption_sets import load_caption_set, read_lines
+from benchmarks.data.caption_sets import load_caption_set, read_lines
 from clips.artifact import artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError, suggest
 

@@ -10,12 +10,12 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.config import COMMON, BenchmarkConfig, RunConfig
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
 from benchmarks.output import writable_directory
 from benchmarks.protocol import fingerprint
-from benchmarks.registry import BENCHMARKS, Benchmark, find
+from benchmarks.registry import Benchmark, find
 from benchmarks.results import Result, read_result, result_path, write_result
 from clips.artifact import say, versions
 from clips.commandline import plain
@@ -46,7 +46,12 @@ def run(config: RunConfig) -> None:
 
 def _check(row: Row, config: BenchmarkConfig, item: str) -> None:
     """Refuse what no benchmark could run with; ``item`` is the config's place."""
-    row.model(find(config.entry).needs)
+    entry = find(config.entry)
+    row.model(entry.needs)
+    for field in config.given():
+        if field not in {*entry.takes, *COMMON}:
+            takes = ", ".join(sorted({*entry.takes, *COMMON}))
+            raise UserError(f"{item}.{field}: '{config.entry}' takes no such setting (it takes {takes})")
     for field in ("data", "images"):
         path = getattr(config, field)
         if path is not None and not Path(path).exists():
@@ -127,7 +132,8 @@ def _result(
 
 def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
     """Hash of everything that the result depends on, known before evaluating."""
-    settings = {name: value for name, value in plain(config).items() if name not in {"name", "data", "images"}}
+    taken = {*entry.takes, *COMMON} - {"name", "data", "images"}
+    settings = {name: value for name, value in plain(config).items() if name in taken}
     parts = {
         "code": _CODE,
         "model": model_hash,
@@ -173,6 +179,8 @@ class ListConfig:
 
 def list_benchmarks(config: ListConfig) -> None:
     """Print the benchmarks that are known by name."""
+    from benchmarks.catalogue import BENCHMARKS
+
     width = max(map(len, BENCHMARKS))
     for name, entry in BENCHMARKS.items():
         print(f"{name:<{width}}  {entry.needs:<7}  {entry.about}")

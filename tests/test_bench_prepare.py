@@ -9,7 +9,7 @@ import bench_world as world
 import numpy as np
 import pytest
 
-from benchmarks.caption_sets import load_caption_set
+from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.prepare import PrepareConfig, prepare
 from clips.artifact import read_manifest
 from clips.data.sources import SourceConfig, open_source

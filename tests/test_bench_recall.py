@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import recall
-from benchmarks.recall import Ranks, ranks
+from benchmarks.encoders import recall
+from benchmarks.encoders.recall import Ranks, ranks
 
 
 def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[Ranks, Ranks]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import bench_world as world
 import pandas as pd
 import pytest
 
@@ -22,6 +23,7 @@ from benchmarks.results import (
     result_path,
     write_result,
 )
+from benchmarks.run import run
 from clips.errors import UserError
 
 
@@ -141,3 +143,10 @@ def test_run_config_names_the_wrong_field(changes, said):
 def test_benchmark_config_names_the_wrong_field(field):
     with pytest.raises(UserError, match=rf"benchmarks.{field}: expected at least 1, got 0 \(benchmark 'x'\)"):
         BenchmarkConfig(name="x", data="d", **{field: 0})
+
+
+def test_a_setting_that_the_benchmark_does_not_take_is_refused(tmp_path):
+    shards = world.write_shards(tmp_path / "shards", 2)
+    config = BenchmarkConfig(name="retrieval", data=str(shards), max_new_tokens=3)
+    with pytest.raises(UserError, match=r"^benchmarks\[1\]\.max_new_tokens: 'retrieval' takes no such setting \(it ta"):
+        run(RunConfig(row="row", results=str(tmp_path), encoder=str(shards), benchmarks=[config]))

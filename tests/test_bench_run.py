@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import embed
-from benchmarks.caption_sets import load_caption_set
 from benchmarks.cli import COMMANDS
 from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.encoders import embed
 from benchmarks.report.examples import galleries
 from benchmarks.report.source import read_source
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path

@@ -10,7 +10,7 @@ import json
 import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 
-from benchmarks.registry import BENCHMARKS
+from benchmarks.catalogue import BENCHMARKS
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.table import Cell, Column

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.config import BenchmarkConfig
 from benchmarks.study.grid import FigureSpec, Settings, Varied, expanded
 from clips.errors import UserError, suggest
 
@@ -323,16 +325,21 @@ def _known_keys(content: Mapping[Any, Any], kind: type, prefix: str) -> None:
 
 def check_benchmark(settings: Settings, where: str) -> None:
     """Refuse settings of a benchmark that are of the wrong kind."""
-    for name in ("name", "data", "uses", "split", "images"):
-        _expect(settings, name, str, "a text", f"{where}.")
-    for name in ("captions_per_image", "limit", "max_new_tokens"):
-        _expect(settings, name, int, "a whole number", f"{where}.")
-    _list(settings.get("without"), f"{where}.without", str, "a text")
+    for name, kind in typing.get_type_hints(BenchmarkConfig).items():
+        kinds = {kind, *typing.get_args(kind)}
+        if typing.get_origin(kind) is tuple:
+            _list(settings.get(name), f"{where}.{name}", str, "a text")
+        elif bool in kinds:
+            _expect(settings, name, bool, "true or false", f"{where}.")
+        elif int in kinds:
+            _expect(settings, name, int, "a whole number", f"{where}.")
+        else:
+            _expect(settings, name, str, "a text", f"{where}.")
 
 
 def _expect(fields: Mapping[str, Any], name: str, kind: type, words: str, prefix: str = "") -> None:
     value = fields.get(name)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
         raise UserError(f"{prefix}{name}: expected {words}, got {_kind(value)}")
 
 

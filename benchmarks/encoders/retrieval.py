@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.caption_sets import CaptionSet, load_caption_set
+from benchmarks.data.caption_sets import CaptionSet, load_caption_set
+from benchmarks.encoders.recall import CUTS, TIE, Ranks, ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
 from benchmarks.protocol import Entries
-from benchmarks.recall import CUTS, TIE, Ranks, ranks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ METRICS: dict[str, MetricSpec] = {
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     """Recall at 1, 5 and 10, median rank and means, of a row's encoder."""
-    from benchmarks.embed import computed_by, embed_images, embed_texts
+    from benchmarks.encoders.embed import computed_by, embed_images, embed_texts
 
     captions = _load(config)
     encoder, batch_size = row.encoder, row.config.batch_size

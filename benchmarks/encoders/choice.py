@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.caption_sets import read_lines
+from benchmarks.data.caption_sets import read_lines
+from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
 from benchmarks.protocol import Entries
-from benchmarks.recall import TIE
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Pairs:
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     """Share of pictures for which the encoder finds the right caption more similar; a tie counts half."""
-    from benchmarks.embed import computed_by, embed_images, embed_texts
+    from benchmarks.encoders.embed import computed_by, embed_images, embed_texts
     from clips.data.images import open_image
 
     pairs = _load(config)

@@ -1,0 +1,1 @@
+"""The data sets of benchmarks, in the layouts in which they come."""

@@ -1,0 +1,1 @@
+"""Benchmarks of an encoder with a text tower."""
