@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.config import RunConfig
@@ -13,6 +14,8 @@ from llava_bridge.model.parts import model_directory, open_clip_directory
 
 if TYPE_CHECKING:
     from benchmarks.encoders.embed import DualEncoder
+    from benchmarks.kept import KeptVectors
+    from clips.parallel.processes import Processes
 
 Part = Literal["encoder", "llava"]
 _WANTED: dict[Part, str] = {
@@ -42,6 +45,33 @@ class Row:
             return self.config.device
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @functools.cached_property
+    def processes(self) -> Processes:
+        """Who shares the evaluation."""
+        from benchmarks.sharing import join
+
+        return join()
+
+    def kept_vectors(self, what: str, content: str) -> KeptVectors:
+        """Where the encoder's vectors of some pictures or texts are kept.
+
+        Args:
+            what: ``"pictures"`` or ``"texts"``.
+            content: hash of them, in order.
+        """
+        from benchmarks.encoders.embed import computed_by
+        from benchmarks.kept import KEPT, KeptVectors, key_of
+
+        key = key_of(
+            what=what,
+            content=content,
+            model=self.model("encoder")["hash"],
+            device=self.device,
+            how={**self.encoder.how, **computed_by(self.encoder)},
+        )
+        folder = Path(self.config.results) / KEPT / "vectors"
+        return KeptVectors(folder=folder, key=key, processes=self.processes, again=self.config.again)
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:

@@ -50,10 +50,19 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     pairs = _load(config)
     encoder, batch_size = row.encoder, row.config.batch_size
     pictures = list(dict.fromkeys(each["image"] for each in pairs.rows))
-    image_features = embed_images(encoder, lambda index: open_image(pairs.root, pictures[index]), pictures, batch_size)
-    chosen = image_features[[pictures.index(each["image"]) for each in pairs.rows]]
-    right = (chosen * embed_texts(encoder, [each["caption"] for each in pairs.rows], batch_size)).sum(dim=1)
-    wrong = (chosen * embed_texts(encoder, [each["negative"] for each in pairs.rows], batch_size)).sum(dim=1)
+    known = _hash(pairs)
+    image_features = embed_images(
+        encoder,
+        lambda index: open_image(pairs.root, pictures[index]),
+        pictures,
+        batch_size,
+        row.kept_vectors("pictures", known),
+    )
+    texts = [each[name] for name in ("caption", "negative") for each in pairs.rows]
+    text_features = embed_texts(encoder, texts, batch_size, row.kept_vectors("texts", known))
+    place = {name: number for number, name in enumerate(pictures)}
+    chosen = image_features[[place[each["image"]] for each in pairs.rows]]
+    right, wrong = ((chosen * side).sum(dim=1) for side in text_features.chunk(2))
     items = _items(pairs, (right - wrong).cpu().numpy())
     specs = {"accuracy": MetricSpec(label="choice", columns=("score",))} | {
         f"accuracy_{kind}": MetricSpec(label=f"choice, {kind.replace('_', ' ')}", columns=(f"score_{kind}",))

@@ -49,9 +49,13 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     encoder, batch_size = row.encoder, row.config.batch_size
     texts = [text for group in captions.captions for text in group]
     owner = np.repeat(np.arange(len(captions.images)), [len(group) for group in captions.captions])
-    image_features = embed_images(encoder, captions.open, captions.images, batch_size)
-    text_features = embed_texts(encoder, texts, batch_size)
-    items = _items(captions, texts, owner, ranks(image_features, text_features, owner.tolist()))
+    image_features = embed_images(
+        encoder, captions.open, captions.images, batch_size, row.kept_vectors("pictures", captions.hash)
+    )
+    text_features = embed_texts(encoder, texts, batch_size, row.kept_vectors("texts", captions.hash))
+    pairs = np.stack([owner, np.arange(len(owner))], axis=1)
+    found = ranks(image_features.to(row.device), text_features.to(row.device), pairs, row.processes)
+    items = _items(captions, texts, owner, found)
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in METRICS.items()},
         primary=PRIMARY,

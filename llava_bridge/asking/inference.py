@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
+from llava_bridge.asking.shared_prefix import ComputedPrefixes, Prefix, batches_of_prefixes, shared_prefixes
 from llava_bridge.chat import IMAGE, Chat, Message
 from llava_bridge.model.parts import model_directory
 from llava_bridge.training.adapters import ADAPTER, with_adapter
@@ -69,7 +70,8 @@ def answer(
     Args:
         model: from :func:`load_llava`.
         processor: from :func:`load_llava`.
-        images: for each prompt one picture, several, or None.
+        images: for each prompt one picture, several, or None. Prompts that come with the same objects share the work
+            on them.
         prompts: what the user says. Pictures come before the text unless it says ``<image>`` itself.
         max_new_tokens: an answer is cut there.
         batch_size: how many prompts run at once.
@@ -101,17 +103,67 @@ def answer_conversations(
     chat = make_chat(model, processor)
     pictures = [_as_list(image) for image in images]
     ids = [prompt_ids(chat, messages, own) for messages, own in zip(conversations, pictures, strict=True)]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    answers = [""] * len(ids)
+    asked = _Asked(model, processor, ids, pictures, {"max_new_tokens": max_new_tokens, **generation})
+    alone = set(range(len(ids)))
+    if generation.get("num_beams", 1) == 1:  # beams would have to be copied with the cache
+        for prefixes in batches_of_prefixes(shared_prefixes(ids, pictures, chat.image_id), batch_size):
+            if not asked.with_prefixes(prefixes, batch_size):
+                break
+            alone -= {row for prefix in prefixes for row in prefix.rows}
+    order = sorted(alone, key=lambda row: len(ids[row]))
     for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        shown = [picture for index in batch for picture in pictures[index]]
-        inputs = generate_inputs(model, processor, [ids[index] for index in batch], shown)
-        made = model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        texts = processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, text in zip(batch, texts, strict=True):
-            answers[index] = text.strip()
-    return answers
+        asked.one_by_one(order[start : start + batch_size])
+    return asked.answers
+
+
+class _Asked:
+    """Prompts on their way to answers.
+
+    Args:
+        model: the LLaVA.
+        processor: its processor.
+        ids: each prompt's tokens.
+        pictures: each prompt's pictures.
+        generation: settings of ``generate``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        ids: Sequence[Sequence[int]],
+        pictures: Sequence[Sequence[Image.Image]],
+        generation: dict[str, Any],
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.ids, self.pictures, self.generation = ids, pictures, generation
+        self.answers = [""] * len(ids)
+
+    def one_by_one(self, rows: Sequence[int]) -> None:
+        """Answer a batch of prompts, each with its own pictures."""
+        shown = [picture for row in rows for picture in self.pictures[row]]
+        self._generate(rows, generate_inputs(self.model, self.processor, [self.ids[row] for row in rows], shown))
+
+    def with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> bool:
+        """Answer all prompts that begin with some prefixes; False where this LLM's cache cannot be shared."""
+        shown = [picture for prefix in prefixes for picture in prefix.pictures]
+        begun = [prefix.ids for prefix in prefixes]
+        computed = ComputedPrefixes(self.model, generate_inputs(self.model, self.processor, begun, shown))
+        if not computed.can_be_shared:
+            return False
+        places = [(place, row) for place, prefix in enumerate(prefixes) for row in prefix.rows]
+        for start in range(0, len(places), batch_size):
+            batch = places[start : start + batch_size]
+            rest = [self.ids[row][len(prefixes[place].ids) :] for place, row in batch]
+            following = _left_padded(rest, self.processor.tokenizer.pad_token_id, self.model.device)
+            self._generate([row for _, row in batch], computed.inputs_for([place for place, _ in batch], following))
+        return True
+
+    def _generate(self, rows: Sequence[int], inputs: dict[str, Any]) -> None:
+        made = self.model.generate(**inputs, **self.generation)
+        texts = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, text in zip(rows, texts, strict=True):
+            self.answers[row] = text.strip()
 
 
 def prompt_ids(chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> list[int]:
