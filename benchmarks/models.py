@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.config import RunConfig
-from clips.artifact import directory_hash
+from clips.artifact import directory_hash, versions
 from clips.errors import UserError
 from llava_bridge.model.parts import model_directory, open_clip_directory
 
 if TYPE_CHECKING:
     from benchmarks.encoders.embed import DualEncoder
-    from benchmarks.kept import KeptVectors
+    from benchmarks.kept import KeptAnswers, KeptVectors
     from clips.parallel.processes import Processes
 
 Part = Literal["encoder", "llava"]
@@ -72,6 +72,26 @@ class Row:
         )
         folder = Path(self.config.results) / KEPT / "vectors"
         return KeptVectors(folder=folder, key=key, processes=self.processes, again=self.config.again)
+
+    def kept_answers(self, task: str, content: str) -> KeptAnswers:
+        """Where the LLaVA's answers to a task's questions are kept.
+
+        Args:
+            task: its name.
+            content: hash of its data.
+        """
+        from benchmarks.kept import KEPT, KeptAnswers, key_of
+
+        key = key_of(
+            task=task,
+            content=content,
+            model=self.model("llava")["hash"],
+            device=self.device,
+            precision=str(self.llava[0].dtype),
+            libraries={name: versions().get(name) for name in ("lmms-eval", "transformers", "torch")},
+        )
+        folder = Path(self.config.results) / KEPT / "answers" / key
+        return KeptAnswers(folder, self.processes, again=self.config.again)
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:

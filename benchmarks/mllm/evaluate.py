@@ -35,7 +35,13 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
     entry = find(config.entry)
     task = load_task(entry.task, entry.folder, data_root(config.data))
-    model = LlavaBridge(loaded=row.llava, batch_size=row.config.batch_size, keep_pictures=True)
+    model = LlavaBridge(
+        loaded=row.llava,
+        batch_size=row.config.batch_size,
+        keep_pictures=True,
+        kept=row.kept_answers(entry.task, data_hash(config)),
+        processes=row.processes,
+    )
     processor, settings = model.processor, _generation_settings(task, entry, config)
     absent = _leave_out(task, config)
     results, scores = _lmms_eval(model, task, entry, config, settings)
