@@ -101,7 +101,7 @@ def _similarity_of(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Te
     """(P,) similarity of each right pair."""
     import torch
 
-    size = 100_000
+    size = 512  # pairs at once: their vectors are copied
     parts = [
         (images[pairs[start : start + size, 0]] * captions[pairs[start : start + size, 1]]).sum(dim=1)
         for start in range(0, len(pairs), size)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 Pictures = Sequence[Image.Image]
+_SPARE = 4  # of prompts that share prefixes a batch takes less memory: a quarter of it goes to computing more of these
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,19 @@ def _end_of_pictures(tokens: Sequence[int], image_id: int) -> int:
 
 
 def batches_of_prefixes(prefixes: Sequence[Prefix], batch_size: int) -> Iterator[list[Prefix]]:
-    """Prefixes to compute together: as many as have ``batch_size`` prompts, at least one."""
+    """Prefixes to compute together, those of like length: enough for a batch of prompts, and for the tower's sake more.
+
+    Args:
+        prefixes: all of them.
+        batch_size: prompts that are answered at once; no more prefixes than that are held.
+    """
     batch: list[Prefix] = []
     for prefix in sorted(prefixes, key=lambda each: len(each.ids)):
-        if batch and sum(len(each.rows) for each in [*batch, prefix]) > batch_size:
+        batch.append(prefix)
+        enough = sum(len(each.rows) for each in batch) >= batch_size and len(batch) >= batch_size // _SPARE
+        if enough or len(batch) == batch_size:
             yield batch
             batch = []
-        batch.append(prefix)
     if batch:
         yield batch
 
