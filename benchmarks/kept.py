@@ -181,7 +181,7 @@ class KeptAnswers:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # answers may hold other line breaks
         try:
             question, answer = json.loads(line)
         except (ValueError, TypeError):  # cut short by a crash
