@@ -20,6 +20,16 @@ from benchmarks.results import read_items, read_result
 PICTURES = 8
 VIT = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context_length": 77, "vocab_size": 49408}}
 BENCHMARKS = ("retrieval", "pope", "gqa")
+SLOWLY = """
+import sys, time
+from benchmarks import cli, kept
+add = kept.KeptAnswers.add
+def slowly(self, answers):
+    add(self, answers)
+    time.sleep(1)
+kept.KeptAnswers.add = slowly
+sys.exit(cli.main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +91,8 @@ def test_killed_in_the_middle_it_goes_on_with_the_next_question(places, tmp_path
     """Killed while the LLaVA answers; what was answered is not asked again."""
     finish(command(places, tmp_path / "whole", "gqa"))
     words = command(places, tmp_path / "killed", "gqa")
-    slow = tmp_path / "slow"
-    slow.mkdir()
-    (slow / "sitecustomize.py").write_text(
-        "import sys, time, threading\n"
-        "def watch():\n"
-        "    while 'benchmarks.kept' not in sys.modules: time.sleep(0.01)\n"
-        "    time.sleep(0.2)\n"
-        "    kept = sys.modules['benchmarks.kept'].KeptAnswers\n"
-        "    add = kept.add\n"
-        "    def slowly(self, answers): add(self, answers); time.sleep(1)\n"
-        "    kept.add = slowly\n"
-        "threading.Thread(target=watch, daemon=True).start()\\n"
-    )
-    running = subprocess.Popen(words, env=environment(PYTHONPATH=os.pathsep.join([str(slow), *sys.path])))
+    slowed = [words[0], "-c", SLOWLY, *words[words.index("run") :]]
+    running = subprocess.Popen(slowed, env=environment())
     kept = tmp_path / "killed/.kept/answers"
     limit = time.monotonic() + 120
     while not list(kept.rglob("*.jsonl")) and time.monotonic() < limit:
