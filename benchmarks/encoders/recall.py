@@ -54,20 +54,31 @@ class Ranks:
         return self.above + (self.tied + 1) / (self.right + 1)
 
 
-def ranks(images: torch.Tensor, captions: torch.Tensor, owner: Sequence[int]) -> tuple[Ranks, Ranks]:
+def ranks(images: torch.Tensor, captions: torch.Tensor, owner: Sequence[int] | np.ndarray) -> tuple[Ranks, Ranks]:
     """Ranks of picture → caption and of caption → picture queries.
 
     Args:
         images: (N, D) unit vectors.
         captions: (M, D) unit vectors.
-        owner: (M,) the picture that each caption belongs to.
+        owner: (M,) the picture that each caption belongs to, or (P, 2) all right pairs of a picture and a caption.
     """
     import torch
 
-    belongs = torch.as_tensor(np.asarray(owner), device=images.device)
-    numbers = torch.arange(len(images), device=images.device)
-    to_captions = _in_blocks(images, captions, lambda rows: numbers[rows, None] == belongs[None, :])
-    to_images = _in_blocks(captions, images, lambda rows: belongs[rows, None] == numbers[None, :])
+    pairs = np.asarray(owner)
+    if pairs.ndim == 1:
+        pairs = np.stack([pairs, np.arange(len(pairs))], axis=1)
+
+    def right(queries: int, answers: int, count: int) -> Callable[[slice], torch.Tensor]:
+        def of(rows: slice) -> torch.Tensor:
+            here = pairs[(pairs[:, queries] >= rows.start) & (pairs[:, queries] < rows.stop)]
+            mask = torch.zeros(rows.stop - rows.start, count, dtype=torch.bool)
+            mask[here[:, queries] - rows.start, here[:, answers]] = True
+            return mask.to(images.device)
+
+        return of
+
+    to_captions = _in_blocks(images, captions, right(0, 1, len(captions)))
+    to_images = _in_blocks(captions, images, right(1, 0, len(images)))
     return to_captions, to_images
 
 
