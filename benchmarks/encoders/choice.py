@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.caption_sets import read_lines
+from benchmarks.data.json_files import read_lines
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
 from benchmarks.protocol import Entries
