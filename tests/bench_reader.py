@@ -61,7 +61,11 @@ def evaluate(
     monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: encoder)
     (folder / "encoder").mkdir(exist_ok=True)
     config = RunConfig(
-        row="row", results=str(folder / "results"), encoder=str(folder / "encoder"), benchmarks=[benchmark]
+        row="row",
+        results=str(folder / "results"),
+        encoder=str(folder / "encoder"),
+        benchmarks=[benchmark],
+        again=True,
     )
     run(config)
     return read_result(result_path(config.results, "row", benchmark.name))
