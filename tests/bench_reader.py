@@ -46,7 +46,13 @@ class Reader:
 
 
 def evaluate(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, benchmark: BenchmarkConfig, *, pictures: int, context: int = 100
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    benchmark: BenchmarkConfig,
+    *,
+    pictures: int,
+    context: int = 100,
+    row: str = "row",
 ) -> Result:
     """The result of a `Reader` on a benchmark."""
     reader = Reader(pictures, context)
@@ -61,14 +67,14 @@ def evaluate(
     monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: encoder)
     (folder / "encoder").mkdir(exist_ok=True)
     config = RunConfig(
-        row="row",
+        row=row,
         results=str(folder / "results"),
         encoder=str(folder / "encoder"),
         benchmarks=[benchmark],
         again=True,
     )
     run(config)
-    return read_result(result_path(config.results, "row", benchmark.name))
+    return read_result(result_path(config.results, row, benchmark.name))
 
 
 def write_pictures(folder: Path, count: int, suffix: str = ".png") -> Path:
