@@ -103,7 +103,8 @@ def test_long_captions(tmp_path, name):
     fitting = [known for known, layout in LAYOUTS.items() if layout.fits(OnDisk(CaptionSource(data=str(path))))]
     assert fitting[0] == name
     found = _load(path)
-    assert [text.replace("\n", " ") for text in found.texts] == TEXTS
+    texts = [text.replace("\n", " ") for text in found.texts] if name == "dci" else list(found.texts)
+    assert texts == TEXTS
     assert [found.open(number).size for number in range(COUNT)] == [(64, 64)] * COUNT
     if name in {"docci", "dci"}:
         assert len(_load(path, split="all").texts) == COUNT + 1

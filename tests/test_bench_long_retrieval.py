@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,18 @@ def test_recall_by_how_long_captions_are(tmp_path, monkeypatch, long):
         assert result.metrics[f"{direction}_r1_of_33_to_64"].value == pytest.approx((2 + 1 / 4) / 3)
         assert result.metrics[f"{direction}_r1_of_33_to_64"].n == 3
         assert f"{direction}_r1_of_1_to_4" not in result.metrics  # nothing to measure on
+
+
+def test_bins_begin_and_end_where_they_say(tmp_path, monkeypatch, long):
+    result = evaluate(monkeypatch, tmp_path, dataclasses.replace(long, words=(11, 50)), pictures=PICTURES)
+    assert {name: metric.n for name, metric in result.metrics.items() if name.startswith("t2i_r1_of")} == {
+        "t2i_r1_of_12_to_50": 4
+    }
+    result = evaluate(monkeypatch, tmp_path, dataclasses.replace(long, words=(12, 49)), pictures=PICTURES)
+    assert {name: metric.n for name, metric in result.metrics.items() if name.startswith("i2t_r1_of")} == {
+        "i2t_r1_of_1_to_12": 1,
+        "i2t_r1_of_50_up": 3,
+    }
 
 
 def test_every_metric_follows_from_the_items(tmp_path, monkeypatch, long):
