@@ -60,6 +60,7 @@ def test_a_tower_that_reads_thirty_words(tmp_path, monkeypatch, long):
     assert result.metrics["t2i_r1_w64"].value == result.metrics["t2i_r1_w32"].value  # the curve stands still
     assert result.metrics["captions_cut_off"].value == 3 / 4
     assert result.metrics["captions_cut_off"].higher_is_better is None
+    assert result.protocol["input_context_length"] == 30
     assert evaluate(monkeypatch, tmp_path, long, pictures=PICTURES).metrics["captions_cut_off"].value == 0
 
 

@@ -56,7 +56,11 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in _specs(config.words, items).items()},
         primary=PRIMARY,
-        protocol=protocol_of(captions, config) | _protocol(captions, config) | encoder.how | computed_by(encoder),
+        protocol=protocol_of(captions, config)
+        | _protocol(captions, config)
+        | encoder.how
+        | {"input_context_length": int(encoder.tokenizer([""]).shape[1])}
+        | computed_by(encoder),
         items=items,
     )
 
