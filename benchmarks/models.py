@@ -14,7 +14,7 @@ from llava_bridge.model.parts import model_directory, open_clip_directory
 
 if TYPE_CHECKING:
     from benchmarks.encoders.embed import DualEncoder
-    from benchmarks.kept import KeptAnswers, KeptVectors
+    from benchmarks.kept import KeptAnswers
     from clips.parallel.processes import Processes
 
 Part = Literal["encoder", "llava"]
@@ -52,26 +52,6 @@ class Row:
         from benchmarks.sharing import join
 
         return join()
-
-    def kept_vectors(self, what: str, content: str) -> KeptVectors:
-        """Where the encoder's vectors of some pictures or texts are kept.
-
-        Args:
-            what: ``"pictures"`` or ``"texts"``.
-            content: hash of them, in order.
-        """
-        from benchmarks.encoders.embed import computed_by
-        from benchmarks.kept import KEPT, KeptVectors, key_of
-
-        key = key_of(
-            what=what,
-            content=content,
-            model=self.model("encoder")["hash"],
-            device=self.device,
-            how={**self.encoder.how, **computed_by(self.encoder)},
-        )
-        folder = Path(self.config.results) / KEPT / "vectors"
-        return KeptVectors(folder=folder, key=key, processes=self.processes, again=self.config.again)
 
     def kept_answers(self, task: str, content: str) -> KeptAnswers:
         """Where the LLaVA's answers to a task's questions are kept.

@@ -60,9 +60,8 @@ def _check(row: Row, config: BenchmarkConfig, item: str) -> None:
         if field not in {*entry.takes, *COMMON}:
             takes = ", ".join(sorted({*entry.takes, *COMMON}))
             raise UserError(f"{item}.{field}: '{config.entry}' takes no such setting (it takes {takes})")
-    for field in ("data", "images"):
-        path = getattr(config, field)
-        if path is not None and not Path(path).exists():
+    for field, path in config.local_paths().items():
+        if not Path(path).exists():
             raise UserError(f"{item}.{field}: {path}: no such file or directory (benchmark '{config.name}')")
 
 
