@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
@@ -84,7 +84,7 @@ class LlavaBridge(lmms):
                     answers[index] = _until(text, settings.get("until"))
         return answers
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, whether greedy decoding says it) of each request's answer, in order.
 
         What lmms-eval calls a likelihood of its multi-modal models is the mean loss over the tokens of the answer and
@@ -92,7 +92,7 @@ class LlavaBridge(lmms):
         """
         from llava_bridge import likelihoods
 
-        found: list[tuple[float, bool]] = []
+        found: list[GenerationResult] = []
         size = self.batch_size * _WINDOW
         for start in range(0, len(requests), size):
             window = requests[start : start + size]
@@ -106,7 +106,8 @@ class LlavaBridge(lmms):
                 [self._continuation(each) for each in window],
                 self.batch_size,
             )
-            found += [(-each.total / each.tokens, each.greedy) for each in scored]
+            # its evaluator makes text of any other pair (``unwrap_generation_output``), which its scorers cannot take
+            found += [GenerationResult((-each.total / each.tokens, each.greedy)) for each in scored]  # type: ignore[arg-type]
         return found
 
     def _continuation(self, request: Instance) -> str:
