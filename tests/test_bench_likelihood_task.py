@@ -66,5 +66,5 @@ def test_what_is_not_offered(tmp_path):
 
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)
-    with pytest.raises(UserError, match="^t: asks for likelihoods without a question"):
+    with pytest.raises(UserError, match=r"^t: asks for likelihoods without a question"):
         LlavaBridge(loaded=load_llava(world.write_llava(tmp_path / "llava"), "cpu")).loglikelihood([alone])

@@ -107,7 +107,7 @@ class LlavaBridge(lmms):
                 self.batch_size,
             )
             # its evaluator makes text of any other pair (``unwrap_generation_output``), which its scorers cannot take
-            found += [GenerationResult((-each.total / each.tokens, each.greedy)) for each in scored]  # type: ignore[arg-type]
+            found += [GenerationResult((-each.total / each.tokens, each.greedy)) for each in scored]
         return found
 
     def _continuation(self, request: Instance) -> str:

@@ -117,10 +117,10 @@ def _score(model: Any, rows: Sequence[Encoded], pixels: dict[str, Tensor]) -> li
     length = max(len(row.input_ids) for row in rows)
     ids = torch.full((len(rows), length), rows[0].input_ids[-1])  # no picture's token, whatever else
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         size = len(row.input_ids)
-        ids[place, :size], labels[place, :size] = torch.tensor(row.input_ids), torch.tensor(row.labels)
-        mask[place, :size] = 1
+        ids[number, :size], labels[number, :size] = torch.tensor(row.input_ids), torch.tensor(row.labels)
+        mask[number, :size] = 1
     device = model.device
     hidden = model.model(
         input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False, **pixels
