@@ -52,6 +52,20 @@ def test_it_learns_what_can_be_learnt(tmp_path, encoder):
     assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
 
 
+def test_what_is_asked_in_the_end_has_learnt_from_all_of_train(tmp_path, encoder, monkeypatch):
+    learnt = []
+    original = linear_probe.fit
+
+    def fit(features, *others):
+        learnt.append(len(features))
+        return original(features, *others)
+
+    monkeypatch.setattr(linear_probe, "fit", fit)
+    _run(tmp_path, encoder, _data(tmp_path / "data"))
+    assert set(learnt[:-1]) == {32}  # two of ten of each class held out
+    assert learnt[-1] == 40
+
+
 def test_another_train_split_is_another_protocol(tmp_path, encoder):
     data = _data(tmp_path / "data")
     first = _run(tmp_path, encoder, data)
@@ -61,9 +75,10 @@ def test_another_train_split_is_another_protocol(tmp_path, encoder):
     assert second.key != first.key
 
 
-def test_the_search_finds_the_best_of_all_where_there_is_one_peak(monkeypatch):
-    """Accuracy with a single peak at a value that only the last, finest step reaches; and it asks few."""
-    peak, asked = 37, []
+@pytest.mark.parametrize("peak", [0, 37, 40, 55, 96])
+def test_the_search_finds_the_best_of_all_where_there_is_one_peak(monkeypatch, peak):
+    """Wherever the single peak is, also where only the finest step reaches it; and few are asked."""
+    asked = []
 
     class Peaked:
         def __init__(self, place: int) -> None:

@@ -160,3 +160,20 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_thumbnails_are_of_few_pictures_spread_evenly_and_once_each():
+    from PIL import Image
+
+    from benchmarks.outcome import thumbnails
+
+    opened = []
+
+    def opener(number: int) -> Image.Image:
+        opened.append(number)
+        return Image.new("RGB", (4, 4))
+
+    names = [str(number // 2) for number in range(40)]  # twenty pictures, two items each
+    found = thumbnails(names, opener, most=5)
+    assert [number for number, content in enumerate(found) if content] == opened == [0, 8, 16, 24, 32]
+    assert sum(content is not None for content in thumbnails(names, opener, most=20)) == 20
