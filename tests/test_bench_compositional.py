@@ -271,6 +271,22 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
         assert outcome.items["item"].is_unique
 
 
+def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch):
+    """Three of one relation are won; lost are one of another, and one that goes both ways, which is left out."""
+    kinds = [{"relation_name": name} for name in ("on", "on", "on", "behind", "near")]
+    data = _aro(tmp_path, kinds)
+    rows = json.loads(data.read_text())
+    for row in rows[3:]:
+        row["true_caption"], row["false_caption"] = row["false_caption"], row["true_caption"]
+    data.write_text(json.dumps(rows))
+    monkeypatch.setattr(f"{__name__}._number", lambda image: 0)
+    row = _llava(monkeypatch, lambda number, prompt, text: float(text == "a on b"))
+    outcome = likelihood.evaluate(row, BenchmarkConfig(name="aro_relation_likelihood", data=str(data)))
+    assert outcome.primary == ("accuracy_of_kinds",)
+    assert _values(outcome)["accuracy_of_kinds"] == pytest.approx((1 + 0) / 2)
+    assert _values(outcome)["accuracy"] == pytest.approx(3 / 5)
+
+
 def test_likelihood_by_length_and_without_the_picture(tmp_path, monkeypatch):
     _images(tmp_path, ["0.png"])
     right, wrong = "a red square that is long and red", "no"

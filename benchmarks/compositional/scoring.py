@@ -73,9 +73,10 @@ def outcome(
     for name, (spec, values) in (extra or {}).items():
         items[spec.columns[0]] = values
         specs[name] = spec
+    first = "accuracy_of_kinds" if pairs.by_kinds and "accuracy_of_kinds" in specs else "accuracy"
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in specs.items() if name not in absent},
-        primary=tuple(name for name in ("accuracy", "text_score", *_GROUPS) if name in specs and name not in absent),
+        primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
         absent=absent,
         protocol=protocol,
         items=items,

@@ -64,12 +64,14 @@ class PairSet:
         root: what was read, for messages.
         cases: at least one; all have equally many pictures.
         averaged: the kinds that enter the mean over kinds.
+        by_kinds: whether its authors report that mean, not the share of all cases.
         read: reference → the picture file's bytes.
     """
 
     root: Path
     cases: Sequence[Case]
     averaged: frozenset[str]
+    by_kinds: bool
     read: Callable[[str], bytes]
 
     @functools.cached_property
@@ -106,10 +108,12 @@ class Layout:
     Args:
         cases: (data, folder of the pictures or None) → (cases, reader of their pictures).
         averaged: how often each kind is there → the kinds that enter the mean over kinds.
+        by_kinds: as of :class:`PairSet`.
     """
 
     cases: Callable[[Path, Path | None], tuple[Iterator[Case], Callable[[str], bytes]]]
     averaged: Callable[[Mapping[str, int]], frozenset[str]] = frozenset
+    by_kinds: bool = False
 
 
 def load_pair_set(data: str, layout: str, *, images: str | None = None, limit: int | None = None) -> PairSet:
@@ -136,7 +140,8 @@ def load_pair_set(data: str, layout: str, *, images: str | None = None, limit: i
     if not cases:
         raise UserError(f"{data}: holds no pair of captions")
     kinds = Counter(case.kind for case in cases if case.kind)
-    return PairSet(root=path, cases=cases, averaged=LAYOUTS[layout].averaged(kinds), read=read)
+    averaged = LAYOUTS[layout].averaged(kinds)
+    return PairSet(root=path, cases=cases, averaged=averaged, by_kinds=LAYOUTS[layout].by_kinds, read=read)
 
 
 def _from_lines(path: Path, images: Path | None) -> tuple[Iterator[Case], Callable[[str], bytes]]:
@@ -253,9 +258,11 @@ def _from_winoground(path: Path, images: Path | None) -> tuple[Iterator[Case], C
 LAYOUTS: dict[str, Layout] = {
     "lines": Layout(_from_lines),
     "sugarcrepe": Layout(_from_sugarcrepe),
-    "aro_relation": Layout(_from_aro, lambda counts: frozenset(counts) - SYMMETRIC),
+    "aro_relation": Layout(_from_aro, lambda counts: frozenset(counts) - SYMMETRIC, by_kinds=True),
     "aro_attribution": Layout(
-        _from_aro, lambda counts: frozenset(kind for kind, count in counts.items() if count >= _LEAST_OF_KIND)
+        _from_aro,
+        lambda counts: frozenset(kind for kind, count in counts.items() if count >= _LEAST_OF_KIND),
+        by_kinds=True,
     ),
     "valse": Layout(_from_valse),
     "winoground": Layout(_from_winoground),
