@@ -38,7 +38,8 @@ class BenchmarkConfig:
             over what it is without the picture.
         images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
-        limit: use the first so many pictures or questions only; for trials, stated in the protocol.
+        limit: use the first so many pictures or questions only (in classification so many spread evenly); for trials,
+            stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
         without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
     """

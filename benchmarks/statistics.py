@@ -19,7 +19,7 @@ import numpy as np
 DRAWS = 2000
 _Z95 = 1.959963984540054
 _CELLS_AT_ONCE = 4_000_000
-_SHARES = frozenset({"mean", "ratio", "f1"})
+_SHARES = frozenset({"mean", "mean_of_group_means", "ratio", "f1"})
 
 Columns = Mapping[str, np.ndarray]
 Formula = Callable[[Columns, Sequence[str], np.ndarray], np.ndarray]
@@ -226,7 +226,7 @@ def _mean_of_group_means(columns: Columns, names: Sequence[str], weights: np.nda
     values, groups = columns[names[0]].astype(float), columns[names[1]]
     present = ~np.isnan(values) & np.array([isinstance(group, str) for group in groups])
     order = np.flatnonzero(present)[np.argsort(groups[present], kind="stable")]
-    starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]])
+    starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]][: len(order)])
     drawn = weights[:, order]
     means = _share(np.add.reduceat(drawn * values[order], starts, axis=1), np.add.reduceat(drawn, starts, axis=1))
     return _share(np.nansum(means, axis=1), (~np.isnan(means)).sum(axis=1))

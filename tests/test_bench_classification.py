@@ -56,6 +56,13 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
         assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
 
 
+def test_what_is_all_right_has_no_false_certainty(tmp_path, ask):
+    result = ask(classes.Colourist(), classes.write_wds(tmp_path / "data"))
+    for metric in result.metrics.values():
+        assert metric.value == 1
+        assert 0.7 < metric.low < 1
+
+
 def test_a_constant_model_scores_chance(tmp_path, ask):
     result = ask(classes.Colourist(blind=True), classes.write_wds(tmp_path / "data"))
     assert {name: metric.value for name, metric in result.metrics.items()} == {

@@ -134,6 +134,15 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
     assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.picture(3).tobytes()
 
 
+def test_real_pairs(shared):
+    pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "lines")
+    assert len(pairs.cases) == 478
+    assert pairs.averaged == {
+        *("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"),
+    }
+    assert pairs.open(pairs.cases[0].pictures[0]).width > 100
+
+
 def test_several_wrong_captions(tmp_path):
     _images(tmp_path, ["0.png"])
     (tmp_path / "pairs.jsonl").write_text('{"image": "0.png", "caption": "a", "negative": ["b", "c"]}')

@@ -88,6 +88,7 @@ def data_protocol(pairs: PairSet, config: BenchmarkConfig) -> Entries:
     return {
         "benchmark": config.name,
         "data_hash": pairs.hash,
+        "layout": find(config.entry).layout,
         "cases": len(pairs.cases),
         "ties": f"expected value over random order of scores within {TIE}",
         "scorer": "benchmarks.compositional 1",

@@ -327,8 +327,8 @@ def check_benchmark(settings: Settings, where: str) -> None:
     """Refuse settings of a benchmark that are of the wrong kind."""
     for name, kind in typing.get_type_hints(BenchmarkConfig).items():
         kinds = {kind, *typing.get_args(kind)}
-        texts = tuple[str, ...] in kinds
-        if texts and (str not in kinds or isinstance(settings.get(name), list)):
+        either = tuple[str, ...] in kinds and isinstance(settings.get(name), list)
+        if typing.get_origin(kind) is tuple or either:
             _list(settings.get(name), f"{where}.{name}", str, "a text")
         elif bool in kinds:
             _expect(settings, name, bool, "true or false", f"{where}.")
