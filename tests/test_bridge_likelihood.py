@@ -32,6 +32,13 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge
     return load_llava(bridge_world.make_llava(directory, bridge_encoder, llm, image_fit="anyres"), "cpu")
 
 
+@pytest.fixture(scope="module")
+def real_words(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, shared: Path) -> tuple[Any, Any]:
+    """A pretrained Llama with its SentencePiece vocabulary, in which a word's blank belongs to its token."""
+    directory = tmp_path_factory.mktemp("words") / "llava"
+    return load_llava(bridge_world.make_llava(directory, bridge_encoder, shared / "models/stories15M"), "cpu")
+
+
 def pictures() -> list[Any]:
     """One, two, none, one of another shape, one."""
     return [
@@ -68,7 +75,7 @@ def naive(model: Any, processor: Any, images: Any, prompt: str, text: str, *, en
     return total, len(places), all(logs[place - 1].argmax() == ids[place] for place in places)
 
 
-@pytest.mark.parametrize("kind", ["stock", "tiles"])
+@pytest.mark.parametrize("kind", ["stock", "tiles", "real_words"])
 @pytest.mark.parametrize("end", [True, False])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batches_are_one_by_one(kind: str, end: bool, side: str, request: pytest.FixtureRequest) -> None:
@@ -106,6 +113,14 @@ def test_what_greedy_decoding_would_say_is_greedy(stock: tuple[Any, Any], monkey
     assert [each.greedy for each in found] == [True, False]
     assert found[0].total == pytest.approx(0, abs=1e-6)
     assert not likelihoods(model, processor, [None], ["Hm?"], ["red"])[0].greedy  # it would go on, not end
+
+
+def test_a_word_is_its_own_token_behind_a_prompt(real_words: tuple[Any, Any]) -> None:
+    """Tokenized by itself or joined to the prompt, "dog" would be other tokens; a story's next word is likely."""
+    model, processor = real_words
+    sense, none = likelihoods(model, processor, [None] * 2, ["Once upon a"] * 2, ["dog", "god"], end=False)
+    assert (sense.tokens, none.tokens) == (1, 1)
+    assert sense.total > none.total
 
 
 def test_white_space_around_a_continuation_changes_nothing(stock: tuple[Any, Any]) -> None:
