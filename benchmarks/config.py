@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from benchmarks.encoders.prompts import check_templates
 from benchmarks.results import check_name
-from clips.errors import UserError
+from clips.errors import UserError, suggest
 
 COMMON = ("name", "data", "uses", "limit")
 """The settings that every benchmark takes."""
 
+Likelihood = Literal["sum", "mean", "gain"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -22,10 +24,18 @@ class BenchmarkConfig:
     Args:
         name: the column in the table, and the name of the result file.
         data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another layout
-            (docs/protocols.md names them); choice: JSON lines of {image, caption, negative}; MLLM: a directory in the
-            hub's layout (it holds ``lmms-lab-encoder/...``).
+            (docs/protocols.md names them); classification: a directory of WebDataset shards, class folders or parquet
+            files; compositional: the benchmark's own file or directory of files, or JSON lines of {image, caption,
+            negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
         uses: the benchmark to run (``clips-bench list``), or any task name of lmms-eval; by default ``name``.
-        split: of layouts that have any; ``all`` takes every one.
+        split: of data that have any; of retrieval's ``all`` takes every one.
+        train_split: what a linear probe learns from.
+        templates: what a class is called in zero-shot classification: ``openai_imagenet``, ``simple``, or texts with
+            ``{}`` for its name; by default those in the file beside the data.
+        prompt: what a LLaVA is asked for captions, or for the letter of one (with ``{a}`` and ``{b}``); by default the
+            benchmark's own.
+        likelihood: a caption's log-likelihood is its ``sum`` over tokens, their ``mean``, or the ``gain`` of the sum
+            over what it is without the picture.
         images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
         layout: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub.
@@ -36,7 +46,8 @@ class BenchmarkConfig:
         caption_columns: likewise; one column of lists, or several. By default captions, caption, sentences, texts,
             text, raw, or caption_0, caption_1, …, whichever is there.
         words: long retrieval: the captions are also cut to their first so many words.
-        limit: use the first so many pictures or questions only; for trials, stated in the protocol.
+        limit: use the first so many pictures or questions only (in classification so many spread evenly); for trials,
+            stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
         without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
     """
@@ -45,6 +56,10 @@ class BenchmarkConfig:
     data: str
     uses: str | None = None
     split: str = "test"
+    train_split: str = "train"
+    templates: str | tuple[str, ...] | None = None
+    prompt: str | None = None
+    likelihood: Likelihood = "sum"
     images: str | None = None
     captions_per_image: int = 5
     layout: str | None = None
@@ -60,6 +75,10 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name, "benchmarks.name")
+        if self.templates is not None:
+            check_templates(self.templates, "benchmarks.templates")
+        if self.likelihood not in get_args(Likelihood):
+            raise suggest(self.likelihood, get_args(Likelihood), "benchmarks.likelihood")
         for field in ("captions_per_image", "limit", "max_new_tokens"):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -96,8 +115,8 @@ class RunConfig:
         row: the model's name in the table.
         results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
         benchmarks: the benchmarks, each with its data.
-        encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for retrieval and
-            choice.
+        encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for all that
+            compares pictures and texts; for a linear probe any encoder that a LLaVA can be made with.
         llava: a LLaVA directory, or ``ORG/NAME`` on the hub, for MLLM benchmarks.
         batch_size: pictures, captions or questions that go through the model at once.
         precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.

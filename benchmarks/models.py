@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.config import RunConfig
+from benchmarks.registry import MODEL_FIELDS, Needs
 from clips.artifact import directory_hash, versions
 from clips.errors import UserError
-from llava_bridge.model.parts import model_directory, open_clip_directory
+from llava_bridge.encoders.spec import parse_spec, paths_of
+from llava_bridge.model.parts import check_encoder, encoder_commits, model_directory, open_clip_directory
 
 if TYPE_CHECKING:
     from benchmarks.encoders.embed import DualEncoder
     from benchmarks.kept import KeptAnswers
     from clips.parallel.processes import Processes
 
-Part = Literal["encoder", "llava"]
-_WANTED: dict[Part, str] = {
+_WANTED: dict[Needs, str] = {
     "encoder": "expected an encoder directory, for this benchmark compares pictures and texts",
+    "tower": "expected an encoder, for this benchmark learns from its features",
     "llava": "expected a LLaVA directory, for this benchmark asks questions about pictures",
 }
 
@@ -85,6 +89,24 @@ class Row:
         return load_dual_encoder(self.path("encoder"), self.device, self.config.precision)
 
     @functools.cached_property
+    def tower(self) -> DualEncoder:
+        """The encoder's image tower; of an open_clip directory the encoder itself.
+
+        Raises:
+            UserError: there is none, or it cannot be loaded.
+        """
+        if self._is_bare_tower:
+            from benchmarks.encoders.towers import load_tower
+
+            return load_tower(str(self.config.encoder), self.device, self.config.precision)
+        return self.encoder
+
+    @property
+    def _is_bare_tower(self) -> bool:
+        """Whether the encoder is one of LLaVA's sources that have no text tower here, not open_clip's directory."""
+        return self.config.encoder is not None and parse_spec(self.config.encoder)[0] != "open_clip"
+
+    @functools.cached_property
     def llava(self) -> tuple[Any, Any]:
         """(model, processor) of the LLaVA.
 
@@ -98,29 +120,42 @@ class Row:
 
         return load_for_evaluation(self.path("llava"), self.device, self.config.precision)
 
-    def path(self, needs: Part) -> str:
+    def path(self, needs: Needs) -> str:
         """Where the part that a benchmark uses lies: its directory, or the hub's copy.
 
         Raises:
             UserError: the row lacks it, it cannot read texts, or there is no such directory.
         """
-        given = getattr(self.config, needs)
+        field = MODEL_FIELDS[needs]
+        given = getattr(self.config, field)
         if given is None:
-            raise UserError(f"{needs}: {_WANTED[needs]}")
+            raise UserError(f"{field}: {_WANTED[needs]}")
         if needs == "encoder" and given.startswith("timm:"):
-            raise UserError(f"{needs}: '{given}' has no text tower; {_WANTED[needs]}")
+            raise UserError(f"{field}: '{given}' has no text tower; {_WANTED[needs]}")
         if needs == "encoder" and given.startswith("transformers:"):
-            raise UserError(f"{needs}: '{given}' must be made such a directory by `clips import`; {_WANTED[needs]}")
-        path = open_clip_directory(given) if needs == "encoder" else model_directory(given, needs)
+            raise UserError(f"{field}: '{given}' must be made such a directory by `clips import`; {_WANTED[needs]}")
+        path = model_directory(given, field) if needs == "llava" else open_clip_directory(given)
         if not path.is_dir():
-            raise UserError(f"{needs}: {given}: no such directory; {_WANTED[needs]}")
+            raise UserError(f"{field}: {given}: no such directory; {_WANTED[needs]}")
         return str(path)
 
-    def model(self, needs: Part) -> dict[str, str]:
+    def model(self, needs: Needs) -> dict[str, str]:
         """Path, or name on the hub, and hash of the part that a benchmark uses."""
-        return {"path": getattr(self.config, needs), "hash": _model_hash(self.path(needs))}
+        if needs == "tower" and self._is_bare_tower:
+            return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
+        return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}
 
 
 @functools.cache
 def _model_hash(path: str) -> str:
     return directory_hash(path)
+
+
+@functools.cache
+def _tower_hash(spec: str) -> str:
+    """Of the files that a spec names, and of its other words."""
+    check_encoder(spec)
+    paths = paths_of(spec)
+    parts = encoder_commits(spec) | {part: directory_hash(path) for part, path in paths.items()}
+    words = functools.reduce(lambda text, path: text.replace(path, ""), paths.values(), spec)
+    return hashlib.sha256(json.dumps([words, parts], sort_keys=True).encode()).hexdigest()

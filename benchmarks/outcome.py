@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TOLERANCE = 1e-6
+MOST_THUMBNAILS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,3 +103,19 @@ def thumbnail(image: Any, longest: int = 160) -> bytes:
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
     return stream.getvalue()
+
+
+def thumbnails(names: Sequence[str], opener: Callable[[int], Any], most: int = MOST_THUMBNAILS) -> list[bytes | None]:
+    """A column of thumbnails: in the first item of a picture, of at most ``most`` pictures, evenly spread.
+
+    Which pictures these are follows from ``names`` alone, so that it is the same for every row.
+
+    Args:
+        names: the picture of each item.
+        opener: number of an item → its PIL picture.
+        most: so many pictures at most.
+    """
+    first = {name: number for number, name in reversed(list(enumerate(names)))}
+    places = sorted(first.values())
+    chosen = {places[number * len(places) // most] for number in range(most)} if len(places) > most else set(places)
+    return [thumbnail(opener(number)) if number in chosen else None for number in range(len(names))]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from benchmarks.models import Row
     from benchmarks.outcome import Outcome
 
-Kind = Literal["retrieval", "choice", "mllm"]
+Kind = Literal["retrieval", "classification", "choice", "mllm"]
+Needs = Literal["encoder", "tower", "llava"]
+MODEL_FIELDS: dict[Needs, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
+"""What a benchmark needs → the field of ``RunConfig`` that names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +28,28 @@ class Benchmark:
     Args:
         kind: what sort of result it gives.
         about: one line: what is measured.
-        needs: ``"encoder"`` (with a text tower) or ``"llava"``.
+        needs: ``"encoder"`` (with a text tower), ``"tower"`` (an encoder with or without one) or ``"llava"``.
         evaluate: ``module:function`` of (row, config) → Outcome.
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
         takes: which fields of ``BenchmarkConfig`` it reads, besides name, data, uses and limit.
         task: MLLM: lmms-eval's task name.
         folder: MLLM: folder below lmms-eval's ``tasks`` that defines it (spares reading all 2,000 definitions).
         dataset: MLLM: the hub name of its data, a path below the data root.
+        layout: compositional: how its data come, a name in ``data.pair_sets.LAYOUTS``.
         max_new_tokens: MLLM: cap of an answer where the task itself states none.
         without_skill: one sentence for below the table: what a model gets that does not look at the picture.
     """
 
     kind: Kind
     about: str
-    needs: Literal["encoder", "llava"]
+    needs: Needs
     evaluate: str
     data_hash: str
     takes: tuple[str, ...] = ()
     task: str = ""
     folder: str = ""
     dataset: str = ""
+    layout: str = ""
     max_new_tokens: int | None = None
     without_skill: str = ""
 

@@ -80,7 +80,7 @@ class Result:
     Args:
         row: the model's name in the table.
         benchmark: the column's name.
-        kind: ``"retrieval"``, ``"choice"`` or ``"mllm"``.
+        kind: ``"retrieval"``, ``"classification"``, ``"choice"`` or ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         reason: one line, why it failed.
         model: ``{"path": …, "hash": …}``.

@@ -124,7 +124,7 @@ def _say(row: Row, message: str) -> None:
 
 def _prepare(row: Row, entry: Benchmark) -> None:
     """Load the model now, so that the time of a benchmark is its own."""
-    _ = row.encoder if entry.needs == "encoder" else row.llava
+    getattr(row, entry.needs)
 
 
 def _result(

@@ -19,7 +19,7 @@ import numpy as np
 DRAWS = 2000
 _Z95 = 1.959963984540054
 _CELLS_AT_ONCE = 4_000_000
-_SHARES = frozenset({"mean", "ratio", "f1"})
+_SHARES = frozenset({"mean", "mean_of_group_means", "ratio", "f1"})
 
 Columns = Mapping[str, np.ndarray]
 Formula = Callable[[Columns, Sequence[str], np.ndarray], np.ndarray]
@@ -218,6 +218,20 @@ def _sum_of_group_means(columns: Columns, names: Sequence[str], weights: np.ndar
     return total
 
 
+def _mean_of_group_means(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """Mean over the groups of the second column of the first one's mean in each (mean per-class recall).
+
+    Items without a value or a group are left out, and so is from a draw a group of which it has no item.
+    """
+    values, groups = columns[names[0]].astype(float), columns[names[1]]
+    present = ~np.isnan(values) & np.array([isinstance(group, str) for group in groups])
+    order = np.flatnonzero(present)[np.argsort(groups[present], kind="stable")]
+    starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]][: len(order)])
+    drawn = weights[:, order]
+    means = _share(np.add.reduceat(drawn * values[order], starts, axis=1), np.add.reduceat(drawn, starts, axis=1))
+    return _share(np.nansum(means, axis=1), (~np.isnan(means)).sum(axis=1))
+
+
 def _median(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
     """Median of a column over the items that have it: the mean of the two middle ones where their number is even."""
     values = columns[names[0]].astype(float)
@@ -249,6 +263,7 @@ FORMULAS: dict[str, Formula] = {
     "ratio": _ratio,
     "f1": _f1,
     "sum_of_group_means": _sum_of_group_means,
+    "mean_of_group_means": _mean_of_group_means,
     "median": _median,
     "bleu": _bleu,
 }

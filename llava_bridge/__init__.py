@@ -12,8 +12,9 @@ from llava_bridge.model.registration import register_on_import
 
 if TYPE_CHECKING:
     from llava_bridge.asking.inference import answer, answer_batches, answer_conversations, load_llava
+    from llava_bridge.asking.likelihood import likelihoods
 
-__all__ = ["answer", "answer_batches", "answer_conversations", "load_llava"]
+__all__ = ["answer", "answer_batches", "answer_conversations", "likelihoods", "load_llava"]
 
 register_on_import()
 
@@ -21,7 +22,7 @@ register_on_import()
 def __getattr__(name: str) -> Any:
     """Import the public functions when they are first asked for: they need torch and transformers."""
     if name in __all__:
-        from llava_bridge.asking import inference
+        from llava_bridge.asking import inference, likelihood
 
-        return getattr(inference, name)
+        return getattr(likelihood if name == "likelihoods" else inference, name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

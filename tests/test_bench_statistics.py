@@ -41,6 +41,7 @@ FORMULA_ARGUMENTS = {
     "ratio": ("said", "p1"),
     "f1": ("said", "is"),
     "sum_of_group_means": ("value", "group"),
+    "mean_of_group_means": ("value", "group"),
     "median": ("value",),
     "bleu": ("m1", "m2", "p1", "p2", "length", "reference"),
 }
@@ -69,6 +70,8 @@ def test_formulas_by_hand():
     assert evaluate("mean", columns, ("x",)) == pytest.approx(2 / 3)
     assert evaluate("mean", columns, ("x", "y")) == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert evaluate("sum_of_group_means", columns, ("x", "group")) == pytest.approx(0.5 + 1.0)
+    assert evaluate("mean_of_group_means", columns, ("x", "group")) == pytest.approx((0.5 + 1.0) / 2)
+    assert np.isnan(evaluate("mean_of_group_means", columns | {"group": np.array([None] * 4)}, ("x", "group")))
     assert evaluate("f1", columns, ("said", "is")) == pytest.approx(0.5)
     assert evaluate("median", {"x": np.array([np.nan, 1.0, 2.0, np.nan])}, ("x",)) == 1.5
     assert evaluate("median", {"x": np.array([4.0, 1.0, 3.0, 2.0])}, ("x",)) == 2.5
@@ -160,3 +163,20 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_thumbnails_are_of_few_pictures_spread_evenly_and_once_each():
+    from PIL import Image
+
+    from benchmarks.outcome import thumbnails
+
+    opened = []
+
+    def opener(number: int) -> Image.Image:
+        opened.append(number)
+        return Image.new("RGB", (4, 4))
+
+    names = [str(number // 2) for number in range(40)]  # twenty pictures, two items each
+    found = thumbnails(names, opener, most=5)
+    assert [number for number, content in enumerate(found) if content] == opened == [0, 8, 16, 24, 32]
+    assert sum(content is not None for content in thumbnails(names, opener, most=20)) == 20

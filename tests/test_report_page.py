@@ -289,6 +289,16 @@ def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
     assert choose_items(scores, images | {"b1": "a1"}, most=3) == ["a1", "none", "both"]
 
 
+def test_where_few_pictures_are_kept_examples_are_of_those(tmp_path):
+    items = items_table(0.5, benchmark="gqa")
+    kept = items["image"].isin(sorted(set(items["image"]))[-3:])
+    put_result(tmp_path, "clip", "gqa", items.assign(thumbnail=items["thumbnail"].where(kept, None)))
+    (gallery,) = galleries(read_source(tmp_path))
+    assert len(gallery.examples) == 3
+    assert all(example.picture is not None for example in gallery.examples)
+    assert gallery.items == len(items)
+
+
 def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
     put_result(tmp_path, "clip", "gqa", items)

@@ -235,3 +235,18 @@ def test_swapping_an_encoder_is_one_changed_line():
     lines[place] = '  untrained: "timm:efficientnet_lite0"'
     plan = make_plan(study_from(yaml.safe_load("\n".join(lines))))
     assert step(plan, "llava-untrained-tiny-s0").config["encoder"] == "timm:efficientnet_lite0"
+
+
+def test_a_probe_is_asked_of_every_encoder_and_templates_may_be_a_list():
+    benchmarks = {
+        "retrieval": {"data": "d"},
+        "linear_probe": {"data": "d"},
+        "classification": {"data": "d", "templates": ["a {}"]},
+    }
+    plan = make_plan(study_from(changed(benchmarks=benchmarks, llms={})))
+    rows = {row.name: row for row in plan.rows}
+    assert list(rows["net"].cells) == ["linear_probe"]
+    assert rows["net"].not_applicable == dict.fromkeys(("retrieval", "classification"), "no text tower")
+    assert set(rows["clips"].cells) == set(benchmarks)
+    with pytest.raises(UserError, match=r"benchmarks\.classification\.templates: expected a text in the list"):
+        make_plan(study_from(changed(benchmarks={"classification": {"data": "d", "templates": [1]}}, llms={})))

@@ -78,6 +78,11 @@ class CaptionSet:
         return [hashlib.sha256(self.pictures.read(image)).hexdigest() for image in self.images]
 
     @functools.cached_property
+    def pictures_hash(self) -> str:
+        """SHA-256 over the pictures' contents, in order."""
+        return hashlib.sha256("".join(self.picture_hashes).encode()).hexdigest()
+
+    @functools.cached_property
     def hash(self) -> str:
         """SHA-256 over captions and picture contents, the same whatever layout they came in."""
         digest = hashlib.sha256()

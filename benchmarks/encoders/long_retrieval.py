@@ -41,7 +41,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     }
     different = list(dict.fromkeys(text for texts in versions.values() for text in texts))
     place = {text: number for number, text in enumerate(different)}
-    images = image_vectors(row, captions.open, captions.images, captions.picture_hashes)
+    images = image_vectors(row, captions.open, captions.images, captions.pictures_hash)
     vectors = text_vectors(row, different)
     found = {
         name: ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)

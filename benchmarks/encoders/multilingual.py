@@ -30,7 +30,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
     sets = _sets(config)
     first = next(iter(sets.values()))
-    images = image_vectors(row, first.open, first.images, first.picture_hashes)
+    images = image_vectors(row, first.open, first.images, first.pictures_hash)
     tables = {}
     for language, captions in sets.items():
         found = ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes)

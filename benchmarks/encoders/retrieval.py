@@ -56,7 +56,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     from benchmarks.encoders.vectors import image_vectors, text_vectors
 
     captions = caption_set_of(config)
-    images = image_vectors(row, captions.open, captions.images, captions.picture_hashes)
+    images = image_vectors(row, captions.open, captions.images, captions.pictures_hash)
     items = items_of(captions, ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes))
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in METRICS.items()},

@@ -14,24 +14,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from benchmarks.models import Row
+    from benchmarks.registry import Needs
 
 
-def image_vectors(
-    row: Row, opener: Callable[[int], Image], names: Sequence[str], contents: Sequence[str]
-) -> torch.Tensor:
-    """(N, D) unit vectors of pictures, on the row's device.
+def image_vectors(row: Row, opener: Callable[[int], Image], names: Sequence[str], content: str) -> torch.Tensor:
+    """(N, D) unit vectors of pictures by the row's image tower, on its device.
 
     Args:
         row: the row.
         opener: opens picture ``index``; called by several threads.
         names: (N,) for messages.
-        contents: (N,) hash of each.
+        content: hash of something that fixes what the pictures show, and their order.
 
     Raises:
         UserError: a picture cannot be opened, or its features are not finite; it is named.
     """
-    encoder = row.encoder
-    kept = _kept(row, encoder, pictures=list(contents))
+    encoder = row.tower
+    kept = _kept(row, encoder, "tower", pictures=content)
     return embed_images(encoder, opener, names, row.config.batch_size, kept).to(encoder.device)
 
 
@@ -41,13 +40,13 @@ def text_vectors(row: Row, texts: Sequence[str]) -> torch.Tensor:
     Raises:
         UserError: features that are not finite; the text is named.
     """
-    kept = _kept(row, row.encoder, texts=list(texts))
+    kept = _kept(row, row.encoder, "encoder", texts=list(texts))
     return embed_texts(row.encoder, texts, row.config.batch_size, kept).to(row.encoder.device)
 
 
-def _kept(row: Row, encoder: DualEncoder, **content: list[str]) -> KeptVectors:
+def _kept(row: Row, encoder: DualEncoder, part: Needs, **content: str | list[str]) -> KeptVectors:
     key = key_of(
-        model=row.model("encoder")["hash"],
+        model=row.model(part)["hash"],
         device=encoder.device,
         how={**encoder.how, **computed_by(encoder)},
         **content,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
@@ -121,9 +121,36 @@ class LlavaBridge(lmms):
         for batch in batches:
             yield {_key(requests[place]): _until(text, settings.get("until")) for place, text in batch.items()}
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: the tasks at hand generate."""
-        raise UserError("this task scores likelihoods, which llava_bridge does not offer; take one that generates")
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """(loss, whether greedy decoding says it) of each request's answer, in order.
+
+        What lmms-eval calls a likelihood of its multi-modal models is the mean loss over the tokens of the answer and
+        its end, of which ``multiple_choice`` takes the smallest (``ConfigurableTask.process_results``).
+        """
+        from llava_bridge import likelihoods
+
+        found: list[GenerationResult] = []
+        size = self.batch_size * _WINDOW
+        for start in range(0, len(requests), size):
+            window = requests[start : start + size]
+            if unlike := next((each for each in window if len(each.args) != 6), None):  # of acc_mutual_info
+                raise UserError(f"{unlike.task_name}: asks for likelihoods without a question, which is not offered")
+            scored = likelihoods(
+                self._model,
+                self.processor,
+                [self._visuals(each) for each in window],
+                [each.args[0] for each in window],
+                [self._continuation(each) for each in window],
+                self.batch_size,
+            )
+            # its evaluator makes text of any other pair (``unwrap_generation_output``), which its scorers cannot take
+            found += [GenerationResult((-each.total / each.tokens, each.greedy)) for each in scored]
+        return found
+
+    def _continuation(self, request: Instance) -> str:
+        """The answer whose likelihood is asked for, or what the task makes of the question."""
+        given, _, doc_id, task, split = request.args[1:]
+        return given if isinstance(given, str) else str(given(self.task_dict[task][split][doc_id]))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not offered."""

@@ -57,7 +57,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         absent=absent,
         protocol=_protocol(task, entry, config, settings, len(samples))
         | {"precision": str(row.llava[0].dtype).removeprefix("torch.")}
-        | _input(processor),
+        | input_of(processor),
         items=items,
     )
 
@@ -169,7 +169,7 @@ def _protocol(
     return protocol | ({"caption_tokenizer": tokenizer_name()} if entry.task.startswith("nocaps") else {})
 
 
-def _input(processor: Any) -> Entries:
+def input_of(processor: Any) -> Entries:
     """How the LLaVA takes pictures and text, as its directory records it."""
     from PIL.Image import Resampling
 

@@ -79,7 +79,9 @@ def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
         return None
     scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
     pictures = _pictures(tables.values())
-    chosen = choose_items(scores, {name: str(image) for name, image in next(iter(tables.values()))["image"].items()})
+    images = {name: str(image) for name, image in next(iter(tables.values()))["image"].items()}
+    shown = scores[[images.get(item) in pictures for item in scores.index]]  # of many pictures not all are kept
+    chosen = choose_items(shown if len(shown) else scores, images)
     graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
     examples = tuple(_example(str(item), tables, pictures, graded=graded) for item in chosen)
     return Gallery(

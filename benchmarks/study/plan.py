@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.registry import find
+from benchmarks.registry import MODEL_FIELDS, Needs, find
 from benchmarks.study.grid import Settings, merged
 from benchmarks.study.record import NOT_ASKED, CellRecord, RowRecord
 from benchmarks.study.schema import Study, check_benchmark
@@ -189,7 +189,7 @@ class _Column:
     """A benchmark of the study: its settings for ``clips-bench run`` and what it examines."""
 
     settings: Mapping[str, Any]
-    needs: str
+    needs: Needs
 
 
 def _benchmark(study: Study, name: str) -> _Column:
@@ -220,16 +220,17 @@ def _row(
     language: _Part | None,
 ) -> RowRecord:
     asked = {name: column for name, column in columns.items() if maker.study.asks(name, encoder)}
-    asked_of = {
-        needs: [name for name, column in asked.items() if column.needs == needs] for needs in ("encoder", "llava")
-    }
+    asked_of: dict[str, list[str]] = {"encoder": [], "llava": []}
+    no_text: list[str] = []
+    reads = has_text_tower(tower.spec)
+    for name, column in asked.items():
+        group = no_text if column.needs == "encoder" and not reads else asked_of[MODEL_FIELDS[column.needs]]
+        group.append(name)
     cells: dict[str, CellRecord] = {}
-    not_applicable = dict.fromkeys(columns.keys() - asked.keys(), NOT_ASKED)
+    not_applicable = dict.fromkeys(columns.keys() - asked.keys(), NOT_ASKED) | dict.fromkeys(no_text, "no text tower")
     artifacts = {"encoder": tower.made, "llm": language.made if language else None}
-    if asked_of["encoder"] and has_text_tower(tower.spec):
+    if asked_of["encoder"]:
         cells |= _evaluate(maker, columns, asked_of["encoder"], "encoder", tower)
-    else:
-        not_applicable |= dict.fromkeys(asked_of["encoder"], "no text tower")
     if asked_of["llava"] and language is not None:
         model = _llava(maker, encoder, llm, seed, tower, language)
         artifacts["llava"] = model.made

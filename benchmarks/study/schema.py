@@ -327,8 +327,9 @@ def check_benchmark(settings: Settings, where: str) -> None:
     """Refuse settings of a benchmark that are of the wrong kind."""
     for name, kind in typing.get_type_hints(BenchmarkConfig).items():
         kinds = {kind, *typing.get_args(kind)}
-        if typing.get_origin(kind) is tuple:
-            entry = typing.get_args(kind)[0]
+        either = tuple[str, ...] in kinds and isinstance(settings.get(name), list)
+        if typing.get_origin(kind) is tuple or either:
+            entry = int if tuple[int, ...] in kinds else str
             _list(settings.get(name), f"{where}.{name}", entry, "a whole number" if entry is int else "a text")
         elif bool in kinds:
             _expect(settings, name, bool, "true or false", f"{where}.")

@@ -98,7 +98,7 @@ def answer_batches(
     **generation: Any,
 ) -> Iterator[dict[int, str]]:
     """As :func:`answer`, batch by batch as they come: the prompts' places → their answers."""
-    conversations = [[{"role": "user", "content": with_images(prompt, _as_list(image))}]
+    conversations = [[{"role": "user", "content": with_images(prompt, as_list(image))}]
                      for prompt, image in zip(prompts, images, strict=True)]  # fmt: skip
     generation["max_new_tokens"] = max_new_tokens
     yield from _answered(model, processor, images, conversations, batch_size, generation)
@@ -133,7 +133,7 @@ def _answered(
     from llava_bridge.model.assembly import make_chat
 
     chat = make_chat(model, processor)
-    pictures = [_as_list(image) for image in images]
+    pictures = [as_list(image) for image in images]
     ids = [prompt_ids(chat, messages, own) for messages, own in zip(conversations, pictures, strict=True)]
     asked = _Asked(model, processor, ids, pictures, generation)
     alone = set(range(len(ids)))
@@ -224,7 +224,7 @@ def generate_inputs(
 
     For a LLaVA with tiles pictures are (P, N, 3, S, S), and there are ``image_sizes`` (P, 2).
     """
-    return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | _pixels(pictures, processor, model)
+    return _left_padded(ids, processor.tokenizer.pad_token_id, model.device) | pixels_of(pictures, processor, model)
 
 
 def with_images(prompt: str, pictures: Sequence[Any]) -> str:
@@ -232,7 +232,8 @@ def with_images(prompt: str, pictures: Sequence[Any]) -> str:
     return prompt if IMAGE in prompt else f"{IMAGE}\n" * len(pictures) + prompt
 
 
-def _as_list(pictures: Pictures) -> list[Image.Image]:
+def as_list(pictures: Pictures) -> list[Image.Image]:
+    """The pictures of one prompt."""
     if pictures is None:
         return []
     return [pictures] if isinstance(pictures, Image.Image) else list(pictures)
@@ -248,7 +249,8 @@ def _left_padded(ids: Sequence[Sequence[int]], pad: int, device: torch.device) -
     }
 
 
-def _pixels(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
+def pixels_of(pictures: Sequence[Image.Image], processor: Any, model: Any) -> dict[str, Tensor]:
+    """What a LLaVA is shown of pictures, as of :func:`generate_inputs`; nothing where there are none."""
     if not pictures:
         return {}
     rgb = [picture.convert("RGB") for picture in pictures]

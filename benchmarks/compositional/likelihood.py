@@ -1,0 +1,121 @@
+"""Compositional benchmarks by likelihood: the caption that a LLaVA finds the likeliest answer to a request for one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.compositional.scoring import data_protocol, load, outcome
+from benchmarks.data.pair_sets import PairSet, Picture
+from benchmarks.kept import key_of
+from benchmarks.outcome import Outcome
+from benchmarks.protocol import Entries
+from benchmarks.sharing import together
+from clips.artifact import versions
+from clips.parallel.processes import gather_objects
+from clips.progress import track
+
+if TYPE_CHECKING:
+    from benchmarks.config import BenchmarkConfig
+    from benchmarks.models import Row
+    from llava_bridge.asking.likelihood import Likelihood
+
+PROMPT = "Provide a one-sentence caption for the provided image."
+"""What lmms-eval asks for NoCaps' captions."""
+_SCORES = {
+    "sum": "log-likelihood, summed over the caption's tokens and the end token",
+    "mean": "log-likelihood, mean over the caption's tokens and the end token",
+    "gain": "log-likelihood, summed over the caption's tokens and the end token, less what it is without the picture",
+}
+
+
+def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+    """How often a row's LLaVA finds the right caption the likeliest."""
+    pairs = load(config)
+    prompt = config.prompt or PROMPT
+    asked = [(picture, prompt, text) for case in pairs.cases for picture in case.pictures for text in case.captions]
+    model, processor = row.llava
+    found = scored(row, pairs, asked)
+    values = [each.total / (each.tokens if config.likelihood == "mean" else 1) for each in found]
+    if config.likelihood == "gain":
+        texts = list(dict.fromkeys(text for _, _, text in asked))
+        alone = {
+            text: each.total
+            for text, each in zip(texts, scored(row, pairs, [(None, prompt, text) for text in texts]), strict=True)
+        }
+        values = [value - alone[text] for value, (_, _, text) in zip(values, asked, strict=True)]
+    supply = iter(values)
+    scores = [
+        np.array([[next(supply) for _ in case.captions] for _ in case.pictures], dtype=float) for case in pairs.cases
+    ]
+    return outcome(
+        pairs,
+        scores,
+        {
+            "task": "choice between a caption and one that differs in a detail, by likelihood",
+            "prompt": prompt,
+            "score": _SCORES[config.likelihood],
+        }
+        | data_protocol(pairs, config)
+        | llava_protocol(model, processor),
+    )
+
+
+def llava_protocol(model: Any, processor: Any) -> Entries:
+    """Entries about what computes likelihoods, and how the LLaVA takes its input."""
+    from benchmarks.mllm.evaluate import input_of
+
+    computed = {name: versions()[name].partition("+")[0] for name in ("torch", "transformers")}
+    return {"precision": str(model.dtype).removeprefix("torch."), **computed, **input_of(processor)}
+
+
+def scored(
+    row: Row, pairs: PairSet, asked: Sequence[tuple[Picture | None, str, str]], *, end: bool = True
+) -> list[Likelihood]:
+    """The likelihood of each text as the answer to a prompt about a picture, or about none.
+
+    Args:
+        row: has the LLaVA.
+        pairs: opens the pictures.
+        asked: (picture, prompt, text).
+        end: count the token that ends an answer too.
+    """
+    from llava_bridge.asking.likelihood import Likelihood
+
+    kept = row.kept_answers("likelihood", pairs.hash)
+    keys = [
+        key_of(pictures=None if picture is None else dataclasses.astuple(picture), prompt=prompt, text=text, end=end)
+        for picture, prompt, text in asked
+    ]
+    missing = [number for number, key in enumerate(keys) if key not in kept.known]
+    missing.sort(key=lambda number: len(asked[number][2]))
+    mine = missing[row.processes.rank :: row.processes.count]
+
+    def score() -> None:
+        size = row.config.batch_size
+        for start in track(range(0, len(mine), size), "scoring captions"):
+            batch = mine[start : start + size]
+            found = _likelihoods(row, pairs, [asked[number] for number in batch], end=end)
+            kept.add(
+                {keys[number]: json.dumps(dataclasses.asdict(each)) for number, each in zip(batch, found, strict=True)}
+            )
+
+    together(row.processes, score)
+    for theirs in gather_objects(kept.known):
+        kept.known |= theirs
+    return [Likelihood(**json.loads(kept.known[key])) for key in keys]
+
+
+def _likelihoods(
+    row: Row, pairs: PairSet, asked: Sequence[tuple[Picture | None, str, str]], *, end: bool
+) -> list[Likelihood]:
+    from llava_bridge import likelihoods
+
+    opened = {picture: pairs.open(picture) for picture, _, _ in asked if picture is not None}
+    pictures = [None if picture is None else opened[picture] for picture, _, _ in asked]
+    prompts, texts = [prompt for _, prompt, _ in asked], [text for _, _, text in asked]
+    return likelihoods(*row.llava, pictures, prompts, texts, row.config.batch_size, end=end)

@@ -1,0 +1,189 @@
+"""From the scores of captions for pictures to metrics, the same for encoders and LLaVAs.
+
+Letters: P pictures of a case (one, or two in Winoground), C captions of it; caption i < P is of picture i.
+
+A case with one picture is won if its caption has the highest score (accuracy). Two have Winoground's three scores:
+text, each picture gives its own caption the highest; image, each caption is given the highest by its own picture;
+group, both. Scores within ``TIE`` of each other are taken to come in random order and the expected win is counted, so
+that a model that cannot tell anything apart scores chance: 1 / C, or 25, 25 and 16.7 per cent for two pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.data.pair_sets import Case, PairSet, Picture, load_pair_set
+from benchmarks.encoders.recall import TIE
+from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
+from benchmarks.protocol import Entries
+from benchmarks.registry import find
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmarks.config import BenchmarkConfig
+
+_MOST_KINDS = 20  # with a metric of their own; ARO has hundreds, whose mean is given alone
+_GROUPS = {"image_score": "image", "group_score": "group"}
+
+
+def load(config: BenchmarkConfig) -> PairSet:
+    """The data of a compositional benchmark."""
+    return load_pair_set(config.data, find(config.entry).layout, images=config.images, limit=config.limit)
+
+
+def data_hash(config: BenchmarkConfig) -> str:
+    """SHA-256 of the captions and pictures."""
+    return load(config).hash
+
+
+def outcome(
+    pairs: PairSet,
+    scores: Sequence[np.ndarray],
+    protocol: Entries,
+    *,
+    uncompared: str = "",
+    extra: Mapping[str, tuple[MetricSpec, Sequence[float]]] | None = None,
+) -> Outcome:
+    """Metrics and items.
+
+    Args:
+        pairs: the cases.
+        scores: of each case (P, C), higher is better; at least in each row on one scale.
+        protocol: all about how the scores came about.
+        uncompared: why scores of unlike pictures are on no common scale; empty where they are.
+        extra: name → a metric of one column of its own, and that column.
+
+    Raises:
+        UserError: a score that is not a number; its case is named.
+    """
+    for case, each in zip(pairs.cases, scores, strict=True):
+        if not np.isfinite(each).all():
+            raise UserError(f"{pairs.root}: {case.name}: the model gives a score that is not finite")
+    alone = len(pairs.cases[0].pictures) == 1
+    items = _items(pairs, scores, compared=not alone and not uncompared)
+    specs, absent = _specs(pairs), {}
+    if uncompared and not alone:
+        absent = dict.fromkeys(_GROUPS, uncompared)
+    for name, (spec, values) in (extra or {}).items():
+        items[spec.columns[0]] = values
+        specs[name] = spec
+    first = "accuracy_of_kinds" if pairs.by_kinds and "accuracy_of_kinds" in specs else "accuracy"
+    return Outcome(
+        metrics={name: measure(items, spec) for name, spec in specs.items() if name not in absent},
+        primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
+        absent=absent,
+        protocol=protocol,
+        items=items,
+    )
+
+
+def data_protocol(pairs: PairSet, config: BenchmarkConfig) -> Entries:
+    """Entries about the data and the way from scores to metrics."""
+    return {
+        "benchmark": config.name,
+        "data_hash": pairs.hash,
+        "layout": find(config.entry).layout,
+        "cases": len(pairs.cases),
+        "ties": f"expected value over random order of scores within {TIE}",
+        "scorer": "benchmarks.compositional 1",
+    }
+
+
+def wins(scores: np.ndarray) -> tuple[float, float, float]:
+    """Probability of the text, image and group win from scores (P, C), ties in random order; without P > 1 the latter
+    two say nothing."""
+    if len(scores) == 1:
+        text = 0.0 if (scores[0] > scores[0, 0] + TIE).any() else 1.0 / (np.abs(scores[0] - scores[0, 0]) <= TIE).sum()
+        return text, np.nan, np.nan
+    apart = np.abs(scores[:, :, None, None] - scores).reshape(scores.size, scores.size) + np.eye(scores.size)
+    orders = list(permutations(range(scores.size))) if (apart <= TIE).any() else [tuple(range(scores.size))]
+    found = np.array([_won(scores, np.reshape(order, scores.shape)) for order in orders], float)
+    text, image = found.T
+    return float(text.mean()), float(image.mean()), float((text * image).mean())
+
+
+def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
+    """Whether text and image are won where of two tied scores the one later in ``order`` counts as the higher."""
+
+    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
+        apart = scores[one] - scores[other]
+        return bool(order[one] > order[other] if abs(apart) <= TIE else apart > 0)
+
+    pictures, captions = scores.shape
+    text = all(beats((i, i), (i, j)) for i in range(pictures) for j in range(captions) if j != i)
+    image = all(beats((i, i), (k, i)) for i in range(pictures) for k in range(pictures) if k != i)
+    return text, image
+
+
+def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
+    alone = len(pairs.cases[0].pictures) == 1
+    name, label = ("accuracy", "choice") if alone else ("text_score", "text")
+    specs = {name: MetricSpec(label=label, columns=("score",))}
+    if not alone:
+        specs |= {group: MetricSpec(label=word, columns=(group,)) for group, word in _GROUPS.items()}
+    if len(pairs.averaged) > 1:
+        specs[f"{name}_of_kinds"] = MetricSpec(
+            label=f"{label}, mean of kinds", formula="mean_of_group_means", columns=("score", "averaged")
+        )
+    kinds = _kinds(pairs)
+    if len(kinds) <= _MOST_KINDS:
+        specs |= {
+            f"{name}_{kind}": MetricSpec(label=f"{label}, {kind.replace('_', ' ')}", columns=(f"score_{kind}",))
+            for kind in kinds
+        }
+    return specs
+
+
+def _kinds(pairs: PairSet) -> list[str]:
+    return sorted({case.kind for case in pairs.cases if case.kind})
+
+
+def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> pd.DataFrame:
+    import pandas as pd
+
+    cases = pairs.cases
+    won = np.array([wins(each) for each in scores])
+    shown = [case.pictures[0] for case in cases]
+    small = thumbnails([_name(picture) for picture in shown], lambda index: pairs.open(shown[index]))
+    items = pd.DataFrame(
+        {
+            "item": [case.name for case in cases],
+            "image": [picture.reference for picture in shown],
+            "direction": "",
+            "category": [case.kind for case in cases],
+            "question": [" | ".join(case.captions) for case in cases],
+            "prediction": [_said(case, each) for case, each in zip(cases, scores, strict=True)],
+            "target": [" | ".join(case.captions[: len(case.pictures)]) for case in cases],
+            "score": won[:, 0],
+            "thumbnail": small,
+            "margin": [_margin(each) for each in scores],
+            "averaged": [case.kind if case.kind in pairs.averaged else None for case in cases],
+        }
+    )
+    if compared:
+        items["image_score"], items["group_score"] = won[:, 1], won[:, 2]
+    if len(_kinds(pairs)) <= _MOST_KINDS:
+        for kind in _kinds(pairs):
+            items[f"score_{kind}"] = items["score"].where(items["category"] == kind)
+    return items
+
+
+def _name(picture: Picture) -> str:
+    return picture.reference if picture.box is None else f"{picture.reference} {picture.box}"
+
+
+def _said(case: Case, scores: np.ndarray) -> str:
+    """The caption that each picture gives the highest score; of tied ones the first."""
+    return " | ".join(case.captions[int(np.argmax(row > row.max() - TIE))] for row in scores)
+
+
+def _margin(scores: np.ndarray) -> float:
+    """By how much the right caption is ahead of the best wrong one, for the picture for which that is least."""
+    wrong = np.where(np.eye(*scores.shape) > 0, -np.inf, scores).max(axis=1)
+    return float((np.diagonal(scores) - wrong).min())

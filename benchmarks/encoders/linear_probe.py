@@ -1,0 +1,147 @@
+"""Linear probe: logistic regression on an image tower's features, its regularisation chosen on a part of train.
+
+Letters: N pictures, D width, C classes.
+
+Source: section A.3 of the CLIP paper (arXiv 2103.00020): scikit-learn's L-BFGS with at most 1,000 steps, its strength
+found by a search over 97 values from 1e-6 to 1e6 that looks at every 16th first and halves the step around the best.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.data.class_sets import ClassSet, load_class_set
+from benchmarks.encoders.classification import PRIMARY, absent, data_protocol, items_table, metrics, placed
+from benchmarks.encoders.recall import TIE
+from benchmarks.outcome import MetricSpec, Outcome, measure
+from clips.artifact import say
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.config import BenchmarkConfig
+    from benchmarks.models import Row
+
+STRENGTHS = np.logspace(-6, 6, 97)
+"""What C, the inverse of the regularisation, can be: eight values a decade."""
+_HELD_OUT = 5  # one picture in so many of each class
+_STEPS = 1000
+_CHOSEN = MetricSpec(label="C", formula=None, scale=1.0, higher_is_better=None)
+_NEVER = -1e9  # log probability of a class that train does not hold
+
+
+def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+    """Accuracy on the test split of a classifier learnt from the train split, and the C that was chosen."""
+    from importlib.metadata import version
+
+    from benchmarks.encoders.embed import computed_by
+    from benchmarks.encoders.vectors import image_vectors
+
+    train, test = _load(config)
+    learnt = image_vectors(row, train.open, train.pictures, train.hash).cpu().numpy()
+    asked = image_vectors(row, test.open, test.pictures, test.hash).cpu().numpy()
+    strength = choose_strength(learnt, train.targets)
+    scores = _scores(fit(learnt, train.targets, strength, config.name), asked, len(test.classes))
+    items = items_table(test, placed(iter([scores]), test.targets))
+    return Outcome(
+        metrics=metrics(items, test) | {"C": measure(items, _CHOSEN, strength)},
+        primary=PRIMARY,
+        absent=absent(test),
+        protocol={"task": "linear probe"}
+        | data_protocol(test, config)
+        | {
+            "train_hash": train.hash,
+            "train_split": config.train_split,
+            "train_pictures": len(train.pictures),
+            "features": "unit vectors of the image embedding",
+            "classifier": f"logistic regression, L2, L-BFGS, at most {_STEPS} steps",
+            "chosen_C": f"best of 1e-6 to 1e6, 8 a decade, by halving steps, on 1 in {_HELD_OUT} pictures of "
+            "train; then learnt again from all of train",
+            "ties": f"expected value over random order of classes within {TIE}",
+            "scorer": "benchmarks.linear_probe 1",
+            "scikit-learn": version("scikit-learn"),
+        }
+        | row.tower.how
+        | computed_by(row.tower),
+        items=items,
+    )
+
+
+def data_hash(config: BenchmarkConfig) -> str:
+    """SHA-256 of the pictures of both splits and their classes."""
+    import hashlib
+
+    return hashlib.sha256("".join(found.hash for found in _load(config)).encode()).hexdigest()
+
+
+def _load(config: BenchmarkConfig) -> tuple[ClassSet, ClassSet]:
+    """Train and test; ``limit`` is of the test pictures alone."""
+    if config.split == config.train_split:
+        raise UserError(f"benchmarks.train_split: expected another than 'split', got '{config.split}' for both")
+    train = load_class_set(config.data, split=config.train_split)
+    test = load_class_set(config.data, split=config.split, limit=config.limit)
+    if list(train.classes) != list(test.classes):
+        raise UserError(f"{config.data}: '{config.train_split}' and '{config.split}' have other classes")
+    return train, test
+
+
+def choose_strength(features: np.ndarray, targets: np.ndarray) -> float:
+    """The C of :data:`STRENGTHS` that is best on the held-out part; of equally good ones the smallest.
+
+    Args:
+        features: (N, D).
+        targets: (N,) classes.
+
+    Raises:
+        UserError: too few pictures to hold any out, or a single class.
+    """
+    held = held_out(targets)
+    if not held.any() or len(np.unique(targets[~held])) < 2:
+        raise UserError(f"linear probe: expected two classes and {_HELD_OUT} pictures of one of them to learn from")
+    known: dict[int, float] = {}
+
+    def accuracy(place: int) -> float:
+        if place not in known:
+            model = fit(features[~held], targets[~held], STRENGTHS[place])
+            known[place] = float((model.predict(features[held]) == targets[held]).mean())
+        return known[place]
+
+    last = len(STRENGTHS) - 1
+    places, step = range(0, last + 1, 16), 16
+    while True:
+        best = max(places, key=lambda place: (accuracy(place), -place))
+        if step == 1:
+            return float(STRENGTHS[best])
+        step //= 2
+        places = range(max(0, best - step), min(last, best + step) + 1, step)
+
+
+def held_out(targets: np.ndarray) -> np.ndarray:
+    """(N,) which pictures are held out: of each class one in five, drawn with a fixed seed."""
+    order = np.random.default_rng(0).permutation(len(targets))
+    held = np.zeros(len(targets), bool)
+    for target in np.unique(targets):
+        held[order[targets[order] == target][_HELD_OUT - 1 :: _HELD_OUT]] = True
+    return held
+
+
+def fit(features: np.ndarray, targets: np.ndarray, strength: float, name: str = "") -> Any:
+    """The classifier that (N, D) features and (N,) targets give; says so if it is ``name``'s and was stopped early."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=strength, solver="lbfgs", max_iter=_STEPS, random_state=0).fit(features, targets)
+    if name and model.n_iter_.max() >= _STEPS:
+        say(f"{name}: the classifier was stopped after {_STEPS} steps, as CLIP's are, before it had settled")
+    return model
+
+
+def _scores(model: Any, features: np.ndarray, classes: int) -> np.ndarray:
+    """(N, C) log probabilities."""
+    scores = np.full((len(features), classes), _NEVER)
+    scores[:, model.classes_] = model.predict_log_proba(features)
+    return scores

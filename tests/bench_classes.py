@@ -1,0 +1,102 @@
+"""Classes of colours for the tests of classification and probes: pictures in every layout, and an encoder that sees."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import bench_world as world
+import numpy as np
+import torch
+
+from benchmarks.encoders.embed import DualEncoder
+
+CLASSES = tuple(world.COLOURS)
+
+
+class Colourist:
+    """Sees the colour of a square and reads it in a text; what it cannot find is alike for all.
+
+    Args:
+        seen_as: colour → the colour that it takes it for.
+        blind: has one and the same vector for everything.
+    """
+
+    def __init__(self, seen_as: dict[str, str] | None = None, *, blind: bool = False) -> None:
+        self.seen_as, self.blind = seen_as or {}, blind
+
+    def _vector(self, name: str | None) -> torch.Tensor:
+        vector = torch.ones(len(CLASSES))
+        if name is not None and not self.blind:
+            vector[CLASSES.index(name)] += 1
+        return vector
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        found = []
+        for each in pixels.permute(0, 2, 3, 1).reshape(len(pixels), -1, 3).int().numpy():
+            name = next((name for name, value in world.COLOURS.items() if (each == value).all(axis=1).any()), None)
+            found.append(self._vector(self.seen_as.get(name, name)))
+        return torch.stack(found)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self._vector(CLASSES[number] if number >= 0 else None) for number in tokens[:, 0]])
+
+    def as_encoder(self) -> DualEncoder:
+        def tokenizer(texts: list[str]) -> torch.Tensor:
+            return torch.tensor([[next((n for n, name in enumerate(CLASSES) if name in text), -1)] for text in texts])
+
+        how = {"input_resolution": 64, "input_resize": "squash", "input_interpolation": "bilinear"}
+        return DualEncoder(
+            model=self,
+            preprocess=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float(),
+            tokenizer=tokenizer,
+            how=how,
+            device="cpu",
+            precision="float32",
+        )
+
+
+def numbers(count: int, start: int = 0) -> range:
+    """Pictures; number n is of class n modulo the number of classes."""
+    return range(start, start + count)
+
+
+def write_wds(root: Path, count: int = 12, *, split: str = "test", shards: int = 2, start: int = 0) -> Path:
+    """CLIP_benchmark's layout."""
+    folder = root / split
+    folder.mkdir(parents=True, exist_ok=True)
+    (root / "classnames.txt").write_text("\n".join(CLASSES) + "\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a {c} square.\nthere is a {c} thing\n")
+    (folder / "nshards.txt").write_text(f"{shards}\n")
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for number in numbers(count, start)[shard::shards]:
+                add(tar, f"s{number:07d}.png", world.png(world.picture(number)))
+                add(tar, f"s{number:07d}.cls", str(number % len(CLASSES)).encode())
+    return root
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def write_folders(root: Path, count: int = 12, *, split: str = "test") -> Path:
+    """A folder for each class; their order is that of the alphabet."""
+    for number in numbers(count):
+        folder = root / split / f"a_{world.colour(number)}_thing"
+        folder.mkdir(parents=True, exist_ok=True)
+        world.picture(number).save(folder / f"{number}.png")
+    return root
+
+
+def table(count: int = 12) -> object:
+    """A ``datasets.Dataset`` with a ClassLabel."""
+    import datasets
+
+    images = [{"bytes": world.png(world.picture(number)), "path": None} for number in numbers(count)]
+    labels = [number % len(CLASSES) for number in numbers(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)

@@ -1,0 +1,227 @@
+"""Zero-shot classification: numbers known beforehand, open_clip's class vectors, every layout, one line for a fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bench_classes as classes
+import bench_world as world
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.data.class_sets import load_class_set
+from benchmarks.encoders import embed
+from benchmarks.encoders.classification import placed
+from benchmarks.encoders.prompts import class_vectors, prompts
+from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
+from benchmarks.run import run
+from benchmarks.statistics import FORMULAS, evaluate
+from clips.errors import UserError
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Evaluate a colourist; returns the result."""
+    (tmp_path / "encoder").mkdir()
+
+    def ask(encoder: classes.Colourist, data: Path, **settings) -> Result:
+        monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: encoder.as_encoder())
+        benchmark = BenchmarkConfig(**{"name": "colours", "uses": "classification", "data": str(data)} | settings)
+        config = RunConfig(
+            row="row", results=str(tmp_path / "results"), encoder=str(tmp_path / "encoder"), benchmarks=[benchmark]
+        )
+        run(config)
+        return read_result(result_path(config.results, "row", "colours"))
+
+    return ask
+
+
+def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
+    data = classes.write_wds(tmp_path / "data", 10)  # three red, three green, two blue, two white
+    result = ask(classes.Colourist({"red": "green"}), data)
+    assert result.metrics["acc1"].value == pytest.approx(7 / 10)
+    assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
+    assert result.metrics["acc1"].low < 0.7 < result.metrics["acc1"].high
+    assert result.metrics["mean_per_class_recall"].low < 0.75 <= result.metrics["mean_per_class_recall"].high
+    assert result.absent == {"acc5": "there are only 4 classes"}
+    items = read_items(result)
+    assert set(ITEM_COLUMNS) <= set(items.columns)
+    assert (items["prediction"] == items["target"]).tolist() == (items["score"] == 1).tolist()
+    assert items.loc[items["target"] == "red", "prediction"].tolist() == ["green"] * 3
+    assert items["thumbnail"].notna().all()
+    for metric in result.metrics.values():
+        columns = {name: items[name].to_numpy() for name in metric.columns}
+        assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
+
+
+def test_what_is_all_right_has_no_false_certainty(tmp_path, ask):
+    result = ask(classes.Colourist(), classes.write_wds(tmp_path / "data"))
+    for metric in result.metrics.values():
+        assert metric.value == 1
+        assert 0.7 < metric.low < 1
+
+
+def test_a_constant_model_scores_chance(tmp_path, ask):
+    result = ask(classes.Colourist(blind=True), classes.write_wds(tmp_path / "data"))
+    assert {name: metric.value for name, metric in result.metrics.items()} == {
+        "acc1": pytest.approx(1 / 4),
+        "mean_per_class_recall": pytest.approx(1 / 4),
+    }
+
+
+def test_top_five_against_sorting(monkeypatch):
+    generator = np.random.default_rng(0)
+    scores, targets = generator.normal(size=(40, 9)), generator.integers(0, 9, 40)
+    scores[0] = 1.0  # all alike: any five of nine
+    ranks = placed(iter([scores[:17], scores[17:]]), targets)
+    order = np.argsort(-scores, axis=1)
+    for k in (1, 5):
+        expected = (order[:, :k] == targets[:, None]).any(axis=1).astype(float)
+        expected[0] = k / 9
+        np.testing.assert_allclose(ranks.hit(k), expected)
+
+
+def test_class_vectors_are_open_clips(monkeypatch):
+    import bridge_world
+    import open_clip
+
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    model = bridge_world.open_clip_model({**bridge_world.VIT, "text_cfg": text})
+    tokenizer = open_clip.SimpleTokenizer()
+    encoder = embed.DualEncoder(
+        model=model, preprocess=None, tokenizer=tokenizer, how={}, device="cpu", precision="float32"
+    )
+    names = ["tench", "great white shark", "cock"]
+    for ours, theirs in (
+        ("simple", open_clip.SIMPLE_IMAGENET_TEMPLATES),
+        (("a {c}.", "no {} here"), ["a {}.", "no {} here"]),
+    ):
+        expected = open_clip.build_zero_shot_classifier(model, tokenizer, names, theirs).T
+        found = class_vectors(lambda texts: embed.embed_texts(encoder, texts, 4), ours, names)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert len(prompts("openai_imagenet", "x")) == 80
+
+
+def test_templates_are_those_asked_for_and_stated(tmp_path, ask):
+    data = classes.write_wds(tmp_path / "data")
+    beside = ask(classes.Colourist(), data)
+    assert beside.protocol["prompt"] == "a {} square. | there is a {} thing"
+    given = ask(classes.Colourist(), data, templates=("{} paint",))
+    assert given.protocol["prompt"] == "{} paint"
+    assert given.fingerprint != beside.fingerprint
+    assert given.key != beside.key
+
+
+def test_the_same_pictures_in_every_layout(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    table = classes.table()
+    wds = load_class_set(str(classes.write_wds(tmp_path / "wds")))
+    table.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / "dict")
+    (tmp_path / "parquet/data").mkdir(parents=True)
+    table.to_parquet(tmp_path / "parquet/data/test-00000-of-00001.parquet")
+    for layout in ("saved", "dict", "parquet"):
+        found = load_class_set(str(tmp_path / layout))
+        assert list(found.classes) == list(wds.classes)
+        assert found.targets.tolist() == [number % 4 for number in range(12)]
+        assert found.open(5).tobytes() == world.picture(5).tobytes()
+    with pytest.raises(UserError, match=r"has no split 'train' \(it has: test\)"):
+        load_class_set(str(tmp_path / "parquet"), split="train")
+    folders = load_class_set(str(classes.write_folders(tmp_path / "folders")))
+    assert folders.classes == [f"a {name} thing" for name in sorted(classes.CLASSES)]
+    assert folders.open(0).tobytes() == world.picture(10).tobytes()  # a blue one, 10.png before 2.png
+    (tmp_path / "folders/classnames.txt").write_text("B\nG\nR\nW\n")
+    assert load_class_set(str(tmp_path / "folders")).classes == ["B", "G", "R", "W"]
+    few = load_class_set(str(tmp_path / "folders"), limit=4)
+    assert few.targets.tolist() == [0, 1, 2, 3]  # spread over all, not the first class alone
+    assert few.open(3).tobytes() == folders.open(11).tobytes()
+
+
+def _rename(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("breakage", "said"),
+    [
+        (lambda d: (d / "classnames.txt").unlink(), r"test: expected classnames\.txt beside it"),
+        (
+            lambda d: _rename(d / "classnames.txt", "white\n", ""),
+            r"s0000003\.png: is of class 3, but there are 3 class",
+        ),
+        (lambda d: _rename(d / "classnames.txt", "red", " "), r"classnames\.txt line 1: expected a text"),
+        (
+            lambda d: (d / "classnames.txt").write_text("a\nb\nc\nd\ne\nf"),
+            "no picture of class 4, 'e' \\(nor of 1 more",
+        ),
+        (lambda d: (d / "test/1.tar").unlink(), r"nshards\.txt: says 2 shards, found 1"),
+        (lambda d: (d / "test/1.tar").write_bytes((d / "test/1.tar").read_bytes()[:9000]), r"1\.tar: .*cut short"),
+        (lambda d: (d / "zeroshot_classification_templates.txt").unlink(), "expected zeroshot_classification_templ"),
+    ],
+)
+def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
+    data = classes.write_wds(tmp_path / "data")
+    breakage(data)
+    with pytest.raises(UserError, match=said) as error:
+        ask(classes.Colourist(), data)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_faults_of_folders_and_shards(tmp_path):
+    with pytest.raises(UserError, match="expected a directory"):
+        load_class_set(str(tmp_path / "nowhere"))
+    (tmp_path / "empty/test/n01440764").mkdir(parents=True)
+    with pytest.raises(UserError, match="n01440764: expected the pictures of a class, found none"):
+        load_class_set(str(tmp_path / "empty"))
+    world.picture(0).save(tmp_path / "empty/test/n01440764/0.png")
+    with pytest.raises(UserError, match=r"WordNet numbers; expected classnames\.txt"):
+        load_class_set(str(tmp_path / "empty"))
+    import tarfile
+
+    for name, content, said in (
+        ("a.cls", b"1 2", r"0\.tar/a\.cls: expected the number of one class, got '1 2'"),
+        ("b.cls", b"1", r"0\.tar/a\.png: expected a\.cls beside it"),
+    ):
+        data = classes.write_wds(tmp_path / name, shards=1)
+        with tarfile.open(data / "test/0.tar", "w") as tar:
+            classes.add(tar, "a.png", world.png(world.picture(0)))
+            classes.add(tar, name, content)
+        with pytest.raises(UserError, match=said):
+            load_class_set(str(data))
+
+
+@pytest.mark.parametrize(
+    ("templates", "said"),
+    [
+        ("simpel", r"unknown set of benchmarks\.templates, or a list of texts, 'simpel'; did you mean 'simple'"),
+        (("a photo",), r"benchmarks\.templates: expected \{\} where the class goes, got 'a photo'"),
+        ((), r"benchmarks\.templates: expected at least one text"),
+    ],
+)
+def test_templates_that_cannot_be(templates, said):
+    with pytest.raises(UserError, match=said):
+        BenchmarkConfig(name="x", data="y", templates=templates)
+
+
+def test_mean_of_group_means_against_a_loop():
+    generator = np.random.default_rng(1)
+    groups = np.array([None if number % 7 == 0 else f"g{number % 5}" for number in range(40)], object)
+    values = generator.normal(size=40)
+    values[3] = np.nan
+    weights = generator.integers(0, 2, (6, 40)).astype(float)
+    weights[0, [number for number in range(40) if groups[number] == "g2"]] = 0  # a draw without a group
+    expected = []
+    for row in weights:
+        means = []
+        for group in ("g0", "g1", "g2", "g3", "g4"):
+            chosen = (groups == group) & ~np.isnan(values)
+            if row[chosen].sum():
+                means.append((row[chosen] * values[chosen]).sum() / row[chosen].sum())
+        expected.append(np.mean(means))
+    columns = {"value": values, "group": groups}
+    np.testing.assert_allclose(FORMULAS["mean_of_group_means"](columns, ("value", "group"), weights), expected)

@@ -1,0 +1,365 @@
+"""Compositional benchmarks: the layouts in which they come, one line for a fault, LLaVAs by likelihood and in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bench_world as world
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.compositional import asked, likelihood, similarity
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.data.pair_sets import LAYOUTS, load_pair_set
+from benchmarks.encoders.embed import DualEncoder
+from benchmarks.models import Row
+from benchmarks.registry import find
+from clips.errors import UserError
+from llava_bridge.asking.likelihood import Likelihood
+
+
+def _images(root: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        world.picture(number).save(root / name)
+
+
+def _write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _sugarcrepe(root: Path) -> Path:
+    _images(root / "images", ["0.png", "1.png"])
+    pair = {"caption": "a red one", "negative_caption": "a blue one"}
+    _write(root / "swap_att.json", {"3": {"filename": "1.png", **pair}})
+    _write(root / "add_att.json", {"0": {"filename": "0.png", **pair}, "7": {"filename": "1.png", **pair}})
+    return root
+
+
+def _aro(root: Path, kinds: list[dict[str, Any]]) -> Path:
+    _images(root / "images", [f"{number}.png" for number in range(2)])
+    box = {"bbox_x": 4, "bbox_y": 8, "bbox_w": 20, "bbox_h": 30}
+    rows = [
+        {"image_path": f"{number % 2}.png", "true_caption": "a on b", "false_caption": "b on a", **box, **kind}
+        for number, kind in enumerate(kinds)
+    ]
+    return _write(root / "visual_genome.json", rows)
+
+
+def _valse(root: Path) -> Path:
+    _images(root / "images", ["0.png", "SWiG/1.png"])
+    pair = {"caption": "there is one", "foil": "there is none", "dataset": "SWiG"}
+    rows = {
+        "a": {**pair, "image_file": "0.png", "mturk": {"foil": 0, "caption": 3, "other": 0}},
+        "b": {**pair, "image_file": "0.png", "mturk": {"foil": 2, "caption": 1, "other": 0}},
+        "c": {**pair, "image_file": "1.png"},
+    }
+    return _write(root / "existence.json", rows)
+
+
+def _winoground(root: Path) -> Path:
+    """Two cases, of the colours 0 and 1, and 2 and 3."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for case in range(2):
+        row = {"id": case, "collapsed_tag": ["Object", "Relation"][case]}
+        for side in range(2):
+            number = 2 * case + side
+            (root / "images").mkdir(exist_ok=True)
+            world.picture(number).save(root / f"images/ex_{case}_img_{side}.png")
+            row |= {f"image_{side}": f"ex_{case}_img_{side}", f"caption_{side}": f"a {world.colour(number)} square"}
+        lines.append(json.dumps(row))
+    (root / "examples.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def test_sugarcrepe(tmp_path):
+    pairs = load_pair_set(str(_sugarcrepe(tmp_path)), "sugarcrepe")
+    assert [(case.name, case.kind) for case in pairs.cases] == [
+        ("add_att/0", "add_att"),
+        ("add_att/7", "add_att"),
+        ("swap_att/3", "swap_att"),
+    ]
+    assert pairs.cases[0].captions == ("a red one", "a blue one")
+    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.picture(1).tobytes()
+    assert len(pairs.pictures) == 2
+    assert pairs.averaged == {"add_att", "swap_att"}
+    (one,) = load_pair_set(str(tmp_path / "swap_att.json"), "sugarcrepe").cases
+    assert one.name == "swap_att/3"
+
+
+def test_aro_cuts_the_box_and_leaves_kinds_out_of_the_mean(tmp_path):
+    relations = [{"relation_name": name} for name in ("on", "near", "behind")]
+    pairs = load_pair_set(str(_aro(tmp_path / "r", relations)), "aro_relation")
+    part = pairs.open(pairs.cases[1].pictures[0])
+    assert part.tobytes() == world.picture(1).crop((4, 8, 24, 38)).tobytes()
+    assert pairs.averaged == {"on", "behind"}  # what is near is near both ways
+    attributes = [{"attributes": ["red", "round"]}] * 25 + [{"attributes": ["old", "wet"]}] * 24
+    pairs = load_pair_set(str(_aro(tmp_path / "a", attributes)), "aro_attribution")
+    assert pairs.averaged == {"red_round"}
+
+
+def test_valse_takes_the_valid_and_looks_in_the_data_sets_folder(tmp_path):
+    pairs = load_pair_set(str(_valse(tmp_path)), "valse")
+    assert [case.name for case in pairs.cases] == ["existence/a", "existence/c"]
+    assert pairs.cases[1].pictures[0].reference == "SWiG/1.png"
+    assert pairs.open(pairs.cases[1].pictures[0]).tobytes() == world.picture(1).tobytes()
+
+
+def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    files = load_pair_set(str(_winoground(tmp_path / "files")), "winoground")
+    rows = [json.loads(line) for line in (tmp_path / "files/examples.jsonl").read_text().splitlines()]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for side in (0, 1):
+        paths = [tmp_path / "files/images" / f"{name}.png" for name in columns[f"image_{side}"]]
+        columns[f"image_{side}"] = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+    table = datasets.Dataset.from_dict(columns)
+    for side in (0, 1):
+        table = table.cast_column(f"image_{side}", datasets.Image())
+    (tmp_path / "hub/data").mkdir(parents=True)
+    table.to_parquet(tmp_path / "hub/data/test-00000-of-00001.parquet")
+    hub = load_pair_set(str(tmp_path / "hub"), "winoground")
+    assert [case.captions for case in hub.cases] == [case.captions for case in files.cases]
+    assert hub.hash == files.hash
+    assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.picture(3).tobytes()
+
+
+def test_real_pairs(shared):
+    pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "lines")
+    assert len(pairs.cases) == 478
+    assert pairs.averaged == {
+        *("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"),
+    }
+    assert pairs.open(pairs.cases[0].pictures[0]).width > 100
+
+
+def test_several_wrong_captions(tmp_path):
+    _images(tmp_path, ["0.png"])
+    (tmp_path / "pairs.jsonl").write_text('{"image": "0.png", "caption": "a", "negative": ["b", "c"]}')
+    (case,) = load_pair_set(str(tmp_path / "pairs.jsonl"), "lines").cases
+    assert case.captions == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("layout", "content", "said"),
+    [
+        (
+            "sugarcrepe",
+            '{"0": {"filename": "0.png", "caption": "x"}}',
+            r"x\.json: 0: negative_caption: expected a text",
+        ),
+        ("sugarcrepe", "[1]", r"x\.json: expected an object of objects"),
+        ("sugarcrepe", "{", r"x\.json: not valid JSON"),
+        ("sugarcrepe", "{}", "holds no pair of captions"),
+        (
+            "valse",
+            '{"a": {"caption": "x", "foil": ["y"], "image_file": "z"}}',
+            r"a: foil: expected a text, got \['y'\]",
+        ),
+        ("aro_relation", "{}", "expected a list of objects"),
+        (
+            "aro_relation",
+            '[{"image_path": "a", "true_caption": "x", "false_caption": "y"}]',
+            "0: expected numbers bbox_x",
+        ),
+        ("lines", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a text, or a list"),
+        ("winoground", '{"image_0": "a", "image_1": "b", "caption_0": "x"}', "line 1: expected the key 'caption_1'"),
+    ],
+)
+def test_a_fault_is_one_line(tmp_path, layout, content, said):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=said) as error:
+        load_pair_set(str(tmp_path / "x.json"), layout)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_picture(tmp_path):
+    data = _sugarcrepe(tmp_path)
+    (data / "images/1.png").unlink()
+    with pytest.raises(UserError, match=r"images/1\.png: no such picture"):
+        _ = load_pair_set(str(data), "sugarcrepe").hash
+
+
+def test_every_benchmark_has_three_ways_and_a_layout():
+    for name in ("choice", "sugarcrepe", "aro_relation", "aro_attribution", "valse", "winoground"):
+        entries = [find(f"{name}{way}") for way in ("", "_likelihood", "_asked")]
+        assert {entry.layout for entry in entries} <= set(LAYOUTS)
+        assert [entry.needs for entry in entries] == ["encoder", "llava", "llava"]
+
+
+# ---------------------------------------------------------------------------------- the three ways, on Winoground
+
+
+def _number(image: Image.Image) -> int:
+    return next(number for number in range(4) if world.picture(number).tobytes() == image.tobytes())
+
+
+def _row(batch_size: int = 3, **parts: Any) -> Any:
+    config = RunConfig(row="row", results="unused", encoder="e", benchmarks=[BenchmarkConfig(name="choice", data="d")],
+                       batch_size=batch_size)  # fmt: skip
+    row = Row(config)
+    for name, value in parts.items():
+        row.__dict__[name] = value
+    return row
+
+
+def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
+    """A row whose LLaVA's log-likelihood is ``value(number of the picture, prompt, text)``; tokens are its words."""
+
+    def likelihoods(model, processor, images, prompts, texts, batch_size, *, end):
+        found = [
+            value(None if image is None else _number(image), prompt, text)
+            for image, prompt, text in zip(images, prompts, texts, strict=True)
+        ]
+        return [Likelihood(total=each, tokens=len(text.split()), greedy=False)
+                for each, text in zip(found, texts, strict=True)]  # fmt: skip
+
+    monkeypatch.setattr("llava_bridge.asking.likelihood.likelihoods", likelihoods)
+    monkeypatch.setattr(likelihood, "llava_protocol", lambda *_: {})
+    monkeypatch.setattr(asked, "llava_protocol", lambda *_: {})
+    return _row(llava=(SimpleNamespace(), SimpleNamespace()))
+
+
+def _config(data: Path, way: str = "", **settings: Any) -> BenchmarkConfig:
+    return BenchmarkConfig(name=f"winoground{way}", data=str(data), **settings)
+
+
+def _values(outcome: Any) -> dict[str, float]:
+    return {name: metric.value for name, metric in outcome.metrics.items()}
+
+
+def _knows(number: int | None, prompt: str, text: str) -> float:
+    """Finds its own colour likely, but for picture 3, which it takes for picture 2; long texts are less likely."""
+    seen = 2 if number == 3 else number
+    fits = seen is not None and world.colour(seen) in text
+    return 3.0 * fits - 0.1 * len(text.split())
+
+
+def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch):
+    import torch
+
+    data = _winoground(tmp_path)
+    numbers = {f"a {world.colour(number)} square": number for number in range(4)}
+    encoder = DualEncoder(
+        model=SimpleNamespace(
+            encode_image=lambda pixels: torch.eye(4)[[min(int(each[0, 0, 0]), 2) for each in pixels]],
+            encode_text=lambda tokens: torch.eye(4)[tokens[:, 0]],
+        ),
+        preprocess=lambda image: torch.full((3, 2, 2), _number(image), dtype=torch.float32),
+        tokenizer=lambda texts: torch.tensor([[numbers[text]] for text in texts]),
+        how={},
+        device="cpu",
+        precision="float32",
+    )
+    seen = similarity.evaluate(_row(encoder=encoder), _config(data))
+    likely = likelihood.evaluate(_llava(monkeypatch, _knows), _config(data, "_likelihood"))
+    # case 0 is won; in case 1 both pictures prefer the first caption, and each caption finds both pictures alike
+    for outcome in (seen, likely):
+        assert _values(outcome) == pytest.approx(
+            {
+                "text_score": 1 / 2,
+                "image_score": (1 + 1 / 4) / 2,
+                "group_score": 1 / 2,
+                "text_score_of_kinds": 1 / 2,
+                "text_score_Object": 1,
+                "text_score_Relation": 0,
+            }
+        )
+        assert outcome.primary == ("text_score", "image_score", "group_score")
+        assert outcome.items["prediction"].tolist()[1] == "a blue square | a blue square"
+        assert outcome.items["item"].is_unique
+
+
+def test_aros_first_number_is_its_authors_mean_over_kinds(tmp_path, monkeypatch):
+    """Three of one relation are won; lost are one of another, and one that goes both ways, which is left out."""
+    kinds = [{"relation_name": name} for name in ("on", "on", "on", "behind", "near")]
+    data = _aro(tmp_path, kinds)
+    rows = json.loads(data.read_text())
+    for row in rows[3:]:
+        row["true_caption"], row["false_caption"] = row["false_caption"], row["true_caption"]
+    data.write_text(json.dumps(rows))
+    monkeypatch.setattr(f"{__name__}._number", lambda image: 0)
+    row = _llava(monkeypatch, lambda number, prompt, text: float(text == "a on b"))
+    outcome = likelihood.evaluate(row, BenchmarkConfig(name="aro_relation_likelihood", data=str(data)))
+    assert outcome.primary == ("accuracy_of_kinds",)
+    assert _values(outcome)["accuracy_of_kinds"] == pytest.approx((1 + 0) / 2)
+    assert _values(outcome)["accuracy"] == pytest.approx(3 / 5)
+
+
+def test_likelihood_by_length_and_without_the_picture(tmp_path, monkeypatch):
+    _images(tmp_path, ["0.png"])
+    right, wrong = "a red square that is long and red", "no"
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "0.png", "caption": right, "negative": wrong}))
+
+    def value(number, prompt, text):
+        assert prompt == "Say it."
+        return -2.0 * len(text.split()) + (1.5 if number == 0 and text == right else 0)
+
+    row, data = _llava(monkeypatch, value), tmp_path / "pairs.jsonl"
+    found = {
+        how: likelihood.evaluate(
+            row, BenchmarkConfig(name="choice_likelihood", data=str(data), likelihood=how, prompt="Say it.")
+        )
+        for how in ("sum", "mean", "gain")
+    }
+    assert [_values(found[how])["accuracy"] for how in ("sum", "mean", "gain")] == [0, 1, 1]
+    assert found["gain"].items["margin"].item() == pytest.approx(1.5)
+    assert len({outcome.protocol["score"] for outcome in found.values()}) == 3
+
+
+def test_asked_in_words_a_liking_for_a_letter_does_not_count(tmp_path, monkeypatch):
+    data = _winoground(tmp_path)
+
+    def likes_a(number, prompt, letter):
+        first = prompt.split("A. ")[1].split("\n")[0]
+        right_is_a = world.colour(number) in first
+        knows = 0.0 if number in (2, 3) else 1.0  # of case 1 it knows nothing
+        return (knows if (letter == "A") == right_is_a else 0.0) + (5.0 if letter == "A" else 0.0)
+
+    outcome = asked.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked"))
+    assert _values(outcome) == pytest.approx(
+        {
+            "text_score": (1 + 1 / 4) / 2,
+            "text_score_of_kinds": (1 + 1 / 4) / 2,
+            "text_score_Object": 1,
+            "text_score_Relation": 1 / 4,
+            "said_a": 1,
+        }
+    )
+    assert set(outcome.absent) == {"image_score", "group_score"}
+    with pytest.raises(UserError, match=r"benchmarks\.prompt: expected \{a\} and \{b\} where the captions go, got 'Eh"):
+        asked.evaluate(_llava(monkeypatch, likes_a), _config(data, "_asked", prompt="Eh?"))
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
+    row = _llava(monkeypatch, lambda number, *_: np.nan if number == 3 else 0.0)
+    with pytest.raises(UserError, match=r": 1: the model gives a score that is not finite"):
+        likelihood.evaluate(row, _config(_winoground(tmp_path), "_likelihood"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("way", ["_likelihood", "_asked"])
+def test_a_real_llava(tmp_path, way):
+    """An untrained one: the numbers are those of its own likelihoods, and stated is what they depend on."""
+    from benchmarks.results import read_items, read_result, result_path
+    from benchmarks.run import run
+
+    llava = world.write_llava(tmp_path / "llava")
+    benchmark = BenchmarkConfig(name=f"sugarcrepe{way}", data=str(_sugarcrepe(tmp_path / "data")))
+    run(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[benchmark], batch_size=2))
+    result = read_result(result_path(tmp_path / "results", "row", benchmark.name))
+    assert result.metrics["accuracy"].n == 3
+    assert {"prompt", "score", "data_hash", "precision", "input_template", "ties"} <= set(result.protocol)
+    margins = read_items(result)["margin"]
+    assert (margins != 0).all()
+    assert read_items(result)["score"].tolist() == (margins > 0).astype(float).tolist()

@@ -1,0 +1,157 @@
+"""The linear probe: what it must learn, how its strength is chosen, encoders without a text tower."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import bench_classes as classes
+import numpy as np
+import pytest
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.encoders import embed, linear_probe
+from benchmarks.encoders.linear_probe import STRENGTHS, choose_strength, held_out
+from benchmarks.models import Row
+from benchmarks.results import Result, read_items, read_result, result_path
+from benchmarks.run import run
+from clips.errors import UserError
+
+
+def _data(root: Path, *, train: int = 40) -> Path:
+    classes.write_wds(root, train, split="train", start=100)
+    return classes.write_wds(root, 12)
+
+
+def _run(tmp_path: Path, encoder: str, data: Path, **settings) -> Result:
+    benchmark = BenchmarkConfig(**{"name": "probe", "uses": "linear_probe", "data": str(data)} | settings)
+    config = RunConfig(row="row", results=str(tmp_path / "results"), encoder=encoder, benchmarks=[benchmark])
+    run(config)
+    return read_result(result_path(config.results, "row", "probe"))
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A directory that loads as an encoder whose red looks green."""
+    (tmp_path / "encoder").mkdir()
+    seen = classes.Colourist({"red": "green"}).as_encoder()
+    monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: seen)
+    return str(tmp_path / "encoder")
+
+
+def test_it_learns_what_can_be_learnt(tmp_path, encoder):
+    result = _run(tmp_path, encoder, _data(tmp_path / "data"))
+    # red and green look alike and are equally frequent in train: their scores tie
+    assert result.metrics["acc1"].value == pytest.approx(3 / 4)
+    assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
+    assert result.metrics["C"].value in STRENGTHS
+    assert result.metrics["C"].low is None
+    assert (result.protocol["pictures"], result.protocol["train_pictures"]) == (12, 40)
+    items = read_items(result)
+    blue = items["target"].isin(["blue", "white"])
+    assert (items.loc[blue, "prediction"] == items.loc[blue, "target"]).all()
+
+
+def test_what_is_asked_in_the_end_has_learnt_from_all_of_train(tmp_path, encoder, monkeypatch):
+    learnt = []
+    original = linear_probe.fit
+
+    def fit(features, *others):
+        learnt.append(len(features))
+        return original(features, *others)
+
+    monkeypatch.setattr(linear_probe, "fit", fit)
+    _run(tmp_path, encoder, _data(tmp_path / "data"))
+    assert set(learnt[:-1]) == {32}  # two of ten of each class held out
+    assert learnt[-1] == 40
+
+
+def test_another_train_split_is_another_protocol(tmp_path, encoder):
+    data = _data(tmp_path / "data")
+    first = _run(tmp_path, encoder, data)
+    classes.write_wds(data, 24, split="few", start=200)
+    second = _run(tmp_path, encoder, data, train_split="few")
+    assert second.fingerprint != first.fingerprint
+    assert second.key != first.key
+
+
+@pytest.mark.parametrize("peak", [0, 37, 40, 55, 96])
+def test_the_search_finds_the_best_of_all_where_there_is_one_peak(monkeypatch, peak):
+    """Wherever the single peak is, also where only the finest step reaches it; and few are asked."""
+    asked = []
+
+    class Peaked:
+        def __init__(self, place: int) -> None:
+            self.place = place
+
+        def predict(self, features: np.ndarray) -> np.ndarray:
+            right = np.arange(len(features)) >= abs(self.place - peak)
+            return np.where(right, 0, -1)
+
+    def fit(features, targets, strength):
+        asked.append(strength)
+        return Peaked(int(np.flatnonzero(strength == STRENGTHS)[0]))
+
+    monkeypatch.setattr(linear_probe, "fit", fit)
+    targets = np.zeros(500, int)
+    targets[:4] = 1  # too few for any to be held out
+    assert choose_strength(np.zeros((500, 2)), targets) == STRENGTHS[peak]
+    assert len(asked) == len(set(asked)) < 20
+
+
+def test_one_in_five_of_each_class_is_held_out():
+    targets = np.array([0] * 20 + [1] * 9 + [2] * 4)
+    held = held_out(targets)
+    assert [int(held[targets == number].sum()) for number in range(3)] == [4, 1, 0]
+    assert held.tolist() == held_out(targets).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"train_split": "test"}, "train_split: expected another than 'split', got 'test' for both"),
+        ({"train_split": "trian"}, "has no split 'trian'"),
+        ({"train_split": "one"}, "holds no picture of class 1"),
+    ],
+)
+def test_splits_that_do_not_do(tmp_path, encoder, settings, said):
+    data = _data(tmp_path / "data")
+    classes.write_wds(data, 1, split="one", shards=1)
+    with pytest.raises(UserError, match=said):
+        _run(tmp_path, encoder, data, **settings)
+
+
+def test_too_few_to_choose_from():
+    with pytest.raises(UserError, match="expected two classes and 5 pictures"):
+        choose_strength(np.zeros((8, 2)), np.array([0, 1] * 4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path, capsys):
+    data = _data(tmp_path / "data", train=24)
+    result = _run(tmp_path, "timm:resnet10t@random", data)
+    assert result.protocol["input_features"] == "mean of the tokens of the last hidden state"
+    assert result.metrics["acc1"].n == 12
+    again = _run(tmp_path, "timm:resnet10t@random", data)
+    assert again == result
+    assert "done already" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has no text tower"):
+        _run(tmp_path, "timm:resnet10t@random", data, uses="classification")
+
+
+def test_the_class_token_is_the_embedding_where_there_is_one(tmp_path):
+    """The tower of a transformers CLIP: the vector of a picture is the first token of the last hidden state."""
+    import original_world
+    import torch
+
+    tower = original_world.write_tower(original_world.Parts(), tmp_path / "clip")
+    config = {"results": "unused", "benchmarks": [BenchmarkConfig(name="linear_probe", data="d")]}
+    row = Row(RunConfig(row="row", encoder=f"transformers:{tower}", **config))
+    picture = original_world.picture()
+    pixels = row.tower.preprocess(picture)[None]
+    states = list(row.tower.model.tower.states(pixels, row.tower.model.tower.depth))
+    expected = torch.nn.functional.normalize(states[-1][:, 0], dim=-1)
+    torch.testing.assert_close(embed.embed_images(row.tower, lambda _: picture, ["one"], 1), expected)
+    own = row.model("tower")["hash"]
+    assert own != Row(RunConfig(row="row", encoder="timm:resnet10t@random", **config)).model("tower")["hash"]
+    assert len(own) == len(hashlib.sha256().hexdigest())
