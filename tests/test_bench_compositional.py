@@ -15,7 +15,9 @@ from PIL import Image
 from benchmarks.compositional import asked, likelihood, similarity
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.pair_sets import LAYOUTS, load_pair_set
+from benchmarks.encoders import vectors
 from benchmarks.encoders.embed import DualEncoder
+from benchmarks.kept import KeptAnswers, Unkept
 from benchmarks.models import Row
 from benchmarks.registry import find
 from clips.errors import UserError
@@ -227,7 +229,7 @@ def _llava(monkeypatch: pytest.MonkeyPatch, value: Any) -> Any:
     monkeypatch.setattr("llava_bridge.asking.likelihood.likelihoods", likelihoods)
     monkeypatch.setattr(likelihood, "llava_protocol", lambda *_: {})
     monkeypatch.setattr(asked, "llava_protocol", lambda *_: {})
-    return _row(llava=(SimpleNamespace(), SimpleNamespace()))
+    return _row(llava=(SimpleNamespace(), SimpleNamespace()), kept_answers=lambda *_: KeptAnswers(None))
 
 
 def _config(data: Path, way: str = "", **settings: Any) -> BenchmarkConfig:
@@ -246,6 +248,7 @@ def _knows(number: int | None, prompt: str, text: str) -> float:
 
 
 def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors, "_kept", lambda *_, **__: Unkept())
     import torch
 
     data = _winoground(tmp_path)
