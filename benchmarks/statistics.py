@@ -218,6 +218,12 @@ def _sum_of_group_means(columns: Columns, names: Sequence[str], weights: np.ndar
     return total
 
 
+def _mean_of_group_means(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """As the sum of group means, over the number of groups (MMStar's average)."""
+    present = ~np.isnan(columns[names[0]].astype(float))
+    return _sum_of_group_means(columns, names, weights) / max(len(set(columns[names[1]][present])), 1)
+
+
 def _median(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
     """Median of a column over the items that have it: the mean of the two middle ones where their number is even."""
     values = columns[names[0]].astype(float)
@@ -249,6 +255,7 @@ FORMULAS: dict[str, Formula] = {
     "ratio": _ratio,
     "f1": _f1,
     "sum_of_group_means": _sum_of_group_means,
+    "mean_of_group_means": _mean_of_group_means,
     "median": _median,
     "bleu": _bleu,
 }

@@ -278,7 +278,10 @@ def test_a_task_that_is_not_listed(places, tmp_path, monkeypatch):
     [
         ({"data": "a-file"}, "a-file: no such directory"),
         ({"data": "empty"}, "empty: expected the data of pope in lmms-lab-encoder/POPE/ below it"),
-        ({"data": "broken"}, "broken/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
+        (
+            {"data": "broken"},
+            "broken/lmms-lab-encoder/POPE/data/test-00000-of-00001.parquet: cannot be read as the data of pope",
+        ),
         ({"data": "wrong"}, "wrong/lmms-lab-encoder/POPE: cannot be read as the data of pope"),
     ],
 )

@@ -31,6 +31,12 @@ class Picture:
     thumbnail: bytes | None
 
 
+def picture_name(picture: Image) -> str:
+    """A name made of a picture's pixels: the same wherever it comes from."""
+    content = f"{picture.mode}{picture.size}".encode() + picture.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 class LlavaBridge(lmms):
     """A LLaVA directory in transformers' layout, ours or any.
 
@@ -103,8 +109,7 @@ class LlavaBridge(lmms):
         return visuals
 
     def _remember(self, key: tuple[str, int], picture: Image) -> None:
-        content = f"{picture.mode}{picture.size}".encode() + picture.tobytes()
-        name = hashlib.sha256(content).hexdigest()[:16]
+        name = picture_name(picture)
         self.pictures[key] = Picture(name, None if name in self._seen else thumbnail(picture))
         self._seen.add(name)
 

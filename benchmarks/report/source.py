@@ -18,7 +18,7 @@ from benchmarks.study.state import StepRecord, read_record
 from clips.errors import UserError, suggest
 
 _LOOKED_AT = 12
-GapKind = Literal["failed", "not applicable", "missing"]
+GapKind = Literal["failed", "not applicable", "no judge", "missing"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class Gap:
     """Why a row has no number on a benchmark.
 
     Args:
-        kind: it was tried and failed, makes no sense for this row, or has not run (or not since a change).
+        kind: it was tried and failed, makes no sense for this row, is answered but not marked for want of a judge,
+            or has not run (or not since a change).
         reason: one line for the reader.
     """
 
