@@ -84,7 +84,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "question_id": list(range(QUESTIONS)),
             "question": ["What is it?"] * QUESTIONS,
             "gpt_answer": ["A square."] * QUESTIONS,
-            "caption": ["A square on grey."] * QUESTIONS,
+            "caption": [world.captions(number)[0] for number in range(QUESTIONS)],
             "category": ["conv", "detail", "complex", "conv"],
             "image": pictures,
         },

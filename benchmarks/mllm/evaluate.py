@@ -80,9 +80,7 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
 
 def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
     """Question number → its picture: as our model kept them, otherwise looked at again."""
-    from benchmarks.mllm.answering import LlavaBridge
-
-    if isinstance(model, LlavaBridge):
+    if getattr(model, "keep_pictures", False):
         return {number: picture for (_, number), picture in model.pictures.items()}
     return pictures_of(task, [sample["doc_id"] for sample in samples])
 

@@ -116,7 +116,8 @@ def _seed(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
     """1 where the letter is right; for each kind of question NaN outside it."""
     right = [float(_seed_right(sample["seed_all"])) for sample in samples]
     kinds = {
-        kind: np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan) for kind in ("image", "video")
+        f"on_{kind}s": np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
+        for kind in ("image", "video")
     }
     return {"correct": np.array(right)} | kinds
 
@@ -260,8 +261,8 @@ READERS: dict[str, Reader] = {
         columns=_seed,
         metrics={
             "seed_all": MetricSpec(label="accuracy", columns=("correct",)),
-            "seed_image": MetricSpec(label="accuracy (pictures)", columns=("image",)),
-            "seed_video": MetricSpec(label="accuracy (videos)", columns=("video",)),
+            "seed_image": MetricSpec(label="accuracy (pictures)", columns=("on_images",)),
+            "seed_video": MetricSpec(label="accuracy (videos)", columns=("on_videos",)),
         },
         extra={},
         primary=("seed_image", "seed_all"),

@@ -103,6 +103,7 @@ def _lmms_eval(
 
     with (
         tempfile.TemporaryDirectory() as folder,
+        _readable(task),
         contextlib.chdir(folder),  # some scorers leave files where they stand
         quiet(),
         judging(judge),
@@ -120,6 +121,18 @@ def _lmms_eval(
             cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
         )
     return results, scores
+
+
+@contextlib.contextmanager
+def _readable(task: Any) -> Iterator[None]:
+    """Where the block fails on a file, look for a question whose picture cannot be decoded, and name it."""
+    try:
+        yield
+    except OSError:
+        for number, words in enumerate(task.eval_docs_no_media):
+            with _about(f"{task.config.task}: the picture of {_name(words)} is missing or broken"):
+                task.eval_docs[number]
+        raise
 
 
 def _name_failures(task: Any) -> None:

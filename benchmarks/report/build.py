@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.mllm.judge import NO_JUDGE
 from benchmarks.protocol import INPUT, differences, fingerprint
 from benchmarks.report.comparing import with_comparisons
 from benchmarks.report.seeds import has_seeds
-from benchmarks.report.source import Gap, ReportSource
+from benchmarks.report.source import Gap, ReportSource, absence
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
 from benchmarks.study.record import RowRecord
@@ -59,22 +58,14 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
             continue
         metric = outcome.metrics.get(column.metric)
         if metric is None:
-            wanted = [column.metric] if column.metric else outcome.primary  # no name: no row has a number
-            reasons = [outcome.absent[name] for name in wanted if name in outcome.absent]
-            reason = reasons[0] if reasons else "this metric was not computed for this row"
-            cells.append(Cell(row=row.name, column=column, gap=_absence(reason)))
+            reason = outcome.absent.get(column.metric, "this metric was not computed for this row")
+            cells.append(Cell(row=row.name, column=column, gap=absence(reason)))
             continue
         main = main or outcome
         group = groups.setdefault(fingerprint(outcome.protocol, across=(INPUT,)), len(groups))
         unlike = tuple(differences(main.protocol, outcome.protocol)) if group else ()
         cells.append(_number(row, column, metric, group, unlike))
     return cells
-
-
-def _absence(reason: str) -> Gap:
-    """Why a metric is absent; a missing judge, which could yet come, is told in the cell itself."""
-    head, _, rest = reason.partition(": ")
-    return Gap(kind="no judge", reason=rest) if head == NO_JUDGE else Gap(kind="not applicable", reason=reason)
 
 
 def _number(row: RowRecord, column: Column, metric: Metric, group: int, unlike: tuple[str, ...]) -> Cell:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.mllm.judge import NO_JUDGE
 from benchmarks.results import Result, read_result, read_results
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
@@ -162,7 +163,16 @@ def _last_line(record: StepRecord) -> str:
 def _result_or_gap(result: Result) -> Result | Gap:
     if result.status == "ok" and result.metrics:
         return result
+    why = [result.absent[name] for name in (*result.primary, *result.absent) if name in result.absent]
+    if result.status == "ok" and why:
+        return absence(why[0])
     return Gap(kind="failed", reason=result.reason or "no reason was recorded")
+
+
+def absence(reason: str) -> Gap:
+    """Why a metric is absent; a missing judge, which could yet come, is told in the cell itself."""
+    head, _, rest = reason.partition(": ")
+    return Gap(kind="no judge", reason=rest) if head == NO_JUDGE else Gap(kind="not applicable", reason=reason)
 
 
 def _plain_source(root: Path) -> ReportSource:
