@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +204,7 @@ def test_the_catalogue_names_the_data_sets_that_the_definitions_name(capsys):
         (
             {"image": [*_images()[:5], b"no picture"]},
             ["A"],
-            "realworldqa: the picture of the question 'Which 5' is missing or broken .*identify image",
+            "the question 'Which 5' is missing or broken .*identify image",
         ),
         ({"answer": [None] * 6}, ["A"], "lmms-eval's scorer of realworldqa refuses the question 'Which 0'"),
     ],
@@ -225,18 +227,23 @@ def test_a_scorer_that_refuses_the_data(llava, tmp_path, answers):
         _run(llava, tmp_path, "mme", columns | {"image": [world.picture(0)]})
 
 
-def test_a_model_of_lmms_evals_own_is_a_row(llava, tmp_path):
-    """Ours under its name there: the same answers, items and numbers; the protocol says who takes the input."""
+@pytest.mark.parametrize("name", ["llava_bridge", "llava_hf"])
+def test_a_model_of_lmms_evals_own_is_a_row(name, llava, tmp_path, monkeypatch):
+    """Ours under its name there, and its own for LLaVAs: the same answers, items and numbers."""
+    video = types.ModuleType("decord")  # llava_hf wants it, for videos alone
+    video.VideoReader = video.cpu = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "decord", video)
     world.write_hub(tmp_path / "hub", 2)
     benchmark = BenchmarkConfig(name="pope", data=str(tmp_path / "hub"), max_new_tokens=4)
-    other = LmmsModel(model="llava_bridge", args=f"pretrained={llava},device=cpu")
+    device = "device=cpu" if name == "llava_bridge" else "device=cpu,device_map=cpu,dtype=float32"
+    other = LmmsModel(model=name, args=f"pretrained={llava},{device}")
     for row, model in (("ours", {"llava": str(llava)}), ("theirs", {"lmms": other})):
         run(RunConfig(row=row, results=str(tmp_path / "results"), benchmarks=[benchmark], device="cpu", **model))
     ours, theirs = (read_result(result_path(tmp_path / "results", row, "pope")) for row in ("ours", "theirs"))
     assert theirs.metrics == ours.metrics
     columns = ["item", "image", "question", "prediction", "score"]
     assert read_items(theirs)[columns].equals(read_items(ours)[columns])
-    assert theirs.protocol["input_model"] == "lmms-eval's llava_bridge"
+    assert theirs.protocol["input_model"] == f"lmms-eval's {name}"
     assert theirs.model["hash"] != ours.model["hash"]
     with pytest.raises(UserError, match=r"unknown model of lmms-eval's .*'llava_hff'; did you mean 'llava_hf'"):
         run(RunConfig(row="x", results="x", benchmarks=[benchmark], lmms=LmmsModel(model="llava_hff")))

@@ -115,11 +115,10 @@ def _ocrbench(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
 def _seed(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
     """1 where the letter is right; for each kind of question NaN outside it."""
     right = [float(_seed_right(sample["seed_all"])) for sample in samples]
-    kinds = {
-        f"on_{kind}s": np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
-        for kind in ("image", "video")
-    }
-    return {"correct": np.array(right)} | kinds
+    columns = {"correct": np.array(right)}
+    for kind in ("image", "video"):
+        columns[f"on_{kind}s"] = np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
+    return columns
 
 
 def _seed_right(answer: Mapping[str, str]) -> bool:
