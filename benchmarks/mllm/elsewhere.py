@@ -7,8 +7,9 @@ Three kinds of JSON lines are read, told apart by their fields:
 - lmms-eval's samples: ``{"doc_id": …, "resps": [["…"]], …}``, as ``--log_samples`` writes them.
 
 Which answer belongs to which question is told by the first way that fits all of them: the number of the question in the
-data, its picture with its words, its id with or without its words, its words alone, and last the order, where the words
-agree line by line. LLaVA's answers to POPE name no picture: its file of questions, which does, is given as well.
+data, its picture with its words, its id with or without its words, its words alone. Order tells nothing: where the same
+words are asked of many pictures, a wrong order looks right. LLaVA's answers to POPE name no picture, and its ids are
+its own: its file of questions, which has the pictures, is given as well.
 """
 
 from __future__ import annotations
@@ -217,8 +218,6 @@ def match(
         if strangers == 0 and (unanswered == 0 or partial):
             return {place: answer for place, answer in zip(found, answers, strict=True) if place is not None}
         best = min(best or (strangers, unanswered, way), (strangers, unanswered, way))
-    if len(answers) == len(docs) and all(_says(answer, doc) for answer, doc in zip(answers, docs, strict=True)):
-        return dict(enumerate(answers))
     if best is None:
         told = f"{len(answers)} answers and {len(docs)} questions"
         raise UserError(f"{file}: neither ids nor words tell which of its {told} belong together (expected 'doc_id')")
@@ -269,7 +268,3 @@ def _prefixes(prompt: str) -> list[str]:
     """A prompt, and what is left of it when its last lines, which tell how to answer, are taken away one by one."""
     lines = prompt.replace("<image>", "").strip().splitlines()
     return [_plain(" ".join(lines[:count])) for count in range(len(lines), 0, -1)]
-
-
-def _says(answer: Answer, doc: Mapping[str, Any]) -> bool:
-    return answer.prompt is not None and _plain(str(doc.get("question", ""))) in _prefixes(answer.prompt)
