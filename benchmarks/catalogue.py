@@ -45,8 +45,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             "end above or below that."
         ),
     ),
-    # Numbers of items are those of the split that the task takes; licences are what the sources state, and cover the
-    # questions: most pictures are other people's (docs/protocols_mllm.md).
+    # Numbers of items are those of the split that the task takes, sizes those of the files that it reads, where the
+    # hub's pages show them; licences are what the sources state, and cover the questions: most pictures are other
+    # people's (docs/protocols_mllm.md).
     "pope": lmms_task(
         "is an object in the picture: yes or no",
         "pope",
@@ -56,6 +57,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "Where half of the questions are to be answered yes, always saying yes gives an accuracy of 50 and an F1 "
             "of 66.7."
         ),
+        size="255 MB",
         items=9000,
         licence="MIT",
     ),
@@ -74,6 +76,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "gqa",
         "lmms-lab-encoder/GQA",
         also=("testdev_balanced_images",),
+        size="66 MB",
         items=12578,
         licence="CC BY 4.0",
     ),
@@ -117,6 +120,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "mmvet",
         "lmms-lab-encoder/MMVet",
         judged=True,
+        size="67 MB",
         items=218,
         licence="CC BY-NC 4.0",
     ),
@@ -171,7 +175,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/MMBench",
         judged=True,
         items=4329,
-        licence="Apache-2.0",
+        licence="CC BY 4.0",
     ),
     "ai2d": lmms_task(
         "multiple choice about diagrams of school science",
@@ -187,6 +191,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "docvqa_val",
         "docvqa",
         "lmms-lab-encoder/DocVQA",
+        size="5.0 GB",
         items=5349,
         licence="of its challenge (registration)",
     ),
@@ -195,6 +200,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "infovqa_val",
         "infovqa",
         "lmms-lab-encoder/DocVQA",
+        size="3.7 GB",
         items=2801,
         licence="of its challenge (registration)",
     ),
