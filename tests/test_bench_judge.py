@@ -89,7 +89,44 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "image": pictures,
         },
     )
+    hallusion = root / "hub" / world.HUB / "HallusionBench"
+    world.write_parquet(
+        hallusion / "data/image-0.parquet",
+        {
+            "category": ["VD"] * QUESTIONS,
+            "subcategory": ["chart"] * QUESTIONS,
+            "visual_input": ["1"] * QUESTIONS,
+            "set_id": ["0"] * QUESTIONS,
+            "figure_id": ["1", "1", "2", "2"],
+            "question_id": ["0", "1", "0", "1"],
+            "question": [f"Is square {number} red?" for number in range(QUESTIONS)],
+            "gt_answer": ["1"] * QUESTIONS,
+            "gt_answer_details": [f"It is, number {number}." for number in range(QUESTIONS)],
+            "image": pictures,
+        },
+    )
+    _card(hallusion, "default", "image", "data/image-0.parquet")
+    mmbench = root / "hub" / world.HUB / "MMBench"
+    texts = {letter: [f"thing {letter}"] * QUESTIONS for letter in "ABCD"}
+    plain = dict.fromkeys(("category", "L2-category", "source", "split", "hint"), ["nan"] * QUESTIONS)
+    world.write_parquet(
+        mmbench / "en/dev-0.parquet",
+        {
+            "index": list(range(QUESTIONS)),
+            "question": [f"What is {answer}" for answer in ("A.", "B.", "nothing", "unclear")],
+            "answer": ["A", "C", "D", "D"],
+            "image": pictures,
+            **texts,
+            **plain,
+        },
+    )
+    _card(mmbench, "en", "dev", "en/dev-0.parquet")
     return root
+
+
+def _card(folder: Path, name: str, split: str, path: str) -> None:
+    card = {"configs": [{"config_name": name, "data_files": [{"split": split, "path": path}]}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +136,7 @@ def no_judge_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.mllm.judge._WAITS", (0.0, 0.0))
 
     def answer(model, processor, images, prompts, max_new_tokens, batch_size, **_):
-        return [f"It is {prompt.split()[-1]}" for prompt in prompts]
-
-    monkeypatch.setattr("llava_bridge.asking.inference.answer", answer)
+        return [f"It is {prompt.split('There are several')[0].split()[-1]}" for prompt in prompts]
 
 
 def _run(places: Path, results: Path, name: str = "mmvet", row: str = "row", **settings: Any) -> Result:
@@ -201,3 +236,17 @@ def test_llava_bench_compares_two_answers(places, tmp_path, judge):
     assert found.metrics["gpt_eval_llava_conv"].value == 70.6  # 12 of 17
     assert found.metrics["gpt_eval_llava_all"].interval == "bootstrap"
     assert found.protocol["judge"] == "gpt-4o-2024-11-20 (judge-2026)"
+
+
+def test_scorers_that_ask_by_requests(places, tmp_path, judge):
+    """HallusionBench asks about every answer, MMBench about those without a letter or an option in them."""
+    judge.reply = lambda request: "Incorrect" if "number 3." in request["messages"][0]["content"] else "Correct."
+    found = _run(places, tmp_path, "hallusion_bench_image", judge_url=judge.url)
+    assert {name: metric.value for name, metric in found.metrics.items()} == {"aAcc": 75.0, "qAcc": 50.0, "fAcc": 50.0}
+    assert (len(judge.asked), found.protocol["judge"]) == (QUESTIONS, "gpt-4 (judge-2026)")
+    judge.asked.clear()
+    judge.reply = lambda _: "D"
+    found = _run(places, tmp_path, "mmbench_en_dev", judge_url=judge.url)
+    assert found.metrics["gpt_eval_score"].value == 75.0  # of the answers A, B, and two that the judge takes for D
+    assert len(judge.asked) == 2
+    assert "no judge" in _run(places, tmp_path / "without", "mmbench_en_dev").absent["gpt_eval_score"]
