@@ -138,6 +138,8 @@ def no_judge_around(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(model, processor, images, prompts, max_new_tokens, batch_size, **_):
         return [f"It is {prompt.split('There are several')[0].split()[-1]}" for prompt in prompts]
 
+    monkeypatch.setattr("llava_bridge.asking.inference.answer", answer)
+
 
 def _run(places: Path, results: Path, name: str = "mmvet", row: str = "row", **settings: Any) -> Result:
     benchmark = BenchmarkConfig(name=name, data=str(places / "hub"), **settings)

@@ -219,6 +219,13 @@ def test_what_goes_wrong_takes_one_line(columns, said, reason, llava, tmp_path, 
     assert read_result(result_path(tmp_path / "results", "row", "realworldqa")).status == "failed"
 
 
+def test_a_task_whose_answers_are_only_submitted(llava, tmp_path, answers):
+    answers += ["A"]
+    columns = {"question_id": list(NUMBERS), "question": ["Which?"] * PICTURES, "image": _images()}
+    with pytest.raises(UserError, match="lmms-eval's vqav2_test gives no score, only a file to submit to its server"):
+        _run(llava, tmp_path, "vqav2_test", columns)
+
+
 def test_a_scorer_that_refuses_the_data(llava, tmp_path, answers):
     """MME wants exactly two questions a picture and category."""
     answers += ["Yes"]

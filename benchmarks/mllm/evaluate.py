@@ -120,6 +120,10 @@ def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
     unknown = set(config.without) - set(task.aggregation())
     if unknown:
         raise suggest(min(unknown), task.aggregation(), f"metric of '{config.name}'")
+    for name in [name for name in task.aggregation() if "submission" in name]:
+        task.aggregation().pop(name)  # a file for a server, which some of them cannot even write
+    if not task.aggregation():
+        raise UserError(f"lmms-eval's {task.config.task} gives no score, only a file to submit to its server")
     return {name: why for name, why in absent.items() if task.aggregation().pop(name, None) is not None}
 
 

@@ -246,5 +246,5 @@ def reason(error: BaseException) -> str:
     inner = attempt.exception() if attempt is not None else None
     if inner is not None:
         return reason(inner)
-    text = " ".join(str(error).split())
+    text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(str(error).split()))
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
