@@ -140,6 +140,8 @@ def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path)
         _score(tmp_path / "hub", tmp_path, "pope", rows)
     found = _score(tmp_path / "hub", tmp_path, "pope", rows, questions=questions)
     assert found.metrics["pope_accuracy"].value == 1.0
+    with pytest.raises(UserError, match="neither ids nor words tell which of its 1 answers and 4 questions"):
+        _score(tmp_path / "hub", tmp_path, "pope", rows[1:2], partial=True)
     with pytest.raises(UserError, match=r"1 of 4 questions have no answer, 0 of 3 .*--partial true scores"):
         _score(tmp_path / "hub", tmp_path, "pope", rows[1:], questions=questions)
     found = _score(tmp_path / "hub", tmp_path, "pope", rows[1:], questions=questions, partial=True)
