@@ -41,6 +41,7 @@ FORMULA_ARGUMENTS = {
     "ratio": ("said", "p1"),
     "f1": ("said", "is"),
     "sum_of_group_means": ("value", "group"),
+    "mean_of_group_means": ("value", "group"),
     "median": ("value",),
     "bleu": ("m1", "m2", "p1", "p2", "length", "reference"),
 }
@@ -69,6 +70,7 @@ def test_formulas_by_hand():
     assert evaluate("mean", columns, ("x",)) == pytest.approx(2 / 3)
     assert evaluate("mean", columns, ("x", "y")) == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert evaluate("sum_of_group_means", columns, ("x", "group")) == pytest.approx(0.5 + 1.0)
+    assert evaluate("mean_of_group_means", columns, ("x", "group")) == pytest.approx((0.5 + 1.0) / 2)
     assert evaluate("f1", columns, ("said", "is")) == pytest.approx(0.5)
     assert evaluate("median", {"x": np.array([np.nan, 1.0, 2.0, np.nan])}, ("x",)) == 1.5
     assert evaluate("median", {"x": np.array([4.0, 1.0, 3.0, 2.0])}, ("x",)) == 2.5
