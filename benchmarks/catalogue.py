@@ -24,6 +24,8 @@ def lmms_task(about: str, task: str, folder: str, dataset: str, **more: Any) -> 
     )
 
 
+_CAPTION_SETS = ("split", "images", "captions_per_image", "layout", "subset", "image_column", "caption_columns")
+
 BENCHMARKS: dict[str, Benchmark] = {
     "retrieval": Benchmark(
         kind="retrieval",
@@ -31,7 +33,23 @@ BENCHMARKS: dict[str, Benchmark] = {
         needs="encoder",
         evaluate="benchmarks.encoders.retrieval:evaluate",
         data_hash="benchmarks.encoders.retrieval:data_hash",
-        takes=("split", "images", "captions_per_image"),
+        takes=(*_CAPTION_SETS, "language"),
+    ),
+    "long_retrieval": Benchmark(
+        kind="retrieval",
+        about="the same with long captions, whole and cut to their first words (DOCCI, DCI, Urban-1k, ShareGPT4V, IIW)",
+        needs="encoder",
+        evaluate="benchmarks.encoders.long_retrieval:evaluate",
+        data_hash="benchmarks.encoders.retrieval:data_hash",
+        takes=(*_CAPTION_SETS, "language", "words"),
+    ),
+    "multilingual_retrieval": Benchmark(
+        kind="retrieval",
+        about="the same in several languages, and their mean (XM3600, Flickr30k-200, XTD10, XTD200)",
+        needs="encoder",
+        evaluate="benchmarks.encoders.multilingual:evaluate",
+        data_hash="benchmarks.encoders.multilingual:data_hash",
+        takes=(*_CAPTION_SETS, "languages"),
     ),
     "choice": Benchmark(
         kind="choice",

@@ -8,6 +8,14 @@ from clips.commandline import Command, run_commands
 
 COMMANDS = {
     "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run:run"),
+    "run encoder": Command(
+        help="evaluate one encoder directory, during its training or after",
+        target="benchmarks.one_model:run_encoder",
+        positional=("directory",),
+    ),
+    "run llava": Command(
+        help="evaluate one LLaVA directory", target="benchmarks.one_model:run_llava", positional=("directory",)
+    ),
     "list": Command(help="the benchmarks that are known by name", target="benchmarks.run:list_benchmarks"),
     "prepare": Command(
         help="write local data in the layout that lmms-eval's tasks read",

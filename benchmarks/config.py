@@ -21,13 +21,21 @@ class BenchmarkConfig:
 
     Args:
         name: the column in the table, and the name of the result file.
-        data: retrieval: a directory of WebDataset shards, a Karpathy JSON, or JSON lines of {image, captions};
-            choice: JSON lines of {image, caption, negative}; MLLM: a directory in the hub's layout
-            (it holds ``lmms-lab-encoder/...``).
+        data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another layout
+            (docs/protocols.md names them); choice: JSON lines of {image, caption, negative}; MLLM: a directory in the
+            hub's layout (it holds ``lmms-lab-encoder/...``).
         uses: the benchmark to run (``clips-bench list``), or any task name of lmms-eval; by default ``name``.
-        split: of a Karpathy JSON.
+        split: of layouts that have any; ``all`` takes every one.
         images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
+        layout: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub.
+        language: of data in several languages.
+        languages: multilingual retrieval: those whose mean is the result.
+        subset: a data set's configuration on the hub.
+        image_column: of data in the hub's layout.
+        caption_columns: likewise; one column of lists, or several. By default captions, caption, sentences, texts,
+            text, raw, or caption_0, caption_1, …, whichever is there.
+        words: long retrieval: the captions are also cut to their first so many words.
         limit: use the first so many pictures or questions only; for trials, stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
         without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
@@ -43,6 +51,13 @@ class BenchmarkConfig:
     split: str = "test"
     images: str | None = None
     captions_per_image: int = 5
+    layout: str | None = None
+    language: str | None = None
+    languages: tuple[str, ...] = ()
+    subset: str | None = None
+    image_column: str = "image"
+    caption_columns: tuple[str, ...] = ()
+    words: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     limit: int | None = None
     max_new_tokens: int | None = None
     without: tuple[str, ...] = ()
@@ -56,6 +71,18 @@ class BenchmarkConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")
+
+        if not self.words or list(self.words) != sorted({each for each in self.words if each > 0}):
+            raise UserError(
+                f"benchmarks.words: expected growing numbers above 0, got {list(self.words)} (benchmark '{self.name}')"
+            )
+        if len(set(self.languages)) < len(self.languages):
+            raise UserError(f"benchmarks.languages: expected different ones (benchmark '{self.name}')")
+
+    def local_paths(self) -> dict[str, str]:
+        """Field → what must lie on this machine; a data set of the hub need not."""
+        named = {"data": None if self.layout == "datasets" else self.data, "images": self.images}
+        return {field: path for field, path in named.items() if path is not None}
 
     def given(self) -> list[str]:
         """The fields that are not at their defaults."""

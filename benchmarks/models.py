@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.config import LmmsModel, RunConfig
-from clips.artifact import directory_hash
+from clips.artifact import directory_hash, versions
 from clips.errors import UserError
 from llava_bridge.model.parts import model_directory, open_clip_directory
 
 if TYPE_CHECKING:
     from benchmarks.encoders.embed import DualEncoder
+    from benchmarks.kept import KeptAnswers
+    from clips.parallel.processes import Processes
 
 Part = Literal["encoder", "llava"]
 _WANTED: dict[Part, str] = {
@@ -44,6 +46,33 @@ class Row:
             return self.config.device
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @functools.cached_property
+    def processes(self) -> Processes:
+        """Who shares the evaluation."""
+        from benchmarks.sharing import join
+
+        return join()
+
+    def kept_answers(self, task: str, content: str) -> KeptAnswers:
+        """Where the LLaVA's answers to a task's questions are kept.
+
+        Args:
+            task: its name.
+            content: hash of its data.
+        """
+        from benchmarks.kept import KEPT, KeptAnswers, key_of
+
+        key = key_of(
+            task=task,
+            content=content,
+            model=self.model("llava")["hash"],
+            device=self.device,
+            precision=str(self.llava[0].dtype),
+            libraries={name: versions().get(name) for name in ("lmms-eval", "transformers", "torch")},
+        )
+        folder = Path(self.config.results) / KEPT / "answers" / key
+        return KeptAnswers(folder, self.processes, again=self.config.again)
 
     @functools.cached_property
     def encoder(self) -> DualEncoder:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.caption_sets import load_caption_set, read_lines
+from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.json_files import read_lines
+from benchmarks.data.source import CaptionSource
 from clips.artifact import artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError, suggest
 
@@ -111,9 +113,11 @@ configs:
 def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """A split's pictures with all their captions, as NoCaps' validation set."""
     file = Path(config.source) / "dataset_flickr8k.json"
-    captions = load_caption_set(str(file), split=config.split, captions_per_image=100, limit=config.limit)
+    captions = load_caption_set(
+        CaptionSource(data=str(file), split=config.split), captions_per_image=100, limit=config.limit
+    )
     rows = (
-        {"image": _bytes(captions.root / name), "image_id": number, "annotations_captions": list(texts)}
+        {"image": _bytes(file.parent / "images" / name), "image_id": number, "annotations_captions": list(texts)}
         for number, (name, texts) in enumerate(zip(captions.images, captions.captions, strict=True))
     )
     kinds = {"image": "image", "image_id": "int64", "annotations_captions": "strings"}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from benchmarks.config import COMMON, BenchmarkConfig, RunConfig
 from benchmarks.mllm.judge import NO_JUDGE, judge_of
@@ -18,6 +22,7 @@ from benchmarks.output import writable_directory
 from benchmarks.protocol import fingerprint
 from benchmarks.registry import Benchmark, find
 from benchmarks.results import Result, read_result, result_path, write_result
+from benchmarks.sharing import of_first, together
 from clips.artifact import say, versions
 from clips.commandline import plain
 from clips.errors import UserError
@@ -38,8 +43,11 @@ def run(config: RunConfig) -> None:
         _ = row.device  # refused at once where there is none
     for number, benchmark in enumerate(config.benchmarks, 1):
         _check(row, benchmark, f"benchmarks[{number}]")
-    writable_directory(Path(config.results) / config.row)
-    results = [_one(row, benchmark) for benchmark in config.benchmarks]
+    together(row.processes, lambda: writable_directory(Path(config.results) / config.row))
+    results = []
+    for benchmark in config.benchmarks:
+        with _alone(row, benchmark):
+            results.append(_one(row, benchmark))
     failed = [f"{result.benchmark} ({result.reason})" for result in results if result.status == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}")
@@ -53,17 +61,34 @@ def _check(row: Row, config: BenchmarkConfig, item: str) -> None:
         if field not in {*entry.takes, *COMMON}:
             takes = ", ".join(sorted({*entry.takes, *COMMON}))
             raise UserError(f"{item}.{field}: '{config.entry}' takes no such setting (it takes {takes})")
-    for field in ("data", "images"):
-        path = getattr(config, field)
-        if path is not None and not Path(path).exists():
+    for field, path in config.local_paths().items():
+        if not Path(path).exists():
             raise UserError(f"{item}.{field}: {path}: no such file or directory (benchmark '{config.name}')")
+
+
+@contextlib.contextmanager
+def _alone(row: Row, config: BenchmarkConfig) -> Iterator[None]:
+    """Wait until no other run works on this cell; what it made is then found."""
+    if not row.processes.is_main:
+        yield
+        return
+    lock = FileLock(Path(row.config.results) / row.config.row / f".{config.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{row.config.row} {config.name}: another run works on it, waiting")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _one(row: Row, config: BenchmarkConfig) -> Result:
     """Evaluate one benchmark, or find that it is done, and store the result; a failure never replaces numbers."""
     entry = find(config.entry)
     started = time.perf_counter()
-    earlier = _earlier(row.config, config)
+    earlier = of_first(row.processes, lambda: _earlier(row.config, config))
     model = row.model(entry.needs)
     outcome: Outcome | None = None
     key = ""
@@ -71,7 +96,7 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
     try:
         key = _key(row, entry, config, model["hash"])
         if earlier is not None and earlier.key == key and not row.config.again:
-            say(f"{row.config.row} {config.name}: done already ({_headline(earlier)})")
+            _say(row, f"{row.config.row} {config.name}: done already ({_headline(earlier)})")
             return earlier
         row.load(entry.needs)  # now, so that the time of a benchmark is its own
         started = time.perf_counter()
@@ -81,16 +106,21 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
+        if row.processes.count > 1:
+            raise  # the others may wait for this process: only their end by the launcher is sure to end that
         traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     result = _result(row, entry, config, model, key, outcome, reason, time.perf_counter() - started)
-    kept = ""
-    if outcome is not None or earlier is None:
+    kept = "" if outcome is not None or earlier is None else "; the earlier result is kept"
+    if row.processes.is_main and not kept:
         write_result(row.config.results, result, None if outcome is None else outcome.items)
-    else:
-        kept = "; the earlier result is kept"
-    say(f"{row.config.row} {config.name}: {_headline(result)}{kept}")
+    _say(row, f"{row.config.row} {config.name}: {_headline(result)}{kept}")
     return result
+
+
+def _say(row: Row, message: str) -> None:
+    if row.processes.is_main:
+        say(message)
 
 
 def _result(

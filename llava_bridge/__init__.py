@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from llava_bridge.model.registration import register_on_import
 
 if TYPE_CHECKING:
-    from llava_bridge.asking.inference import answer, answer_conversations, load_llava
+    from llava_bridge.asking.inference import answer, answer_batches, answer_conversations, load_llava
 
-__all__ = ["answer", "answer_conversations", "load_llava"]
+__all__ = ["answer", "answer_batches", "answer_conversations", "load_llava"]
 
 register_on_import()
 

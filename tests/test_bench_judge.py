@@ -135,10 +135,11 @@ def no_judge_around(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("benchmarks.mllm.judge._WAITS", (0.0, 0.0))
 
-    def answer(model, processor, images, prompts, max_new_tokens, batch_size, **_):
-        return [f"It is {prompt.split('There are several')[0].split()[-1]}" for prompt in prompts]
+    def answer_batches(model, processor, images, prompts, max_new_tokens, batch_size, **_):
+        for place, prompt in enumerate(prompts):
+            yield {place: f"It is {prompt.split('There are several')[0].split()[-1]}"}
 
-    monkeypatch.setattr("llava_bridge.asking.inference.answer", answer)
+    monkeypatch.setattr("llava_bridge.asking.inference.answer_batches", answer_batches)
 
 
 def _run(places: Path, results: Path, name: str = "mmvet", row: str = "row", **settings: Any) -> Result:

@@ -78,10 +78,11 @@ def _answering(monkeypatch: pytest.MonkeyPatch, reply) -> None:
     """Let ``reply(number of the picture, prompt)`` answer in the model's place."""
     numbers = {world.picture(number).tobytes(): number for number in range(PICTURES)}
 
-    def answer(model, processor, images, prompts, max_new_tokens, batch_size):
-        return [reply(numbers[each[0].tobytes()], prompt) for each, prompt in zip(images, prompts, strict=True)]
+    def answer_batches(model, processor, images, prompts, max_new_tokens, batch_size):
+        for place, (shown, prompt) in enumerate(zip(images, prompts, strict=True)):
+            yield {place: reply(numbers[shown[0].tobytes()], prompt)}
 
-    monkeypatch.setattr("llava_bridge.asking.inference.answer", answer)
+    monkeypatch.setattr("llava_bridge.asking.inference.answer_batches", answer_batches)
 
 
 def _knows_all(number: int, prompt: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.source import CaptionSource
 from benchmarks.prepare import PrepareConfig, prepare
 from clips.artifact import read_manifest
 from clips.data.sources import SourceConfig, open_source
@@ -101,7 +102,7 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     assert source.read(0, np.random.default_rng(0)).synthetic == "One. Two."
     both = [json.loads(line) for line in (out / "both.jsonl").read_text().splitlines()]
     assert [row["human"] for row in both] == [["picture 1"], ["picture 2"]]
-    tested = load_caption_set(str(out / "test.jsonl"), images=str(tmp_path / "coco_mini"))
+    tested = load_caption_set(CaptionSource(data=str(out / "test.jsonl"), images=str(tmp_path / "coco_mini")))
     assert list(tested.images) == ["images/3.png"]
     assert tested.open(0).size == (64, 64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -15,7 +16,11 @@ from benchmarks.encoders.recall import Ranks, ranks
 def _from_similarity(similarity: np.ndarray, owner: list[int]) -> tuple[Ranks, Ranks]:
     """Ranks for a given (pictures, captions) matrix, through embeddings that produce it."""
     images = torch.eye(len(similarity), dtype=torch.float64)
-    return ranks(images, torch.as_tensor(similarity.T, dtype=torch.float64), owner)
+    return ranks(images, torch.as_tensor(similarity.T, dtype=torch.float64), _pairs(owner))
+
+
+def _pairs(owner: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(owner), np.arange(len(owner))], axis=1)
 
 
 def test_by_hand():
@@ -51,7 +56,7 @@ def test_a_constant_model_scores_chance():
     n, per = 40, 5
     images = torch.nn.functional.normalize(torch.ones(n, 7), dim=1)
     captions = torch.nn.functional.normalize(torch.ones(n * per, 7), dim=1)
-    to_captions, to_images = ranks(images, captions, np.repeat(np.arange(n), per).tolist())
+    to_captions, to_images = ranks(images, captions, _pairs(np.repeat(np.arange(n), per)))
     for k in (1, 5, 10):
         assert to_images.hit(k).mean() == pytest.approx(k / n)
         miss = np.prod([(n * per - per - i) / (n * per - i) for i in range(k)])
@@ -68,7 +73,7 @@ def _clip_benchmark_recall(scores: torch.Tensor, positive_pairs: torch.Tensor, k
 
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
-    monkeypatch.setattr(recall, "_BLOCK_CELLS", 200)  # many small blocks
+    monkeypatch.setattr(recall, "_TILE", (7, 9))  # many small tiles
     generator = torch.Generator().manual_seed(seed)
     counts = [1 + (number % 5) for number in range(30)]
     owner = np.repeat(np.arange(30), counts)
@@ -76,7 +81,7 @@ def test_agrees_with_clip_benchmark_and_with_a_naive_loop(seed, monkeypatch):
     captions = torch.nn.functional.normalize(
         images[owner] + 0.8 * torch.randn(len(owner), 16, generator=generator), dim=1
     )
-    to_captions, to_images = ranks(images, captions, owner.tolist())
+    to_captions, to_images = ranks(images, captions, _pairs(owner))
     similarity = images @ captions.T
     belongs = torch.as_tensor(owner)[None, :] == torch.arange(30)[:, None]
     for k in (1, 5, 10):
@@ -96,6 +101,20 @@ def test_permuting_pictures_permutes_ranks():
     owner = np.repeat(np.arange(12), 2)
     order = torch.randperm(12, generator=generator).numpy()
     place = np.argsort(order)
-    before, _ = ranks(images, captions, owner.tolist())
-    after, _ = ranks(images[order], captions, place[owner].tolist())
+    before, _ = ranks(images, captions, _pairs(owner))
+    after, _ = ranks(images[order], captions, _pairs(place[owner]))
     np.testing.assert_array_equal(after.expected(), before.expected()[order])
+
+
+def test_a_caption_with_several_pictures_is_right_with_any_of_them():
+    similarity = np.array([[0.9, 0.3], [0.8, 0.1], [0.5, 0.7]])
+    pairs = np.array([[0, 1], [1, 0], [2, 0], [2, 1]])  # caption 0 tells of pictures 1 and 2, caption 1 of 0 and 2
+    images, captions = torch.eye(3, dtype=torch.float64), torch.as_tensor(similarity.T)
+    to_captions, to_images = ranks(images, captions, pairs)
+    assert to_images.expected().tolist() == [2, 1]
+    assert to_captions.expected().tolist() == [2, 1, 1]
+
+
+def test_a_query_without_a_right_answer_is_refused():
+    with pytest.raises(ValueError, match="query 1 has no right answer"):
+        ranks(torch.eye(2), torch.eye(2), np.array([[0, 0], [0, 1]]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,9 +17,8 @@ from PIL import Image
 from benchmarks.cli import COMMANDS
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.source import CaptionSource
 from benchmarks.encoders import embed
-from benchmarks.report.examples import galleries
-from benchmarks.report.source import read_source
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
 from benchmarks.run import run
 from benchmarks.statistics import evaluate
@@ -138,7 +135,7 @@ def test_items_carry_what_the_metrics_and_the_report_need(tmp_path, shards, use)
 def test_protocol_states_data_and_input(tmp_path, shards, use):
     (result,) = _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(shards)))
     stated = result.protocol
-    assert stated["data_hash"] == load_caption_set(str(shards)).hash
+    assert stated["data_hash"] == load_caption_set(CaptionSource(data=str(shards))).hash
     assert (stated["pictures"], stated["captions"], stated["captions_per_picture"]) == (12, 36, "3")
     assert (stated["input_resolution"], stated["input_resize"], stated["input_interpolation"]) == (
         64,
@@ -184,7 +181,7 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
         _run(tmp_path, use(Oracle()), empty[0], good, empty[1])
     failed, found = (read_result(result_path(tmp_path / "results", "row", name)) for name in ("two", "retrieval"))
     assert (failed.status, failed.metrics, failed.items) == ("failed", {}, None)
-    assert "expected .tar shards, found none" in failed.reason
+    assert "expected .tar shards or another layout" in failed.reason
     assert found.status == "ok"
     assert "one: failed" in capsys.readouterr().err
 
@@ -286,88 +283,6 @@ def test_choice_names_the_broken_line(tmp_path, use):
     file.write_text('{"image": "a.png", "caption": "x", "negative": "y"}\n{"image": "b.png", "caption": "x"}\n')
     with pytest.raises(UserError, match="line 2: expected the key 'negative'"):
         _run(tmp_path, use(Oracle()), BenchmarkConfig(name="choice", data=str(file)))
-
-
-# ------------------------------------------------------------------------------------------ layouts of caption sets
-
-
-def _karpathy(folder: Path) -> Path:
-    (folder / "images" / "val").mkdir(parents=True)
-    images = []
-    for number in range(3):
-        world.picture(number).save(folder / "images" / "val" / f"{number}.png")
-        images.append(
-            {
-                "filename": f"{number}.png",
-                "filepath": "val",
-                "split": "test" if number else "train",
-                "sentences": [{"raw": text} for text in world.captions(number)],
-            }
-        )
-    file = folder / "dataset.json"
-    file.write_text(json.dumps({"images": images}))
-    return file
-
-
-def test_layouts_of_the_same_data_have_the_same_hash(tmp_path):
-    karpathy = load_caption_set(str(_karpathy(tmp_path)))
-    assert list(karpathy.images) == ["val/1.png", "val/2.png"]
-    lines = tmp_path / "lines.jsonl"
-    rows = [{"image": f"images/val/{n}.png", "captions": world.captions(n)} for n in (1, 2)]
-    lines.write_text("\n".join(map(json.dumps, rows)))
-    texts = tmp_path / "shards"
-    texts.mkdir()
-    with tarfile.open(texts / "0.tar", "w") as tar:
-        for number in (1, 2):
-            world._add(tar, f"{number}.png", (tmp_path / "images" / "val" / f"{number}.png").read_bytes())
-            world._add(tar, f"{number}.txt", "\n".join(world.captions(number)).encode())
-    found = [load_caption_set(str(path)) for path in (lines, texts)]
-    assert {each.hash for each in found} == {karpathy.hash}
-    assert found[1].open(1).tobytes() == world.picture(2).tobytes()
-    limited = load_caption_set(str(lines), limit=1, captions_per_image=2)
-    assert limited.captions == [world.captions(1)[:2]]
-
-
-def test_a_picture_that_comes_several_times_is_one_with_all_its_captions(tmp_path, use):
-    for number in range(4):
-        world.picture(number).save(tmp_path / f"{number}.png")
-    rows = [{"image": f"{n}.png", "captions": [world.captions(n)[k]]} for k in range(3) for n in range(4)]
-    file = tmp_path / "one-caption-a-line.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    found = load_caption_set(str(file))
-    assert list(found.images) == [f"{n}.png" for n in range(4)]
-    assert found.captions == [world.captions(n) for n in range(4)]
-    cut = load_caption_set(str(file), limit=2, captions_per_image=2)
-    assert cut.captions == [world.captions(n)[:2] for n in range(2)]
-
-    (result,) = _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(file)))
-    assert (result.protocol["pictures"], result.protocol["captions"]) == (4, 12)
-    assert read_items(result)["item"].is_unique
-    assert result.metrics["i2t_r1"].value == 1
-    (gallery,) = galleries(read_source(tmp_path / "results"))
-    assert gallery.examples
-
-
-def test_broken_caption_sets(tmp_path):
-    karpathy = _karpathy(tmp_path)
-    with pytest.raises(UserError, match=r"has no split 'val' \(it has: test, train\)"):
-        load_caption_set(str(karpathy), split="val")
-    with pytest.raises(UserError, match=r"expected \.tar shards, found none"):
-        load_caption_set(str(tmp_path / "images"))
-    (tmp_path / "x.jsonl").write_text('{"image": "a.png", "captions": []}')
-    with pytest.raises(UserError, match=r"a\.png: expected a list of captions"):
-        load_caption_set(str(tmp_path / "x.jsonl"))
-    for content, said in ((b'{"image": 3, "captions": ["a"]}', "line 1: image: expected a text, got 3"),
-                          (b'{"image": "caf\xe9.png", "captions": ["a"]}', "line 1: not valid JSON")):  # fmt: skip
-        (tmp_path / "x.jsonl").write_bytes(content)
-        with pytest.raises(UserError, match=said):
-            load_caption_set(str(tmp_path / "x.jsonl"))
-    (tmp_path / "x.json").write_text("[1]")
-    with pytest.raises(UserError, match="expected a JSON object"):
-        load_caption_set(str(tmp_path / "x.json"))
-    shutil.rmtree(tmp_path / "images")
-    with pytest.raises(UserError, match="no such picture"):
-        _ = load_caption_set(str(karpathy)).hash
 
 
 # ------------------------------------------------------------------------------------------ a real encoder

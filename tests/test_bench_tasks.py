@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,13 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the model says to the questions, in order; the last answer is repeated."""
     said: list[str] = []
 
-    def answer(model: Any, processor: Any, images: Any, prompts: list[str], **_: Any) -> list[str]:
-        return [said.pop(0) if len(said) > 1 else said[0] for _ in prompts]
+    def answer_batches(
+        model: Any, processor: Any, images: Any, prompts: list[str], **_: Any
+    ) -> Iterator[dict[int, str]]:
+        for place in range(len(prompts)):
+            yield {place: said.pop(0) if len(said) > 1 else said[0]}
 
-    monkeypatch.setattr("llava_bridge.asking.inference.answer", answer)
+    monkeypatch.setattr("llava_bridge.asking.inference.answer_batches", answer_batches)
     return said
 
 
@@ -169,6 +173,19 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers):
     (tmp_path / "hub/other/file").write_text("of another data set")
     again = _run(llava, tmp_path, "ai2d_no_mask")
     assert again.created == found.created  # done already
+
+
+def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
+    answers += ["A", "B"]
+    columns = {"question": ["Which?"] * 6, "answer": ["A"] * 6, "image": [world.picture(each // 2) for each in NUMBERS]}
+    first = _run(llava, tmp_path, "realworldqa", columns)
+    answers[:] = ["not asked again"]
+    benchmark = BenchmarkConfig(name="again", uses="realworldqa", data=str(tmp_path / "hub"))
+    run(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[benchmark]))
+    again = read_result(result_path(tmp_path / "results", "row", "again"))
+    assert again.metrics == first.metrics
+    assert again.metrics["exact_match"].clusters == 3
+    assert read_items(again).equals(read_items(first))
 
 
 def test_groups_name_their_members():

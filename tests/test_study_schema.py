@@ -101,6 +101,10 @@ def test_paths_outside_the_study_are_one_entry():
         ({"benchmarks": {"pope": {"limit": "5"}}}, r"benchmarks\.pope\.limit: expected a whole number, got a text"),
         ({"benchmarks": {"pope": {"uses": 5}}}, r"benchmarks\.pope\.uses: expected a text, got a number"),
         ({"benchmarks": {"pope": {"without": "x"}}}, r"benchmarks\.pope\.without: expected a list, got a text"),
+        (
+            {"benchmarks": {"long_retrieval": {"words": [8, "16"]}}},
+            r"benchmarks\.long_retrieval\.words: expected a whole number in the list, got a text",
+        ),
         ({"encoders": {"x" * 300: {}}}, r"expected a name of up to 60 letters"),
     ],
 )

@@ -1,172 +1,183 @@
-"""Pictures with several captions each, from the layouts in which retrieval benchmarks come."""
+"""Pictures with several captions each, and captions with several pictures, whatever layout they came in."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from benchmarks.data.json_files import read_lines as read_lines
+from benchmarks.data.source import CaptionSource, Pictures, Row
 from clips.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+    from benchmarks.config import BenchmarkConfig
+
+_KEPT = 8  # sets that a process keeps: names and captions, no pictures
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Pictures and their captions.
+    """Pictures, captions, and which belong together.
+
+    Letters: N pictures, M captions, P right pairs of them.
 
     Args:
-        root: what the references are relative to.
-        images: (N,) picture references, all different: a file, or ``shard.tar/member``.
-        captions: (N,) lists of captions, each at least one.
+        pictures: what the references are read from.
+        images: (N,) picture references, all different.
+        texts: (M,) captions, those of a picture side by side; equal ones of two pictures are two.
+        pairs: (P, 2) numbers of a picture and of a caption that is right for it, by caption.
         source: the file or directory that was read, for messages.
     """
 
-    root: Path
+    pictures: Pictures
     images: Sequence[str]
-    captions: Sequence[Sequence[str]]
+    texts: Sequence[str]
+    pairs: np.ndarray
     source: str
 
-    def open(self, index: int) -> Image:
-        """Picture ``index`` as RGB."""
-        from clips.data.images import open_image
+    @functools.cached_property
+    def captions(self) -> list[list[str]]:
+        """(N,) the captions of each picture, at least one."""
+        groups: list[list[str]] = [[] for _ in self.images]
+        for image, caption in self.pairs:
+            groups[image].append(self.texts[caption])
+        return groups
 
-        return open_image(self.root, self.images[index])
+    @functools.cached_property
+    def first_owner(self) -> np.ndarray:
+        """(M,) the first picture that each caption belongs to."""
+        return self.pairs[np.unique(self.pairs[:, 1], return_index=True)[1], 0]
+
+    @property
+    def shared(self) -> bool:
+        """Whether a caption belongs to several pictures."""
+        return len(self.pairs) > len(self.texts)
+
+    def open(self, index: int) -> Image:
+        """Picture ``index`` as RGB. Raises UserError naming one that is missing or broken."""
+        from clips.data.images import BadImageError, decode_image
+
+        try:
+            return decode_image(self.pictures.read(self.images[index]))
+        except BadImageError as error:
+            raise UserError(f"{self.source}: picture {self.images[index]}: {error}") from None
+
+    @functools.cached_property
+    def picture_hashes(self) -> list[str]:
+        """(N,) SHA-256 of each picture's content."""
+        return [hashlib.sha256(self.pictures.read(image)).hexdigest() for image in self.images]
 
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 over captions and picture contents, the same whatever layout they came in."""
-        from clips.data.images import read_reference
-
         digest = hashlib.sha256()
-        for image, captions in zip(self.images, self.captions, strict=True):
-            content = hashlib.sha256(read_reference(self.root, image)).hexdigest()
+        for content, captions in zip(self.picture_hashes, self.captions, strict=True):
             digest.update(json.dumps([content, *captions], ensure_ascii=False).encode())
+        if self.shared:
+            digest.update(json.dumps(self.pairs.tolist()).encode())
         return digest.hexdigest()
 
+    @functools.cached_property
+    def captions_hash(self) -> str:
+        """SHA-256 over the captions and the pictures that each belongs to; no picture is read."""
+        return hashlib.sha256(json.dumps([self.texts, self.pairs.tolist()], ensure_ascii=False).encode()).hexdigest()
 
-def load_caption_set(
-    data: str, *, split: str = "test", images: str | None = None, captions_per_image: int = 5, limit: int | None = None
-) -> CaptionSet:
-    """Read a retrieval data set. A picture that comes several times is one picture with all those captions.
+
+def load_caption_set(source: CaptionSource, *, captions_per_image: int = 5, limit: int | None = None) -> CaptionSet:
+    """Read a retrieval data set; once in a process, unless its files change.
+
+    A picture that comes several times is one picture with all those captions.
 
     Args:
-        data: a directory of WebDataset shards (``captions`` in each JSON, or CLIP_benchmark's ``.txt`` with one
-            caption a line), a Karpathy JSON, or JSON lines of {image, captions}.
-        split: of a Karpathy JSON.
-        images: folder of the pictures, for JSON and JSON lines.
-        captions_per_image: keep the first so many.
+        source: where it is.
+        captions_per_image: keep captions that are among the first so many of some picture.
         limit: keep the first so many pictures.
 
     Raises:
         UserError: missing or malformed, an empty split, a picture without captions.
     """
-    path = Path(data)
-    if not path.exists():
-        raise UserError(f"{data}: no such file or directory")
-    if path.is_dir():
-        root, rows = path, _from_shards(path)
-    elif path.suffix == ".jsonl":
-        root, rows = Path(images) if images else path.parent, _from_lines(path)
-    elif path.suffix == ".json":
-        root = Path(images) if images else path.parent / "images"
-        rows = _from_karpathy(path, split, root)
-    else:
-        raise UserError(f"{data}: expected a directory of .tar shards, a .json or a .jsonl file")
-    captions: dict[str, list[str]] = {}
-    for name, texts in rows:
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-            raise UserError(f"{data}: {name}: expected a list of captions, got {texts!r:.80}")
-        captions.setdefault(name, []).extend(texts)
-    if not captions:
-        raise UserError(f"{data}: holds no picture with captions" + (f" in split '{split}'" if path.is_file() else ""))
-    names = list(captions)[:limit]
-    return CaptionSet(root, names, [captions[name][:captions_per_image] for name in names], data)
+    return _load(source, captions_per_image, limit, _stamp(Path(source.data)))
 
 
-def _from_shards(directory: Path) -> Iterator[tuple[str, Any]]:
-    from clips.data.tars import index_tar
-
-    shards = sorted(directory.glob("*.tar"))
-    if not shards:
-        raise UserError(f"{directory}: expected .tar shards, found none")
-    for shard in shards:
-        index = index_tar(shard)
-        for member in index.members:
-            stem, dot, suffix = member.rpartition(".")
-            if f"{dot}{suffix}".lower() not in _PICTURES:
-                continue
-            if f"{stem}.json" in index.members:
-                content = _parse(index.read(f"{stem}.json"), f"{shard}/{stem}.json")
-                texts = content.get("captions")
-            elif f"{stem}.txt" in index.members:
-                texts = [line for line in index.read(f"{stem}.txt").decode("utf-8", "replace").splitlines() if line]
-            else:
-                texts = None
-            yield f"{shard.name}/{member}", texts
+def caption_set_of(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
+    """The data set of a benchmark, or of one of its languages. Raises what `load_caption_set` does."""
+    source = CaptionSource(
+        data=config.data,
+        layout=config.layout,
+        split=config.split,
+        images=config.images,
+        language=language or config.language,
+        subset=config.subset,
+        image_column=config.image_column,
+        caption_columns=tuple(config.caption_columns),
+    )
+    return load_caption_set(source, captions_per_image=config.captions_per_image, limit=config.limit)
 
 
-def _from_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for _, row in read_lines(path, texts=("image",), others=("captions",)):
-        yield row["image"], row["captions"]
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of all files there, by which a change is noticed."""
+    files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
+    facts = ((str(file), file.stat()) for file in files)
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts))
 
 
-def _from_karpathy(path: Path, split: str, root: Path) -> Iterator[tuple[str, Any]]:
-    content = _parse(path.read_bytes(), str(path))
-    rows = content.get("images")
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected Karpathy's layout, an object with 'images'")
-    try:
-        splits = {row["split"] for row in rows}
-        if split not in splits:
-            raise UserError(f"{path}: has no split '{split}' (it has: {', '.join(sorted(splits))})")
-        for row in rows:
-            if row["split"] == split:
-                folder = row.get("filepath", "")
-                name = row["filename"] if (root / row["filename"]).exists() else f"{folder}/{row['filename']}"
-                yield name.removeprefix("/"), [sentence["raw"] for sentence in row["sentences"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected Karpathy's layout; a picture lacks {error}") from None
+@functools.lru_cache(maxsize=_KEPT)
+def _load(source: CaptionSource, per_image: int, limit: int | None, _stamp: object) -> CaptionSet:
+    from benchmarks.data.layouts import read_source
+
+    found = read_source(source)
+    images, texts, owners = _gather(found.rows, source.data)
+    if not texts:
+        raise UserError(f"{source.data}: holds no picture with captions")
+    kept = _choose(owners, per_image, limit)
+    pairs = [(image, number) for number, (_, owned) in enumerate(kept) for image in owned]
+    return CaptionSet(
+        found.pictures, images[:limit], [texts[caption] for caption, _ in kept], np.array(pairs), source.data
+    )
 
 
-def read_lines(path: Path, *, texts: Sequence[str], others: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSON lines file.
+def _gather(rows: Iterable[Row], data: str) -> tuple[list[str], list[str], list[list[int]]]:
+    """(pictures, captions, the pictures of each caption), in the order of the rows."""
+    numbers: dict[str, int] = {}
+    texts: list[str] = []
+    owners: list[list[int]] = []
+    for pictures, captions in rows:
+        _check(captions, f"{data}: {', '.join(pictures):.200}")
+        owned = sorted({numbers.setdefault(name, len(numbers)) for name in pictures})
+        texts += captions
+        owners += [owned] * len(captions)
+    return list(numbers), texts, owners
 
-    Args:
-        path: the file.
-        texts: keys that every object must have, with a text that is not empty.
-        others: keys that every object must have.
 
-    Raises:
-        UserError: naming the line.
+def _check(captions: Any, where: str) -> None:
+    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
+        raise UserError(f"{where}: expected a list of captions, got {captions!r:.80}")
+    for number, text in enumerate(captions, 1):
+        if not text.strip():
+            raise UserError(f"{where}: caption {number} is empty")
+
+
+def _choose(owners: Sequence[Sequence[int]], per_image: int, limit: int | None) -> list[tuple[int, list[int]]]:
+    """(caption, its pictures) of those that are kept, ordered by their first picture.
+
+    A caption that is kept keeps all its pictures that are: with one of them left out, an answer that is right would
+    count as wrong.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            row = _parse(line, f"{path} line {number}")
-            for key in (*texts, *others):
-                if key not in row:
-                    raise UserError(f"{path} line {number}: expected the key '{key}'")
-                if key in texts and not (isinstance(row[key], str) and row[key]):
-                    raise UserError(f"{path} line {number}: {key}: expected a text, got {row[key]!r:.80}")
-            yield number, row
-
-
-def _parse(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a JSON object")
-    return value
+    taken: Counter[int] = Counter()
+    kept = []
+    for caption in sorted(range(len(owners)), key=lambda caption: owners[caption][0]):
+        owned = [image for image in owners[caption] if limit is None or image < limit]
+        if any(taken[image] < per_image for image in owned):
+            taken.update(owned)
+            kept.append((caption, owned))
+    return kept

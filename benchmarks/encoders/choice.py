@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.caption_sets import read_lines
+from benchmarks.data.json_files import read_lines
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
 from benchmarks.protocol import Entries
@@ -44,16 +44,19 @@ class Pairs:
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     """Share of pictures for which the encoder finds the right caption more similar; a tie counts half."""
-    from benchmarks.encoders.embed import computed_by, embed_images, embed_texts
-    from clips.data.images import open_image
+    from benchmarks.encoders.embed import computed_by
+    from benchmarks.encoders.vectors import image_vectors, text_vectors
+    from clips.data.images import open_image, read_reference
 
     pairs = _load(config)
-    encoder, batch_size = row.encoder, row.config.batch_size
     pictures = list(dict.fromkeys(each["image"] for each in pairs.rows))
-    image_features = embed_images(encoder, lambda index: open_image(pairs.root, pictures[index]), pictures, batch_size)
-    chosen = image_features[[pictures.index(each["image"]) for each in pairs.rows]]
-    right = (chosen * embed_texts(encoder, [each["caption"] for each in pairs.rows], batch_size)).sum(dim=1)
-    wrong = (chosen * embed_texts(encoder, [each["negative"] for each in pairs.rows], batch_size)).sum(dim=1)
+    contents = [hashlib.sha256(read_reference(pairs.root, picture)).hexdigest() for picture in pictures]
+    image_features = image_vectors(row, lambda index: open_image(pairs.root, pictures[index]), pictures, contents)
+    texts = [each[name] for name in ("caption", "negative") for each in pairs.rows]
+    text_features = text_vectors(row, texts)
+    place = {name: number for number, name in enumerate(pictures)}
+    chosen = image_features[[place[each["image"]] for each in pairs.rows]]
+    right, wrong = ((chosen * side).sum(dim=1) for side in text_features.chunk(2))
     items = _items(pairs, (right - wrong).cpu().numpy())
     specs = {"accuracy": MetricSpec(label="choice", columns=("score",))} | {
         f"accuracy_{kind}": MetricSpec(label=f"choice, {kind.replace('_', ' ')}", columns=(f"score_{kind}",))
@@ -63,7 +66,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in specs.items()},
         primary=PRIMARY,
-        protocol=_protocol(pairs, config) | encoder.how | computed_by(encoder),
+        protocol=_protocol(pairs, config) | row.encoder.how | computed_by(row.encoder),
         items=items,
     )
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.kept import Batches, KeptVectors, Unkept
 from benchmarks.protocol import Entries
 from clips.artifact import versions
 from clips.errors import UserError
+from clips.progress import track
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-_DECODERS = 2  # threads that open pictures while the tower computes
+_DECODERS = min(16, os.cpu_count() or 1)  # threads that open pictures while the tower computes
+_BATCHES_AHEAD = 2
+Kept = KeptVectors | Unkept
+UNKEPT = Unkept()
 _ENCODER_FILE = "open_clip_config.json"
 
 
@@ -87,9 +94,20 @@ def _how(model: Any, path: str) -> Entries:
 
 
 def embed_images(
-    encoder: DualEncoder, opener: Callable[[int], Image], names: Sequence[str], batch_size: int
+    encoder: DualEncoder,
+    opener: Callable[[int], Image],
+    names: Sequence[str],
+    batch_size: int,
+    kept: Kept = UNKEPT,
 ) -> torch.Tensor:
     """(N, D) float32 unit vectors of the pictures ``opener(0) … opener(N - 1)``.
+
+    Args:
+        encoder: the encoder.
+        opener: opens picture ``index``; called by several threads.
+        names: (N,) for messages.
+        batch_size: pictures at once.
+        kept: where the vectors are kept.
 
     Raises:
         UserError: a picture cannot be opened, or its features are not finite; it is named.
@@ -99,37 +117,66 @@ def embed_images(
     def prepare(index: int) -> torch.Tensor:
         return encoder.preprocess(opener(index))
 
-    features = []
-    with torch.inference_mode(), ThreadPoolExecutor(_DECODERS) as pool:
-        for batch in _ahead(pool, prepare, len(names), batch_size):
-            features.append(_unit(encoder.model.encode_image(_place(encoder, torch.stack(batch)))))
-    return _finite(torch.cat(features), names, "picture")
+    def compute(batches: Batches) -> Iterator[torch.Tensor]:
+        with torch.inference_mode(), ThreadPoolExecutor(_DECODERS) as pool:
+            for batch, pixels in zip(track(batches, "embedding pictures"), _ahead(pool, prepare, batches), strict=True):
+                features = _unit(encoder.model.encode_image(_place(encoder, torch.stack(pixels))))
+                yield _finite(features, [names[index] for index in batch], "picture")
+
+    return kept.collect(_batches(range(len(names)), batch_size), compute)
 
 
-def embed_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int) -> torch.Tensor:
-    """(M, D) float32 unit vectors of the texts.
+def embed_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int, kept: Kept = UNKEPT) -> torch.Tensor:
+    """(M, D) float32 unit vectors of the texts, computed in batches of like length.
+
+    Args:
+        encoder: the encoder.
+        texts: (M,) texts.
+        batch_size: texts at once.
+        kept: where the vectors are kept.
 
     Raises:
         UserError: features that are not finite; the text is named.
     """
     import torch
 
-    features = []
-    with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            tokens = encoder.tokenizer(list(texts[start : start + batch_size])).to(encoder.device)
-            features.append(_unit(encoder.model.encode_text(tokens)))
-    return _finite(torch.cat(features), texts, "text")
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # characters: tokens are not known yet
+
+    def compute(batches: Batches) -> Iterator[torch.Tensor]:
+        with torch.inference_mode():
+            for batch in track(batches, "embedding texts"):
+                chosen = [texts[index] for index in batch]
+                tokens = encoder.tokenizer(chosen).to(encoder.device)
+                yield _finite(_unit(_encode_text(encoder.model, tokens)), chosen, "text")
+
+    return kept.collect(_batches(order, batch_size), compute)
 
 
-def _ahead(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], count: int, batch_size: int) -> Iterator[list[Any]]:
-    """Batches of prepared items; the next batch is prepared while the caller works on this one."""
-    batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    waiting = [pool.submit(prepare, index) for index in batches[0]]
-    for following in [*batches[1:], range(0)]:
-        coming = [pool.submit(prepare, index) for index in following]
-        yield [future.result() for future in waiting]
-        waiting = coming
+def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Text features, padding left out where it cannot count; where that is not sure, the model's own function."""
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.transformer import TextTransformer
+
+    from clips.towers import text_features
+
+    if type(model) is CLIP or (type(model) is CustomTextCLIP and type(model.text) is TextTransformer):
+        return text_features(model, tokens)
+    return model.encode_text(tokens)
+
+
+def _batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _ahead(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: Batches) -> Iterator[list[Any]]:
+    """Batches of prepared items; the next ones are prepared while the caller works on this one."""
+    waiting: deque[list[Future]] = deque()
+    for batch in batches:
+        waiting.append([pool.submit(prepare, index) for index in batch])
+        if len(waiting) > _BATCHES_AHEAD:
+            yield [future.result() for future in waiting.popleft()]
+    while waiting:
+        yield [future.result() for future in waiting.popleft()]
 
 
 def _place(encoder: DualEncoder, pixels: torch.Tensor) -> torch.Tensor:
@@ -142,7 +189,7 @@ def _place(encoder: DualEncoder, pixels: torch.Tensor) -> torch.Tensor:
 def _unit(features: torch.Tensor) -> torch.Tensor:
     import torch
 
-    return torch.nn.functional.normalize(features.float(), dim=-1)
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
 
 def _finite(features: torch.Tensor, names: Sequence[str], what: str) -> torch.Tensor:

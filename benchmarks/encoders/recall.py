@@ -1,26 +1,34 @@
-"""Ranks and recalls from embeddings, in blocks, so that the whole similarity matrix is never held.
+"""Ranks and recalls from embeddings, tile by tile, so that the whole similarity matrix is never held.
 
-Letters: N pictures, M captions, D width.
+Letters: N pictures, M captions, D width, P right pairs of a picture and a caption.
 
 Recall at K is CLIP_benchmark's: the share of queries with a right answer among the K most similar ones; for a
 picture any of its captions is right. Answers as similar as the right one (within ``TIE``) are taken to come in
 random order and the expected hit is counted, so that a model that cannot tell anything apart scores chance.
+
+Every tile of similarities serves both directions. How similar the best right answer of each query is, is known before
+the first tile, so that a tile only has to be counted: what in it lies above that, and what is tied with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clips.progress import Progress
+
 if TYPE_CHECKING:
     import torch
 
+    from clips.parallel.processes import Processes
+
 TIE = 1e-6
 CUTS = (1, 5, 10)
-_BLOCK_CELLS = 16_000_000
+_TILE = (512, 2048)  # pictures × captions: 4 MB of similarities, which a core's cache holds; GPUs take larger ones
+_GPU_TILE = (8192, 32768)
 
 
 @dataclass(frozen=True)
@@ -54,40 +62,145 @@ class Ranks:
         return self.above + (self.tied + 1) / (self.right + 1)
 
 
-def ranks(images: torch.Tensor, captions: torch.Tensor, owner: Sequence[int]) -> tuple[Ranks, Ranks]:
+def ranks(
+    images: torch.Tensor, captions: torch.Tensor, pairs: np.ndarray, processes: Processes | None = None
+) -> tuple[Ranks, Ranks]:
     """Ranks of picture → caption and of caption → picture queries.
 
     Args:
         images: (N, D) unit vectors.
         captions: (M, D) unit vectors.
-        owner: (M,) the picture that each caption belongs to.
+        pairs: (P, 2) every right picture and caption, as their indices. Each picture and each caption needs one.
+        processes: who shares the work; all of them need the same vectors, and all of them get the ranks.
+
+    Raises:
+        ValueError: a picture or a caption without a right answer.
     """
     import torch
 
-    belongs = torch.as_tensor(np.asarray(owner), device=images.device)
-    numbers = torch.arange(len(images), device=images.device)
-    to_captions = _in_blocks(images, captions, lambda rows: numbers[rows, None] == belongs[None, :])
-    to_images = _in_blocks(captions, images, lambda rows: belongs[rows, None] == numbers[None, :])
-    return to_captions, to_images
+    right = torch.as_tensor(np.asarray(pairs), device=images.device)
+    alike = _similarity_of(images, captions, right)
+    queries = [
+        _Queries.of(len(side), right[:, column], alike, images.device) for column, side in enumerate((images, captions))
+    ]
+    mine, everyone = (0, 1) if processes is None else (processes.rank, processes.count)
+    with Progress("comparing pictures and captions", len(images) // everyone, "pictures") as progress:
+        for rows, columns in _tiles(len(images), len(captions), images.is_cuda, mine, everyone):
+            similarity = images[rows] @ captions[columns].T
+            queries[0].count(similarity, rows, columns.start)
+            queries[1].count(similarity.T, columns, rows.start)
+            if columns.stop >= len(captions):
+                progress.advance(rows.stop - rows.start)
+    if everyone > 1:
+        for side in queries:
+            side.sum_up()
+    return queries[0].ranks(), queries[1].ranks()
 
 
-def _in_blocks(queries: torch.Tensor, answers: torch.Tensor, is_right: Callable[[slice], torch.Tensor]) -> Ranks:
+def _similarity_of(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """(P,) similarity of each right pair."""
     import torch
 
-    size = max(1, _BLOCK_CELLS // max(1, len(answers)))
-    parts: list[list[np.ndarray]] = [[], [], [], []]
-    for start in range(0, len(queries), size):
-        rows = slice(start, min(start + size, len(queries)))
-        similarity = queries[rows] @ answers.T
-        right = is_right(rows)
-        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        tied = (similarity - best).abs() <= TIE
-        found = (
-            (similarity > best + TIE).sum(dim=1),
-            tied.sum(dim=1),
-            (tied & right).sum(dim=1),
-            similarity.argmax(dim=1),
-        )
-        for part, values in zip(parts, found, strict=True):
-            part.append(values.cpu().numpy())
-    return Ranks(*(np.concatenate(part) for part in parts))
+    size = 512  # pairs at once: their vectors are copied
+    parts = [
+        (images[pairs[start : start + size, 0]] * captions[pairs[start : start + size, 1]]).sum(dim=1)
+        for start in range(0, len(pairs), size)
+    ]
+    return torch.cat(parts)
+
+
+def _tiles(pictures: int, captions: int, gpu: bool, mine: int, everyone: int) -> Iterator[tuple[slice, slice]]:
+    """The tiles of one process: every ``everyone``-th strip of pictures."""
+    height, width = _GPU_TILE if gpu else _TILE
+    for number, top in enumerate(range(0, pictures, height)):
+        if number % everyone != mine:
+            continue
+        rows = slice(top, min(top + height, pictures))
+        for left in range(0, captions, width):
+            yield rows, slice(left, min(left + width, captions))
+
+
+@dataclass
+class _Queries:
+    """One direction's counts, growing tile by tile.
+
+    Args:
+        best: (Q,) similarity of the best right answer.
+        right: (Q,) right answers tied with it, itself included.
+        above: (Q,) answers above it so far.
+        reached: (Q,) answers above it or tied with it so far.
+        highest: (Q,) the highest similarity so far.
+        first: (Q,) where that was.
+    """
+
+    best: torch.Tensor
+    right: torch.Tensor
+    above: torch.Tensor
+    reached: torch.Tensor
+    highest: torch.Tensor
+    first: torch.Tensor
+
+    @staticmethod
+    def of(count: int, asked: torch.Tensor, alike: torch.Tensor, device: torch.device) -> _Queries:
+        """Queries before the first tile.
+
+        Args:
+            count: Q.
+            asked: (P,) the query of each right pair.
+            alike: (P,) its similarity.
+            device: where the counts are.
+        """
+        import torch
+
+        lowest = torch.full((count,), -torch.inf, dtype=alike.dtype, device=device)
+        best = lowest.scatter_reduce(0, asked, alike, "amax")
+        if not bool(best.isfinite().all()):
+            raise ValueError(f"query {int(best.isfinite().logical_not().nonzero()[0])} has no right answer")
+        none = torch.zeros(count, dtype=torch.int64, device=device)
+        right = none.scatter_add(0, asked, (alike >= best[asked] - TIE).long())
+        return _Queries(best, right, none.clone(), none.clone(), lowest.clone(), none.clone())
+
+    def count(self, similarity: torch.Tensor, mine: slice, start: int) -> None:
+        """Count a tile.
+
+        Args:
+            similarity: (q, a) of some queries and some answers.
+            mine: which queries.
+            start: the index of the first answer.
+        """
+        import torch
+
+        best = self.best[mine, None]
+        self.above[mine] += _count(similarity > best + TIE)
+        self.reached[mine] += _count(similarity >= best - TIE)
+        highest, place = similarity.max(dim=1)
+        better = highest > self.highest[mine]
+        self.highest[mine] = torch.where(better, highest, self.highest[mine])
+        self.first[mine] = torch.where(better, place + start, self.first[mine])
+
+    def sum_up(self) -> None:
+        """Put together what all processes counted."""
+        import torch
+        import torch.distributed as dist
+
+        dist.all_reduce(self.above)
+        dist.all_reduce(self.reached)
+        highest = self.highest.clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        none = torch.full_like(self.first, torch.iinfo(self.first.dtype).max)
+        self.first = torch.where(self.highest == highest, self.first, none)
+        dist.all_reduce(self.first, dist.ReduceOp.MIN)
+
+    def ranks(self) -> Ranks:
+        """The ranks when all tiles are counted."""
+        import torch
+
+        tied = torch.maximum(self.reached - self.above, self.right)  # rounding may lose the right one itself
+        return Ranks(*(found.cpu().numpy() for found in (self.above, tied, self.right, self.first)))
+
+
+def _count(found: torch.Tensor) -> torch.Tensor:
+    """(q,) how many of each row are true; summed as bytes, which is several times faster than as truth values."""
+    import torch
+
+    return found.view(torch.uint8).sum(dim=1, dtype=torch.int32)

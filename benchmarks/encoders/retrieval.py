@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.caption_sets import CaptionSet, load_caption_set
+from benchmarks.data.caption_sets import CaptionSet, caption_set_of
 from benchmarks.encoders.recall import CUTS, TIE, Ranks, ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
 from benchmarks.protocol import Entries
@@ -17,16 +18,24 @@ if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
     from benchmarks.models import Row
 
-_ARROWS = {"t2i": "T→I", "i2t": "I→T"}
+ARROWS = {"t2i": "T→I", "i2t": "I→T"}
 _RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in CUTS)
 PRIMARY = ("t2i_r1", "i2t_r1", "mean_r1")
-METRICS: dict[str, MetricSpec] = {
-    **{
-        f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=(f"{direction}_r{k}",))
-        for direction, arrow in _ARROWS.items()
+
+
+def recalls(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
+    """Recall at 1, 5 and 10 both ways, and mean R@1, of the item columns whose names end in ``suffix``."""
+    single = {
+        f"{direction}_r{k}{suffix}": MetricSpec(label=f"{arrow} R@{k}{label}", columns=(f"{direction}_r{k}{suffix}",))
+        for direction, arrow in ARROWS.items()
         for k in CUTS
-    },
-    "mean_r1": MetricSpec(label="mean R@1", columns=("i2t_r1", "t2i_r1")),
+    }
+    both = (f"i2t_r1{suffix}", f"t2i_r1{suffix}")
+    return single | {f"mean_r1{suffix}": MetricSpec(label=f"mean R@1{label}", columns=both)}
+
+
+METRICS: dict[str, MetricSpec] = {
+    **recalls(),
     "mean_recall": MetricSpec(label="mean recall", columns=_RECALLS),
     **{
         f"{direction}_median_rank": MetricSpec(
@@ -36,68 +45,77 @@ METRICS: dict[str, MetricSpec] = {
             scale=1.0,
             higher_is_better=False,
         )
-        for direction, arrow in _ARROWS.items()
+        for direction, arrow in ARROWS.items()
     },
 }
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     """Recall at 1, 5 and 10, median rank and means, of a row's encoder."""
-    from benchmarks.encoders.embed import computed_by, embed_images, embed_texts
+    from benchmarks.encoders.embed import computed_by
+    from benchmarks.encoders.vectors import image_vectors, text_vectors
 
-    captions = _load(config)
-    encoder, batch_size = row.encoder, row.config.batch_size
-    texts = [text for group in captions.captions for text in group]
-    owner = np.repeat(np.arange(len(captions.images)), [len(group) for group in captions.captions])
-    image_features = embed_images(encoder, captions.open, captions.images, batch_size)
-    text_features = embed_texts(encoder, texts, batch_size)
-    items = _items(captions, texts, owner, ranks(image_features, text_features, owner.tolist()))
+    captions = caption_set_of(config)
+    images = image_vectors(row, captions.open, captions.images, captions.picture_hashes)
+    items = items_of(captions, ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes))
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in METRICS.items()},
         primary=PRIMARY,
-        protocol=_protocol(captions, config) | encoder.how | computed_by(encoder),
+        protocol=protocol_of(captions, config) | row.encoder.how | computed_by(row.encoder),
         items=items,
     )
 
 
 def data_hash(config: BenchmarkConfig) -> str:
     """SHA-256 of the pictures and captions."""
-    return _load(config).hash
+    return caption_set_of(config).hash
 
 
-def _load(config: BenchmarkConfig) -> CaptionSet:
-    return load_caption_set(
-        config.data,
-        split=config.split,
-        images=config.images,
-        captions_per_image=config.captions_per_image,
-        limit=config.limit,
-    )
-
-
-def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
-    counts = sorted({len(group) for group in captions.captions})
-    return {
+def protocol_of(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
+    """What a recall depends on besides the model."""
+    stated: Entries = {
         "task": "zero-shot retrieval, both directions",
         "benchmark": config.name,
         "data_hash": captions.hash,
         "split": config.split,
         "pictures": len(captions.images),
-        "captions": sum(len(group) for group in captions.captions),
-        "captions_per_picture": str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
+        "captions": len(captions.texts),
+        "captions_per_picture": captions_per_picture(captions),
         "caption_text": "as given, casing and punctuation kept; no prompt around it",
         "similarity": "cosine",
         "hit": "any right answer among the first K",
         "ties": f"expected value over random order of answers within {TIE}",
         "scorer": "benchmarks.retrieval 1",
     }
+    if captions.shared:
+        stated["pictures_per_caption"] = _span(np.bincount(captions.pairs[:, 1]).tolist())
+    if config.language is not None:
+        stated["language"] = config.language
+    return stated
 
 
-def _items(captions: CaptionSet, texts: list[str], owner: np.ndarray, found: tuple[Ranks, Ranks]) -> pd.DataFrame:
+def captions_per_picture(captions: CaptionSet) -> str:
+    """``"5"``, or ``"5 to 7"``."""
+    return _span([len(group) for group in captions.captions])
+
+
+def _span(counts: Sequence[int]) -> str:
+    return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def items_of(captions: CaptionSet, found: tuple[Ranks, Ranks], *, thumbnails: bool = True) -> pd.DataFrame:
+    """A row a picture, then a row a caption, each with its ranks and hits.
+
+    Args:
+        captions: the data.
+        found: picture → caption and caption → picture. A caption of several pictures stands with the first of them,
+            by which intervals cluster.
+        thumbnails: whether pictures come along.
+    """
     import pandas as pd
 
     to_captions, to_images = found
-    pictures = list(captions.images)
+    texts, pictures = captions.texts, list(captions.images)
     by_picture = pd.DataFrame(
         {
             "item": [f"i2t/{name}" for name in pictures],
@@ -108,10 +126,12 @@ def _items(captions: CaptionSet, texts: list[str], owner: np.ndarray, found: tup
             "prediction": [texts[index] for index in to_captions.first],
             "target": [" | ".join(group) for group in captions.captions],
             "score": np.nan,
-            "thumbnail": [thumbnail(captions.open(index)) for index in range(len(pictures))],
+            "thumbnail": [thumbnail(captions.open(index)) if thumbnails else None for index in range(len(pictures))],
         }
     )
-    place = np.concatenate([np.arange(len(group)) for group in captions.captions])
+    owner = captions.first_owner
+    _, start = np.unique(owner, return_index=True)
+    place = np.arange(len(owner)) - np.repeat(start, np.diff([*start, len(owner)]))
     by_caption = pd.DataFrame(
         {
             "item": [f"t2i/{pictures[image]}#{number}" for image, number in zip(owner, place, strict=True)],
@@ -120,13 +140,29 @@ def _items(captions: CaptionSet, texts: list[str], owner: np.ndarray, found: tup
             "category": "",
             "question": texts,
             "prediction": [pictures[index] for index in to_images.first],
-            "target": [pictures[image] for image in owner],
+            "target": _right_pictures(captions),
             "score": to_images.hit(1),
             "thumbnail": None,
         }
     )
-    for frame, direction, rank in ((by_picture, "i2t", to_captions), (by_caption, "t2i", to_images)):
-        frame[f"{direction}_rank"] = rank.expected()
-        for k in CUTS:
-            frame[f"{direction}_r{k}"] = rank.hit(k)
-    return pd.concat([by_picture, by_caption], ignore_index=True)
+    items = pd.concat([by_picture, by_caption], ignore_index=True)
+    return items.assign(**hits(found))
+
+
+def hits(found: tuple[Ranks, Ranks], suffix: str = "") -> dict[str, np.ndarray]:
+    """Item columns of ranks and hits: pictures' first, then captions', NaN for the other direction."""
+    to_captions, to_images = found
+    pictures, texts = np.full(len(to_captions.above), np.nan), np.full(len(to_images.above), np.nan)
+    columns = {}
+    for direction, rank in (("i2t", to_captions), ("t2i", to_images)):
+        for name, values in {"rank": rank.expected(), **{f"r{k}": rank.hit(k) for k in CUTS}}.items():
+            parts = (values, texts) if direction == "i2t" else (pictures, values)
+            columns[f"{direction}_{name}{suffix}"] = np.concatenate(parts)
+    return columns
+
+
+def _right_pictures(captions: CaptionSet) -> list[str]:
+    names: list[list[str]] = [[] for _ in captions.texts]
+    for image, caption in captions.pairs:
+        names[caption].append(captions.images[image])
+    return [" | ".join(each) for each in names]

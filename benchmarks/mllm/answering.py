@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,13 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
+from benchmarks.kept import KeptAnswers
+from benchmarks.mllm.dealing import shared
 from benchmarks.outcome import thumbnail
+from benchmarks.sharing import together
 from clips.errors import UserError
+from clips.parallel.processes import Processes, gather_objects
+from clips.progress import Progress
 
 DEFAULT_NEW_TOKENS = 128  # where neither the task nor the user says how long an answer may be
 _WINDOW = 16  # batches whose pictures are held at once
@@ -47,6 +53,8 @@ class LlavaBridge(lmms):
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``.
         loaded: (model, processor) already in memory, instead of ``pretrained``.
         keep_pictures: remember a thumbnail of every picture, see ``pictures``.
+        kept: where answers are kept, and found.
+        processes: who shares the questions. Under lmms-eval's own command line lmms-eval deals them out itself.
     """
 
     is_simple = True
@@ -59,11 +67,15 @@ class LlavaBridge(lmms):
         dtype: str = "auto",
         loaded: tuple[Any, Any] | None = None,
         keep_pictures: bool = False,
+        kept: KeptAnswers | None = None,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__()
         self._model, self.processor = loaded or load_for_evaluation(pretrained, device or "auto", dtype)
         self.batch_size = int(batch_size)
         self.keep_pictures = keep_pictures
+        self.kept = kept or KeptAnswers(None)
+        self.processes = processes or Processes()
         self.pictures: dict[tuple[str, int], Picture] = {}
         self._seen: set[str] = set()
 
@@ -73,22 +85,41 @@ class LlavaBridge(lmms):
         return self._model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The answer to each request, in order."""
-        from llava_bridge import answer
+        """The answer to each request, in order; those that are kept are not asked again."""
+        keys = [_key(request) for request in requests]
+        missing = [index for index, key in enumerate(keys) if key not in self.kept.known]
+        together(self.processes, lambda: self._answer_missing([requests[index] for index in missing]))
+        for known, pictures in gather_objects((self.kept.known, self.pictures)) if self.processes.count > 1 else []:
+            self.kept.known |= known
+            self.pictures |= pictures
+        return [self.kept.known[key] for key in keys]
 
-        answers = [""] * len(requests)
-        for settings, members in _alike(requests):
-            size = self.batch_size * _WINDOW
-            for start in range(0, len(members), size):
-                window = members[start : start + size]
-                prompts = [requests[index].args[0] for index in window]
-                pictures = [self._visuals(requests[index]) for index in window]
-                texts = answer(
-                    self._model, self.processor, pictures, prompts, batch_size=self.batch_size, **_generation(settings)
-                )
-                for index, text in zip(window, texts, strict=True):
-                    answers[index] = _until(text, settings.get("until"))
-        return answers
+    def _answer_missing(self, requests: Sequence[Instance]) -> None:
+        """Answer this process's share of some requests, those about one picture together."""
+        with Progress("answering", len(requests) // self.processes.count, "questions") as progress:
+            for settings, members in _alike(requests):
+                mine = shared([requests[index] for index in members], self.task_dict, self.processes)
+                size = self.batch_size * _WINDOW
+                for start in range(0, len(mine), size):
+                    for answers in self._answers(mine[start : start + size], settings):
+                        self.kept.add(answers)
+                        progress.advance(len(answers))
+
+    def _answers(self, requests: Sequence[Instance], settings: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+        """Key → answer, batch by batch."""
+        from llava_bridge import answer_batches
+
+        seen: dict[str, Image] = {}
+        batches = answer_batches(
+            self._model,
+            self.processor,
+            [[seen.setdefault(picture_name(visual), visual) for visual in self._visuals(each)] for each in requests],
+            [request.args[0] for request in requests],
+            batch_size=self.batch_size,
+            **_generation(settings),
+        )
+        for batch in batches:
+            yield {_key(requests[place]): _until(text, settings.get("until")) for place, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not offered: the tasks at hand generate."""
@@ -141,6 +172,13 @@ def _alike(requests: Sequence[Instance]) -> Iterator[tuple[Mapping[str, Any], li
         settings = request.args[1]
         groups.setdefault(repr(sorted(settings.items(), key=str)), (settings, []))[1].append(index)
     yield from groups.values()
+
+
+def _key(request: Instance) -> str:
+    """What a request asks, but for the data and the model: those are known before."""
+    prompt, settings, _, number, task, split = request.args
+    asked = [task, split, number, request.idx, prompt, sorted(map(repr, settings.items()))]
+    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,13 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         return outcome_of(row.lmms, config, row.config.results, described(row.lmms, row.config.lmms.model))
     from benchmarks.mllm.answering import LlavaBridge
 
-    model = LlavaBridge(loaded=row.llava, batch_size=row.config.batch_size, keep_pictures=True)
+    model = LlavaBridge(
+        loaded=row.llava,
+        batch_size=row.config.batch_size,
+        keep_pictures=True,
+        kept=row.kept_answers(find(config.entry).task, data_hash(config)),
+        processes=row.processes,
+    )
     about = {"precision": str(row.llava[0].dtype).removeprefix("torch.")} | _input(model.processor)
     return outcome_of(model, config, row.config.results, about)
 
@@ -79,10 +85,10 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
 
 
 def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
-    """Question number → its picture: as our model kept them, otherwise looked at again."""
-    if getattr(model, "keep_pictures", False):
-        return {number: picture for (_, number), picture in model.pictures.items()}
-    return pictures_of(task, [sample["doc_id"] for sample in samples])
+    """Question number → its picture: as our model kept them, otherwise (an answer was kept before) looked at again."""
+    numbers = [sample["doc_id"] for sample in samples]
+    kept = {number: picture for (_, number), picture in getattr(model, "pictures", {}).items()}
+    return kept if kept.keys() >= set(numbers) else pictures_of(task, numbers)
 
 
 def _judged(entry: Benchmark, judge: Judge) -> Entries:

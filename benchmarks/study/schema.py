@@ -328,7 +328,8 @@ def check_benchmark(settings: Settings, where: str) -> None:
     for name, kind in typing.get_type_hints(BenchmarkConfig).items():
         kinds = {kind, *typing.get_args(kind)}
         if typing.get_origin(kind) is tuple:
-            _list(settings.get(name), f"{where}.{name}", str, "a text")
+            entry = typing.get_args(kind)[0]
+            _list(settings.get(name), f"{where}.{name}", entry, "a whole number" if entry is int else "a text")
         elif bool in kinds:
             _expect(settings, name, bool, "true or false", f"{where}.")
         elif int in kinds:

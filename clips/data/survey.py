@@ -12,7 +12,6 @@ import concurrent.futures
 import dataclasses
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
 from clips.data.sources.webdataset import SIZES, list_shards
 from clips.errors import UserError
+from clips.progress import track
 from clips.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
 
 _THUMBNAIL = 160
@@ -107,7 +107,7 @@ def survey(source: Source, config: InspectConfig) -> Survey:
     count = len(chosen)
     shown = set(chosen[np.linspace(0, count - 1, min(config.shown, count)).round().astype(int)].tolist())
     tokenizer, seen = ClipsTokenizer(), Counter[str]()
-    for index in _progress(chosen.tolist()):
+    for index in track(chosen.tolist(), "reading"):
         found.scanned += 1
         try:
             sample = source.read(index, np.random.default_rng([config.seed, index]))
@@ -236,14 +236,6 @@ def _thumbnail(picture: Image.Image) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _progress(items: list[Any]) -> Any:
-    if not sys.stderr.isatty():
-        return items
-    from rich.progress import track
-
-    return track(items, description="reading", transient=True)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IndexConfig:
     """Count the samples of tar shards and write sizes.json, with which training opens no shard before it needs it.
@@ -276,7 +268,7 @@ def index(config: IndexConfig) -> None:
         left = [shard for shard in shards if _name(shard) not in sizes]
         with begun.open("a", encoding="utf-8") as record, concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
             counts = threads.map(lambda shard: len(index_shard(cache.path(shard))), left)
-            for shard, count in zip(_progress(left), counts, strict=True):
+            for shard, count in zip(track(left, "reading"), counts, strict=True):
                 sizes[_name(shard)] = count
                 record.write(json.dumps([_name(shard), count]) + "\n")
                 record.flush()

@@ -10,10 +10,9 @@ import dataclasses
 import functools
 import io
 import json
-import sys
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from PIL import Image
 
 from clips.artifact import artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError
+from clips.progress import track
 from clips.scenes.captions import Captions, captions_of
 from clips.scenes.hub import BenchmarkSizes, Picture, write_hub
 from clips.scenes.llava import align_record, instruct_record, text_record
@@ -128,7 +128,7 @@ def make_scenes(config: ScenesConfig) -> None:
 def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
     records: dict[str, list[dict[str, Any]]] = {"align": [], "instruct": [], "text": []}
     turns = config.questions_per_picture
-    for number, start in enumerate(_progress(range(0, config.size, config.shard_size))):
+    for number, start in enumerate(track(range(0, config.size, config.shard_size), "making scenes")):
         shard = f"shard-{number:05d}.tar"
         with tarfile.open(folder / shard, "w") as tar:
             for index in range(start, min(start + config.shard_size, config.size)):
@@ -160,17 +160,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
-
-
-def _progress(shards: range) -> Iterator[int]:
-    """The starts of the shards, with a progress bar where someone looks."""
-    if not sys.stderr.isatty():
-        yield from shards
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(shards, "making scenes", console=Console(stderr=True))
 
 
 def _write_benchmarks(folder: Path, world: World, config: ScenesConfig) -> dict[str, int]:

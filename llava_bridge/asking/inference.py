@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.loading import load_pretrained, refusing
+from llava_bridge.asking.shared_prefix import ComputedPrefixes, Prefix, batches_of_prefixes, shared_prefixes
 from llava_bridge.chat import IMAGE, Chat, Message
 from llava_bridge.model.parts import model_directory
 from llava_bridge.training.adapters import ADAPTER, with_adapter
@@ -54,7 +55,6 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     return model.to(chosen).eval(), processor
 
 
-@torch.inference_mode()
 def answer(
     model: Any,
     processor: Any,
@@ -69,7 +69,8 @@ def answer(
     Args:
         model: from :func:`load_llava`.
         processor: from :func:`load_llava`.
-        images: for each prompt one picture, several, or None.
+        images: for each prompt one picture, several, or None. Prompts that come with the same objects share the work
+            on them.
         prompts: what the user says. Pictures come before the text unless it says ``<image>`` itself.
         max_new_tokens: an answer is cut there.
         batch_size: how many prompts run at once.
@@ -78,14 +79,31 @@ def answer(
     Returns:
         The answers, in the order of the prompts.
     """
+    answers = [""] * len(prompts)
+    for batch in answer_batches(
+        model, processor, images, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, **generation
+    ):
+        for place, text in batch.items():
+            answers[place] = text
+    return answers
+
+
+def answer_batches(
+    model: Any,
+    processor: Any,
+    images: Sequence[Pictures],
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    **generation: Any,
+) -> Iterator[dict[int, str]]:
+    """As :func:`answer`, batch by batch as they come: the prompts' places → their answers."""
     conversations = [[{"role": "user", "content": with_images(prompt, _as_list(image))}]
                      for prompt, image in zip(prompts, images, strict=True)]  # fmt: skip
-    return answer_conversations(
-        model, processor, images, conversations, max_new_tokens=max_new_tokens, batch_size=batch_size, **generation
-    )
+    generation["max_new_tokens"] = max_new_tokens
+    yield from _answered(model, processor, images, conversations, batch_size, generation)
 
 
-@torch.inference_mode()
 def answer_conversations(
     model: Any,
     processor: Any,
@@ -96,22 +114,93 @@ def answer_conversations(
     **generation: Any,
 ) -> list[str]:
     """As :func:`answer`, for whole conversations whose last message is the user's."""
+    answers = [""] * len(conversations)
+    generation["max_new_tokens"] = max_new_tokens
+    for batch in _answered(model, processor, images, conversations, batch_size, generation):
+        for place, text in batch.items():
+            answers[place] = text
+    return answers
+
+
+def _answered(
+    model: Any,
+    processor: Any,
+    images: Sequence[Pictures],
+    conversations: Sequence[Sequence[Message]],
+    batch_size: int,
+    generation: dict[str, Any],
+) -> Iterator[dict[int, str]]:
     from llava_bridge.model.assembly import make_chat
 
     chat = make_chat(model, processor)
     pictures = [_as_list(image) for image in images]
     ids = [prompt_ids(chat, messages, own) for messages, own in zip(conversations, pictures, strict=True)]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    answers = [""] * len(ids)
+    asked = _Asked(model, processor, ids, pictures, generation)
+    alone = set(range(len(ids)))
+    for prefixes in batches_of_prefixes(shared_prefixes(ids, pictures, chat.image_id), batch_size):
+        for batch in asked.with_prefixes(prefixes, batch_size):
+            alone -= set(batch)
+            yield batch
+    order = sorted(alone, key=lambda row: len(ids[row]))
     for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        shown = [picture for index in batch for picture in pictures[index]]
-        inputs = generate_inputs(model, processor, [ids[index] for index in batch], shown)
-        made = model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        texts = processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, text in zip(batch, texts, strict=True):
-            answers[index] = text.strip()
-    return answers
+        yield asked.one_by_one(order[start : start + batch_size])
+
+
+class _Asked:
+    """Prompts that are to be answered.
+
+    Args:
+        model: the LLaVA.
+        processor: its processor.
+        ids: each prompt's tokens.
+        pictures: each prompt's pictures.
+        generation: settings of ``generate``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        ids: Sequence[Sequence[int]],
+        pictures: Sequence[Sequence[Image.Image]],
+        generation: dict[str, Any],
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.ids, self.pictures, self.generation = ids, pictures, generation
+        self.can_share = generation.get("num_beams", 1) == 1  # beams would have to be copied with the cache
+
+    @torch.inference_mode()
+    def one_by_one(self, rows: Sequence[int]) -> dict[int, str]:
+        """The answers to a batch of prompts, each with its own pictures."""
+        shown = [picture for row in rows for picture in self.pictures[row]]
+        return self._generate(rows, generate_inputs(self.model, self.processor, [self.ids[row] for row in rows], shown))
+
+    def with_prefixes(self, prefixes: Sequence[Prefix], batch_size: int) -> Iterator[dict[int, str]]:
+        """The answers to all prompts that begin with some prefixes; none where this LLM's cache cannot be shared."""
+        computed = self._compute(prefixes) if self.can_share else None
+        if computed is None or not computed.can_be_shared:
+            self.can_share = False
+            return
+        places = [(place, row) for place, prefix in enumerate(prefixes) for row in prefix.rows]
+        for start in range(0, len(places), batch_size):
+            batch = places[start : start + batch_size]
+            rest = [self.ids[row][len(prefixes[place].ids) :] for place, row in batch]
+            following = _left_padded(rest, self.processor.tokenizer.pad_token_id, self.model.device)
+            with torch.inference_mode():
+                inputs = computed.inputs_for([place for place, _ in batch], following)
+                found = self._generate([row for _, row in batch], inputs)
+            yield found
+
+    @torch.inference_mode()
+    def _compute(self, prefixes: Sequence[Prefix]) -> ComputedPrefixes:
+        shown = [picture for prefix in prefixes for picture in prefix.pictures]
+        begun = [prefix.ids for prefix in prefixes]
+        return ComputedPrefixes(self.model, generate_inputs(self.model, self.processor, begun, shown))
+
+    def _generate(self, rows: Sequence[int], inputs: dict[str, Any]) -> dict[int, str]:
+        made = self.model.generate(**inputs, **self.generation)
+        texts = self.processor.tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return {row: text.strip() for row, text in zip(rows, texts, strict=True)}
 
 
 def prompt_ids(chat: Chat, messages: Sequence[Message], pictures: Sequence[Image.Image]) -> list[int]:

@@ -33,7 +33,7 @@ class HubDataset:
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
-        with _one_line_errors(config.path):
+        with one_line_errors(config.path):
             self.rows = self.read_rows()
         found = self.rows.column_names
         self.picture = config.image or _picture_column(config.path, found)
@@ -41,7 +41,7 @@ class HubDataset:
         for field, column in wanted:
             if column not in found:
                 raise UserError(f"{config.path}: {suggest(column, found, f'column for data source field {field}')}")
-        self.whole_rows = _undecoded(self.rows)
+        self.whole_rows = undecoded(self.rows)
         self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
         self.folder = config.images or self.folder_of_pictures()
 
@@ -49,20 +49,12 @@ class HubDataset:
         """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
         import datasets
 
-        folder = Path(self.config.path)
-        if (folder / "state.json").is_file():
-            return datasets.load_from_disk(self.config.path)
-        if (folder / "dataset_dict.json").is_file():
-            splits = datasets.load_from_disk(self.config.path)
-            if self.config.split not in splits:
-                raise suggest(self.config.split, splits, f"split of {self.config.path}")
-            return splits[self.config.split]
-        if self.config.stream:
-            files = datasets.load_dataset_builder(self.config.path, self.config.subset).config.data_files
-            if not files or self.config.split not in files:
-                raise suggest(self.config.split, files or (), f"split of {self.config.path}")
-            return self.streamed(files[self.config.split])
-        return datasets.load_dataset(self.config.path, self.config.subset, split=self.config.split)
+        if not self.config.stream or is_saved(self.config.path):
+            return hub_rows(self.config.path, self.config.subset, self.config.split)
+        files = datasets.load_dataset_builder(self.config.path, self.config.subset).config.data_files
+        if not files or self.config.split not in files:
+            raise suggest(self.config.split, files or (), f"split of {self.config.path}")
+        return self.streamed(files[self.config.split])
 
     def streamed(self, files: Sequence[str]) -> ParquetRows:
         """The rows of parquet files where they are."""
@@ -189,8 +181,27 @@ def _table_files(path: str) -> list[str]:
     return files
 
 
+def is_saved(path: str) -> bool:
+    """Whether ``save_to_disk`` wrote a directory."""
+    return any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def hub_rows(path: str, subset: str | None, split: str) -> Any:
+    """A ``datasets.Dataset``: of the hub, of a directory in the hub's layout, or of one that ``save_to_disk`` wrote."""
+    import datasets
+
+    if not is_saved(path):
+        return datasets.load_dataset(path, subset, split=split)
+    saved = datasets.load_from_disk(path)
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    if split not in saved:
+        raise suggest(split, saved, f"split of {path}")
+    return saved[split]
+
+
 @contextlib.contextmanager
-def _one_line_errors(path: str) -> Iterator[None]:
+def one_line_errors(path: str) -> Iterator[None]:
     """Whatever datasets and its readers raise on a missing, broken or empty file, in one line; no progress bars."""
     import datasets
 
@@ -207,7 +218,7 @@ def _one_line_errors(path: str) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _undecoded(rows: Any) -> Any:
+def undecoded(rows: Any) -> Any:
     """Pictures stay the bytes or paths that they are; our own decoding is safer, and may shrink them on the way."""
     import datasets
 

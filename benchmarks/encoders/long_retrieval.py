@@ -1,0 +1,140 @@
+"""Retrieval by long captions: whole, cut to their first words, and by how long they are.
+
+The curve of recall against words says how much of a caption an encoder uses: a tower that reads 77 tokens stops rising
+where these end. All points are measured on the same pictures with the same number of captions; only the texts get
+shorter. A picture's or caption's place in the bins is that of the whole caption, and it is searched among all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.data.caption_sets import CaptionSet, caption_set_of
+from benchmarks.encoders.recall import ranks
+from benchmarks.encoders.retrieval import ARROWS, METRICS, PRIMARY, hits, items_of, protocol_of, recalls
+from benchmarks.outcome import MetricSpec, Outcome, measure
+from benchmarks.protocol import Entries
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from benchmarks.config import BenchmarkConfig
+    from benchmarks.models import Row
+
+CURVE = "words_kept"
+"""The protocol entry that lists the points of the curve, ``"8, 16, 32"``."""
+
+
+def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+    """Recalls by whole captions and by their first words, and R@1 for captions of each length."""
+    from benchmarks.encoders.embed import computed_by
+    from benchmarks.encoders.vectors import image_vectors, text_vectors
+
+    captions = caption_set_of(config)
+    versions = {"": list(captions.texts)} | {
+        suffix(words): [first_words(text, words) for text in captions.texts] for words in config.words
+    }
+    different = list(dict.fromkeys(text for texts in versions.values() for text in texts))
+    place = {text: number for number, text in enumerate(different)}
+    images = image_vectors(row, captions.open, captions.images, captions.picture_hashes)
+    vectors = text_vectors(row, different)
+    found = {
+        name: ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)
+        for name, texts in versions.items()
+    }
+    items = items_of(captions, found[""])
+    cut_off = _cut_off(captions.texts, row.encoder.tokenizer)
+    columns = {"cut_off": np.concatenate([np.full(len(captions.images), np.nan), cut_off])}
+    for name in versions:
+        columns |= hits(found[name], name) if name else {}
+    items = items.assign(**columns, **_by_length(items, captions, config.words))
+    return Outcome(
+        metrics={name: measure(items, spec) for name, spec in _specs(config.words, items).items()},
+        primary=PRIMARY,
+        protocol=protocol_of(captions, config)
+        | _protocol(captions, config)
+        | row.encoder.how
+        | {"input_context_length": int(row.encoder.tokenizer([""]).shape[1])}
+        | computed_by(row.encoder),
+        items=items,
+    )
+
+
+def suffix(words: int) -> str:
+    """What the names of metrics and item columns of a cut end in."""
+    return f"_w{words}"
+
+
+def first_words(text: str, words: int) -> str:
+    """The first so many words, single spaces between them; a text that has no more stays as it is."""
+    found = text.split()
+    return " ".join(found[:words]) if len(found) > words else text
+
+
+def _cut_off(texts: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor]) -> np.ndarray:
+    """(M,) 1 where the tower does not see a caption's last word: without it the tokens are the same."""
+    found = []
+    for start in range(0, len(texts), 1000):
+        block = list(texts[start : start + 1000])
+        shorter = [" ".join(text.rsplit(None, 1)[:-1]) for text in block]
+        same = (tokenizer(block) == tokenizer(shorter)).all(dim=1)
+        found.append(same.cpu().numpy().astype(float))
+    return np.concatenate(found)
+
+
+def _bins(words: Sequence[int]) -> dict[str, tuple[int, float]]:
+    """Suffix → (lowest, highest) number of words, between the points of the curve."""
+    edges = [0, *words]
+    bounds: list[tuple[int, float]] = [(low + 1, high) for low, high in itertools.pairwise(edges)]
+    closed = {f"_of_{low}_to_{high}": (low, high) for low, high in bounds}
+    return closed | {f"_of_{words[-1] + 1}_up": (words[-1] + 1, np.inf)}
+
+
+def _by_length(items: pd.DataFrame, captions: CaptionSet, words: Sequence[int]) -> dict[str, np.ndarray]:
+    """R@1 columns of each bin that holds a caption; a picture's length is the mean of its captions'."""
+    lengths = np.array([len(text.split()) for text in captions.texts])
+    total, count = np.zeros(len(captions.images)), np.zeros(len(captions.images))
+    np.add.at(total, captions.pairs[:, 0], lengths[captions.pairs[:, 1]])
+    np.add.at(count, captions.pairs[:, 0], 1)
+    of_items = np.concatenate([np.ceil(total / count), lengths])
+    columns = {}
+    for name, (low, high) in _bins(words).items():
+        inside = (of_items >= low) & (of_items <= high)
+        for direction in ARROWS:
+            values = items[f"{direction}_r1"].where(inside).to_numpy()
+            if not np.isnan(values).all():
+                columns[f"{direction}_r1{name}"] = values
+    return columns
+
+
+def _specs(words: Sequence[int], items: pd.DataFrame) -> dict[str, MetricSpec]:
+    specs = dict(METRICS)
+    for count in words:
+        specs |= recalls(suffix(count), f", first {count} words")
+    for name, (low, high) in _bins(words).items():
+        span = f"{low} to {high}" if np.isfinite(high) else f"{low} or more"
+        for direction, arrow in ARROWS.items():
+            if f"{direction}_r1{name}" in items:
+                specs[f"{direction}_r1{name}"] = MetricSpec(
+                    label=f"{arrow} R@1, captions of {span} words", columns=(f"{direction}_r1{name}",)
+                )
+    specs["captions_cut_off"] = MetricSpec(
+        label="captions cut off by the text tower", columns=("cut_off",), higher_is_better=None
+    )
+    return specs
+
+
+def _protocol(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
+    lengths = [len(text.split()) for text in captions.texts]
+    return {
+        "task": "zero-shot retrieval by long captions, whole and cut to their first words, both directions",
+        CURVE: ", ".join(map(str, config.words)),
+        "words": "what stands between white space; a cut caption has single spaces",
+        "mean_words": round(float(np.mean(lengths)), 1),
+        "scorer": "benchmarks.long_retrieval 1",
+    }

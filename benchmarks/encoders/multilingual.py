@@ -1,0 +1,123 @@
+"""Retrieval in several languages over the same pictures, and the mean over the languages.
+
+An item is a picture, or a picture's n-th caption, with a column for each language: a draw of the bootstrap takes a
+picture with its captions in every language, and every language weighs the same however many captions it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from benchmarks.data.caption_sets import CaptionSet, caption_set_of
+from benchmarks.encoders.recall import CUTS, ranks
+from benchmarks.encoders.retrieval import ARROWS, PRIMARY, captions_per_picture, items_of, protocol_of
+from benchmarks.outcome import MetricSpec, Outcome, measure
+from benchmarks.protocol import Entries
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmarks.config import BenchmarkConfig
+    from benchmarks.models import Row
+
+
+def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
+    """Recall at 1, 5 and 10 in each language, and the means over them."""
+    from benchmarks.encoders.embed import computed_by
+    from benchmarks.encoders.vectors import image_vectors, text_vectors
+
+    sets = _sets(config)
+    first = next(iter(sets.values()))
+    images = image_vectors(row, first.open, first.images, first.picture_hashes)
+    tables = {}
+    for language, captions in sets.items():
+        found = ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes)
+        tables[language] = items_of(captions, found, thumbnails=captions is first).set_index("item")
+    items = _join(tables)
+    return Outcome(
+        metrics={name: measure(items, spec) for name, spec in _specs(list(sets)).items()},
+        primary=PRIMARY,
+        protocol=_protocol(sets, config) | row.encoder.how | computed_by(row.encoder),
+        items=items,
+    )
+
+
+def data_hash(config: BenchmarkConfig) -> str:
+    """SHA-256 of the pictures and of the captions in every language."""
+    return _hash(_sets(config))
+
+
+def _sets(config: BenchmarkConfig) -> dict[str, CaptionSet]:
+    """Language → its captions, of the same pictures in the same order."""
+    if not config.languages:
+        raise UserError(f"benchmarks.languages: expected at least one (benchmark '{config.name}')")
+    sets = {language: caption_set_of(config, language=language) for language in config.languages}
+    first, *others = sets
+    for language in others:
+        if list(sets[language].images) != list(sets[first].images):
+            raise UserError(f"{config.data}: '{language}' has captions of other pictures than '{first}'")
+    return sets
+
+
+def _hash(sets: dict[str, CaptionSet]) -> str:
+    digest = hashlib.sha256("".join(next(iter(sets.values())).picture_hashes).encode())
+    for language, captions in sets.items():
+        digest.update(f"{language} {captions.captions_hash}".encode())
+    return digest.hexdigest()
+
+
+def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row for all languages of an item; what is asked and found is shown in the first language that has it."""
+    import pandas as pd
+
+    shown = pd.concat(tables.values())
+    shown = shown[~shown.index.duplicated()].drop(columns=[*_hit_columns(), "score"])
+    for language, table in tables.items():
+        shown = shown.join(table[_hit_columns()].add_suffix(f"_{language}"))
+    of_captions = shown[[f"t2i_r1_{language}" for language in tables]]
+    return shown.assign(score=of_captions.mean(axis=1)).reset_index()
+
+
+def _hit_columns() -> list[str]:
+    return [f"{direction}_r{k}" for direction in ARROWS for k in CUTS]
+
+
+def _specs(languages: list[str]) -> dict[str, MetricSpec]:
+    """The means over languages, then every language's R@1."""
+
+    def columns(*names: str) -> tuple[str, ...]:
+        return tuple(f"{name}_{language}" for name in names for language in languages)
+
+    means = {
+        f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=columns(f"{direction}_r{k}"))
+        for direction, arrow in ARROWS.items()
+        for k in CUTS
+    }
+    means["mean_r1"] = MetricSpec(label="mean R@1", columns=columns("i2t_r1", "t2i_r1"))
+    means["mean_recall"] = MetricSpec(label="mean recall", columns=columns(*_hit_columns()))
+    return means | {
+        f"{direction}_r{k}_{language}": MetricSpec(
+            label=f"{arrow} R@{k}, {language}", columns=(f"{direction}_r{k}_{language}",)
+        )
+        for direction, arrow in ARROWS.items()
+        for k in CUTS
+        for language in languages
+    }
+
+
+def _protocol(sets: dict[str, CaptionSet], config: BenchmarkConfig) -> Entries:
+    languages = list(sets)
+    stated = protocol_of(sets[languages[0]], config)
+    return stated | {
+        "task": "zero-shot retrieval in several languages, both directions",
+        "data_hash": _hash(sets),
+        "captions": sum(len(captions.texts) for captions in sets.values()),
+        "captions_per_picture": ", ".join(
+            f"{language} {captions_per_picture(captions)}" for language, captions in sets.items()
+        ),
+        "languages": ", ".join(languages),
+        "mean": "of the languages' recalls, each with the same weight",
+        "scorer": "benchmarks.multilingual 1",
+    }

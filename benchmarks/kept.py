@@ -1,0 +1,189 @@
+"""What a model makes of items, kept beside the results batch by batch, so that interrupted work goes on.
+
+    <results>/.kept/vectors/<key>.safetensors    embeddings of all pictures, or all texts, of a data set
+    <results>/.kept/vectors/<key>/               the batches of one that is being computed
+    <results>/.kept/answers/<key>/               a LLaVA's answers, a line each, as they come
+
+The key is a hash of all that they depend on: nothing stale is ever found, and other benchmarks and settings on the same
+data find what is there. The folder can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.sharing import together
+from clips.artifact import writing
+from clips.parallel.processes import Processes, wait_for_main_process
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT = ".kept"
+Batches = Sequence[Sequence[int]]
+Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
+
+
+def key_of(**parts: Any) -> str:
+    """SHA-256 of named plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+class Unkept:
+    """Vectors that live in memory only."""
+
+    def collect(self, batches: Batches, compute: Compute) -> torch.Tensor:
+        """See ``KeptVectors.collect``."""
+        return _in_order(batches, list(compute(batches)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptVectors:
+    """Vectors of the items of one data set, kept on disk.
+
+    Args:
+        folder: holds those of all data sets.
+        key: of what the vectors depend on.
+        processes: who shares the work.
+        again: compute them although they are there.
+    """
+
+    folder: Path
+    key: str
+    processes: Processes = field(default_factory=Processes)
+    again: bool = False
+
+    def collect(self, batches: Batches, compute: Compute) -> torch.Tensor:
+        """(N, D) vectors, those that are missing computed and kept.
+
+        Args:
+            batches: which items are computed together; each of the N items is in one.
+            compute: gives the (b, D) vectors of each of some batches, one after the other.
+
+        Raises:
+            UserError: what ``compute`` raises, in all processes.
+        """
+        whole = self.folder / f"{self.key}.safetensors"
+        parts = self.folder / f"{self.key}-{_layout(batches)}"
+        if self.again and self.processes.is_main:
+            whole.unlink(missing_ok=True)
+            shutil.rmtree(parts, ignore_errors=True)
+        together(self.processes, lambda: None)
+        vectors = _load(whole)
+        if vectors is None:
+            together(self.processes, lambda: self._compute(batches, compute, parts))
+            if self.processes.is_main:
+                self._merge(batches, parts, whole)
+            wait_for_main_process()
+            vectors = _load(whole)
+        if vectors is None:
+            raise RuntimeError(f"{whole}: was there and has vanished")
+        return vectors
+
+    def _compute(self, batches: Batches, compute: Compute, parts: Path) -> None:
+        mine = range(self.processes.rank, len(batches), self.processes.count)
+        missing = [number for number in mine if _load(_part(parts, number)) is None]
+        for number, found in zip(missing, compute([batches[number] for number in missing]), strict=True):
+            _store(_part(parts, number), found)
+
+    def _merge(self, batches: Batches, parts: Path, whole: Path) -> None:
+        found = [_load(_part(parts, number)) for number in range(len(batches))]
+        present = [part for part in found if part is not None]
+        if len(present) == len(found):  # otherwise another run was faster and has cleared them away
+            _store(whole, _in_order(batches, present))
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+def _layout(batches: Batches) -> str:
+    return hashlib.sha256(json.dumps([len(batch) for batch in batches]).encode()).hexdigest()[:8]
+
+
+def _part(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.safetensors"
+
+
+def _in_order(batches: Batches, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    places = torch.tensor([index for batch in batches for index in batch])
+    vectors = torch.cat(list(parts))
+    ordered = torch.empty_like(vectors)
+    ordered[places] = vectors
+    return ordered
+
+
+def _store(path: Path, vectors: torch.Tensor) -> None:
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file({"vectors": vectors.cpu().contiguous()}, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> torch.Tensor | None:
+    """What is kept there; None where there is nothing that can be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)["vectors"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+class KeptAnswers:
+    """A LLaVA's answers to the questions of one task, appended to a file as they come.
+
+    Args:
+        folder: holds a file for each process; None keeps the answers in memory only.
+        processes: who shares the work.
+        again: forget what is there.
+    """
+
+    def __init__(self, folder: Path | None, processes: Processes | None = None, again: bool = False) -> None:
+        self.known: dict[str, str] = {}
+        self._file: Path | None = None
+        if folder is None:
+            return
+        processes = processes or Processes()
+        self._file = folder / f"{processes.rank}.jsonl"
+        if again and processes.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+        together(processes, lambda: None)
+        for file in sorted(folder.glob("*.jsonl")):
+            self.known |= _lines(file)
+        together(processes, lambda: None)  # nobody writes before everyone has read
+
+    def add(self, answers: dict[str, str]) -> None:
+        """Keep the answers of a batch; they are on disk when this returns."""
+        self.known |= answers
+        if self._file is None:
+            return
+        lines = [json.dumps([question, answer], ensure_ascii=False) + "\n" for question, answer in answers.items()]
+        with writing(self._file):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write("".join(["\n", *lines]))  # the break ends a line that a crash cut short
+                stream.flush()
+                os.fsync(stream.fileno())
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # answers may hold other line breaks
+        try:
+            question, answer = json.loads(line)
+        except (ValueError, TypeError):  # cut short by a crash
+            continue
+        yield str(question), str(answer)

@@ -1,0 +1,63 @@
+"""Which questions a process answers, and in which order: those about one picture stand together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lmms_eval.api.instance import Instance
+
+from clips.parallel.processes import Processes
+
+_NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")
+
+
+def shared(requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: Processes) -> list[Instance]:
+    """This process's part of the requests.
+
+    Which of them are about one picture is guessed from the data as they are stored, since opening every picture twice
+    would take longer than it saves. A wrong guess costs time and changes no answer.
+
+    Args:
+        requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
+        task_dict: task → split → data set.
+        processes: who shares them.
+    """
+    guesses: dict[tuple[str, str], Callable[[int], str]] = {}
+    groups: dict[tuple[str, str], list[Instance]] = {}
+    for request in requests:
+        _, _, _, number, task, split = request.args
+        guess = guesses.get((task, split)) or guesses.setdefault((task, split), _guess(task_dict[task][split]))
+        groups.setdefault((task, guess(number)), []).append(request)
+    loads = [0] * processes.count
+    mine: list[Instance] = []
+    for group in groups.values():
+        least = loads.index(min(loads))
+        loads[least] += len(group)
+        if least == processes.rank:
+            mine += group
+    return mine
+
+
+def _guess(documents: Any) -> Callable[[int], str]:
+    """Number of a question → something that is the same for questions about one picture."""
+    import datasets
+
+    features = getattr(documents, "features", None) or {}
+    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    names = [name for name in _NAMES if name in features]
+    if pictures:
+        raw = documents.select_columns(pictures)
+        for name in pictures:
+            raw = raw.cast_column(name, datasets.Image(decode=False))
+
+        def of_contents(number: int) -> str:
+            found = [raw[number][name] or {} for name in pictures]
+            return hashlib.sha256(b"".join(each.get("bytes") or str(each).encode() for each in found)).hexdigest()
+
+        return of_contents
+    if names:
+        named = documents.select_columns(names[:1])
+        return lambda number: str(named[number][names[0]])
+    return str

@@ -1,0 +1,94 @@
+"""``clips-bench run encoder DIR`` and ``clips-bench run llava DIR``: one directory, after its training or during it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.config import BenchmarkConfig, Precision, RunConfig
+from benchmarks.kept import KEPT
+from benchmarks.run import run
+from clips.checkpoint import checkpoints, read_loop
+from clips.encoder import CONFIG
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneModelConfig:
+    """Evaluate one encoder, or one LLaVA, on a list of benchmarks.
+
+    Args:
+        directory: of the encoder or LLaVA, or its name on the hub. Of an encoder that is still training the latest
+            checkpoint is taken.
+        benchmarks: the benchmarks, each with its data.
+        row: the model's name in the table; by default the directory's, with the number of steps of a checkpoint.
+        results: directory of the result files, ``<results>/<row>/<benchmark>.json``.
+        batch_size: pictures, captions or questions that go through the model at once.
+        precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
+        device: ``auto`` is a GPU where there is one.
+        again: evaluate also what is done already.
+    """
+
+    directory: str
+    benchmarks: list[BenchmarkConfig]
+    row: str | None = None
+    results: str = "results"
+    batch_size: int = 64
+    precision: Precision = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    again: bool = False
+
+
+def run_encoder(config: OneModelConfig) -> None:
+    """Evaluate an encoder.
+
+    Raises:
+        UserError: as of ``benchmarks.run.run``.
+    """
+    directory, name = config.directory, _name(config.directory)
+    run_directory = Path(directory)
+    if not (run_directory / CONFIG).is_file() and (found := checkpoints(run_directory)):
+        steps = read_loop(found[-1]).step
+        name = f"{name}-step-{steps}"
+        directory = _exported(found[-1], Path(config.results) / KEPT / "encoders" / name)
+    run(_run_config(config, name, encoder=directory))
+
+
+def run_llava(config: OneModelConfig) -> None:
+    """Evaluate a LLaVA.
+
+    Raises:
+        UserError: as of ``benchmarks.run.run``.
+    """
+    run(_run_config(config, _name(config.directory), llava=config.directory))
+
+
+def _run_config(
+    config: OneModelConfig, name: str, *, encoder: str | None = None, llava: str | None = None
+) -> RunConfig:
+    return RunConfig(
+        row=config.row or name,
+        results=config.results,
+        benchmarks=config.benchmarks,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        device=config.device,
+        again=config.again,
+        encoder=encoder,
+        llava=llava,
+    )
+
+
+def _name(directory: str) -> str:
+    """A row's name from a path or a name on the hub."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(directory).resolve().name if directory else "").strip("-.") or "model"
+
+
+def _exported(checkpoint: Path, output: Path) -> str:
+    """The encoder directory of a checkpoint, written where it is not there yet."""
+    from clips.export import ExportConfig, export
+
+    if not (output / CONFIG).is_file():
+        export(ExportConfig(run=str(checkpoint), output=str(output)))
+    return str(output)

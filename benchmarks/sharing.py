@@ -1,0 +1,56 @@
+"""An evaluation shared between the processes that torchrun or accelerate starts: each computes its part of the items.
+
+    torchrun --nproc-per-node 8 -m benchmarks run --config row.yaml
+
+All processes have all results in the end; the first alone writes and speaks. Several machines need a results directory
+that they share.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from clips.errors import UserError
+from clips.parallel.processes import Processes, gather_objects, start_processes
+
+Found = TypeVar("Found")
+
+
+def join() -> Processes:
+    """This process's place among those that the launcher started, or alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return start_processes()
+    return Processes()
+
+
+def together(processes: Processes, work: Callable[[], Found]) -> Found:
+    """Do this process's part of some work, and return when all have done theirs.
+
+    Raises:
+        UserError: one of the processes met with a mistake of the user's; all of them raise it.
+        RuntimeError: another process failed.
+    """
+    if processes.count == 1:
+        return work()
+    problem: BaseException | None = None
+    try:
+        found = work()
+    except Exception as error:
+        problem = error
+    said = gather_objects(None if problem is None else (isinstance(problem, UserError), str(problem)))
+    if problem is not None:
+        raise problem
+    for rank, theirs in enumerate(said):
+        if theirs is not None:
+            mistake, text = theirs
+            raise UserError(text) if mistake else RuntimeError(f"process {rank} failed: {text}")
+    return found
+
+
+def of_first(processes: Processes, find: Callable[[], Found]) -> Found:
+    """What the first process finds, for all of them."""
+    if processes.count == 1:
+        return find()
+    return gather_objects(find() if processes.is_main else None)[0]

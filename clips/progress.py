@@ -1,0 +1,67 @@
+"""How far long work is: a bar where someone looks, a line now and then where a log is kept."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from clips.artifact import say
+
+_SECONDS = 30.0  # between lines
+
+Item = TypeVar("Item")
+
+
+class Progress:
+    """Counts what is done; a context manager.
+
+    Args:
+        what: what is being done, ``"making scenes"``.
+        total: how much there is to do.
+        unit: what is counted, for the lines of a log.
+    """
+
+    def __init__(self, what: str, total: int, unit: str = "") -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self._began = self._told = time.monotonic()
+        if sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            columns = (progress.TextColumn("{task.description}"), progress.BarColumn(30), progress.MofNCompleteColumn())
+            self._bar = progress.Progress(
+                *columns, progress.TimeRemainingColumn(), console=Console(stderr=True), transient=True
+            )
+            self._task = self._bar.add_task(self.what, total=self.total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int = 1) -> None:
+        """``count`` more are done."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+        elif time.monotonic() - self._told > _SECONDS:
+            self._told = time.monotonic()
+            left = (self.total - self.done) * (self._told - self._began) / max(1, self.done)
+            unit = f" {self.unit}" if self.unit else ""
+            say(f"{self.what}: {self.done:,} of {self.total:,}{unit}, {left / 60:.0f} min left")
+
+
+def track(items: Collection[Item], what: str) -> Iterator[Item]:
+    """Each of ``items``, with the progress of going through them."""
+    with Progress(what, len(items)) as progress:
+        for item in items:
+            yield item
+            progress.advance()

@@ -1,0 +1,112 @@
+"""What a model made of items is kept: interrupted evaluations go on, and other benchmarks find it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.kept import KeptAnswers, KeptVectors, Unkept, key_of
+from clips.errors import UserError
+
+BATCHES = [[4, 0], [1, 3], [2]]
+
+
+class Tower:
+    """Gives each item a vector of its number, and counts; stops at ``until``."""
+
+    def __init__(self, until: int | None = None, problem: type[BaseException] = KeyboardInterrupt) -> None:
+        self.seen: list[int] = []
+        self.until, self.problem = until, problem
+
+    def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            if self.until in batch:
+                raise self.problem("stopped")
+            self.seen += batch
+            yield torch.tensor([[float(item), 1.0] for item in batch])
+
+
+EXPECTED = torch.tensor([[float(item), 1.0] for item in range(5)])
+
+
+def kept(folder: Path, **changes) -> KeptVectors:
+    return KeptVectors(**{"folder": folder, "key": "k", **changes})
+
+
+def test_vectors_come_in_the_order_of_the_items(tmp_path):
+    for store in (Unkept(), kept(tmp_path)):
+        torch.testing.assert_close(store.collect(BATCHES, Tower()), EXPECTED)
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, UserError, RuntimeError])
+def test_what_was_interrupted_goes_on_after_the_last_batch(tmp_path, problem):
+    first, second, third = Tower(until=2, problem=problem), Tower(), Tower()
+    with pytest.raises(problem):
+        kept(tmp_path).collect(BATCHES, first)
+    assert first.seen == [4, 0, 1, 3]
+    torch.testing.assert_close(kept(tmp_path).collect(BATCHES, second), EXPECTED)
+    assert second.seen == [2]
+    torch.testing.assert_close(kept(tmp_path).collect([[0, 1, 2, 3, 4]], third), EXPECTED)  # whole: any batches do
+    assert third.seen == []
+    assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
+
+
+def test_batches_of_another_size_are_not_mixed_with_what_was_begun(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        kept(tmp_path).collect(BATCHES, Tower(until=1))
+    torch.testing.assert_close(kept(tmp_path).collect([[0, 1, 2], [3, 4]], Tower()), EXPECTED)
+
+
+@pytest.mark.parametrize("broken", [b"", b"not safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_a_broken_file_is_made_again(tmp_path, broken):
+    kept(tmp_path).collect(BATCHES, Tower())
+    (tmp_path / "k.safetensors").write_bytes(broken)
+    tower = Tower()
+    torch.testing.assert_close(kept(tmp_path).collect(BATCHES, tower), EXPECTED)
+    assert sorted(tower.seen) == list(range(5))
+
+
+def test_again_makes_them_again(tmp_path):
+    kept(tmp_path).collect(BATCHES, Tower())
+    save_file({"vectors": torch.zeros(5, 2)}, tmp_path / "k.safetensors")
+    assert kept(tmp_path).collect(BATCHES, Tower()).sum() == 0
+    torch.testing.assert_close(kept(tmp_path, again=True).collect(BATCHES, Tower()), EXPECTED)
+
+
+def test_another_key_finds_nothing(tmp_path):
+    assert key_of(model="a", content="b") != key_of(model="b", content="a")
+    kept(tmp_path).collect(BATCHES, Tower())
+    tower = Tower()
+    kept(tmp_path, key="other").collect(BATCHES, tower)
+    assert len(tower.seen) == 5
+
+
+def test_answers_are_there_as_soon_as_they_are_added(tmp_path):
+    answers = KeptAnswers(tmp_path / "k")
+    answers.add({"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“"})
+    answers.add({"3": ""})
+    assert (
+        KeptAnswers(tmp_path / "k").known
+        == answers.known
+        == {"1": "a dog", "2": "eine\nZeile, \u2028 und „mehr“", "3": ""}
+    )
+    assert KeptAnswers(tmp_path / "k", again=True).known == {}
+    assert KeptAnswers(tmp_path / "k").known == {}
+
+
+@pytest.mark.parametrize("cut", range(1, 18))
+def test_a_line_that_a_crash_cut_short_is_asked_again_and_costs_no_other(tmp_path, cut):
+    answers = KeptAnswers(tmp_path / "k")
+    answers.add({"1": "a dog"})
+    answers.add({"2": "a cat"})
+    (file,) = (tmp_path / "k").iterdir()
+    file.write_bytes(file.read_bytes()[:-cut])
+    later = KeptAnswers(tmp_path / "k")
+    assert later.known["1"] == "a dog"
+    assert later.known.get("2", "a cat") == "a cat"
+    later.add({"3": "a bird"})
+    assert KeptAnswers(tmp_path / "k").known | {"2": "a cat"} == {"1": "a dog", "2": "a cat", "3": "a bird"}

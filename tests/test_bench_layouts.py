@@ -1,0 +1,330 @@
+"""Layouts of pictures with captions: each recognised by what lies there, each fault told in a line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bench_world as world
+import pytest
+from bench_reader import evaluate, write_pictures
+
+from benchmarks.config import BenchmarkConfig
+from benchmarks.data.caption_sets import CaptionSet, load_caption_set
+from benchmarks.data.json_files import read_lines
+from benchmarks.data.layouts import LAYOUTS
+from benchmarks.data.source import CaptionSource, Files, OnDisk
+from benchmarks.results import read_items
+from clips.errors import UserError
+
+COUNT = 3
+
+
+def _load(path: Path, *, captions_per_image: int = 5, limit: int | None = None, **asked: Any) -> CaptionSet:
+    source = CaptionSource(data=str(path), **asked)
+    return load_caption_set(source, captions_per_image=captions_per_image, limit=limit)
+
+
+def _lines(file: Path, rows: list[Any]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def _json(file: Path, content: Any) -> Path:
+    return _lines(file, [content])
+
+
+def _karpathy(folder: Path) -> Path:
+    write_pictures(folder / "images" / "val2014", COUNT + 1)
+    rows = [
+        {
+            "filename": f"{number}.png",
+            "filepath": "val2014",
+            "split": "test" if number < COUNT else "train",
+            "sentences": [{"raw": text} for text in world.captions(number)],
+        }
+        for number in range(COUNT + 1)
+    ]
+    return _json(folder / "dataset.json", {"images": rows})
+
+
+def _coco(folder: Path) -> Path:
+    write_pictures(folder / "val2014", COUNT)
+    notes = [{"image_id": n, "caption": world.captions(n)[k]} for k in range(3) for n in range(COUNT)]
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(COUNT)]
+    return _json(folder / "coco_test_karpathy.json", {"images": images, "annotations": notes})
+
+
+def _list(folder: Path) -> Path:
+    write_pictures(folder / "val2014", COUNT)
+    rows = [{"image": f"val2014/{number}.png", "caption": world.captions(number)} for number in range(COUNT)]
+    return _json(folder / "coco_karpathy_test.json", rows)
+
+
+def _json_lines(folder: Path) -> Path:
+    write_pictures(folder / "pictures", COUNT)
+    rows = [{"image": f"pictures/{n}.png", "captions": world.captions(n)} for n in range(COUNT)]
+    return _lines(folder / "x.jsonl", rows)
+
+
+def _text(folder: Path) -> Path:
+    write_pictures(folder / "Images", COUNT)
+    rows = [f"{n}.png,{text}\n" for n in range(COUNT) for text in world.captions(n)]
+    (folder / "flickr30k_test_karpathy.txt").write_text("image,caption\n" + "".join(rows))
+    return folder / "flickr30k_test_karpathy.txt"
+
+
+def _token(folder: Path) -> Path:
+    write_pictures(folder / "flickr30k-images", COUNT)
+    rows = [f"{n}.png#{k}\t{text}\n" for n in range(COUNT) for k, text in enumerate(world.captions(n))]
+    (folder / "results_20130124.token").write_text("".join(rows))
+    return folder / "results_20130124.token"
+
+
+def _clip_benchmark_shards(folder: Path) -> Path:
+    """A shard a picture, of which the last two are out of the alphabet's order."""
+    split = folder / "wds" / "test"
+    split.mkdir(parents=True)
+    for number, shard in enumerate((2, 9, 10)):
+        with tarfile.open(split / f"{shard}.tar", "w") as tar:
+            world._add(tar, f"deep/er/s000000{number}.png", world.png(world.picture(number)))
+            world._add(tar, f"deep/er/s000000{number}.txt", "\n".join(world.captions(number)).encode())
+    (split / "nshards.txt").write_text(f"{COUNT}\n")
+    return folder / "wds"
+
+
+def _parquet(folder: Path) -> Path:
+    columns = {
+        "image": [world.picture(n) for n in range(COUNT)],
+        "sentences": [world.captions(n) for n in range(COUNT)],
+    }
+    world.write_parquet(folder / "hub/data/test-00000-of-00001.parquet", columns)
+    return folder / "hub"
+
+
+def _saved(folder: Path) -> Path:
+    import datasets
+
+    rows = {"image": [{"bytes": world.png(world.picture(n)), "path": None} for n in range(COUNT)]}
+    rows |= {f"caption_{k}": [world.captions(n)[k] for n in range(COUNT)] for k in range(3)}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"test": table}).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+LAYOUT_OF: dict[str, list[Callable[[Path], Path]]] = {
+    "karpathy": [_karpathy],
+    "coco": [_coco],
+    "list": [_list],
+    "lines": [_json_lines],
+    "text": [_text, _token],
+    "shards": [_clip_benchmark_shards],
+    "datasets": [_parquet, _saved],
+}
+
+
+@pytest.mark.parametrize(("name", "write"), [(name, write) for name, writers in LAYOUT_OF.items() for write in writers])
+def test_layouts_of_the_same_data_are_recognised_and_have_the_same_hash(tmp_path, name, write):
+    path = write(tmp_path)
+    fitting = [known for known, layout in LAYOUTS.items() if layout.fits(OnDisk(CaptionSource(data=str(path))))]
+    assert fitting[0] == name
+    found = _load(path)
+    assert found.captions == [world.captions(number) for number in range(COUNT)]
+    assert [found.open(number).tobytes() for number in range(COUNT)] == [
+        world.picture(number).tobytes() for number in range(COUNT)
+    ]
+    assert found.hash == _load(_json_lines(tmp_path / "reference")).hash
+    assert _load(path, layout=name).hash == found.hash
+
+
+def test_splits(tmp_path):
+    karpathy = _karpathy(tmp_path)
+    assert list(_load(karpathy).images) == [f"val2014/{n}.png" for n in range(COUNT)]
+    assert len(_load(karpathy, split="all").images) == COUNT + 1
+    with pytest.raises(UserError, match=r"has no split 'val' \(it has: test, train\)"):
+        _load(karpathy, split="val")
+    shards = _clip_benchmark_shards(tmp_path)
+    with pytest.raises(UserError, match=r"has no split 'train' \(expected \.tar shards in .*wds/train\)"):
+        _load(shards, split="train")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"language": "de"},
+            r"language: .*dataset\.json: the layout 'karpathy' has no such setting \(it has split, im",
+        ),
+        ({"layout": "karpaty"}, "unknown layout 'karpaty'; did you mean 'karpathy'"),
+    ],
+)
+def test_settings_that_a_layout_does_not_heed_are_refused(tmp_path, asked, said):
+    with pytest.raises(UserError, match=said):
+        _load(_karpathy(tmp_path), **asked)
+
+
+def test_captions_of_several_pictures(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 4)
+    rows = [
+        {"caption": "thing3", "images": ["3.png"]},
+        {"caption": "thing0", "images": ["0.png", "1.png"]},
+        {"image": "2.png", "caption": "thing2"},
+    ]
+    file = _lines(tmp_path / "x.jsonl", rows)
+    found = _load(file)
+    assert found.shared
+    assert list(found.images) == ["3.png", "0.png", "1.png", "2.png"]
+    assert (found.texts, found.pairs.tolist()) == (["thing3", "thing0", "thing2"], [[0, 0], [1, 1], [2, 1], [3, 2]])
+    assert found.captions == [["thing3"], ["thing0"], ["thing0"], ["thing2"]]
+    twice = [{"image": f"{n}.png", "caption": text} for n, text in ((3, "thing3"), (0, "thing0"), (1, "thing0"))]
+    assert _load(_lines(tmp_path / "y.jsonl", [*twice, rows[2]])).hash != found.hash  # equal captions, but two of them
+    (cut,) = {len(_load(file, limit=limit).pairs) for limit in (3,)}
+    assert cut == 3
+
+    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", uses="retrieval", data=str(file)), pictures=4)
+    assert result.metrics["t2i_r1"].value == 1  # picture 0 answers "thing0", and 1 would be as right
+    assert result.metrics["i2t_r1"].value == pytest.approx((3 + 1 / 3) / 4)  # 1 finds none of the three nearer
+    assert (result.protocol["captions"], result.protocol["pictures_per_caption"]) == (3, "1 to 2")
+    items = read_items(result).set_index("item")
+    assert items.loc["t2i/0.png#0", "target"] == "0.png | 1.png"
+
+
+def test_a_caption_that_is_kept_keeps_its_pictures(tmp_path):
+    """Else an answer that is right would count as wrong."""
+    write_pictures(tmp_path, 2)
+    rows = [{"image": "0.png", "captions": ["a", "b"]}, {"images": ["0.png", "1.png"], "caption": "both"}]
+    found = _load(_lines(tmp_path / "x.jsonl", rows), captions_per_image=2)
+    assert (found.texts, found.pairs.tolist()) == (["a", "b", "both"], [[0, 0], [0, 1], [0, 2], [1, 2]])
+
+
+def test_a_picture_that_comes_several_times_is_one_with_all_its_captions(tmp_path):
+    write_pictures(tmp_path, 4)
+    rows = [{"image": f"{n}.png", "captions": [world.captions(n)[k]]} for k in range(3) for n in range(4)]
+    found = _load(_lines(tmp_path / "one-caption-a-line.jsonl", rows))
+    assert list(found.images) == [f"{n}.png" for n in range(4)]
+    assert found.captions == [world.captions(n) for n in range(4)]
+    cut = _load(tmp_path / "one-caption-a-line.jsonl", limit=2, captions_per_image=2)
+    assert cut.captions == [world.captions(n)[:2] for n in range(2)]
+
+
+def test_fewer_captions_than_asked_for_are_stated(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 2)
+    rows = [{"image": "0.png", "captions": ["thing0", "a thing0"]}, {"image": "1.png", "captions": ["thing1"]}]
+    file = _lines(tmp_path / "x.jsonl", rows)
+    result = evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="x", uses="retrieval", data=str(file)), pictures=2)
+    assert result.protocol["captions_per_picture"] == "1 to 2"
+    assert result.metrics["mean_r1"].value == 1
+
+
+def test_data_are_read_and_hashed_once_until_a_file_changes(tmp_path, monkeypatch):
+    read: list[str] = []
+    plain = Files.read
+    monkeypatch.setattr(Files, "read", lambda self, name: read.append(name) or plain(self, name))
+    file = _json_lines(tmp_path)
+    benchmark = BenchmarkConfig(name="x", uses="retrieval", data=str(file))
+    assert _load(file).hash == _load(file).hash
+    assert len(read) == COUNT
+    assert _load(file) is _load(file)
+    evaluate(monkeypatch, tmp_path, benchmark, pictures=COUNT)
+    assert len(read) == 3 * COUNT  # hashed above, embedded, made small for the report
+    _lines(file, [{"image": "pictures/0.png", "captions": ["another"]}])
+    assert _load(file).texts == ["another"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"image": "a.png", "captions": []}', r"a\.png: expected a list of captions"),
+        ('{"image": "a.png", "captions": ["b", " "]}', r"a\.png: caption 2 is empty"),
+        ('{"image": 3, "captions": ["a"]}', r"x\.jsonl line 1: image: expected a text, got 3"),
+        ('{"image": "a.png"}', r"x\.jsonl line 1: expected the key 'captions'"),
+        ('{"caption": "a", "images": []}', r"x\.jsonl line 1: images: expected a list of pictures"),
+        (b'{"image": "caf\xe9.png", "captions": ["a"]}', r"x\.jsonl line 1: not valid JSON"),
+        ('{"image": "a.png", "captions": {"de": ["a"]}}', r"language: expected one of those of .* \(de\), got none"),
+    ],
+)
+def test_faults_of_a_line(tmp_path, content, said):
+    (tmp_path / "x.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=said):
+        _load(tmp_path / "x.jsonl")
+
+
+def test_faults_of_files(tmp_path):
+    karpathy = _karpathy(tmp_path)
+    with pytest.raises(UserError, match=r"expected \.tar shards or another layout \(docci, .*found none"):
+        _load(tmp_path / "images")
+    with pytest.raises(UserError, match="expected a JSON object"):
+        _load(_json(tmp_path / "x.json", [1]))
+    (tmp_path / "y.txt").write_text("image,caption\nnothing\n")
+    with pytest.raises(UserError, match=r"y\.txt line 2: expected a picture and a caption, got 'nothing'"):
+        _load(tmp_path / "y.txt")
+    with pytest.raises(UserError, match=r"nowhere: no such file or directory \(a data set of the hub needs 'layout"):
+        _load(tmp_path / "nowhere")
+    (tmp_path / "images/val2014/1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"picture val2014/1\.png: undecodable picture"):
+        _load(karpathy).open(1)
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(UserError, match=r"images/val2014/0\.png|0\.png: no such picture"):
+        _ = _load(karpathy).hash
+
+
+def test_a_missing_shard_is_noticed(tmp_path):
+    shards = _clip_benchmark_shards(tmp_path)
+    (shards / "test/9.tar").unlink()
+    with pytest.raises(UserError, match=r"test: expected 3 shards, as nshards\.txt says, found 2"):
+        _load(shards)
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    hub = _parquet(tmp_path)
+    whole = next(hub.rglob("*.parquet"))
+    (hub / "data/test-00001-of-00002.parquet").write_bytes(whole.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"data/test-00001-of-00002\.parquet: not a whole parquet file"):
+        _load(hub)
+
+
+def test_columns_of_a_data_set(tmp_path):
+    columns = {"photo": [world.png(world.picture(n)) for n in range(2)], "de": ["eins", "zwei"], "en": ["one", "two"]}
+    world.write_parquet(tmp_path / "hub/test.parquet", columns)
+    found = _load(tmp_path / "hub", image_column="photo", caption_columns=("en", "de"))
+    assert found.captions == [["one", "eins"], ["two", "zwei"]]
+    assert found.open(1).tobytes() == world.picture(1).tobytes()
+    for asked, said in (
+        ({}, "unknown column for image_column in .*hub 'image'"),
+        ({"image_column": "photo"}, r"caption_columns: expected those of the captions in .* \(it has: photo, de, en\)"),
+        ({"image_column": "photo", "caption_columns": ("fr",)}, "unknown column for caption_columns in .* 'fr'"),
+        ({"split": "val"}, r"hub: cannot be read as a data set \(Unknown split \"val\""),
+    ):
+        with pytest.raises(UserError, match=said):
+            _load(tmp_path / "hub", **asked)
+
+
+def test_coco_as_karpathy_split_it(shared):
+    """The real 5,000 pictures, some with six captions, of which five a picture are kept."""
+    whole = list(json.loads((shared / "data/coco_karpathy_test_captions.json").read_bytes()))
+    found = _load(shared / "data/coco_karpathy_test_captions.json")
+    assert (len(found.images), len(found.texts)) == (5000, 25000)
+    assert len(_load(shared / "data/coco_karpathy_test_captions.json", captions_per_image=100).texts) == sum(
+        len(row["caption"]) for row in whole
+    )
+    assert found.captions[7] == whole[7]["caption"][:5]
+
+
+def test_flickr8k_as_it_comes(shared):
+    found = _load(shared / "data/flickr8k/dataset_flickr8k.json", split="val", limit=20)
+    assert (len(found.images), len(found.texts), found.shared) == (20, 100, False)
+    assert found.open(3).size == (192, 192)
+
+
+def test_json_lines_of_several_languages(tmp_path):
+    write_pictures(tmp_path, 1)
+    file = _lines(tmp_path / "x.jsonl", [{"image": "0.png", "captions": {"de": ["eins"], "en": ["one", "1"]}}])
+    assert _load(file, language="en").texts == ["one", "1"]
+    assert len(list(read_lines(file, texts=("image",)))) == 1
+    with pytest.raises(UserError, match=r"unknown language of .*x\.jsonl 'e'; did you mean 'en'"):
+        _load(file, language="e")

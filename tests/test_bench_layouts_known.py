@@ -1,0 +1,213 @@
+"""The data sets of long captions and of several languages, in the layouts of their authors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_reader import write_pictures
+
+from benchmarks.data.caption_sets import CaptionSet, load_caption_set
+from benchmarks.data.layouts import LAYOUTS
+from benchmarks.data.source import CaptionSource, OnDisk
+from clips.errors import UserError
+
+COUNT = 3
+TEXTS = ["The first picture. It has a square.", "The second picture.", "The third picture, the last of all."]
+
+
+def _load(path: Path, **asked: Any) -> CaptionSet:
+    return load_caption_set(CaptionSource(data=str(path), **asked))
+
+
+def _write(file: Path, rows: list[Any]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return file
+
+
+def _urban1k(folder: Path) -> Path:
+    write_pictures(folder / "Urban1k/image", COUNT, ".jpg")
+    (folder / "Urban1k/caption").mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"Urban1k/caption/{number}.txt").write_text(f"{text}\nA line that nobody measures on.\n")
+    return folder / "Urban1k"
+
+
+def _sharegpt4v(folder: Path) -> Path:
+    write_pictures(folder / "data/sam/images", COUNT, ".jpg")
+    rows = [
+        {
+            "id": str(number),
+            "image": f"sam/images/{number}.jpg",
+            "conversations": [
+                {"from": "human", "value": "Describe it.\n<image>"},
+                {"from": "gpt", "value": TEXTS[number].replace(". ", ".\n")},
+            ],
+        }
+        for number in range(COUNT)
+    ]
+    (folder / "share-captioner.json").write_text(json.dumps(rows))
+    return folder / "share-captioner.json"
+
+
+def _docci(folder: Path) -> Path:
+    write_pictures(folder / "docci/images", COUNT + 1, ".jpg")
+    rows = [
+        {
+            "example_id": f"x_{number}",
+            "split": "test" if number < COUNT else "train",
+            "image_file": f"{number}.jpg",
+            "description": [*TEXTS, "More."][number],
+        }
+        for number in range(COUNT + 1)
+    ]
+    _write(folder / "docci/docci_descriptions.jsonlines", rows)
+    return folder / "docci"
+
+
+def _iiw(folder: Path) -> Path:
+    write_pictures(folder / "IIW-400/images_aar", COUNT, ".jpg")
+    rows = [{"IIW": TEXTS[n], "IIW-P5B": "By a machine.", "image/key": str(n), "objects": []} for n in range(COUNT)]
+    _write(folder / "IIW-400/data.jsonl", rows)
+    return folder / "IIW-400"
+
+
+def _dci(folder: Path) -> Path:
+    root = folder / "densely_captioned_images"
+    write_pictures(root / "photos", COUNT + 1, ".jpg")
+    for number in range(COUNT + 1):
+        first, _, rest = [*TEXTS, "More. And more."][number].partition(" ")
+        row = {"image": f"{number}.jpg", "short_caption": first, "extra_caption": rest, "mask_data": {}}
+        _write(root / f"annotations/{number}.json", [row])
+    splits = {"train": ["3.json"], "test": [f"{number}.json" for number in range(COUNT)]}
+    (root / "splits.json").write_text(json.dumps(splits))
+    return root
+
+
+LONG: dict[str, Callable[[Path], Path]] = {
+    "urban1k": _urban1k,
+    "sharegpt4v": _sharegpt4v,
+    "docci": _docci,
+    "iiw": _iiw,
+    "dci": _dci,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_captions(tmp_path, name):
+    path = LONG[name](tmp_path)
+    fitting = [known for known, layout in LAYOUTS.items() if layout.fits(OnDisk(CaptionSource(data=str(path))))]
+    assert fitting[0] == name
+    found = _load(path)
+    texts = [text.replace("\n", " ") for text in found.texts] if name == "dci" else list(found.texts)
+    assert texts == TEXTS
+    assert [found.open(number).size for number in range(COUNT)] == [(64, 64)] * COUNT
+    if name in {"docci", "dci"}:
+        assert len(_load(path, split="all").texts) == COUNT + 1
+        with pytest.raises(UserError, match=r"has no split 'valid' \(it has: test, train\)"):
+            _load(path, split="valid")
+
+
+def test_a_picture_of_a_long_caption_that_is_missing_is_named(tmp_path):
+    path = _docci(tmp_path)
+    (path / "images/1.jpg").unlink()
+    with pytest.raises(UserError, match=r"docci/images/1\.jpg: no such picture"):
+        _ = _load(path).hash
+
+
+def test_the_file_of_a_layout_stands_for_its_directory(tmp_path):
+    assert _load(_docci(tmp_path) / "docci_descriptions.jsonlines").hash == _load(tmp_path / "docci").hash
+    assert _load(_iiw(tmp_path) / "data.jsonl").hash == _load(tmp_path / "IIW-400").hash
+
+
+def test_the_first_thousand_of_sharegpt4v(tmp_path):
+    path = _sharegpt4v(tmp_path)
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([{**rows[0], "image": f"{number}.jpg"} for number in range(1200)]))
+    assert (len(_load(path).texts), len(_load(path, split="all").texts)) == (1000, 1200)
+    with pytest.raises(UserError, match=r"has no split 'val' \(expected test, the first 1000, or all\)"):
+        _load(path, split="val")
+
+
+CAPTIONS = {"de": [["eins", "eine eins"], ["zwei"], ["drei"]], "en": [["one"], ["two"], ["three"]]}
+
+
+def _xm3600(folder: Path) -> Path:
+    write_pictures(folder / "xm3600/images", COUNT, ".jpg")
+    rows = [
+        {"image/key": str(number), "image/locale": "de"}
+        | {language: {"caption": texts[number], "caption/tokenized": []} for language, texts in CAPTIONS.items()}
+        for number in range(COUNT)
+    ]
+    _write(folder / "xm3600/captions.jsonl", rows)
+    return folder / "xm3600"
+
+
+def _flickr30k_200(folder: Path) -> Path:
+    return _parallel(folder / "flickr30k-200", "filenames.txt", "{}.txt")
+
+
+def _xtd10(folder: Path) -> Path:
+    return _parallel(folder / "XTD10", "test_image_names.txt", "test_1kcaptions_{}.txt")
+
+
+def _parallel(folder: Path, index: str, name: str) -> Path:
+    write_pictures(folder / "images", COUNT, ".jpg")
+    (folder / index).write_text("".join(f"{number}.jpg\n" for number in range(COUNT)))
+    for language, texts in CAPTIONS.items():
+        (folder / name.format(language)).write_text("".join(f"{group[0]}\n" for group in texts))
+    return folder
+
+
+@pytest.mark.parametrize(("name", "write"), [("xm3600", _xm3600), ("parallel", _flickr30k_200), ("parallel", _xtd10)])
+def test_languages(tmp_path, name, write):
+    path = write(tmp_path)
+    fitting = [known for known, layout in LAYOUTS.items() if layout.fits(OnDisk(CaptionSource(data=str(path))))]
+    assert fitting[0] == name
+    assert _load(path, language="en").captions == CAPTIONS["en"]
+    german = _load(path, language="de")
+    assert [group[0] for group in german.captions] == ["eins", "zwei", "drei"]
+    assert len(german.captions[0]) == (2 if name == "xm3600" else 1)
+    assert german.open(2).size == (64, 64)
+    with pytest.raises(UserError, match=r"language: expected one of those of .* \(de, en\), got none"):
+        _load(path)
+    with pytest.raises(UserError, match=r"unknown language of .* 'dee'; did you mean 'de'"):
+        _load(path, language="dee")
+
+
+def test_clip_benchmarks_own_file_of_a_language(tmp_path):
+    """It holds the paths of the machine that wrote it."""
+    content = {"image_paths": ["/elsewhere/images/1.jpg", "/elsewhere/images/0.jpg"], "annotations": ["zwei", "eins"]}
+    write_pictures(tmp_path / "images", COUNT, ".jpg")
+    file = tmp_path / "flickr30k_200-deu_Latn.json"
+    file.write_text(json.dumps(content))
+    found = _load(file)
+    assert (list(found.images), found.texts) == (["1.jpg", "0.jpg"], ["zwei", "eins"])
+    assert found.open(0).size == (64, 64)
+    file.write_text(json.dumps(content | {"annotations": ["zwei"]}))
+    with pytest.raises(UserError, match="expected as many annotations as image_paths"):
+        _load(file)
+
+
+def test_a_language_that_lacks_a_line(tmp_path):
+    path = _flickr30k_200(tmp_path)
+    (path / "de.txt").write_text("eins\nzwei\n")
+    with pytest.raises(UserError, match=r"de\.txt: expected 3 captions, one for each line of filenames\.txt, got 2"):
+        _load(path, language="de")
+
+
+def test_long_captions_by_machines(shared, tmp_path):
+    """The real ones beside COCO's photos, in our own lines."""
+    from benchmarks.prepare import PrepareConfig, prepare
+
+    prepare(PrepareConfig(what="coco_long", source=str(shared / "data"), output=str(tmp_path / "out")))
+    rows = [json.loads(line) for line in (tmp_path / "out/both.jsonl").read_text().splitlines()]
+    file = _write(tmp_path / "long.jsonl", [{"image": row["image"], "caption": row["long"][0]} for row in rows[:9]])
+    found = _load(file, images=str(shared / "data/coco_long"))
+    assert len(found.texts) == 9
+    assert min(len(text.split()) for text in found.texts) > 20
+    assert min(found.open(0).size) >= 192

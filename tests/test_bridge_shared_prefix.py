@@ -1,0 +1,105 @@
+"""Questions about one picture share its pass through tower and LLM, and get the answers that they get alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from test_bridge_llms import KINDS, make
+from transformers import AutoTokenizer
+
+from llava_bridge import answer
+from llava_bridge.asking import inference
+from llava_bridge.model.assembly import Assembly, assemble
+
+QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no.", "Where?", "Tell a long story."]
+SHARED = ["qwen3", "llama", "granite", "cohere", "gpt2", "opt", "gpt_neox"]
+
+
+def pictures(count: int, size: tuple[int, int] = (40, 30)) -> list[Image.Image]:
+    torch.manual_seed(1)
+    return [
+        Image.fromarray(torch.randint(0, 255, (size[1], size[0], 3), dtype=torch.uint8).numpy()) for _ in range(count)
+    ]
+
+
+@pytest.fixture
+def llava(bridge_llm: Path, bridge_encoder: Path, tmp_path: Path) -> Any:
+    def build(kind: str, **more: Any) -> tuple[Any, Any]:
+        make(kind, AutoTokenizer.from_pretrained(bridge_llm), tmp_path / "llm")
+        model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm"), **more))
+        for weight in model.model.multi_modal_projector.parameters():
+            torch.nn.init.normal_(weight, std=0.5)  # so that the picture counts
+        return model.eval(), processor
+
+    return build
+
+
+def ask(llava: tuple[Any, Any], shown: list[Any], asked: list[str], **more: Any) -> list[str]:
+    return answer(*llava, shown, asked, max_new_tokens=6, **more)
+
+
+@pytest.mark.parametrize("kind", [*SHARED, "falcon_h1"])
+def test_answers_are_those_of_questions_asked_alone(kind: str, llava: Any) -> None:
+    built = llava(kind)
+    three = pictures(3)
+    shown = [three[number % 3] for number in range(9)] + [None, three[:2], three[:2]]
+    asked = [QUESTIONS[number % 4] for number in range(12)]
+    alone = [ask(built, [picture], [question])[0] for picture, question in zip(shown, asked, strict=True)]
+    assert len(set(alone)) > 6
+    passes = count_pictures(built)
+    for batch_size in (2, 4, 32):  # less than a picture's questions, some pictures, all
+        passes.clear()
+        assert ask(built, shown, asked, batch_size=batch_size) == alone
+        if kind in SHARED:
+            assert sum(passes) == 3 + 2  # each once, and the pair that two questions show
+
+
+def count_pictures(llava: tuple[Any, Any]) -> list[int]:
+    """A list to which every pass through the tower adds its pictures."""
+    passes: list[int] = []
+    llava[0].model.vision_tower.register_forward_hook(lambda module, inputs, outputs: passes.append(len(inputs[0])))
+    return passes
+
+
+def test_what_is_sampled_or_searched_is_not_worse_off(llava: Any) -> None:
+    built = llava("qwen3")
+    (picture,) = pictures(1)
+    beams = ask(built, [picture] * 3, QUESTIONS[:3], num_beams=2)
+    assert beams == [ask(built, [picture], [question], num_beams=2)[0] for question in QUESTIONS[:3]]
+
+
+def test_pictures_that_only_look_alike_are_not_mixed_up(llava: Any) -> None:
+    """The same object is the same picture; the same prompt about another one has a prefix of its own."""
+    built = llava("qwen3")
+    first, second = pictures(2)
+    asked = [QUESTIONS[0], QUESTIONS[1]] * 2
+    found = ask(built, [first, first, second, second], asked)
+    assert found[:2] == ask(built, [first, first], asked[:2])
+    assert found[2:] == ask(built, [second, second], asked[:2])
+    assert found[:2] != found[2:]
+
+
+def test_tiles(llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = llava("qwen3", image_fit="anyres")
+    shown = [*pictures(1, (40, 30)) * 2, *pictures(1, (90, 30)) * 3]  # of unlike numbers of tokens
+    asked = QUESTIONS + QUESTIONS[:1]
+    prefixes = []
+    original = inference.ComputedPrefixes
+
+    def computed(*args: Any) -> Any:
+        prefixes.append(original(*args))
+        return prefixes[-1]
+
+    monkeypatch.setattr(inference, "ComputedPrefixes", computed)
+    together = ask(built, shown, asked)
+    monkeypatch.undo()
+    assert [len(each.ids) for each in prefixes] == [2]
+    assert together == [ask(built, [picture], [question])[0] for picture, question in zip(shown, asked, strict=True)]
+
+
+def test_every_shared_kind_is_one_that_the_suite_builds() -> None:
+    assert set(SHARED) - {"llama"} <= set(KINDS)

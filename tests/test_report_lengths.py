@@ -1,0 +1,66 @@
+"""The report's curve of recall against the length of captions."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from bench_reader import evaluate, write_pictures
+
+from benchmarks.config import BenchmarkConfig
+from benchmarks.report.lengths import length_panels
+from benchmarks.report.model import build_report
+from benchmarks.report.page import render_page
+
+PICTURES = 4
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows that read 10 words and all of them, of captions that tell their picture by the 3rd, 6th, 12th, 24th word."""
+    write_pictures(tmp_path / "images", PICTURES)
+    captions = [" ".join([*["word"] * (place - 1), f"thing{n}", "end"]) for n, place in enumerate((3, 6, 12, 24))]
+    rows = [{"image": f"images/{number}.png", "caption": text} for number, text in enumerate(captions)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for row, context, words in (("short", 10, (4, 8, 16)), ("whole", 100, (4, 8, 16)), ("other", 100, (8,))):
+        data = str(tmp_path / "long.jsonl")
+        config = BenchmarkConfig(name="docci", uses="long_retrieval", data=data, words=words)
+        evaluate(monkeypatch, tmp_path, config, pictures=PICTURES, context=context, row=row)
+    return tmp_path / "results"
+
+
+def test_a_curve_for_each_row_and_direction(results):
+    panels = length_panels(build_report(results))
+    assert [panel.title for panel in panels] == ["docci: T→I R@1", "docci: I→T R@1"]
+    assert panels[0].labels == ("4", "8", "16", "whole")
+    curves = {curve.name: curve for curve in panels[0].curves}
+    values = {name: {label: cell.value for label, cell in curve.points.items()} for name, curve in curves.items()}
+    found = [100 * share for share in ((1 + 3 / 4) / 4, (2 + 2 / 4) / 4, (3 + 1 / 4) / 4, 1)]
+    assert values["whole"] == pytest.approx(dict(zip(panels[0].labels, found, strict=True)))
+    assert values["short"] == pytest.approx(dict(zip(panels[0].labels, [*found[:2], found[1], found[1]], strict=True)))
+    assert list(values["other"]) == ["8", "whole"]
+    assert (curves["short"].cut_off.value, curves["whole"].cut_off.value) == (50, 0)
+    assert panels[0].svg.startswith("<svg")
+    assert {name for name, curve in curves.items() if curve.unlike} == {"short", "whole"}  # other is the first
+
+
+def test_the_page_has_the_figure_and_its_numbers(results):
+    page = render_page(build_report(results))
+    section = page[page.index('<section id="lengths"') :]
+    section = section[: section.index("</section>")]
+    assert section.count("<svg") == 2
+    assert "short: 50 % cut off" in section
+    rows = re.findall(r"<tr>.*?</tr>", section, re.DOTALL)
+    (whole,) = [row for row in rows[: len(rows) // 2] if '<th scope="row">whole' in row]
+    numbers = re.findall(r"<td>([\d.]+)", whole)
+    assert numbers == ["43.8", "62.5", "81.2", "100.0", "0"]
+
+
+def test_other_retrieval_has_no_such_figure(tmp_path, monkeypatch):
+    write_pictures(tmp_path, 2)
+    (tmp_path / "x.jsonl").write_text('{"image": "0.png", "caption": "thing0"}\n')
+    evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="retrieval", data=str(tmp_path / "x.jsonl")), pictures=2)
+    assert length_panels(build_report(tmp_path / "results")) == []
+    assert 'id="lengths"' not in render_page(build_report(tmp_path / "results"))
