@@ -22,6 +22,14 @@ COMMANDS = {
         target="benchmarks.prepare:prepare",
         positional=("what",),
     ),
+    "fetch": Command(
+        help="bring the data of MLLM benchmarks from the hub, for a machine without network",
+        target="benchmarks.mllm.fetch:fetch",
+        positional=("tasks",),
+    ),
+    "score": Command(
+        help="score answers that were made elsewhere, without a model", target="benchmarks.mllm.elsewhere:score_answers"
+    ),
     "study run": Command(
         help="run what is missing of a study, then report it",
         target="benchmarks.study.commands:run_study",

@@ -50,6 +50,10 @@ class BenchmarkConfig:
             stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
         without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
+        judge_model: the model that marks answers where the scorer asks one (MM-Vet); by default $MODEL_VERSION, or the
+            one that the task names.
+        judge_url: its OpenAI-compatible address, ``http://host:port/v1``; by default $OPENAI_API_URL, or OpenAI's.
+        judge_key_env: the environment variable that holds its key; an address given by ``judge_url`` may need none.
     """
 
     name: str
@@ -72,6 +76,9 @@ class BenchmarkConfig:
     limit: int | None = None
     max_new_tokens: int | None = None
     without: tuple[str, ...] = ()
+    judge_model: str | None = None
+    judge_url: str | None = None
+    judge_key_env: str = "OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
         check_name(self.name, "benchmarks.name")
@@ -108,6 +115,19 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LmmsModel:
+    """One of lmms-eval's own models.
+
+    Args:
+        model: its name there, for instance ``llava_hf``.
+        args: its arguments as ``--model_args`` takes them, ``pretrained=DIR,device_map=cpu``.
+    """
+
+    model: str
+    args: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Evaluate one model on a list of benchmarks and write one result file for each.
 
@@ -118,6 +138,7 @@ class RunConfig:
         encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``, for all that
             compares pictures and texts; for a linear probe any encoder that a LLaVA can be made with.
         llava: a LLaVA directory, or ``ORG/NAME`` on the hub, for MLLM benchmarks.
+        lmms: one of lmms-eval's own models, in the place of ``llava``; device and precision are its arguments' affair.
         batch_size: pictures, captions or questions that go through the model at once.
         precision: of the model; ``auto`` is float32, except for a LLaVA on a GPU, which runs in bfloat16.
         device: ``auto`` is a GPU where there is one.
@@ -129,6 +150,7 @@ class RunConfig:
     benchmarks: list[BenchmarkConfig]
     encoder: str | None = None
     llava: str | None = None
+    lmms: LmmsModel | None = None
     batch_size: int = 64
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -136,7 +158,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_name(self.row, "row")
-        if self.encoder is None and self.llava is None:
+        if self.llava is not None and self.lmms is not None:
+            raise UserError("lmms: expected either it or 'llava', got both")
+        if self.encoder is None and self.llava is None and self.lmms is None:
             raise UserError("encoder: expected an encoder directory, or 'llava:' a LLaVA directory, got neither")
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.config import RunConfig
+from benchmarks.config import LmmsModel, RunConfig
 from benchmarks.registry import MODEL_FIELDS, Needs
 from clips.artifact import directory_hash, versions
 from clips.errors import UserError
@@ -120,6 +120,19 @@ class Row:
 
         return load_for_evaluation(self.path("llava"), self.device, self.config.precision)
 
+    @functools.cached_property
+    def lmms(self) -> Any:
+        """The model of lmms-eval's that stands in the LLaVA's place. Raises UserError where it cannot be loaded."""
+        from benchmarks.mllm.other_models import load_other
+
+        if self.config.lmms is None:
+            raise UserError("lmms: expected one of lmms-eval's models")
+        return load_other(self.config.lmms)
+
+    def load(self, needs: Needs) -> None:
+        """Load the part that a benchmark uses, now."""
+        _ = self.lmms if needs == "llava" and self.config.lmms is not None else getattr(self, needs)
+
     def path(self, needs: Needs) -> str:
         """Where the part that a benchmark uses lies: its directory, or the hub's copy.
 
@@ -141,9 +154,22 @@ class Row:
 
     def model(self, needs: Needs) -> dict[str, str]:
         """Path, or name on the hub, and hash of the part that a benchmark uses."""
+        if needs == "llava" and self.config.lmms is not None:
+            return _other_model(self.config.lmms)
         if needs == "tower" and self._is_bare_tower:
             return {"path": str(self.config.encoder), "hash": _tower_hash(str(self.config.encoder))}
         return {"path": getattr(self.config, MODEL_FIELDS[needs]), "hash": _model_hash(self.path(needs))}
+
+
+def _other_model(config: LmmsModel) -> dict[str, str]:
+    """Name and hash of a model of lmms-eval's: of its arguments, and of each directory that they name."""
+    from benchmarks.mllm.other_models import check_known
+
+    check_known(config.model)
+    values = [argument.partition("=")[2] for argument in config.args.split(",")]
+    hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
+    text = " ".join([config.model, config.args, *hashes])
+    return {"path": f"lmms-eval's {config.model} ({config.args})", "hash": hashlib.sha256(text.encode()).hexdigest()}
 
 
 @functools.cache

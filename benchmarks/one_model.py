@@ -64,7 +64,9 @@ def run_llava(config: OneModelConfig) -> None:
     run(_run_config(config, _name(config.directory), llava=config.directory))
 
 
-def _run_config(config: OneModelConfig, name: str, **model: str) -> RunConfig:
+def _run_config(
+    config: OneModelConfig, name: str, *, encoder: str | None = None, llava: str | None = None
+) -> RunConfig:
     return RunConfig(
         row=config.row or name,
         results=config.results,
@@ -73,7 +75,8 @@ def _run_config(config: OneModelConfig, name: str, **model: str) -> RunConfig:
         precision=config.precision,
         device=config.device,
         again=config.again,
-        **model,
+        encoder=encoder,
+        llava=llava,
     )
 
 

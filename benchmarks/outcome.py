@@ -27,6 +27,7 @@ class MetricSpec:
         columns: item columns that the formula takes.
         scale: what to multiply the value by to show it.
         higher_is_better: None where neither is better.
+        rounded: by how much the scorer's own value may differ from the formula's because the scorer rounds.
     """
 
     label: str
@@ -34,6 +35,7 @@ class MetricSpec:
     columns: tuple[str, ...] = ()
     scale: float = 100.0
     higher_is_better: bool | None = True
+    rounded: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ def measure(items: pd.DataFrame, spec: MetricSpec, value: float | None = None) -
         computed = statistics.evaluate(formula, columns, names)
         if value is None:
             value = computed
-        if math.isclose(computed, value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+        if math.isclose(computed, value, rel_tol=_TOLERANCE, abs_tol=max(_TOLERANCE, spec.rounded)):
             interval = statistics.interval(formula, columns, names, items["image"].to_numpy())
         else:
             formula = None

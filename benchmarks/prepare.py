@@ -26,10 +26,11 @@ class PrepareConfig:
     """Write local data in a layout that the suite reads.
 
     Args:
-        what: ``cocoqa`` (the held-back fifth of its photos, as GQA), ``flickr8k`` (a Karpathy split, as NoCaps) or
-            ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for retrieval).
-        source: the directory of the data: ``questions.jsonl`` or ``dataset_flickr8k.json``, beside ``images``; for
-            coco_long the directory of both ``coco_long`` and ``coco_mini``.
+        what: ``cocoqa`` (the held-back fifth of its photos, as GQA), ``flickr8k`` (a Karpathy split, as NoCaps),
+            ``mmvet`` (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and
+            others for retrieval).
+        source: the directory of the data: ``questions.jsonl``, ``dataset_flickr8k.json`` or ``mm-vet.jsonl``, beside
+            ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
         split: of a Karpathy JSON.
         limit: the first so many pictures only; for trials.
@@ -124,6 +125,33 @@ def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
     return {"pictures": len(captions.images), "captions": sum(map(len, captions.captions))}
 
 
+def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
+    """All questions of MM-Vet with their pictures, as lmms-eval's test set."""
+    source = Path(config.source)
+    kept: list[dict[str, Any]] = []
+    pictures: dict[str, None] = {}
+    for number, row in read_lines(
+        source / "mm-vet.jsonl", texts=("question_id", "image", "question", "answer"), others=("capability",)
+    ):
+        if not isinstance(row["capability"], list):
+            where = f"{source / 'mm-vet.jsonl'} line {number}"
+            raise UserError(f"{where}: capability: expected a list, got {row['capability']!r:.80}")
+        if row["image"] not in pictures and config.limit is not None and len(pictures) == config.limit:
+            continue
+        pictures[row["image"]] = None
+        kept.append(row)
+    if not kept:
+        raise UserError(f"{source / 'mm-vet.jsonl'}: no questions in it")
+    rows = (
+        {name: row[name] for name in ("question_id", "question", "answer")}
+        | {"image": _bytes(source / "images" / row["image"]), "capability": ",".join(row["capability"])}
+        for row in kept
+    )
+    kinds = dict.fromkeys(("question_id", "question", "answer", "capability"), "string") | {"image": "image"}
+    _write(folder / _HUB / "MMVet" / "data" / "test-00000-of-00001.parquet", rows, kinds)
+    return {"pictures": len(pictures), "questions": len(kept)}
+
+
 def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """``train.jsonl``: pictures with all their ``long`` captions; ``test.jsonl``: those of coco_mini not among them.
 
@@ -177,5 +205,6 @@ def _write(path: Path, rows: Iterator[Mapping[str, Any]], kinds: Mapping[str, st
 CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {
     "cocoqa": _cocoqa,
     "flickr8k": _flickr8k,
+    "mmvet": _mmvet,
     "coco_long": _coco_long,
 }

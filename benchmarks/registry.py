@@ -36,8 +36,13 @@ class Benchmark:
         folder: MLLM: folder below lmms-eval's ``tasks`` that defines it (spares reading all 2,000 definitions).
         dataset: MLLM: the hub name of its data, a path below the data root.
         layout: compositional: how its data come, a name in ``data.pair_sets.LAYOUTS``.
+        also: MLLM: configurations of the data set that the task's functions read beside its own.
         max_new_tokens: MLLM: cap of an answer where the task itself states none.
+        judged: MLLM: its scorer asks a judge, another model (``benchmarks.mllm.judge``).
         without_skill: one sentence for below the table: what a model gets that does not look at the picture.
+        items: how many questions, or pictures, the published set has; None where it is whatever the user brings.
+        licence: of the published set, as its source states it.
+        size: of the published set on disk, roughly; empty where it is not known.
     """
 
     kind: Kind
@@ -50,8 +55,13 @@ class Benchmark:
     folder: str = ""
     dataset: str = ""
     layout: str = ""
+    also: tuple[str, ...] = ()
     max_new_tokens: int | None = None
+    judged: bool = False
     without_skill: str = ""
+    items: int | None = None
+    licence: str = ""
+    size: str = ""
 
     def run(self, row: Row, config: BenchmarkConfig) -> Outcome:
         """Evaluate a row on this benchmark."""
@@ -71,17 +81,19 @@ def find(name: str) -> Benchmark:
     """The entry called ``name``; any other name is one of lmms-eval's tasks.
 
     Raises:
-        UserError: neither knows it; near misses are named.
+        UserError: neither knows it (near misses are named), or it is a group of tasks (its members are).
     """
     from benchmarks.catalogue import BENCHMARKS, lmms_task
 
     if name in BENCHMARKS:
         return BENCHMARKS[name]
-    from benchmarks.mllm.tasks import task_folders
+    from benchmarks.mllm.tasks import data_set, task_folders, task_groups
 
     tasks = task_folders()
     if name not in tasks:
+        if members := task_groups().get(name):
+            raise UserError(f"benchmarks: '{name}' is a group of lmms-eval's; name its members: {', '.join(members)}")
         near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
         hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
         raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
-    return lmms_task(f"lmms-eval's task {name}", name, tasks[name], "")
+    return lmms_task(f"lmms-eval's task {name}", name, tasks[name], data_set(name))

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from benchmarks.config import COMMON, BenchmarkConfig, RunConfig
+from benchmarks.mllm.judge import NO_JUDGE, judge_of
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
 from benchmarks.output import writable_directory
@@ -97,7 +98,7 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
         if earlier is not None and earlier.key == key and not row.config.again:
             _say(row, f"{row.config.row} {config.name}: done already ({_headline(earlier)})")
             return earlier
-        _prepare(row, entry)
+        row.load(entry.needs)  # now, so that the time of a benchmark is its own
         started = time.perf_counter()
         outcome = entry.run(row, config)
     except UserError as error:
@@ -120,11 +121,6 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
 def _say(row: Row, message: str) -> None:
     if row.processes.is_main:
         say(message)
-
-
-def _prepare(row: Row, entry: Benchmark) -> None:
-    """Load the model now, so that the time of a benchmark is its own."""
-    getattr(row, entry.needs)
 
 
 def _result(
@@ -162,8 +158,10 @@ def _result(
 
 def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
     """Hash of everything that the result depends on, known before evaluating."""
-    taken = {*entry.takes, *COMMON} - {"name", "data", "images"}
+    taken = {*entry.takes, *COMMON} - {"name", "data", "images", "judge_url", "judge_key_env"}
     settings = {name: value for name, value in plain(config).items() if name in taken}
+    if entry.judged:
+        settings["judge_model"] = judge_of(config, entry.task, row.config.results).model
     parts = {
         "code": _CODE,
         "model": model_hash,
@@ -186,14 +184,16 @@ def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:
     except UserError:
         return None
     items = known.items is None or path.with_name(known.items).is_file()
-    return known if known.status == "ok" and items else None
+    judged = not any(why.startswith(NO_JUDGE) for why in known.absent.values())  # there may be one now
+    return known if known.status == "ok" and items and judged else None
 
 
 def _headline(result: Result) -> str:
     if result.status == "failed":
         return f"failed: {result.reason}"
     shown = [result.metrics[name] for name in result.primary if name in result.metrics]
-    return ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown) or "no metric"
+    numbers = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
+    return numbers or "; ".join(dict.fromkeys(result.absent.values())) or "no metric"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,15 +208,23 @@ class ListConfig:
 
 
 def list_benchmarks(config: ListConfig) -> None:
-    """Print the benchmarks that are known by name."""
+    """Print the benchmarks that are known by name: what they need, how many items they have, licence, what they ask."""
     from benchmarks.catalogue import BENCHMARKS
 
-    width = max(map(len, BENCHMARKS))
-    for name, entry in BENCHMARKS.items():
-        print(f"{name:<{width}}  {entry.needs:<7}  {entry.about}")
+    heads = ("benchmark", "needs", "items", "size", "licence", "what it measures")
+    lines = [
+        (name, entry.needs, f"{entry.items or ''}", entry.size, entry.licence, entry.about)
+        for name, entry in BENCHMARKS.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    for line in (heads, *lines):
+        print("  ".join(f"{field:<{width}}" for field, width in zip(line, widths, strict=True)).rstrip())
     if config.tasks:
         from benchmarks.mllm.tasks import task_folders
 
         print("\n".join(["", *sorted(task_folders())]))
     else:
-        print("\nAny task of lmms-eval works as well (--tasks true names them).")
+        print(
+            "\nItems and licence are those of the published set; a licence covers the questions, rarely the pictures."
+        )
+        print("Any task of lmms-eval works as well (--tasks true names them).")

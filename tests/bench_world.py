@@ -44,16 +44,28 @@ def png(image: Image.Image) -> bytes:
 
 
 def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
+    """A parquet file as the hub's are; columns of pictures, of lists of them, or of None beside them become images."""
     import datasets
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = {name: [png(value) if isinstance(value, Image.Image) else value for value in values]
-            for name, values in columns.items()}  # fmt: skip
-    table = datasets.Dataset.from_dict({name: values for name, values in data.items() if name != "image"})
-    if "image" in data:
-        images = [{"bytes": content, "path": f"{index}.png"} for index, content in enumerate(data["image"])]
-        table = table.add_column("image", images).cast_column("image", datasets.Image())
+    plain = {name: values for name, values in columns.items() if not any(map(_shows, values))}
+    table = datasets.Dataset.from_dict(plain)
+    for name in columns.keys() - plain.keys():
+        stored = [[_stored(each) for each in value] if isinstance(value, list) else _stored(value)
+                  for value in columns[name]]  # fmt: skip
+        several = any(isinstance(value, list) for value in columns[name])
+        kind = datasets.List(datasets.Image()) if several else datasets.Image()
+        table = table.add_column(name, stored).cast_column(name, kind)
     table.to_parquet(str(path))
+
+
+def _shows(value: Any) -> bool:
+    return isinstance(value, Image.Image | bytes) or (isinstance(value, list) and any(map(_shows, value)))
+
+
+def _stored(value: Any) -> dict[str, Any] | None:
+    content = png(value) if isinstance(value, Image.Image) else value
+    return None if content is None else {"bytes": content, "path": "picture.png"}
 
 
 def write_hub(root: Path, pictures: int = 6) -> Path:
@@ -118,7 +130,37 @@ def write_hub(root: Path, pictures: int = 6) -> Path:
             "image": [picture(number) for number in numbers],
         },
     )
+    write_mmmu(root, pictures)
+    write_parquet(
+        root / HUB / "ChartQA/data/test-00000-of-00001.parquet",
+        {
+            "type": ["human_test" if number % 2 else "augmented_test" for number in numbers],
+            "question": ["What colour is the square?"] * pictures,
+            "answer": [colour(number) for number in numbers],
+            "image": [picture(number) for number in numbers],
+        },
+    )
     return root
+
+
+def write_mmmu(root: Path, pictures: int) -> None:
+    """MMMU's validation set: a question with options about each picture, and an open one."""
+    numbers = [number for number in range(pictures) for _ in "mo"]
+    kinds = ["multiple-choice", "open"] * pictures
+    options = [str(list(COLOURS)) if kind == "multiple-choice" else "[]" for kind in kinds]
+    letters = ["ABCD"[number % len(COLOURS)] for number in numbers]
+    write_parquet(
+        root / HUB / "MMMU/data/validation-00000-of-00001.parquet",
+        {
+            "id": [f"validation_{('Art', 'Math')[index % 2]}_{index}" for index in range(len(numbers))],
+            "question": ["<image 1> What colour is the square?"] * len(numbers),
+            "options": options,
+            "answer": [letter if kind != "open" else colour(number)
+                       for letter, kind, number in zip(letters, kinds, numbers, strict=True)],
+            "question_type": kinds,
+            "image_1": [picture(number) for number in numbers],
+        },
+    )  # fmt: skip
 
 
 def write_shards(root: Path, pictures: int = 6, shards: int = 2) -> Path:

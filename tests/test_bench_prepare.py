@@ -107,6 +107,14 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     assert tested.open(0).size == (64, 64)
 
 
+def test_mmvet_is_whole(tmp_path, shared):
+    prepare(PrepareConfig(what="mmvet", source=str(shared / "data/mmvet"), output=str(tmp_path / "out")))
+    rows = _read(tmp_path / "out" / world.HUB / "MMVet/data/test-00000-of-00001.parquet")
+    assert (len(rows), len({row["question_id"] for row in rows})) == (218, 218)
+    assert rows[0]["capability"] == "ocr,math"  # as lmms-eval's scorer splits it
+    assert rows[0]["image"]["bytes"] == (shared / "data/mmvet/images/v1_0.jpg").read_bytes()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::SyntaxWarning")
 def test_lmms_eval_reads_what_was_written(tmp_path):
     from benchmarks.mllm.tasks import load_task

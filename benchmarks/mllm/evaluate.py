@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
 import json
 import math
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.mllm.captioning import NEED_JAVA, PictureScores, caption_scorers, java_works, tokenizer_name
+from benchmarks.mllm.captioning import NEED_JAVA, java_works, tokenizer_name
+from benchmarks.mllm.fetched import check_fetched
+from benchmarks.mllm.judge import Judge, judge_of
 from benchmarks.mllm.metrics import READERS, Reader, generic_reader, items_table
-from benchmarks.mllm.tasks import data_root, go_offline, load_task, manager, quiet, reason
+from benchmarks.mllm.other_models import described
+from benchmarks.mllm.pictures import pictures_of
+from benchmarks.mllm.tasks import data_root, go_offline, keep_questions, load_task
 from benchmarks.outcome import Outcome, measure
 from benchmarks.protocol import Entries
 from benchmarks.registry import Benchmark, find
@@ -29,45 +30,84 @@ if TYPE_CHECKING:
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
-    """Answers, metrics and items of a row's LLaVA on one task."""
+    """Answers, metrics and items of a row's LLaVA, or of its model of lmms-eval's, on one task."""
     go_offline()
+    if row.config.lmms is not None:
+        return outcome_of(row.lmms, config, row.config.results, described(row.lmms, row.config.lmms.model))
     from benchmarks.mllm.answering import LlavaBridge
 
-    entry = find(config.entry)
-    task = load_task(entry.task, entry.folder, data_root(config.data))
     model = LlavaBridge(
         loaded=row.llava,
         batch_size=row.config.batch_size,
         keep_pictures=True,
-        kept=row.kept_answers(entry.task, data_hash(config)),
+        kept=row.kept_answers(find(config.entry).task, data_hash(config)),
         processes=row.processes,
     )
-    processor, settings = model.processor, _generation_settings(task, entry, config)
+    about = {"precision": str(row.llava[0].dtype).removeprefix("torch.")} | input_of(model.processor)
+    return outcome_of(model, config, row.config.results, about)
+
+
+def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries, only: Sequence[int] = ()) -> Outcome:
+    """What a model of lmms-eval's gets on one task.
+
+    Args:
+        model: ours, one of lmms-eval's own, or answers that were made elsewhere.
+        config: the benchmark.
+        results: directory of the results, where the judge's replies are kept too.
+        about: what the protocol says of the model's input and of how its answers were made.
+        only: numbers of the questions to ask; by default all.
+    """
+    from benchmarks.mllm.scoring import score
+
+    entry = find(config.entry)
+    task = load_task(entry.task, entry.folder, data_root(config.data), simple=model.is_simple)
+    if only:
+        keep_questions(task, only)
+    settings = _generation_settings(task, entry, config)
     absent = _leave_out(task, config)
-    results, scores = _lmms_eval(model, task, entry, config, settings)
-    samples = sorted(results["samples"][entry.task], key=lambda sample: sample["doc_id"])
-    values = _values(results["results"][entry.task], task)
-    reader = READERS.get(entry.task) or generic_reader(samples, list(values))
-    pictures = {number: picture for (_, number), picture in model.pictures.items()}
-    items = items_table(samples, pictures, reader.columns(samples, scores), reader.score)
-    metrics = _metrics(reader, values, items, absent)
+    judge = judge_of(config, entry.task, results)
+    names = list(task.aggregation())
+    scored = score(model, task, entry, settings, judge=judge, limit=config.limit)
+    samples = scored.samples
+    reader = READERS.get(entry.task) or generic_reader(samples, list(scored.values) or names)
+    pictures = _pictures(model, task, samples)
+    absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
+    columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
+    items = items_table(samples, pictures, columns, reader.score)
+    metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, absent)
     return Outcome(
         metrics=metrics,
-        primary=tuple(name for name in reader.primary if name in metrics),
+        primary=tuple(name for name in reader.primary if name in metrics or name in absent),
         absent=absent,
-        protocol=_protocol(task, entry, config, settings, len(samples))
-        | {"precision": str(row.llava[0].dtype).removeprefix("torch.")}
-        | input_of(processor),
+        protocol=_protocol(task, entry, config, settings, len(samples)) | _judged(entry, judge) | about,
         items=items,
     )
 
 
+def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
+    """Question number → its picture: as our model kept them, otherwise (an answer was kept before) looked at again."""
+    numbers = [sample["doc_id"] for sample in samples]
+    kept = {number: picture for (_, number), picture in getattr(model, "pictures", {}).items()}
+    return kept if kept.keys() >= set(numbers) else pictures_of(task, numbers)
+
+
+def _judged(entry: Benchmark, judge: Judge) -> Entries:
+    if not entry.judged and not judge.names:
+        return {}
+    return {"judge": judge.name or judge.model or "not asked"}
+
+
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the files of the task's data set, of the whole root where the data set is not known by name."""
+    """SHA-256 of the files of the task's data set, of the whole root where its definition names none.
+
+    Raises:
+        UserError: there are no such files, or one of them is not as `clips-bench fetch` recorded it.
+    """
     root = data_root(config.data)
     dataset = root / find(config.entry).dataset
     if not dataset.is_dir():
         raise UserError(f"{root}: expected the data of {config.entry} in {find(config.entry).dataset}/ below it")
+    check_fetched(root, dataset)
     return directory_hash(dataset, recorded=False)
 
 
@@ -86,49 +126,11 @@ def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
     unknown = set(config.without) - set(task.aggregation())
     if unknown:
         raise suggest(min(unknown), task.aggregation(), f"metric of '{config.name}'")
+    for name in [name for name in task.aggregation() if "submission" in name]:
+        task.aggregation().pop(name)  # a file for a server, which some of them cannot even write
+    if not task.aggregation():
+        raise UserError(f"lmms-eval's {task.config.task} gives no score, only a file to submit to its server")
     return {name: why for name, why in absent.items() if task.aggregation().pop(name, None) is not None}
-
-
-def _lmms_eval(
-    model: Any, task: Any, entry: Benchmark, config: BenchmarkConfig, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], PictureScores]:
-    """lmms-eval's own evaluation of one task, and what each picture adds to the caption metrics."""
-    from lmms_eval.evaluator import simple_evaluate
-
-    with tempfile.TemporaryDirectory() as folder, _plain_errors(entry.task), quiet(), caption_scorers() as scores:
-        results = simple_evaluate(
-            model=model,
-            tasks=[task],
-            task_manager=manager(entry.folder),
-            limit=config.limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            gen_kwargs=f"max_new_tokens={settings['max_new_tokens']}" if "max_new_tokens" in settings else None,
-            process_docs_parallel=1,
-            cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
-        )
-    return results, scores
-
-
-@contextlib.contextmanager
-def _plain_errors(task: str) -> Iterator[None]:
-    """A scorer that refuses the data says so in one line, whatever lmms-eval wraps it in."""
-    from tenacity import RetryError
-
-    try:
-        yield
-    except (RetryError, AssertionError) as error:
-        raise UserError(f"lmms-eval's scorer of {task} refuses the data ({reason(error)})") from None
-
-
-def _values(found: Mapping[str, Any], task: Any) -> dict[str, float]:
-    """lmms-eval's value of each of the task's metrics that is a number."""
-    values = {}
-    for key, value in found.items():
-        name = key.partition(",")[0]
-        if name in task.aggregation() and isinstance(value, int | float):
-            values[name] = float(value)
-    return values
 
 
 def _metrics(

@@ -76,6 +76,62 @@ def _exact_match(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, An
     return {"correct": np.array([sample["exact_match"] for sample in samples], float)}
 
 
+def _numbers(*names: str) -> Callable[[Sequence[Sample], PictureScores], Mapping[str, Any]]:
+    """Columns that are the samples' own numbers; NaN where a question does not enter a metric."""
+    return lambda samples, _: {name: np.array([_number(sample.get(name)) for sample in samples]) for name in names}
+
+
+def _mmmu(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
+
+    right = [evaluate_mmmu([sample["mmmu_acc"]])[1]["acc"] for sample in samples]
+    return {"correct": np.array(right, float)}
+
+
+def _mmvet(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    return {"points": np.array([100.0 * sample["gpt_eval_score"]["score"] for sample in samples])}
+
+
+def _llava_bench(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    """The judge's marks, of 10, for the reference answer and for ours, the latter times 100; NaN outside a kind."""
+    columns: dict[str, Any] = {}
+    for kind in _LLAVA_BENCH:
+        of_kind = [kind == "all" or sample["doc"]["category"] == kind for sample in samples]
+        marks = [sample["gpt_eval_llava_all"]["scores"] for sample in samples]
+        for place, (name, scale) in enumerate((("reference", 1.0), ("points", 100.0))):
+            values = [scale * mark[place] if ours else 0.0 for mark, ours in zip(marks, of_kind, strict=True)]
+            columns[f"{name}_{kind}"] = np.array(values)
+    return columns
+
+
+_LLAVA_BENCH = {"all": "relative score", "conv": "conversation", "detail": "description", "complex": "reasoning"}
+
+
+def _ocrbench(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    right = np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)
+    return {"correct": right, "points": 1000.0 * right}
+
+
+def _seed(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    """1 where the letter is right; for each kind of question NaN outside it."""
+    right = [float(_seed_right(sample["seed_all"])) for sample in samples]
+    columns = {"correct": np.array(right)}
+    for kind in ("image", "video"):
+        columns[f"on_{kind}s"] = np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
+    return columns
+
+
+def _seed_right(answer: Mapping[str, str]) -> bool:
+    return answer["pred"].lower().strip() == answer["answer"].lower().strip()
+
+
+def _mmstar(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
+    return {
+        "correct": np.array([sample["average"]["score"] for sample in samples], float),
+        "ability": np.array([sample["average"]["l2_category"] for sample in samples]),
+    }
+
+
 def _captions(samples: Sequence[Sample], scores: PictureScores) -> Mapping[str, Any]:
     ids = [int(sample["doc"]["image_id"]) for sample in samples]
     counts = np.array([scores.bleu[index] for index in ids], float)
@@ -134,8 +190,94 @@ READERS: dict[str, Reader] = {
             primary=("exact_match",),
             score="correct",
         )
-        for task in ("gqa", "textvqa_val")
+        for task in ("gqa", "textvqa_val", "scienceqa_img", "ai2d", "vqav2_val", "realworldqa")
     },
+    **{
+        task: Reader(
+            columns=_numbers("anls"),
+            metrics={"anls": MetricSpec(label="ANLS", columns=("anls",))},
+            extra={},
+            primary=("anls",),
+            score="anls",
+        )
+        for task in ("docvqa_val", "infovqa_val")
+    },
+    "mmmu_val": Reader(
+        columns=_mmmu,
+        metrics={"mmmu_acc": MetricSpec(label="accuracy", columns=("correct",), rounded=5e-6)},
+        extra={},
+        primary=("mmmu_acc",),
+        score="correct",
+    ),
+    "chartqa": Reader(
+        columns=_numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
+        metrics={
+            f"relaxed_{part}": MetricSpec(label=label, columns=(f"relaxed_{part}",))
+            for part, label in {
+                "overall": "relaxed accuracy",
+                "human_split": "relaxed accuracy (human)",
+                "augmented_split": "relaxed accuracy (augmented)",
+            }.items()
+        },
+        extra={},
+        primary=("relaxed_overall",),
+        score="relaxed_overall",
+    ),
+    "mmvet": Reader(
+        columns=_mmvet,
+        metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0)},
+        extra={},
+        primary=("gpt_eval_score",),
+        score="points",
+    ),
+    **{
+        task: Reader(
+            columns=_llava_bench,
+            metrics={
+                f"gpt_eval_llava_{kind}": MetricSpec(
+                    label=label,
+                    formula="ratio",
+                    columns=(f"points_{kind}", f"reference_{kind}"),
+                    scale=1.0,
+                    rounded=0.1,  # lmms-eval rounds the means to 0.001 and their ratio to 0.1
+                )
+                for kind, label in _LLAVA_BENCH.items()
+            },
+            extra={},
+            primary=("gpt_eval_llava_all",),
+            score="points_all",
+        )
+        for task in ("llava_in_the_wild", "llava_bench_coco")
+    },
+    "ocrbench": Reader(
+        columns=_ocrbench,
+        metrics={"ocrbench_accuracy": MetricSpec(label="share of 1,000 points", columns=("correct",))},
+        extra={"ocrbench_points": MetricSpec(label="points", columns=("points",), scale=1.0)},
+        primary=("ocrbench_points",),
+        score="correct",
+    ),
+    "seedbench": Reader(
+        columns=_seed,
+        metrics={
+            "seed_all": MetricSpec(label="accuracy", columns=("correct",)),
+            "seed_image": MetricSpec(label="accuracy (pictures)", columns=("on_images",)),
+            "seed_video": MetricSpec(label="accuracy (videos)", columns=("on_videos",)),
+        },
+        extra={},
+        primary=("seed_image", "seed_all"),
+        score="correct",
+    ),
+    "mmstar": Reader(
+        columns=_mmstar,
+        metrics={
+            "average": MetricSpec(
+                label="mean over abilities", formula="mean_of_group_means", columns=("correct", "ability")
+            )
+        },
+        extra={"mmstar_accuracy": MetricSpec(label="accuracy", columns=("correct",))},
+        primary=("average",),
+        score="correct",
+    ),
     "nocaps_val": Reader(
         columns=_captions,
         metrics={
@@ -200,7 +342,10 @@ def items_table(
             "item": [str(number) for number in numbers],
             "image": [pictures[number].name if number in pictures else str(number) for number in numbers],
             "direction": "",
-            "category": [_text(_first(sample["doc"], ("category", "question_type", "type"))) for sample in samples],
+            "category": [
+                _text(_first(sample["doc"], ("category", "question_type", "type", "capability", "data_type")))
+                for sample in samples
+            ],
             "question": [_question(sample) for sample in samples],
             "prediction": [_text(sample["filtered_resps"][0]) for sample in samples],
             "target": [_target(sample) for sample in samples],

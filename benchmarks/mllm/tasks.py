@@ -9,11 +9,14 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
+
+from benchmarks.mllm.judge import scorer_environment
 from clips.errors import UserError
 
 _HUB = "lmms-lab-encoder"
@@ -86,18 +89,83 @@ def quiet() -> Iterator[None]:
 @functools.cache
 def task_folders() -> dict[str, str]:
     """Every task of lmms-eval → the folder below its ``tasks`` that defines it. Nothing is imported."""
+    return {name: path.parent.relative_to(_tasks()).as_posix() for name, path in _definitions()[0].items()}
+
+
+@functools.cache
+def task_groups() -> dict[str, tuple[str, ...]]:
+    """Every group of lmms-eval's tasks → its members, groups within it taken apart."""
+    groups = _definitions()[1]
+
+    def members(name: str, above: tuple[str, ...]) -> Iterator[str]:
+        for member in groups[name]:
+            if member not in groups:
+                yield member
+            elif member not in above:
+                yield from members(member, (*above, name))
+
+    return {name: tuple(dict.fromkeys(members(name, (name,)))) for name in groups}
+
+
+def _tasks() -> Path:
     spec = importlib.util.find_spec("lmms_eval")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("lmms-eval is not installed")
-    tasks = Path(spec.submodule_search_locations[0]) / "tasks"
-    found = {}
-    for path in sorted(tasks.rglob("*.yaml")):
-        if name := _TASK_NAME.search(path.read_text(encoding="utf-8", errors="replace")):
-            found[name[1]] = path.parent.relative_to(tasks).as_posix()
-    return found
+    return Path(spec.submodule_search_locations[0]) / "tasks"
 
+
+@functools.cache
+def _definitions() -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """The file that defines each task, and the members that each group names."""
+    tasks: dict[str, Path] = {}
+    groups: dict[str, list[str]] = {}
+    for path in sorted(_tasks().rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        task, group = _TASK_NAME.search(text), _GROUP_NAME.search(text)
+        if task:
+            tasks[task[1]] = path
+        if group:
+            groups.setdefault(group[1], []).extend([task[1]] if task else _members(text))
+    return tasks, groups
+
+
+def _members(text: str) -> list[str]:
+    """What a group's file lists under ``task``: names, or mappings that name a task or a group."""
+    listed = yaml.load(text, _Plain).get("task") or []
+    found = [each if isinstance(each, str) else each.get("task") or each.get("group") for each in listed]
+    return [name for name in found if isinstance(name, str)]
+
+
+def data_set(task: str) -> str:
+    """The hub name of the data set that a task's definition names; empty where its data come another way."""
+    name = _definition(_definitions()[0][task]).get("dataset_path")
+    return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) else ""
+
+
+def configuration(task: str) -> str | None:
+    """The configuration of its data set that a task reads; None for the data set's default."""
+    return _definition(_definitions()[0][task]).get("dataset_name")
+
+
+def _definition(path: Path) -> dict[str, Any]:
+    """A task's definition with those that it includes, functions left unresolved."""
+    own = yaml.load(path.read_text(encoding="utf-8", errors="replace"), _Plain)
+    included = own.get("include") or []
+    merged: dict[str, Any] = {}
+    for name in reversed([included] if isinstance(included, str) else included):
+        merged |= _definition(path.parent / name)
+    return merged | own
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML whose own tags (``!function``) are read as text: nothing is imported."""
+
+
+_Plain.add_multi_constructor("!", lambda loader, suffix, node: str(node.value))
 
 _TASK_NAME = re.compile(r"""^task[ ]*:[ ]*["']?([\w.-]+)["']?[ ]*(?:\#.*)?$""", re.MULTILINE)
+_GROUP_NAME = re.compile(r"""^group[ ]*:[ ]*["']?([\w.+-]+)["']?[ ]*(?:\#.*)?$""", re.MULTILINE)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @functools.cache
@@ -111,26 +179,51 @@ def manager(folder: str) -> Any:
         return lmms_eval.tasks.TaskManager(include_path=str(path), include_defaults=False, model_name="llava_bridge")
 
 
-def load_task(name: str, folder: str, root: Path) -> Any:
+def load_task(name: str, folder: str, root: Path, *, simple: bool = True) -> Any:
     """One of lmms-eval's tasks with its data from below ``root``.
 
+    Args:
+        name: of the task.
+        folder: below lmms-eval's ``tasks``, where it is defined.
+        root: the data.
+        simple: whether it is for models that take a text and pictures apart, rather than a conversation.
+
     Raises:
-        UserError: data that are missing or malformed.
+        UserError: data that are missing or malformed; the first broken file is named.
     """
     index = manager(folder)
     from lmms_eval.tasks import get_task_dict
-    from lmms_eval.utils import load_yaml_config
 
-    dataset = load_yaml_config(index.task_index[name]["yaml_path"], mode="full").get("dataset_path")
+    dataset = data_set(name)
     if dataset and not (root / dataset).exists():
         raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
     try:
-        with quiet(), contextlib.chdir(root), _own_cache(), _without_workers():
-            return get_task_dict([name], index, "simple")[name]
+        with quiet(), contextlib.chdir(root), _own_cache(), _without_workers(), scorer_environment():
+            return get_task_dict([name], index, "simple" if simple else "chat")[name]
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{root / (dataset or '')}: cannot be read as the data of {name} ({reason(error)})") from None
+        found = broken_file(root / dataset)
+        raise UserError(f"{found or root / dataset}: cannot be read as the data of {name} ({reason(error)})") from None
+
+
+def broken_file(dataset: Path) -> Path | None:
+    """The first parquet file of a data set that is cut short or no parquet file at all; None where all are whole."""
+    import pyarrow.parquet
+
+    for path in sorted(dataset.rglob("*.parquet")):
+        try:
+            pyarrow.parquet.read_metadata(path)
+        except (OSError, ValueError):
+            return path
+    return None
+
+
+def keep_questions(task: Any, numbers: Sequence[int]) -> None:
+    """Leave only some questions in a task, which are then numbered anew."""
+    split = task.config.test_split or task.config.validation_split
+    for docs in {id(each): each for each in (task.dataset, task.dataset_no_image)}.values():
+        docs[split] = docs[split].select(numbers)
 
 
 @contextlib.contextmanager
@@ -153,5 +246,5 @@ def reason(error: BaseException) -> str:
     inner = attempt.exception() if attempt is not None else None
     if inner is not None:
         return reason(inner)
-    text = " ".join(str(error).split())
+    text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(str(error).split()))
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__

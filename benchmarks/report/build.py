@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.protocol import INPUT, differences, fingerprint
 from benchmarks.report.comparing import with_comparisons
 from benchmarks.report.seeds import has_seeds
-from benchmarks.report.source import Gap, ReportSource
+from benchmarks.report.source import Gap, ReportSource, absence
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
 from benchmarks.study.record import RowRecord
@@ -59,7 +59,7 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
         metric = outcome.metrics.get(column.metric)
         if metric is None:
             reason = outcome.absent.get(column.metric, "this metric was not computed for this row")
-            cells.append(Cell(row=row.name, column=column, gap=Gap(kind="not applicable", reason=reason)))
+            cells.append(Cell(row=row.name, column=column, gap=absence(reason)))
             continue
         main = main or outcome
         group = groups.setdefault(fingerprint(outcome.protocol, across=(INPUT,)), len(groups))

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.mllm.judge import NO_JUDGE
 from benchmarks.results import Result, read_result, read_results
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
 from clips.errors import UserError, suggest
 
 _LOOKED_AT = 12
-GapKind = Literal["failed", "not applicable", "missing"]
+GapKind = Literal["failed", "not applicable", "no judge", "missing"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Gap:
     """Why a row has no number on a benchmark.
 
     Args:
-        kind: it was tried and failed, makes no sense for this row, or has not run (or not since a change).
+        kind: it was tried and failed, makes no sense for this row, is answered but not marked for want of a judge,
+            or has not run (or not since a change).
         reason: one line for the reader.
     """
 
@@ -161,7 +163,16 @@ def _last_line(record: StepRecord) -> str:
 def _result_or_gap(result: Result) -> Result | Gap:
     if result.status == "ok" and result.metrics:
         return result
+    why = [result.absent[name] for name in (*result.primary, *result.absent) if name in result.absent]
+    if result.status == "ok" and why:
+        return absence(why[0])
     return Gap(kind="failed", reason=result.reason or "no reason was recorded")
+
+
+def absence(reason: str) -> Gap:
+    """Why a metric is absent; a missing judge, which could yet come, is told in the cell itself."""
+    head, _, rest = reason.partition(": ")
+    return Gap(kind="no judge", reason=rest) if head == NO_JUDGE else Gap(kind="not applicable", reason=reason)
 
 
 def _plain_source(root: Path) -> ReportSource:

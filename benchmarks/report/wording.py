@@ -63,7 +63,11 @@ def group_sign(cell: Cell) -> str:
 
 def short_gap(cell: Cell) -> str:
     """What stands in a cell without a number; empty where there is one."""
-    return "" if cell.gap is None else {"failed": "failed", "missing": "not run", "not applicable": "—"}[cell.gap.kind]
+    return (
+        ""
+        if cell.gap is None
+        else {"failed": "failed", "missing": "not run", "not applicable": "—", "no judge": "no judge"}[cell.gap.kind]
+    )
 
 
 def listed(words: Sequence[str]) -> str:

@@ -1,0 +1,50 @@
+"""Any model that lmms-eval knows as a row of ours: our items, protocol and statistics, its own way of answering."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.mllm.tasks import go_offline, quiet, reason
+from benchmarks.protocol import Entries
+from clips.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from benchmarks.config import LmmsModel
+
+
+def load_other(config: LmmsModel) -> Any:
+    """One of lmms-eval's models.
+
+    Raises:
+        UserError: lmms-eval knows no model of that name, a library of its own is missing, or it cannot be loaded.
+    """
+    check_known(config.model)
+    go_offline()
+    from lmms_eval.models import get_model
+
+    arguments = config.args + ("" if "batch_size=" in config.args else ",batch_size=1")
+    try:
+        with quiet():
+            return get_model(config.model).create_from_arg_string(arguments.removeprefix(","))
+    except Exception as error:
+        raise UserError(
+            f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.args}' ({reason(error)})"
+        ) from None
+
+
+def check_known(name: str) -> None:
+    """Refuse a name that lmms-eval does not know. Raises UserError with the near misses."""
+    go_offline()
+    from lmms_eval.models import AVAILABLE_MODELS, MODEL_REGISTRY_V2
+
+    if name not in {*AVAILABLE_MODELS, *MODEL_REGISTRY_V2.list_model_names()}:
+        raise suggest(name, AVAILABLE_MODELS, "model of lmms-eval's ('lmms.model')")
+
+
+def described(model: Any, name: str) -> Entries:
+    """What the protocol says of such a model: how it takes pictures and text is its class's affair."""
+    inner = getattr(model, "_model", None)
+    return {
+        "input_model": f"lmms-eval's {name}",
+        "precision": str(getattr(inner, "dtype", "as its class decides")).removeprefix("torch."),
+    }

@@ -1,0 +1,167 @@
+"""``clips-bench fetch`` from a hub on this machine, and evaluation where there is no network at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import bench_world as world
+import pytest
+from hub_server import COMMIT
+
+from benchmarks.config import BenchmarkConfig
+from benchmarks.mllm.evaluate import data_hash
+from benchmarks.mllm.fetch import _patterns
+from clips.errors import UserError
+
+POPE = f"{world.HUB}/POPE/data/test-00000-of-00001.parquet"
+
+
+@dataclass
+class Here:
+    """Where the hub's files lie, and where those fetched go."""
+
+    hub: Path
+    to: Path
+    sent: Path
+    url: str
+
+    def fetch(self, tasks: str, *more: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the command in a process of its own: huggingface_hub reads its settings when it is imported."""
+        environment = os.environ | {
+            "HF_ENDPOINT": url or self.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_ETAG_TIMEOUT": "5",
+            "HF_HOME": str(self.to.parent / "home"),
+        }
+        command = [sys.executable, "-m", "benchmarks", "fetch", tasks, "--to", str(self.to), *more]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def files(self) -> list[str]:
+        """What has been fetched."""
+        paths = (path.relative_to(self.to) for path in self.to.rglob("*") if path.is_file())
+        return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+    def take(self) -> list[str]:
+        """What the hub sent since the last call, a line each: name and first byte."""
+        lines = self.sent.read_text().splitlines() if self.sent.exists() else []
+        self.sent.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Here]:
+    hub = world.write_hub(tmp_path / "hub", 2)
+    (hub / world.HUB / "GQA/train_all_images").mkdir()
+    (hub / world.HUB / "GQA/train_all_images/train.parquet").write_bytes(b"a hundred gigabytes")
+    sent = tmp_path / "sent"
+    command = [sys.executable, str(Path(__file__).with_name("hub_server.py")), str(hub), str(sent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield Here(hub, tmp_path / "data", sent, server.stdout.readline().strip())
+        server.terminate()
+
+
+def test_what_the_tasks_need_and_nothing_else(here):
+    done = here.fetch("pope,gqa")
+    assert done.returncode == 0, done.stderr
+    parts = [f"testdev_balanced_{part}/testdev-00000-of-00001.parquet" for part in ("images", "instructions")]
+    gqa = [f"{world.HUB}/GQA/{part}" for part in parts]
+    assert here.files() == sorted(["fetched.json", POPE, f"{world.HUB}/GQA/README.md", *gqa])
+    record = json.loads((here.to / "fetched.json").read_text())["datasets"]
+    assert record[f"{world.HUB}/POPE"]["revision"] == COMMIT
+    for name in here.files()[1:]:
+        assert (here.to / name).read_bytes() == (here.hub / name).read_bytes()
+    here.take()
+    again = here.fetch("pope,gqa")
+    assert (again.returncode, again.stderr.count("0 to fetch")) == (0, 2)
+    assert not [line for line in here.take() if ".parquet" in line]
+
+
+def test_a_damaged_file_is_named_and_mended(here):
+    assert here.fetch("pope").returncode == 0
+    config = BenchmarkConfig(name="pope", data=str(here.to))
+    whole = data_hash(config)
+    content = (here.to / POPE).read_bytes()
+    (here.to / POPE).write_bytes(content[:-1] + b"x")
+    with pytest.raises(UserError, match=rf"{POPE}: is not what was fetched: its hash differs \(`clips-bench fetch`"):
+        data_hash(config)
+    (here.to / POPE).unlink()
+    with pytest.raises(UserError, match=rf"{POPE}: was fetched and is missing"):
+        data_hash(config)
+    (here.to / POPE).write_bytes(content[:-1] + b"x")
+    assert here.fetch("pope").returncode == 0
+    assert data_hash(config) == whole
+
+
+def test_what_was_cut_off_goes_on(here):
+    here.to.parent.mkdir(exist_ok=True)
+    (here.hub / "cut").write_text(f"{POPE} 500\n")
+    first = here.fetch("pope")
+    if first.returncode:  # huggingface_hub may have gone on by itself
+        assert "the same command goes on" in first.stderr
+        assert here.fetch("pope").returncode == 0
+    parts = [int(line.split()[1]) for line in here.take() if line.startswith(POPE)]
+    assert parts[0] == 0
+    assert len(parts) >= 2
+    assert (here.to / POPE).read_bytes() == (here.hub / POPE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        ("poppe", "unknown benchmark 'poppe'; did you mean 'pope'"),
+        ("retrieval", "tasks: 'retrieval' names no data set on the hub"),
+        (",", "tasks: expected at least one"),
+        ("chartqa,mmvet", f"{world.HUB}/MMVet: cannot be had from the hub"),
+        ("pope", f"{world.HUB}/POPE: cannot be had from the hub"),
+    ],
+)
+def test_what_cannot_be_fetched(here, tasks, said):
+    done = here.fetch(tasks, url="http://127.0.0.1:9" if tasks == "pope" else None)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert said in last
+    assert "Traceback" not in done.stderr
+
+
+def test_the_card_says_which_files_a_configuration_has(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text(
+        "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files: data/*.parquet\n"
+        "- config_name: full\n  data_files:\n  - split: test\n    path: [full/a-*, full/b-*]\n"
+        "- config_name: odd\n---\n# Text\n"
+    )
+    assert _patterns(card, {None}) == ["README.md", "data/*.parquet"]
+    assert _patterns(card, {"full"}) == ["README.md", "full/a-*", "full/b-*"]
+    for names in ({"odd"}, {"unlisted"}):
+        assert _patterns(card, names) == ["*"]
+    card.write_text("no configurations")
+    assert _patterns(card, {None}) == ["*"]
+    assert _patterns(tmp_path / "none", {None}) == ["*"]
+
+
+@pytest.mark.slow
+def test_fetched_data_are_evaluated_without_a_network(here, tmp_path):
+    """In a network namespace without any interface, not even the loopback one is up."""
+    alone = ["unshare", "-rn"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("network namespaces are not permitted here")
+    assert here.fetch("gqa,mmvet,pope").returncode == 2  # the hub has no MM-Vet; what came before it stays
+    assert here.fetch("pope").returncode == 0
+    llava = world.write_llava(tmp_path / "llava")
+    benchmarks = [{"name": name, "data": str(here.to), "max_new_tokens": 3} for name in ("gqa", "pope")]
+    command = [sys.executable, "-m", "benchmarks", "run", "--row", "row", "--results", str(tmp_path / "results")]
+    command += ["--llava", str(llava), "--benchmarks", json.dumps(benchmarks)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment["HF_HOME"] = str(tmp_path / "empty")
+    done = subprocess.run([*alone, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("gqa", "pope"):
+        assert json.loads((tmp_path / f"results/row/{name}.json").read_text())["status"] == "ok"

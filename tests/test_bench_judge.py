@@ -1,0 +1,255 @@
+"""Judged benchmarks: a local server plays the judge; what it says is counted, remembered and never made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import bench_world as world
+import pytest
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.report.command import ReportConfig, report
+from benchmarks.results import Result, read_items, read_result, result_path
+from benchmarks.run import run
+
+QUESTIONS = 4
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
+)
+
+
+@dataclasses.dataclass
+class Server:
+    """A judge on this machine: ``reply`` makes its answers, ``asked`` keeps the requests."""
+
+    url: str
+    asked: list[dict[str, Any]]
+    reply: Callable[[dict[str, Any]], str | int]
+
+
+@pytest.fixture
+def judge() -> Iterator[Server]:
+    server = Server("", [], lambda request: "0.5")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            server.asked.append(request | {"path": self.path, "key": self.headers.get("Authorization")})
+            said = server.reply(request)
+            choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+            body = json.dumps({"model": "judge-2026", "choices": [choice]}).encode()
+            self.send_response(said if isinstance(said, int) else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield server
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("judged")
+    world.write_llava(root / "llava")
+    pictures = [world.picture(number) for number in range(QUESTIONS)]
+    world.write_parquet(
+        root / "hub" / world.HUB / "MMVet/data/test-00000-of-00001.parquet",
+        {
+            "question_id": [f"v1_{number}" for number in range(QUESTIONS)],
+            "question": [f"What colour is square {number}?" for number in range(QUESTIONS)],
+            "answer": [world.colour(number) for number in range(QUESTIONS)],
+            "capability": ["rec", "ocr", "rec,ocr", "know"],
+            "image": pictures,
+        },
+    )
+    world.write_parquet(
+        root / "hub" / world.HUB / "llava-bench-in-the-wild/data/train-00000-of-00001.parquet",
+        {
+            "question_id": list(range(QUESTIONS)),
+            "question": ["What is it?"] * QUESTIONS,
+            "gpt_answer": ["A square."] * QUESTIONS,
+            "caption": [world.captions(number)[0] for number in range(QUESTIONS)],
+            "category": ["conv", "detail", "complex", "conv"],
+            "image": pictures,
+        },
+    )
+    hallusion = root / "hub" / world.HUB / "HallusionBench"
+    world.write_parquet(
+        hallusion / "data/image-0.parquet",
+        {
+            "category": ["VD"] * QUESTIONS,
+            "subcategory": ["chart"] * QUESTIONS,
+            "visual_input": ["1"] * QUESTIONS,
+            "set_id": ["0"] * QUESTIONS,
+            "figure_id": ["1", "1", "2", "2"],
+            "question_id": ["0", "1", "0", "1"],
+            "question": [f"Is square {number} red?" for number in range(QUESTIONS)],
+            "gt_answer": ["1"] * QUESTIONS,
+            "gt_answer_details": [f"It is, number {number}." for number in range(QUESTIONS)],
+            "image": pictures,
+        },
+    )
+    _card(hallusion, "default", "image", "data/image-0.parquet")
+    mmbench = root / "hub" / world.HUB / "MMBench"
+    texts = {letter: [f"thing {letter}"] * QUESTIONS for letter in "ABCD"}
+    plain = dict.fromkeys(("category", "L2-category", "source", "split", "hint"), ["nan"] * QUESTIONS)
+    world.write_parquet(
+        mmbench / "en/dev-0.parquet",
+        {
+            "index": list(range(QUESTIONS)),
+            "question": [f"What is {answer}" for answer in ("A.", "B.", "nothing", "unclear")],
+            "answer": ["A", "C", "D", "D"],
+            "image": pictures,
+            **texts,
+            **plain,
+        },
+    )
+    _card(mmbench, "en", "dev", "en/dev-0.parquet")
+    return root
+
+
+def _card(folder: Path, name: str, split: str, path: str) -> None:
+    card = {"configs": [{"config_name": name, "data_files": [{"split": split, "path": path}]}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+
+
+@pytest.fixture(autouse=True)
+def no_judge_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_API_URL", "MODEL_VERSION", "API_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("benchmarks.mllm.judge._WAITS", (0.0, 0.0))
+
+    def answer_batches(model, processor, images, prompts, max_new_tokens, batch_size, **_):
+        for place, prompt in enumerate(prompts):
+            yield {place: f"It is {prompt.split('There are several')[0].split()[-1]}"}
+
+    monkeypatch.setattr("llava_bridge.asking.inference.answer_batches", answer_batches)
+
+
+def _run(places: Path, results: Path, name: str = "mmvet", row: str = "row", **settings: Any) -> Result:
+    benchmark = BenchmarkConfig(name=name, data=str(places / "hub"), **settings)
+    run(RunConfig(row=row, results=str(results), llava=str(places / "llava"), benchmarks=[benchmark]))
+    return read_result(result_path(results, row, name))
+
+
+def _marks(request: dict[str, Any]) -> str:
+    """0.0, 0.3, 0.6, 0.9 for the four questions."""
+    (number,) = re.findall(r"square (\d)\? \|", request["messages"][0]["content"])
+    return f"{0.3 * int(number):.1f}"
+
+
+def test_marks_are_counted_and_asked_for_once(places, tmp_path, judge, monkeypatch):
+    monkeypatch.setenv("SECRET", "key-7")
+    judge.reply = _marks
+    settings = {"judge_url": judge.url, "judge_model": "gpt-test", "judge_key_env": "SECRET"}
+    found = _run(places, tmp_path, **settings)
+    metric = found.metrics["gpt_eval_score"]
+    assert metric.value == pytest.approx(100 * (0.0 + 0.3 + 0.6 + 0.9) / 4)
+    assert metric.low < metric.value < metric.high
+    assert found.protocol["judge"] == "gpt-test (judge-2026)"
+    assert "127.0.0.1" not in json.dumps(dict(found.protocol))
+    assert read_items(found)["category"].tolist() == ["rec", "ocr", "rec,ocr", "know"]
+    assert len(judge.asked) == QUESTIONS
+    assert {(each["path"], each["key"], each["model"]) for each in judge.asked} == {
+        ("/v1/chat/completions", "Bearer key-7", "gpt-test")
+    }
+    _run(places, tmp_path, row="again", **settings)  # another row with the same answers
+    assert len(judge.asked) == QUESTIONS
+    assert "key-7" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    other = _run(places, tmp_path, row="other", **settings | {"judge_model": "gpt-else"})
+    assert len(judge.asked) == 2 * QUESTIONS
+    assert other.fingerprint != found.fingerprint
+
+
+def test_lmms_evals_own_variables_name_the_judge(places, tmp_path, judge, monkeypatch):
+    judge.reply = _marks
+    monkeypatch.setenv("OPENAI_API_URL", f"{judge.url}/chat/completions")
+    monkeypatch.setenv("OPENAI_API_KEY", "key-8")
+    monkeypatch.setenv("MODEL_VERSION", "by-variable")
+    assert _run(places, tmp_path).protocol["judge"] == "by-variable (judge-2026)"
+    assert (judge.asked[0]["path"], judge.asked[0]["key"]) == ("/v1/chat/completions", "Bearer key-8")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, "no judge: no key: set OPENAI_API_KEY, or judge_url to an address that wants none"),
+        ("http://127.0.0.1:9/v1", r"no judge: http://127\.0\.0\.1:9/v1 cannot be reached \(connection\)"),
+    ],
+)
+def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_path, capsys, judge, url, said):
+    found = _run(places, tmp_path, judge_url=url)
+    assert (found.status, dict(found.metrics)) == ("ok", {})
+    assert re.fullmatch(said, found.absent["gpt_eval_score"])
+    items = read_items(found)
+    assert items["prediction"].tolist() == [f"It is {number}?" for number in range(QUESTIONS)]
+    assert items["score"].isna().all()
+    assert "no judge" in capsys.readouterr().err
+    report(ReportConfig(directory=str(tmp_path)))
+    table = (tmp_path / "report/table.md").read_text()
+    assert "| row | no judge |" in table
+    assert "row on mmvet: no judge: " in table
+    judge.reply = _marks  # now there is one: what was not marked is not taken for done
+    assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
+
+
+@pytest.mark.parametrize(
+    ("reply", "said", "requests"),
+    [
+        ("very good", "no judge: 'gpt-4o-2024-11-20' answers 'very good' where a number from 0 to 1 is expected", 4),
+        ("7", "no judge: 'gpt-4o-2024-11-20' answers '7' where a number from 0 to 1 is expected", 4),
+        (401, "answers 401", 1),
+        (503, "answers 503", 3),
+    ],
+)
+def test_a_judge_that_gives_no_marks_is_told(places, tmp_path, judge, reply, said, requests):
+    judge.reply = lambda _: reply
+    assert said in _run(places, tmp_path, judge_url=judge.url).absent["gpt_eval_score"]
+    assert len(judge.asked) == requests
+
+
+def test_a_judge_in_a_warmer_mood(places, tmp_path, judge):
+    """It is asked again at a higher temperature before it is given up, as MM-Vet's own scorer does."""
+    judge.reply = lambda request: "hm" if request["temperature"] < 1 else "1.0 because"
+    assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == 100.0
+    assert [each["temperature"] for each in judge.asked[:3]] == [0.0, 0.5, 1.0]
+
+
+def test_llava_bench_compares_two_answers(places, tmp_path, judge):
+    marks = iter(("8 4", "10 6", "5 5", "9 8"))
+    judge.reply = lambda _: f"{next(marks)}\nThe first is better."
+    found = _run(places, tmp_path, "llava_in_the_wild", judge_url=judge.url)
+    assert found.metrics["gpt_eval_llava_all"].value == 71.9  # 23 of 32, as lmms-eval rounds
+    assert found.metrics["gpt_eval_llava_conv"].value == 70.6  # 12 of 17
+    assert found.metrics["gpt_eval_llava_all"].interval == "bootstrap"
+    assert found.protocol["judge"] == "gpt-4o-2024-11-20 (judge-2026)"
+
+
+def test_scorers_that_ask_by_requests(places, tmp_path, judge):
+    """HallusionBench asks about every answer, MMBench about those without a letter or an option in them."""
+    judge.reply = lambda request: "Incorrect" if "number 3." in request["messages"][0]["content"] else "Correct."
+    found = _run(places, tmp_path, "hallusion_bench_image", judge_url=judge.url)
+    assert {name: metric.value for name, metric in found.metrics.items()} == {"aAcc": 75.0, "qAcc": 50.0, "fAcc": 50.0}
+    assert (len(judge.asked), found.protocol["judge"]) == (QUESTIONS, "gpt-4 (judge-2026)")
+    judge.asked.clear()
+    judge.reply = lambda _: "D"
+    found = _run(places, tmp_path, "mmbench_en_dev", judge_url=judge.url)
+    assert found.metrics["gpt_eval_score"].value == 75.0  # of the answers A, B, and two that the judge takes for D
+    assert len(judge.asked) == 2
+    assert "no judge" in _run(places, tmp_path / "without", "mmbench_en_dev").absent["gpt_eval_score"]
