@@ -63,8 +63,8 @@ class Benchmark:
     licence: str = ""
     size: str = ""
 
-    def run(self, row: Row, config: BenchmarkConfig) -> Outcome:
-        """Evaluate a row on this benchmark."""
+    def run(self, row: Row, config: BenchmarkConfig) -> Outcome | None:
+        """Evaluate a row on this benchmark; None in a process that leaves the scoring to the first one."""
         return _load(self.evaluate)(row, config)
 
     def hash_of_data(self, config: BenchmarkConfig) -> str:

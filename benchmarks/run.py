@@ -110,8 +110,9 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
             raise  # the others may wait for this process: only their end by the launcher is sure to end that
         traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    result = _result(row, entry, config, model, key, outcome, reason, time.perf_counter() - started)
-    kept = "" if outcome is not None or earlier is None else "; the earlier result is kept"
+    seconds = time.perf_counter() - started
+    result = of_first(row.processes, lambda: _result(row, entry, config, model, key, outcome, reason, seconds))
+    kept = "; the earlier result is kept" if result.status == "failed" and earlier is not None else ""
     if row.processes.is_main and not kept:
         write_result(row.config.results, result, None if outcome is None else outcome.items)
     _say(row, f"{row.config.row} {config.name}: {_headline(result)}{kept}")

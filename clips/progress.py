@@ -6,9 +6,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
-
-from clips.artifact import say
+from typing import Any, TextIO, TypeVar
 
 _SECONDS = 30.0  # between lines
 
@@ -22,22 +20,24 @@ class Progress:
         what: what is being done, ``"making scenes"``.
         total: how much there is to do.
         unit: what is counted, for the lines of a log.
+        stream: where it is shown; by default standard error.
     """
 
-    def __init__(self, what: str, total: int, unit: str = "") -> None:
+    def __init__(self, what: str, total: int, unit: str = "", stream: TextIO | None = None) -> None:
         self.what, self.total, self.unit = what, total, unit
+        self.stream = stream or sys.stderr
         self.done = 0
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
         self._began = self._told = time.monotonic()
-        if sys.stderr.isatty():
+        if self.stream.isatty():
             from rich import progress
             from rich.console import Console
 
             columns = (progress.TextColumn("{task.description}"), progress.BarColumn(30), progress.MofNCompleteColumn())
             self._bar = progress.Progress(
-                *columns, progress.TimeRemainingColumn(), console=Console(stderr=True), transient=True
+                *columns, progress.TimeRemainingColumn(), console=Console(file=self.stream), transient=True
             )
             self._task = self._bar.add_task(self.what, total=self.total)
             self._bar.start()
@@ -56,7 +56,8 @@ class Progress:
             self._told = time.monotonic()
             left = (self.total - self.done) * (self._told - self._began) / max(1, self.done)
             unit = f" {self.unit}" if self.unit else ""
-            say(f"{self.what}: {self.done:,} of {self.total:,}{unit}, {left / 60:.0f} min left")
+            line = f"{self.what}: {self.done:,} of {self.total:,}{unit}, {left / 60:.0f} min left"
+            print(line, file=self.stream, flush=True)
 
 
 def track(items: Collection[Item], what: str) -> Iterator[Item]:

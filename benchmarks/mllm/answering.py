@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
 from benchmarks.kept import KeptAnswers
-from benchmarks.mllm.dealing import shared
+from benchmarks.mllm.dealing import share
+from benchmarks.mllm.tasks import outer_stderr
 from benchmarks.outcome import thumbnail
 from benchmarks.sharing import together
 from clips.errors import UserError
@@ -86,30 +87,43 @@ class LlavaBridge(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answer to each request, in order; those that are kept are not asked again."""
-        keys = [_key(request) for request in requests]
-        missing = [index for index, key in enumerate(keys) if key not in self.kept.known]
-        together(self.processes, lambda: self._answer_missing([requests[index] for index in missing]))
+        return self._collect(requests, [_key(request) for request in requests], self._answers)
+
+    def _collect(
+        self, requests: Sequence[Instance], keys: Sequence[str], answer: Callable[..., Iterator[dict[int, str]]]
+    ) -> list[str]:
+        """What is kept under each request's key, when all processes have answered what was missing.
+
+        Args:
+            requests: lmms-eval's.
+            keys: of the requests.
+            answer: gives place → answer of some requests with the same settings, batch by batch.
+        """
+        missing = [place for place, key in enumerate(keys) if key not in self.kept.known]
+
+        def work() -> None:
+            total = len(missing) // self.processes.count
+            with Progress("answering", total, "questions", outer_stderr()) as progress:
+                for places in _alike(requests, missing):
+                    mine = share(places, requests, self.task_dict, self.processes)
+                    size = self.batch_size * _WINDOW
+                    for start in range(0, len(mine), size):
+                        window = mine[start : start + size]
+                        for found in answer([requests[place] for place in window]):
+                            self.kept.add({keys[window[place]]: text for place, text in found.items()})
+                            progress.advance(len(found))
+
+        together(self.processes, work)
         for known, pictures in gather_objects((self.kept.known, self.pictures)) if self.processes.count > 1 else []:
             self.kept.known |= known
             self.pictures |= pictures
         return [self.kept.known[key] for key in keys]
 
-    def _answer_missing(self, requests: Sequence[Instance]) -> None:
-        """Answer this process's share of some requests, those about one picture together."""
-        with Progress("answering", len(requests) // self.processes.count, "questions") as progress:
-            for settings, members in _alike(requests):
-                mine = shared([requests[index] for index in members], self.task_dict, self.processes)
-                size = self.batch_size * _WINDOW
-                for start in range(0, len(mine), size):
-                    for answers in self._answers(mine[start : start + size], settings):
-                        self.kept.add(answers)
-                        progress.advance(len(answers))
-
-    def _answers(self, requests: Sequence[Instance], settings: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-        """Key → answer, batch by batch."""
+    def _answers(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
         from llava_bridge import answer_batches
 
-        seen: dict[str, Image] = {}
+        settings = requests[0].args[1]
+        seen: dict[str, Image] = {}  # the same object for the same picture, which is then looked at once
         batches = answer_batches(
             self._model,
             self.processor,
@@ -119,7 +133,7 @@ class LlavaBridge(lmms):
             **_generation(settings),
         )
         for batch in batches:
-            yield {_key(requests[place]): _until(text, settings.get("until")) for place, text in batch.items()}
+            yield {place: _until(text, settings.get("until")) for place, text in batch.items()}
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """(loss, whether greedy decoding says it) of each request's answer, in order.
@@ -127,25 +141,29 @@ class LlavaBridge(lmms):
         What lmms-eval calls a likelihood of its multi-modal models is the mean loss over the tokens of the answer and
         its end, of which ``multiple_choice`` takes the smallest (``ConfigurableTask.process_results``).
         """
+        if unlike := next((each for each in requests if len(each.args) != 6), None):  # of acc_mutual_info
+            raise UserError(f"{unlike.task_name}: asks for likelihoods without a question, which is not offered")
+        keys = [_key(request, self._continuation(request)) for request in requests]
+        found = [json.loads(text) for text in self._collect(requests, keys, self._likelihoods)]
+        # its evaluator makes text of any other pair (``unwrap_generation_output``), which its scorers cannot take
+        return [GenerationResult((loss, greedy)) for loss, greedy in found]
+
+    def _likelihoods(self, requests: Sequence[Instance]) -> Iterator[dict[int, str]]:
         from llava_bridge import likelihoods
 
-        found: list[GenerationResult] = []
-        size = self.batch_size * _WINDOW
-        for start in range(0, len(requests), size):
-            window = requests[start : start + size]
-            if unlike := next((each for each in window if len(each.args) != 6), None):  # of acc_mutual_info
-                raise UserError(f"{unlike.task_name}: asks for likelihoods without a question, which is not offered")
+        for start in range(0, len(requests), self.batch_size):
+            batch = requests[start : start + self.batch_size]
             scored = likelihoods(
                 self._model,
                 self.processor,
-                [self._visuals(each) for each in window],
-                [each.args[0] for each in window],
-                [self._continuation(each) for each in window],
+                [self._visuals(each) for each in batch],
+                [each.args[0] for each in batch],
+                [self._continuation(each) for each in batch],
                 self.batch_size,
             )
-            # its evaluator makes text of any other pair (``unwrap_generation_output``), which its scorers cannot take
-            found += [GenerationResult((-each.total / each.tokens, each.greedy)) for each in scored]
-        return found
+            yield {
+                start + place: json.dumps([-each.total / each.tokens, each.greedy]) for place, each in enumerate(scored)
+            }
 
     def _continuation(self, request: Instance) -> str:
         """The answer whose likelihood is asked for, or what the task makes of the question."""
@@ -192,19 +210,21 @@ def load_for_evaluation(directory: str, device: str, precision: str) -> tuple[An
     return model, processor
 
 
-def _alike(requests: Sequence[Instance]) -> Iterator[tuple[Mapping[str, Any], list[int]]]:
-    """Indices of the requests that share generation settings."""
-    groups: dict[str, tuple[Mapping[str, Any], list[int]]] = {}
-    for index, request in enumerate(requests):
-        settings = request.args[1]
-        groups.setdefault(repr(sorted(settings.items(), key=str)), (settings, []))[1].append(index)
-    yield from groups.values()
+def _alike(requests: Sequence[Instance], places: Sequence[int]) -> list[list[int]]:
+    """The places in groups that share generation settings; requests for likelihoods have none."""
+    groups: dict[str, list[int]] = {}
+    for place in places:
+        settings = requests[place].args[1]
+        key = repr(sorted(settings.items(), key=str)) if isinstance(settings, Mapping) else ""
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
 
 
-def _key(request: Instance) -> str:
+def _key(request: Instance, continuation: str | None = None) -> str:
     """What a request asks, but for the data and the model: those are known before."""
     prompt, settings, _, number, task, split = request.args
-    asked = [task, split, number, request.idx, prompt, sorted(map(repr, settings.items()))]
+    asked = [task, split, number, request.idx, prompt, continuation]
+    asked += sorted(map(repr, settings.items())) if continuation is None else []
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:32]
 
 

@@ -13,25 +13,28 @@ from clips.parallel.processes import Processes
 _NAMES = ("imageId", "image_id", "img_id", "image_name", "image_path", "image_source")
 
 
-def shared(requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: Processes) -> list[Instance]:
-    """This process's part of the requests.
+def share(
+    places: Sequence[int], requests: Sequence[Instance], task_dict: Mapping[str, Any], processes: Processes
+) -> list[int]:
+    """This process's part of some places in the requests.
 
     Which of them are about one picture is guessed from the data as they are stored, since opening every picture twice
     would take longer than it saves. A wrong guess costs time and changes no answer.
 
     Args:
+        places: of the requests to share.
         requests: lmms-eval's, with (prompt, settings, visuals, number, task, split) as arguments.
         task_dict: task → split → data set.
         processes: who shares them.
     """
     guesses: dict[tuple[str, str], Callable[[int], str]] = {}
-    groups: dict[tuple[str, str], list[Instance]] = {}
-    for request in requests:
-        _, _, _, number, task, split = request.args
+    groups: dict[tuple[str, str], list[int]] = {}
+    for place in places:
+        number, task, split = requests[place].args[-3:]
         guess = guesses.get((task, split)) or guesses.setdefault((task, split), _guess(task_dict[task][split]))
-        groups.setdefault((task, guess(number)), []).append(request)
+        groups.setdefault((task, guess(number)), []).append(place)
     loads = [0] * processes.count
-    mine: list[Instance] = []
+    mine: list[int] = []
     for group in groups.values():
         least = loads.index(min(loads))
         loads[least] += len(group)

@@ -29,12 +29,18 @@ if TYPE_CHECKING:
     from benchmarks.models import Row
 
 
-def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
-    """Answers, metrics and items of a row's LLaVA, or of its model of lmms-eval's, on one task."""
+def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
+    """Answers, metrics and items of a row's LLaVA, or of its model of lmms-eval's, on one task.
+
+    Of several processes all answer and the first scores; the others give None.
+    """
     go_offline()
     if row.config.lmms is not None:
+        if row.processes.count > 1:
+            raise UserError("lmms: one of lmms-eval's models runs in one process here; its arguments may spread it")
         return outcome_of(row.lmms, config, row.config.results, described(row.lmms, row.config.lmms.model))
     from benchmarks.mllm.answering import LlavaBridge
+    from benchmarks.mllm.scoring import only_answer
 
     model = LlavaBridge(
         loaded=row.llava,
@@ -44,6 +50,10 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         processes=row.processes,
     )
     about = {"precision": str(row.llava[0].dtype).removeprefix("torch.")} | input_of(model.processor)
+    if not row.processes.is_main:
+        entry, task = find(config.entry), _task(model, config)
+        only_answer(model, task, entry, _generation_settings(task, entry, config), limit=config.limit)
+        return None
     return outcome_of(model, config, row.config.results, about)
 
 
@@ -59,8 +69,7 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
     """
     from benchmarks.mllm.scoring import score
 
-    entry = find(config.entry)
-    task = load_task(entry.task, entry.folder, data_root(config.data), simple=model.is_simple)
+    entry, task = find(config.entry), _task(model, config)
     if only:
         keep_questions(task, only)
     settings = _generation_settings(task, entry, config)
@@ -82,6 +91,11 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
         protocol=_protocol(task, entry, config, settings, len(samples)) | _judged(entry, judge) | about,
         items=items,
     )
+
+
+def _task(model: Any, config: BenchmarkConfig) -> Any:
+    entry = find(config.entry)
+    return load_task(entry.task, entry.folder, data_root(config.data), simple=model.is_simple)
 
 
 def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from lmms_eval.api.model import lmms
 
@@ -17,6 +19,9 @@ from benchmarks.mllm.judge import NO_JUDGE, Judge, NoJudge, judging
 from benchmarks.mllm.tasks import manager, quiet, reason
 from benchmarks.registry import Benchmark
 from clips.errors import UserError
+
+_ALONE = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+"""What lmms-eval is to see of several processes: the questions are shared here, by picture (``mllm.dealing``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ def score(
     except NoJudge as why:
         no_judge = f"{NO_JUDGE}: {why}"
         answers = {instance.doc_id: instance.resps[0] for instance in task.instances}
-        task.process_results = lambda doc, results, full_docs=None: {}
+        task.process_results = _unscored
         results, captions = _lmms_eval(Recorded(answers), task, entry, settings, judge, limit)
     first: dict[int, Mapping[str, Any]] = {}
     for sample in results["samples"][entry.task]:  # a task may read every answer in several ways: the first counts
@@ -95,8 +100,19 @@ def score(
     return Scored(samples=samples, values=values, captions=captions, no_judge=no_judge)
 
 
+def only_answer(model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], *, limit: int | None) -> None:
+    """Ask and leave the scoring to another process; as :func:`score`."""
+    _name_failures(task)
+    task.process_results = _unscored
+    _lmms_eval(model, task, entry, settings, None, limit)
+
+
+def _unscored(doc: Mapping[str, Any], results: Any, full_docs: Any = None) -> dict[str, Any]:
+    return {}
+
+
 def _lmms_eval(
-    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], judge: Judge, limit: int | None
+    model: Any, task: Any, entry: Benchmark, settings: Mapping[str, Any], judge: Judge | None, limit: int | None
 ) -> tuple[dict[str, Any], PictureScores]:
     """lmms-eval's own evaluation of one task, and what each picture adds to the caption metrics."""
     from lmms_eval.evaluator import simple_evaluate
@@ -106,7 +122,8 @@ def _lmms_eval(
         _readable(task),
         contextlib.chdir(folder),  # some scorers leave files where they stand
         quiet(),
-        judging(judge),
+        judging(judge) if judge else contextlib.nullcontext(),
+        mock.patch.dict(os.environ, _ALONE),
         caption_scorers() as scores,
     ):
         results = simple_evaluate(

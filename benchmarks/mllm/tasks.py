@@ -8,10 +8,11 @@ import importlib.util
 import io
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 import yaml
@@ -82,8 +83,20 @@ _kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Swallow what libraries print (scorers and progress bars do)."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    _heard.append(sys.stderr)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        _heard.pop()
+
+
+def outer_stderr() -> TextIO:
+    """Standard error as it is outside of ``quiet``, for what a person is to see."""
+    return _heard[0] if _heard else sys.stderr
+
+
+_heard: list[TextIO] = []
 
 
 @functools.cache
