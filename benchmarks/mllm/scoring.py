@@ -20,8 +20,7 @@ from benchmarks.mllm.tasks import manager, quiet, reason
 from benchmarks.registry import Benchmark
 from clips.errors import UserError
 
-_ALONE = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
-"""What lmms-eval is to see of several processes: the questions are shared here, by picture (``mllm.dealing``)."""
+_LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ def _lmms_eval(
         contextlib.chdir(folder),  # some scorers leave files where they stand
         quiet(),
         judging(judge) if judge else contextlib.nullcontext(),
-        mock.patch.dict(os.environ, _ALONE),
+        _seemingly_alone(),
         caption_scorers() as scores,
     ):
         results = simple_evaluate(
@@ -138,6 +137,15 @@ def _lmms_eval(
             cli_args=argparse.Namespace(output_path=folder, process_with_media=False),
         )
     return results, scores
+
+
+@contextlib.contextmanager
+def _seemingly_alone() -> Iterator[None]:
+    """Let lmms-eval see one process: questions are shared by picture here (``mllm.dealing``), not one by one."""
+    with mock.patch.dict(os.environ):
+        for name in _LAUNCHED:
+            os.environ.pop(name, None)
+        yield
 
 
 @contextlib.contextmanager
