@@ -64,7 +64,7 @@ class Difference:
         return self.p_value < LEVEL
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson's score interval); (0, 1) where n is 0."""
     if n == 0:
         return 0.0, 1.0
@@ -176,7 +176,7 @@ def paired_difference(
     The p-value is a randomisation test's: were the rows alike, it would not matter which of them gave a cluster's
     answers, so both are exchanged in each cluster by a coin's toss, again and again. It is exact however few items
     differ, where a bootstrap's p-value is too small by a factor of ten and more (eight answers that differ, all to
-    one side, have 2/2⁸). The interval is the paired bootstrap's, and reaches zero where the test shows no difference.
+    one side, have 2/2⁸). The interval is that of a paired bootstrap, and reaches zero where the test shows nothing.
 
     Args:
         formula: a name in ``FORMULAS``.

@@ -20,7 +20,7 @@ class ReportConfig:
         output: where the report goes; where not given ``report`` inside the directory, ``report-against-ROW`` with a
             baseline, so that the study's own stays.
         baseline: the row that the others are compared with; as the study says where not given.
-        formats: which of html, csv, seeds, settings, markdown, latex to write; all where empty.
+        formats: which of html, csv, json, seeds, settings, markdown, latex to write; all where empty.
     """
 
     directory: str

@@ -5,6 +5,8 @@ Names and reasons come from files that others wrote: every format escapes them.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +14,7 @@ from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
 from benchmarks.report.remarks import LATEX, MARKDOWN
 from benchmarks.report.settings import setting_panels
-from benchmarks.report.table import Cell
+from benchmarks.report.table import Cell, Delta
 from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap
 
 
@@ -49,8 +51,50 @@ def _csv_fields(cell: Cell) -> dict[str, object]:
         f"{name} delta low": delta.low if delta else None,
         f"{name} delta high": delta.high if delta else None,
         f"{name} delta p": delta.p_value if delta else None,
+        f"{name} delta smallest shown": _finite(delta.smallest) if delta else None,
         f"{name} mark": cell.mark or None,
         f"{name} remark": _safe_cell(remark) or None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def render_json(report: Report) -> str:
+    """The main table for programs: each cell with its interval, protocol group, mark, and difference to the baseline."""
+    cells = [
+        {
+            "row": row.name,
+            "benchmark": column.benchmark,
+            "metric": column.metric,
+            "label": column.label,
+            **_mean_fields(cell),
+            "items": cell.n or None,
+            "protocol_group": cell.group,
+            "unlike": list(cell.unlike),
+            "mark": cell.mark or None,
+            "gap": f"{cell.gap.kind}: {cell.gap.reason}" if cell.gap else None,
+            "delta": _json_delta(cell.delta),
+        }
+        for row in report.table.rows
+        for column in report.table.columns
+        for cell in [report.table.cell(row, column)]
+    ]
+    content = {"title": report.source.title, "answer": report.answer, "tests": report.table.comparisons, "cells": cells}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _json_delta(delta: Delta | None) -> dict[str, object] | None:
+    if delta is None:
+        return None
+    return {
+        "baseline": delta.baseline,
+        "value": delta.value,
+        "low": delta.low,
+        "high": delta.high,
+        "p_corrected": delta.p_value,
+        "smallest_shown": _finite(delta.smallest),
     }
 
 
@@ -211,6 +255,7 @@ def _latex(text: str) -> str:
 FORMATS: dict[str, Format] = {
     "html": Format(file="index.html", render=render_page),
     "csv": Format(file="table.csv", render=render_csv),
+    "json": Format(file="table.json", render=render_json),
     "seeds": Format(file="seeds.csv", render=render_seeds),
     "settings": Format(file="settings.csv", render=render_settings),
     "markdown": Format(file="table.md", render=render_markdown),
