@@ -32,6 +32,16 @@ COMMANDS = {
         target="benchmarks.report.command:report",
         positional=("directory",),
     ),
+    "diff": Command(
+        help="in words, what differs between two results",
+        target="benchmarks.trust.diff:diff",
+        positional=("first", "second"),
+    ),
+    "compare": Command(
+        help="two rows beside each other, with intervals and tests",
+        target="benchmarks.trust.compare:compare",
+        positional=("first", "second"),
+    ),
 }
 
 

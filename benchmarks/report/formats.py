@@ -62,7 +62,7 @@ def _finite(value: float) -> float | None:
 
 
 def render_json(report: Report) -> str:
-    """The main table for programs: each cell with its interval, protocol group, mark, and difference to the baseline."""
+    """The main table for programs: each cell with its interval, protocol group, mark and difference to a baseline."""
     cells = [
         {
             "row": row.name,
