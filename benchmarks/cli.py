@@ -42,6 +42,10 @@ COMMANDS = {
         target="benchmarks.trust.compare:compare",
         positional=("first", "second"),
     ),
+    "overlap": Command(
+        help="which pictures of a benchmark are in the training data",
+        target="benchmarks.trust.overlap:overlap",
+    ),
 }
 
 
