@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
+from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import LATEX, MARKDOWN
 from benchmarks.report.settings import setting_panels
 from benchmarks.report.table import Cell, Delta
@@ -55,6 +56,25 @@ def _csv_fields(cell: Cell) -> dict[str, object]:
         f"{name} mark": cell.mark or None,
         f"{name} remark": _safe_cell(remark) or None,
     }
+
+
+def render_published(report: Report) -> str:
+    """One line a published row, values as printed, and differences to the baseline if it is one of them."""
+    table = report.published
+    if table is None:
+        return ""
+    lines: list[dict[str, object]] = [
+        {
+            "row": _safe_cell(row.name),
+            "set": row.set,
+            "about": row.about,
+            "source": row.source,
+            **{column: row.values.get(column) for column in table.columns},
+            **({f"{column} delta": table.delta(row, column) for column in table.columns} if table.baseline else {}),
+        }
+        for row in table.rows
+    ]
+    return _csv(lines)
 
 
 def _finite(value: float) -> float | None:
@@ -168,8 +188,19 @@ def render_markdown(report: Report) -> str:
         lines.append(_pipes([_markdown(row.name), *cells]))
     remarks = [f"- {_markdown(remark)}" for remark in report.below(MARKDOWN)]
     title, question, answer = (_markdown(text) for text in (report.source.title, report.source.question, report.answer))
-    parts = [f"# {title}", question, f"**{answer}**", "\n".join(lines), "\n".join(remarks)]
+    parts = [f"# {title}", question, f"**{answer}**", "\n".join(lines), "\n".join(remarks), _markdown_published(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_published(report: Report) -> str:
+    """The published rows as a table of their own, with their sources; empty without any."""
+    table = report.published
+    if table is None:
+        return ""
+    lines = [_pipes(["", *map(_markdown, table.heads())]), _pipes(["---", *(["---:"] * len(table.columns))])]
+    lines += [_pipes([_markdown(table.name(row)), *map(_markdown, table.texts(row))]) for row in table.rows]
+    sources = [f"- {_markdown(source)}" for source in table.sources()]
+    return "\n\n".join(["## Published numbers", REMARK, "\n".join(lines), "\n".join(sources)])
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -204,7 +235,26 @@ def render_latex(report: Report) -> str:
         cells = [_latex_cell(table.cell(row, column)) for column in table.columns]
         lines.append(" & ".join([_latex(row.name), *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, *("% " + " ".join(remark.split()) for remark in report.below(LATEX))]) + "\n"
+    lines += [*("% " + " ".join(remark.split()) for remark in report.below(LATEX)), *_latex_published(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_published(report: Report) -> list[str]:
+    """The published rows as a tabular of their own."""
+    table = report.published
+    if table is None:
+        return []
+    return [
+        f"% {REMARK}",
+        *(f"% {source}" for source in table.sources()),
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join(["", *map(_latex, table.heads())]) + r" \\",
+        r"\midrule",
+        *(" & ".join([_latex(table.name(row)), *map(_latex, table.texts(row))]) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -255,6 +305,7 @@ def _latex(text: str) -> str:
 FORMATS: dict[str, Format] = {
     "html": Format(file="index.html", render=render_page),
     "csv": Format(file="table.csv", render=render_csv),
+    "published": Format(file="published.csv", render=render_published),
     "json": Format(file="table.json", render=render_json),
     "seeds": Format(file="seeds.csv", render=render_seeds),
     "settings": Format(file="settings.csv", render=render_settings),

@@ -17,6 +17,7 @@ from benchmarks.report import wording
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS
 from benchmarks.report.examples import galleries
+from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.reproduce import reproduction
 from benchmarks.report.settings import setting_panels
@@ -48,6 +49,11 @@ class Section:
 
 SECTIONS: tuple[Section, ...] = (
     Section(id="table", title="Results", build=lambda report: report.table),
+    Section(
+        id="published",
+        title="Published numbers",
+        build=lambda report: report.published and {"table": report.published, "remark": REMARK},
+    ),
     Section(id="settings", title="Scores against settings", build=lambda report: setting_panels(report)),
     Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),

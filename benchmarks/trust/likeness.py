@@ -6,10 +6,10 @@ waves instead of 8 × 8. (The library imagehash has it too, but needs a package 
 
 Measured on photos of Flickr8k's train and val splits, one in seven of 7,000. Saved again as JPEG of quality 40, halved
 or squashed, a picture differs from itself in at most 12 bits; brightened in 22; with 2 % of width and height cut off in
-34; with 5 % cut off in 60 or fewer in 99 of 100 pictures, or in 68 of 100 where all is cut off on one side. With 10 % cut
-off most are missed, mirrored ones too. Of the 24.5 million pairs of unlike photos none differs in fewer than 70 bits, 31
-in at most 84 (and one photo is there twice): 60 leaves room for a hundred times as many pairs. Where training pictures
-come in tens of millions, 48 is the safer limit, which finds 85 of 100 with 5 % cut off.
+34; with 5 % cut off in 60 or fewer in 99 of 100 pictures, or in 68 of 100 where all is cut off on one side. With 10 %
+cut off most are missed, mirrored ones too. Of the 24.5 million pairs of unlike photos none differs in fewer than 70
+bits, 31 in at most 84 (and one photo is there twice). Where training pictures come in tens of millions, 48 is the safer
+limit; it finds 85 of 100 with 5 % cut off.
 """
 
 from __future__ import annotations
