@@ -42,6 +42,7 @@ COMMANDS = {
         target="benchmarks.trust.compare:compare",
         positional=("first", "second"),
     ),
+    "verify": Command(help="check the harness against what is known", target="benchmarks.trust.verify:verify"),
     "overlap": Command(
         help="which pictures of a benchmark are in the training data",
         target="benchmarks.trust.overlap:overlap",
