@@ -124,13 +124,19 @@ def test_all_lines_are_corrected_together(tmp_path):
     assert max(line.p_value / line.difference.p_value for line in many.values()) == pytest.approx(len(many))
 
 
-def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path):
+def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path, capsys):
     put_results(tmp_path)
     put_result(tmp_path, "other", "gqa", items_table(0.6, benchmark="gqa"), protocol={"prompt": "Say it."})
     put_result(tmp_path, "other", "pope", items_table(0.6, benchmark="pope", count=60), protocol={"items": 120})
     lines = lines_of(tmp_path, "clip", "other")
-    assert lines["gqa", "exact_match"].verdict == 'not comparable: prompt: not stated against "Say it."'
+    assert lines["gqa", "exact_match"].verdict == "not comparable"
     assert lines["gqa", "exact_match"].difference is None
+    compare(
+        CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "other"), output=str(tmp_path / "x.json"))
+    )
+    assert 'gqa was measured otherwise: prompt: not stated against "Say it.".' in capsys.readouterr().out
+    written = {line["benchmark"]: line for line in json.loads((tmp_path / "x.json").read_text())}
+    assert (written["gqa"]["unlike"], written["gqa"]["difference"]) == ('prompt: not stated against "Say it."', None)
     assert lines["pope", "accuracy"].verdict.startswith("no test: the rows do not share their items")
 
 

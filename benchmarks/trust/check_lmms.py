@@ -68,4 +68,4 @@ def _compare(task: str, folder: Path, direct: dict[str, Any]) -> str:
         raise CheckFailedError(f"{task}: no score in common")
     for name in shared:
         expect(result.metrics[name].value, float(scores[name]), f"{task} {name}")
-    return f"{task}: {len(ours)} answers and {len(shared)} scores equal"
+    return f"{task}: {len(ours)} answers equal, and so {', '.join(shared)}"

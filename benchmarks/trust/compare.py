@@ -73,7 +73,7 @@ class Line:
     def verdict(self) -> str:
         """What can be told."""
         if self.unlike:
-            return f"not comparable: {'; '.join(self.unlike)}"
+            return "not comparable"
         if self.difference is None:
             return "no test: the rows do not share their items, or the metric cannot be computed from them"
         if self.p_value >= LEVEL:
@@ -171,6 +171,9 @@ def print_lines(lines: Sequence[Line]) -> None:
             if line.rows == rows:
                 table.add_row(*(Text(visible(text)) for text in _cells(line)))
         console.print(table)
+        unlike = {line.benchmark: "; ".join(line.unlike) for line in lines if line.rows == rows and line.unlike}
+        for benchmark, reason in unlike.items():
+            console.print(Text(visible(f"{benchmark} was measured otherwise: {reason}.")))
     tests = sum(line.difference is not None for line in lines)
     if tests:
         console.print(
@@ -187,7 +190,7 @@ def _cells(line: Line) -> list[str]:
     column = column_of(line.benchmark, line.name, max(line.first, line.second, key=lambda metric: abs(metric.value)))
     places, scale = decimals(column), column.scale
     values = [number(metric.value * scale, places) for metric in (line.first, line.second)]
-    gain = number((line.first.value - line.second.value) * scale, places, sign=True)
+    gain = "" if line.unlike else number((line.first.value - line.second.value) * scale, places, sign=True)
     found = line.difference
     if found is None:
         return [column_head(column), *values, gain, "", "", "", line.verdict]
@@ -206,13 +209,13 @@ def as_fields(line: Line) -> dict[str, Any]:
         "metric": line.name,
         "value_a": line.first.value * scale,
         "value_b": line.second.value * scale,
-        "difference": (line.first.value - line.second.value) * scale,
+        "difference": None if line.unlike else (line.first.value - line.second.value) * scale,
         "low": found.low * scale if found else None,
         "high": found.high * scale if found else None,
         "p_corrected": line.p_value if found else None,
         "smallest_shown": found.smallest * scale if found and math.isfinite(found.smallest) else None,
         "items": line.first.n,
-        "comparable": not line.unlike,
+        "unlike": "; ".join(line.unlike) or None,
         "verdict": line.verdict,
     }
 
