@@ -11,6 +11,8 @@ import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 
 from benchmarks.catalogue import BENCHMARKS
+from benchmarks.report.command import ReportConfig
+from benchmarks.report.command import report as write_report
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.table import Cell, Column
@@ -130,7 +132,7 @@ def test_what_could_have_been_shown_stands_beside_what_was(tmp_path):
     report = build_report(tmp_path, baseline="clip")
     delta = cell(report, "clips").delta
     assert 0 < delta.smallest < abs(delta.value)  # it was shown
-    cells = json.loads(FORMATS["json"].render(report))["cells"]
+    cells = [json.loads(line) for line in FORMATS["json"].render(report).splitlines()]
     found = next(each for each in cells if (each["row"], each["benchmark"]) == ("clips", "gqa"))
     assert found["delta"]["smallest_shown"] == pytest.approx(delta.smallest)
     assert found["delta"]["baseline"] == "clip"
@@ -147,7 +149,14 @@ def test_rows_that_agree_in_every_item_say_nothing_of_what_could_have_been_shown
         put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa"))
     report = build_report(tmp_path, baseline="one")
     assert not any(remark.startswith("The smallest difference") for remark in report.remarks)
-    assert json.loads(FORMATS["json"].render(report))["cells"][1]["delta"]["smallest_shown"] is None
+    assert json.loads(FORMATS["json"].render(report).splitlines()[1])["delta"]["smallest_shown"] is None
+
+
+def test_a_report_below_its_results_is_no_result(tmp_path):
+    put_results(tmp_path)
+    for _ in range(2):
+        write_report(ReportConfig(directory=str(tmp_path), formats=("json", "csv")))
+    assert (tmp_path / "report/table.jsonl").is_file()
 
 
 def test_what_needs_no_skill_is_said_once_below_the_table(tmp_path):

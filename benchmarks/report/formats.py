@@ -82,7 +82,10 @@ def _finite(value: float) -> float | None:
 
 
 def render_json(report: Report) -> str:
-    """The main table for programs: each cell with its interval, protocol group, mark and difference to a baseline."""
+    """The main table for programs: a line a cell with interval, protocol group, mark and difference to the baseline.
+
+    JSON lines, since a .json in a directory below results would be taken for a result.
+    """
     cells = [
         {
             "row": row.name,
@@ -101,8 +104,7 @@ def render_json(report: Report) -> str:
         for column in report.table.columns
         for cell in [report.table.cell(row, column)]
     ]
-    content = {"title": report.source.title, "answer": report.answer, "tests": report.table.comparisons, "cells": cells}
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return "".join(json.dumps(cell, ensure_ascii=False, allow_nan=False) + "\n" for cell in cells)
 
 
 def _json_delta(delta: Delta | None) -> dict[str, object] | None:
@@ -306,7 +308,7 @@ FORMATS: dict[str, Format] = {
     "html": Format(file="index.html", render=render_page),
     "csv": Format(file="table.csv", render=render_csv),
     "published": Format(file="published.csv", render=render_published),
-    "json": Format(file="table.json", render=render_json),
+    "json": Format(file="table.jsonl", render=render_json),
     "seeds": Format(file="seeds.csv", render=render_seeds),
     "settings": Format(file="settings.csv", render=render_settings),
     "markdown": Format(file="table.md", render=render_markdown),
