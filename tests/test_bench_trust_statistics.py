@@ -81,6 +81,22 @@ def test_rows_are_exchanged_picture_by_picture():
     assert paired_difference("mean", {"x": first}, {"x": second}, ("x",), np.arange(40)).p_value < 0.001
 
 
+def test_means_are_exchanged_by_their_sums_with_the_same_result(monkeypatch):
+    generator = np.random.default_rng(3)
+    first, second = ({name: generator.normal(size=90) for name in "xy"} for _ in range(2))
+    for columns in (first, second):
+        columns["y"][::4] = np.nan
+        columns["x"] += 0.3 * (columns is first)
+    quick = paired_difference("mean", first, second, ("x", "y"), np.arange(90) // 3)
+    monkeypatch.setattr("benchmarks.statistics._gains", lambda *_: None)
+    slow = paired_difference("mean", first, second, ("x", "y"), np.arange(90) // 3)
+    assert 0.001 < slow.p_value < 0.5
+    assert quick == slow
+    monkeypatch.undo()
+    second["y"][1] = np.nan  # means over other items: the slow way
+    assert 0 < paired_difference("mean", first, second, ("x", "y"), np.arange(90) // 3).p_value < 0.5
+
+
 @pytest.mark.parametrize("formula", ["f1", "sum_of_group_means", "bleu"])
 def test_any_formula_is_tested_by_exchange(formula):
     generator = np.random.default_rng(0)
