@@ -48,6 +48,21 @@ COMMANDS = {
         target="benchmarks.report.command:report",
         positional=("directory",),
     ),
+    "diff": Command(
+        help="in words, what differs between two results",
+        target="benchmarks.trust.diff:diff",
+        positional=("first", "second"),
+    ),
+    "compare": Command(
+        help="two rows beside each other, with intervals and tests",
+        target="benchmarks.trust.compare:compare",
+        positional=("first", "second"),
+    ),
+    "verify": Command(help="check the harness against what is known", target="benchmarks.trust.verify:verify"),
+    "overlap": Command(
+        help="which pictures of a benchmark are in the training data",
+        target="benchmarks.trust.overlap:overlap",
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,10 @@ def differences(first: Protocol, second: Protocol) -> list[str]:
 
 
 _MISSING: Any = object()
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        value = f"{value[:12]}…"
     return "not stated" if value is _MISSING else json.dumps(value, ensure_ascii=False)

@@ -120,6 +120,9 @@ def test_differences_in_words():
         'precision: not stated against "float32"',
     ]
     assert differences(first, first) == []
+    assert differences({"data_hash": "a" * 64}, {"data_hash": "b" * 64}) == [
+        f'data hash: "{"a" * 12}…" against "{"b" * 12}…"'
+    ]
 
 
 @pytest.mark.parametrize(

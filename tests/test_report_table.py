@@ -11,6 +11,8 @@ import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
 
 from benchmarks.catalogue import BENCHMARKS
+from benchmarks.report.command import ReportConfig
+from benchmarks.report.command import report as write_report
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.table import Cell, Column
@@ -123,6 +125,38 @@ def test_a_best_mark_and_the_difference_to_the_baseline_never_contradict_each_ot
     cells = [cell for cell in report.table.cells.values() if cell.row == "better"]
     assert {cell.mark for cell in cells} == {"best", ""}
     assert all((cell.mark == "best") == cell.delta.significant for cell in cells)
+
+
+def test_what_could_have_been_shown_stands_beside_what_was(tmp_path):
+    put_results(tmp_path)
+    report = build_report(tmp_path, baseline="clip")
+    delta = cell(report, "clips").delta
+    assert 0 < delta.smallest < abs(delta.value)  # it was shown
+    cells = [json.loads(line) for line in FORMATS["json"].render(report).splitlines()]
+    found = next(each for each in cells if (each["row"], each["benchmark"]) == ("clips", "gqa"))
+    assert found["delta"]["smallest_shown"] == pytest.approx(delta.smallest)
+    assert found["delta"]["baseline"] == "clip"
+    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"].render(report))))
+    written = next(row for row in rows if row["row"] == "clips")["gqa/exact_match delta smallest shown"]
+    assert float(written) == pytest.approx(delta.smallest)
+    larger = max(delta.smallest, cell(report, "untrained").delta.smallest)
+    said = next(remark for remark in report.remarks if remark.startswith("The smallest difference"))
+    assert f"{number(larger, 1)} on gqa exact match" in said
+
+
+def test_rows_that_agree_in_every_item_say_nothing_of_what_could_have_been_shown(tmp_path):
+    for row in ("one", "two"):
+        put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa"))
+    report = build_report(tmp_path, baseline="one")
+    assert not any(remark.startswith("The smallest difference") for remark in report.remarks)
+    assert json.loads(FORMATS["json"].render(report).splitlines()[1])["delta"]["smallest_shown"] is None
+
+
+def test_a_report_below_its_results_is_no_result(tmp_path):
+    put_results(tmp_path)
+    for _ in range(2):
+        write_report(ReportConfig(directory=str(tmp_path), formats=("json", "csv")))
+    assert (tmp_path / "report/table.jsonl").is_file()
 
 
 def test_what_needs_no_skill_is_said_once_below_the_table(tmp_path):

@@ -20,12 +20,16 @@ class ReportConfig:
         output: where the report goes; where not given ``report`` inside the directory, ``report-against-ROW`` with a
             baseline, so that the study's own stays.
         baseline: the row that the others are compared with; as the study says where not given.
-        formats: which of html, csv, seeds, settings, markdown, latex to write; all where empty.
+        published: rows that others have printed, shown apart: SET or SET:ROW, ``clips`` or ``openclip:ViT-B-32/openai``
+            (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). Where ``baseline`` names one of them,
+            the others' differences to it are shown.
+        formats: which of html, csv, json, published, seeds, settings, markdown, latex to write; all where empty.
     """
 
     directory: str
     output: str | None = None
     baseline: str | None = None
+    published: tuple[str, ...] | str = ()
     formats: tuple[str, ...] = ()
 
 
@@ -44,7 +48,7 @@ def report(config: ReportConfig) -> None:
     for name in config.formats:
         if name not in FORMATS:
             raise suggest(name, FORMATS, "format")
-    built = build_report(config.directory, baseline=config.baseline)
+    built = build_report(config.directory, baseline=config.baseline, published=_names(config.published))
     output = writable_directory(config.output or Path(config.directory) / _folder(config.baseline))
     texts = {output / FORMATS[name].file: FORMATS[name].render(built) for name in config.formats or FORMATS}
     written = [path for path, text in texts.items() if text]
@@ -52,6 +56,11 @@ def report(config: ReportConfig) -> None:
         write_file(path, texts[path])
     print_table(built, Console(highlight=False))
     say(f"report: {', '.join(map(str, written if config.formats else written[:1]))}")
+
+
+def _names(published: tuple[str, ...] | str) -> tuple[str, ...]:
+    """A list, or names with commas between."""
+    return tuple(name.strip() for name in published.split(",")) if isinstance(published, str) else published
 
 
 def _folder(baseline: str | None) -> str:

@@ -72,6 +72,7 @@ class Tests:
             low=difference.low * scale,
             high=difference.high * scale,
             p_value=self._p_values[pair],
+            smallest=difference.smallest * scale,
         )
 
 

@@ -5,14 +5,17 @@ Names and reasons come from files that others wrote: every format escapes them.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
+from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import LATEX, MARKDOWN
 from benchmarks.report.settings import setting_panels
-from benchmarks.report.table import Cell
+from benchmarks.report.table import Cell, Delta
 from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap
 
 
@@ -49,8 +52,71 @@ def _csv_fields(cell: Cell) -> dict[str, object]:
         f"{name} delta low": delta.low if delta else None,
         f"{name} delta high": delta.high if delta else None,
         f"{name} delta p": delta.p_value if delta else None,
+        f"{name} delta smallest shown": _finite(delta.smallest) if delta else None,
         f"{name} mark": cell.mark or None,
         f"{name} remark": _safe_cell(remark) or None,
+    }
+
+
+def render_published(report: Report) -> str:
+    """One line a published row, values as printed, and differences to the baseline if it is one of them."""
+    table = report.published
+    if table is None:
+        return ""
+    lines: list[dict[str, object]] = [
+        {
+            "row": _safe_cell(row.name),
+            "set": row.set,
+            "about": row.about,
+            "source": row.source,
+            **{column: row.values.get(column) for column in table.columns},
+            **({f"{column} delta": table.delta(row, column) for column in table.columns} if table.baseline else {}),
+        }
+        for row in table.rows
+    ]
+    return _csv(lines)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def render_json(report: Report) -> str:
+    """The main table for programs: a line a cell with interval, protocol group, mark and difference to the baseline.
+
+    JSON lines, since a .json in a directory below results would be taken for a result.
+    """
+    cells = [
+        {
+            "row": row.name,
+            "benchmark": column.benchmark,
+            "metric": column.metric,
+            "label": column.label,
+            **_mean_fields(cell),
+            "items": cell.n or None,
+            "protocol_group": cell.group,
+            "unlike": list(cell.unlike),
+            "mark": cell.mark or None,
+            "gap": f"{cell.gap.kind}: {cell.gap.reason}" if cell.gap else None,
+            "delta": _json_delta(cell.delta),
+        }
+        for row in report.table.rows
+        for column in report.table.columns
+        for cell in [report.table.cell(row, column)]
+    ]
+    return "".join(json.dumps(cell, ensure_ascii=False, allow_nan=False) + "\n" for cell in cells)
+
+
+def _json_delta(delta: Delta | None) -> dict[str, object] | None:
+    if delta is None:
+        return None
+    return {
+        "baseline": delta.baseline,
+        "value": delta.value,
+        "low": delta.low,
+        "high": delta.high,
+        "p_corrected": delta.p_value,
+        "smallest_shown": _finite(delta.smallest),
     }
 
 
@@ -124,8 +190,19 @@ def render_markdown(report: Report) -> str:
         lines.append(_pipes([_markdown(row.name), *cells]))
     remarks = [f"- {_markdown(remark)}" for remark in report.below(MARKDOWN)]
     title, question, answer = (_markdown(text) for text in (report.source.title, report.source.question, report.answer))
-    parts = [f"# {title}", question, f"**{answer}**", "\n".join(lines), "\n".join(remarks)]
+    parts = [f"# {title}", question, f"**{answer}**", "\n".join(lines), "\n".join(remarks), _markdown_published(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_published(report: Report) -> str:
+    """The published rows as a table of their own, with their sources; empty without any."""
+    table = report.published
+    if table is None:
+        return ""
+    lines = [_pipes(["", *map(_markdown, table.heads())]), _pipes(["---", *(["---:"] * len(table.columns))])]
+    lines += [_pipes([_markdown(table.name(row)), *map(_markdown, table.texts(row))]) for row in table.rows]
+    sources = [f"- {_markdown(source)}" for source in table.sources()]
+    return "\n\n".join(["## Published numbers", REMARK, "\n".join(lines), "\n".join(sources)])
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -160,7 +237,26 @@ def render_latex(report: Report) -> str:
         cells = [_latex_cell(table.cell(row, column)) for column in table.columns]
         lines.append(" & ".join([_latex(row.name), *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, *("% " + " ".join(remark.split()) for remark in report.below(LATEX))]) + "\n"
+    lines += [*("% " + " ".join(remark.split()) for remark in report.below(LATEX)), *_latex_published(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_published(report: Report) -> list[str]:
+    """The published rows as a tabular of their own."""
+    table = report.published
+    if table is None:
+        return []
+    return [
+        f"% {REMARK}",
+        *(f"% {source}" for source in table.sources()),
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join(["", *map(_latex, table.heads())]) + r" \\",
+        r"\midrule",
+        *(" & ".join([_latex(table.name(row)), *map(_latex, table.texts(row))]) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -211,6 +307,8 @@ def _latex(text: str) -> str:
 FORMATS: dict[str, Format] = {
     "html": Format(file="index.html", render=render_page),
     "csv": Format(file="table.csv", render=render_csv),
+    "published": Format(file="published.csv", render=render_published),
+    "json": Format(file="table.jsonl", render=render_json),
     "seeds": Format(file="seeds.csv", render=render_seeds),
     "settings": Format(file="settings.csv", render=render_settings),
     "markdown": Format(file="table.md", render=render_markdown),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
+from benchmarks.report.published import PublishedTable, is_published, published_table
 from benchmarks.report.remarks import Signs, legend, remarks
 from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, read_source
@@ -24,6 +26,7 @@ class Report:
         answer: one sentence.
         sentences: one for every row that has a baseline.
         remarks: below the table, behind what `below` says of its marks.
+        published: numbers of others that stand apart.
     """
 
     source: ReportSource
@@ -32,19 +35,27 @@ class Report:
     answer: str
     sentences: tuple[str, ...]
     remarks: tuple[str, ...]
+    published: PublishedTable | None = None
 
     def below(self, signs: Signs) -> list[str]:
         """What stands below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""
         return [*legend(self.table, signs), *self.remarks]
 
 
-def build_report(directory: str | Path, *, baseline: str | None = None) -> Report:
+def build_report(directory: str | Path, *, baseline: str | None = None, published: Sequence[str] = ()) -> Report:
     """Read a study or a directory of results and work out its report.
 
+    Args:
+        directory: of the study or the results.
+        baseline: a row that the others are compared with; the name of a published one goes for published rows.
+        published: published rows beside it, see `select_rows`; those that the study names where empty.
+
     Raises:
-        UserError: nothing to report there, an unreadable file, an unknown baseline.
+        UserError: nothing to report there, an unreadable file, an unknown baseline or published row.
     """
-    source = read_source(directory, baseline=baseline)
+    of_others = baseline is not None and is_published(baseline)
+    source = read_source(directory, baseline=None if of_others else baseline)
+    shown = published or (source.study.published if source.study else ())
     by_row, details = build_table(source), build_table(source, primary_only=False)
     table = over_seeds(by_row) if has_seeds(source) else by_row
     return Report(
@@ -54,4 +65,5 @@ def build_report(directory: str | Path, *, baseline: str | None = None) -> Repor
         answer=answer(table),
         sentences=tuple(sentences(table)),
         remarks=tuple(remarks(source, table, by_row)),
+        published=published_table(shown, source.benchmarks, baseline if of_others else None),
     )

@@ -18,6 +18,7 @@ from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS
 from benchmarks.report.examples import galleries
 from benchmarks.report.lengths import length_panels
+from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.reproduce import reproduction
 from benchmarks.report.settings import setting_panels
@@ -49,6 +50,11 @@ class Section:
 
 SECTIONS: tuple[Section, ...] = (
     Section(id="table", title="Results", build=lambda report: report.table),
+    Section(
+        id="published",
+        title="Published numbers",
+        build=lambda report: report.published and {"table": report.published, "remark": REMARK},
+    ),
     Section(id="settings", title="Scores against settings", build=lambda report: setting_panels(report)),
     Section(id="lengths", title="Recall against the length of captions", build=lambda report: length_panels(report)),
     Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),

@@ -1,4 +1,4 @@
-"""Whether two rows differ on a metric: a paired bootstrap over the pictures that both were asked about."""
+"""Whether two rows differ on a metric: a paired test over the pictures that both were asked about."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Pairing:
 
     Args:
         results: row → result, read from files.
-        draws: bootstrap draws of each test.
+        draws: of each test.
     """
 
     def __init__(self, results: dict[str, Result], *, draws: int = DRAWS) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from benchmarks.protocol import INPUT
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
-from benchmarks.report.wording import LONGEST_TEXT, column_title, listed, visible
+from benchmarks.report.wording import LONGEST_TEXT, column_title, decimals, listed, number, visible
 from benchmarks.study.record import NOT_ASKED
 
 SCENES_CAVEAT = (
@@ -46,6 +47,7 @@ def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
     return [
         *found,
         *_about_intervals(table),
+        *_about_power(table),
         *_about_skill(source),
         *_about_gaps(source, by_row),
         *_about_protocols(source, by_row),
@@ -64,7 +66,9 @@ def legend(table: Table, signs: Signs) -> list[str]:
         return lines
     what = [*(["marks"] if lines else []), *(["differences to the baseline"] if _deltas(table) else [])]
     if what:
-        test = "t tests over seeds, rows of equal seed compared" if table.seeds else "paired bootstraps over pictures"
+        test = (
+            "t tests over seeds, rows of equal seed compared" if table.seeds else "paired exchange tests over pictures"
+        )
         lines.append(
             f"{' and '.join(what).capitalize()} rest on {test}, the p-values of all {table.comparisons} "
             f"Holm-corrected together{_sign_lines(table, signs)}."
@@ -95,6 +99,25 @@ def _about_intervals(table: Table) -> list[str]:
     if any(cell.low is not None for cell in table.cells.values()):
         return ["Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them."]
     return []
+
+
+def _about_power(table: Table) -> list[str]:
+    """What the comparisons could have shown at all: no difference shown is not the same as no difference."""
+    smallest: dict[str, str] = {}
+    for column in table.columns:
+        found = [cell.delta.smallest for cell in table.column_cells(column) if cell.delta]
+        known = [value for value in found if math.isfinite(value)]
+        if known and column.higher_is_better is not None:
+            smallest[column_title(column)] = number(max(known), decimals(column))
+    if not smallest:
+        return []
+    over = "seeds" if table.seeds else "pictures"
+    said = listed([f"{value} on {name}" for name, value in smallest.items()])
+    return [
+        f"The smallest difference to the baseline that these benchmarks could have shown: {said} (in a single test at "
+        f"5 %, four times in five, by the spread over {over} that was seen; it takes more where rows differ in more "
+        "items, and where many tests are corrected for)."
+    ]
 
 
 def _about_skill(source: ReportSource) -> list[str]:

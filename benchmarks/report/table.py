@@ -46,13 +46,24 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Delta:
-    """Difference to the baseline row, scaled as shown, with its 95 % interval and corrected p-value."""
+    """Difference to the baseline row, scaled as shown.
+
+    Args:
+        baseline: the row that it is taken from.
+        value: row minus baseline.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        p_value: corrected for the tests of the whole table.
+        smallest: the smallest true difference that a single such test would show four times in five; NaN where nothing
+            differs, and so nothing is known of the spread.
+    """
 
     baseline: str
     value: float
     low: float
     high: float
     p_value: float
+    smallest: float
 
     @property
     def significant(self) -> bool:

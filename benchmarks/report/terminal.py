@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.report.model import Report
+from benchmarks.report.published import REMARK, PublishedTable
 from benchmarks.report.remarks import PLAIN, TERMINAL
 from benchmarks.report.table import Cell
 from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap, visible
@@ -38,8 +39,25 @@ def print_table(report: Report, console: Console) -> None:
     for sentence in report.sentences:
         if sentence != report.answer:
             console.print(Text(visible(sentence)))
+    if report.published:
+        _print_published(report.published, console)
     for remark in report.below(TERMINAL if console.color_system else PLAIN):
         console.print(Text(f"  {visible(remark)}", style="dim"))
+
+
+def _print_published(published: PublishedTable, console: Console) -> None:
+    """Below the main table, rows of others; metrics go down the side."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"Published. {REMARK}", style="dim"), title_justify="left", pad_edge=False)
+    table.add_column("")
+    for row in published.rows:
+        table.add_column(Text(visible(published.name(row))), justify="right", overflow="fold")
+    columns = zip(*(published.texts(row) for row in published.rows), strict=True)
+    for head, texts in zip(published.heads(), columns, strict=True):
+        table.add_row(head, *texts)
+    console.print(table)
 
 
 def _text(cell: Cell):  # rich is imported only when a table is printed

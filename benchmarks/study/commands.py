@@ -174,6 +174,7 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
         title=study.title or study.name,
         question=study.question,
         notes=study.notes,
+        published=study.published,
         file=file,
         text=Path(file).read_text(encoding="utf-8"),
         rows=keyed.plan.rows,

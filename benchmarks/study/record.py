@@ -81,6 +81,7 @@ class StudyRecord:
         rows: in the order of the table.
         benchmarks: in the order of the columns.
         figures: of the report.
+        published: rows of others beside it.
         steps: name → plan, parents before children.
         machine: what it ran on, see ``machine.describe_machine``.
         versions: of the libraries.
@@ -98,6 +99,7 @@ class StudyRecord:
     benchmarks: tuple[str, ...]
     steps: Mapping[str, StepPlan]
     figures: tuple[FigureSpec, ...] = ()
+    published: tuple[str, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     git: Mapping[str, Any] = field(default_factory=dict)
@@ -132,7 +134,7 @@ def read_study_record(output: Path) -> StudyRecord:
         }
         figures = [FigureSpec(**figure | {"beside": tuple(figure["beside"])}) for figure in content.get("figures", [])]
         lists: dict[str, Any] = {"figures": tuple(figures)} | {
-            name: tuple(content[name]) for name in ("notes", "benchmarks")
+            name: tuple(content.get(name, ())) for name in ("notes", "benchmarks", "published")
         }
         return StudyRecord(**content | {"rows": rows, "steps": steps, **lists})
     except FileNotFoundError:

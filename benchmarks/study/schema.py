@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.published.rows import select_rows
 from benchmarks.study.grid import FigureSpec, Settings, Varied, expanded
 from clips.errors import UserError, suggest
 
@@ -105,6 +106,7 @@ class Study:
         benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,
             entries or patterns only.
         figures: of the report, see ``FigureSpec``.
+        published: rows that others have printed, shown beside the report's table (``clips``, ``openclip:NAME``).
         only: encoders, entries or patterns that are compared; all where empty.
         varied: the encoders that an entry with ``vary`` stands for (they are among ``encoders``).
     """
@@ -126,6 +128,7 @@ class Study:
     overrides: tuple[Override, ...] = ()
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
     figures: tuple[FigureSpec, ...] = ()
+    published: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     varied: Mapping[str, Varied] = field(default_factory=dict)
 
@@ -138,6 +141,7 @@ class Study:
             raise UserError(f"paths.{name}: this name means a folder of the study's own; choose another")
         if not self.encoders:
             raise UserError("encoders: expected at least one")
+        select_rows(self.published)
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
         for name in [self.baseline] if isinstance(self.baseline, str) else (self.baseline or {}).values():
@@ -260,6 +264,7 @@ def study_from(content: Any) -> Study:
     fields["encoders"], fields["varied"] = expanded(fields["encoders"])
     fields["paths"] = _paths(fields.get("paths") or {})
     fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
+    fields["published"] = tuple(_list(fields.get("published"), "published", str, "SET or SET:ROW"))
     fields["only"] = tuple(_list(fields.get("only"), "only", str, "a text"))
     fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
     fields["defaults"] = _record(fields.get("defaults") or {}, Defaults, "defaults")

@@ -1,0 +1,1 @@
+"""What makes numbers trustworthy: what differs between two, what can be told from them, what they are checked by."""

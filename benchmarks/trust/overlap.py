@@ -1,0 +1,259 @@
+"""``clips-bench overlap``: which pictures of a benchmark are in the training data, as they are or nearly so."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.source import CaptionSource
+from benchmarks.report.wording import duration
+from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
+from clips.artifact import say, write_file
+from clips.commandline import plain
+from clips.data.sources.base import SourceConfig
+from clips.errors import UserError
+
+_THREADS = 2
+_BLOCK = 4096  # training pictures compared at once
+_SAID_EVERY = 60  # seconds
+
+Named = tuple[str, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapConfig:
+    """Find pictures of a benchmark in training data: pixel for pixel, or nearly so by a perceptual hash.
+
+    Args:
+        training: the sources, as ``data.sources`` in ``clips train``.
+        benchmark: its data as ``clips-bench run`` takes them: shards, a Karpathy JSON or JSON lines of a caption set;
+            or a directory (or one file) of parquet with pictures, as lmms-eval's tasks have.
+        split: of a Karpathy JSON.
+        images: folder of the pictures, for JSON and JSON lines.
+        within: unlike bits, of 256, up to which two pictures are taken for one.
+        output: the pairs, .csv or .json.
+    """
+
+    training: list[SourceConfig]
+    benchmark: str
+    split: str = "test"
+    images: str | None = None
+    within: int = NEAR
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.training:
+            raise UserError("training: expected at least one source")
+        if not 0 <= self.within < BITS // 2:
+            raise UserError(f"within: expected 0 to {BITS // 2 - 1} unlike bits, got {self.within}")
+        if self.output is not None and Path(self.output).suffix not in {".csv", ".json"}:
+            raise UserError(f"output: expected a name that ends in .csv or .json, got '{self.output}'")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training picture and a picture of the benchmark that are one.
+
+    Args:
+        training: the training picture's name.
+        benchmark: the benchmark's.
+        unlike_bits: of their hashes, out of 256.
+        exact: whether all pixels are equal.
+    """
+
+    training: str
+    benchmark: str
+    unlike_bits: int
+    exact: bool
+
+
+@dataclass
+class Overlap:
+    """What was found; counts are of pictures."""
+
+    training: int = 0
+    benchmark: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+
+    @property
+    def exact(self) -> int:
+        """The benchmark's pictures that are in the training data pixel for pixel."""
+        return len({pair.benchmark for pair in self.pairs if pair.exact})
+
+    @property
+    def near(self) -> int:
+        """Those that are nearly so, and not exactly."""
+        return len({pair.benchmark for pair in self.pairs}) - self.exact
+
+
+def overlap(config: OverlapConfig) -> None:
+    """Print counts and shares, and write the pairs where ``output`` says so.
+
+    Raises:
+        UserError: data that are missing or malformed, a benchmark without pictures.
+    """
+    from clips.data.sources import open_source
+
+    started = time.perf_counter()
+    sources = [open_source(source) for source in config.training]
+    pictures = benchmark_pictures(config.benchmark, split=config.split, images=config.images)
+    training = itertools.chain.from_iterable(_training_pictures(source) for source in sources)
+    found = find_overlap(training, pictures, within=config.within)
+    if not found.benchmark:
+        raise UserError(f"benchmark: {config.benchmark}: holds no picture")
+    for line in summary(found, config.within):
+        print(line)
+    if config.output:
+        lines = [plain(pair) for pair in found.pairs]
+        write_file(config.output, _json(found, lines) if config.output.endswith(".json") else _csv(lines))
+        say(f"pairs: {config.output}")
+    say(f"took {duration(time.perf_counter() - started)}")
+
+
+def find_overlap(training: Iterable[Named], benchmark: Iterable[Named], *, within: int = NEAR) -> Overlap:
+    """Compare every training picture with every one of the benchmark.
+
+    Args:
+        training: (name, encoded picture); a picture that cannot be read comes with no bytes.
+        benchmark: likewise; of these 64 bytes each are kept, of the training pictures nothing.
+        within: unlike bits up to which two pictures are one.
+    """
+    found = Overlap()
+    known = [each for block in _looks(benchmark, found) for each in block]
+    found.benchmark = len(known)
+    by_pixels: dict[bytes, list[str]] = {}
+    for name, look in known:
+        by_pixels.setdefault(look.pixels, []).append(name)
+    names, hashes = _hashes(known)
+    said = time.monotonic()
+    for block in _looks(training, found):
+        found.training += len(block)
+        exact = {(mine, name) for mine, look in block for name in by_pixels.get(look.pixels, ())}
+        found.pairs += [Pair(*pair, 0, True) for pair in sorted(exact)]
+        mine, theirs = _hashes(block)
+        near = [(mine[row], names[column], unlike) for row, column, unlike in near_pairs(theirs, hashes, within)]
+        found.pairs += [Pair(*pair, False) for pair in near if pair[:2] not in exact]
+        if time.monotonic() - said > _SAID_EVERY:
+            say(f"{found.training:,} training pictures, {len(found.pairs):,} pairs")
+            said = time.monotonic()
+    return found
+
+
+def _looks(pictures: Iterable[Named], found: Overlap) -> Iterator[list[tuple[str, Look]]]:
+    """Blocks of the pictures that can be read, decoded on threads; the others are noted."""
+    rest = iter(pictures)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while block := list(itertools.islice(rest, _BLOCK)):
+            looks = pool.map(_look, (content for _, content in block))
+            seen = [(name, look) for (name, _), look in zip(block, looks, strict=True)]
+            found.unreadable += [name for name, look in seen if look is None]
+            yield [(name, look) for name, look in seen if look is not None]
+
+
+def _look(content: bytes) -> Look | None:
+    from clips.data.images import BadImageError, decode_image
+
+    try:
+        return look_at(decode_image(content))
+    except BadImageError:
+        return None
+
+
+def _hashes(looks: Sequence[tuple[str, Look]]) -> tuple[list[str], np.ndarray]:
+    """Names and (N, 4) hashes of the pictures that have one."""
+    there = [(name, look.bits) for name, look in looks if look.bits is not None]
+    return [name for name, _ in there], np.array([bits for _, bits in there], np.uint64).reshape(-1, BITS // 64)
+
+
+def _training_pictures(source: Any) -> Iterator[Named]:
+    """(name, encoded picture) of a source; no bytes where training would skip the sample."""
+    from clips.data.sources import BadSampleError
+
+    for index in range(len(source)):
+        try:
+            yield source.name(index), source.read(index, np.random.default_rng(index)).image
+        except BadSampleError:
+            yield source.name(index), b""
+
+
+def benchmark_pictures(data: str, *, split: str = "test", images: str | None = None) -> Iterator[Named]:
+    """(name, encoded picture) of a benchmark's data, see `OverlapConfig`.
+
+    Raises:
+        UserError: missing or malformed.
+    """
+    path = Path(data)
+    if path.suffix == ".parquet" or (path.is_dir() and not any(path.glob("*.tar"))):
+        yield from _from_parquet(path)
+        return
+
+    captions = load_caption_set(CaptionSource(data=data, split=split, images=images))
+    for name in captions.images:
+        yield name, captions.pictures.read(name)
+
+
+def _from_parquet(path: Path) -> Iterator[Named]:
+    """The pictures of all columns that hold such, as ``datasets`` stores them: {bytes, path}."""
+    import pyarrow
+    from pyarrow import parquet
+
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if not files:
+        raise UserError(f"benchmark: {path}: expected .tar shards or .parquet files, found neither")
+    for file in files:
+        try:
+            table = parquet.ParquetFile(file)
+            columns = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
+            row = 0
+            for batch in table.iter_batches(256, columns=columns) if columns else ():
+                for values in batch.to_pylist():
+                    for name, value in values.items():
+                        if value and value["bytes"]:
+                            yield f"{file.name} row {row} {name}", value["bytes"]
+                    row += 1
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"benchmark: {file}: not a readable parquet file ({error})") from None
+
+
+def _holds_pictures(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_struct(kind) and "bytes" in {field.name for field in kind}
+
+
+def summary(found: Overlap, within: int) -> Iterator[str]:
+    """What was found, in lines of text."""
+    yield f"training    {found.training:,} pictures"
+    yield f"benchmark   {found.benchmark:,} pictures"
+    if found.unreadable:
+        yield f"unreadable  {len(found.unreadable):,}, which were left out, for instance {found.unreadable[0]}"
+    yield f"exact       {_share(found.exact, found)} of the benchmark are training pictures, pixel for pixel"
+    yield f"near        {_share(found.near, found)} more differ from one in at most {within} of {BITS} bits"
+
+
+def _share(count: int, found: Overlap) -> str:
+    return f"{count:,} ({count / found.benchmark:.2%})"
+
+
+def _json(found: Overlap, lines: list[dict[str, Any]]) -> str:
+    counts = {name: getattr(found, name) for name in ("training", "benchmark", "exact", "near")}
+    content = counts | {"unreadable": found.unreadable, "pairs": lines}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _csv(lines: list[dict[str, Any]]) -> str:
+    import pandas as pd
+
+    names = [each.name for each in dataclasses.fields(Pair)]
+    return pd.DataFrame(lines, columns=names).to_csv(index=False, lineterminator="\n")

@@ -1,0 +1,125 @@
+"""Published rows: read as printed, shown apart, never ranked, and their arithmetic holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from report_material import put_results
+
+from benchmarks.published.rows import published_rows, select_rows
+from benchmarks.report.command import ReportConfig, report
+from benchmarks.report.formats import FORMATS
+from benchmarks.report.model import Report, build_report
+from benchmarks.report.published import REMARK
+from benchmarks.study.schema import Study
+from clips.errors import UserError
+
+PAIR = ("clips:*+ Llama-3",)
+BASE = "OpenAI CLIP ViT-L/14 + Llama-3"
+
+
+@pytest.fixture
+def results(tmp_path):
+    return put_results(tmp_path / "results")
+
+
+def shown(built: Report) -> dict[str, list[str]]:
+    return {row.name: built.published.texts(row) for row in built.published.rows}
+
+
+def test_every_row_has_a_source_and_a_name_of_its_own():
+    rows = published_rows()
+    assert len({(row.set, row.name) for row in rows}) == len(rows)
+    assert {row.set for row in rows} == {"clips", "openvision", "siglip2", "pe", "llava", "llava_more", "openclip"}
+    assert all(row.source and row.values for row in rows)
+    assert sum(row.set == "openclip" for row in rows) == 121
+
+
+def test_values_are_those_of_the_sources(shared):
+    """Read once more from where they were copied."""
+    with (shared / "reference/mllm.csv").open() as stream:
+        printed = [line for line in csv.DictReader(stream) if line["source"].startswith("CLIPS") and line["gqa"]]
+    found = {row.name: row.values for row in select_rows(PAIR)}
+    assert [float(line["gqa"]) for line in printed] == [values["gqa/exact_match"] for values in found.values()]
+    assert [float(line["mme_perception"]) for line in printed] == [
+        values["mme/mme_perception_score"] for values in found.values()
+    ]
+    with (shared / "reference/openclip_retrieval_results.csv").open() as stream:
+        for line in csv.DictReader(stream):
+            (row,) = select_rows([f"openclip:{line['name']}/{line['pretrained']}"])
+            assert row.values["coco/t2i_r1"] == pytest.approx(100 * float(line["MSCOCO image retr. R@1"]))
+            assert row.values["flickr30k/i2t_r10"] == pytest.approx(100 * float(line["Flickr text retr. R@10"]))
+
+
+def test_they_stand_apart_in_every_format(results):
+    plain, built = build_report(results), build_report(results, published=PAIR)
+    assert built.table == plain.table  # no mark, test or cell depends on them
+    assert plain.published is None
+    assert built.published.columns == ("gqa/exact_match", "pope/pope_f1_score")  # of the report's benchmarks
+    assert shown(built) == {BASE: ["57.5", "83.8"], "CLIPS ViT-L/14 + Llama-3": ["60.3", "86.7"]}
+    for name in ("html", "markdown", "latex"):
+        text = FORMATS[name].render(built)
+        assert "CLIPS ViT-L/14 + Llama-3 (published, clips)" in text
+        assert REMARK in text
+        assert "arXiv 2411.16828" in text
+        assert "published" not in FORMATS[name].render(plain)
+    (first, second) = csv.DictReader(io.StringIO(FORMATS["published"].render(built)))
+    assert (first["row"], float(second["gqa/exact_match"])) == (BASE, 60.3)
+    assert FORMATS["published"].render(plain) == ""
+
+
+def test_differences_are_those_of_the_paper(results):
+    built = build_report(results, published=[*PAIR, "llava"], baseline=BASE)
+    assert shown(built)["CLIPS ViT-L/14 + Llama-3"] == ["60.3 (+2.8)", "86.7 (+2.9)"]
+    assert shown(built)[BASE] == ["57.5", "83.8"]
+    assert shown(built)["OpenAI CLIP ViT-L/14 336 + Vicuna-1.5-7B"] == ["62.0", "85.9"]  # of another source
+    assert not any(cell.delta for cell in built.table.cells.values())
+
+
+def test_a_row_of_ours_as_the_baseline_leaves_published_rows_alone(results):
+    built = build_report(results, published=PAIR, baseline="clip")
+    assert shown(built)[BASE] == ["57.5", "83.8"]
+    assert any(cell.delta for cell in built.table.cells.values())
+
+
+def test_without_a_benchmark_in_common_all_is_shown(results):
+    built = build_report(results, published=["openclip:ViT-B-32/openai"])
+    assert "coco/t2i_r1" in built.published.columns
+    assert len(built.published.columns) == 20
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (["clip"], "unknown set of published rows 'clip'; did you mean 'clips'"),
+        (["openclip:ViT-B-32/opena"], "unknown published row of openclip 'ViT-B-32/opena'; did you mean"),
+    ],
+)
+def test_unknown_rows_are_refused(results, wanted, message):
+    with pytest.raises(UserError, match=message):
+        build_report(results, published=wanted)
+    with pytest.raises(UserError, match=message):
+        Study(name="x", encoders={"a": "b"}, published=tuple(wanted))
+
+
+def test_a_baseline_that_is_not_among_those_shown_is_refused(results):
+    with pytest.raises(UserError, match="unknown baseline among the published rows"):
+        build_report(results, published=["llava"], baseline=BASE)
+
+
+def test_the_command_takes_names_with_commas(results, capsys):
+    report(ReportConfig(directory=str(results), published="clips:*Llama*, llava", formats=("published",)))
+    written = (results / "report/published.csv").read_text()
+    assert written.count("LLaVA MODEL_ZOO.md") == 2
+    assert "Published numbers are shown as printed" in " ".join(capsys.readouterr().out.split())
+
+
+def test_recall_grows_with_its_cut_in_every_row():
+    for row in published_rows():
+        for name in ("coco", "flickr30k"):
+            for direction in ("i2t", "t2i"):
+                found = [row.values.get(f"{name}/{direction}_r{cut}") for cut in (1, 5, 10)]
+                if None not in found:
+                    assert found == sorted(found), row

@@ -1,0 +1,168 @@
+"""What differs between two results, in words, and what can be told of two rows."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+import pytest
+from report_material import items_table, put_failure, put_result, put_results
+
+from benchmarks.cli import COMMANDS
+from benchmarks.results import read_result
+from benchmarks.trust.compare import CompareConfig, compare, compared
+from benchmarks.trust.diff import DiffConfig, diff
+from benchmarks.trust.rows import find_rows
+from clips.commandline import run_commands
+from clips.errors import UserError
+
+
+def told(capsys: pytest.CaptureFixture[str], first: object, second: object, benchmark: str | None = None) -> str:
+    diff(DiffConfig(first=str(first), second=str(second), benchmark=benchmark))
+    return capsys.readouterr().out
+
+
+def test_rows_of_one_protocol_differ_in_the_model_alone(tmp_path, capsys):
+    put_results(tmp_path)
+    said = told(capsys, tmp_path / "clip/gqa.json", tmp_path / "clips/gqa.json")
+    assert "A: clip on gqa, exact match " in said
+    assert "The model is the same (0123456789ab, once as encoders/clip, once as encoders/clips)." in said
+    assert said.endswith("What the harness did is the same in both: they are ranked together.\n")
+
+
+def test_what_the_harness_did_otherwise_keeps_rows_apart(tmp_path, capsys):
+    put_results(tmp_path)
+    other = {"prompt": "Say it.", "input_size": 224}
+    put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol=other)
+    path = tmp_path / "large/gqa.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": {"path": "x", "hash": "feed"}}))
+    said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    assert "encoders/clip (0123456789ab) against x (feed)" in said
+    assert "part of the model (A against B):\n  size: 64 against 224\n" in said
+    assert '(A against B):\n  prompt: not stated against "Say it."\n' in said
+    assert said.endswith("not ranked together: numbers of unlike protocols are shown, never compared.\n")
+
+
+def test_a_model_that_only_takes_its_input_otherwise_is_ranked(tmp_path, capsys):
+    put_results(tmp_path)
+    put_result(tmp_path, "large", "gqa", items_table(0.6, benchmark="gqa"), protocol={"input_size": 224})
+    said = told(capsys, tmp_path / "clip", tmp_path / "large", "gqa")
+    assert "size: 64 against 224" in said
+    assert "they are ranked together" in said
+
+
+def test_a_failed_result_is_not_compared(tmp_path, capsys):
+    put_results(tmp_path)
+    put_failure(tmp_path, "clips", "gqa", "no picture")
+    said = told(capsys, tmp_path / "clip/gqa.json", tmp_path / "clips/gqa.json")
+    assert "B: clips on gqa, failed: no picture" in said
+    assert "There is nothing to rank" in said
+    assert "ranked together" not in said
+
+
+def test_what_names_no_result_is_refused(tmp_path):
+    put_results(tmp_path)
+    for first, benchmark, message in (
+        (tmp_path / "clip", None, "expected --benchmark with one of gqa, pope, retrieval"),
+        (tmp_path / "clip", "gqu", "unknown benchmark of .* 'gqu'; did you mean 'gqa'"),
+        (tmp_path, "gqa", "first: .* has several rows; expected one of clip, clips, untrained below it"),
+        (tmp_path / "none.json", None, "no such result file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            diff(DiffConfig(first=str(first), second=str(tmp_path / "clip"), benchmark=benchmark))
+    newer = tmp_path / "clip/gqa.json"
+    newer.write_text('{"schema": 99}')
+    with pytest.raises(UserError, match="newer version"):
+        diff(DiffConfig(first=str(newer), second=str(newer)))
+
+
+def test_the_commands_end_well_and_with_status_2_on_a_mistake(tmp_path, capsys):
+    put_results(tmp_path)
+    row = str(tmp_path / "clip")
+    assert run_commands("clips-bench", "", COMMANDS, ["diff", row, row, "--benchmark", "pope"]) == 0
+    assert run_commands("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "clips")]) == 0
+    assert run_commands("clips-bench", "", COMMANDS, ["compare", row, str(tmp_path / "nowhere")]) == 2
+    assert "second: " in capsys.readouterr().err
+
+
+def lines_of(results, first: str, second: str, **more):  # type: ignore[no-untyped-def]
+    rows = [find_rows(str(results / name), "first")[name] for name in (first, second)]
+    return {(line.benchmark, line.name): line for line in compared([tuple(rows)], **more)}
+
+
+def test_better_worse_and_not_told_apart(tmp_path):
+    put_results(tmp_path)
+    lines = lines_of(tmp_path, "untrained", "clips")
+    assert {line.verdict for line in lines.values()} == {"B is better"}
+    line = lines["gqa", "exact_match"]
+    mine, other = (read_result(tmp_path / name / "gqa.json").metrics["exact_match"] for name in ("untrained", "clips"))
+    assert line.difference.value == pytest.approx(mine.value - other.value)
+    assert line.difference.low < line.difference.value < line.difference.high < 0
+    assert 0 < line.difference.smallest < -line.difference.value
+    assert {line.verdict for line in lines_of(tmp_path, "clips", "clips").values()} == {"not told apart"}
+
+
+def test_lower_is_better_is_respected(tmp_path):
+    put_results(tmp_path)
+    for path in tmp_path.glob("*/gqa.json"):
+        path.write_text(path.read_text().replace('"higher_is_better": true', '"higher_is_better": false'))
+    assert lines_of(tmp_path, "untrained", "clips")["gqa", "exact_match"].verdict == "A is better"
+
+
+def test_all_lines_are_corrected_together(tmp_path):
+    put_results(tmp_path)
+    few, many = lines_of(tmp_path, "clip", "clips"), lines_of(tmp_path, "clip", "clips", all_metrics=True)
+    assert set(few) < set(many)
+    assert many["pope", "yes"].verdict in {"they differ", "not told apart"}
+    one = lines_of(tmp_path, "clip", "clips", benchmarks=("gqa",))
+    assert set(one) == {("gqa", "exact_match")}
+    single = one["gqa", "exact_match"]
+    assert single.p_value == single.difference.p_value
+    for line in many.values():
+        assert line.p_value >= min(1.0, line.difference.p_value * 1.0)
+    assert max(line.p_value / line.difference.p_value for line in many.values()) == pytest.approx(len(many))
+
+
+def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path, capsys):
+    put_results(tmp_path)
+    put_result(tmp_path, "other", "gqa", items_table(0.6, benchmark="gqa"), protocol={"prompt": "Say it."})
+    put_result(tmp_path, "other", "pope", items_table(0.6, benchmark="pope", count=60), protocol={"items": 120})
+    lines = lines_of(tmp_path, "clip", "other")
+    assert lines["gqa", "exact_match"].verdict == "not comparable"
+    assert lines["gqa", "exact_match"].difference is None
+    compare(
+        CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "other"), output=str(tmp_path / "x.json"))
+    )
+    assert 'gqa was measured otherwise: prompt: not stated against "Say it.".' in capsys.readouterr().out
+    written = {line["benchmark"]: line for line in json.loads((tmp_path / "x.json").read_text())}
+    assert (written["gqa"]["unlike"], written["gqa"]["difference"]) == ('prompt: not stated against "Say it."', None)
+    assert lines["pope", "accuracy"].verdict.startswith("no test: the rows do not share their items")
+
+
+def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
+    for folder, skill in (("before", 0.3), ("after", 0.6)):
+        put_results(tmp_path / folder, {"one": skill, "two": 0.45})
+    put_results(tmp_path / "after", {"three": 0.5})
+    target = tmp_path / "found.csv"
+    first, second = str(tmp_path / "before"), str(tmp_path / "after")
+    compare(CompareConfig(first=first, second=second, benchmarks=("gqa",), output=str(target)))
+    shown = capsys.readouterr().out
+    assert "A one, B one" in shown
+    assert "three" not in shown
+    table = pd.read_csv(target).set_index("a")
+    assert list(table.index) == ["one", "two"]
+    assert table.loc["one", "difference"] < -20
+    assert table.loc["one", "p_corrected"] < 0.01
+    assert math.isnan(table.loc["two", "smallest_shown"])  # no answer differs
+    compare(CompareConfig(first=first, second=second, benchmarks=("gqa",), output=str(tmp_path / "found.json")))
+    assert [line["smallest_shown"] is None for line in json.loads((tmp_path / "found.json").read_text())] == [0, 1]
+
+
+def test_two_rows_that_share_nothing_are_refused(tmp_path):
+    put_result(tmp_path / "a", "one", "gqa", items_table(0.5, benchmark="gqa"))
+    put_result(tmp_path / "b", "one", "pope", items_table(0.5, benchmark="pope"))
+    with pytest.raises(UserError, match="has no metric in common with"):
+        compare(CompareConfig(first=str(tmp_path / "a"), second=str(tmp_path / "b")))
+    with pytest.raises(UserError, match="output: expected a name that ends in"):
+        CompareConfig(first="a", second="b", output="table.xlsx")

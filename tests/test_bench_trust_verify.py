@@ -1,0 +1,160 @@
+"""The checks of ``clips-bench verify`` pass, and each of them fails where what it checks is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+
+import bench_world as world
+import numpy as np
+import pytest
+import torch
+from report_material import items_table
+
+from benchmarks import statistics
+from benchmarks.encoders.recall import Ranks
+from benchmarks.mllm import metrics
+from benchmarks.outcome import MetricSpec, measure
+from benchmarks.published.rows import select_rows
+from benchmarks.results import Result, write_result
+from benchmarks.trust import check_published, check_scorers
+from benchmarks.trust.checking import VerifyConfig
+from benchmarks.trust.verify import CHECKS, find, verify
+from clips.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
+)  # lmms-eval and pycocoevalcap warn when imported
+
+ALONE = ("recall", "ties", "pope", "mme", "vqa", "exact_match", "captions", "tests", "averages", "recalls")
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_needs_nothing_is_ok(name):
+    finding = find(name, VerifyConfig())
+    assert (finding.outcome, bool(finding.detail)) == ("ok", True), finding
+
+
+def test_what_is_missing_is_skipped_and_said(capsys):
+    verify(VerifyConfig(only=("lmms_eval", "rerun", "tests")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "needs --llava DIR and --data DIR" in said
+    assert said.endswith("1 ok, 2 skipped")
+
+
+def wrong(*_args, **_more):
+    return np.array([0.123])
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "attribute", "broken"),
+    [
+        ("recall", Ranks, "hit", lambda self, k: (self.above < k + 1).astype(float)),  # one place too generous
+        ("ties", Ranks, "hit", lambda self, k: (self.above < k).astype(float)),  # ties count for the model
+        ("mme", statistics, "FORMULAS", dict.fromkeys(statistics.FORMULAS, wrong)),
+        ("vqa", statistics, "FORMULAS", dict.fromkeys(statistics.FORMULAS, wrong)),
+        ("captions", statistics, "FORMULAS", dict.fromkeys(statistics.FORMULAS, wrong)),
+        ("tests", check_scorers, "holm", lambda values: values),
+        ("tests", check_scorers, "wilson", lambda successes, n: (successes / n, successes / n)),
+    ],
+)
+def test_a_broken_harness_is_found(name, owner, attribute, broken, monkeypatch, capsys):
+    monkeypatch.setattr(owner, attribute, broken)
+    with pytest.raises(SystemExit) as stop:
+        verify(VerifyConfig(only=(name,)))
+    assert stop.value.code == 1
+    assert "1 failed" in capsys.readouterr().out
+
+
+def test_a_reader_that_takes_all_answers_for_right_is_found(monkeypatch):
+    monkeypatch.setitem(metrics.READERS, "pope", dataclasses.replace(metrics.READERS["pope"], columns=_all_right))
+    finding = find("pope", VerifyConfig())
+    assert (finding.outcome, finding.detail) == ("failed", "pope_accuracy from the items: expected 0.6, found 1")
+
+
+@pytest.mark.parametrize("name", ["averages", "recalls"])
+def test_a_slip_in_a_published_table_is_found(name, monkeypatch):
+    (row,) = select_rows(["openclip:ViT-B-32/openai"])
+    slip = dataclasses.replace(row, values={**row.values, "coco/i2t_r1": 90.01})
+    monkeypatch.setattr(check_published, "published_rows", lambda: (slip,))
+    assert find(name, VerifyConfig()).outcome == "failed"
+
+
+def _all_right(samples, _scores):
+    return {name: np.ones(len(samples)) for name in ("correct", "said_yes", "is_yes", "hit_yes")}
+
+
+def test_a_check_that_breaks_down_is_a_failure(monkeypatch):
+    monkeypatch.setattr(check_scorers, "_scorers", lambda folder: types.SimpleNamespace())
+    finding = find("mme", VerifyConfig())
+    assert finding.outcome == "failed"
+    assert "AttributeError" in finding.detail
+
+
+def recall_at_k(scores: torch.Tensor, positive_pairs: torch.Tensor, k: int) -> torch.Tensor:
+    """Stands in for CLIP_benchmark's function of this name and contract."""
+    top = torch.topk(scores, k, dim=1).indices
+    return torch.gather(positive_pairs, 1, top).sum(1) / positive_pairs.sum(1)
+
+
+@pytest.mark.parametrize(("shift", "outcome"), [(0, "ok"), (1, "failed")])
+def test_clip_benchmark_is_asked_where_it_is_installed(shift, outcome, monkeypatch):
+    module = types.ModuleType("clip_benchmark.metrics.zeroshot_retrieval")
+    module.recall_at_k = lambda scores, right, k: recall_at_k(scores, right, k + shift)  # type: ignore[attr-defined]
+    for name in ("clip_benchmark", "clip_benchmark.metrics"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert find("clip_benchmark", VerifyConfig()).outcome == outcome
+
+
+def test_clip_benchmark_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "clip_benchmark", None)
+    finding = find("clip_benchmark", VerifyConfig())
+    assert finding.outcome == "skipped"
+    assert "pip install" in finding.detail
+
+
+def write_rerun(folder, share: float, benchmark: str = "coco_karpathy"):
+    items = items_table(0.5, benchmark="retrieval", count=400)
+    items["hit"] = (np.arange(400) < round(share * 400)).astype(float)
+    spec = MetricSpec(label="T→I R@1", columns=("hit",))
+    found = {"t2i_r1": measure(items, spec)}
+    result = Result(row="vit", benchmark=benchmark, kind="retrieval", status="ok", model={}, metrics=found)
+    write_result(folder, result, items)
+    return str(folder / "vit")
+
+
+def test_a_re_run_lies_within_its_interval_or_fails(tmp_path):
+    (row,) = select_rows(["openclip:ViT-B-32/openai"])
+    printed = row.values["coco/t2i_r1"] / 100
+    published = "ViT-B-32/openai"
+    near = find("rerun", VerifyConfig(results=write_rerun(tmp_path / "a", printed + 0.01), published=published))
+    assert near.outcome == "ok"
+    assert f"printed {100 * printed:.1f}" in near.detail
+    far = find("rerun", VerifyConfig(results=write_rerun(tmp_path / "b", printed + 0.3), published=published))
+    assert (far.outcome, far.detail[:16]) == ("failed", "1 of 1 outside: ")
+    other = find("rerun", VerifyConfig(results=write_rerun(tmp_path / "c", printed, "dogs"), published=published))
+    assert other.outcome == "skipped"
+
+
+@pytest.mark.slow
+def test_lmms_eval_beside_the_harness(tmp_path):
+    world.write_hub(tmp_path / "hub", 3)
+    world.write_llava(tmp_path / "llava")
+    config = VerifyConfig(llava=str(tmp_path / "llava"), data=str(tmp_path / "hub"), tasks=("pope", "gqa"), limit=4)
+    finding = find("lmms_eval", config)
+    assert finding.outcome == "ok", finding
+    pope, gqa = finding.detail.split("; ")
+    assert pope.startswith("pope: 4 answers equal, and so pope_f1_score, pope_accuracy, ")
+    assert gqa == "gqa: 3 answers equal, and so exact_match"
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="unknown check 'pop'; did you mean 'pope'"):
+        verify(VerifyConfig(only=("pop",)))
+    with pytest.raises(UserError, match="data: expected as well"):
+        VerifyConfig(llava="x")
+    with pytest.raises(UserError, match="limit: expected at least 1"):
+        VerifyConfig(limit=0)
+    assert {"lmms_eval", "rerun", "clip_benchmark", *ALONE} == set(CHECKS)
