@@ -108,7 +108,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     **compositional("winoground", "winoground", "two pictures and two captions of the same words (Winoground)"),
     # Numbers of items are those of the split that the task takes, sizes those of the files that it reads, where the
     # hub's pages show them; licences are what the sources state, and cover the questions: most pictures are other
-    # people's (docs/protocols_mllm.md).
+    # people's (docs/protocols.md).
     "pope": lmms_task(
         "is an object in the picture: yes or no",
         "pope",

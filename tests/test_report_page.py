@@ -88,7 +88,7 @@ def study(tmp_path, monkeypatch) -> Path:
 def test_a_studys_page_has_every_section(study):
     page = render_page(build_report(study))
     for section in SECTIONS:
-        of_others = section.id in {"settings", "seeds", "lengths"}  # of many trainings, of long captions
+        of_others = section.id in {"settings", "seeds", "lengths", "published"}  # of many trainings, of long captions
         assert (f'id="{section.id}"' in page) is not of_others
     for text in (
         "Which is better?",
