@@ -296,7 +296,7 @@ def test_columns_of_a_data_set(tmp_path):
     assert found.open(1).tobytes() == world.picture(1).tobytes()
     for asked, said in (
         ({}, "unknown column for image_column in .*hub 'image'"),
-        ({"image_column": "photo"}, r"caption_columns: expected those of the captions in .* \\(it has: .*photo"),
+        ({"image_column": "photo"}, r"caption_columns: expected those of the captions in .* \(it has: .*photo"),
         ({"image_column": "photo", "caption_columns": ("fr",)}, "unknown column for caption_columns in .* 'fr'"),
         ({"split": "val"}, r"hub: cannot be read as a data set \(Unknown split \"val\""),
     ):

@@ -101,12 +101,16 @@ def _similarity_of(images: torch.Tensor, captions: torch.Tensor, pairs: torch.Te
     """(P,) similarity of each right pair."""
     import torch
 
-    size = 512  # pairs at once: their vectors are copied
-    parts = [
-        (images[pairs[start : start + size, 0]] * captions[pairs[start : start + size, 1]]).sum(dim=1)
-        for start in range(0, len(pairs), size)
-    ]
-    return torch.cat(parts)
+    found = torch.empty(len(pairs), dtype=images.dtype, device=images.device)
+    size = min(len(pairs), 512)  # pairs at once, always in the same place: allocated anew they would add up
+    left, right = (torch.empty(size, images.shape[1], dtype=images.dtype, device=images.device) for _ in range(2))
+    for start in range(0, len(pairs), size):
+        block = pairs[start : start + size]
+        first, second = left[: len(block)], right[: len(block)]
+        torch.index_select(images, 0, block[:, 0], out=first)
+        torch.index_select(captions, 0, block[:, 1], out=second)
+        torch.sum(first.mul_(second), dim=1, out=found[start : start + size])
+    return found
 
 
 def _tiles(pictures: int, captions: int, gpu: bool, mine: int, everyone: int) -> Iterator[tuple[slice, slice]]:
