@@ -34,7 +34,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     tables = {}
     for language, captions in sets.items():
         found = ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes)
-        tables[language] = items_of(captions, found, thumbnails=captions is first).set_index("item")
+        tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in _specs(list(sets)).items()},

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.data.caption_sets import CaptionSet, caption_set_of
 from benchmarks.encoders.recall import CUTS, TIE, Ranks, ranks
-from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnail
+from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from benchmarks.protocol import Entries
 
 if TYPE_CHECKING:
@@ -103,14 +103,14 @@ def _span(counts: Sequence[int]) -> str:
     return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def items_of(captions: CaptionSet, found: tuple[Ranks, Ranks], *, thumbnails: bool = True) -> pd.DataFrame:
+def items_of(captions: CaptionSet, found: tuple[Ranks, Ranks], *, with_thumbnails: bool = True) -> pd.DataFrame:
     """A row a picture, then a row a caption, each with its ranks and hits.
 
     Args:
         captions: the data.
         found: picture → caption and caption → picture. A caption of several pictures stands with the first of them,
             by which intervals cluster.
-        thumbnails: whether pictures come along.
+        with_thumbnails: whether pictures come along.
     """
     import pandas as pd
 
@@ -126,7 +126,7 @@ def items_of(captions: CaptionSet, found: tuple[Ranks, Ranks], *, thumbnails: bo
             "prediction": [texts[index] for index in to_captions.first],
             "target": [" | ".join(group) for group in captions.captions],
             "score": np.nan,
-            "thumbnail": [thumbnail(captions.open(index)) if thumbnails else None for index in range(len(pictures))],
+            "thumbnail": thumbnails(pictures, captions.open) if with_thumbnails else None,
         }
     )
     owner = captions.first_owner

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from benchmarks.kept import KeptAnswers
 from benchmarks.mllm.dealing import share
 from benchmarks.mllm.tasks import outer_stderr
-from benchmarks.outcome import thumbnail
+from benchmarks.outcome import MOST_THUMBNAILS, thumbnail
 from benchmarks.sharing import together
 from clips.errors import UserError
 from clips.parallel.processes import Processes, gather_objects
@@ -31,7 +31,7 @@ class Picture:
 
     Args:
         name: hash of its pixels; questions about the same picture share it.
-        thumbnail: a small JPEG, for the first question about it only.
+        thumbnail: a small JPEG, for the first question about it only, and of so many pictures only.
     """
 
     name: str
@@ -186,7 +186,8 @@ class LlavaBridge(lmms):
 
     def _remember(self, key: tuple[str, int], picture: Image) -> None:
         name = picture_name(picture)
-        self.pictures[key] = Picture(name, None if name in self._seen else thumbnail(picture))
+        shown = name not in self._seen and len(self._seen) < MOST_THUMBNAILS
+        self.pictures[key] = Picture(name, thumbnail(picture) if shown else None)
         self._seen.add(name)
 
 

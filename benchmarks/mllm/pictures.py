@@ -8,7 +8,7 @@ from typing import Any
 from PIL.Image import Image
 
 from benchmarks.mllm.answering import Picture, picture_name
-from benchmarks.outcome import thumbnail
+from benchmarks.outcome import MOST_THUMBNAILS, thumbnail
 
 
 def pictures_of(task: Any, numbers: Sequence[int]) -> Mapping[int, Picture]:
@@ -26,6 +26,7 @@ def pictures_of(task: Any, numbers: Sequence[int]) -> Mapping[int, Picture]:
         )
         if first is not None:
             name = picture_name(first)
-            found[number] = Picture(name, None if name in seen else thumbnail(first))
+            shown = name not in seen and len(seen) < MOST_THUMBNAILS
+            found[number] = Picture(name, thumbnail(first) if shown else None)
             seen.add(name)
     return found
