@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.protocol import CODE
 from benchmarks.sharing import together
 from clips.artifact import writing
 from clips.parallel.processes import Processes, wait_for_main_process
@@ -32,8 +33,8 @@ Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 
 
 def key_of(**parts: Any) -> str:
-    """SHA-256 of named plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    """SHA-256 of named plain values, and of the version of this package's computations."""
+    return hashlib.sha256(json.dumps({**parts, "code": CODE}, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 class Unkept:

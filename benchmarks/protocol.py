@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 INPUT = "input_"
+CODE = 3
+"""Raise it when a change of this package changes numbers: results, and what models gave, are then made again."""
 
 Entries = dict[str, str | int | float | bool | None]
 Protocol = Mapping[str, str | int | float | bool | None]

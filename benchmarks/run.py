@@ -19,7 +19,7 @@ from benchmarks.mllm.judge import NO_JUDGE, judge_of
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
 from benchmarks.output import writable_directory
-from benchmarks.protocol import fingerprint
+from benchmarks.protocol import CODE, fingerprint
 from benchmarks.registry import Benchmark, find
 from benchmarks.results import Result, read_result, result_path, write_result
 from benchmarks.sharing import of_first, together
@@ -27,7 +27,6 @@ from clips.artifact import say, versions
 from clips.commandline import plain
 from clips.errors import UserError
 
-_CODE = 3  # raise it when a change of this package changes numbers, so that old results are made again
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "transformers", "torch")
 
 
@@ -164,7 +163,7 @@ def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -
     if entry.judged:
         settings["judge_model"] = judge_of(config, entry.task, row.config.results).model
     parts = {
-        "code": _CODE,
+        "code": CODE,
         "model": model_hash,
         "entry": config.entry,
         "settings": settings,
