@@ -34,7 +34,9 @@ Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 
 def key_of(**parts: Any) -> str:
     """SHA-256 of named plain values, and of the version of this package's computations."""
-    return hashlib.sha256(json.dumps({**parts, "code": CODE}, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps({**parts, "code": CODE}, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[
+        :32
+    ]
 
 
 class Unkept:
