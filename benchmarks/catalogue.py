@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
-from benchmarks.registry import Benchmark, Needs
+from benchmarks.config import Needs
+from benchmarks.registry import Benchmark
+from clips.errors import UserError
 
 
 def lmms_task(about: str, task: str, folder: str, dataset: str, **more: Any) -> Benchmark:
@@ -308,3 +311,23 @@ BENCHMARKS: dict[str, Benchmark] = {
         licence="BSD-3-Clause",
     ),
 }
+
+
+def find(name: str) -> Benchmark:
+    """The entry called ``name``; any other name is one of lmms-eval's tasks.
+
+    Raises:
+        UserError: neither knows it (near misses are named), or it is a group of tasks (its members are).
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    from benchmarks.mllm.tasks import data_set, task_folders, task_groups
+
+    tasks = task_folders()
+    if name not in tasks:
+        if members := task_groups().get(name):
+            raise UserError(f"benchmarks: '{name}' is a group of lmms-eval's; name its members: {', '.join(members)}")
+        near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
+        hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
+        raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
+    return lmms_task(f"lmms-eval's task {name}", name, tasks[name], data_set(name))

@@ -13,6 +13,9 @@ from clips.errors import UserError, suggest
 COMMON = ("name", "data", "uses", "limit")
 """The settings that every benchmark takes."""
 
+Needs = Literal["encoder", "tower", "llava"]
+MODEL_FIELDS: dict[Needs, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
+"""What a benchmark needs → the field of ``RunConfig`` that names it."""
 Likelihood = Literal["sum", "mean", "gain"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 

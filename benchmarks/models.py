@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.config import LmmsModel, RunConfig
-from benchmarks.registry import MODEL_FIELDS, Needs
+from benchmarks.config import MODEL_FIELDS, LmmsModel, Needs, RunConfig
 from clips.artifact import directory_hash, versions
 from clips.errors import UserError
 from llava_bridge.encoders.spec import parse_spec, paths_of

@@ -1,14 +1,13 @@
-"""What a benchmark is, and how one is found by its name."""
+"""What a benchmark is. Which there are, `catalogue` knows."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from clips.errors import UserError
+from benchmarks.config import Needs
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from benchmarks.outcome import Outcome
 
 Kind = Literal["retrieval", "classification", "choice", "mllm"]
-Needs = Literal["encoder", "tower", "llava"]
-MODEL_FIELDS: dict[Needs, str] = {"encoder": "encoder", "tower": "encoder", "llava": "llava"}
-"""What a benchmark needs → the field of ``RunConfig`` that names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +71,3 @@ class Benchmark:
 def _load(target: str) -> Callable:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def find(name: str) -> Benchmark:
-    """The entry called ``name``; any other name is one of lmms-eval's tasks.
-
-    Raises:
-        UserError: neither knows it (near misses are named), or it is a group of tasks (its members are).
-    """
-    from benchmarks.catalogue import BENCHMARKS, lmms_task
-
-    if name in BENCHMARKS:
-        return BENCHMARKS[name]
-    from benchmarks.mllm.tasks import data_set, task_folders, task_groups
-
-    tasks = task_folders()
-    if name not in tasks:
-        if members := task_groups().get(name):
-            raise UserError(f"benchmarks: '{name}' is a group of lmms-eval's; name its members: {', '.join(members)}")
-        near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
-        raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
-    return lmms_task(f"lmms-eval's task {name}", name, tasks[name], data_set(name))

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from benchmarks.catalogue import find
 from benchmarks.config import COMMON, BenchmarkConfig, RunConfig
 from benchmarks.mllm.judge import NO_JUDGE, judge_of
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
 from benchmarks.output import writable_directory
 from benchmarks.protocol import CODE, fingerprint
-from benchmarks.registry import Benchmark, find
+from benchmarks.registry import Benchmark
 from benchmarks.results import Result, read_result, result_path, write_result
 from benchmarks.sharing import of_first, together
 from clips.artifact import say, versions

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.catalogue import find
 from benchmarks.compositional import asked, likelihood, similarity
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.pair_sets import LAYOUTS, load_pair_set
@@ -19,7 +20,6 @@ from benchmarks.encoders import vectors
 from benchmarks.encoders.embed import DualEncoder
 from benchmarks.kept import KeptAnswers, Unkept
 from benchmarks.models import Row
-from benchmarks.registry import find
 from clips.errors import UserError
 from llava_bridge.asking.likelihood import Likelihood
 

@@ -12,10 +12,9 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.catalogue import BENCHMARKS
+from benchmarks.catalogue import BENCHMARKS, find
 from benchmarks.config import BenchmarkConfig, LmmsModel, RunConfig
 from benchmarks.mllm.tasks import configuration, data_set, task_folders, task_groups
-from benchmarks.registry import find
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run import ListConfig, list_benchmarks, run
 from clips.errors import UserError

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.catalogue import find
 from benchmarks.data.pair_sets import Case, PairSet, Picture, load_pair_set
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from benchmarks.protocol import Entries
-from benchmarks.registry import find
 from clips.errors import UserError
 
 if TYPE_CHECKING:

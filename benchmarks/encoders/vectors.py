@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from benchmarks.config import Needs
     from benchmarks.models import Row
-    from benchmarks.registry import Needs
 
 
 def image_vectors(row: Row, opener: Callable[[int], Image], names: Sequence[str], content: str) -> torch.Tensor:

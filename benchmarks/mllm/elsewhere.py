@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.catalogue import find
 from benchmarks.config import BenchmarkConfig
 from benchmarks.data.caption_sets import read_lines
 from benchmarks.mllm.evaluate import data_hash, outcome_of
 from benchmarks.mllm.tasks import data_root, go_offline, load_task
 from benchmarks.output import writable_directory
 from benchmarks.protocol import fingerprint
-from benchmarks.registry import find
 from benchmarks.results import Result, check_name, write_result
 from clips.artifact import file_hash, say
 from clips.errors import UserError

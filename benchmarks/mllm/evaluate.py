@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.catalogue import find
 from benchmarks.mllm.captioning import NEED_JAVA, java_works, tokenizer_name
 from benchmarks.mllm.fetched import check_fetched
 from benchmarks.mllm.judge import Judge, judge_of
@@ -17,7 +18,7 @@ from benchmarks.mllm.pictures import pictures_of
 from benchmarks.mllm.tasks import data_root, go_offline, keep_questions, load_task
 from benchmarks.outcome import Outcome, measure
 from benchmarks.protocol import Entries
-from benchmarks.registry import Benchmark, find
+from benchmarks.registry import Benchmark
 from benchmarks.results import Metric
 from clips.artifact import directory_hash, versions
 from clips.errors import UserError, suggest

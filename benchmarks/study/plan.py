@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import BenchmarkConfig
-from benchmarks.registry import MODEL_FIELDS, Needs, find
+from benchmarks.catalogue import find
+from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, Needs
 from benchmarks.study.grid import Settings, merged
 from benchmarks.study.record import NOT_ASKED, CellRecord, RowRecord
 from benchmarks.study.schema import Study, check_benchmark
