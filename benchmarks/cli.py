@@ -53,6 +53,11 @@ COMMANDS = {
         target="benchmarks.trust.diff:diff",
         positional=("first", "second"),
     ),
+    "provenance": Command(
+        help="from a number back to the data: what it rests on, and whether that is still so",
+        target="benchmarks.trust.provenance:provenance",
+        positional=("result",),
+    ),
     "compare": Command(
         help="two rows beside each other, with intervals and tests",
         target="benchmarks.trust.compare:compare",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2
 ITEM_COLUMNS: dict[str, str] = {
     "item": "unique within the benchmark; pairs the same item of two rows",
     "image": "the picture's reference; items with the same one form a cluster",
@@ -94,6 +94,8 @@ class Result:
         seconds: wall time of this benchmark, model loading left out.
         versions: of the libraries.
         created: ISO time.
+        git: commit of the suite and whether it had uncommitted changes; empty outside of a checkout.
+        command: the command line that made it.
         key: what ``clips-bench run`` compares to know that this is done already.
         schema: version of this layout.
         path: the JSON file, when read from one (not stored).
@@ -115,6 +117,8 @@ class Result:
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=versions)
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    git: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
     key: str = ""
     schema: int = SCHEMA
     path: Path | None = None

@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import hashlib
 import json
+import shlex
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from benchmarks.protocol import CODE, fingerprint
 from benchmarks.registry import Benchmark
 from benchmarks.results import Result, read_result, result_path, write_result
 from benchmarks.sharing import of_first, together
-from clips.artifact import say, versions
+from clips.artifact import git_state, say, versions
 from clips.commandline import plain
 from clips.errors import UserError
 
@@ -142,6 +144,8 @@ def _result(
         reason=reason,
         model=model,
         seconds=round(seconds, 3),
+        git=git_state(),
+        command=shlex.join(["clips-bench", *sys.argv[1:]]),
         key=key,
     )
     if outcome is None:

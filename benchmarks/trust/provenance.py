@@ -1,0 +1,162 @@
+"""``clips-bench provenance RESULT``: from a number back to the shards, and whether what it rests on is still there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.wording import visible
+from benchmarks.results import Result
+from benchmarks.trust.rows import find_result
+from clips.artifact import MANIFEST, directory_hash, read_manifest
+from clips.errors import UserError
+
+_SHOWN = 12  # digits of a hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProvenanceConfig:
+    """Say where a number comes from: data, model, and what that was made from, back to the training data.
+
+    Args:
+        result: a result file, or a directory (of a row, or of results with one row).
+        benchmark: whose result, where the directory has several.
+        check: hash what is there again and say what has changed since.
+    """
+
+    result: str
+    benchmark: str | None = None
+    check: bool = True
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing that a number rests on.
+
+    Args:
+        title: what it is, in a line.
+        facts: more lines about it.
+        made_from: what it rests on in turn.
+    """
+
+    title: str
+    facts: Sequence[str] = ()
+    made_from: Sequence[Node] = ()
+
+
+def provenance(config: ProvenanceConfig) -> None:
+    """Print the tree.
+
+    Raises:
+        UserError: a file that is missing, is no result, or was written by a newer version.
+    """
+    for line in lines(trace(find_result(config.result, config.benchmark, "result"), check=config.check)):
+        print(visible(line))
+
+
+def trace(result: Result, *, check: bool = True) -> Node:
+    """The tree below a result."""
+    protocol = result.protocol
+    facts = [
+        f"evaluated {result.created} in {result.seconds:.0f} s{_code(result.git)}",
+        *([f"by: {result.command}"] if result.command else []),
+        f"data: {_short(str(protocol.get('data_hash', '')))}, split {protocol.get('split', 'not stated')}",
+        f"protocol: {_short(result.fingerprint)}; `clips-bench diff` compares it with another's",
+    ]
+    numbers = ", ".join(
+        f"{metric.label} {metric.value * metric.scale:.1f}"
+        for metric in (result.metrics[name] for name in result.primary if name in result.metrics)
+    )
+    title = f"{result.row} on {result.benchmark}: {numbers or result.reason or 'no metric'}  ({result.path})"
+    return Node(title, facts, [_artifact("model", result.model, check=check)])
+
+
+def _artifact(name: str, described: Mapping[str, str], *, check: bool, seen: frozenset[str] = frozenset()) -> Node:
+    """What lies at a path, and what its manifest says that it was made from."""
+    path = str(described.get("path", ""))
+    title = f"{name}: {path} ({_short(str(described.get('hash', '')))})"
+    directory = Path(path)
+    if not path or not directory.exists():
+        return Node(f"{title}, not on this machine")
+    if check and described.get("hash") not in {None, "", directory_hash(directory)}:
+        return Node(f"{title}, CHANGED since: now {_short(directory_hash(directory))}")
+    if not (directory / MANIFEST).is_file() or path in seen:
+        return Node(f"{title}, not made by this suite" if directory.is_dir() else title)
+    try:
+        manifest = read_manifest(directory)
+    except UserError as error:
+        return Node(f"{title}, {error}")
+    parents = [
+        _artifact(parent, each, check=check, seen=seen | {path})
+        for parent, each in _mapping(manifest.get("parents")).items()
+        if isinstance(each, Mapping)
+    ]
+    return Node(title, list(_about(manifest)), [*parents, *_sources(_mapping(manifest.get("data")), check=check)])
+
+
+def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
+    made = f"made {manifest.get('created', '')}{_code(_mapping(manifest.get('git')))}"
+    seed = manifest.get("seed")
+    yield made + (f", seed {seed}" if seed is not None else "")
+    amounts = {
+        "steps": manifest.get("steps"),
+        "samples": manifest.get("samples_seen"),
+        "s": manifest.get("seconds"),
+        "processes": manifest.get("processes"),
+    }
+    known = [f"{value:,.0f} {unit}" for unit, value in amounts.items() if isinstance(value, int | float)]
+    where = [str(manifest[name]) for name in ("device", "precision") if manifest.get(name)]
+    if known or where:
+        yield ", ".join([*known, *where])
+    versions = _mapping(manifest.get("versions"))
+    wanted = [f"{name} {versions[name]}" for name in ("torch", "transformers", "open_clip_torch") if name in versions]
+    if wanted:
+        yield ", ".join(wanted)
+
+
+def _sources(data: Mapping[str, Any], *, check: bool) -> Iterator[Node]:
+    """What was read that is no artifact: files and shards, by the paths and hashes that are recorded."""
+    for name, described in data.items():
+        for each in described if isinstance(described, list) else [described]:
+            if isinstance(each, Mapping) and "path" in each:
+                yield _source(name, each, check=check)
+
+
+def _source(name: str, described: Mapping[str, Any], *, check: bool) -> Node:
+    path = Path(str(described["path"]))
+    facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, int | str)]
+    rest = [fact for fact in facts if not fact.startswith(("path ", "hash "))]
+    said = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
+    made_here = path.is_dir() and (path / MANIFEST).is_file()
+    if not path.exists():
+        return Node(f"{said}, not on this machine", [", ".join(rest)] if rest else [])
+    if made_here:
+        node = _artifact(name, {"path": str(path)}, check=check)
+        return Node(said, [*([", ".join(rest)] if rest else []), *node.facts], node.made_from)
+    return Node(said, [", ".join(rest)] if rest else [])
+
+
+def lines(node: Node, depth: int = 0) -> Iterator[str]:
+    """The tree as text, what something rests on indented below it."""
+    indent = "    " * depth
+    yield f"{indent}{node.title}"
+    for fact in node.facts:
+        yield f"{indent}  · {fact}"
+    for each in node.made_from:
+        yield from lines(each, depth + 1)
+
+
+def _code(git: Mapping[str, Any]) -> str:
+    commit = str(git.get("commit") or "")
+    changed = " and changes that were not committed" if git.get("dirty") else ""
+    return f", code {commit[:_SHOWN]}{changed}" if commit else ""
+
+
+def _short(digest: str) -> str:
+    return digest[:_SHOWN] if digest else "no hash"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

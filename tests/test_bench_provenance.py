@@ -1,0 +1,83 @@
+"""``clips-bench provenance`` walks from a number back to the data, and says what has changed or gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import bench_world as world
+import clips_world
+import pytest
+
+from benchmarks.cli import COMMANDS
+from clips.artifact import MANIFEST
+from clips.commandline import run_commands
+from clips.train import train
+
+
+def bench(*words: str) -> int:
+    return run_commands("clips-bench", "", COMMANDS, words)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards, an encoder that was trained on them, and its result."""
+    folder = tmp_path_factory.mktemp("provenance")
+    data = clips_world.write_shards(folder / "train")
+    train(clips_world.train_config(data, folder / "small", steps=2))
+    world.write_shards(folder / "test", 4)
+    words = ("--results", str(folder / "results"), "--benchmarks", f"[{{name: retrieval, data: {folder / 'test'}}}]")
+    assert bench("run", "encoder", str(folder / "small"), *words) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, whose result names a copy of the encoder that a test may change."""
+    shutil.copytree(made, tmp_path / "made")
+    result = tmp_path / "made/results/small/retrieval.json"
+    content = json.loads(result.read_text())
+    content["model"]["path"] = str(tmp_path / "made/small")
+    result.write_text(json.dumps(content))
+    return tmp_path / "made"
+
+
+def test_from_the_number_to_the_shards(made, capsys):
+    assert bench("provenance", str(made / "results/small")) == 0
+    said = capsys.readouterr().out.splitlines()
+    record = json.loads((made / "results/small/retrieval.json").read_text())
+    manifest = json.loads((made / "small" / MANIFEST).read_text())
+    assert said[0].startswith("small on retrieval: T→I R@1 ")
+    assert f"data: {record['protocol']['data_hash'][:12]}, split test" in said[2] + said[3]
+    model, source = (next(line for line in said if line.strip().startswith(name)) for name in ("model:", "sources:"))
+    assert str(made / "small") in model
+    assert manifest["hash"][:12] in model
+    assert "CHANGED" not in model
+    assert str(made / "train") in source
+    assert source.index("sources") > model.index("model") > 0  # what something rests on stands below it, indented
+    assert any("2 steps" in line and "cpu" in line for line in said)
+
+
+def test_what_was_changed_or_is_gone_is_said(copied, capsys):
+    weights = copied / "small/open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert bench("provenance", str(copied / "results/small/retrieval.json")) == 0
+    said = capsys.readouterr().out
+    assert "CHANGED since: now" in said
+    assert "sources:" not in said  # what is there now was made otherwise
+    shutil.rmtree(copied / "small")
+    assert bench("provenance", str(copied / "results/small/retrieval.json")) == 0
+    assert "small (" in (last := capsys.readouterr().out.strip().splitlines()[-1])
+    assert last.endswith("not on this machine")
+
+
+def test_a_model_of_others_has_no_past(copied, capsys):
+    (copied / "small" / MANIFEST).unlink()
+    assert bench("provenance", str(copied / "results/small"), "--check", "false") == 0
+    assert capsys.readouterr().out.strip().endswith("not made by this suite")
+
+
+def test_no_result(tmp_path, capsys):
+    assert bench("provenance", str(tmp_path / "nothing.json")) == 2
+    assert "nothing.json" in capsys.readouterr().err
