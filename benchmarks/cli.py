@@ -43,6 +43,16 @@ COMMANDS = {
     "study status": Command(
         help="how far a study is", target="benchmarks.study.commands:study_status", positional=("study",)
     ),
+    "study rerun": Command(
+        help="make chosen steps of a study again, and what depends on them",
+        target="benchmarks.study.upkeep:rerun",
+        positional=("study",),
+    ),
+    "study clean": Command(
+        help="remove what no step of a study makes",
+        target="benchmarks.study.upkeep:clean",
+        positional=("study",),
+    ),
     "report": Command(
         help="one page and tables from a study or a directory of results",
         target="benchmarks.report.command:report",

@@ -1,0 +1,146 @@
+"""``clips-bench study rerun``: make chosen steps again. ``study clean``: remove what no step of the study makes."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.kept import KEPT
+from benchmarks.study.commands import KeyedPlan, StudyConfig, resolve, run_study
+from benchmarks.study.runner import locked
+from benchmarks.study.state import RECORD, step_directory
+from benchmarks.study.steps import Step, in_order
+from clips.artifact import say
+from clips.errors import UserError, suggest
+
+_MADE = ("data", "encoders", "llms", "llava", "results", "steps")  # folders in which each entry belongs to a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunConfig(StudyConfig):
+    """Make chosen steps of a study again, and all that depends on them.
+
+    Args:
+        study: the study file.
+        steps: names of steps, or patterns such as ``evaluate-*`` (``study plan`` shows them).
+        output: another directory for what it makes.
+        jobs: steps that run at the same time; as the study says where not given.
+        paths: name → directory, instead of those in the study's ``paths``.
+        seeds: instead of the study's.
+        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        check: check every step's config, and that the files it needs are there, before the first one runs.
+    """
+
+    steps: tuple[str, ...]
+
+
+def rerun(config: RerunConfig) -> None:
+    """Forget that the steps were done, then run the study.
+
+    Raises:
+        UserError: a name that no step has, or another runner works in this directory.
+    """
+    keyed = resolve(config)
+    chosen = _with_descendants(_matching(keyed.plan.steps, config.steps), keyed.plan.steps)
+    known = [step for step in chosen if step_directory(keyed.output, step.name).is_dir()]
+    if known:
+        with locked(keyed.output):
+            for step in known:
+                (step_directory(keyed.output, step.name) / RECORD).unlink(missing_ok=True)
+                if step.kind == "evaluation":  # else it would find there what the model gave before
+                    shutil.rmtree(keyed.output / "results" / KEPT, ignore_errors=True)
+    say(f"{keyed.plan.study.name}: again {', '.join(step.name for step in chosen)}")
+    run_study(config)
+
+
+def _matching(steps: Sequence[Step], patterns: Iterable[str]) -> set[str]:
+    names = [step.name for step in steps]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise suggest(pattern, names, "step in 'steps'")
+        found |= set(matched)
+    if not found:
+        raise UserError("steps: expected at least one")
+    return found
+
+
+def _with_descendants(chosen: set[str], steps: Sequence[Step]) -> list[Step]:
+    found = []
+    for step in in_order(steps):
+        if step.name in chosen or chosen & set(step.parents):
+            chosen = chosen | {step.name}
+            found.append(step)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig(StudyConfig):
+    """Remove from a study's directory what none of its steps makes: of encoders that were renamed or taken out.
+
+    Args:
+        study: the study file.
+        really: remove; by default it is only listed.
+        kept: remove also what models gave, kept beside the results so that evaluations go on and need not ask twice.
+        output: another directory for what it makes.
+        jobs: not used here.
+        paths: name → directory, instead of those in the study's ``paths``.
+        seeds: instead of the study's; those of others are removed.
+        only: encoders, entries or patterns such as ``photos.*``, instead of all; what belongs to others is removed.
+        check: not used here.
+    """
+
+    really: bool = False
+    kept: bool = False
+
+
+def clean(config: CleanConfig) -> None:
+    """List, or remove, what is left over.
+
+    Raises:
+        UserError: another runner works in this directory.
+    """
+    keyed = resolve(config)
+    left = sorted(_left_over(keyed))
+    if config.kept and (keyed.output / "results" / KEPT).is_dir():
+        left.append(keyed.output / "results" / KEPT)
+    total = sum(map(_size, left))
+    for path in left:
+        print(f"{path.relative_to(keyed.output)}  {_size(path) / 1e6:,.1f} MB")
+    if not left:
+        print(f"{keyed.output}: nothing that the study does not make")
+    elif not config.really:
+        print(f"{len(left)} of {total / 1e6:,.1f} MB would be removed; --really true does it")
+    else:
+        with locked(keyed.output):
+            for path in left:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        print(f"{len(left)} removed, {total / 1e6:,.1f} MB")
+
+
+def _left_over(keyed: KeyedPlan) -> Iterator[Path]:
+    """Files and directories of former steps. Hidden ones and what lies outside of the study's own folders stay."""
+    mine = {step_directory(keyed.output, step.name) for step in keyed.plan.steps}
+    for step in keyed.plan.steps:
+        mine |= set(step.outputs)
+    mine |= {path.with_name(f"{path.stem}.items.parquet") for path in mine if path.suffix == ".json"}
+    above = {parent for path in mine for parent in path.parents}
+    waiting = [keyed.output / folder for folder in _MADE]
+    while waiting:
+        folder = waiting.pop()
+        for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
+            if path.name.startswith(".") or path in mine:
+                continue
+            if path in above:
+                waiting.append(path)
+            else:
+                yield path
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

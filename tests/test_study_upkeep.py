@@ -1,0 +1,100 @@
+"""``clips-bench study rerun | clean``, the programs behind the steps replaced by a small one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from study_material import SMALL
+from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
+
+from benchmarks.study import commands, runner
+from benchmarks.study.commands import run_study
+from benchmarks.study.upkeep import CleanConfig, RerunConfig, clean, rerun
+from clips.errors import UserError
+
+
+def ran(folder: Path, since: dict[Path, int]) -> set[str]:
+    """The steps whose record is new."""
+    return {path.parent.name for path, stamp in records(folder).items() if since.get(path) != stamp}
+
+
+def records(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (folder / "out/steps").glob("*/step.json")}
+
+
+def test_chosen_steps_run_again_with_what_depends_on_them(tmp_path, capsys):
+    config = write_study(tmp_path)
+    run_study(config)
+    before = records(tmp_path)
+    rerun(RerunConfig(study=config.study, steps=("encoder-clips-*",), check=False))
+    assert ran(tmp_path, before) == {
+        "encoder-clips-s0",
+        "evaluate-encoder-clips-s0",
+        "llava-clips-tiny-s0",
+        "evaluate-llava-clips-tiny-s0",
+    }
+    assert set(states(config).values()) == {"done"}
+    assert "again encoder-clips-s0, " in capsys.readouterr().err
+
+
+def test_what_models_gave_is_forgotten_with_their_evaluation(tmp_path):
+    config = write_study(tmp_path)
+    run_study(config)
+    kept = tmp_path / "out/results/.kept/answers"
+    kept.mkdir(parents=True)
+    rerun(RerunConfig(study=config.study, steps=("data-*",), check=False))
+    assert not kept.exists()
+
+
+def test_a_step_that_the_study_has_not(tmp_path):
+    config = write_study(tmp_path)
+    with pytest.raises(UserError, match="unknown step in 'steps' 'encoder-clip-s1'; did you mean 'encoder-clip-s0'"):
+        rerun(RerunConfig(study=config.study, steps=("encoder-clip-s1",), check=False))
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_no_step_makes_is_removed(tmp_path, capsys):
+    run_study(write_study(tmp_path))
+    (tmp_path / "out/notes.txt").write_text("mine")
+    (tmp_path / "out/results/.kept/vectors").mkdir(parents=True)
+    encoders = {name: value for name, value in SMALL["encoders"].items() if name != "clips"}
+    config = write_study(tmp_path, encoders=encoders)
+    everything = set((tmp_path / "out").rglob("*"))
+
+    clean(CleanConfig(study=config.study))
+    said = capsys.readouterr().out
+    assert "would be removed" in said
+    assert "encoders/clips-s0  " in said
+    assert set((tmp_path / "out").rglob("*")) == everything
+
+    clean(CleanConfig(study=config.study, really=True))
+    left = set((tmp_path / "out").rglob("*"))
+    gone = {path.relative_to(tmp_path / "out").as_posix() for path in everything - left}
+    assert {"encoders/clips-s0", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
+    assert all("clips" in path for path in gone)
+    assert (tmp_path / "out/notes.txt").exists()
+    assert (tmp_path / "out/results/.kept").exists()
+    assert set(states(config).values()) == {"done"}
+    capsys.readouterr()
+    clean(CleanConfig(study=config.study, really=True))
+    assert "nothing that the study does not make" in capsys.readouterr().out
+    clean(CleanConfig(study=config.study, really=True, kept=True))
+    assert not (tmp_path / "out/results/.kept").exists()
+
+
+@pytest.mark.parametrize("change", [rerun, clean])
+def test_nothing_is_changed_while_a_runner_works(change, tmp_path):
+    config = write_study(tmp_path)
+    run_study(config)
+    before = records(tmp_path)
+    (tmp_path / "out/encoders/left-over").mkdir()
+    asked = {
+        rerun: RerunConfig(study=config.study, steps=("*",), check=False),
+        clean: CleanConfig(study=config.study, really=True),
+    }
+    with runner.locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
+        change(asked[change])
+    assert records(tmp_path) == before
+    assert (tmp_path / "out/encoders/left-over").is_dir()
+    assert commands.resolve(config).plan.steps
