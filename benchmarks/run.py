@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from benchmarks.config import COMMON, BenchmarkConfig, RunConfig
+from benchmarks.kept import CODE
 from benchmarks.mllm.judge import NO_JUDGE, judge_of
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
@@ -27,7 +28,6 @@ from clips.artifact import say, versions
 from clips.commandline import plain
 from clips.errors import UserError
 
-_CODE = 3  # raise it when a change of this package changes numbers, so that old results are made again
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "transformers", "torch")
 
 
@@ -164,7 +164,7 @@ def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -
     if entry.judged:
         settings["judge_model"] = judge_of(config, entry.task, row.config.results).model
     parts = {
-        "code": _CODE,
+        "code": CODE,
         "model": model_hash,
         "entry": config.entry,
         "settings": settings,
