@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import CODE
-from benchmarks.sharing import together
+from benchmarks.sharing import of_first, together
 from clips.artifact import writing
-from clips.parallel.processes import Processes, wait_for_main_process
+from clips.parallel.processes import Processes
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,8 @@ Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 
 def key_of(**parts: Any) -> str:
     """SHA-256 of named plain values, and of the version of this package's computations."""
-    return hashlib.sha256(json.dumps({**parts, "code": CODE}, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[
-        :32
-    ]
+    text = json.dumps({**parts, "code": CODE}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Unkept:
@@ -75,20 +74,20 @@ class KeptVectors:
         """
         whole = self.folder / f"{self.key}.safetensors"
         parts = self.folder / f"{self.key}-{_layout(batches)}"
-        if self.again and self.processes.is_main:
-            whole.unlink(missing_ok=True)
-            shutil.rmtree(parts, ignore_errors=True)
-        together(self.processes, lambda: None)
-        vectors = _load(whole)
-        if vectors is None:
+        if not of_first(self.processes, lambda: self._is_there(whole, parts)):
             together(self.processes, lambda: self._compute(batches, compute, parts))
-            if self.processes.is_main:
-                self._merge(batches, parts, whole)
-            wait_for_main_process()
-            vectors = _load(whole)
+            of_first(self.processes, lambda: self._merge(batches, parts, whole))
+        vectors = _load(whole)
         if vectors is None:
             raise RuntimeError(f"{whole}: was there and has vanished")
         return vectors
+
+    def _is_there(self, whole: Path, parts: Path) -> bool:
+        """Whether nothing is to be computed; of several processes one must say it, for another run may just finish."""
+        if self.again:
+            whole.unlink(missing_ok=True)
+            shutil.rmtree(parts, ignore_errors=True)
+        return _is_whole(whole)
 
     def _compute(self, batches: Batches, compute: Compute, parts: Path) -> None:
         mine = range(self.processes.rank, len(batches), self.processes.count)
@@ -146,6 +145,17 @@ def _load(path: Path) -> torch.Tensor | None:
         return None
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether `_load` would find something; its content is not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return "vectors" in file.keys()  # noqa: SIM118  no dict
+    except (OSError, SafetensorError):
+        return False
+
+
 class KeptAnswers:
     """A LLaVA's answers to the questions of one task, appended to a file as they come.
 
@@ -162,12 +172,8 @@ class KeptAnswers:
             return
         processes = processes or Processes()
         self._file = folder / f"{processes.rank}.jsonl"
-        if again and processes.is_main:
-            shutil.rmtree(folder, ignore_errors=True)
-        together(processes, lambda: None)
-        for file in sorted(folder.glob("*.jsonl")):
-            self.known |= _lines(file)
-        together(processes, lambda: None)  # nobody writes before everyone has read
+        # One reads for all: each must know the same, for what is missing is shared by it, and another run may write.
+        self.known = of_first(processes, lambda: _read(folder, again=again))
 
     def add(self, answers: dict[str, str]) -> None:
         """Keep the answers of a batch; they are on disk when this returns."""
@@ -181,6 +187,12 @@ class KeptAnswers:
                 stream.write("".join(["\n", *lines]))  # the break ends a line that a crash cut short
                 stream.flush()
                 os.fsync(stream.fileno())
+
+
+def _read(folder: Path, *, again: bool) -> dict[str, str]:
+    if again:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {key: answer for file in sorted(folder.glob("*.jsonl")) for key, answer in _lines(file)}
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

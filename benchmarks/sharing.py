@@ -50,7 +50,6 @@ def together(processes: Processes, work: Callable[[], Found]) -> Found:
 
 
 def of_first(processes: Processes, find: Callable[[], Found]) -> Found:
-    """What the first process finds, for all of them."""
-    if processes.count == 1:
-        return find()
-    return gather_objects(find() if processes.is_main else None)[0]
+    """What the first process finds, for all of them. Raises as `together` does."""
+    found = together(processes, lambda: find() if processes.is_main else None)
+    return found if processes.count == 1 else gather_objects(found)[0]  # type: ignore[return-value]

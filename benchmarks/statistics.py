@@ -101,17 +101,17 @@ def interval(
         draws: bootstrap draws.
         seed: of the draws.
     """
-    present = ~np.any([np.isnan(columns[name].astype(float)) for name in names if _is_number(columns[name])], axis=0)
-    owners = np.asarray(clusters)[present] if len(names) == 1 else np.asarray(clusters)
+    entering = _entering(columns, names)
+    columns, owners = {name: columns[name][entering] for name in names}, np.asarray(clusters)[entering]
     count = len(np.unique(owners))
     if count == 0:
         return Interval(low=None, high=None, method="none")
     if formula == "mean" and len(names) == 1:
-        values = columns[names[0]].astype(float)[present]
+        values = columns[names[0]].astype(float)
         if np.isin(values, (0.0, 1.0)).all():
             size = _effective_size(values, owners)
             return Interval(*wilson(values.mean() * size, size), method="wilson")
-    found = bootstrap(formula, columns, names, clusters, draws=draws, seed=seed)
+    found = bootstrap(formula, columns, names, owners, draws=draws, seed=seed)
     found = found[~np.isnan(found)]
     if not len(found):
         return Interval(low=None, high=None, method="none")
@@ -148,6 +148,13 @@ def _quantiles(draws: np.ndarray, clusters: int) -> tuple[float, float]:
     tail = stats.norm.cdf(-_student(0.975, clusters) * math.sqrt(clusters / max(1, clusters - 1)))
     low, high = np.quantile(draws, (tail, 1 - tail))
     return float(low), float(high)
+
+
+def _entering(columns: Columns, names: Sequence[str]) -> np.ndarray:
+    """(N,) whether an item has a number in one of the columns, and a group; the others say nothing of a metric."""
+    numbers = [np.isnan(columns[name].astype(float)) for name in names if _is_number(columns[name])]
+    groups = [[isinstance(group, str) for group in columns[name]] for name in names if not _is_number(columns[name])]
+    return np.all([~np.all(numbers, axis=0), *groups], axis=0)
 
 
 def _is_number(values: np.ndarray) -> bool:
@@ -187,6 +194,11 @@ def paired_difference(
         draws: of the test; no p-value is below 1 / (draws + 1).
         seed: of the draws.
     """
+    entering = _entering(first, names) | _entering(second, names)
+    first, second = ({name: row[name][entering] for name in names} for row in (first, second))
+    clusters = np.asarray(clusters)[entering]
+    if not len(clusters):
+        return Difference(value=math.nan, low=math.nan, high=math.nan, p_value=1.0, n=0, smallest=math.nan)
     compute = FORMULAS[formula]
     blocks = [compute(first, names, block) - compute(second, names, block) for block in _draws(clusters, DRAWS, seed)]
     differences = np.concatenate(blocks)
@@ -194,7 +206,7 @@ def paired_difference(
     value = evaluate(formula, first, names) - evaluate(formula, second, names)
     if not len(differences):
         return Difference(value=value, low=math.nan, high=math.nan, p_value=1.0, n=len(clusters), smallest=math.nan)
-    count = len(np.unique(np.asarray(clusters)))
+    count = len(np.unique(clusters))
     low, high = _quantiles(differences, count)
     p_value = _exchange_test(formula, first, second, names, clusters, draws=draws, seed=seed)
     if p_value >= LEVEL:

@@ -136,6 +136,36 @@ def test_winoground_as_files_and_as_the_hubs_parquet(tmp_path, monkeypatch):
     assert hub.open(hub.cases[1].pictures[1]).tobytes() == world.picture(3).tobytes()
 
 
+def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path):
+    """Vectors are kept by what pictures show: a set with a copy of a file has one more, though its hash is the same."""
+    import bridge_world
+
+    from benchmarks.results import read_items, read_result, result_path
+    from benchmarks.run import run
+
+    vit = {**bridge_world.VIT, "text_cfg": {**bridge_world.VIT["text_cfg"], "context_length": 77, "vocab_size": 49408}}
+    bridge_world.make_encoder(tmp_path / "encoder", vit)
+    _images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    for name, pictures in (("copied", ("a", "copy", "b")), ("once", ("a", "a", "b"))):
+        rows = [
+            {"image": f"{picture}.png", "caption": f"a red one, {number}", "negative": "a blue one"}
+            for number, picture in enumerate(pictures)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    copied, once = (load_pair_set(str(tmp_path / f"{name}.jsonl"), "lines") for name in ("copied", "once"))
+    assert copied.hash == once.hash
+    margins = []
+    for results, names in (("fresh", ["once"]), ("both", ["copied", "once"])):
+        benchmarks = [BenchmarkConfig(name=name, uses="choice", data=str(tmp_path / f"{name}.jsonl")) for name in names]
+        config = RunConfig(row="row", results=str(tmp_path / results), encoder=str(tmp_path / "encoder"),
+                           benchmarks=benchmarks)  # fmt: skip
+        run(config)
+        margins.append(read_items(read_result(result_path(tmp_path / results, "row", "once")))["margin"].tolist())
+    assert margins[0] == pytest.approx(margins[1], abs=1e-5)
+    assert margins[0][0] != pytest.approx(margins[0][2], abs=1e-4)
+
+
 def test_real_pairs(shared):
     pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "lines")
     assert len(pairs.cases) == 478
@@ -173,6 +203,11 @@ def test_several_wrong_captions(tmp_path):
             "aro_relation",
             '[{"image_path": "a", "true_caption": "x", "false_caption": "y"}]',
             "0: expected numbers bbox_x",
+        ),
+        (
+            "aro_relation",
+            '[{"true_caption": "x", "false_caption": "y", "bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9}]',
+            "0: image_path: expected a text",
         ),
         ("lines", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a text, or a list"),
         ("winoground", '{"image_0": "a", "image_1": "b", "caption_0": "x"}', "line 1: expected the key 'caption_1'"),

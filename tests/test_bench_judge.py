@@ -231,6 +231,13 @@ def test_a_judge_in_a_warmer_mood(places, tmp_path, judge):
     assert [each["temperature"] for each in judge.asked[:3]] == [0.0, 0.5, 1.0]
 
 
+def test_a_judge_that_is_mended_is_asked_again(places, tmp_path, judge):
+    judge.reply = lambda _: ""  # as servers do whose answer went elsewhere
+    assert "no judge" in _run(places, tmp_path, judge_url=judge.url).absent["gpt_eval_score"]
+    judge.reply = _marks
+    assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
+
+
 def test_llava_bench_compares_two_answers(places, tmp_path, judge):
     marks = iter(("8 4", "10 6", "5 5", "9 8"))
     judge.reply = lambda _: f"{next(marks)}\nThe first is better."

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import kept as module
 from benchmarks.kept import KeptAnswers, KeptVectors, Unkept, key_of
+from benchmarks.sharing import of_first
 from clips.errors import UserError
+from clips.parallel.processes import Processes
 
 BATCHES = [[4, 0], [1, 3], [2]]
 
@@ -83,6 +89,82 @@ def test_another_key_finds_nothing(tmp_path):
     tower = Tower()
     kept(tmp_path, key="other").collect(BATCHES, tower)
     assert len(tower.seen) == 5
+
+
+def test_other_code_finds_nothing(monkeypatch):
+    before = key_of(model="a")
+    monkeypatch.setattr(module, "CODE", module.CODE + 1)
+    assert key_of(model="a") != before
+
+
+# ------------------------------------------------------------------------------- two processes, played by threads
+
+HERE = threading.local()
+
+
+@pytest.fixture
+def two(monkeypatch) -> Callable[[Callable[[Processes], Any]], list[Any]]:
+    """Does work as two processes would, each in a thread; what they find, or what they raise."""
+    meeting, values = threading.Barrier(2, timeout=10), [None, None]
+
+    def gather(value):
+        values[HERE.rank] = value
+        meeting.wait()
+        found = list(values)
+        meeting.wait()
+        return found
+
+    def one(work, rank):
+        HERE.rank = rank
+        try:
+            return work(Processes(rank=rank, count=2))
+        except Exception as error:
+            return error
+
+    monkeypatch.setattr("benchmarks.sharing.gather_objects", gather)
+    with ThreadPoolExecutor(2) as pool:
+        yield lambda work: list(pool.map(lambda rank: one(work, rank), range(2)))
+
+
+def test_two_processes_share_the_batches(two, tmp_path):
+    towers = [Tower(), Tower()]
+    found = two(lambda processes: kept(tmp_path, processes=processes).collect(BATCHES, towers[processes.rank]))
+    assert [tower.seen for tower in towers] == [[4, 0, 2], [1, 3]]
+    for vectors in found:
+        torch.testing.assert_close(vectors, EXPECTED)
+
+
+def test_two_processes_agree_on_what_is_there_although_another_run_just_finishes(two, tmp_path, monkeypatch):
+    load, looked = module._load, threading.Event()
+
+    def late(path):
+        if path.name == "k.safetensors" and HERE.rank == 1:
+            looked.wait(5)
+            save_file({"vectors": EXPECTED}, path)
+        found = load(path)
+        if path.name == "k.safetensors":
+            looked.set()
+        return found
+
+    monkeypatch.setattr(module, "_load", late)
+    for vectors in two(lambda processes: kept(tmp_path, processes=processes).collect(BATCHES, Tower())):
+        torch.testing.assert_close(vectors, EXPECTED)
+
+
+def test_two_processes_know_the_same_answers_although_another_run_just_writes_some(two, tmp_path, monkeypatch):
+    KeptAnswers(tmp_path / "k").add({"1": "a dog"})
+    lines = module._lines
+    monkeypatch.setattr(module, "_lines", lambda path: [*lines(path), *([("2", "a cat")] if HERE.rank else [])])
+    first, second = two(lambda processes: KeptAnswers(tmp_path / "k", processes).known)
+    assert first == second == {"1": "a dog"}
+
+
+def test_a_mistake_that_the_first_process_meets_is_told_by_both(two):
+    def find():
+        raise UserError("no such file")
+
+    found = two(lambda processes: of_first(processes, find))
+    assert [(type(error), str(error)) for error in found] == [(UserError, "no such file")] * 2
 
 
 def test_answers_are_there_as_soon_as_they_are_added(tmp_path):

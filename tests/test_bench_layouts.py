@@ -98,6 +98,16 @@ def _clip_benchmark_shards(folder: Path) -> Path:
     return folder / "wds"
 
 
+def _img2dataset(folder: Path) -> Path:
+    """A JSON about the download beside each text."""
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for number in range(COUNT):
+            world._add(tar, f"00000000{number}.png", world.png(world.picture(number)))
+            world._add(tar, f"00000000{number}.txt", "\n".join(world.captions(number)).encode())
+            world._add(tar, f"00000000{number}.json", b'{"status": "success", "url": "x"}')
+    return folder
+
+
 def _parquet(folder: Path) -> Path:
     columns = {
         "image": [world.picture(n) for n in range(COUNT)],
@@ -123,7 +133,7 @@ LAYOUT_OF: dict[str, list[Callable[[Path], Path]]] = {
     "list": [_list],
     "lines": [_json_lines],
     "text": [_text, _token],
-    "shards": [_clip_benchmark_shards],
+    "shards": [_clip_benchmark_shards, _img2dataset],
     "datasets": [_parquet, _saved],
 }
 

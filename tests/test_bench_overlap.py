@@ -143,12 +143,20 @@ def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
     world.picture(0).save(tmp_path / "0.png")
     (tmp_path / "set.jsonl").write_text(json.dumps({"image": "0.png", "captions": ["x"]}))
     assert [name for name, _ in benchmark_pictures(str(tmp_path / "set.jsonl"))] == ["0.png"]
+    world.write_shards(tmp_path / "wds/test", 2, shards=1)
+    (tmp_path / "wds/test/shard-00000.parquet").write_bytes(b"of img2dataset, no pictures in it")
+    (tmp_path / "urban/caption").mkdir(parents=True)
+    (tmp_path / "urban/caption/7.txt").write_text("x")
+    (tmp_path / "urban/image").mkdir()
+    world.picture(0).save(tmp_path / "urban/image/7.jpg")
+    for folder, names in (("wds", ["000000000.png", "000000001.png"]), ("urban", ["7.jpg"])):
+        assert [Path(name).name for name, _ in benchmark_pictures(str(tmp_path / folder))] == names
 
 
 def test_bad_input_is_named(tmp_path):
     source = training_table(tmp_path / "train", [texture(7)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"expected \.tar shards or \.parquet files, found neither"):
+    with pytest.raises(UserError, match=r"expected \.tar shards or another layout .*, found none"):
         overlap(OverlapConfig(training=[source], benchmark=str(tmp_path / "empty")))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"broken\.parquet: not a readable parquet file"):

@@ -87,6 +87,21 @@ def test_two_processes_give_what_one_gives(places, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_the_first_process_refuses_is_told_once_and_the_next_benchmark_goes_on(places, tmp_path):
+    words = command(places, tmp_path / "refused", "pope", "gqa", processes=2)
+    file = tmp_path / "refused.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["benchmarks"][0]["without"] = ["nonsense"]
+    file.write_text(yaml.safe_dump(config))
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode != 0
+    assert "TypeError" not in done.stderr, done.stderr[-3000:]
+    pope, gqa = (read_result(tmp_path / "refused/row" / f"{name}.json") for name in ("pope", "gqa"))
+    assert "nonsense" in pope.reason
+    assert gqa.status == "ok"
+
+
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_with_the_next_question(places, tmp_path):
     """Killed while the LLaVA answers; what was answered is not asked again."""
     finish(command(places, tmp_path / "whole", "gqa"))

@@ -149,6 +149,37 @@ def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path)
     assert found.metrics["pope_accuracy"].value == 1.0
 
 
+def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path):
+    """Two files with four answers each, to the first and to the last questions of the data."""
+    from benchmarks.trust.compare import compared
+
+    rows = [{"doc_id": number, "answer": answer} for number, (_, answer) in enumerate(_pope())]
+    first, last = (
+        _score(hub, tmp_path / name, "pope", some, partial=True)
+        for name, some in (("first", rows[:4]), ("last", rows[4:]))
+        if (tmp_path / name).mkdir() is None
+    )
+    assert read_items(last)["item"].tolist() == ["4", "5", "6", "7"]
+    assert read_items(last)["prediction"].tolist() == [row["answer"] for row in rows[4:]]
+    assert first.fingerprint != last.fingerprint
+    (line, *_) = compared([({"pope": first}, {"pope": last})])
+    assert line.verdict == "not comparable"
+    whole = _score(hub, tmp_path, "pope", rows, partial=True)
+    assert "answered" not in whole.protocol
+
+
+def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
+    from benchmarks.mllm.elsewhere import read_answers
+
+    asked = _write(tmp_path / "questions.jsonl", [{"question_id": 1, "text": "Is it red?", "image": "a.jpg"}])
+    answers = _write(tmp_path / "answers.jsonl", [{"question_id": 1}])
+    with pytest.raises(UserError, match="line 1: expected a text as 'answer'"):
+        read_answers(Path(answers), Path(asked))
+    answers = _write(tmp_path / "answers.jsonl", [{"question_id": "1", "answer": "yes"}])
+    (found,) = read_answers(Path(answers), Path(asked))
+    assert (found.text, found.prompt, found.image) == ("yes", "Is it red?", "a")
+
+
 def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     world.write_parquet(

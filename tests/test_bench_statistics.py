@@ -108,6 +108,23 @@ def test_all_wrong_is_not_certain(formula, names):
     assert found.method == "wilson"
 
 
+@pytest.mark.parametrize(
+    ("formula", "names"), [("mean", ("x",)), ("median", ("x",)), ("mean_of_group_means", ("x", "g"))]
+)
+def test_items_that_do_not_enter_a_metric_say_nothing_of_it(formula, names):
+    """Twelve cases of a kind are twelve, however many there are of other kinds."""
+    generator = np.random.default_rng(5)
+    groups = np.array([*"abab" * 3, *[None] * 500], object)
+    rows, few = [], slice(0, 12)
+    for _ in range(2):
+        values = np.concatenate([generator.normal(size=12), np.full(500, np.nan)])
+        rows.append({"x": values, "g": groups})
+    cut = [{name: column[few] for name, column in row.items()} for row in rows]
+    pictures = np.arange(512)
+    assert interval(formula, rows[0], names, pictures) == interval(formula, cut[0], names, pictures[few])
+    assert paired_difference(formula, *rows, names, pictures) == paired_difference(formula, *cut, names, pictures[few])
+
+
 def test_same_seed_same_interval():
     columns = {"x": np.random.default_rng(1).normal(size=60)}
     clusters = np.repeat(np.arange(20), 3)

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.catalogue import BENCHMARKS, find
 from benchmarks.config import BenchmarkConfig, LmmsModel, RunConfig
+from benchmarks.mllm.metrics import generic_reader
 from benchmarks.mllm.tasks import configuration, data_set, task_folders, task_groups
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run import ListConfig, list_benchmarks, run
@@ -172,6 +173,28 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers):
     (tmp_path / "hub/other/file").write_text("of another data set")
     again = _run(llava, tmp_path, "ai2d_no_mask")
     assert again.created == found.created  # done already
+
+
+def test_hallucinations_are_better_few():
+    samples = [{"amber_chair": 0.5, "amber_cover": 1.0, "unstated": 1.0}]
+    reader = generic_reader(samples, [*samples[0]], {"amber_chair": False, "amber_cover": True, "unstated": None})
+    assert {name: spec.higher_is_better for name, spec in reader.metrics.items()} == {
+        "amber_chair": False,
+        "amber_cover": True,
+        "unstated": True,
+    }
+
+
+def test_pictures_of_the_same_pixels_in_other_colours_are_two():
+    from benchmarks.mllm.answering import picture_name
+
+    shape = world.picture(0).convert("L").convert("P")
+    red, blue = shape.copy(), shape.copy()
+    red.putpalette([255, 0, 0] * 256)
+    blue.putpalette([0, 0, 255] * 256)
+    assert red.tobytes() == blue.tobytes()
+    assert picture_name(red) != picture_name(blue)
+    assert picture_name(red) == picture_name(red.convert("RGB"))
 
 
 def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):

@@ -39,15 +39,13 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     prompt = config.prompt or PROMPT
     asked = [(picture, prompt, text) for case in pairs.cases for picture in case.pictures for text in case.captions]
     model, processor = row.llava
-    found = scored(row, pairs, asked)
-    values = [each.total / (each.tokens if config.likelihood == "mean" else 1) for each in found]
-    if config.likelihood == "gain":
-        texts = list(dict.fromkeys(text for _, _, text in asked))
-        alone = {
-            text: each.total
-            for text, each in zip(texts, scored(row, pairs, [(None, prompt, text) for text in texts]), strict=True)
-        }
-        values = [value - alone[text] for value, (_, _, text) in zip(values, asked, strict=True)]
+    texts = list(dict.fromkeys(text for _, _, text in asked)) if config.likelihood == "gain" else []
+    found = scored(row, pairs, [*asked, *((None, prompt, text) for text in texts)])
+    alone = {text: each.total for text, each in zip(texts, found[len(asked) :], strict=True)}
+    values = [
+        each.total / (each.tokens if config.likelihood == "mean" else 1) - alone.get(text, 0.0)
+        for each, (_, _, text) in zip(found[: len(asked)], asked, strict=True)
+    ]
     supply = iter(values)
     scores = [
         np.array([[next(supply) for _ in case.captions] for _ in case.pictures], dtype=float) for case in pairs.cases
@@ -88,7 +86,7 @@ def scored(
 
     kept = row.kept_answers("likelihood", pairs.hash)
     keys = [
-        key_of(pictures=None if picture is None else dataclasses.astuple(picture), prompt=prompt, text=text, end=end)
+        key_of(picture=None if picture is None else pairs.contents[picture], prompt=prompt, text=text, end=end)
         for picture, prompt, text in asked
     ]
     missing = [number for number, key in enumerate(keys) if key not in kept.known]

@@ -23,7 +23,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         text: number for number, text in enumerate(dict.fromkeys(t for case in pairs.cases for t in case.captions))
     }
     names = [picture.reference for picture in pictures]
-    seen = image_vectors(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.hash)
+    seen = image_vectors(row, lambda index: pairs.open(pairs.pictures[index]), names, pairs.pictures_hash)
     read = text_vectors(row, list(texts))
     scores = [
         (seen[[pictures[picture] for picture in case.pictures]] @ read[[texts[text] for text in case.captions]].T)

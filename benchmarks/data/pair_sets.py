@@ -90,13 +90,23 @@ class PairSet:
         return image if picture.box is None else image.crop(picture.box)
 
     @functools.cached_property
-    def hash(self) -> str:
-        """SHA-256 of the captions, kinds and pictures, the same wherever they lie."""
+    def contents(self) -> dict[Picture, str]:
+        """What each of `pictures` shows: SHA-256 of its file, and the part that is meant."""
         references = dict.fromkeys(picture.reference for picture in self.pictures)
-        contents = {reference: hashlib.sha256(self.read(reference)).hexdigest() for reference in references}
+        hashes = {reference: hashlib.sha256(self.read(reference)).hexdigest() for reference in references}
+        return {picture: json.dumps([hashes[picture.reference], picture.box]) for picture in self.pictures}
+
+    @functools.cached_property
+    def pictures_hash(self) -> str:
+        """SHA-256 over what the pictures show, in order."""
+        return hashlib.sha256("".join(self.contents.values()).encode()).hexdigest()
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 of the captions, kinds and pictures, the same wherever they lie and however they are called."""
         digest = hashlib.sha256()
         for case in self.cases:
-            shown = [[contents[picture.reference], picture.box] for picture in case.pictures]
+            shown = [json.loads(self.contents[picture]) for picture in case.pictures]
             digest.update(json.dumps([case.kind, case.captions, shown], ensure_ascii=False).encode())
         return digest.hexdigest()
 
@@ -186,9 +196,10 @@ def _from_aro(path: Path, images: Path | None) -> tuple[Iterator[Case], Callable
                 raise UserError(f"{where}: expected numbers bbox_x, bbox_y, bbox_w and bbox_h, got {sides}")
             left, top, width, height = numbers
             box = (left, top, left + width, top + height)
-            kind = row.get("relation_name") or "_".join(map(str, row.get("attributes", [])))
+            kind = row.get("relation_name") or "_".join(map(str, row.get("attributes") or []))
+            picture = Picture(text("image_path"), box)
             captions = (text("true_caption"), text("false_caption"))
-            yield Case(f"{number}/{row['image_path']}", kind, (Picture(text("image_path"), box),), captions)
+            yield Case(f"{number}/{picture.reference}", kind, (picture,), captions)
 
     return cases(), _files(images or _beside(path))
 

@@ -41,8 +41,11 @@ def _rows(found: OnDisk) -> Iterator[Row]:
             texts: Any = None
             if f"{stem}.json" in index.members:
                 texts = parse_object(index.read(f"{stem}.json"), f"{shard}/{stem}.json").get("captions")
-            elif f"{stem}.txt" in index.members:
-                texts = [line for line in index.read(f"{stem}.txt").decode("utf-8", "replace").splitlines() if line]
+            if texts is None and f"{stem}.txt" in index.members:  # img2dataset writes both, the JSON about the picture
+                lines = (
+                    index.read(f"{stem}.txt").decode("utf-8", "replace").split("\n")
+                )  # captions may hold other breaks
+                texts = [line.rstrip("\r") for line in lines if line.strip()]
             yield [f"{shard.relative_to(root).as_posix()}/{member}"], texts
 
 

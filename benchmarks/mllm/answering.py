@@ -39,8 +39,9 @@ class Picture:
 
 
 def picture_name(picture: Image) -> str:
-    """A name made of a picture's pixels: the same wherever it comes from."""
-    content = f"{picture.mode}{picture.size}".encode() + picture.tobytes()
+    """A name made of a picture's pixels as a model sees them: the same wherever it comes from."""
+    rgb = picture.convert("RGB")  # the bytes of a picture with a palette do not tell its colours
+    content = f"{rgb.mode}{rgb.size}".encode() + rgb.tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ its own: its file of questions, which has the pictures, is given as well.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from benchmarks.data.caption_sets import read_lines
 from benchmarks.mllm.evaluate import data_hash, outcome_of
 from benchmarks.mllm.tasks import data_root, go_offline, load_task
 from benchmarks.output import writable_directory
-from benchmarks.protocol import fingerprint
+from benchmarks.protocol import Entries, fingerprint
 from benchmarks.results import Result, check_name, write_result
 from clips.artifact import file_hash, say
 from clips.errors import UserError
@@ -121,14 +122,18 @@ def score_answers(config: ScoreConfig) -> None:
     from benchmarks.mllm.scoring import Recorded
 
     task = load_task(entry.task, entry.folder, data_root(config.data))
-    found = match(answers, list(task.eval_docs_no_media), config.answers, partial=config.partial)
+    docs = list(task.eval_docs_no_media)
+    found = match(answers, docs, config.answers, partial=config.partial)
     numbers = sorted(found)
+    about: Entries = {"prompt": "made elsewhere", "decoding": "made elsewhere", "input_model": "answers made elsewhere"}
+    if len(numbers) < len(docs):
+        about["answered"] = hashlib.sha256(str(numbers).encode()).hexdigest()[:16]
     writable_directory(Path(config.results) / config.row)
     outcome = outcome_of(
         Recorded({place: found[number].text for place, number in enumerate(numbers)}),
         benchmark,
         config.results,
-        {"prompt": "made elsewhere", "decoding": "made elsewhere", "input_model": "answers made elsewhere"},
+        about,
         only=numbers,
     )
     result = Result(
@@ -161,8 +166,8 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
     Raises:
         UserError: a file is missing, or a line has no answer or nothing that says to which question.
     """
-    asked = {} if questions is None else {row["question_id"]: row for _, row in _lines(questions, ("question_id",))}
-    answers = [_answer(asked.get(row.get("question_id"), {}) | row, f"{file} line {n}") for n, row in _lines(file)]
+    asked = {} if questions is None else dict(_question(row) for _, row in _lines(questions, ("question_id",)))
+    answers = [_answer(asked.get(str(row.get("question_id")), {}) | row, f"{file} line {n}") for n, row in _lines(file)]
     if not answers:
         raise UserError(f"{file}: no answers in it")
     return answers
@@ -170,6 +175,12 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
 
 def _lines(file: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
     return read_lines(file, texts=(), others=needed)
+
+
+def _question(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Its id and what it adds to an answer: ``text`` is the prompt here, the answer there."""
+    told = {name: row[name] for name in ("image", "category") if name in row}
+    return str(row["question_id"]), told | ({"prompt": row["text"]} if "text" in row else {})
 
 
 def _answer(row: Mapping[str, Any], place: str) -> Answer:

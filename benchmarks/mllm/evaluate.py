@@ -53,6 +53,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
     about = {"precision": str(row.llava[0].dtype).removeprefix("torch.")} | input_of(model.processor)
     if not row.processes.is_main:
         entry, task = find(config.entry), _task(model, config)
+        _leave_out(task, config)  # so that what the first process refuses is refused here, where nobody waits yet
         only_answer(model, task, entry, _generation_settings(task, entry, config), limit=config.limit)
         return None
     return outcome_of(model, config, row.config.results, about)
@@ -76,14 +77,16 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
     settings = _generation_settings(task, entry, config)
     absent = _leave_out(task, config)
     judge = judge_of(config, entry.task, results)
-    names = list(task.aggregation())
+    names, directions = list(task.aggregation()), task.higher_is_better()
     scored = score(model, task, entry, settings, judge=judge, limit=config.limit)
     samples = scored.samples
-    reader = READERS.get(entry.task) or generic_reader(samples, list(scored.values) or names)
+    reader = READERS.get(entry.task) or generic_reader(samples, list(scored.values) or names, directions)
     pictures = _pictures(model, task, samples)
     absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
     items = items_table(samples, pictures, columns, reader.score)
+    if only:
+        items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # as in a row that was asked them all
     metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, absent)
     return Outcome(
         metrics=metrics,

@@ -87,16 +87,20 @@ class Judge:
         """
         request = dict(payload) | ({"model": self.model} if self.model else {})
         reply = ""
+        new: dict[Path, str] = {}
         for warmer in _WARMER:
             warm = request | ({"temperature": (request.get("temperature") or 0) + warmer} if warmer else {})
-            reply, model = self._remembered(warm)
+            reply, model = self._remembered(warm, new)
             if self.mark.readable(reply):
+                for file, content in new.items():  # replies that led to no mark are not kept: it may be mended
+                    write_file(file, content)
                 asked = str(request["model"])
                 self.names.add(asked if model in {"", asked} else f"{asked} ({model})")
                 return reply, model or asked
         raise NoJudge(f"'{request['model']}' answers {reply[:60]!r} where {self.mark.expected} is expected")
 
-    def _remembered(self, request: Mapping[str, Any]) -> tuple[str, str]:
+    def _remembered(self, request: Mapping[str, Any], new: dict[Path, str]) -> tuple[str, str]:
+        """(reply, model); what was not known goes to ``new``, file → content."""
         key = hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
         file = self.cache / key[:2] / f"{key}.json"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -104,7 +108,7 @@ class Judge:
             return str(known["reply"]), str(known["model"])
         reply, model = self._post(request)
         content = {"request": request, "reply": reply, "model": model}
-        write_file(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        new[file] = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         return reply, model
 
     def _post(self, request: Mapping[str, Any]) -> tuple[str, str]:

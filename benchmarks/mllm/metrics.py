@@ -93,7 +93,7 @@ def _mmvet(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
 
 
 def _llava_bench(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
-    """The judge's marks, of 10, for the reference answer and for ours, the latter times 100; NaN outside a kind."""
+    """The judge's marks, of 10, for the reference answer and for ours, the latter times 100; 0 outside a kind."""
     columns: dict[str, Any] = {}
     for kind in _LLAVA_BENCH:
         of_kind = [kind == "all" or sample["doc"]["category"] == kind for sample in samples]
@@ -296,8 +296,14 @@ READERS: dict[str, Reader] = {
 }
 
 
-def generic_reader(samples: Sequence[Sample], names: Sequence[str]) -> Reader:
-    """A reader for a task that is not listed: each metric is tried as the mean of its per-sample numbers."""
+def generic_reader(samples: Sequence[Sample], names: Sequence[str], directions: Mapping[str, bool]) -> Reader:
+    """A reader for a task that is not listed: each metric is tried as the mean of its per-sample numbers.
+
+    Args:
+        samples: lmms-eval's.
+        names: of its metrics.
+        directions: of them, whether higher is better; hallucinations and errors are better few.
+    """
     found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
     usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
     return Reader(
@@ -308,6 +314,7 @@ def generic_reader(samples: Sequence[Sample], names: Sequence[str]) -> Reader:
                 formula="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
                 scale=1.0,
+                higher_is_better=directions.get(name) is not False,  # None where the definition does not say
             )
             for name in names
         },

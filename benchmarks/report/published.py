@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.published.rows import PublishedRow, published_rows, select_rows
 from benchmarks.report.wording import number
-from clips.errors import suggest
+from clips.errors import UserError, suggest
 
 REMARK = (
     "Published numbers are shown as printed, apart from the rows measured here: their protocols are not known in full, "
@@ -106,9 +106,11 @@ def published_table(
         baseline: one of the rows, by name.
 
     Raises:
-        UserError: no such row or set.
+        UserError: no such row or set, or a baseline and no rows.
     """
     if not wanted:
+        if baseline is not None:
+            raise UserError(f"published: expected the set of '{baseline}' as well, whose differences are asked for")
         return None
     rows = select_rows(wanted)
     columns = list(dict.fromkeys(column for row in rows for column in row.values))

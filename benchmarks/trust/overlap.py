@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.data.source import CaptionSource
+from benchmarks.data.shards import is_shards
+from benchmarks.data.source import CaptionSource, OnDisk
 from benchmarks.report.wording import duration
 from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
 from clips.artifact import say, write_file
@@ -36,10 +37,10 @@ class OverlapConfig:
 
     Args:
         training: the sources, as ``data.sources`` in ``clips train``.
-        benchmark: its data as ``clips-bench run`` takes them: shards, a Karpathy JSON or JSON lines of a caption set;
-            or a directory (or one file) of parquet with pictures, as lmms-eval's tasks have.
-        split: of a Karpathy JSON.
-        images: folder of the pictures, for JSON and JSON lines.
+        benchmark: its data as ``clips-bench run`` takes them for retrieval; or a directory (or one file) of parquet
+            with pictures, as lmms-eval's tasks have.
+        split: of layouts that have any; of parquet all are read.
+        images: folder of the pictures, where it is not beside the captions.
         within: unlike bits, of 256, up to which two pictures are taken for one.
         output: the pairs, .csv or .json.
     """
@@ -194,11 +195,12 @@ def benchmark_pictures(data: str, *, split: str = "test", images: str | None = N
         UserError: missing or malformed.
     """
     path = Path(data)
-    if path.suffix == ".parquet" or (path.is_dir() and not any(path.glob("*.tar"))):
+    source = CaptionSource(data=data, split=split, images=images)
+    table = path.is_dir() and not is_shards(OnDisk(source)) and next(path.rglob("*.parquet"), None) is not None
+    if path.suffix == ".parquet" or table:
         yield from _from_parquet(path)
         return
-
-    captions = load_caption_set(CaptionSource(data=data, split=split, images=images))
+    captions = load_caption_set(source)
     for name in captions.images:
         yield name, captions.pictures.read(name)
 
@@ -208,10 +210,7 @@ def _from_parquet(path: Path) -> Iterator[Named]:
     import pyarrow
     from pyarrow import parquet
 
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if not files:
-        raise UserError(f"benchmark: {path}: expected .tar shards or .parquet files, found neither")
-    for file in files:
+    for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
         try:
             table = parquet.ParquetFile(file)
             columns = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
