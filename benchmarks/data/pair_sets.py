@@ -186,9 +186,9 @@ def _from_aro(path: Path, images: Path | None) -> tuple[Iterator[Case], Callable
                 raise UserError(f"{where}: expected numbers bbox_x, bbox_y, bbox_w and bbox_h, got {sides}")
             left, top, width, height = numbers
             box = (left, top, left + width, top + height)
-            kind = row.get("relation_name") or "_".join(map(str, row.get("attributes", [])))
-            captions = (text("true_caption"), text("false_caption"))
-            yield Case(f"{number}/{row['image_path']}", kind, (Picture(text("image_path"), box),), captions)
+            kind = row.get("relation_name") or "_".join(map(str, row.get("attributes") or []))
+            picture, captions = text("image_path"), (text("true_caption"), text("false_caption"))
+            yield Case(f"{number}/{picture}", kind, (Picture(picture, box),), captions)
 
     return cases(), _files(images or _beside(path))
 
@@ -209,8 +209,12 @@ def _from_valse(path: Path, images: Path | None) -> tuple[Iterator[Case], Callab
             for name, row in _rows(file).items():
                 text = functools.partial(_text, f"{file}: {name}", row)
                 votes = row.get("mturk")
-                if isinstance(votes, dict) and votes.get("caption", 0) < 2:
-                    continue
+                if isinstance(votes, dict):
+                    chosen = votes.get("caption", 0)
+                    if not isinstance(chosen, int):
+                        raise UserError(f"{file}: {name}: mturk.caption: expected a number, got {chosen!r:.80}")
+                    if chosen < 2:
+                        continue
                 picture, within = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
                 found = within if not has_reference(folder, picture) and has_reference(folder, within) else picture
                 captions = (text("caption"), text("foil"))
