@@ -30,7 +30,7 @@ def lmms_task(about: str, task: str, folder: str, dataset: str, **more: Any) -> 
 _CAPTION_SETS = ("split", "images", "captions_per_image", "layout", "subset", "image_column", "caption_columns")
 
 
-def compositional(name: str, layout: str, about: str) -> dict[str, Benchmark]:
+def compositional(name: str, layout: str, about: str, **more: Any) -> dict[str, Benchmark]:
     """The entries of a compositional benchmark: by similarity, and of a LLaVA by likelihood and asked in words."""
     pair = (
         "Guessing gives a text score of 25, an image score of 25 and a group score of 16.7."
@@ -53,6 +53,7 @@ def compositional(name: str, layout: str, about: str) -> dict[str, Benchmark]:
             layout=layout,
             takes=("images", *takes),
             without_skill=pair,
+            **more,
         )
         for entry, (module, needs, how, takes) in ways.items()
     }
@@ -103,12 +104,39 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     **compositional("choice", "lines", "a caption or one that differs in a detail: JSON lines of pairs"),
     **compositional(
-        "sugarcrepe", "sugarcrepe", "a caption or one with something added, replaced or swapped (SugarCrepe)"
+        "sugarcrepe",
+        "sugarcrepe",
+        "a caption or one with something added, replaced or swapped (SugarCrepe)",
+        items=7512,
+        licence="MIT",
     ),
-    **compositional("aro_relation", "aro_relation", "what is related to what: 'A on B' or 'B on A' (ARO, VG-Relation)"),
-    **compositional("aro_attribution", "aro_attribution", "which thing has which attribute (ARO, VG-Attribution)"),
-    **compositional("valse", "valse", "a caption or a foil: existence, number, relation, action, reference (VALSE)"),
-    **compositional("winoground", "winoground", "two pictures and two captions of the same words (Winoground)"),
+    **compositional(
+        "aro_relation",
+        "aro_relation",
+        "what is related to what: 'A on B' or 'B on A' (ARO, VG-Relation)",
+        items=23937,
+        licence="MIT",
+    ),
+    **compositional(
+        "aro_attribution",
+        "aro_attribution",
+        "which thing has which attribute (ARO, VG-Attribution)",
+        items=28748,
+        licence="MIT",
+    ),
+    **compositional(
+        "valse",
+        "valse",
+        "a caption or a foil: existence, number, relation, action, reference (VALSE)",
+        licence="as its sources",
+    ),
+    **compositional(
+        "winoground",
+        "winoground",
+        "two pictures and two captions of the same words (Winoground)",
+        items=400,
+        licence="its own terms, for research",
+    ),
     # Numbers of items are those of the split that the task takes, sizes those of the files that it reads, where the
     # hub's pages show them; licences are what the sources state, and cover the questions: most pictures are other
     # people's (docs/protocols.md).
@@ -131,6 +159,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "mme",
         "lmms-lab-encoder/MME",
         without_skill="Of the 200 points of each ability, always saying yes gives 50 and a coin 75.",
+        size="865 MB",
         items=2374,
         licence="for research",
     ),
@@ -150,6 +179,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "textvqa",
         "lmms-lab-encoder/textvqa",
         max_new_tokens=32,
+        size="920 MB",
         items=5000,
         licence="CC BY 4.0",
     ),
@@ -158,6 +188,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "nocaps_val",
         "nocaps",
         "lmms-lab-encoder/NoCaps",
+        size="1.4 GB",
         items=4500,
         licence="CC BY 2.0",
     ),
@@ -167,6 +198,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "mmmu",
         "lmms-lab-encoder/MMMU",
         without_skill="Guessing among the options gives about 25; unreadable answers are guessed by the scorer.",
+        size="341 MB",
         items=900,
         licence="Apache-2.0",
     ),
@@ -175,6 +207,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "chartqa",
         "chartqa",
         "lmms-lab-encoder/ChartQA",
+        size="73 MB",
         items=2500,
         licence="GPL-3.0",
     ),
@@ -238,6 +271,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "mmbench",
         "lmms-lab-encoder/MMBench",
         judged=True,
+        size="97 MB",
         items=4329,
         licence="CC BY 4.0",
     ),
@@ -247,6 +281,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "ai2d",
         "lmms-lab-encoder/ai2d",
         without_skill="Guessing among four options gives 25.",
+        size="140 MB",
         items=3088,
         licence="CC BY-SA",
     ),
@@ -274,6 +309,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         "refcoco",
         "lmms-lab-encoder/RefCOCO",
         max_new_tokens=64,
+        size="1.1 GB",
+        items=8811,
         licence="Apache-2.0",
     ),
     "vqav2_val": lmms_task(
@@ -290,6 +327,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "mmstar",
         "Lin-Chen/MMStar",
         without_skill="Guessing among four options gives about 25.",
+        size="42 MB",
         items=1500,
         licence="as its sources",
     ),
@@ -298,6 +336,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "realworldqa",
         "realworldqa",
         "lmms-lab-encoder/RealWorldQA",
+        size="678 MB",
         items=765,
         licence="CC BY-ND 4.0",
     ),
@@ -307,6 +346,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "hallusion_bench",
         "lmms-lab-encoder/HallusionBench",
         judged=True,
+        size="147 MB",
         items=951,
         licence="BSD-3-Clause",
     ),

@@ -16,7 +16,7 @@ COMMANDS = {
     "run llava": Command(
         help="evaluate one LLaVA directory", target="benchmarks.one_model:run_llava", positional=("directory",)
     ),
-    "list": Command(help="the benchmarks that are known by name", target="benchmarks.run:list_benchmarks"),
+    "list": Command(help="the benchmarks that are known by name", target="benchmarks.listing:list_benchmarks"),
     "prepare": Command(
         help="write local data in the layout that lmms-eval's tasks read",
         target="benchmarks.prepare:prepare",

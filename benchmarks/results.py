@@ -135,6 +135,16 @@ def result_path(results: str | Path, row: str, benchmark: str) -> Path:
     return Path(results) / row / f"{benchmark}.json"
 
 
+def refuse_newer(results: str | Path, row: str, benchmark: str) -> None:
+    """Raise NewerResultError where a newer version's result stands in the place of one that is to be written."""
+    try:
+        read_result(result_path(results, row, benchmark))
+    except NewerResultError:
+        raise
+    except UserError:
+        return
+
+
 def write_result(results: str | Path, result: Result, items: pd.DataFrame | None = None) -> Path:
     """Store a result and its items so that a crash leaves the old pair or the new one readable."""
     path = result_path(results, result.row, result.benchmark)
@@ -172,13 +182,17 @@ def read_result(path: str | Path) -> Result:
     """Read one result file.
 
     Raises:
-        UserError: it is missing, not JSON, of a newer layout, or lacks a field.
+        NewerResultError: it is of a newer layout.
+        UserError: it is missing or cannot be read, is not JSON, or a field is missing or of a wrong type.
     """
     file = Path(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["schema"] > SCHEMA:
-            raise UserError(f"{file}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})")
+            raise NewerResultError(
+                f"{file}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})"
+            )
+        _check_types(content)
         metrics = {
             name: Metric(**metric | {"columns": tuple(metric["columns"])})
             for name, metric in content["metrics"].items()
@@ -186,8 +200,31 @@ def read_result(path: str | Path) -> Result:
         return Result(**content | {"metrics": metrics, "path": file})
     except FileNotFoundError:
         raise UserError(f"{file}: no such result file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a result file ({type(error).__name__}: {error})") from None
+
+
+class NewerResultError(UserError):
+    """A result file that a newer version has written: it can be neither read nor replaced."""
+
+
+def _check_types(content: Mapping[str, Any]) -> None:
+    """Refuse what would only break down where a report uses it. Raises TypeError naming the field."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "row": str, "benchmark": str, "status": str, "model": dict, "metrics": dict, "primary": list, "absent": dict,
+        "protocol": dict, "reason": (str, type(None)), "items": (str, type(None)),
+    }  # fmt: skip
+    found = {name: (content[name], kind) for name, kind in kinds.items() if name in content}
+    for name, metric in content["metrics"].items() if isinstance(content["metrics"], dict) else ():
+        found[f"metrics.{name}"] = (metric, dict)
+        if isinstance(metric, dict):
+            found |= {f"metrics.{name}.{field}": (metric[field], (int, float)) for field in ("value", "scale")}
+            found |= {f"metrics.{name}.{end}": (metric[end], (int, float, type(None))) for end in ("low", "high")}
+    for name, (value, kind) in found.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: unexpected {json.dumps(value):.60}")
 
 
 def read_results(results: str | Path) -> list[Result]:

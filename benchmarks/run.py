@@ -24,7 +24,7 @@ from benchmarks.outcome import Outcome
 from benchmarks.output import writable_directory
 from benchmarks.protocol import CODE, fingerprint
 from benchmarks.registry import Benchmark
-from benchmarks.results import Result, read_result, result_path, write_result
+from benchmarks.results import Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
 from clips.artifact import git_state, say, versions
 from clips.commandline import plain
@@ -59,6 +59,7 @@ def _check(row: Row, config: BenchmarkConfig, item: str) -> None:
     """Refuse what no benchmark could run with; ``item`` is the config's place."""
     entry = find(config.entry)
     row.model(entry.needs)
+    refuse_newer(row.config.results, row.config.row, config.name)
     for field in config.given():
         if field not in {*entry.takes, *COMMON}:
             takes = ", ".join(sorted({*entry.takes, *COMMON}))
@@ -199,37 +200,3 @@ def _headline(result: Result) -> str:
     shown = [result.metrics[name] for name in result.primary if name in result.metrics]
     numbers = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
     return numbers or "; ".join(dict.fromkeys(result.absent.values())) or "no metric"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ListConfig:
-    """List the benchmarks.
-
-    Args:
-        tasks: also name every task of lmms-eval, any of which can be used.
-    """
-
-    tasks: bool = False
-
-
-def list_benchmarks(config: ListConfig) -> None:
-    """Print the benchmarks that are known by name: what they need, how many items they have, licence, what they ask."""
-    from benchmarks.catalogue import BENCHMARKS
-
-    heads = ("benchmark", "needs", "items", "size", "licence", "what it measures")
-    lines = [
-        (name, entry.needs, f"{entry.items or ''}", entry.size, entry.licence, entry.about)
-        for name, entry in BENCHMARKS.items()
-    ]
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    for line in (heads, *lines):
-        print("  ".join(f"{field:<{width}}" for field, width in zip(line, widths, strict=True)).rstrip())
-    if config.tasks:
-        from benchmarks.mllm.tasks import task_folders
-
-        print("\n".join(["", *sorted(task_folders())]))
-    else:
-        print(
-            "\nItems and licence are those of the published set; a licence covers the questions, rarely the pictures."
-        )
-        print("Any task of lmms-eval works as well (--tasks true names them).")

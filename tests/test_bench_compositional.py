@@ -198,7 +198,17 @@ def test_several_wrong_captions(tmp_path):
             '{"a": {"caption": "x", "foil": ["y"], "image_file": "z"}}',
             r"a: foil: expected a text, got \['y'\]",
         ),
+        (
+            "valse",
+            '{"a": {"caption": "x", "foil": "y", "image_file": "z", "mturk": {"caption": "2"}}}',
+            "a: mturk.caption: expected a number, got '2'",
+        ),
         ("aro_relation", "{}", "expected a list of objects"),
+        (
+            "aro_relation",
+            '[{"true_caption": "x", "false_caption": "y", "bbox_x": 0, "bbox_y": 0, "bbox_w": 1, "bbox_h": 1}]',
+            "0: image_path: expected a text, got None",
+        ),
         (
             "aro_relation",
             '[{"image_path": "a", "true_caption": "x", "false_caption": "y"}]',

@@ -80,6 +80,47 @@ def test_broken_results(tmp_path, content, said):
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics": []}, "metrics: unexpected \\[\\]"),
+        ({"metrics": None}, "metrics: unexpected null"),
+        ({"metrics": {"r1": 5}}, "metrics.r1: unexpected 5"),
+        ({"protocol": "x"}, 'protocol: unexpected "x"'),
+        ({"row": 3}, "row: unexpected 3"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_named(tmp_path, changes, said):
+    path = write_result(tmp_path, _result())
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=f"not a result file .*{said}"):
+        read_result(path)
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path):
+    path = write_result(tmp_path, _result())
+    path.write_text(path.read_text().replace('"value": 0.5', '"value": "much"'))
+    with pytest.raises(UserError, match=r'metrics\.r1\.value: unexpected "much"'):
+        read_result(path)
+
+
+def test_a_result_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "row/x.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"x\.json: cannot be read \(Is a directory\)"):
+        read_result(tmp_path / "row/x.json")
+
+
+def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):
+    shards = world.write_shards(tmp_path / "shards", 2)
+    path = tmp_path / "results/row/retrieval.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 99}')
+    config = BenchmarkConfig(name="retrieval", data=str(shards))
+    with pytest.raises(UserError, match=r"retrieval\.json: written by a newer version"):
+        run(RunConfig(row="row", results=str(tmp_path / "results"), encoder=str(shards), benchmarks=[config]))
+    assert path.read_text() == '{"schema": 99}'
+
+
 def test_a_result_of_an_unknown_field_is_refused(tmp_path):
     path = write_result(tmp_path, _result())
     path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))

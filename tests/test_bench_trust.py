@@ -166,3 +166,22 @@ def test_two_rows_that_share_nothing_are_refused(tmp_path):
         compare(CompareConfig(first=str(tmp_path / "a"), second=str(tmp_path / "b")))
     with pytest.raises(UserError, match="output: expected a name that ends in"):
         CompareConfig(first="a", second="b", output="table.xlsx")
+
+
+def test_what_has_no_numbers_is_named(tmp_path, capsys):
+    put_results(tmp_path)
+    put_failure(tmp_path, "clips", "gqa", "no picture")
+    (tmp_path / "clip/pope.json").unlink()
+    compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips")))
+    said = capsys.readouterr().out
+    assert "Not compared: gqa (B: failed: no picture).\n" in said
+    assert "Not compared: pope (A has no result).\n" in said
+    with pytest.raises(UserError, match=r"no metric in common with .*clip \(gqa \(B: failed: no picture\)\)"):
+        compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips"), benchmarks=("gqa",)))
+    with pytest.raises(UserError, match=r"unknown benchmark .*'popo'; did you mean 'pope'"):
+        compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips"), benchmarks=("popo",)))
+
+
+def test_a_row_that_only_failed_is_found(tmp_path):
+    put_failure(tmp_path, "clips", "gqa", "no picture")
+    assert find_rows(str(tmp_path / "clips"), "first")["clips"]["gqa"].reason == "no picture"

@@ -122,7 +122,10 @@ def _lines(root: Path, folder: Path, name: str) -> list[str]:
     path = next((place / name for place in (root, folder, folder.parent) if (place / name).is_file()), None)
     if path is None:
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if empty is not None or not lines:
         raise UserError(f"{path} line {empty or 1}: expected a text, got an empty line")

@@ -53,10 +53,10 @@ def _sharegpt4v(found: OnDisk) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         check_keys(row, f"{found.path} row {number}", texts=("image",), others=("conversations",))
         try:
-            answer = row["conversations"][1]["value"]
-        except (IndexError, KeyError, TypeError):
+            answer = row["conversations"][1]["value"].replace("\n", " ")
+        except (IndexError, KeyError, TypeError, AttributeError):
             raise UserError(f"{found.path} row {number}: expected conversations of a question and an answer") from None
-        yield [row["image"]], [answer.replace("\n", " ")]
+        yield [row["image"]], [answer]
 
 
 def is_docci(found: OnDisk) -> bool:

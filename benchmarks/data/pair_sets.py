@@ -220,8 +220,12 @@ def _from_valse(path: Path, images: Path | None) -> tuple[Iterator[Case], Callab
             for name, row in _rows(file).items():
                 text = functools.partial(_text, f"{file}: {name}", row)
                 votes = row.get("mturk")
-                if isinstance(votes, dict) and votes.get("caption", 0) < 2:
-                    continue
+                if isinstance(votes, dict):
+                    chosen = votes.get("caption", 0)
+                    if not isinstance(chosen, int):
+                        raise UserError(f"{file}: {name}: mturk.caption: expected a number, got {chosen!r:.80}")
+                    if chosen < 2:
+                        continue
                 picture, within = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
                 found = within if not has_reference(folder, picture) and has_reference(folder, within) else picture
                 captions = (text("caption"), text("foil"))

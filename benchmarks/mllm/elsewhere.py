@@ -27,7 +27,7 @@ from benchmarks.mllm.evaluate import data_hash, outcome_of
 from benchmarks.mllm.tasks import data_root, go_offline, load_task
 from benchmarks.output import writable_directory
 from benchmarks.protocol import Entries, fingerprint
-from benchmarks.results import Result, check_name, write_result
+from benchmarks.results import Result, check_name, refuse_newer, write_result
 from clips.artifact import file_hash, say
 from clips.errors import UserError
 
@@ -117,6 +117,7 @@ def score_answers(config: ScoreConfig) -> None:
     entry = find(config.task)
     if entry.kind != "mllm":
         raise UserError(f"task: '{config.task}' asks no questions (expected a benchmark that needs a LLaVA)")
+    refuse_newer(config.results, config.row, benchmark.name)
     answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
     go_offline()
     from benchmarks.mllm.scoring import Recorded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from benchmarks.statistics import DRAWS, LEVEL, Difference, holm
 from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
 from clips.artifact import say, write_file
-from clips.errors import UserError
+from clips.errors import UserError, suggest
 
 _A, _B = "A", "B"  # results may carry the same row's name
 
@@ -87,13 +87,22 @@ def compare(config: CompareConfig) -> None:
     """Print the comparison; write it to ``output`` where that is given.
 
     Raises:
-        UserError: no results there, no row or benchmark in common, a file that cannot be read.
+        UserError: no results there, no row, benchmark or metric in common, a file that cannot be read.
     """
     first, second = find_rows(config.first, "first"), find_rows(config.second, "second")
-    lines = compared(_paired(first, second), config.benchmarks, all_metrics=config.all_metrics)
+    pairs = _paired(first, second)
+    known = {name for pair in pairs for results in pair for name in results}
+    for name in config.benchmarks:
+        if name not in known:
+            raise suggest(name, known, "benchmark ('benchmarks')")
+    lines = compared(pairs, config.benchmarks, all_metrics=config.all_metrics)
+    left_out = [reason for pair in pairs for reason in without_numbers(*pair, config.benchmarks)]
     if not lines:
-        raise UserError(f"{config.second}: has no metric in common with {config.first}")
+        why = f" ({'; '.join(left_out)})" if left_out else ""
+        raise UserError(f"{config.second}: has no metric in common with {config.first}{why}")
     print_lines(lines)
+    for reason in left_out:
+        print(visible(f"Not compared: {reason}."))
     if config.output:
         fields = [as_fields(line) for line in lines]
         write_file(config.output, _json(fields) if config.output.endswith(".json") else _csv(fields))
@@ -135,6 +144,25 @@ def compared(
     for place, p_value in zip(places, corrected, strict=True):
         tested[place] = replace(tested[place], p_value=p_value)
     return tested
+
+
+def without_numbers(
+    first: Mapping[str, Result], second: Mapping[str, Result], benchmarks: Sequence[str] = ()
+) -> Iterator[str]:
+    """In words, why a benchmark that one of two rows has is not compared."""
+    for name in dict.fromkeys([*first, *second]):
+        if benchmarks and name not in benchmarks:
+            continue
+        pair = {_A: first.get(name), _B: second.get(name)}
+        if missing := [letter for letter, result in pair.items() if result is None]:
+            yield f"{name} ({missing[0]} has no result)"
+        elif lacking := [f"{letter}: {_why(each)}" for letter, each in pair.items() if each and not each.metrics]:
+            yield f"{name} ({'; '.join(lacking)})"
+
+
+def _why(result: Result) -> str:
+    """Why a result has no number."""
+    return f"failed: {result.reason}" if result.reason else "; ".join(dict.fromkeys(result.absent.values()))
 
 
 def _line(first: Result, second: Result, metric: str) -> Line:

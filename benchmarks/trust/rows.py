@@ -43,11 +43,10 @@ def find_rows(path: str, field: str) -> dict[str, dict[str, Result]]:
     root = Path(path)
     if not root.is_dir():
         raise UserError(f"{field}: {path}: no such directory")
-    files = sorted(file for file in root.glob("*.json") if file.with_suffix(".items.parquet").is_file())
-    if files:
-        results = [read_result(file) for file in files]
-    else:
-        results = read_results(root / "results" if (root / "results").is_dir() else root)
+    if (root / "results").is_dir():
+        results = read_results(root / "results")
+    else:  # a row's own files where no directory in it has any
+        results = read_results(root) or [read_result(file) for file in sorted(root.glob("*.json"))]
     if not results:
         raise UserError(
             f"{field}: {path}: expected result files (<benchmark>.json, <row>/<benchmark>.json), found none"

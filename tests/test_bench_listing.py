@@ -1,0 +1,33 @@
+"""`clips-bench list` says how much there is of everything, and is there at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks.catalogue import BENCHMARKS
+from benchmarks.listing import KNOWN, ListConfig, list_benchmarks
+
+
+def test_items_size_and_licence_stand_beside_each_benchmark(capsys):
+    list_benchmarks(ListConfig())
+    lines = {line.split("  ")[0] or line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert BENCHMARKS.keys() <= lines.keys()
+    assert lines["mmvet"].split() == [
+        "mmvet", "llava", "218", "67", "MB", "CC", "BY-NC", "4.0", *BENCHMARKS["mmvet"].about.split()
+    ]  # fmt: skip
+    assert lines["sugarcrepe_asked"].split()[1:4] == ["llava", "7,512", "MIT"]
+    assert "5,000  6 GB    CC BY 4.0 (captions)" in lines["COCO"]
+    assert lines["choice"].split()[1:3] == ["encoder", "yours"]
+
+
+def test_data_are_listed_below_benchmarks_that_take_anybodys():
+    assert KNOWN.keys() <= BENCHMARKS.keys()
+    assert all(BENCHMARKS[name].items is None for name in KNOWN)
+
+
+def test_no_library_of_models_is_waited_for():
+    code = "import sys; sys.modules.update(torch=None, transformers=None); from benchmarks.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "9,000" in done.stdout
