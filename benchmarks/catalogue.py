@@ -171,7 +171,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         also=("testdev_balanced_images",),
         size="66 MB",
         items=12578,
-        licence="CC BY 4.0",
+        licence="MIT (hub's card)",
     ),
     "textvqa_val": lmms_task(
         "reading text in pictures",
@@ -228,7 +228,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/llava-bench-in-the-wild",
         judged=True,
         items=60,
-        licence="CC BY-NC 4.0",
+        licence="Apache-2.0",
     ),
     "llava_bench_coco": lmms_task(
         "open questions about 30 COCO pictures, answers compared with GPT-4's by a judge (LLaVA-Bench)",
@@ -237,7 +237,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "lmms-lab-encoder/llava-bench-coco",
         judged=True,
         items=90,
-        licence="CC BY-NC 4.0",
+        licence="Apache-2.0",
     ),
     "ocrbench": lmms_task(
         "reading text of ten kinds, points of 1,000",
