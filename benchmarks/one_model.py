@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
+
 from benchmarks.config import BenchmarkConfig, Precision, RunConfig
-from benchmarks.kept import KEPT
+from benchmarks.kept import KEPT, key_of
+from benchmarks.output import writable_directory
 from benchmarks.run import run
+from clips.artifact import directory_hash, file_hash
+from clips.checkpoint import CONFIG as RECORDED
 from clips.checkpoint import checkpoints, read_loop
 from clips.encoder import CONFIG
 
@@ -49,9 +54,8 @@ def run_encoder(config: OneModelConfig) -> None:
     directory, name = config.directory, _name(config.directory)
     run_directory = Path(directory)
     if not (run_directory / CONFIG).is_file() and (found := checkpoints(run_directory)):
-        steps = read_loop(found[-1]).step
-        name = f"{name}-step-{steps}"
-        directory = _exported(found[-1], Path(config.results) / KEPT / "encoders" / name)
+        name = f"{name}-step-{read_loop(found[-1]).step}"
+        directory = _exported(found[-1], Path(config.results) / KEPT / "encoders", name)
     run(_run_config(config, name, encoder=directory))
 
 
@@ -85,10 +89,16 @@ def _name(directory: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(directory).resolve().name if directory else "").strip("-.") or "model"
 
 
-def _exported(checkpoint: Path, output: Path) -> str:
-    """The encoder directory of a checkpoint, written where it is not there yet."""
+def _exported(checkpoint: Path, folder: Path, name: str) -> str:
+    """The encoder directory of a checkpoint, written where it is not there yet, by one process of many.
+
+    Another run's may have the same name and steps: it is found by what is in the checkpoint.
+    """
     from clips.export import ExportConfig, export
 
-    if not (output / CONFIG).is_file():
-        export(ExportConfig(run=str(checkpoint), output=str(output)))
+    key = key_of(checkpoint=directory_hash(checkpoint), config=file_hash(checkpoint / RECORDED))
+    output = folder / f"{name}-{key[:12]}"
+    with FileLock(writable_directory(folder) / f".{output.name}.lock"):
+        if not (output / CONFIG).is_file():
+            export(ExportConfig(run=str(checkpoint), output=str(output)))
     return str(output)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import bench_world as world
@@ -54,6 +57,36 @@ def test_during_training_its_latest_checkpoint_is_taken(trained, tmp_path, monke
     capsys.readouterr()
     assert bench(*words) == 0
     assert "done already" in capsys.readouterr().err
+
+
+def test_another_training_of_the_same_name_and_steps_is_another_model(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = world.write_shards(tmp_path / "shards", 4)
+    latest = checkpoints(trained)[-1]
+    shutil.copytree(latest, tmp_path / "one/small" / latest.relative_to(trained))
+    shards = clips_world.write_shards(tmp_path / "train")
+    config = clips_world.train_config(shards, tmp_path / "trained", steps=3, keep_after_training=True, seed=7)
+    train(config)
+    shutil.copytree(tmp_path / "trained/.checkpoints", tmp_path / "two/small/.checkpoints")
+    for name in ("one", "two"):
+        words = ("encoder", f"{name}/small", "--row", name, "--benchmarks", f"[{{name: retrieval, data: {data}}}]")
+        assert bench(*words) == 0
+    one, two = (read_result(tmp_path / "results" / name / "retrieval.json") for name in ("one", "two"))
+    assert one.model["hash"] != two.model["hash"]
+
+
+@pytest.mark.slow
+def test_two_processes_export_a_checkpoint_once(trained, tmp_path):
+    world.write_shards(tmp_path / "shards", 4)
+    latest = checkpoints(trained)[-1]
+    shutil.copytree(latest, tmp_path / "small" / latest.relative_to(trained))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "benchmarks"]
+    words = ["run", "encoder", "small", "--benchmarks", "[{name: retrieval, data: shards}]"]
+    done = subprocess.run(
+        [*launcher, *words], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_result(tmp_path / "results/small-step-2/retrieval.json").status == "ok"
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,21 @@ def test_pictures_of_the_same_pixels_in_other_colours_are_two():
     assert picture_name(red) == picture_name(red.convert("RGB"))
 
 
+def test_the_data_are_read_for_their_hash_once_and_again_when_they_change(llava, tmp_path, answers, monkeypatch):
+    from benchmarks.mllm import evaluate
+
+    hashed = []
+    compute = evaluate.directory_hash
+    monkeypatch.setattr(evaluate, "directory_hash", lambda *args, **more: hashed.append(1) or compute(*args, **more))
+    answers += ["A"]
+    columns = {"question": ["Which?"] * 6, "answer": ["A"] * 6, "image": _images()}
+    first = _run(llava, tmp_path, "realworldqa", columns)
+    assert len(hashed) == 1
+    again = _run(llava, tmp_path, "realworldqa", columns | {"answer": ["B"] * 6})
+    assert len(hashed) == 2
+    assert again.protocol["data_hash"] != first.protocol["data_hash"]
+
+
 def test_answers_that_were_kept_have_their_pictures(llava, tmp_path, answers):
     answers += ["A", "B"]
     columns = {"question": ["Which?"] * 6, "answer": ["A"] * 6, "image": [world.picture(each // 2) for each in NUMBERS]}

@@ -111,7 +111,7 @@ def load_caption_set(source: CaptionSource, *, captions_per_image: int = 5, limi
     Raises:
         UserError: missing or malformed, an empty split, a picture without captions.
     """
-    return _load(source, captions_per_image, limit, _stamp(Path(source.data)))
+    return _load(source, captions_per_image, limit, stamp(Path(source.data)))
 
 
 def caption_set_of(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
@@ -129,10 +129,10 @@ def caption_set_of(config: BenchmarkConfig, *, language: str | None = None) -> C
     return load_caption_set(source, captions_per_image=config.captions_per_image, limit=config.limit)
 
 
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of all files there, by which a change is noticed."""
     files = path.rglob("*") if path.is_dir() else [path] if path.exists() else []
-    facts = ((str(file), file.stat()) for file in files)
+    facts = ((str(file), file.stat()) for file in files if file.is_file())
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts))
 
 

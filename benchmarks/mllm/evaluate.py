@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.catalogue import find
+from benchmarks.data.caption_sets import stamp
 from benchmarks.mllm.captioning import NEED_JAVA, java_works, tokenizer_name
-from benchmarks.mllm.fetched import check_fetched
+from benchmarks.mllm.fetched import RECORD, check_fetched
 from benchmarks.mllm.judge import Judge, judge_of
 from benchmarks.mllm.metrics import READERS, Reader, generic_reader, items_table
 from benchmarks.mllm.other_models import described
@@ -125,6 +128,12 @@ def data_hash(config: BenchmarkConfig) -> str:
     dataset = root / find(config.entry).dataset
     if not dataset.is_dir():
         raise UserError(f"{root}: expected the data of {config.entry} in {find(config.entry).dataset}/ below it")
+    return _checked_hash(root, dataset, (*stamp(dataset), *stamp(root / RECORD)))
+
+
+@functools.lru_cache(maxsize=8)
+def _checked_hash(root: Path, dataset: Path, _stamp: object) -> str:
+    """Once in a process, unless a file changes: a result's key, its answers and its protocol all want it."""
     check_fetched(root, dataset)
     return directory_hash(dataset, recorded=False)
 
