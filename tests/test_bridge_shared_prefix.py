@@ -58,6 +58,16 @@ def test_answers_are_those_of_questions_asked_alone(kind: str, llava: Any) -> No
             assert sum(passes) == 3 + 2  # each once, and the pair that two questions show
 
 
+def test_a_config_that_a_trainer_left_without_cache(llava: Any) -> None:
+    """Generating would take the prefix for what it has read, and then read it again behind itself."""
+    built = llava("qwen3")
+    (picture,) = pictures(1)
+    alone = [ask(built, [picture], [question])[0] for question in QUESTIONS]
+    for config in (built[0].generation_config, built[0].config, built[0].config.text_config):
+        config.use_cache = False
+    assert ask(built, [picture] * 4, QUESTIONS) == alone
+
+
 def count_pictures(llava: tuple[Any, Any]) -> list[int]:
     """A list to which every pass through the tower adds its pictures."""
     passes: list[int] = []

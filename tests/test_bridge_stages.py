@@ -98,6 +98,16 @@ def test_the_parts_that_learn_are_those_that_are_named(runs: Path) -> None:
     assert "parameters of adapters beside" in printed
 
 
+def test_what_is_saved_generates_with_a_cache(runs: Path) -> None:
+    """transformers' trainer turns it off in the config, which would then be saved."""
+    from llava_bridge import load_llava
+
+    for name in ("plain", "again", "lora", "dora"):
+        model, _ = load_llava(runs / name, device="cpu", adapter=False)
+        saved = (model.config, model.config.text_config, model.generation_config)
+        assert [each.use_cache for each in saved] == [True] * 3, name
+
+
 def test_packed_rows_and_recomputed_activations_learn_the_same(runs: Path) -> None:
     assert losses(runs / "packed") == pytest.approx(losses(runs / "plain"), abs=1e-4)
     assert losses(runs / "again") == pytest.approx(losses(runs / "whole"), abs=1e-5)

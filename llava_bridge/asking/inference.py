@@ -166,7 +166,8 @@ class _Asked:
         generation: dict[str, Any],
     ) -> None:
         self.model, self.processor = model, processor
-        self.ids, self.pictures, self.generation = ids, pictures, generation
+        self.ids, self.pictures = ids, pictures
+        self.generation = {"use_cache": True, **generation}  # what a trainer left in the config would be in its place
         self.can_share = generation.get("num_beams", 1) == 1  # beams would have to be copied with the cache
 
     @torch.inference_mode()

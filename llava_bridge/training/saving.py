@@ -51,6 +51,7 @@ def save_stage(
         elif "vision" in setup.parts:
             _write_anew(again(), weights, partial, lora, last=last, trained=setup.model)
         else:  # an LLM alone learns as a whole
+            _let_it_cache(setup.model)
             setup.model.save_pretrained(partial, state_dict=weights)
             setup.processor.save_pretrained(partial)
         (partial / "stage.json").write_text(json.dumps(summary))
@@ -62,8 +63,15 @@ def save_stage(
 def _write(setup: Setup, model: Any, directory: Path, *, last: bool) -> None:
     if last and "vision" in setup.parts and make_stock(model):
         report("the model loads in transformers without llava_bridge")
+    _let_it_cache(model)
     model.save_pretrained(directory)
     setup.processor.save_pretrained(directory)
+
+
+def _let_it_cache(model: Any) -> None:
+    """Undo what transformers' trainer writes into the config, which would make whoever generates do without a cache."""
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        config.use_cache = True
 
 
 def _write_anew(
