@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 KEPT = ".kept"
-CODE = 3
+CODE = 4
 """Raise it when a change of this package changes numbers, so that old results, vectors and answers are made again."""
 Batches = Sequence[Sequence[int]]
 Compute = Callable[[Batches], "Iterator[torch.Tensor]"]

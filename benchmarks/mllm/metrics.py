@@ -108,8 +108,7 @@ _LLAVA_BENCH = {"all": "relative score", "conv": "conversation", "detail": "desc
 
 
 def _ocrbench(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
-    right = np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)
-    return {"correct": right, "points": 1000.0 * right}
+    return {"correct": np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)}
 
 
 def _seed(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
@@ -252,7 +251,7 @@ READERS: dict[str, Reader] = {
     "ocrbench": Reader(
         columns=_ocrbench,
         metrics={"ocrbench_accuracy": MetricSpec(label="share of 1,000 points", columns=("correct",))},
-        extra={"ocrbench_points": MetricSpec(label="points", columns=("points",), scale=1.0)},
+        extra={"ocrbench_points": MetricSpec(label="points", columns=("correct",), scale=1000.0)},
         primary=("ocrbench_points",),
         score="correct",
     ),
