@@ -224,7 +224,7 @@ READERS: dict[str, Reader] = {
     ),
     "mmvet": Reader(
         columns=_mmvet,
-        metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0)},
+        metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0, most=100.0)},
         extra={},
         primary=("gpt_eval_score",),
         score="points",
@@ -238,6 +238,7 @@ READERS: dict[str, Reader] = {
                     formula="ratio",
                     columns=(f"points_{kind}", f"reference_{kind}"),
                     scale=1.0,
+                    most=100.0,
                     rounded=0.1,  # lmms-eval rounds the means to 0.001 and their ratio to 0.1
                 )
                 for kind, label in _LLAVA_BENCH.items()
