@@ -27,6 +27,7 @@ class MetricSpec:
         columns: item columns that the formula takes.
         scale: what to multiply the value by to show it.
         higher_is_better: None where neither is better.
+        most: the value where all is right, of what is a share.
         rounded: by how much the scorer's own value may differ from the formula's because the scorer rounds.
     """
 
@@ -35,6 +36,7 @@ class MetricSpec:
     columns: tuple[str, ...] = ()
     scale: float = 100.0
     higher_is_better: bool | None = True
+    most: float = 1.0
     rounded: float = 0.0
 
 
@@ -76,7 +78,7 @@ def measure(items: pd.DataFrame, spec: MetricSpec, value: float | None = None) -
         if value is None:
             value = computed
         if math.isclose(computed, value, rel_tol=_TOLERANCE, abs_tol=max(_TOLERANCE, spec.rounded)):
-            interval = statistics.interval(formula, columns, names, items["image"].to_numpy())
+            interval = statistics.interval(formula, columns, names, items["image"].to_numpy(), most=spec.most)
         else:
             formula = None
     if value is None:

@@ -82,7 +82,14 @@ def evaluate(formula: str, columns: Columns, names: Sequence[str]) -> float:
 
 
 def interval(
-    formula: str, columns: Columns, names: Sequence[str], clusters: Sequence[Any], *, draws: int = DRAWS, seed: int = 0
+    formula: str,
+    columns: Columns,
+    names: Sequence[str],
+    clusters: Sequence[Any],
+    *,
+    most: float = 1.0,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Interval:
     """95 % interval of a metric whose items come in clusters (several questions about one image).
 
@@ -98,6 +105,7 @@ def interval(
         columns: column name → (N,) array.
         names: the columns that the formula takes.
         clusters: (N,) cluster of each item.
+        most: what a share is where all is right: 100 where items have points of 100.
         draws: bootstrap draws.
         seed: of the draws.
     """
@@ -107,18 +115,23 @@ def interval(
     if count == 0:
         return Interval(low=None, high=None, method="none")
     if formula == "mean" and len(names) == 1:
-        values = columns[names[0]].astype(float)
+        values = columns[names[0]].astype(float) / most
         if np.isin(values, (0.0, 1.0)).all():
             size = _effective_size(values, owners)
-            return Interval(*wilson(values.mean() * size, size), method="wilson")
+            return _wilson_interval(values.mean() * size, size, most)
     found = bootstrap(formula, columns, names, owners, draws=draws, seed=seed)
     found = found[~np.isnan(found)]
     if not len(found):
         return Interval(low=None, high=None, method="none")
-    if formula in _SHARES and found.min() == found.max() and found[0] in {0.0, 1.0}:
-        return Interval(*wilson(found[0] * count, count), method="wilson")
+    if formula in _SHARES and found.min() == found.max() and found[0] in {0.0, most}:
+        return _wilson_interval(found[0] / most * count, count, most)
     low, high = _quantiles(found, count)
     return Interval(low=low, high=high, method="bootstrap")
+
+
+def _wilson_interval(successes: float, n: float, most: float) -> Interval:
+    low, high = wilson(float(successes), n)
+    return Interval(low=most * low, high=most * high, method="wilson")
 
 
 def _effective_size(values: np.ndarray, owners: np.ndarray) -> float:

@@ -125,6 +125,20 @@ def test_items_that_do_not_enter_a_metric_say_nothing_of_it(formula, names):
     assert paired_difference(formula, *rows, names, pictures) == paired_difference(formula, *cut, names, pictures[few])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_points_of_a_hundred_are_a_share_of_a_hundred(share):
+    right, one = np.arange(40) < 40 * share, np.ones(40)
+    for formula, columns, names in (
+        ("mean", {"x": right.astype(float)}, ("x",)),
+        ("ratio", {"x": right.astype(float), "y": one}, ("x", "y")),
+    ):
+        points = columns | {"x": 100 * columns["x"]}
+        found = interval(formula, points, names, np.arange(40), most=100.0)
+        expected = interval(formula, columns, names, np.arange(40))
+        assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+        assert found.method == expected.method
+
+
 def test_same_seed_same_interval():
     columns = {"x": np.random.default_rng(1).normal(size=60)}
     clusters = np.repeat(np.arange(20), 3)

@@ -94,8 +94,8 @@ TASKS: dict[str, tuple[dict[str, list[Any]], str, list[str], dict[str, float], s
         },
         "test",
         ["a stop sign", "stop", "no"],
-        {"ocrbench_points": 1000 * 2 / 6, "ocrbench_accuracy": 2 / 1000},
-        "bootstrap",
+        {"ocrbench_points": 2 / 6, "ocrbench_accuracy": 2 / 1000},
+        "wilson",
     ),
     "docvqa_val": (
         {"question": ["What number?"] * 6, "answers": [["1234"]] * 6},
@@ -173,6 +173,14 @@ def test_a_task_that_is_not_listed(llava, tmp_path, answers):
     (tmp_path / "hub/other/file").write_text("of another data set")
     again = _run(llava, tmp_path, "ai2d_no_mask")
     assert again.created == found.created  # done already
+
+
+def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tmp_path, answers):
+    columns, split, *_ = TASKS["ocrbench"]
+    answers += ["no"]
+    points = _run(llava, tmp_path, "ocrbench", columns | {"image": _images()}, split).metrics["ocrbench_points"]
+    assert (points.value, points.low, points.scale) == (0.0, 0.0, 1000.0)
+    assert points.high * points.scale > 300
 
 
 def test_hallucinations_are_better_few():

@@ -108,8 +108,7 @@ _LLAVA_BENCH = {"all": "relative score", "conv": "conversation", "detail": "desc
 
 
 def _ocrbench(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
-    right = np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)
-    return {"correct": right, "points": 1000.0 * right}
+    return {"correct": np.array([sample["ocrbench_accuracy"]["score"] for sample in samples], float)}
 
 
 def _seed(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
@@ -225,7 +224,7 @@ READERS: dict[str, Reader] = {
     ),
     "mmvet": Reader(
         columns=_mmvet,
-        metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0)},
+        metrics={"gpt_eval_score": MetricSpec(label="score", columns=("points",), scale=1.0, most=100.0)},
         extra={},
         primary=("gpt_eval_score",),
         score="points",
@@ -239,6 +238,7 @@ READERS: dict[str, Reader] = {
                     formula="ratio",
                     columns=(f"points_{kind}", f"reference_{kind}"),
                     scale=1.0,
+                    most=100.0,
                     rounded=0.1,  # lmms-eval rounds the means to 0.001 and their ratio to 0.1
                 )
                 for kind, label in _LLAVA_BENCH.items()
@@ -252,7 +252,7 @@ READERS: dict[str, Reader] = {
     "ocrbench": Reader(
         columns=_ocrbench,
         metrics={"ocrbench_accuracy": MetricSpec(label="share of 1,000 points", columns=("correct",))},
-        extra={"ocrbench_points": MetricSpec(label="points", columns=("points",), scale=1.0)},
+        extra={"ocrbench_points": MetricSpec(label="points", columns=("correct",), scale=1000.0)},
         primary=("ocrbench_points",),
         score="correct",
     ),
