@@ -161,6 +161,12 @@ def test_differences_in_words():
         'precision: not stated against "float32"',
     ]
     assert differences(first, first) == []
+    decoding = {"decoding": json.dumps({"max_new_tokens": 16, "until": ["\n"]})}
+    other = {"decoding": json.dumps({"max_new_tokens": 128, "until": ["\n"]})}
+    assert differences(decoding, other) == ["decoding, max new tokens: 16 against 128"]
+    assert differences(decoding, {"decoding": "made elsewhere"}) == [
+        'decoding: max new tokens 16, until ["\\n"] against "made elsewhere"'
+    ]
     assert differences({"data_hash": "a" * 64}, {"data_hash": "b" * 64}) == [
         f'data hash: "{"a" * 12}…" against "{"b" * 12}…"'
     ]
