@@ -71,6 +71,8 @@ def run_commands(program: str, about: str, commands: Mapping[str, Command], argv
     except BrokenPipeError:  # the reader of our output has gone (`clips … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except PermissionError as error:
+        return _complain(program, f"{error.filename}: permission denied")
     except Exception as error:
         if any(sign in str(error) for sign in _DISK_FULL):
             where = getattr(error, "filename", None) or "output"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+from pathlib import Path
 
 import bench_world as world
 import pandas as pd
@@ -108,6 +110,22 @@ def test_a_result_file_that_cannot_be_read(tmp_path):
     (tmp_path / "row/x.json").mkdir(parents=True)
     with pytest.raises(UserError, match=r"x\.json: cannot be read \(Is a directory\)"):
         read_result(tmp_path / "row/x.json")
+
+
+def test_a_row_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write_result(tmp_path, _result())
+    write_result(tmp_path, _result(row="other"))
+    listed = os.listdir
+
+    def denied(path):
+        if Path(path).name == "other":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError, match="other"):
+        read_results(tmp_path)
 
 
 def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):

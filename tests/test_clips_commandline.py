@@ -82,6 +82,8 @@ def do_job(config: JobConfig) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "out/file")
     if config.place == "full weights":
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    if config.place == "closed":
+        raise PermissionError(errno.EACCES, "Permission denied", "folder/file")
     if config.place == "broken":
         raise OSError(errno.EIO, "Input/output error")
     if config.place == "impatient":
@@ -228,6 +230,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["job", "--config", "no.yaml"], f"tool job: --config: no such file: {Path.cwd() / 'no.yaml'}"),
         (["job", "full"], "tool: out/file: the disk is full; free some space and run the same command again"),
         (["job", "full weights"], "tool: output: the disk is full; free some space and run the same command again"),
+        (["job", "closed"], "tool: folder/file: permission denied"),
         (["job", "lines"], "tool: one two"),
     ],
 )
