@@ -47,9 +47,24 @@ def differences(first: Protocol, second: Protocol) -> list[str]:
     lines = []
     for name in dict.fromkeys([*first, *second]):
         mine, other = first.get(name, _MISSING), second.get(name, _MISSING)
-        if mine != other:
-            lines.append(f"{name.replace('_', ' ')}: {_word(mine)} against {_word(other)}")
+        title = name.replace("_", " ")
+        if mine == other:
+            continue
+        parts = _parts(mine), _parts(other)
+        if parts[0] and parts[1]:
+            lines += [f"{title}, {line}" for line in differences(*parts)]
+        else:
+            lines.append(f"{title}: {_word(mine)} against {_word(other)}")
     return lines
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """The settings that an entry lists as JSON (a prompt's, a decoding's); empty where it is something else."""
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.startswith("{") else None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 _MISSING: Any = object()
@@ -59,4 +74,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def _word(value: Any) -> str:
     if isinstance(value, str) and _SHA256.fullmatch(value):
         value = f"{value[:12]}…"
+    if parts := _parts(value):
+        return ", ".join(f"{name.replace('_', ' ')} {_word(part)}" for name, part in parts.items())
     return "not stated" if value is _MISSING else json.dumps(value, ensure_ascii=False)

@@ -232,11 +232,14 @@ def read_results(results: str | Path) -> list[Result]:
 
     Raises:
         UserError: no such directory, or a file in it that cannot be read.
+        PermissionError: a row's directory may not be read.
     """
     root = Path(results)
     if not root.is_dir():
         raise UserError(f"{results}: no such results directory")
-    return [read_result(path) for path in sorted(root.glob("*/*.json")) if not path.name.startswith(".")]
+    rows = [row for row in sorted(root.iterdir()) if row.is_dir() and not row.name.startswith(".")]
+    files = [file for row in rows for file in sorted(row.iterdir())]  # a glob passes over what it may not read
+    return [read_result(file) for file in files if file.suffix == ".json" and not file.name.startswith(".")]
 
 
 def read_items(result: Result) -> pd.DataFrame:

@@ -111,8 +111,11 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
             raise
         if row.processes.count > 1:
             raise  # the others may wait for this process: only their end by the launcher is sure to end that
-        traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        if isinstance(error, PermissionError):
+            reason = f"{error.filename}: permission denied"
+        else:
+            traceback.print_exc()  # not the user's mistake: whoever mends it needs the place
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     seconds = time.perf_counter() - started
     result = of_first(row.processes, lambda: _result(row, entry, config, model, key, outcome, reason, seconds))
     kept = "; the earlier result is kept" if result.status == "failed" and earlier is not None else ""

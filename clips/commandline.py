@@ -71,6 +71,8 @@ def run_commands(program: str, about: str, commands: Mapping[str, Command], argv
     except BrokenPipeError:  # the reader of our output has gone (`clips … | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except PermissionError as error:
+        return _complain(program, f"{error.filename}: permission denied")
     except Exception as error:
         if any(sign in str(error) for sign in _DISK_FULL):
             where = getattr(error, "filename", None) or "output"
@@ -182,6 +184,7 @@ def parse_config(
             built = parser.instantiate(parser.parse_args(_name_positionals(arguments, positional, rest)))
             return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
     except jsonargparse.ArgumentError as error:
+        _check_items(config_class, arguments, prog, str(error))
         raise UserError(
             f"{prog}: {one_line(str(error), config_class, lambda field: _given(arguments, field))}"
         ) from None
@@ -189,6 +192,25 @@ def parse_config(
         if stop.code in {0, None}:
             return None
         raise
+
+
+def _check_items(config_class: type, arguments: Sequence[str], prog: str, complaint: str) -> None:
+    """Raise UserError naming the first item, of a list of configs that is complained of, which cannot be built.
+
+    jsonargparse refuses such a list as a whole.
+    """
+    for name, kind in typing.get_type_hints(config_class).items():
+        inner = typing.get_args(kind)[0] if typing.get_origin(kind) in {list, tuple} else None
+        if not dataclasses.is_dataclass(inner) or f'Parser key "{name}"' not in complaint:
+            continue
+        items = _given(arguments, name)
+        for number, item in enumerate(items if isinstance(items, list) else (), 1):
+            if isinstance(item, dict):
+                from_plain(typing.cast(type, inner), item, what=f"{prog}: {name}[{number}]")
+            else:
+                raise UserError(
+                    f"{prog}: {name}[{number}]: expected a mapping of field names to values, got {item!r:.80}"
+                )
 
 
 def from_plain(config_class: type, values: Mapping[str, Any], *, what: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,7 +325,13 @@ def test_winoground_by_similarity_and_by_likelihood_agree(tmp_path, monkeypatch)
             }
         )
         assert outcome.primary == ("text_score", "image_score", "group_score")
-        assert outcome.items["prediction"].tolist()[1] == "a blue square | a blue square"
+        assert outcome.items["prediction"].tolist()[1] == "1. a blue square 2. a blue square"
+        assert outcome.items["target"].tolist()[0] == "1. a red square 2. a green square"
+        both = Image.open(io.BytesIO(outcome.items["thumbnail"][0]))
+        assert both.size == (128, 64)
+        for side in range(2):  # both pictures, one beside the other, but for what JPEG does to noise
+            half = np.asarray(both.crop((64 * side, 0, 64 * side + 64, 64)), float)
+            assert np.abs(half - np.asarray(world.picture(side), float)).mean() < 12
         assert outcome.items["item"].is_unique
 
 

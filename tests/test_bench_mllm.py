@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -281,6 +282,7 @@ def test_bad_data_gives_one_line(places, tmp_path, monkeypatch, changes, said, c
     assert "\n" not in str(caught.value)
     assert read_result(result_path(tmp_path / "results", "row", "pope")).status == "failed"
     assert "Traceback" not in capsys.readouterr().err
+    assert not logging.getLogger("datasets").isEnabledFor(logging.ERROR)  # it would say the same in its own words
 
 
 def test_no_llava_there(places, tmp_path):

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import bench_classes as classes
 import bench_world as world
 import numpy as np
 import pandas as pd
@@ -151,12 +152,18 @@ def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
     world.picture(0).save(tmp_path / "urban/image/7.jpg")
     for folder, names in (("wds", ["000000000.png", "000000001.png"]), ("urban", ["7.jpg"])):
         assert [Path(name).name for name, _ in benchmark_pictures(str(tmp_path / folder))] == names
+    (tmp_path / "set.jsonl").write_text(json.dumps({"image": "0.png", "captions": {"de": ["x"]}}))
+    assert [name for name, _ in benchmark_pictures(str(tmp_path / "set.jsonl"), language="de")] == ["0.png"]
+    for write in (classes.write_wds, classes.write_folders):  # pictures with classes, not captions
+        found = dict(benchmark_pictures(str(write(tmp_path / write.__name__, 8))))
+        assert len(found) == 8
+        assert world.png(world.picture(0)) in found.values()
 
 
 def test_bad_input_is_named(tmp_path):
     source = training_table(tmp_path / "train", [texture(7)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"expected \.tar shards or another layout .*, found none"):
+    with pytest.raises(UserError, match=r"empty: expected \.tar shards or another layout"):
         overlap(OverlapConfig(training=[source], benchmark=str(tmp_path / "empty")))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"broken\.parquet: not a readable parquet file"):

@@ -7,12 +7,14 @@ import io
 
 import pytest
 from report_material import put_results
+from rich.console import Console
 
 from benchmarks.published.rows import published_rows, select_rows
 from benchmarks.report.command import ReportConfig, report
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.published import REMARK
+from benchmarks.report.terminal import print_table
 from benchmarks.study.schema import Study
 from clips.errors import UserError
 
@@ -125,3 +127,20 @@ def test_recall_grows_with_its_cut_in_every_row():
                 found = [row.values.get(f"{name}/{direction}_r{cut}") for cut in (1, 5, 10)]
                 if None not in found:
                     assert found == sorted(found), row
+
+
+def test_many_rows_are_legible_in_a_terminal_of_80_characters(results):
+    written = io.StringIO()
+    print_table(build_report(results, published=["clips"]), Console(file=written, width=80, highlight=False))
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert (
+        any("CLIPS ViT-H/14 (published, clips)" in line and "76.4" in line for line in lines) is False
+    )  # no coco here
+    text = [line for line in lines if "CLIPS ViT-L/14 + Llama-3 (published, clips)" in line]
+    assert any("60.3" in line and "86.7" in line for line in text)
+    written = io.StringIO()
+    print_table(build_report(results, published=["openclip"]), Console(file=written, width=80, highlight=False))
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("ViT-B-32/openai (published, openclip)" in line for line in lines) > 1  # in several tables, whole

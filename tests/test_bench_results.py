@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+from pathlib import Path
 
 import bench_world as world
 import pandas as pd
@@ -110,6 +112,22 @@ def test_a_result_file_that_cannot_be_read(tmp_path):
         read_result(tmp_path / "row/x.json")
 
 
+def test_a_row_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write_result(tmp_path, _result())
+    write_result(tmp_path, _result(row="other"))
+    listed = os.listdir
+
+    def denied(path):
+        if Path(path).name == "other":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError, match="other"):
+        read_results(tmp_path)
+
+
 def test_a_result_of_a_newer_version_is_never_replaced(tmp_path):
     shards = world.write_shards(tmp_path / "shards", 2)
     path = tmp_path / "results/row/retrieval.json"
@@ -161,6 +179,12 @@ def test_differences_in_words():
         'precision: not stated against "float32"',
     ]
     assert differences(first, first) == []
+    decoding = {"decoding": json.dumps({"max_new_tokens": 16, "until": ["\n"]})}
+    other = {"decoding": json.dumps({"max_new_tokens": 128, "until": ["\n"]})}
+    assert differences(decoding, other) == ["decoding, max new tokens: 16 against 128"]
+    assert differences(decoding, {"decoding": "made elsewhere"}) == [
+        'decoding: max new tokens 16, until ["\\n"] against "made elsewhere"'
+    ]
     assert differences({"data_hash": "a" * 64}, {"data_hash": "b" * 64}) == [
         f'data hash: "{"a" * 12}…" against "{"b" * 12}…"'
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from PIL import Image
 from benchmarks.cli import COMMANDS
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.layouts import LAYOUTS
 from benchmarks.data.source import CaptionSource
 from benchmarks.encoders import embed
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
@@ -184,6 +186,16 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
     assert "expected .tar shards or another layout" in failed.reason
     assert found.status == "ok"
     assert "one: failed" in capsys.readouterr().err
+
+
+def test_data_that_may_not_be_read_take_one_line(tmp_path, shards, use, capsys, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path.path))
+
+    monkeypatch.setitem(LAYOUTS, "shards", dataclasses.replace(LAYOUTS["shards"], read=denied))
+    with pytest.raises(UserError, match=r"^failed: retrieval \(.*shards: permission denied\)$"):
+        _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(shards)))
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

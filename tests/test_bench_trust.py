@@ -175,7 +175,7 @@ def test_what_has_no_numbers_is_named(tmp_path, capsys):
     compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips")))
     said = capsys.readouterr().out
     assert "Not compared: gqa (B: failed: no picture).\n" in said
-    assert "Not compared: pope (A has no result).\n" in said
+    assert "Not compared: only B has pope.\n" in said
     with pytest.raises(UserError, match=r"no metric in common with .*clip \(gqa \(B: failed: no picture\)\)"):
         compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips"), benchmarks=("gqa",)))
     with pytest.raises(UserError, match=r"unknown benchmark .*'popo'; did you mean 'pope'"):
@@ -185,3 +185,16 @@ def test_what_has_no_numbers_is_named(tmp_path, capsys):
 def test_a_row_that_only_failed_is_found(tmp_path):
     put_failure(tmp_path, "clips", "gqa", "no picture")
     assert find_rows(str(tmp_path / "clips"), "first")["clips"]["gqa"].reason == "no picture"
+
+
+def test_names_are_whole_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for row, skill in (("clip", 0.4), ("clips", 0.6)):
+        for seed, name in enumerate(("a_benchmark", "a_benchmark_with_a_longer_name")):
+            put_result(tmp_path, row, name, items_table(skill, benchmark="gqa", seed=seed))
+    compare(CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "clips")))
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= 80
+    cells = [line.strip("│").split("│")[0].strip() for line in said.splitlines() if line.startswith("│")]
+    assert "a_benchmark_with_a_longer_nameexactmatch" in "".join(cells).replace(" ", "")

@@ -10,7 +10,7 @@ import bench_world as world
 import numpy as np
 import pytest
 import torch
-from report_material import items_table
+from report_material import items_table, put_results
 
 from benchmarks import statistics
 from benchmarks.encoders.recall import Ranks
@@ -158,3 +158,19 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="limit: expected at least 1"):
         VerifyConfig(limit=0)
     assert {"lmms_eval", "rerun", "clip_benchmark", *ALONE} == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"results": "nowhere", "published": "ViT-B-32/openai"}, "results: nowhere: no such directory"),
+        ({"results": ".", "published": "ViT-B-32/opena"}, "unknown published row of openclip 'ViT-B-32/opena'"),
+        ({"llava": ".", "data": "nowhere"}, "nowhere: no such directory"),
+        ({"llava": ".", "data": "."}, r"llava: \.: expected a LLaVA directory"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_checked(asked, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(put_results(tmp_path))
+    with pytest.raises(UserError, match=said):
+        verify(VerifyConfig(**asked))
+    assert capsys.readouterr().out == ""

@@ -82,6 +82,8 @@ def do_job(config: JobConfig) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "out/file")
     if config.place == "full weights":
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    if config.place == "closed":
+        raise PermissionError(errno.EACCES, "Permission denied", "folder/file")
     if config.place == "broken":
         raise OSError(errno.EIO, "Input/output error")
     if config.place == "impatient":
@@ -214,8 +216,13 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["job", "x", "--part.kind", "sfot"], "tool job: part.kind: expected one of soft, hard, got sfot"),
         (["job", "x", "--quiet", "perhaps"], "tool job: quiet: expected true or false, got perhaps"),
         (["job", "x", "--pair", "[1]"], "tool job: pair: expected a list of 2: a number, a number, got [1]"),
-        (["job", "x", "--items", "[{pth: 1}]"], "tool job: unknown key 'pth'; did you mean 'path'?"),
+        (["job", "x", "--items", "[{pth: 1}]"], "tool job: items[1]: unknown key 'pth'; did you mean 'path'?"),
         (["job", "x", "--items", "[{weight: 1}]"], "tool job: items[1]: missing path"),
+        (
+            ["job", "x", "--items", "[{path: a}, {path: b, weight: much}]"],
+            "tool job: items[2]: weight: expected a number, got much",
+        ),
+        (["job", "x", "--items", "[a]"], "tool job: items[1]: expected a mapping of field names to values, got 'a'"),
         (["job", "x", "--items", "[{path: a}, {weight: 1}]"], "tool job: items[2]: missing path"),
         (["job", "x", "--part.rate", "-1"], "tool: part.rate: expected 0 or more, got -1.0"),
         (["job", "x", "--steps", "3", "y"], "tool job: unrecognized arguments: y"),
@@ -223,6 +230,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         (["job", "--config", "no.yaml"], f"tool job: --config: no such file: {Path.cwd() / 'no.yaml'}"),
         (["job", "full"], "tool: out/file: the disk is full; free some space and run the same command again"),
         (["job", "full weights"], "tool: output: the disk is full; free some space and run the same command again"),
+        (["job", "closed"], "tool: folder/file: permission denied"),
         (["job", "lines"], "tool: one two"),
     ],
 )

@@ -83,6 +83,16 @@ def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
     report = build_report(tmp_path, baseline="clip")
     assert marks(report)["large"] == "best"
     assert any("size" in remark and "large 224" in remark for remark in report.remarks)
+    put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_features": "mean"})
+    remarks = build_report(tmp_path).remarks
+    assert any("features clip not stated, clips not stated, large mean" in remark for remark in remarks)
+
+
+def test_a_baseline_is_a_row_that_others_are_compared_with(tmp_path):
+    put_results(tmp_path)
+    tag = '<span class="tag">baseline</span>'
+    assert tag not in FORMATS["html"].render(build_report(tmp_path))
+    assert FORMATS["html"].render(build_report(tmp_path, baseline="clip")).count(tag) == 1
 
 
 def test_lower_is_better_and_neither_is_better_are_respected(tmp_path):

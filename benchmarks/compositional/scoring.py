@@ -25,6 +25,7 @@ from clips.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from PIL.Image import Image
 
     from benchmarks.config import BenchmarkConfig
 
@@ -150,7 +151,9 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     cases = pairs.cases
     won = np.array([wins(each) for each in scores])
     shown = [case.pictures[0] for case in cases]
-    small = thumbnails([_name(picture) for picture in shown], lambda index: pairs.open(shown[index]))
+    small = thumbnails(
+        [" ".join(map(_name, case.pictures)) for case in cases], lambda index: _side_by_side(pairs, cases[index])
+    )
     items = pd.DataFrame(
         {
             "item": [case.name for case in cases],
@@ -159,7 +162,7 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
             "category": [case.kind for case in cases],
             "question": [" | ".join(case.captions) for case in cases],
             "prediction": [_said(case, each) for case, each in zip(cases, scores, strict=True)],
-            "target": [" | ".join(case.captions[: len(case.pictures)]) for case in cases],
+            "target": [_numbered(case.captions[: len(case.pictures)]) for case in cases],
             "score": won[:, 0],
             "thumbnail": small,
             "margin": [_margin(each) for each in scores],
@@ -180,7 +183,29 @@ def _name(picture: Picture) -> str:
 
 def _said(case: Case, scores: np.ndarray) -> str:
     """The caption that each picture gives the highest score; of tied ones the first."""
-    return " | ".join(case.captions[int(np.argmax(row > row.max() - TIE))] for row in scores)
+    return _numbered([case.captions[int(np.argmax(row > row.max() - TIE))] for row in scores])
+
+
+def _numbered(texts: Sequence[str]) -> str:
+    """One caption as it is, of several each behind the number of its picture."""
+    return texts[0] if len(texts) == 1 else " ".join(f"{place}. {text}" for place, text in enumerate(texts, 1))
+
+
+def _side_by_side(pairs: PairSet, case: Case) -> Image:
+    """The pictures of a case in one, equally high."""
+    from PIL import Image
+
+    pictures = [pairs.open(picture) for picture in case.pictures]
+    if len(pictures) == 1:
+        return pictures[0]
+    height = max(picture.height for picture in pictures)
+    resized = [picture.resize((max(1, round(picture.width * height / picture.height)), height)) for picture in pictures]
+    whole = Image.new("RGB", (sum(picture.width for picture in resized), height))
+    left = 0
+    for picture in resized:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    return whole
 
 
 def _margin(scores: np.ndarray) -> float:

@@ -36,7 +36,7 @@ def read_lines(path: Path, *, texts: Sequence[str], others: Sequence[str] = ()) 
         UserError: naming the line.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: expected a file, got a directory" if path.is_dir() else f"{path}: no such file")
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():

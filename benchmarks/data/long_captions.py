@@ -28,7 +28,7 @@ def read_urban1k(found: OnDisk) -> Found:
 
 
 def _urban1k(found: OnDisk) -> Iterator[Row]:
-    for file in sorted((found.path / "caption").glob("*.txt")):
+    for file in sorted(path for path in (found.path / "caption").iterdir() if path.suffix == ".txt"):
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         yield [f"{file.stem}.jpg"], lines[:1]
 

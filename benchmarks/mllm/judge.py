@@ -130,7 +130,8 @@ class Judge:
                 break
             time.sleep(wait)
         if answer.status_code != 200:
-            raise NoJudge(f"{self.url} answers {answer.status_code} ({' '.join(answer.text.split())[:120]})")
+            said = " ".join(answer.text.split())[:120] or answer.reason or "no more"
+            raise NoJudge(f"{self.url} answers {answer.status_code} ({said})")
         try:
             found = answer.json()
             return str(found["choices"][0]["message"]["content"] or "").strip(), str(found.get("model") or "")

@@ -27,9 +27,12 @@ def load_other(config: LmmsModel) -> Any:
         with quiet():
             return get_model(config.model).create_from_arg_string(arguments.removeprefix(","))
     except Exception as error:
-        raise UserError(
-            f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.args}' ({reason(error)})"
-        ) from None
+        why = _ABSENT if isinstance(error, TypeError) and "'NoneType' object" in str(error) else reason(error)
+        raise UserError(f"lmms: lmms-eval's {config.model} cannot be loaded with '{config.args}' ({why})") from None
+
+
+_ABSENT = "a library that it needs is not installed"
+"""Its classes put None in the place of what cannot be imported (vllm, sglang), and break down where they call it."""
 
 
 def check_known(name: str) -> None:

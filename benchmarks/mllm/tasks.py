@@ -48,6 +48,7 @@ def go_offline() -> None:
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it complains of is told in our line
     transformers.utils.logging.disable_progress_bar()
     logger.disable("lmms_eval")
     with quiet():

@@ -158,7 +158,7 @@ def _about_inputs(source: ReportSource) -> list[str]:
         results = source.results(benchmark)
         names = sorted({name for result in results.values() for name in result.protocol if name.startswith(INPUT)})
         for name in names:
-            values = {row: result.protocol.get(name) for row, result in results.items()}
+            values = {row: result.protocol.get(name, "not stated") for row, result in results.items()}
             if len(set(map(str, values.values()))) > 1:
                 what = name.removeprefix(INPUT).replace("_", " ")
                 said = listed([f"{row} {value}" for row, value in values.items()])

@@ -121,6 +121,11 @@ class Table:
     comparisons: int
     seeds: int = 0
 
+    @property
+    def baselines(self) -> frozenset[str | None]:
+        """The rows that others are compared with."""
+        return frozenset(row.baseline for row in self.rows)
+
     def cell(self, row: RowRecord, column: Column) -> Cell:
         """The cell of a row in a column."""
         return self.cells[row.name, column.benchmark, column.metric]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.report.model import Report
@@ -46,17 +47,58 @@ def print_table(report: Report, console: Console) -> None:
 
 
 def _print_published(published: PublishedTable, console: Console) -> None:
-    """Below the main table, rows of others; metrics go down the side."""
+    """Below the main table, rows of others; metrics go down the side where that is not wider than the terminal.
+
+    Otherwise rows do, in as many tables as the columns take; a row is left out of those that it has no number for.
+    """
+    from rich.text import Text
+
+    console.print(Text(f"Published. {REMARK}", style="dim"))
+    names, heads = [published.name(row) for row in published.rows], published.heads()
+    lines = [published.texts(row) for row in published.rows]
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    if max(map(len, heads)) + sum(_width(name, line) for name, line in zip(names, lines, strict=True)) < console.width:
+        _print_texts(heads, names, columns, console, narrow=False)
+        return
+    widths = [_width(head, column) for head, column in zip(heads, columns, strict=True)]
+    for places in _pages(widths, console.width - min(max(map(len, names)), console.width // 2) - _EDGES):
+        chosen = {name: [line[place] for place in places] for name, line in zip(names, lines, strict=True)}
+        there = {name: line for name, line in chosen.items() if set(line) != {number(None, 0)}}
+        _print_texts([*there], [heads[place] for place in places], [*there.values()], console)
+
+
+_EDGES = 3  # a column's edge and the blanks beside it
+
+
+def _width(head: str, cells: Sequence[str]) -> int:
+    """What a column takes at least: its head breaks between words."""
+    return max(len(text) for text in (*head.split(), *cells)) + _EDGES
+
+
+def _pages(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """Columns side by side, as many as there is room for, one at least."""
+    page: list[int] = []
+    for place, width in enumerate(widths):
+        if page and sum(widths[each] for each in page) + width > room:
+            yield page
+            page = []
+        page.append(place)
+    yield page
+
+
+def _print_texts(
+    names: Sequence[str], heads: Sequence[str], lines: Sequence[Sequence[str]], console: Console, *, narrow: bool = True
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"Published. {REMARK}", style="dim"), title_justify="left", pad_edge=False)
-    table.add_column("")
-    for row in published.rows:
-        table.add_column(Text(visible(published.name(row))), justify="right", overflow="fold")
-    columns = zip(*(published.texts(row) for row in published.rows), strict=True)
-    for head, texts in zip(published.heads(), columns, strict=True):
-        table.add_row(head, *texts)
+    table = Table(pad_edge=False)
+    table.add_column("", overflow="fold")
+    for head, column in zip(heads, zip(*lines, strict=True), strict=True):
+        width = _width(head, column) - _EDGES if narrow else None
+        table.add_column(Text(visible(head)), justify="right", overflow="fold", width=width)
+    for name, line in zip(names, lines, strict=True):
+        table.add_row(Text(visible(name)), *line)
     console.print(table)
 
 

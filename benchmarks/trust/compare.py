@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.protocol import INPUT, differences, fingerprint
 from benchmarks.report.pairing import Pairing
-from benchmarks.report.wording import column_head, decimals, number, visible
+from benchmarks.report.wording import column_head, decimals, listed, number, visible
 from benchmarks.results import Metric, Result
 from benchmarks.statistics import DRAWS, LEVEL, Difference, holm
 from benchmarks.trust.diff import column_of
@@ -19,6 +19,7 @@ from benchmarks.trust.rows import find_rows
 from clips.artifact import say, write_file
 from clips.errors import UserError, suggest
 
+_INTERVAL = "95 % interval"
 _A, _B = "A", "B"  # results may carry the same row's name
 
 
@@ -149,14 +150,15 @@ def compared(
 def without_numbers(
     first: Mapping[str, Result], second: Mapping[str, Result], benchmarks: Sequence[str] = ()
 ) -> Iterator[str]:
-    """In words, why a benchmark that one of two rows has is not compared."""
-    for name in dict.fromkeys([*first, *second]):
-        if benchmarks and name not in benchmarks:
-            continue
+    """In words, which benchmarks are not compared, and why."""
+    asked = [name for name in dict.fromkeys([*first, *second]) if not benchmarks or name in benchmarks]
+    for letter, mine, other in ((_A, first, second), (_B, second, first)):
+        if alone := [name for name in asked if name in mine and name not in other]:
+            yield f"only {letter} has {listed(alone)}"
+    for name in asked:
         pair = {_A: first.get(name), _B: second.get(name)}
-        if missing := [letter for letter, result in pair.items() if result is None]:
-            yield f"{name} ({missing[0]} has no result)"
-        elif lacking := [f"{letter}: {_why(each)}" for letter, each in pair.items() if each and not each.metrics]:
+        lacking = [f"{letter}: {_why(result)}" for letter, result in pair.items() if result and not result.metrics]
+        if lacking and name in first and name in second:
             yield f"{name} ({'; '.join(lacking)})"
 
 
@@ -191,9 +193,9 @@ def print_lines(lines: Sequence[Line]) -> None:
     console = Console(highlight=False)
     for rows in dict.fromkeys(line.rows for line in lines):
         table = Table(title=Text(visible(f"A {rows[0]}, B {rows[1]}")), title_justify="left")
-        table.add_column("")
-        for head in ("A", "B", "A−B", "95 % interval", "p", "smallest"):
-            table.add_column(head, justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")  # never cut: names often differ at their ends
+        for head in ("A", "B", "A−B", _INTERVAL, "p", "smallest"):
+            table.add_column(head, justify="right", no_wrap=head != _INTERVAL)  # which may break at its "to"
         table.add_column("")
         for line in lines:
             if line.rows == rows:

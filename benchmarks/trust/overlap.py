@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.class_sets import load_class_set
 from benchmarks.data.shards import is_shards
 from benchmarks.data.source import CaptionSource, OnDisk
 from benchmarks.report.wording import duration
@@ -37,10 +38,11 @@ class OverlapConfig:
 
     Args:
         training: the sources, as ``data.sources`` in ``clips train``.
-        benchmark: its data as ``clips-bench run`` takes them for retrieval; or a directory (or one file) of parquet
-            with pictures, as lmms-eval's tasks have.
-        split: of layouts that have any; of parquet all are read.
+        benchmark: its data as ``clips-bench run`` takes them for retrieval or classification; or a directory (or one
+            file) of parquet with pictures, as lmms-eval's tasks have.
+        split: of data that have any, parquet excepted.
         images: folder of the pictures, where it is not beside the captions.
+        language: of a benchmark in several languages, whose pictures are those of any of them.
         within: unlike bits, of 256, up to which two pictures are taken for one.
         output: the pairs, .csv or .json.
     """
@@ -49,6 +51,7 @@ class OverlapConfig:
     benchmark: str
     split: str = "test"
     images: str | None = None
+    language: str | None = None
     within: int = NEAR
     output: str | None = None
 
@@ -108,7 +111,7 @@ def overlap(config: OverlapConfig) -> None:
 
     started = time.perf_counter()
     sources = [open_source(source) for source in config.training]
-    pictures = benchmark_pictures(config.benchmark, split=config.split, images=config.images)
+    pictures = benchmark_pictures(config.benchmark, split=config.split, images=config.images, language=config.language)
     training = itertools.chain.from_iterable(_training_pictures(source) for source in sources)
     found = find_overlap(training, pictures, within=config.within)
     if not found.benchmark:
@@ -188,21 +191,39 @@ def _training_pictures(source: Any) -> Iterator[Named]:
             yield source.name(index), b""
 
 
-def benchmark_pictures(data: str, *, split: str = "test", images: str | None = None) -> Iterator[Named]:
+def benchmark_pictures(
+    data: str, *, split: str = "test", images: str | None = None, language: str | None = None
+) -> Iterator[Named]:
     """(name, encoded picture) of a benchmark's data, see `OverlapConfig`.
 
     Raises:
         UserError: missing or malformed.
     """
     path = Path(data)
-    source = CaptionSource(data=data, split=split, images=images)
+    source = CaptionSource(data=data, split=split, images=images, language=language)
     table = path.is_dir() and not is_shards(OnDisk(source)) and next(path.rglob("*.parquet"), None) is not None
     if path.suffix == ".parquet" or table:
         yield from _from_parquet(path)
         return
-    captions = load_caption_set(source)
+    try:
+        captions = load_caption_set(source)
+    except UserError as error:
+        if not path.is_dir():
+            raise
+        yield from _from_classes(data, split, error)
+        return
     for name in captions.images:
         yield name, captions.pictures.read(name)
+
+
+def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named]:
+    """The pictures of a classification data set; raises ``otherwise`` where it is none."""
+    try:
+        found = load_class_set(data, split=split)
+    except UserError:
+        raise otherwise from None
+    for number, name in enumerate(found.pictures):
+        yield name, found.read(number)
 
 
 def _from_parquet(path: Path) -> Iterator[Named]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from benchmarks.mllm.tasks import data_root
+from benchmarks.published.rows import select_rows
+from benchmarks.registry import find as find_benchmark
 from benchmarks.report.wording import visible
 from benchmarks.trust import check_lmms, check_published, check_recall, check_scorers
 from benchmarks.trust.checking import Check, CheckFailedError, CheckSkippedError, VerifyConfig
+from benchmarks.trust.rows import find_rows
 from clips.errors import UserError, suggest
 
 CHECKS: dict[str, Check] = {
@@ -41,12 +46,21 @@ def verify(config: VerifyConfig) -> None:
     """Print the table; the command ends with status 1 where a check failed.
 
     Raises:
-        UserError: an unknown check.
+        UserError: an unknown check, task or published row, or a directory that is not there.
         SystemExit: some check failed.
     """
     for name in config.only:
         if name not in CHECKS:
             raise suggest(name, CHECKS, "check")
+    if config.results is not None:
+        find_rows(config.results, "results")
+        select_rows([f"openclip:{config.published}"])
+    if config.data is not None:
+        data_root(config.data)
+        if not (Path(str(config.llava)) / "config.json").is_file():
+            raise UserError(f"llava: {config.llava}: expected a LLaVA directory, with config.json")
+        for task in config.tasks:
+            find_benchmark(task)
     findings = [find(name, config) for name in config.only or CHECKS]
     _print(findings)
     if any(finding.outcome == "failed" for finding in findings):

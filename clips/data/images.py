@@ -95,6 +95,8 @@ def read_reference(root: str | Path, reference: str) -> bytes:
         if mark:
             return _tar_members(Path(root) / f"{tar}.tar").read(member)
         return (Path(root) / reference).read_bytes()
+    except PermissionError:
+        raise UserError(f"{Path(root) / reference}: permission denied") from None
     except (OSError, ValueError):  # a part of the path is a file, a name is too long or holds a null character
         raise UserError(f"{Path(root) / reference}: no such picture") from None
 
