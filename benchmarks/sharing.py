@@ -16,12 +16,13 @@ from clips.errors import UserError
 from clips.parallel.processes import Processes, gather_objects, start_processes
 
 Found = TypeVar("Found")
+_PATIENCE = 43_200  # seconds: the first may wait for another run, or for a judge, while the others wait for it
 
 
 def join() -> Processes:
     """This process's place among those that the launcher started, or alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return start_processes()
+        return start_processes(patience=_PATIENCE)
     return Processes()
 
 

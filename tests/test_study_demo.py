@@ -30,9 +30,9 @@ def miniature(output: Path) -> dict[str, Any]:
     }
     shared = study["defaults"]
     shared["encoder"] |= {"steps": 2, "batch_size": 32, "log_every": 1}
-    shared["llm"]["pretrain"] |= {"steps": 2, "batch_size": 8}
-    for stage in ("align", "instruct"):
-        shared["llava"][stage] |= {"steps": 2, "batch_size": 8}
+    shared["llm"]["pretrain"] |= {"steps": 20, "batch_size": 8}
+    for stage, steps in (("align", 2), ("instruct", 20)):  # enough to answer something
+        shared["llava"][stage] |= {"steps": steps, "batch_size": 8}
     return study
 
 
@@ -77,7 +77,7 @@ def test_every_artifact_says_where_it_comes_from(finished):
         assert manifest["versions"]
         assert manifest["kind"] == "scenes" or {parent["hash"] for parent in manifest["parents"].values()} <= hashes
     llavas = [manifest for manifest in manifests if manifest["kind"] == "llava"]
-    assert all(manifest["stages"]["instruct"]["steps"] == 2 for manifest in llavas)
+    assert all(manifest["stages"]["instruct"]["steps"] == 20 for manifest in llavas)
     assert all(manifest["config"]["launch"]["deepspeed"] == "zero2" for manifest in llavas)
 
 

@@ -16,7 +16,7 @@ from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import LATEX, MARKDOWN
 from benchmarks.report.settings import setting_panels
 from benchmarks.report.table import Cell, Delta
-from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap
+from benchmarks.report.wording import column_head, decimals, gap_words, group_sign, margin, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,7 @@ def _markdown_published(report: Report) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     if cell.value is None:
-        return _markdown(short_gap(cell))
+        return _markdown(gap_words(cell))
     value = number(cell.value, decimals(cell.column))
     marked = {"best": f"**{value}**", "tied": f"*{value}*", "": value}[cell.mark]
     return marked + (f" {margin(cell)}" if margin(cell) else "") + group_sign(cell)
@@ -261,7 +261,7 @@ def _latex_published(report: Report) -> list[str]:
 
 def _latex_cell(cell: Cell) -> str:
     if cell.value is None:
-        return _latex(short_gap(cell))
+        return _latex(gap_words(cell))
     value = _latex(number(cell.value, decimals(cell.column)))
     marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[cell.mark]
     return marked + _latex_margin(margin(cell)) + _latex(group_sign(cell))

@@ -84,6 +84,7 @@ def render_page(report: Report) -> str:
         column_head=wording.column_head,
         margin=wording.margin,
         short_gap=wording.short_gap,
+        gap_words=wording.gap_words,
         whisker=whisker,
         groups=header_groups,
         series=lambda place: place % SERIES_COLOURS,

@@ -13,6 +13,8 @@ LONGEST_TEXT = 600
 _LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
+_LONGEST_REASON = 60
+
 
 def visible(text: str, longest: int | None = None) -> str:
     """Text from a file that others wrote: control and direction characters out, cut to ``longest`` characters."""
@@ -68,6 +70,14 @@ def short_gap(cell: Cell) -> str:
         if cell.gap is None
         else {"failed": "failed", "missing": "not run", "not applicable": "—", "no judge": "no judge"}[cell.gap.kind]
     )
+
+
+def gap_words(cell: Cell) -> str:
+    """As ``short_gap``, with the reason of a failure, cut where it is long; the whole reason stands below the table."""
+    if cell.gap is None or cell.gap.kind != "failed":
+        return short_gap(cell)
+    reason = " ".join(cell.gap.reason.split())
+    return f"failed: {reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 1].rstrip() + '…'}"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from benchmarks.catalogue import find as find_benchmark
 from benchmarks.mllm.tasks import data_root
 from benchmarks.published.rows import select_rows
-from benchmarks.registry import find as find_benchmark
 from benchmarks.report.wording import visible
 from benchmarks.trust import check_lmms, check_published, check_recall, check_scorers
 from benchmarks.trust.checking import Check, CheckFailedError, CheckSkippedError, VerifyConfig
