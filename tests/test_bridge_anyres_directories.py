@@ -229,9 +229,9 @@ def test_the_longest_sequence_has_room_for_the_largest_picture(stock: Path, brid
 
 
 def test_results_say_which_tiles(stock: Path) -> None:
-    from benchmarks.mllm.evaluate import _input
+    from benchmarks.mllm.evaluate import input_of
 
-    said = _input(load_llava(stock, device="cpu")[1])
+    said = input_of(load_llava(stock, device="cpu")[1])
     assert said["input_resize"] == "anyres 32x64 64x32 64x64 96x32 32x96"
     assert said["input_resolution"] == 32
 
