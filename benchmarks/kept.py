@@ -3,6 +3,7 @@
     <results>/.kept/vectors/<key>.safetensors    embeddings of all pictures, or all texts, of a data set
     <results>/.kept/vectors/<key>/               the batches of one that is being computed
     <results>/.kept/answers/<key>/               a LLaVA's answers, a line each, as they come
+    <results>/.kept/encoders/<name>-<key>/       the encoder of a checkpoint that was evaluated during training
 
 The key is a hash of all that they depend on: nothing stale is ever found, and other benchmarks and settings on the same
 data find what is there. The folder can be deleted at any time.

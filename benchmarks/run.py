@@ -30,7 +30,7 @@ from clips.artifact import git_state, say, versions
 from clips.commandline import plain
 from clips.errors import UserError
 
-_LIBRARIES = ("lmms-eval", "open_clip_torch", "transformers", "torch")
+_LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
 
 
 def run(config: RunConfig) -> None:

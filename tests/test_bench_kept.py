@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import kept as module
+from benchmarks.encoders import vectors
 from benchmarks.kept import KeptAnswers, KeptVectors, Unkept, key_of
 from benchmarks.sharing import of_first
 from clips.errors import UserError
@@ -130,8 +132,8 @@ def test_two_processes_share_the_batches(two, tmp_path):
     towers = [Tower(), Tower()]
     found = two(lambda processes: kept(tmp_path, processes=processes).collect(BATCHES, towers[processes.rank]))
     assert [tower.seen for tower in towers] == [[4, 0, 2], [1, 3]]
-    for vectors in found:
-        torch.testing.assert_close(vectors, EXPECTED)
+    for each in found:
+        torch.testing.assert_close(each, EXPECTED)
 
 
 def test_two_processes_agree_on_what_is_there_although_another_run_just_finishes(two, tmp_path, monkeypatch):
@@ -147,8 +149,8 @@ def test_two_processes_agree_on_what_is_there_although_another_run_just_finishes
         return found
 
     monkeypatch.setattr(module, "_load", late)
-    for vectors in two(lambda processes: kept(tmp_path, processes=processes).collect(BATCHES, Tower())):
-        torch.testing.assert_close(vectors, EXPECTED)
+    for each in two(lambda processes: kept(tmp_path, processes=processes).collect(BATCHES, Tower())):
+        torch.testing.assert_close(each, EXPECTED)
 
 
 def test_two_processes_know_the_same_answers_although_another_run_just_writes_some(two, tmp_path, monkeypatch):
@@ -165,6 +167,27 @@ def test_a_mistake_that_the_first_process_meets_is_told_by_both(two):
 
     found = two(lambda processes: of_first(processes, find))
     assert [(type(error), str(error)) for error in found] == [(UserError, "no such file")] * 2
+
+
+def test_vectors_are_those_of_a_model_on_a_device_with_its_libraries(tmp_path, monkeypatch):
+    encoder = SimpleNamespace(device="cpu", how={"input_resolution": 32}, precision="float32")
+    row = SimpleNamespace(
+        model=lambda part: {"hash": f"of the {part}"},
+        config=SimpleNamespace(results=str(tmp_path), again=False),
+        processes=Processes(),
+    )
+
+    def key(part: str = "tower", **content: str) -> str:
+        return vectors._kept(row, encoder, part, **content or {"pictures": "a"}).key
+
+    keys = [key(), key(part="encoder"), key(pictures="b"), key(texts="a")]
+    encoder.device = "cuda"
+    keys.append(key())
+    encoder.device = "cpu"
+    assert key() == keys[0]
+    monkeypatch.setattr(vectors, "versions", lambda: {"timm": "another"})
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
 
 
 def test_answers_are_there_as_soon_as_they_are_added(tmp_path):

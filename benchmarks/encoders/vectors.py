@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.encoders.embed import DualEncoder, computed_by, embed_images, embed_texts
 from benchmarks.kept import KEPT, KeptVectors, key_of
+from clips.artifact import versions
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,7 @@ def _kept(row: Row, encoder: DualEncoder, part: Needs, **content: str | list[str
         model=row.model(part)["hash"],
         device=encoder.device,
         how={**encoder.how, **computed_by(encoder)},
+        libraries={name: versions().get(name) for name in ("timm", "transformers")},  # towers may be theirs
         **content,
     )
     folder = Path(row.config.results) / KEPT / "vectors"

@@ -25,6 +25,7 @@ from benchmarks.config import BenchmarkConfig
 from benchmarks.data.caption_sets import read_lines
 from benchmarks.mllm.evaluate import data_hash, outcome_of
 from benchmarks.mllm.tasks import data_root, go_offline, load_task
+from benchmarks.output import writable_directory
 from benchmarks.protocol import Entries, fingerprint
 from benchmarks.results import Result, check_name, refuse_newer, write_result
 from clips.artifact import file_hash, say
@@ -128,6 +129,7 @@ def score_answers(config: ScoreConfig) -> None:
     about: Entries = {"prompt": "made elsewhere", "decoding": "made elsewhere", "input_model": "answers made elsewhere"}
     if len(numbers) < len(docs):
         about["answered"] = hashlib.sha256(str(numbers).encode()).hexdigest()[:16]
+    writable_directory(config.results)  # before a judge is asked for what could not be stored
     outcome = outcome_of(
         Recorded({place: found[number].text for place, number in enumerate(numbers)}),
         benchmark,

@@ -79,13 +79,8 @@ def answer(
     Returns:
         The answers, in the order of the prompts.
     """
-    answers = [""] * len(prompts)
-    for batch in answer_batches(
-        model, processor, images, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, **generation
-    ):
-        for place, text in batch.items():
-            answers[place] = text
-    return answers
+    generation |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    return _in_order(len(prompts), answer_batches(model, processor, images, prompts, **generation))
 
 
 def answer_batches(
@@ -114,12 +109,13 @@ def answer_conversations(
     **generation: Any,
 ) -> list[str]:
     """As :func:`answer`, for whole conversations whose last message is the user's."""
-    answers = [""] * len(conversations)
     generation["max_new_tokens"] = max_new_tokens
-    for batch in _answered(model, processor, images, conversations, batch_size, generation):
-        for place, text in batch.items():
-            answers[place] = text
-    return answers
+    return _in_order(len(conversations), _answered(model, processor, images, conversations, batch_size, generation))
+
+
+def _in_order(count: int, batches: Iterator[dict[int, str]]) -> list[str]:
+    answers = {place: text for batch in batches for place, text in batch.items()}
+    return [answers[place] for place in range(count)]
 
 
 def _answered(
