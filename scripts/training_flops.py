@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.study.commands import current_keys
 from benchmarks.study.plan import Plan, make_plan
+from benchmarks.study.reading import read_study
 from benchmarks.study.runner import run_steps
-from benchmarks.study.schema import read_study
 from benchmarks.study.steps import Step
 from clips import recipes
 from clips.commandline import parse_config, to_yaml

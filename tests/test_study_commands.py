@@ -19,8 +19,8 @@ from benchmarks.study.check import check_configs, check_files, first_problem
 from benchmarks.study.commands import StudyConfig, plan_study, run_study, study_status
 from benchmarks.study.plan import make_plan
 from benchmarks.study.programs import check_command
+from benchmarks.study.reading import study_from
 from benchmarks.study.record import read_study_record
-from benchmarks.study.schema import study_from
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 

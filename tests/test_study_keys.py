@@ -10,7 +10,8 @@ import pytest
 from study_material import SMALL
 
 from benchmarks.study.plan import make_plan
-from benchmarks.study.schema import Study, study_from
+from benchmarks.study.reading import study_from
+from benchmarks.study.schema import Study
 from benchmarks.study.source_code import reachable_files, source_hash
 from benchmarks.study.state import step_keys
 

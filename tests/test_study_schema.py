@@ -11,8 +11,8 @@ from study_material import SMALL
 from benchmarks.study.check import first_problem
 from benchmarks.study.grid import merged
 from benchmarks.study.plan import make_plan
+from benchmarks.study.reading import read_study, study_from
 from benchmarks.study.record import NOT_ASKED
-from benchmarks.study.schema import read_study, study_from
 from clips.commandline import plain
 from clips.errors import UserError
 

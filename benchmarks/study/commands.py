@@ -8,19 +8,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from benchmarks.output import writable_directory
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.programs import check_command, code_hash
+from benchmarks.study.reading import read_study
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
-from benchmarks.study.schema import Study, read_study
+from benchmarks.study.schema import Study
 from benchmarks.study.state import StepKey, is_done, read_record, step_keys
 from clips.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

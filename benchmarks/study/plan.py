@@ -12,8 +12,9 @@ from typing import Any
 from benchmarks.catalogue import find
 from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, Needs
 from benchmarks.study.grid import Settings, merged
+from benchmarks.study.reading import check_benchmark
 from benchmarks.study.record import NOT_ASKED, CellRecord, RowRecord
-from benchmarks.study.schema import Study, check_benchmark
+from benchmarks.study.schema import Study
 from benchmarks.study.steps import Part, Step, StepKind
 from clips.errors import UserError, suggest
 

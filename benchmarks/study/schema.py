@@ -1,4 +1,4 @@
-"""The study file: what is compared, as frozen dataclasses, and how it is read.
+"""The study file: what is compared, as frozen dataclasses (``reading`` reads it).
 
     name: demo
     baseline: clip
@@ -19,20 +19,15 @@ it is a path below an entry of ``paths``. Encoders × LLMs × seeds are the rows
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from benchmarks.config import BenchmarkConfig
 from benchmarks.published.rows import select_rows
-from benchmarks.study.grid import FigureSpec, Settings, Varied, expanded
+from benchmarks.study.grid import FigureSpec, Settings, Varied
+from benchmarks.study.kinds import list_of
 from clips.errors import UserError, suggest
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
@@ -161,7 +156,7 @@ class Study:
             if override.llm is not None and override.llm not in self.llms:
                 raise suggest(override.llm, self.llms, "LLM in 'overrides'")
         for name, settings in self.benchmarks.items():
-            for asked in _list(settings.get("encoders"), f"benchmarks.{name}.encoders", str, "a name"):
+            for asked in list_of(settings.get("encoders"), f"benchmarks.{name}.encoders", str, "a name"):
                 self._check_encoder(asked, f"benchmarks.{name}.encoders")
         for number, figure in enumerate(self.figures):
             self._check_figure(figure, f"figures[{number}]")
@@ -216,176 +211,6 @@ class Study:
         return Path(self.output or f"runs/{self.name}")
 
 
-def read_study(path: str | Path) -> Study:
-    """Read and check a study file.
-
-    Raises:
-        UserError: naming file and field, with the near miss of an unknown key.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path}: no such study file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected a YAML text, got bytes that are not UTF-8 ({error.reason})") from None
-    try:
-        return study_from(yaml.load(text, Loader=_Loader))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def study_from(content: Any) -> Study:
-    """Build a study from the content of its file.
-
-    Raises:
-        UserError: naming the field.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {_kind(content)}")
-    _known_keys(content, Study, "")
-    fields = dict(content)
-    for name in ("name", "encoders", "benchmarks"):
-        if fields.get(name) is None:
-            raise UserError(f"{name}: missing")
-    for name in ("name", "title", "question", "output"):
-        _expect(fields, name, str, "a text")
-    baseline = fields.get("baseline")
-    if isinstance(baseline, dict):
-        if not all(isinstance(text, str) for text in [*baseline, *baseline.values()]):
-            raise UserError("baseline: expected a name, or a mapping from names to names")
-    else:
-        _expect(fields, "baseline", str, "a name, or a mapping from names to names")
-    for name in ("jobs", "threads"):
-        _expect(fields, name, int, "a whole number")
-    for name in ("data", "encoders", "llms", "benchmarks"):
-        fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
-    fields["encoders"], fields["varied"] = expanded(fields["encoders"])
-    fields["paths"] = _paths(fields.get("paths") or {})
-    fields["notes"] = tuple(_list(fields.get("notes"), "notes", str, "a text"))
-    fields["published"] = tuple(_list(fields.get("published"), "published", str, "SET or SET:ROW"))
-    fields["only"] = tuple(_list(fields.get("only"), "only", str, "a text"))
-    fields["seeds"] = tuple(_list(fields.get("seeds", [0]), "seeds", int, "a whole number"))
-    fields["defaults"] = _record(fields.get("defaults") or {}, Defaults, "defaults")
-    overrides = _list(fields.get("overrides"), "overrides", dict, "a mapping")
-    fields["overrides"] = tuple(_record(entry, Override, f"overrides[{i}]") for i, entry in enumerate(overrides))
-    figures = _list(fields.get("figures"), "figures", dict, "a mapping")
-    fields["figures"] = tuple(_figure(entry, f"figures[{i}]") for i, entry in enumerate(figures))
-    return Study(**{name: value for name, value in fields.items() if value is not None})
-
-
-def _entries(value: Any, where: str, *, texts: bool) -> dict[str, Any]:
-    """A mapping from names to settings (or texts); an empty entry stands for "the defaults"."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a mapping from names to settings, got {_kind(value)}")
-    entries: dict[str, Any] = {}
-    for name, entry in value.items():
-        if not isinstance(name, str):
-            raise UserError(f"{where}: expected names, got the key {name!r}")
-        settings = {} if entry is None else entry
-        if not isinstance(settings, dict) and not (texts and isinstance(settings, str)):
-            wanted = "settings (a mapping) or a path (a text)" if texts else "settings (a mapping)"
-            raise UserError(f"{where}.{name}: expected {wanted}, got {_kind(settings)}")
-        entries[name] = settings
-    return entries
-
-
-def _figure(value: dict[str, Any], where: str) -> FigureSpec:
-    _known_keys(value, FigureSpec, f"{where}.")
-    for name in ("benchmark", "encoders", "x", "title", "label"):
-        _expect(value, name, str, "a text", f"{where}.")
-    for name in ("benchmark", "encoders", "x"):
-        if value.get(name) is None:
-            raise UserError(f"{where}.{name}: missing")
-    return FigureSpec(**value | {"beside": tuple(_list(value.get("beside"), f"{where}.beside", str, "a name"))})
-
-
-def _paths(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in [*value, *value.values()]):
-        raise UserError("paths: expected a mapping from names to directories (texts)")
-    return value
-
-
-def _record(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a mapping, got {_kind(value)}")
-    _known_keys(value, kind, f"{where}.")
-    expected = {"encoder": str, "llm": str, "seed": int, "skip": bool} if kind is Override else {}
-    for name, entry in value.items():
-        wanted = expected.get(name, dict)
-        if not isinstance(entry, wanted) or (wanted is int and isinstance(entry, bool)):
-            raise UserError(f"{where}.{name}: expected {_kind(wanted())}, got {_kind(entry)}")
-    return kind(**value)
-
-
-def _known_keys(content: Mapping[Any, Any], kind: type, prefix: str) -> None:
-    names = [entry.name for entry in dataclasses.fields(kind) if entry.name != "varied"]  # which nobody writes
-    for key in content:
-        if key not in names:
-            raise suggest(f"{prefix}{key}", [f"{prefix}{name}" for name in names], "key")
-
-
-def check_benchmark(settings: Settings, where: str) -> None:
-    """Refuse settings of a benchmark that are of the wrong kind."""
-    for name, kind in typing.get_type_hints(BenchmarkConfig).items():
-        kinds = {kind, *typing.get_args(kind)}
-        either = tuple[str, ...] in kinds and isinstance(settings.get(name), list)
-        if typing.get_origin(kind) is tuple or either:
-            entry = int if tuple[int, ...] in kinds else str
-            _list(settings.get(name), f"{where}.{name}", entry, "a whole number" if entry is int else "a text")
-        elif bool in kinds:
-            _expect(settings, name, bool, "true or false", f"{where}.")
-        elif int in kinds:
-            _expect(settings, name, int, "a whole number", f"{where}.")
-        else:
-            _expect(settings, name, str, "a text", f"{where}.")
-
-
-def _expect(fields: Mapping[str, Any], name: str, kind: type, words: str, prefix: str = "") -> None:
-    value = fields.get(name)
-    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-        raise UserError(f"{prefix}{name}: expected {words}, got {_kind(value)}")
-
-
-def _list(value: Any, where: str, kind: type, words: str) -> list[Any]:
-    items = [] if value is None else value
-    if not isinstance(items, list):
-        raise UserError(f"{where}: expected a list, got {_kind(items)}")
-    for item in items:
-        if not isinstance(item, kind) or isinstance(item, bool):
-            raise UserError(f"{where}: expected {words} in the list, got {_kind(item)}")
-    return items
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
-    return "a number" if type(value) in {int, float} else names.get(type(value), type(value).__name__)
-
-
 def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
         raise UserError(f"{where}: expected a name of up to 60 letters, digits, '_' and '.', got '{name:.250}'")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice and an anchor that holds itself."""
-
-    def construct_document(self, node: Any) -> Any:
-        self.deep_construct = True  # build what an anchor stands for at once, so that the loader sees the circle
-        return super().construct_document(node)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag != "tag:yaml.org,2002:merge":
-                key = self.construct_object(key_node, deep=True)
-                line = key_node.start_mark.line + 1
-                if isinstance(key, list | dict):
-                    raise UserError(f"line {line}: expected a name as a key, got {_kind(key)}")
-                if key in seen:
-                    raise UserError(f"line {line}: the key '{key}' is there twice")
-                seen.add(key)
-        return super().construct_mapping(node, deep)
