@@ -136,7 +136,7 @@ def test_the_baseline_of_the_study_is_used_and_can_be_overridden(study):
 def test_the_command_writes_every_format_and_says_where(study, capsys):
     report(ReportConfig(directory=str(study)))
     written = {path.name for path in (study / "report").iterdir()}
-    assert written == {"index.html", "table.csv", "table.jsonl", "table.md", "table.tex"}
+    assert written == {"index.html", "table.csv", "table.jsonl", "table.md", "table.tex", "figures"}
     assert (study / "report" / "index.html").stat().st_size < 15e6
     captured = capsys.readouterr()
     assert "clips beats clip" in " ".join(captured.out.split())

@@ -11,6 +11,7 @@ from benchmarks.report.build import build_table
 from benchmarks.report.published import PublishedTable, is_published, published_table
 from benchmarks.report.remarks import Signs, legend, remarks
 from benchmarks.report.seeds import has_seeds, over_seeds
+from benchmarks.report.selection import Selection, of_benchmarks, only
 from benchmarks.report.source import ReportSource, read_source
 from benchmarks.report.table import Table
 
@@ -42,28 +43,40 @@ class Report:
         return [*legend(self.table, signs), *self.remarks]
 
 
-def build_report(directory: str | Path, *, baseline: str | None = None, published: Sequence[str] = ()) -> Report:
+def build_report(
+    directory: str | Path,
+    *,
+    baseline: str | None = None,
+    published: Sequence[str] = (),
+    selection: Selection = Selection(),  # noqa: B008 - it is frozen
+) -> Report:
     """Read a study or a directory of results and work out its report.
 
     Args:
         directory: of the study or the results.
         baseline: a row that the others are compared with; the name of a published one goes for published rows.
         published: published rows beside it, see `select_rows`; those that the study names where empty.
+        selection: the rows and columns to show.
 
     Raises:
-        UserError: nothing to report there, an unreadable file, an unknown baseline or published row.
+        UserError: nothing to report there, an unreadable file, an unknown baseline, row, column or published row.
     """
     of_others = baseline is not None and is_published(baseline)
-    source = read_source(directory, baseline=None if of_others else baseline)
+    everything = read_source(directory, baseline=None if of_others else baseline)
+    source = selection.of_source(everything)
+    places = selection.places(source)
+    tested = build_table(source, also=places)
+    whole = over_seeds(tested) if has_seeds(source) else tested
+    source, by_row, table = of_benchmarks(source, places), only(tested, places), only(whole, places)
+    details = build_table(source, primary_only=False)
     shown = published or (source.study.published if source.study else ())
-    by_row, details = build_table(source), build_table(source, primary_only=False)
-    table = over_seeds(by_row) if has_seeds(source) else by_row
+    left_out = selection.remark(tested, by_row, len(everything.rows))
     return Report(
         source=source,
         table=table,
         details=over_seeds(details) if has_seeds(source) else details,
         answer=answer(table),
         sentences=tuple(sentences(table)),
-        remarks=tuple(remarks(source, table, by_row)),
+        remarks=(*left_out, *remarks(source, table, by_row)),
         published=published_table(shown, source.benchmarks, baseline if of_others else None),
     )
