@@ -12,13 +12,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 from report_material import items_table, put_failure, put_result, put_results
+from report_study import make_study
 
 from benchmarks.report.command import ReportConfig
 from benchmarks.report.command import report as write_report
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.formats.json_lines import SCHEMA, SCHEMA_FILE
 from benchmarks.report.formats.latex import latex_text
-from benchmarks.report.formats.vector import as_pdf, standing_alone
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.selection import Selection
 from clips.errors import UserError
@@ -113,22 +113,16 @@ def test_control_characters_reach_no_text_format(nasty: Report) -> None:
         assert not {"\x1b", "\x07", "\u202e"} & set(FORMATS[name].render(nasty))
 
 
-SVG = """<svg viewBox="0 0 200 100" role="img"><rect width="50" height="20" fill="var(--series-1)"/>
-<text x="5" y="50" style="fill: var(--ink-soft); font-size: 9px">T→I R@1 −3</text></svg>"""
-
-
-def test_a_figure_stands_alone(tmp_path: Path) -> None:
-    svg = standing_alone(SVG)
-    root = ElementTree.fromstring(svg)
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert (root.get("width"), root.get("height")) == ("200pt", "100pt")
-    assert "var(" not in svg
-    assert 'fill="#2563a8"' in svg
-    pdf = as_pdf(svg)
-    assert pdf.startswith(b"%PDF-")
-    assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") == 1
-    assert b"DejaVuSans" in pdf  # whose arrows and minus signs the standard fonts lack
-    assert as_pdf(svg.replace("200pt", "300pt")) != pdf
+def test_figures_are_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path, monkeypatch)
+    write_report(ReportConfig(directory=str(study), output=str(tmp_path / "report"), formats="svg,pdf"))
+    names = {path.name for path in (tmp_path / "report/figures").iterdir()}
+    assert {Path(name).stem for name in names if name.endswith(".svg")}
+    assert len({Path(name).stem for name in names}) * 2 == len(names)
+    for name in names:
+        content = (tmp_path / "report/figures" / name).read_bytes()
+        assert content.startswith(b"%PDF-") if name.endswith(".pdf") else ElementTree.fromstring(content).tag
+        assert b"var(--" not in content
 
 
 def deltas(report: Report) -> dict[tuple[str, str, str], float]:

@@ -1,17 +1,27 @@
-"""The figures of a report, for the formats that have them as files."""
+"""Every figure of a report by name, for files beside the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from benchmarks.report.curves import learning_curves
-from benchmarks.report.model import Report
-from benchmarks.report.settings import setting_panels
-from benchmarks.report.source import few_rows
+from benchmarks.report.drawing import pdf, standalone_svg
+from benchmarks.report.figure import Figure, FigureSet
+
+if TYPE_CHECKING:
+    from benchmarks.report.model import Report
 
 
-def figures(report: Report) -> Mapping[str, str]:
-    """Name → ``<svg>`` as the page shows it."""
-    drawn = [panel.svg for panel in setting_panels(report)]
-    drawn += [panel.svg for panel in learning_curves(few_rows(report.source))]
-    return {f"figure-{number}": svg for number, svg in enumerate(drawn, 1)}
+def report_figures(report: Report) -> dict[str, Figure]:
+    """The figures of all sections, in the order of the page, by their names."""
+    sets = [content for content in report.contents.values() if isinstance(content, FigureSet)]
+    return {figure.name: figure for each in sets for figure in each.figures}
+
+
+def figures(report: Report) -> dict[str, str]:
+    """Name → the figure as an SVG file: the light colours, its legend, title and description inside."""
+    return {name: standalone_svg(figure) for name, figure in report_figures(report).items()}
+
+
+def figures_as_pdf(report: Report) -> dict[str, bytes]:
+    """Name → the figure as a page of PDF, its fonts embedded."""
+    return {name: pdf(figure) for name, figure in report_figures(report).items()}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
@@ -37,6 +39,13 @@ class Report:
     sentences: tuple[str, ...]
     remarks: tuple[str, ...]
     published: PublishedTable | None = None
+
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """Section → what it shows, of those that have something to show; worked out once for all formats."""
+        from benchmarks.report.page import SECTIONS
+
+        return {section.id: content for section in SECTIONS if (content := section.build(self))}
 
     def below(self, signs: Signs) -> list[str]:
         """What stands below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""

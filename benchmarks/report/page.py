@@ -1,6 +1,6 @@
 """The page: its sections, one entry each in ``SECTIONS``, put into the templates beside this file.
 
-Everything that comes from a file is escaped by Jinja; only the panels' ``svg`` is markup, which matplotlib has escaped.
+Everything that comes from a file is escaped by Jinja; only a figure's drawing is markup, which matplotlib has escaped.
 The page loads nothing: its content security policy forbids it to.
 """
 
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import wording
 from benchmarks.report.curves import learning_curves
-from benchmarks.report.drawing import SERIES_COLOURS
+from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
 from benchmarks.report.examples import galleries
-from benchmarks.report.lengths import length_panels
+from benchmarks.report.figure import FigureSet
+from benchmarks.report.lengths import length_figures
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.reproduce import reproduction
-from benchmarks.report.settings import setting_panels
+from benchmarks.report.settings import setting_figures
 from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
@@ -38,9 +39,10 @@ class Section:
     """A part of the page.
 
     Args:
-        id: anchor, and name of the template ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
+        id: anchor; and, unless it shows a ``FigureSet``, which needs none of its own, name of the template
+            ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
         title: heading, and entry of the contents.
-        build: what the template shows; a false value leaves the section out.
+        build: what is shown; a false value leaves the section out.
     """
 
     id: str
@@ -55,8 +57,8 @@ SECTIONS: tuple[Section, ...] = (
         title="Published numbers",
         build=lambda report: report.published and {"table": report.published, "remark": REMARK},
     ),
-    Section(id="settings", title="Scores against settings", build=lambda report: setting_panels(report)),
-    Section(id="lengths", title="Recall against the length of captions", build=lambda report: length_panels(report)),
+    Section(id="settings", title="Scores against settings", build=setting_figures),
+    Section(id="lengths", title="Recall against the length of captions", build=length_figures),
     Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
     Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
@@ -88,8 +90,13 @@ def render_page(report: Report) -> str:
         whisker=whisker,
         groups=header_groups,
         series=lambda place: place % SERIES_COLOURS,
+        svg=inline_svg,
     )
-    sections = [(section, content) for section in SECTIONS if (content := section.build(report))]
+    sections = [
+        (section, "figures" if isinstance(content, FigureSet) else section.id, content)
+        for section in SECTIONS
+        if (content := report.contents.get(section.id))
+    ]
     script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
         report=report,

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from benchmarks.report.figures import figures, figures_as_pdf
 from benchmarks.report.formats.csv_tables import render_csv, render_published, render_seeds, render_settings
 from benchmarks.report.formats.json_lines import render_json
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.formats.markdown import render_markdown
-from benchmarks.report.formats.vector import pdf_figures, svg_figures
 from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
 
@@ -38,14 +38,15 @@ class OneFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """A format of a file for each figure, under ``figures/``."""
+class FigureFiles:
+    """A format of a file for each figure, under ``figures/``: how they end, and what draws them, by name."""
 
+    suffix: str
     render: Callable[[Report], Mapping[str, str | bytes]]
 
     def files(self, report: Report) -> Mapping[str, str | bytes]:
         """See `Format`."""
-        return {f"figures/{name}": content for name, content in self.render(report).items()}
+        return {f"figures/{name}{self.suffix}": content for name, content in self.render(report).items()}
 
 
 FORMATS: dict[str, Format] = {
@@ -57,6 +58,6 @@ FORMATS: dict[str, Format] = {
     "settings": OneFile(file="settings.csv", render=render_settings),
     "markdown": OneFile(file="table.md", render=render_markdown),
     "latex": OneFile(file="table.tex", render=render_latex),
-    "svg": Figures(render=svg_figures),
-    "pdf": Figures(render=pdf_figures),
+    "svg": FigureFiles(suffix=".svg", render=figures),
+    "pdf": FigureFiles(suffix=".pdf", render=figures_as_pdf),
 }
