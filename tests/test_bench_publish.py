@@ -11,9 +11,9 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+from repo_server import Hub
 from report_material import items_table, put_result
 from report_study import make_study
-from repo_server import Hub
 
 from benchmarks.publishing.publish import PublishConfig, publish
 from benchmarks.publishing.scrubbing import without_machine_paths
