@@ -68,6 +68,11 @@ COMMANDS = {
         target="benchmarks.publishing.publish:publish",
         positional=("directory",),
     ),
+    "watch": Command(
+        help="follow a study or a training while it runs",
+        target="benchmarks.watching.watch:watch",
+        positional=("directory",),
+    ),
     "diff": Command(
         help="in words, what differs between two results",
         target="benchmarks.trust.diff:diff",
