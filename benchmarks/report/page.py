@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import wording
+from benchmarks.report.categories import category_figures
+from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
 from benchmarks.report.examples import galleries
 from benchmarks.report.figure import FigureSet
+from benchmarks.report.forest import forest_plots
 from benchmarks.report.lengths import length_figures
 from benchmarks.report.published import REMARK
+from benchmarks.report.relation import retrieval_against_mllm
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.reproduce import reproduction
 from benchmarks.report.settings import setting_figures
@@ -57,8 +61,12 @@ SECTIONS: tuple[Section, ...] = (
         title="Published numbers",
         build=lambda report: report.published and {"table": report.published, "remark": REMARK},
     ),
+    Section(id="forest", title="Differences to the baseline", build=forest_plots),
     Section(id="settings", title="Scores against settings", build=setting_figures),
     Section(id="lengths", title="Recall against the length of captions", build=length_figures),
+    Section(id="relation", title="Retrieval against MLLM benchmarks", build=retrieval_against_mllm),
+    Section(id="cost", title="Scores against their cost", build=cost_figures),
+    Section(id="kinds", title="Kind by kind", build=category_figures),
     Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
     Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
