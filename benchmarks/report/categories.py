@@ -121,13 +121,16 @@ class _Breakdown:
         found = statistics.Interval(low=None, high=None, method="none")
         if intervals:
             found = statistics.interval(metric.formula, columns, metric.columns, items["image"].to_numpy())
+        low, high = (None if end is None else end * column.scale for end in (found.low, found.high))
+        if low == high:  # items that all came out alike tell a bootstrap nothing of their spread
+            low = high = None
         return Cell(
             row=row,
             seed=seed,
             column=column,
             value=value,
-            low=None if found.low is None else found.low * column.scale,
-            high=None if found.high is None else found.high * column.scale,
+            low=low,
+            high=high,
             n=len(items),
         )
 

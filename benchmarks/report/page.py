@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from benchmarks.report.settings import setting_figures
 from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
-from benchmarks.report.wording import visible
+from benchmarks.report.wording import group_sign, visible
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -105,10 +105,12 @@ def render_page(report: Report) -> str:
         for section in SECTIONS
         if (content := report.contents.get(section.id))
     ]
-    script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
+    notes = report.below(PAGE)
+    script = (_TEMPLATES / "table.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
         report=report,
-        signs=PAGE,
+        notes=notes,
+        note=lambda cell: note_of(cell, notes),
         sections=sections,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,
@@ -118,6 +120,15 @@ def render_page(report: Report) -> str:
 
 def _visible(value: Any) -> Any:
     return visible(value) if type(value) is str else value  # Markup is a str, but not of that very type
+
+
+def note_of(cell: Cell, notes: Sequence[str]) -> int | None:
+    """Which of the notes below the table says why a cell is empty or not ranked; None where none does."""
+    said = f"{group_sign(cell)} {cell.row}".lstrip()
+    about = [place for place, note in enumerate(notes) if note.startswith(f"{said} ")]
+    reason = cell.gap.reason.rstrip(".") if cell.gap else ""
+    exact = [place for place in about if reason in notes[place] and cell.column.benchmark in notes[place]]
+    return next(iter([*exact, *about]), None)
 
 
 @dataclass(frozen=True, kw_only=True)
