@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from report_study import make_study
 
+from benchmarks.report import drawing
 from benchmarks.report.curves import Curve, plot_curves
 from benchmarks.report.drawing import inline_svg, light_inks, pdf, standalone_svg
 from benchmarks.report.figure import Figure, Key, file_name
@@ -76,3 +78,26 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
     assert figure.rows[0] == ("clip", "19", "5.00", "0.25", "0.25")
     with pytest.raises(KeyError):
         found["../nothing"]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, two: str) -> float:
+    high, low = sorted((luminance(one), luminance(two)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colours_have_the_contrast_of_wcag_aa(scheme):
+    style = (Path(drawing.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", style)
+    colours = {name: ends[scheme] for name, *ends in pairs}
+    for ground in ("paper", "sheet", "tint"):
+        for text in ("ink", "ink-soft", "accent", "gain", "loss"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for place in range(drawing.SERIES_COLOURS):
+        assert contrast(colours[f"series-{place}"], colours["paper"]) >= 3

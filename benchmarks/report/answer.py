@@ -8,6 +8,7 @@ from benchmarks.report.table import Cell, Table
 from benchmarks.report.wording import column_title, decimals, listed, number
 
 _WITH_SIZE = 2
+_MOST_NAMED = 6
 
 
 def answer(table: Table) -> str:
@@ -50,7 +51,7 @@ def sentence(table: Table, row: str) -> str:
     if worse:
         parts.append(f"{'it loses' if better else f'{row} loses to {baseline}'} {_on(worse)}")
     if alike:
-        parts.append(f"on {listed([column_title(cell.column) for cell in alike])} no difference could be shown")
+        parts.append(f"on {_named(alike)} no difference could be shown")
     return "; ".join(parts) + "."
 
 
@@ -60,9 +61,16 @@ def _on(cells: Sequence[Cell]) -> str:
     for cell in cells:
         if len(leading) < _WITH_SIZE:
             leading.setdefault(cell.column.benchmark, cell)
-    rest = [column_title(cell.column) for cell in cells if cell not in leading.values()]
+    rest = [cell for cell in cells if cell not in leading.values()]
     sizes = listed([_by(cell) for cell in leading.values()])
-    return sizes + (f", and also on {listed(rest)}" if rest else "")
+    return sizes + (f", and also on {_named(rest)}" if rest else "")
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    """The measures' names, or how many there are where a sentence would drown in them."""
+    if len(cells) > _MOST_NAMED:
+        return f"{len(cells)} other measures"
+    return listed([column_title(cell.column) for cell in cells])
 
 
 def _deltas(table: Table, row: str) -> list[Cell]:

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import wording
+from benchmarks.report.categories import category_figures
+from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
 from benchmarks.report.examples import galleries
 from benchmarks.report.figure import FigureSet
+from benchmarks.report.forest import forest_plots
 from benchmarks.report.lengths import length_figures
 from benchmarks.report.published import REMARK
+from benchmarks.report.relation import retrieval_against_mllm
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.reproduce import reproduction
 from benchmarks.report.settings import setting_figures
 from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
-from benchmarks.report.wording import visible
+from benchmarks.report.wording import group_sign, visible
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -57,8 +61,12 @@ SECTIONS: tuple[Section, ...] = (
         title="Published numbers",
         build=lambda report: report.published and {"table": report.published, "remark": REMARK},
     ),
+    Section(id="forest", title="Differences to the baseline", build=forest_plots),
     Section(id="settings", title="Scores against settings", build=setting_figures),
     Section(id="lengths", title="Recall against the length of captions", build=length_figures),
+    Section(id="relation", title="Retrieval against MLLM benchmarks", build=retrieval_against_mllm),
+    Section(id="cost", title="Scores against their cost", build=cost_figures),
+    Section(id="kinds", title="Kind by kind", build=category_figures),
     Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
     Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
@@ -97,10 +105,12 @@ def render_page(report: Report) -> str:
         for section in SECTIONS
         if (content := report.contents.get(section.id))
     ]
-    script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
+    notes = report.below(PAGE)
+    script = (_TEMPLATES / "table.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
         report=report,
-        signs=PAGE,
+        notes=notes,
+        note=lambda cell: note_of(cell, notes),
         sections=sections,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,
@@ -110,6 +120,15 @@ def render_page(report: Report) -> str:
 
 def _visible(value: Any) -> Any:
     return visible(value) if type(value) is str else value  # Markup is a str, but not of that very type
+
+
+def note_of(cell: Cell, notes: Sequence[str]) -> int | None:
+    """Which of the notes below the table says why a cell is empty or not ranked; None where none does."""
+    said = f"{group_sign(cell)} {cell.row}".lstrip()
+    about = [place for place, note in enumerate(notes) if note.startswith(f"{said} ")]
+    reason = cell.gap.reason.rstrip(".") if cell.gap else ""
+    exact = [place for place in about if reason in notes[place] and cell.column.benchmark in notes[place]]
+    return next(iter([*exact, *about]), None)
 
 
 @dataclass(frozen=True, kw_only=True)
