@@ -200,6 +200,31 @@ def test_tensorboard_gets_what_is_new(study: Path, tmp_path: Path) -> None:
     assert [point.value for point in events.Scalars("instruct/loss")] == [0.25]
 
 
+def test_tensorboard_is_served_to_this_machine_alone(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import subprocess
+
+    started: list[list[str]] = []
+
+    class Server:
+        returncode = 1
+        poll = wait = lambda self: 1
+        terminate = lambda self: None  # noqa: E731
+
+        def __init__(self, command: list[str], **_: Any) -> None:
+            started.append(command)
+            assert list(Path(command[command.index("--logdir") + 1]).rglob("events.*"))
+
+    monkeypatch.setattr(subprocess, "Popen", Server)
+    with pytest.raises(UserError, match=r"^port: TensorBoard ended with status 1; is 7007 taken"):
+        watch(WatchConfig(directory=str(study), tensorboard=True, port=7007))
+    (command,) = started
+    assert command[command.index("--host") + 1] == "localhost"
+    assert not Path(command[command.index("--logdir") + 1]).exists()
+    assert "http://localhost:7007/" in capsys.readouterr().err
+
+
 def test_an_empty_study_has_a_view() -> None:
     shown = text_of(view(Snapshot(title="x \x1b[1m", steps=(), left=0.0, goes_on=False)))
     assert "0 of 0 done" in shown

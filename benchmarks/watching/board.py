@@ -59,4 +59,5 @@ def _scalars(entry: dict[str, Any], stage: str) -> dict[str, float]:
 def serve(logs: Path, port: int) -> subprocess.Popen[bytes]:
     """TensorBoard over the event files, for this machine alone."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--host", "localhost"]
-    return subprocess.Popen([*command, "--port", str(port), "--reload_interval", "5"])
+    # a session of its own: Ctrl-C is for us, who end it
+    return subprocess.Popen([*command, "--port", str(port), "--reload_interval", "5"], start_new_session=True)
