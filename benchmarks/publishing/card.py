@@ -90,11 +90,12 @@ def with_results(existing: ModelCard, results: Sequence[Result], name: str, note
         name: of the model, in the metadata.
         notes: what a reader of the numbers must know.
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     entries = [entry for result in results for entry in eval_results(result)]
-    existing.data.model_name = name
-    existing.data.eval_results = entries or None
+    data = existing.data
+    assert isinstance(data, ModelCardData)  # ModelCard's own, whatever it annotates
+    data.model_name, data.eval_results = name, entries or None
     section = _render(
         "results.md.jinja",
         begin=_BEGIN,
@@ -106,7 +107,7 @@ def with_results(existing: ModelCard, results: Sequence[Result], name: str, note
         value=_value,
     ).strip()
     text = re.sub(f"\n*{_BEGIN}.*?{_END}\n*", "\n\n", existing.text, flags=re.DOTALL).strip()
-    return ModelCard(f"---\n{existing.data.to_yaml()}\n---\n\n{text}\n\n{section}\n")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n\n{section}\n")
 
 
 def eval_results(result: Result) -> list[EvalResult]:

@@ -76,7 +76,7 @@ def publish(config: PublishConfig) -> None:
 
 def stage(found: Shipment, staging: Path) -> dict[str, int]:
     """Lay out what goes: links to the files, and records reworded. Returns how many paths were shortened in which."""
-    shortened = {}
+    shortened: dict[str, int] = {}
     for name, path in found.files.items():
         target = staging / name
         target.parent.mkdir(parents=True, exist_ok=True)

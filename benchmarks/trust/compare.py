@@ -189,7 +189,7 @@ def _new_and_gone(first: Side, second: Side) -> Iterator[str]:
 def _paired(first: Rows, second: Rows) -> list[tuple[Mapping[str, Result], Mapping[str, Result]]]:
     """Rows of equal name; the only row of each, whatever they are called."""
     if len(first) == len(second) == 1:
-        return [(*first.values(), *second.values())]
+        return [(next(iter(first.values())), next(iter(second.values())))]
     common = [name for name in first if name in second]
     if not common:
         raise UserError(f"second: expected a row of {', '.join(first)}; it has {', '.join(second)}")

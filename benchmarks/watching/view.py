@@ -41,7 +41,7 @@ def view(seen: Snapshot, width: int = 120) -> Group:
     for step, texts in zip(seen.steps, lines, strict=True):
         style = _STYLES.get(step.state, "dim")
         table.add_row(*(Text(texts[head], style=style if head in {"step", "state"} else "") for head in heads))
-    parts = [table, Text(summary(seen), style="bold")]
+    parts: list[Table | Text] = [table, Text(summary(seen), style="bold")]
     for step in seen.steps:
         if step.last and step.state != "done":
             parts.append(Text(f"{visible(step.name)}: {visible(step.last, _LAST)}", style="dim"))
