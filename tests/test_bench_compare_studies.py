@@ -111,6 +111,14 @@ def test_it_is_written_as_what_its_name_says(
         assert "unchanged: the same model" in text
 
 
+def test_a_study_without_results_is_refused(studies: tuple[Path, Path]) -> None:
+    shutil.rmtree(studies[1] / "results")
+    with pytest.raises(
+        UserError, match=r"^second: .+later: no result belongs to this study as it stands \(clip on ret"
+    ):
+        both(*studies)
+
+
 def test_another_ending_is_refused() -> None:
     with pytest.raises(UserError, match=r"output: expected a name that ends in \.json, \.csv, \.md, \.html, got 'x\.t"):
         CompareConfig(first="a", second="b", output="x.txt")

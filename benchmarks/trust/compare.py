@@ -17,6 +17,7 @@ from clips.artifact import say, write_file
 from clips.errors import UserError, suggest
 
 Rows = Mapping[str, Mapping[str, Result]]
+_NAMED = 8  # rows in a message
 _A, _B = "A", "B"  # results may carry the same row's name
 
 
@@ -192,8 +193,13 @@ def _paired(first: Rows, second: Rows) -> list[tuple[Mapping[str, Result], Mappi
         return [(next(iter(first.values())), next(iter(second.values())))]
     common = [name for name in first if name in second]
     if not common:
-        raise UserError(f"second: expected a row of {', '.join(first)}; it has {', '.join(second)}")
+        raise UserError(f"second: expected a row of {_few(first)}; it has {_few(second)}")
     return [(first[name], second[name]) for name in common]
+
+
+def _few(names: Rows) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join([*names][:_NAMED]) + more
 
 
 def compared(

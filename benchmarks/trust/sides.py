@@ -12,6 +12,7 @@ from benchmarks.report.source import Gap, ReportSource, read_source
 from benchmarks.results import Result
 from benchmarks.study.record import NOT_ASKED, RECORD_FILE
 from benchmarks.trust.rows import find_rows
+from clips.errors import UserError
 
 _LISTED = 4  # of what differs; more say less
 
@@ -58,7 +59,7 @@ def _of_study(source: ReportSource, path: str, field: str) -> Side:
     study = source.study
     assert study is not None
     if not rows:
-        find_rows(path, field)  # says what is not there
+        raise UserError(f"{field}: {path}: no result belongs to this study as it stands ({'; '.join(gaps[:1])})")
     machine = {f"machine's {name}": str(value) for name, value in study.machine.items()}
     return Side(
         name=f"{source.title} ({path})", rows=rows, gaps=tuple(gaps), facts=_facts(rows) | machine, study=study.text
