@@ -79,7 +79,8 @@ def build_report(
     source, by_row, table = of_benchmarks(source, places), only(tested, places), only(whole, places)
     details = build_table(source, primary_only=False)
     shown = published or (source.study.published if source.study else ())
-    left_out = selection.remark(tested, by_row, len(everything.rows))
+    rows = {(row.encoder, row.llm) if whole.seeds else row.name for row in everything.rows}
+    left_out = selection.remark(whole, table, len(rows))
     return Report(
         source=source,
         table=table,
