@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clips.artifact import versions, write_file, writing
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.errors import UserError
 
 if TYPE_CHECKING:

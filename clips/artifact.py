@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.errors import UserError
 
 MANIFEST = "manifest.json"

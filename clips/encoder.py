@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from clips.artifact import read_manifest, write_file
-from clips.captioner import Captioner, CaptionerShape
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError, reason_of
-from clips.lean_imports import without_wandb
-from clips.model import ClipsModel
+from clips.method.model import ClipsModel
+from clips.model.captioner import Captioner, CaptionerShape
 from clips.references import CONFIG, WEIGHTS
 
 CAPTIONER_CONFIG = "captioner_config.json"

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, artifact_directory, say, write_manifest
-from clips.checkpoint import CONFIG as RUN_CONFIG
-from clips.checkpoint import checkpoints, load_exported, read_loop
 from clips.encoder import CONFIG, write_encoder
 from clips.errors import UserError, reason_of, suggest
 from clips.interchange.exporting import EXPORTS, export_as
-from clips.model import ClipsModel, ModelConfig, build_model
+from clips.method.model import ClipsModel, ModelConfig, build_model
+from clips.method.recipes import RecipeConfig
 from clips.modelcard import write_model_card
-from clips.recipes import RecipeConfig
-from clips.rundir import read_run_config
-from clips.runlog import METRICS
-from clips.stages import stages_so_far
+from clips.training.checkpoint import CONFIG as RUN_CONFIG
+from clips.training.checkpoint import checkpoints, load_exported, read_loop
+from clips.training.rundir import read_run_config
+from clips.training.runlog import METRICS
+from clips.training.stages import stages_so_far
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, read_manifest, write_file
-from clips.recipes import RECIPES
+from clips.method.recipes import RECIPES
 
 MODEL_CARD = "README.md"
 CARDS = Path(__file__).parent / "cards"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.kept import Batches, KeptVectors, Unkept
 from benchmarks.protocol import Entries
 from clips.artifact import versions
+from clips.commandline.progress import track
 from clips.errors import UserError
-from clips.progress import track
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,7 @@ def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.transformer import TextTransformer
 
-    from clips.towers import text_features
+    from clips.model.towers import text_features
 
     if type(model) is CLIP or (type(model) is CustomTextCLIP and type(model.text) is TextTransformer):
         return text_features(model, tokens)

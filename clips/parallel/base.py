@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from clips.model import ClipsModel
-from clips.optim import OptimConfig, build_optimizer
+from clips.method.model import ClipsModel
 from clips.parallel.processes import Processes
+from clips.training.optim import OptimConfig, build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter beside the number of its steps."""

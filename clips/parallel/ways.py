@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from clips.model import ClipsModel
-from clips.optim import OptimConfig
+from clips.method.model import ClipsModel
 from clips.parallel.base import DataParallel, layers_of
 from clips.parallel.config import Parallel, ScaleConfig
 from clips.parallel.fsdp import FullySharded
 from clips.parallel.processes import Processes
+from clips.training.optim import OptimConfig
 
 
 def _zero(encoder: ClipsModel, optim: OptimConfig, processes: Processes, *, stage: int) -> DataParallel:

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clips.artifact import say, write_file
-from clips.commandline import parse_config
-from clips.config import TrainConfig
+from clips.commandline.commands import parse_config
 from clips.data.files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError, suggest
 from clips.planning.footprint import DIVIDED, PARALLELS, Allowance, Rehearsal, Spread, largest
 from clips.planning.hardware import GPUS, Gpu
-from clips.stages import stage_configs
-from clips.start import learns_statistics
+from clips.training.config import TrainConfig
+from clips.training.stages import stage_configs
+from clips.training.start import learns_statistics
 
 _COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _GB = 1e9

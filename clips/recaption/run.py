@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from clips.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
-from clips.commandline import difference
+from clips.commandline.commands import difference
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from PIL import Image
 
 from clips.artifact import directory_hash, say, write_file, writing
-from clips.commandline import difference
+from clips.commandline.commands import difference
 from clips.errors import UserError
 from llava_bridge.model.parts import model_directory
 from llava_bridge.pictures import find_pictures, open_picture

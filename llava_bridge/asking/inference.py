@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, refusing
+from clips.model.loading import load_pretrained, refusing
 from llava_bridge.asking.shared_prefix import ComputedPrefixes, Prefix, batches_of_prefixes, shared_prefixes
 from llava_bridge.chat import IMAGE, Chat, Message
 from llava_bridge.model.parts import model_directory

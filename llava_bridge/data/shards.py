@@ -10,7 +10,7 @@ from pathlib import Path
 from clips.data.shardindex import index_shard
 from clips.data.tars import read_span
 from clips.errors import UserError
-from clips.loading import refusing
+from clips.model.loading import refusing
 from llava_bridge.data.files import named_files
 from llava_bridge.data.pictures import Picture, SpanPicture
 from llava_bridge.data.samples import DataConfig, Sample

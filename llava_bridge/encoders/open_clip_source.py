@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError
-from clips.lean_imports import without_wandb
-from clips.loading import refusing
-from clips.positions import on_grid, sines_on_grid
+from clips.model.loading import refusing
+from clips.model.positions import on_grid, sines_on_grid
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 from llava_bridge.model.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder, open_clip_directory

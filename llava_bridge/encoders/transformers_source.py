@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, refusing
-from clips.positions import on_grid
+from clips.model.loading import load_pretrained, refusing
+from clips.model.positions import on_grid
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 from llava_bridge.model.parts import check_encoder, vision_directory
 

@@ -193,7 +193,7 @@ def _llm(config: ConvertConfig, original: Any) -> Any:
     """The causal LM around the checkpoint's weights, in their precision."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    from clips.loading import load_pretrained
+    from clips.model.loading import load_pretrained
     from llava_bridge.layouts.original import llm_config
 
     where = f"{config.llm or config.source}: its LLM"
@@ -212,7 +212,7 @@ def _make_room(tokenizer: Any, llm: Any) -> None:
     """Rows for the tokens that the original lacks: the mean of all others, so that they are never the likeliest."""
     import torch
 
-    from clips.loading import quiet
+    from clips.model.loading import quiet
     from llava_bridge.model.assembly import name_tokens
 
     name_tokens(tokenizer)
@@ -249,7 +249,7 @@ def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from clips.loading import load_pretrained, refusing
+    from clips.model.loading import load_pretrained, refusing
     from llava_bridge.layouts.original import original_config, original_weights
     from llava_bridge.model.anyres import makes_tiles
     from llava_bridge.model.assembly import make_stock

@@ -194,7 +194,7 @@ def llm_config(config: Mapping[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    from clips.loading import refusing
+    from clips.model.loading import refusing
 
     kind = LLMS[config["model_type"]]
     left_out = {"model_type", "architectures", "transformers_version", "dtype"}

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, quiet, refusing
+from clips.model.loading import load_pretrained, quiet, refusing
 from llava_bridge.chat import IMAGE, Chat, template_beside
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, refusing
+from clips.model.loading import load_pretrained, refusing
 from llava_bridge.chat import IMAGE, template_beside
 from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.encoders.transformers_source import FAMILIES, side_of

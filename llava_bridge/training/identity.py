@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
-from clips.commandline import difference, leaves, plain
+from clips.commandline.commands import difference, leaves, plain
 from clips.data.tars import read_span
 from clips.errors import UserError
 from llava_bridge.data.files import named_files

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from clips import architectures
-from clips.architectures import FIELD, ModelConfig
 from clips.artifact import RECORDS
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError, reason_of
-from clips.lean_imports import without_wandb
+from clips.model import architectures
+from clips.model.architectures import FIELD, ModelConfig
+from clips.model.tokenizer import ClipsTokenizer
 from clips.references import CONFIG, encoder_directory
-from clips.tokenizer import ClipsTokenizer
 
 _ENDINGS = (".json", ".txt", ".model")
 

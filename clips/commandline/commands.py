@@ -24,10 +24,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clips.complaints import one_line
-from clips.configfile import check_config_files
+from clips.commandline.complaints import one_line
+from clips.commandline.configfile import check_config_files
+from clips.commandline.helptext import add_help, item_help, summary
 from clips.errors import UserError
-from clips.helptext import add_help, item_help, summary
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -26,7 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from clips.artifact import file_hash, write_file, writing
-from clips.commandline import to_yaml
+from clips.commandline.commands import to_yaml
 from clips.errors import UserError, reason_of
 from clips.parallel.processes import Processes, gather_objects
 

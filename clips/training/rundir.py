@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from clips.artifact import MANIFEST, read_manifest, write_file, writing
-from clips.checkpoint import CONFIG, checkpoints, read_loop
-from clips.commandline import difference, leaves, plain, to_yaml
+from clips.commandline.commands import difference, leaves, plain, to_yaml
 from clips.errors import UserError
+from clips.training.checkpoint import CONFIG, checkpoints, read_loop
 
 _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
 

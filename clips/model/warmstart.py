@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from clips.architectures import NORMALISATIONS
-from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
-from clips.positions import on_grid, on_trunks_grid, sines_on_grid, stretch_positions
+from clips.model.architectures import NORMALISATIONS
+from clips.model.captioner import Captioner
+from clips.model.positions import on_grid, on_trunks_grid, sines_on_grid, stretch_positions
+from clips.model.towers import Towers
 from clips.references import WEIGHTS, described, encoder_directory
-from clips.towers import Towers
 
 _CAPTIONER, _CAPTIONER_CONFIG = "captioner.safetensors", "captioner_config.json"
 _FIELD = "model.pretrained"

@@ -1,0 +1,1 @@
+"""The method: recipes, ways to shorten captions, and the model that a recipe trains."""
