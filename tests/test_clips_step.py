@@ -24,11 +24,11 @@ from clips import train as training
 from clips.commandline.stopping import stop_requests
 from clips.data.loader import batches
 from clips.errors import UserError
+from clips.method.optim import OptimConfig, learning_rate_at
 from clips.parallel.base import DataParallel
 from clips.parallel.processes import Processes
 from clips.train import exported, to_device, train
 from clips.training.checkpoint import LoopState, checkpoints
-from clips.training.optim import OptimConfig, learning_rate_at
 from clips.training.runlog import RunLog
 from clips.training.spikes import stands_out
 from clips.training.start import open_data, start_run

@@ -25,13 +25,13 @@ from clips import train as training
 from clips.artifact import directory_hash, write_manifest
 from clips.errors import UserError
 from clips.method.model import ModelConfig, build_model
+from clips.method.optim import OptimConfig, build_optimizer, learning_rate_at
 from clips.method.recipes import RecipeConfig
 from clips.model.precision import choose_precision
 from clips.parallel.processes import Processes
 from clips.train import train, training_step
 from clips.training import start as beginning
 from clips.training.checkpoint import CHECKPOINTS, LoopState, checkpoints
-from clips.training.optim import OptimConfig, build_optimizer, learning_rate_at
 from clips.training.runlog import Clock, RunLog
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")

@@ -1,1 +1,1 @@
-"""The method: recipes, ways to shorten captions, and the model that a recipe trains."""
+"""The method: recipes, ways to shorten captions, the model that a recipe trains, and how its steps are taken."""

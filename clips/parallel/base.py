@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from clips.method.model import ClipsModel
+from clips.method.optim import OptimConfig, build_optimizer
 from clips.parallel.processes import Processes
-from clips.training.optim import OptimConfig, build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter beside the number of its steps."""

@@ -11,11 +11,11 @@ import functools
 from collections.abc import Callable
 
 from clips.method.model import ClipsModel
+from clips.method.optim import OptimConfig
 from clips.parallel.base import DataParallel, layers_of
 from clips.parallel.config import Parallel, ScaleConfig
 from clips.parallel.fsdp import FullySharded
 from clips.parallel.processes import Processes
-from clips.training.optim import OptimConfig
 
 
 def _zero(encoder: ClipsModel, optim: OptimConfig, processes: Processes, *, stage: int) -> DataParallel:

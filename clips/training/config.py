@@ -8,11 +8,11 @@ from typing import Any, Literal
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.method.optim import OptimConfig
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.model.precision import Precision
 from clips.parallel.config import ScaleConfig
-from clips.training.optim import OptimConfig
 
 _MAY_CHANGE = ("optim.", "precision")  # what else a run is cannot change without it being another run
 

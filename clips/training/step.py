@@ -12,6 +12,7 @@ from torch import Tensor
 from clips.data.loader import TrainingData
 from clips.errors import UserError
 from clips.method.model import ClipsModel
+from clips.method.optim import learning_rate_at
 from clips.method.recipes import Recipe
 from clips.model.precision import quick_attention
 from clips.parallel.base import DataParallel
@@ -19,7 +20,6 @@ from clips.parallel.processes import Processes
 from clips.training.average import Average
 from clips.training.checkpoint import LoopState
 from clips.training.config import TrainConfig
-from clips.training.optim import learning_rate_at
 from clips.training.spikes import stands_out
 
 Batch = dict[str, Tensor]

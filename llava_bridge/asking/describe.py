@@ -24,7 +24,7 @@ from PIL import Image
 from clips.artifact import directory_hash, say, write_file, writing
 from clips.commandline.commands import difference
 from clips.errors import UserError
-from llava_bridge.model.parts import model_directory
+from clips.references import model_directory
 from llava_bridge.pictures import find_pictures, open_picture
 
 _READERS = 4  # threads that decode pictures ahead

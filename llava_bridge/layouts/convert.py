@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
 from clips.errors import UserError
-from llava_bridge.model.parts import check_llava, is_llava, model_directory, read_config
+from clips.references import model_directory
+from llava_bridge.model.parts import check_llava, is_llava, read_config
 
 TOWER = "vision_tower"
 """The folder in which a converted checkpoint has its tower, for the original code to find."""
