@@ -253,7 +253,7 @@ def _from_winoground(path: Path, images: Path | None) -> tuple[Iterator[Case], C
 
         def read(reference: str) -> bytes:
             number, _, column = reference.partition("/")
-            return picture_bytes(table[int(number)][column])
+            return picture_bytes(table[int(number)][column], path)
 
         return from_table(), read
 
