@@ -6,7 +6,6 @@ open_clip's own ViT, CLIP's ResNet, and directories whose image tower is a timm 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from clips.errors import UserError
+from clips.jsontext import parse_json
 from clips.lean_imports import without_wandb
 from clips.loading import refusing
 from clips.positions import on_grid, sines_on_grid
@@ -132,7 +132,7 @@ def _fit_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: 
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / OPEN_CLIP_CONFIG
     with refusing(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(config["model_cfg"]["embed_dim"], int):
             raise TypeError("embed_dim is no whole number")
         config["model_cfg"]["vision_cfg"].keys()
