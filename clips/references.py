@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -76,7 +76,7 @@ def encoder_directory(reference: str, field: str) -> Path:
 def described(directory: Path) -> dict[str, Any]:
     """What an encoder directory says of itself; empty where it says nothing."""
     file = directory / CONFIG
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def is_on_hub(reference: str) -> bool:

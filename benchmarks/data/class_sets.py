@@ -242,5 +242,5 @@ def _from_table(table: Any, data: str) -> _Found:
         targets=targets,
         names=list(getattr(table.features[label], "names", None) or []),
         named_by=f"the data set's column {label}",
-        read=lambda index: picture_bytes(table[index][image]),
+        read=lambda index: picture_bytes(table[index][image], Path(data)),
     )

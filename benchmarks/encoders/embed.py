@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from benchmarks.protocol import Entries
 from clips.artifact import versions
 from clips.commandline.progress import track
 from clips.errors import UserError
+from clips.jsontext import parse_json
 from clips.references import CONFIG
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _how(model: Any, path: str) -> Entries:
     """Resolution, resize and interpolation, from open_clip's own record of them."""
     settings = getattr(model.visual, "preprocess_cfg", None)
     if not settings:
-        settings = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg", {})
+        settings = parse_json((Path(path) / CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg", {})
     size = settings.get("size") or model.visual.image_size
     return {
         "input_resolution": max(size) if isinstance(size, list | tuple) else int(size),

@@ -244,7 +244,7 @@ def _given(arguments: Sequence[str], field: str) -> Any:
     for number, word in enumerate(arguments):
         flag, _, value = word.partition("=")
         value = value or next(iter(arguments[number + 1 :]), "")
-        with contextlib.suppress(yaml.YAMLError, OSError):
+        with contextlib.suppress(yaml.YAMLError, OSError, ValueError, RecursionError):
             if flag == f"--{field}":
                 found = yaml.safe_load(value)
             elif flag == "--config":

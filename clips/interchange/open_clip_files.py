@@ -6,7 +6,6 @@ open_clip, which took the tokenizer from the model's name; here the config says 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from clips.encoder import CONFIG
 from clips.errors import UserError, reason_of
 from clips.interchange.source import Found, named_configs, no_tokenizer, stated_licence, stock_preprocess
 from clips.interchange.tensors import Weights, read_weights
+from clips.jsontext import parse_json
 from clips.model.text_tokens import copy_tokenizer
 from clips.model.tokenizer import ClipsTokenizer, text_config
 
@@ -62,7 +62,7 @@ def _weights_in(folder: Path) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         config["model_cfg"]["vision_cfg"].keys()
         config["model_cfg"]["text_cfg"].keys()
         return config

@@ -132,6 +132,6 @@ def stated_licence(path: Path) -> str | None:
     try:
         front = card.read_text(encoding="utf-8").split("---")[1]
         stated = yaml.safe_load(front).get("license")
-    except (OSError, ValueError, IndexError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, IndexError, AttributeError, RecursionError, yaml.YAMLError):
         return None
     return str(stated) if stated else None

@@ -19,7 +19,7 @@ from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError, reason_of
 from clips.model import architectures
 from clips.model.architectures import FIELD, ModelConfig
-from clips.model.tokenizer import ClipsTokenizer
+from clips.model.tokenizer import ClipsTokenizer, shortened
 from clips.references import CONFIG, encoder_directory
 
 _ENDINGS = (".json", ".txt", ".model")
@@ -60,7 +60,7 @@ class StockTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (n, context length) int64."""
-        return self._tokenize(list(texts))
+        return self._tokenize([shortened(text, self.context_length) for text in texts])
 
     def save(self, directory: Path) -> None:
         """Copy the tokenizer's files."""

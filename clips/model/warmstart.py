@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
 from clips.model.architectures import NORMALISATIONS
 from clips.model.captioner import Captioner
 from clips.model.positions import on_grid, on_trunks_grid, sines_on_grid, stretch_positions
@@ -67,7 +67,7 @@ def load_pretrained(
         return said
     if not (directory / _CAPTIONER).is_file():
         return [*said, f"{directory} has no captioner; a new one begins"]
-    shape = json.loads((directory / _CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+    shape = parse_json((directory / _CAPTIONER_CONFIG).read_text(encoding="utf-8"))
     if shape != vars(captioner.config):
         return [*said, f"the captioner of {directory} has another shape; a new one begins"]
     _load(captioner, _read(directory / _CAPTIONER), directory / _CAPTIONER)

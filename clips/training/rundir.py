@@ -71,7 +71,7 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected the output of `clips train` or one of its checkpoints") from None
-    except (yaml.YAMLError, ValueError, OSError):
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
         raise UserError(f"{path}: not valid YAML") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected the config of a training run, a mapping of field names to values")

@@ -6,7 +6,6 @@ open_clip's own ViT, CLIP's ResNet, and directories whose image tower is a timm 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError
+from clips.jsontext import parse_json
 from clips.model.loading import refusing
 from clips.model.positions import on_grid, sines_on_grid
 from clips.references import CONFIG, WEIGHTS
@@ -133,7 +133,7 @@ def _fit_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: 
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     with refusing(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(config["model_cfg"]["embed_dim"], int):
             raise TypeError("embed_dim is no whole number")
         config["model_cfg"]["vision_cfg"].keys()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
 from clips.errors import UserError
+from clips.jsontext import parse_json
 from clips.references import model_directory
 from llava_bridge.model.parts import check_llava, is_llava, read_config
 
@@ -300,7 +301,7 @@ def _write_tokenizer(tokenizer: Any, config: ConvertConfig, directory: Path) -> 
         return
     shutil.copyfile(slow, directory / _SLOW)
     path = directory / "tokenizer_config.json"
-    stated = {name: value for name, value in json.loads(path.read_text()).items() if value is not None}
+    stated = {name: value for name, value in parse_json(path.read_text()).items() if value is not None}
     ways = ("lstrip", "normalized", "rstrip", "single_word", "special")
     stated["added_tokens_decoder"] = {
         str(number): {"content": token.content, **{way: getattr(token, way) for way in ways}}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError
+from clips.jsontext import parse_json
 from clips.references import model_directory
 
 _LLAVAS = ("llava", "llava_bridge", "llava_next", "llava_next_bridge")
@@ -35,7 +35,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     return config if isinstance(config, dict) else {}
