@@ -104,9 +104,13 @@ def _says(folder: Path, name: str, place: dict[Path, str]) -> str:
 
 
 def _imports(path: Path, package: str) -> set[Path]:
-    """The files of the same package that one imports."""
+    """The files of the same package that one imports, but for what only types need."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
