@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.commandline.commands import plain
-from clips.errors import UserError
+from clips.errors import UserError, visible
 from clips.jsontext import parse_json
 
 MANIFEST = "manifest.json"
@@ -272,4 +272,4 @@ def git_state() -> dict[str, Any]:
 
 def say(message: str) -> None:
     """One plain line to standard error: what a command is doing, for people and log files alike."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)

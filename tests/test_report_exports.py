@@ -21,6 +21,8 @@ from benchmarks.report.formats.json_lines import SCHEMA, SCHEMA_FILE
 from benchmarks.report.formats.latex import latex_text
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.selection import Selection
+from clips.artifact import say
+from clips.commandline.commands import Command, run_commands
 from clips.errors import UserError
 
 NASTY = r"a&b % $c$ #d _e_ {f} ~g ^h \input{/etc/passwd} <i> |j| ünïß Łódź α→β −3 Привет 中文 😀" + "\x1b[31m\u202e\x07"
@@ -109,7 +111,7 @@ def test_every_line_of_json_is_of_the_schema(nasty: Report, tmp_path: Path) -> N
 
 
 def test_control_characters_reach_no_text_format(nasty: Report) -> None:
-    for name in ("html", "markdown", "latex"):
+    for name in ("html", "csv", "markdown", "latex"):
         assert not {"\x1b", "\x07", "\u202e"} & set(FORMATS[name].render(nasty))
 
 
@@ -123,6 +125,17 @@ def test_figures_are_files_of_their_own(tmp_path: Path, monkeypatch: pytest.Monk
         content = (tmp_path / "report/figures" / name).read_bytes()
         assert content.startswith(b"%PDF-") if name.endswith(".pdf") else ElementTree.fromstring(content).tag
         assert b"var(--" not in content
+
+
+def test_messages_reach_a_terminal_without_commands_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say("made \x1b]0;title\x07 of \u202ename")
+    nasty = str(Path("/nowhere") / "\x1b[31mred\x07")
+    command = Command(help="", target="benchmarks.report.command:report", positional=("directory",))
+    assert run_commands("clips-bench", "", {"report": command}, ["report", nasty]) == 2
+    said = capsys.readouterr().err
+    assert "[31mred" in said
+    assert "title" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
 
 
 def deltas(report: Report) -> dict[tuple[str, str, str], float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.report.source import read_metrics
 from benchmarks.watching.snapshot import trainings
-from clips.trackers import Tracker, open_trackers
+from clips.training.trackers import Tracker, open_trackers
 
 
 class Board:

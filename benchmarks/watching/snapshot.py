@@ -19,7 +19,7 @@ from benchmarks.study.state import CONFIG, StepRecord, read_record, step_directo
 from benchmarks.study.steps import Step
 from clips.artifact import MANIFEST
 from clips.errors import UserError
-from clips.runlog import METRICS
+from clips.training.runlog import METRICS
 
 _LOCK = ".lock"
 _COUNTED = re.compile(r"(?:step |: )([\d,]+)(?:/| of )([\d,]+)")
@@ -51,7 +51,8 @@ class Watched:
 
     Args:
         name: of the step.
-        state: ``waiting``, ``running``, ``stopped`` (it says running, and no runner is there), or how it ended.
+        state: ``waiting``, ``queued``, ``running``, ``stopped`` (it says that it runs, and no runner is there), or how
+            it ended.
         seconds: since it began, or that it took.
         done: what is done of ``total``, steps or items; None where nothing tells.
         total: how much there is.
@@ -157,7 +158,7 @@ def _study(directory: Path) -> Snapshot:
     )
 
 
-_OPEN = {"waiting", "running"}
+_OPEN = {"waiting", "queued", "running"}
 
 
 def _as_step(name: str, plan: StepPlan) -> Step:

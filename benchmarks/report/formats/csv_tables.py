@@ -8,6 +8,7 @@ from benchmarks.report.formats.json_lines import mean_fields
 from benchmarks.report.model import Report
 from benchmarks.report.settings import setting_panels
 from benchmarks.report.table import Cell
+from benchmarks.report.wording import visible
 
 
 def render_csv(report: Report) -> str:
@@ -110,5 +111,6 @@ def _csv(lines: list[dict[str, object]]) -> str:
 
 
 def _safe_cell(text: str) -> str:
-    """Text that a spreadsheet will not take for a formula."""
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
+    """Text that a spreadsheet will not take for a formula, nor a terminal for a command."""
+    clean = visible(text)
+    return f"'{clean}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else clean
