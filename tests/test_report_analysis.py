@@ -19,6 +19,8 @@ from benchmarks.report.figure import FigureSet
 from benchmarks.report.forest import forest_plots
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.relation import correlation, relations_of, retrieval_against_mllm
+from benchmarks.report.source import read_source
+from benchmarks.study.record import RowRecord
 
 FOUR = SKILLS | {"best": 0.9}
 
@@ -219,3 +221,20 @@ def test_kinds_of_rows_measured_otherwise_are_left_out(tmp_path):
     put_result(tmp_path, "clips", "pope", with_kinds({"a": 0.9, "b": 0.5}), protocol={"prompt": "other"})
     (table,) = category_tables(build_report(tmp_path, baseline="clip").source)
     assert [row.name for row in table.rows] == ["clip"]
+
+
+def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
+    rows = []
+    for seed in range(3):
+        for encoder, skill in (("clip", 0.3), ("clips", 0.6 + 0.1 * seed)):
+            items = items_table(skill, benchmark="pope", seed=seed)
+            put_result(tmp_path, f"{encoder}-{seed}", "pope", items.assign(category=["a", "a", "b", "b"] * 30))
+            baseline = None if encoder == "clip" else f"clip-{seed}"
+            rows.append(RowRecord(name=f"{encoder}-{seed}", encoder=encoder, seed=seed, baseline=baseline))
+    source = dataclasses.replace(read_source(tmp_path), rows=tuple(rows))
+    (table,) = category_tables(source)
+    assert [row.name for row in table.rows] == ["clip-0", "clips-0"]
+    cell = table.cells["clips-0", "pope", "a"]
+    assert len(cell.by_seed) == 3
+    assert cell.value == pytest.approx(np.mean([*cell.by_seed.values()]))
+    assert (cell.delta.baseline, table.comparisons) == ("clip-0", 2)

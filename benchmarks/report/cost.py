@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LOG_SCALE_FROM = 20
 _MOST_NAMES = 12
+_WORTH_A_FIGURE = 1.05
+_THOUSAND = 1000
 _LEAD = (
     "What each score's training cost, of the rows that were trained here: what a pretrained model cost before is not "
     "known and not counted. The dashed line is the Pareto front: no row on it is both dearer and worse than another. "
@@ -113,8 +115,13 @@ def cost_figures(report: Report) -> FigureSet | None:
     }
     columns = [first[name] for name in report.source.benchmarks if name in first]
     drawn = [(cost, column, cost_points(report, column, cost)) for cost in COSTS for column in columns]
-    figures = [_figure(*each) for each in drawn if len({point.cost for point in each[2]}) > 1]
+    figures = [_figure(*each) for each in drawn if _differ([point.cost for point in each[2]])]
     return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
+
+
+def _differ(costs: Sequence[float]) -> bool:
+    """Whether costs differ by more than a machine's mood."""
+    return len(costs) > 1 and max(costs) > _WORTH_A_FIGURE * min(costs)
 
 
 def cost_points(report: Report, column: Column, cost: Cost) -> list[Point]:
@@ -190,4 +197,5 @@ def _plot(points: Sequence[Point], axes: Any, inks: Inks) -> None:
     costs = [point.cost for point in points]
     if min(costs) > 0 and max(costs) / min(costs) > _LOG_SCALE_FROM:
         axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if max(costs) >= _THOUSAND:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
