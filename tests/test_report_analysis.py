@@ -13,6 +13,7 @@ import pytest
 from report_material import SKILLS, items_table, put_result, put_results
 from scipy import stats
 
+from benchmarks.mllm.metrics import items_table as answered
 from benchmarks.report.categories import category_figures, category_tables
 from benchmarks.report.cost import COSTS, Training, cost_figures, cost_points, encoder_flops, training_hours
 from benchmarks.report.figure import FigureSet
@@ -238,3 +239,15 @@ def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
     assert len(cell.by_seed) == 3
     assert cell.value == pytest.approx(np.mean([*cell.by_seed.values()]))
     assert (cell.delta.baseline, table.comparisons) == ("clip-0", 2)
+
+
+def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
+    def kind(**doc):
+        sample = {"doc_id": 0, "doc": {"question": "q", **doc}, "filtered_resps": ["a"], "target": "a"}
+        return answered([sample], {}, {}, "")["category"].tolist()
+
+    types = {"structural": "verify", "semantic": "attr", "detailed": "verifyColor"}
+    assert kind(types=types) == ["verify"]
+    assert kind(category="random") == ["random"]
+    assert kind(types=None, type="colour") == ["colour"]
+    assert kind() == [""]

@@ -62,15 +62,15 @@ def samples_seen(training: Training) -> float | None:
 
 def encoder_flops(training: Training) -> float | None:
     """FLOPs of the encoder's training, from the rate that its log has where the device's peak is known."""
-    entries = [entry for entry in read_metrics(training.encoder) if "tflops" in entry]
+    names = ("tflops", "samples_per_second", "samples_seen")
     processes = _field(training.encoder, "processes") or 1.0
     total, seen = 0.0, 0.0
-    for entry in entries:
-        rate, speed, now = (entry.get(name) for name in ("tflops", "samples_per_second", "samples_seen"))
-        if not all(isinstance(value, int | float) and value > 0 for value in (rate, speed, now)):
-            continue
-        total += rate * 1e12 * processes / speed * max(0.0, now - seen)  # type: ignore[operator]
-        seen = max(seen, now)  # type: ignore[type-var]
+    for entry in read_metrics(training.encoder):
+        found = [float(entry[name]) for name in names if isinstance(entry.get(name), int | float) and entry[name] > 0]
+        if len(found) == len(names):
+            rate, speed, now = found
+            total += rate * 1e12 * processes / speed * max(0.0, now - seen)
+            seen = max(seen, now)
     return total or None
 
 

@@ -137,9 +137,9 @@ def _about_gaps(source: ReportSource, table: Table) -> list[str]:
                 where = column.benchmark if whole else column_title(column)
                 places.setdefault((cell.row, f"{cell.gap.kind}: {cell.gap.reason}"), {})[where] = None
     rows: dict[tuple[str, str], list[str]] = {}
-    for (row, reason), where in places.items():
-        rows.setdefault((listed([*where]), reason), []).append(row)
-    return [f"{_few(names)} on {where}: {reason.rstrip('.')}." for (where, reason), names in rows.items()]
+    for (row, reason), benchmarks in places.items():
+        rows.setdefault((listed([*benchmarks]), reason), []).append(row)
+    return [f"{_few(names)} on {on}: {reason.rstrip('.')}." for (on, reason), names in rows.items()]
 
 
 def _few(names: list[str]) -> str:
