@@ -13,12 +13,15 @@ import pytest
 from report_material import SKILLS, items_table, put_result, put_results
 from scipy import stats
 
+from benchmarks.mllm.metrics import items_table as answered
 from benchmarks.report.categories import category_figures, category_tables
 from benchmarks.report.cost import COSTS, Training, cost_figures, cost_points, encoder_flops, training_hours
 from benchmarks.report.figure import FigureSet
 from benchmarks.report.forest import forest_plots
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.relation import correlation, relations_of, retrieval_against_mllm
+from benchmarks.report.source import read_source
+from benchmarks.study.record import RowRecord
 
 FOUR = SKILLS | {"best": 0.9}
 
@@ -219,3 +222,32 @@ def test_kinds_of_rows_measured_otherwise_are_left_out(tmp_path):
     put_result(tmp_path, "clips", "pope", with_kinds({"a": 0.9, "b": 0.5}), protocol={"prompt": "other"})
     (table,) = category_tables(build_report(tmp_path, baseline="clip").source)
     assert [row.name for row in table.rows] == ["clip"]
+
+
+def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
+    rows = []
+    for seed in range(3):
+        for encoder, skill in (("clip", 0.3), ("clips", 0.6 + 0.1 * seed)):
+            items = items_table(skill, benchmark="pope", seed=seed)
+            put_result(tmp_path, f"{encoder}-{seed}", "pope", items.assign(category=["a", "a", "b", "b"] * 30))
+            baseline = None if encoder == "clip" else f"clip-{seed}"
+            rows.append(RowRecord(name=f"{encoder}-{seed}", encoder=encoder, seed=seed, baseline=baseline))
+    source = dataclasses.replace(read_source(tmp_path), rows=tuple(rows))
+    (table,) = category_tables(source)
+    assert [row.name for row in table.rows] == ["clip-0", "clips-0"]
+    cell = table.cells["clips-0", "pope", "a"]
+    assert len(cell.by_seed) == 3
+    assert cell.value == pytest.approx(np.mean([*cell.by_seed.values()]))
+    assert (cell.delta.baseline, table.comparisons) == ("clip-0", 2)
+
+
+def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
+    def kind(**doc):
+        sample = {"doc_id": 0, "doc": {"question": "q", **doc}, "filtered_resps": ["a"], "target": "a"}
+        return answered([sample], {}, {}, "")["category"].tolist()
+
+    types = {"structural": "verify", "semantic": "attr", "detailed": "verifyColor"}
+    assert kind(types=types) == ["verify"]
+    assert kind(category="random") == ["random"]
+    assert kind(types=None, type="colour") == ["colour"]
+    assert kind() == [""]

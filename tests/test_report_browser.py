@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report_material import SKILLS, items_table, put_failure, put_result, put_results
+from report_study import make_study
 
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
@@ -28,6 +30,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put_result(results, "broken", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
     file = directory / "index.html"
     file.write_text(render_page(build_report(results, baseline="clip")), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a study, which has sections that bare results have not."""
+    directory = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        output = make_study(directory, patch)
+    file = directory / "index.html"
+    file.write_text(render_page(build_report(output)), encoding="utf-8")
     return file
 
 
@@ -63,9 +76,10 @@ def page(opened, file, complaints) -> Any:
     opened.set_viewport_size({"width": 1440, "height": 900})
     opened.emulate_media(media="screen", color_scheme="light")
     opened.goto(file.as_uri())
-    assert complaints.pop(0) == file.as_uri()
     yield opened
-    asked = [each for each in complaints if not each.startswith("data:image/jpeg")]
+    asked = [
+        each for each in complaints if not re.match(r"data:image/jpeg|file://.*/(browser|study)0/index.html", each)
+    ]
     complaints.clear()
     assert asked == []
 
@@ -122,9 +136,11 @@ def test_a_failed_and_an_unlike_cell_are_explained_in_text_and_by_a_link_to_it(p
     assert "prompt" in unlike.get_attribute("title")
 
 
+@pytest.mark.parametrize("which", ["results", "study"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_sticks_out_to_the_side(page, width):
+def test_nothing_sticks_out_to_the_side(page, file, study_file, width, which):
     page.set_viewport_size({"width": width, "height": 800})
+    page.goto({"results": file, "study": study_file}[which].as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator(".narrow").is_visible() == (width == 360)
@@ -188,18 +204,19 @@ def test_colours_follow_the_system_and_the_choice(page):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "width"),
+    ("which", "scheme", "width"),
     [
-        ("light", 1440),
-        ("dark", 360),
-        pytest.param("dark", 1440, marks=pytest.mark.slow),
-        pytest.param("light", 360, marks=pytest.mark.slow),
+        ("results", "light", 1440),
+        ("study", "dark", 360),
+        pytest.param("study", "dark", 1440, marks=pytest.mark.slow),
+        pytest.param("results", "light", 360, marks=pytest.mark.slow),
     ],
 )
-def test_axe_finds_nothing_to_mend(page, scheme, width):
+def test_axe_finds_nothing_to_mend(page, file, study_file, which, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 900})
+    page.goto({"results": file, "study": study_file}[which].as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
     found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})

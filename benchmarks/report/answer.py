@@ -15,7 +15,11 @@ def answer(table: Table) -> str:
     """The sentence for the row that differs most from its baseline, gains counted before losses."""
     compared = [row.name for row in table.rows if _deltas(table, row.name)]
     if compared:
-        return sentence(table, max(compared, key=lambda name: _gains(table, name)))
+        leader = max(compared, key=lambda name: _gains(table, name))
+        behind = [name for name in compared if _gains(table, name)[0] < 0]
+        return (
+            sentence(table, leader) if _wins(table, leader) or not behind or len(compared) == 1 else _none_beats(behind)
+        )
     if not any(cell.value is not None for cell in table.cells.values()):
         return "There is no number yet; the table says why."
     if len(table.rows) == 1:
@@ -88,6 +92,16 @@ def _gain(cell: Cell) -> int:
     if cell.delta is None or not cell.delta.significant:
         return 0
     return 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
+
+
+def _wins(table: Table, row: str) -> bool:
+    return any(_gain(cell) > 0 for cell in _deltas(table, row))
+
+
+def _none_beats(behind: Sequence[str]) -> str:
+    """``No row beats its baseline on any measure; a and b lose to it on some.``"""
+    names = listed(behind) if len(behind) <= _MOST_NAMED else f"{len(behind)} rows"
+    return f"No row beats its baseline on any measure; {names} {'loses' if len(behind) == 1 else 'lose'} to it on some."
 
 
 def _gains(table: Table, row: str) -> tuple[int, int]:

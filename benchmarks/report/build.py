@@ -10,7 +10,7 @@ from benchmarks.report.seeds import has_seeds
 from benchmarks.report.source import Gap, ReportSource, absence
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
-from benchmarks.study.record import RowRecord
+from benchmarks.study.record import NOT_ASKED, RowRecord
 
 
 def build_table(source: ReportSource, *, primary_only: bool = True, also: Collection[tuple[str, str]] = ()) -> Table:
@@ -24,13 +24,20 @@ def build_table(source: ReportSource, *, primary_only: bool = True, also: Collec
     Differences and marks are those of primary metrics between rows of one seed each; rows of several seeds are
     compared over their seeds (``seeds.over_seeds``).
     """
-    columns = [column for name in source.benchmarks for column in _columns(source, name, primary_only, also)]
+    asked = [name for name in source.benchmarks if _is_asked(source, name)]
+    columns = [column for name in asked for column in _columns(source, name, primary_only, also)]
     cells: dict[tuple[str, str, str], Cell] = {}
     for column in columns:
         for cell in _plain_cells(source, column):
             cells[cell.row, column.benchmark, column.metric] = cell
     table = Table(rows=source.rows, columns=tuple(columns), cells=cells, comparisons=0)
     return with_comparisons(table, source) if primary_only and not has_seeds(source) else table
+
+
+def _is_asked(source: ReportSource, benchmark: str) -> bool:
+    """Whether any row is measured on a benchmark; some of a study's are for rows that a filter has left out."""
+    outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
+    return not all(isinstance(outcome, Gap) and outcome.reason == NOT_ASKED for outcome in outcomes)
 
 
 def _columns(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LOG_SCALE_FROM = 20
 _MOST_NAMES = 12
+_WORTH_A_FIGURE = 1.05
+_THOUSAND = 1000
 _LEAD = (
     "What each score's training cost, of the rows that were trained here: what a pretrained model cost before is not "
     "known and not counted. The dashed line is the Pareto front: no row on it is both dearer and worse than another. "
@@ -60,15 +62,15 @@ def samples_seen(training: Training) -> float | None:
 
 def encoder_flops(training: Training) -> float | None:
     """FLOPs of the encoder's training, from the rate that its log has where the device's peak is known."""
-    entries = [entry for entry in read_metrics(training.encoder) if "tflops" in entry]
+    names = ("tflops", "samples_per_second", "samples_seen")
     processes = _field(training.encoder, "processes") or 1.0
     total, seen = 0.0, 0.0
-    for entry in entries:
-        rate, speed, now = (entry.get(name) for name in ("tflops", "samples_per_second", "samples_seen"))
-        if not all(isinstance(value, int | float) and value > 0 for value in (rate, speed, now)):
-            continue
-        total += rate * 1e12 * processes / speed * max(0.0, now - seen)  # type: ignore[operator]
-        seen = max(seen, now)  # type: ignore[type-var]
+    for entry in read_metrics(training.encoder):
+        found = [float(entry[name]) for name in names if isinstance(entry.get(name), int | float) and entry[name] > 0]
+        if len(found) == len(names):
+            rate, speed, now = found
+            total += rate * 1e12 * processes / speed * max(0.0, now - seen)
+            seen = max(seen, now)
     return total or None
 
 
@@ -113,8 +115,13 @@ def cost_figures(report: Report) -> FigureSet | None:
     }
     columns = [first[name] for name in report.source.benchmarks if name in first]
     drawn = [(cost, column, cost_points(report, column, cost)) for cost in COSTS for column in columns]
-    figures = [_figure(*each) for each in drawn if len({point.cost for point in each[2]}) > 1]
+    figures = [_figure(*each) for each in drawn if _differ([point.cost for point in each[2]])]
     return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
+
+
+def _differ(costs: Sequence[float]) -> bool:
+    """Whether costs differ by more than a machine's mood."""
+    return len(costs) > 1 and max(costs) > _WORTH_A_FIGURE * min(costs)
 
 
 def cost_points(report: Report, column: Column, cost: Cost) -> list[Point]:
@@ -190,4 +197,5 @@ def _plot(points: Sequence[Point], axes: Any, inks: Inks) -> None:
     costs = [point.cost for point in points]
     if min(costs) > 0 and max(costs) / min(costs) > _LOG_SCALE_FROM:
         axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if max(costs) >= _THOUSAND:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -124,11 +124,12 @@ def _visible(value: Any) -> Any:
 
 def note_of(cell: Cell, notes: Sequence[str]) -> int | None:
     """Which of the notes below the table says why a cell is empty or not ranked; None where none does."""
-    said = f"{group_sign(cell)} {cell.row}".lstrip()
-    about = [place for place, note in enumerate(notes) if note.startswith(f"{said} ")]
-    reason = cell.gap.reason.rstrip(".") if cell.gap else ""
-    exact = [place for place in about if reason in notes[place] and cell.column.benchmark in notes[place]]
-    return next(iter([*exact, *about]), None)
+    if cell.gap is None:
+        start = f"{group_sign(cell)} {cell.row} "
+        return next((place for place, note in enumerate(notes) if note.startswith(start)), None)
+    told = f"{cell.gap.kind}: {cell.gap.reason.rstrip('.')}."
+    about = [place for place, note in enumerate(notes) if note.endswith(told)]
+    return next((place for place in about if cell.row in notes[place]), next(iter(about), None))
 
 
 @dataclass(frozen=True, kw_only=True)

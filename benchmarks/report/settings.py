@@ -138,8 +138,8 @@ _LEAD = (
 
 
 def setting_figures(report: Report) -> FigureSet | None:
-    """The panels as figures; None where the study asks for none or there is no number."""
-    figures = tuple(_figure(panel) for panel in setting_panels(report))
+    """The panels of two values or more as figures; None where the study asks for none or there is no number."""
+    figures = tuple(_figure(panel) for panel in setting_panels(report) if len(panel.values) > 1)
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
 
