@@ -17,7 +17,7 @@ from clips.artifact import say, write_file
 from clips.errors import UserError, suggest
 
 Rows = Mapping[str, Mapping[str, Result]]
-_NAMED = 8  # rows in a message
+_NAMED = 8  # rows or numbers in a sentence
 _A, _B = "A", "B"  # results may carry the same row's name
 
 
@@ -110,8 +110,8 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """``A … against B …``."""
-        return f"A {self.sides[0].name} against B {self.sides[1].name}"
+        """``A: …, B: …``."""
+        return f"A: {self.sides[0].name}, B: {self.sides[1].name}"
 
     @property
     def answer(self) -> str:
@@ -119,6 +119,8 @@ class Comparison:
         comparable = [line for line in self.lines if not line.unlike]
         moved = [line for line in comparable if line.difference is not None and line.p_value < LEVEL]
         names = [f"{_rows(line)} on {line.benchmark} {line.first.label}" for line in moved]
+        if len(names) > _NAMED:
+            names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"]
         said = f"{len(comparable)} of {len(self.lines)} numbers are comparable"
         return f"{said}; beyond noise moved {listed(names)}." if names else f"{said}; none moved beyond noise."
 
