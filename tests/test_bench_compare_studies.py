@@ -114,7 +114,7 @@ def test_it_is_written_as_what_its_name_says(
 def test_a_study_without_results_is_refused(studies: tuple[Path, Path]) -> None:
     shutil.rmtree(studies[1] / "results")
     with pytest.raises(
-        UserError, match=r"^second: .+later: no result belongs to this study as it stands \(clip on ret"
+        UserError, match=r"^second: .+later: no result belongs to this study as it stands \(clip on gqa: missing"
     ):
         both(*studies)
 
