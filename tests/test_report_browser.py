@@ -231,5 +231,8 @@ def test_it_prints_in_black_on_white_with_the_whole_table(page, tmp_path):
     assert page.locator("#filter").is_hidden()
     assert page.locator(".wide").is_visible()
     assert page.locator(".narrow").is_hidden()
+    page.evaluate("document.querySelector('.wide').classList.add('broad')")  # as where no paper is wide enough
+    assert page.locator(".wide").is_hidden()
+    assert page.locator(".narrow").is_visible()
     page.pdf(path=str(tmp_path / "page.pdf"))
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
