@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report import wording
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS
-from benchmarks.report.examples import galleries
+from benchmarks.report.gallery.captioned import captioned
+from benchmarks.report.gallery.examples import galleries
+from benchmarks.report.gallery.found import retrieved
+from benchmarks.report.gallery.pictures import Album
 from benchmarks.report.lengths import length_panels
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PAGE
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from benchmarks.report.model import Report
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_STYLES = ("style.css", "gallery.css")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ SECTIONS: tuple[Section, ...] = (
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
     Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
     Section(id="examples", title="Examples", build=lambda report: galleries(few_rows(report.source))),
+    Section(id="found", title="What queries find", build=lambda report: retrieved(few_rows(report.source))),
+    Section(id="captioned", title="Captions", build=lambda report: captioned(few_rows(report.source))),
     Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
     Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
 )
@@ -87,6 +93,7 @@ def render_page(report: Report) -> str:
         gap_words=wording.gap_words,
         whisker=whisker,
         groups=header_groups,
+        picture=Album().tag,
         series=lambda place: place % SERIES_COLOURS,
     )
     sections = [(section, content) for section in SECTIONS if (content := section.build(report))]
@@ -95,7 +102,7 @@ def render_page(report: Report) -> str:
         report=report,
         signs=PAGE,
         sections=sections,
-        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        style="".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _STYLES),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
