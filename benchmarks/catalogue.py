@@ -102,6 +102,17 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=("split", "train_split"),
         without_skill="Always naming the commonest class gives its share as accuracy.",
     ),
+    "recaption": Benchmark(
+        kind="captions",
+        about="an encoder's captioner: what it writes of a picture and its web caption, against a synthetic caption",
+        needs="encoder",
+        evaluate="benchmarks.encoders.recaption:evaluate",
+        data_hash="benchmarks.encoders.recaption:data_hash",
+        takes=("layout", "images", "split", "subset", "web", "synthetic"),
+        without_skill=(
+            "What a captioner gets that says the same of every picture, 'CIDEr of another picture's caption' shows."
+        ),
+    ),
     **compositional("choice", "lines", "a caption or one that differs in a detail: JSON lines of pairs"),
     **compositional(
         "sugarcrepe",
