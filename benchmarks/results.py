@@ -85,7 +85,8 @@ class Result:
     Args:
         row: the model's name in the table.
         benchmark: the column's name.
-        kind: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"choice"`` or ``"mllm"``.
+        kind: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
+            ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         reason: one line, why it failed.
         model: ``{"path": …, "hash": …}``.

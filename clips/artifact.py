@@ -110,14 +110,14 @@ def added_files(directory: str | Path) -> Iterator[Path]:
         (target / ".added").rmdir()
 
 
-def write_file(path: str | Path, text: str) -> None:
-    """Write ``text`` so that a crash leaves either the old file or the new one, never a part."""
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write ``content`` so that a crash leaves either the old file or the new one, never a part."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content if isinstance(content, bytes) else content.encode())
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from benchmarks.report.drawing import SERIES_COLOURS
 from benchmarks.report.gallery.captioned import captioned
 from benchmarks.report.gallery.examples import galleries
 from benchmarks.report.gallery.found import retrieved
+from benchmarks.report.gallery.maps import similarity_maps
 from benchmarks.report.gallery.pictures import Album
 from benchmarks.report.lengths import length_panels
 from benchmarks.report.published import REMARK
@@ -67,6 +68,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(id="examples", title="Examples", build=lambda report: galleries(few_rows(report.source))),
     Section(id="found", title="What queries find", build=lambda report: retrieved(few_rows(report.source))),
     Section(id="captioned", title="Captions", build=lambda report: captioned(few_rows(report.source))),
+    Section(id="maps", title="Where a phrase is seen", build=lambda report: similarity_maps(few_rows(report.source))),
     Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
     Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
 )
