@@ -160,5 +160,5 @@ def area(found: np.ndarray, inside: np.ndarray) -> float:
     within, without = int(inside.sum()), int((~inside).sum())
     if not within or not without:
         return float("nan")
-    ranks = rankdata(found.ravel())[inside.ravel()]
+    ranks = rankdata((found / TIE).round().ravel())[inside.ravel()]  # what rounding alone tells apart is tied
     return float((ranks.sum() - within * (within + 1) / 2) / (within * without))
