@@ -6,6 +6,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,10 @@ from benchmarks.encoders.recall import ranks
 from benchmarks.encoders.retrieval import items_of
 from benchmarks.lots import by_lot
 from benchmarks.report.gallery import pictures as gallery_pictures
-from benchmarks.report.gallery.captioned import captioned
+from benchmarks.report.gallery.captioned import Captions, captioned
 from benchmarks.report.gallery.examples import choose_items, galleries
 from benchmarks.report.gallery.found import retrieved, spread
-from benchmarks.report.gallery.pictures import Album, that_fit
+from benchmarks.report.gallery.pictures import Album, fitted, that_fit
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 from benchmarks.report.source import few_rows, read_source
@@ -181,11 +182,11 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
         _retrieval(tmp_path, row, json.dumps(answers))
     (shown,) = retrieved(read_source(tmp_path))
     assert shown.drawn == 10
-    assert [(each.similarity, each.right) for each in shown.queries[0].found[0].answers] == [
+    assert [(each.similarity, each.right) for each in shown.shown[0].found[0].answers] == [
         ("0.50", False), ("0.40", False), ("0.30", True), ("0.20", False), ("0.10", False)]  # fmt: skip
     page = render_page(build_report(tmp_path))
-    assert page.count("✓ right") == 2 * len(shown.queries)
-    assert page.count("right answer at place 3") == 2 * len(shown.queries)
+    assert page.count("✓ right") == 2 * len(shown.shown)
+    assert page.count("right answer at place 3") == 2 * len(shown.shown)
     assert len(re.findall("<use href=", page)) > 20
     written = re.findall('<image id="([^"]+)" href="data:image/jpeg;base64,([^"]+)"', page)
     assert len(written) == len({name for name, _ in written}) == len({content for _, content in written})
@@ -195,9 +196,7 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
 @pytest.mark.parametrize("found", ["no JSON", "[1, 2]", '[{"answer": "x"}]', '{"answer": 1}', '[{"similarity": "a"}]'])
 def test_answers_that_cannot_be_read_are_left_out(tmp_path, found):
     _retrieval(tmp_path, "clip", found)
-    assert all(
-        not each.answers for shown in retrieved(read_source(tmp_path)) for q in shown.queries for each in q.found
-    )
+    assert all(not each.answers for shown in retrieved(read_source(tmp_path)) for q in shown.shown for each in q.found)
 
 
 def test_captions_stand_beside_their_references(tmp_path):
@@ -260,6 +259,14 @@ def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
     room = (len(one.content) + len(two.content)) * 4 // 3
     assert that_fit([one, one, two, one], lambda card: [card], room) == ((one, one, two, one), 0)
     assert that_fit([one, one, two, one], lambda card: [card], room - 10) == ((one, one), 2)
+    gallery = Captions(benchmark="captions", shown=(card := SimpleNamespace(picture=two), card), items=9)
+    monkeypatch.setattr(gallery_pictures, "SECTION_BYTES", 2 * len(two.content) * 4 // 3)
+    first, second = fitted([gallery, gallery], lambda shown: [shown.picture])
+    assert (len(first.shown), first.left_out, second.left_out) == (2, 0, 0)
+    monkeypatch.setattr(gallery_pictures, "SECTION_BYTES", 2 * len(two.content))
+    assert [(each.shown, each.left_out) for each in fitted([gallery, gallery], lambda it: [it.picture])] == [
+        ((), 2)
+    ] * 2
     put_results(tmp_path)
     before = len(render_page(build_report(tmp_path)))
     monkeypatch.setattr("benchmarks.report.gallery.examples.SECTION_BYTES", 30_000)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from benchmarks.lots import by_lot, of_different_pictures
-from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
+from benchmarks.report.gallery.pictures import Picture, fitted, pictures_of
 from benchmarks.report.source import ReportSource
 from benchmarks.report.wording import visible
 from benchmarks.results import Result, read_items
@@ -57,17 +57,16 @@ class Captions:
     benchmark: str
     shown: tuple[Captioned, ...]
     items: int
-    left_out: int
+    left_out: int = 0
 
 
 def captioned(source: ReportSource) -> list[Captions]:
     """One for every benchmark that compares captions."""
-    budget = SECTION_BYTES // len(source.benchmarks)
-    found = (_captions(name, source.results(name), budget) for name in source.benchmarks)
-    return [each for each in found if each is not None]
+    found = (_captions(name, source.results(name)) for name in source.benchmarks)
+    return fitted([each for each in found if each is not None], lambda card: [card.picture])
 
 
-def _captions(benchmark: str, results: Mapping[str, Result], budget: int) -> Captions | None:
+def _captions(benchmark: str, results: Mapping[str, Result]) -> Captions | None:
     tables = {
         row: read_items(result).set_index("item")
         for row, result in results.items()
@@ -80,8 +79,8 @@ def _captions(benchmark: str, results: Mapping[str, Result], budget: int) -> Cap
     images = {name: str(image) for name, image in first["image"].items()}
     seen = [name for name in first.index if images[name] in pictures] or list(first.index)
     chosen = of_different_pictures(by_lot(seen), images, MOST_PER_BENCHMARK)
-    shown, left_out = that_fit([_captioned(name, tables, pictures) for name in chosen], lambda it: [it.picture], budget)
-    return Captions(benchmark=benchmark, shown=shown, items=len(first), left_out=left_out)
+    shown = tuple(_captioned(name, tables, pictures) for name in chosen)
+    return Captions(benchmark=benchmark, shown=shown, items=len(first))
 
 
 def _captioned(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Captioned:

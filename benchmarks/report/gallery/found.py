@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.lots import by_lot
-from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
+from benchmarks.report.gallery.pictures import Picture, fitted, pictures_of
 from benchmarks.report.source import ReportSource
 from benchmarks.report.wording import number, visible
 from benchmarks.results import read_items
@@ -62,18 +62,18 @@ class Retrieved:
     """The queries of one benchmark that are shown, of so many that were drawn, and how many made the page too large."""
 
     benchmark: str
-    queries: tuple[Query, ...]
+    shown: tuple[Query, ...]
     drawn: int
-    left_out: int
+    left_out: int = 0
 
 
 def retrieved(source: ReportSource) -> list[Retrieved]:
     """One for every retrieval whose answers were kept."""
-    found = (_retrieved(source, name, SECTION_BYTES // len(source.benchmarks)) for name in source.benchmarks)
-    return [each for each in found if each is not None]
+    found = (_retrieved(source, name) for name in source.benchmarks)
+    return fitted([each for each in found if each is not None], _pictures_in)
 
 
-def _retrieved(source: ReportSource, benchmark: str, budget: int) -> Retrieved | None:
+def _retrieved(source: ReportSource, benchmark: str) -> Retrieved | None:
     tables = {}
     for row, result in source.results(benchmark).items():
         table = read_items(result).set_index("item") if result.items else pd.DataFrame()
@@ -84,8 +84,8 @@ def _retrieved(source: ReportSource, benchmark: str, budget: int) -> Retrieved |
     pictures = pictures_of(tables.values())
     drawn = {direction: _drawn(tables.values(), direction) for direction in QUERIES}
     chosen = [name for direction, names in drawn.items() for name in spread(names, tables, QUERIES[direction])]
-    queries, left_out = that_fit([_query(name, tables, pictures) for name in chosen], _pictures_in, budget)
-    return Retrieved(benchmark=benchmark, queries=queries, drawn=sum(map(len, drawn.values())), left_out=left_out)
+    shown = tuple(_query(name, tables, pictures) for name in chosen)
+    return Retrieved(benchmark=benchmark, shown=shown, drawn=sum(map(len, drawn.values())))
 
 
 def _drawn(tables: Iterable[pd.DataFrame], direction: str) -> list[str]:

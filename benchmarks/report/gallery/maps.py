@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from benchmarks.lots import by_lot
-from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, picture, pictures_of, that_fit
+from benchmarks.report.gallery.pictures import Picture, fitted, picture, pictures_of
 from benchmarks.report.source import ReportSource
 from benchmarks.report.wording import visible
 from benchmarks.results import Result, read_items
@@ -42,27 +42,28 @@ class Maps:
     benchmark: str
     shown: tuple[Looked, ...]
     items: int
-    left_out: int
+    left_out: int = 0
 
 
 def similarity_maps(source: ReportSource) -> list[Maps]:
     """One for every benchmark whose maps were kept."""
-    budget = SECTION_BYTES // len(source.benchmarks)
-    found = (_maps(name, source.results(name), budget) for name in source.benchmarks)
-    return [each for each in found if each is not None]
+    found = (_maps(name, source.results(name)) for name in source.benchmarks)
+    return fitted([each for each in found if each is not None], _pictures_in)
 
 
-def _maps(benchmark: str, results: Mapping[str, Result], budget: int) -> Maps | None:
+def _maps(benchmark: str, results: Mapping[str, Result]) -> Maps | None:
     tables = {row: read_items(result).set_index("item") for row, result in results.items() if result.items}
     tables = {row: table for row, table in tables.items() if "map" in table}
     if not tables:
         return None
     kept = set.intersection(*(set(table.index[table["map"].notna()]) for table in tables.values()))
     pictures = pictures_of(tables.values())
-    chosen = [_looked(name, tables, pictures) for name in by_lot(kept)[:MOST_PER_BENCHMARK]]
-    shown, left_out = that_fit(chosen, lambda it: [it.picture, *(each.picture for each in it.maps)], budget)
-    first = next(iter(tables.values()))
-    return Maps(benchmark=benchmark, shown=shown, items=len(first), left_out=left_out)
+    shown = tuple(_looked(name, tables, pictures) for name in by_lot(kept)[:MOST_PER_BENCHMARK])
+    return Maps(benchmark=benchmark, shown=shown, items=len(next(iter(tables.values()))))
+
+
+def _pictures_in(card: Looked) -> list[Picture | None]:
+    return [card.picture, *(each.picture for each in card.maps)]
 
 
 def _looked(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Looked:

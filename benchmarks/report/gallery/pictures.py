@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from markupsafe import Markup
@@ -22,6 +23,7 @@ _JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
 _LARGEST_SIDE = 1000
 _LONGEST_NAME = 80
 _Card = TypeVar("_Card")
+_Gallery = TypeVar("_Gallery", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +118,14 @@ def that_fit(
             return tuple(cards[:number]), len(cards) - number
         seen |= new.keys()
     return tuple(cards), 0
+
+
+def fitted(galleries: Sequence[_Gallery], pictures: Callable[[Any], Iterable[Picture | None]]) -> list[_Gallery]:
+    """Galleries of one section that together keep to ``SECTION_BYTES``, equal shares for all.
+
+    Args:
+        galleries: dataclasses with the cards ``shown`` and with ``left_out``, how many of them did not fit.
+        pictures: of a card.
+    """
+    fitting = [(each, that_fit(each.shown, pictures, SECTION_BYTES // len(galleries))) for each in galleries]
+    return [dataclasses.replace(each, shown=shown, left_out=left_out) for each, (shown, left_out) in fitting]
