@@ -102,6 +102,29 @@ BENCHMARKS: dict[str, Benchmark] = {
         takes=("split", "train_split"),
         without_skill="Always naming the commonest class gives its share as accuracy.",
     ),
+    "pointing": Benchmark(
+        kind="pointing",
+        about="does the map of similarity with a phrase point at what it names: JSON lines with boxes, or scenes",
+        needs="encoder",
+        evaluate="benchmarks.encoders.pointing:evaluate",
+        data_hash="benchmarks.encoders.pointing:data_hash",
+        takes=("images",),
+        without_skill=(
+            "A place at random hits as often as 'hits by chance' says, and has an AUC of 50; what a map finds "
+            "without the phrase, 'all phrases at once' shows."
+        ),
+    ),
+    "recaption": Benchmark(
+        kind="captions",
+        about="an encoder's captioner: what it writes of a picture and its web caption, against a synthetic caption",
+        needs="encoder",
+        evaluate="benchmarks.encoders.recaption:evaluate",
+        data_hash="benchmarks.encoders.recaption:data_hash",
+        takes=("layout", "images", "split", "subset", "web", "synthetic"),
+        without_skill=(
+            "What a captioner gets that says the same of every picture, 'CIDEr of another picture's caption' shows."
+        ),
+    ),
     **compositional("choice", "lines", "a caption or one that differs in a detail: JSON lines of pairs"),
     **compositional(
         "sugarcrepe",

@@ -16,6 +16,11 @@ COMMANDS = {
     "run llava": Command(
         help="evaluate one LLaVA directory", target="benchmarks.one_model:run_llava", positional=("directory",)
     ),
+    "look": Command(
+        help="a picture, bright where an encoder finds it similar to a phrase",
+        target="benchmarks.encoders.look:look",
+        positional=("encoder",),
+    ),
     "list": Command(help="the benchmarks that are known by name", target="benchmarks.listing:list_benchmarks"),
     "prepare": Command(
         help="write local data in the layout that lmms-eval's tasks read",

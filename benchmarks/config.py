@@ -41,7 +41,10 @@ class BenchmarkConfig:
             over what it is without the picture.
         images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
-        layout: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub.
+        layout: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
+            recaption's the format of a training source, by default ``webdataset``.
+        web: recaption: where the web caption is found, as ``web`` of a training source.
+        synthetic: recaption: where the synthetic caption is found, likewise.
         language: of data in several languages.
         languages: multilingual retrieval: those whose mean is the result.
         subset: a data set's configuration on the hub.
@@ -70,6 +73,8 @@ class BenchmarkConfig:
     images: str | None = None
     captions_per_image: int = 5
     layout: str | None = None
+    web: str = "auto"
+    synthetic: str = "auto"
     language: str | None = None
     languages: tuple[str, ...] = ()
     subset: str | None = None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from benchmarks.models import Row
     from benchmarks.outcome import Outcome
 
-Kind = Literal["retrieval", "classification", "choice", "mllm"]
+Kind = Literal["retrieval", "classification", "captions", "pointing", "choice", "mllm"]
 
 
 @dataclass(frozen=True, kw_only=True)

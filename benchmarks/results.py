@@ -3,7 +3,8 @@
     <results>/<row>/<benchmark>.json
     <results>/<row>/<benchmark>.items.parquet
 
-Columns of every items table (see ``ITEM_COLUMNS``), then the columns that the metrics' formulas name.
+Columns of every items table (see ``ITEM_COLUMNS``), then the columns that the metrics' formulas name, then those that
+only a gallery reads (``SHOWN_COLUMNS``), of a few items.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ ITEM_COLUMNS: dict[str, str] = {
     "target": "the expected answer (several: joined by ' | ')",
     "score": "this item's part in the first primary metric, higher is better; NaN where there is none",
     "thumbnail": "JPEG bytes, longest side 160, in the first item of each picture; null elsewhere",
+}
+SHOWN_COLUMNS: dict[str, str] = {
+    "found": "retrieval: what a query found, as JSON (`encoders.found`); null where it was not drawn",
+    "map": "pointing: JPEG bytes, how similar each place of the picture is to the phrase (`encoders.pointing`)",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -81,7 +86,8 @@ class Result:
     Args:
         row: the model's name in the table.
         benchmark: the column's name.
-        kind: ``"retrieval"``, ``"classification"``, ``"choice"`` or ``"mllm"``.
+        kind: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
+            ``"mllm"``.
         status: ``"ok"`` or ``"failed"``.
         reason: one line, why it failed.
         model: ``{"path": …, "hash": …}``.

@@ -97,7 +97,7 @@ def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | N
         return _until_end(captioner.logits(image_tokens, text_tokens)[0].argmax(dim=-1).tolist())
     kept, done = [([BOS], 0.0)], []
     for _ in range(captioner.config.length - 1):
-        rows = torch.tensor([tokens for tokens, _ in kept])
+        rows = torch.tensor([tokens for tokens, _ in kept], device=image_tokens.device)
         images = image_tokens.expand(len(kept), -1, -1)
         texts = None if text_tokens is None else text_tokens.expand(len(kept), -1, -1)
         scores = captioner.logits(images, texts, rows)[:, -1].log_softmax(dim=-1)
@@ -115,6 +115,23 @@ def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | N
             break
     best_of = max(done or kept, key=lambda item: item[1] / (len(item[0]) - 1))
     return _until_end(best_of[0][1:])
+
+
+def generate_each(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
+    """What `generate` gives for each of B pictures, with one beam.
+
+    Args:
+        captioner: in evaluation mode.
+        image_tokens: (B, I, image width).
+        text_tokens: (B, W, text width), or None if it reads no text.
+    """
+    if captioner.embedding is None:
+        hidden = captioner.decode(image_tokens, text_tokens)  # the head one by one: its logits are 32,000 a word
+        return [_until_end(captioner.head(row).argmax(dim=-1).tolist()) for row in hidden]
+    return [
+        generate(captioner, image_tokens[n : n + 1], None if text_tokens is None else text_tokens[n : n + 1])
+        for n in range(len(image_tokens))
+    ]
 
 
 def _until_end(tokens: list[int]) -> list[int]:

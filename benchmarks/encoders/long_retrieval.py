@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.data.caption_sets import CaptionSet, caption_set_of
+from benchmarks.encoders.found import with_found
 from benchmarks.encoders.recall import ranks
 from benchmarks.encoders.retrieval import ARROWS, METRICS, PRIMARY, hits, items_of, protocol_of, recalls
 from benchmarks.outcome import MetricSpec, Outcome, measure
@@ -47,7 +48,8 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         name: ranks(images, vectors[[place[text] for text in texts]], captions.pairs, row.processes)
         for name, texts in versions.items()
     }
-    items = items_of(captions, found[""])
+    whole = vectors[[place[text] for text in captions.texts]]
+    items = with_found(items_of(captions, found[""]), captions, images, whole)
     cut_off = _cut_off(captions.texts, row.encoder.tokenizer)
     columns = {"cut_off": np.concatenate([np.full(len(captions.images), np.nan), cut_off])}
     for name in versions:

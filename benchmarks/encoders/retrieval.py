@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.data.caption_sets import CaptionSet, caption_set_of
+from benchmarks.encoders.found import with_found
 from benchmarks.encoders.recall import CUTS, TIE, Ranks, ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from benchmarks.protocol import Entries
@@ -57,12 +58,13 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
     captions = caption_set_of(config)
     images = image_vectors(row, captions.open, captions.images, captions.pictures_hash)
-    items = items_of(captions, ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes))
+    texts = text_vectors(row, captions.texts)
+    items = items_of(captions, ranks(images, texts, captions.pairs, row.processes))
     return Outcome(
         metrics={name: measure(items, spec) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol=protocol_of(captions, config) | row.encoder.how | computed_by(row.encoder),
-        items=items,
+        items=with_found(items, captions, images, texts),
     )
 
 

@@ -81,6 +81,27 @@ def caption_scorers() -> Iterator[PictureScores]:
         yield scores
 
 
+def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str]) -> PictureScores:
+    """CIDEr, ROUGE-L and BLEU of captions, by their numbers.
+
+    Args:
+        references: of each picture.
+        captions: one of each picture.
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    with caption_scorers() as scores:
+        tokenizer = PTBTokenizer()
+        expected = tokenizer.tokenize({n: [{"caption": text} for text in group] for n, group in enumerate(references)})
+        written = tokenizer.tokenize({n: [{"caption": text}] for n, text in enumerate(captions)})
+        for scorer in (Cider(), Rouge(), Bleu(4)):
+            scorer.compute_score(expected, written)
+    return scores
+
+
 def _tokenizing(known: dict[str, str]) -> Any:
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 

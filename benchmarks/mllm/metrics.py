@@ -132,7 +132,11 @@ def _mmstar(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
 
 
 def _captions(samples: Sequence[Sample], scores: PictureScores) -> Mapping[str, Any]:
-    ids = [int(sample["doc"]["image_id"]) for sample in samples]
+    return caption_columns([int(sample["doc"]["image_id"]) for sample in samples], scores)
+
+
+def caption_columns(ids: Sequence[int], scores: PictureScores) -> Mapping[str, Any]:
+    """The item columns that `caption_metrics` need, of the pictures ``ids``."""
     counts = np.array([scores.bleu[index] for index in ids], float)
     names = [f"bleu_{what}{n}" for what in ("matched", "possible") for n in _ORDERS] + ["length", "reference_length"]
     return {
@@ -146,6 +150,18 @@ def _bleu_columns(n: int) -> tuple[str, ...]:
     orders = _ORDERS[:n]
     counts = [f"bleu_{what}{order}" for what in ("matched", "possible") for order in orders]
     return (*counts, "length", "reference_length")
+
+
+def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
+    """CIDEr, BLEU-1 to 4 and ROUGE-L, their names behind ``prefix``."""
+    return {
+        f"{prefix}CIDEr": MetricSpec(label="CIDEr", columns=("cider",)),
+        **{
+            f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", formula="bleu", columns=_bleu_columns(n))
+            for n in _ORDERS
+        },
+        f"{prefix}ROUGE_L": MetricSpec(label="ROUGE-L", columns=("rouge",)),
+    }
 
 
 READERS: dict[str, Reader] = {
@@ -281,12 +297,7 @@ READERS: dict[str, Reader] = {
     "nocaps_val": Reader(
         columns=_captions,
         metrics={
-            "nocaps_CIDEr": MetricSpec(label="CIDEr", columns=("cider",)),
-            **{
-                f"nocaps_Bleu_{n}": MetricSpec(label=f"BLEU-{n}", formula="bleu", columns=_bleu_columns(n))
-                for n in _ORDERS
-            },
-            "nocaps_ROUGE_L": MetricSpec(label="ROUGE-L", columns=("rouge",)),
+            **caption_metrics("nocaps_"),
             "nocaps_METEOR": MetricSpec(label="METEOR", formula=None),
         },
         extra={},

@@ -18,9 +18,13 @@ from benchmarks.report.categories import category_figures
 from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
-from benchmarks.report.examples import galleries
 from benchmarks.report.figure import FigureSet
 from benchmarks.report.forest import forest_plots
+from benchmarks.report.gallery.captioned import captioned
+from benchmarks.report.gallery.examples import galleries
+from benchmarks.report.gallery.found import retrieved
+from benchmarks.report.gallery.maps import similarity_maps
+from benchmarks.report.gallery.pictures import Album
 from benchmarks.report.lengths import length_figures
 from benchmarks.report.published import REMARK
 from benchmarks.report.relation import retrieval_against_mllm
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from benchmarks.report.model import Report
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_STYLES = ("style.css", "gallery.css")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,9 @@ SECTIONS: tuple[Section, ...] = (
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
     Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
     Section(id="examples", title="Examples", build=lambda report: galleries(few_rows(report.source))),
+    Section(id="found", title="What queries find", build=lambda report: retrieved(few_rows(report.source))),
+    Section(id="captioned", title="Captions", build=lambda report: captioned(few_rows(report.source))),
+    Section(id="maps", title="Where a phrase is seen", build=lambda report: similarity_maps(few_rows(report.source))),
     Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
     Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
 )
@@ -97,6 +105,7 @@ def render_page(report: Report) -> str:
         gap_words=wording.gap_words,
         whisker=whisker,
         groups=header_groups,
+        picture=Album().tag,
         series=lambda place: place % SERIES_COLOURS,
         svg=inline_svg,
     )
@@ -112,7 +121,7 @@ def render_page(report: Report) -> str:
         notes=notes,
         note=lambda cell: note_of(cell, notes),
         sections=sections,
-        style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        style="".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _STYLES),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -1,0 +1,74 @@
+"""What some queries of a retrieval find, kept beside the items so that people can look at it.
+
+The queries are drawn by lot from the names of the items: they are the same for every row.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.data.caption_sets import CaptionSet
+from benchmarks.lots import by_lot, of_different_pictures
+from benchmarks.outcome import thumbnail
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+QUERIES = 24  # of each direction, each about another picture
+FOUND = 5
+_LONGEST_CAPTION = 1000
+
+
+def with_found(
+    items: pd.DataFrame, captions: CaptionSet, images: torch.Tensor, texts: torch.Tensor, *, most: int = QUERIES
+) -> pd.DataFrame:
+    """The items of a retrieval with a column ``found`` and with the thumbnails of all pictures that are in it.
+
+    ``found`` is JSON, the most similar answers first: ``[{"answer": …, "similarity": 0.31, "right": true}, …]``, an
+    answer being a picture's reference or a caption; null for queries that were not drawn.
+
+    Args:
+        items: a row a picture, then a row a caption, as `retrieval.items_of` makes them.
+        captions: the data.
+        images: (N, D) unit vectors of its pictures.
+        texts: (M, D) unit vectors of its captions.
+        most: queries of each direction.
+    """
+    shown: set[int] = set()
+    column: list[str | None] = [None] * len(items)
+    picture_of = dict(zip(items["item"], items["image"], strict=True))
+    number_of = {name: number for number, name in enumerate(captions.images)}
+    for direction, side, answers, offset in (("i2t", images, texts, 0), ("t2i", texts, images, len(captions.images))):
+        names = items.loc[items["direction"] == direction, "item"]
+        places = dict(zip(names, names.index, strict=True))
+        for name in of_different_pictures(by_lot(names), picture_of, most):
+            query = places[name] - offset
+            similarity, found = (answers @ side[query]).topk(min(FOUND, len(answers)))
+            column[places[name]] = _as_json(captions, direction, query, found.tolist(), similarity.tolist())
+            shown |= {number_of[picture_of[name]], *(found.tolist() if direction == "t2i" else [])}
+    pictures = [
+        thumbnail(captions.open(number)) if number in shown and known is None else known
+        for number, known in enumerate(items["thumbnail"])
+    ]
+    return items.assign(found=column, thumbnail=pictures)
+
+
+def _as_json(captions: CaptionSet, direction: str, query: int, found: list[int], similarity: list[float]) -> str:
+    asked, answered = (0, 1) if direction == "i2t" else (1, 0)
+    right = set(captions.pairs[captions.pairs[:, asked] == query, answered].tolist())
+    texts = captions.texts if direction == "i2t" else captions.images
+    return json.dumps(
+        [
+            {
+                "answer": texts[answer][:_LONGEST_CAPTION] if direction == "i2t" else texts[answer],
+                "similarity": float(np.round(value, 4)),
+                "right": answer in right,
+            }
+            for answer, value in zip(found, similarity, strict=True)
+        ],
+        ensure_ascii=False,
+    )

@@ -1,0 +1,76 @@
+"""``clips-bench look``: the picture, bright where an encoder finds it similar to a phrase.
+
+clips-bench look runs/clips --image photo.jpg --phrase "a dog" --output dog.png
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from clips.artifact import say, write_file
+from clips.errors import UserError
+
+_LARGEST = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookConfig:
+    """Write a picture that is bright where an encoder finds it similar to a phrase.
+
+    Args:
+        encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``.
+        image: the picture's file.
+        phrase: what to look for.
+        output: the PNG file to write; its longest side is at most 1,024 pixels.
+    """
+
+    encoder: str
+    image: str
+    phrase: str
+    output: str
+
+    def __post_init__(self) -> None:
+        if not self.phrase.strip():
+            raise UserError("phrase: expected some words, got none")
+        if Path(self.output).suffix.lower() != ".png":
+            raise UserError(f"output: expected a name that ends in .png, got '{self.output}'")
+
+
+def look(config: LookConfig) -> None:
+    """Carry out ``config``.
+
+    Raises:
+        UserError: no such encoder or picture, or a tower that has no places.
+    """
+    import torch
+
+    from benchmarks.encoders.embed import embed_texts, load_dual_encoder
+    from benchmarks.encoders.places import place_vectors, similarity_maps
+    from benchmarks.encoders.seen import Seen, fine, overlay
+    from clips.data.images import BadImageError, decode_image
+    from llava_bridge.encoders.files import open_clip_directory
+
+    try:
+        picture = decode_image(Path(config.image).read_bytes())
+    except OSError as error:
+        raise UserError(f"image: {config.image}: expected a picture ({error.strerror})") from None
+    except BadImageError as error:
+        raise UserError(f"image: {config.image}: {error}") from None
+    encoder = load_dual_encoder(str(open_clip_directory(config.encoder)), "cpu", "auto")
+    with torch.inference_mode():
+        places = place_vectors(encoder.model, encoder.preprocess(picture)[None])[0]
+        found = similarity_maps(places, embed_texts(encoder, [config.phrase], 1))[0]
+    seen = Seen.of(encoder.how, *picture.size)
+    row, column = divmod(int(found.argmax()), found.shape[1])
+    x, y = (side[place] for side, place in zip(seen.middles(*found.shape), (column, row), strict=True))
+    picture.thumbnail((_LARGEST, _LARGEST))
+    stream = io.BytesIO()
+    overlay(picture, fine(found), seen).save(stream, "PNG")
+    write_file(Path(config.output), stream.getvalue())
+    rows, columns = found.shape
+    say(
+        f"{config.output}: brightest {100 * x:.0f} % from the left, {100 * y:.0f} % from the top; "
+        f"similarity {float(found.min()):.3f} to {float(found.max()):.3f} over {rows} x {columns} places"
+    )

@@ -1,0 +1,164 @@
+"""Whether an encoder's similarity map points at what a phrase names.
+
+The *pointing game* (Zhang et al. 2016, arXiv 1608.00507): the map's highest point, the middle of the most similar
+place, is a hit where it lies in the box of the thing. Beside it the area under the ROC curve of telling points in the
+box from those outside by the map, and both for the mean of all phrases: what the map shows without knowing the phrase.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.data.phrases import Box, Phrase, PhraseSet, phrase_set_of
+from benchmarks.encoders.seen import RASTER, Seen, fine, overlay
+from benchmarks.lots import by_lot, of_different_pictures
+from benchmarks.outcome import MOST_THUMBNAILS, MetricSpec, Outcome, measure, thumbnail
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from benchmarks.config import BenchmarkConfig
+    from benchmarks.models import Row
+
+SHOWN = 24  # phrases, each of another picture, whose maps are kept
+TIE = 1e-6
+METRICS = {
+    "pointing": MetricSpec(label="hits", columns=("hit",)),
+    "auc": MetricSpec(label="AUC", columns=("auc",)),
+    "chance": MetricSpec(label="hits by chance", columns=("chance",), higher_is_better=None),
+    "pointing_any": MetricSpec(label="hits, all phrases at once", columns=("hit_any",), higher_is_better=None),
+    "auc_any": MetricSpec(label="AUC, all phrases at once", columns=("auc_any",), higher_is_better=None),
+}
+PRIMARY = ("pointing", "auc")
+
+
+def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
+    """Hits and areas of a row's encoder. Of several processes the first does the maps."""
+    from benchmarks.encoders.embed import computed_by
+    from benchmarks.encoders.vectors import text_vectors
+
+    data = phrase_set_of(config)
+    texts = text_vectors(row, [phrase.text for phrase in data.phrases])
+    if not row.processes.is_main:
+        return None
+    items, places = _items(row, data, texts)
+    return Outcome(
+        metrics={name: measure(items, spec) for name, spec in METRICS.items()},
+        primary=PRIMARY,
+        protocol={
+            "task": "pointing by the similarity of a phrase with each place of a picture",
+            "benchmark": config.name,
+            "data_hash": data.hash,
+            "pictures": len(data.images),
+            "phrases": len(data.phrases),
+            "map": "cosine; each place goes through the pooling alone (MaskCLIP's value path)",
+            "point": f"the middle of the most similar place, the expected value over those within {TIE} of it",
+            "area": f"over {RASTER} x {RASTER} points of what the model sees, bilinear between the middles of places",
+            "phrase_text": "as given; no prompt around it",
+            "scorer": "benchmarks.pointing 1",
+            **row.encoder.how,
+            "input_places": places,
+            **computed_by(row.encoder),
+        },
+        items=items,
+    )
+
+
+def data_hash(config: BenchmarkConfig) -> str:
+    """SHA-256 of pictures, phrases and boxes."""
+    return phrase_set_of(config).hash
+
+
+def _items(row: Row, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame, str]:
+    """The items, and how many places a picture has, ``"7 x 7"``."""
+    import pandas as pd
+    import torch
+
+    from benchmarks.encoders.places import place_vectors, similarity_maps
+    from clips.commandline.progress import track
+
+    encoder = row.encoder
+    any_phrase = torch.nn.functional.normalize(texts.mean(dim=0, keepdim=True), dim=-1)
+    names = [f"{phrase.image}#{number}" for number, phrase in enumerate(data.phrases)]
+    pictures = {name: phrase.image for name, phrase in zip(names, data.phrases, strict=True)}
+    drawn = set(of_different_pictures(by_lot(names), pictures, SHOWN))
+    kept = {pictures[name] for name in drawn} | set(by_lot(data.images)[:MOST_THUMBNAILS])
+    asked: dict[str, list[int]] = {}
+    for number, phrase in enumerate(data.phrases):
+        asked.setdefault(phrase.image, []).append(number)
+    rows: list[dict[str, Any]] = []
+    grid = ""
+    with torch.inference_mode():
+        for image in track(list(data.images), "looking at pictures"):
+            picture, numbers = data.open(image), asked[image]
+            pixels = encoder.preprocess(picture)[None].to(encoder.device, getattr(torch, encoder.precision))
+            places = place_vectors(encoder.model, pixels)[0]
+            grid = f"{places.shape[0]} x {places.shape[1]}"
+            maps = similarity_maps(places, torch.cat([texts[numbers], any_phrase]))
+            seen = Seen.of(encoder.how, *picture.size)
+            for place, number in enumerate(numbers):
+                phrase = data.phrases[number]
+                box = phrase.within(*picture.size)
+                drawing = overlay(picture, fine(maps[place]), seen, box) if names[number] in drawn else None
+                rows.append(
+                    {
+                        "item": names[number],
+                        **_item(phrase, box, maps[place], maps[-1], seen),
+                        "thumbnail": thumbnail(picture) if place == 0 and image in kept else None,
+                        "map": None if drawing is None else thumbnail(drawing),
+                    }
+                )
+    return pd.DataFrame(rows), grid
+
+
+def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: Seen) -> dict[str, Any]:
+    """The columns of one phrase; ``found`` and ``any_phrase`` are (h, w) maps."""
+    inside = seen.inside(box, *found.shape)
+    points = seen.inside(box, RASTER, RASTER)
+    row, column = divmod(int(found.argmax()), found.shape[1])
+    x, y = (side[place] for side, place in zip(seen.middles(*found.shape), (column, row), strict=True))
+    left, top, right, bottom = (round(100 * side) for side in box)
+    hit = pointing(found.cpu().numpy(), inside)
+    return {
+        "image": phrase.image,
+        "direction": "",
+        "category": "",
+        "question": phrase.text,
+        "prediction": f"{100 * x:.0f} % from the left, {100 * y:.0f} % from the top",
+        "target": f"{left} to {right} % from the left, {top} to {bottom} % from the top",
+        "score": hit,
+        "hit": hit,
+        "auc": area(fine(found), points),
+        "chance": float(inside.mean()),
+        "hit_any": pointing(any_phrase.cpu().numpy(), inside),
+        "auc_any": area(fine(any_phrase), points),
+    }
+
+
+def pointing(found: np.ndarray, inside: np.ndarray) -> float:
+    """Share of the most similar places, those within ``TIE`` of the first, whose middle is in the box.
+
+    Args:
+        found: (h, w) map.
+        inside: (h, w) whether a place's middle is in the box.
+    """
+    return float(inside[found >= found.max() - TIE].mean())
+
+
+def area(found: np.ndarray, inside: np.ndarray) -> float:
+    """Probability that a point inside is higher than one outside, ties counting half; NaN where there are none.
+
+    Args:
+        found: (R, R) map.
+        inside: (R, R) whether a point is in the box.
+    """
+    from scipy.stats import rankdata
+
+    within, without = int(inside.sum()), int((~inside).sum())
+    if not within or not without:
+        return float("nan")
+    ranks = rankdata((found / TIE).round().ravel())[inside.ravel()]  # what rounding alone tells apart is tied
+    return float((ranks.sum() - within * (within + 1) / 2) / (within * without))

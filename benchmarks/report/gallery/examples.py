@@ -1,0 +1,261 @@
+"""Examples of a benchmark's items: what all rows answered, and where one row is right and the one beside it wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.lots import by_lot, of_different_pictures
+from benchmarks.protocol import INPUT, fingerprint
+from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
+from benchmarks.report.source import ReportSource
+from benchmarks.report.wording import visible
+from benchmarks.results import Result, read_items
+
+MOST_PER_BENCHMARK = 6
+MOST_EACH_WAY = 3
+_LONGEST_TEXT = 280
+SHOWN = "the left picture"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one row said.
+
+    Args:
+        row: the row.
+        text: its prediction; empty where it is a picture.
+        picture: the picture that it found, in text-to-image retrieval.
+        right: whether it is right; None where the score is not all or nothing.
+        score: its score, as text, where it is not all or nothing.
+    """
+
+    row: str
+    text: str
+    picture: Picture | None
+    right: bool | None
+    score: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One item with the answers of some rows."""
+
+    picture: Picture | None
+    question: str
+    target: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows on the items on which they differ.
+
+    Args:
+        first: the row that the other is compared with, or the first of the table.
+        second: the other row.
+        first_better: on how many items the first is right and the second wrong, or the first better.
+        second_better: the other way round.
+        examples: by turns of the second being better and of the first.
+        left_out: examples that would make the page too large.
+    """
+
+    first: str
+    second: str
+    first_better: int
+    second_better: int
+    examples: tuple[Example, ...]
+    left_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """The examples of one benchmark.
+
+    Args:
+        benchmark: its name.
+        examples: items with the answers of all rows.
+        pairs: rows two by two.
+        disagreements: on how many items some row is better than another.
+        items: how many there are.
+        graded: whether items have scores rather than right and wrong.
+        left_out: examples that would make the page too large, those of pairs included.
+    """
+
+    benchmark: str
+    examples: tuple[Example, ...]
+    pairs: tuple[Pair, ...]
+    disagreements: int
+    items: int
+    graded: bool
+    left_out: int
+
+
+def galleries(source: ReportSource) -> list[Gallery]:
+    """A gallery for every benchmark whose items were kept."""
+    found = (_gallery(source, name, SECTION_BYTES // len(source.benchmarks)) for name in source.benchmarks)
+    return [gallery for gallery in found if gallery is not None and gallery.examples]
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The items of one benchmark.
+
+    Args:
+        tables: row → items, by name.
+        scores: items × rows.
+        images: item → picture.
+        pictures: picture → thumbnail.
+        graded: whether there are scores other than right and wrong.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    scores: pd.DataFrame
+    images: Mapping[Any, str]
+    pictures: Mapping[str, Picture]
+    graded: bool
+
+    @staticmethod
+    def of(results: Mapping[str, Result]) -> _Items | None:
+        tables = {row: read_items(result).set_index("item") for row, result in results.items() if result.items}
+        if not tables:
+            return None
+        scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
+        images = {name: str(image) for name, image in next(iter(tables.values()))["image"].items()}
+        graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
+        return _Items(tables, scores, images, pictures_of(tables.values()), bool(graded))
+
+    def seen(self, names: Sequence[Any]) -> list[Any]:
+        """Those of some items whose pictures can be shown, of many pictures not all being kept; else all of them."""
+        return [name for name in names if self.images.get(name) in self.pictures] or list(names)
+
+    def example(self, item: Any, rows: Sequence[str]) -> Example:
+        there = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
+        first = next(iter(there.values()))
+        finds_pictures = str(first["direction"]) == "t2i"
+        return Example(
+            picture=self.pictures.get(str(first["image"])),
+            question=visible(str(first["question"]), _LONGEST_TEXT),
+            target=SHOWN if finds_pictures else _target(str(first["target"])),
+            answers=tuple(
+                _answer(row, entry, self.pictures if finds_pictures else {}, graded=self.graded)
+                for row, entry in there.items()
+            ),
+        )
+
+
+def _gallery(source: ReportSource, benchmark: str, budget: int) -> Gallery | None:
+    results = source.results(benchmark)
+    items = _Items.of(results)
+    if items is None:
+        return None
+    chosen = choose_items(items.scores.loc[items.seen(items.scores.index)], items.images)
+    examples, left_out = that_fit(
+        [items.example(item, list(items.tables)) for item in chosen], pictures_in, budget // 2
+    )
+    named = [pair for pair in _pairs(source, results) if set(pair) <= items.tables.keys()]
+    pairs = [_pair(items, first, second, budget // 2 // len(named)) for first, second in named]
+    return Gallery(
+        benchmark=benchmark,
+        examples=examples,
+        pairs=tuple(pairs),
+        disagreements=int(_disagree(items.scores).sum()),
+        items=len(items.scores),
+        graded=items.graded,
+        left_out=left_out + sum(pair.left_out for pair in pairs),
+    )
+
+
+def pictures_in(example: Example) -> list[Picture | None]:
+    """All pictures of an example."""
+    return [example.picture, *(answer.picture for answer in example.answers)]
+
+
+def _pairs(source: ReportSource, results: Mapping[str, Result]) -> Iterator[tuple[str, str]]:
+    """Each row with its baseline, or the first row where the page has none; rows that were measured alike only."""
+    measured = [row for row in source.rows if row.name in results]
+    for row in measured:
+        other = row.baseline or (None if any(each.baseline for each in source.rows) else measured[0].name)
+        if other is not None and other in results and other != row.name:
+            alike = {fingerprint(results[name].protocol, across=(INPUT,)) for name in (other, row.name)}
+            if len(alike) == 1:
+                yield other, row.name
+
+
+def _pair(items: _Items, first: str, second: str, budget: int) -> Pair:
+    """Examples both ways, drawn by lot, as many of each where there are any of each."""
+    apart = items.scores[second] - items.scores[first]
+    better = {second: apart.index[apart > 1e-9], first: apart.index[apart < -1e-9]}
+    drawn = [of_different_pictures(by_lot(items.seen(names)), items.images, MOST_EACH_WAY) for names in better.values()]
+    most = min(map(len, drawn)) or MOST_EACH_WAY
+    turns = [names[turn] for turn in range(most) for names in drawn if turn < len(names)]
+    examples, left_out = that_fit([items.example(item, (second, first)) for item in turns], pictures_in, budget)
+    return Pair(
+        first=first,
+        second=second,
+        first_better=len(better[first]),
+        second_better=len(better[second]),
+        examples=examples,
+        left_out=left_out,
+    )
+
+
+def _disagree(scores: pd.DataFrame) -> pd.Series:
+    return scores.max(axis=1) - scores.min(axis=1) > 1e-9
+
+
+def choose_items(scores: pd.DataFrame, images: Mapping[Any, str], most: int = MOST_PER_BENCHMARK) -> list[Any]:
+    """Item names to show: at most ``most``, each of another picture, the same for the same input.
+
+    Disagreements come first, dealt in turn over *who* is right, so that no row's luck fills the page; then an item
+    on which all rows are at their worst and one on which all are at their best. Among equals the lot decides.
+
+    Args:
+        scores: items × rows.
+        images: item → picture.
+        most: how many.
+    """
+    scores = scores.loc[by_lot(scores.index)]
+    apart = _disagree(scores)
+    alike = scores[~apart].mean(axis=1)
+    worst, best = (list(alike[alike == end].index) for end in (alike.min(), alike.max()))
+    disputed = _dealt(scores[apart])
+    chosen: list[Any] = []
+    ends = min(most, bool(worst) + bool(best))
+    for candidates, room in ((disputed, most - ends), (worst, 1), (best, 1), (disputed, most), ([*worst, *best], 4)):
+        chosen = of_different_pictures([*chosen, *candidates], images, min(most, len(chosen) + room))
+    return chosen
+
+
+def _dealt(scores: pd.DataFrame) -> list[Any]:
+    """Items in turn over the sets of rows that are best on them."""
+    patterns: dict[tuple[bool, ...], list[Any]] = {}
+    for item, row in scores.iterrows():
+        patterns.setdefault(tuple(row >= row.max() - 1e-9), []).append(item)
+    queues = [patterns[pattern] for pattern in sorted(patterns, reverse=True)]
+    turns = range(max(map(len, queues), default=0))
+    return [queue[turn] for turn in turns for queue in queues if turn < len(queue)]
+
+
+def _target(text: str) -> str:
+    """The first of the expected answers, and how many others there are."""
+    first, *others = dict.fromkeys(text.split(" | "))
+    more = f" (or {len(others)} others)" if len(others) > 1 else f" (or {others[0]})" if others else ""
+    return visible(first, _LONGEST_TEXT) + visible(more, _LONGEST_TEXT)
+
+
+def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture], *, graded: bool) -> Answer:
+    score = float(item["score"]) if item["score"] is not None else math.nan
+    known = not math.isnan(score)
+    found = pictures.get(str(item["prediction"]))
+    return Answer(
+        row=row,
+        text="" if found else visible(str(item["prediction"]), _LONGEST_TEXT),
+        picture=found,
+        right=score > 0 if known and not graded else None,
+        score=f"{score:.2f}" if known and graded else "",
+    )

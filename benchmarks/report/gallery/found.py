@@ -1,0 +1,157 @@
+"""What a query found, rank by rank: pictures for a caption, captions for a picture, of every row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.lots import by_lot
+from benchmarks.report.gallery.pictures import Picture, fitted, pictures_of
+from benchmarks.report.source import ReportSource
+from benchmarks.report.wording import number, visible
+from benchmarks.results import read_items
+
+QUERIES = {"t2i": 5, "i2t": 3}
+_LONGEST_TEXT = 280
+_LONGEST_CAPTION = 140
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer to a query: a picture, or a caption's text."""
+
+    picture: Picture | None
+    text: str
+    similarity: str
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What one row found: its answers, the most similar first, and where the first right one stands."""
+
+    row: str
+    answers: tuple[Answer, ...]
+    rank: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A caption that looks for its picture, or a picture that looks for its captions.
+
+    Args:
+        direction: ``"t2i"`` or ``"i2t"``.
+        picture: the caption's own picture, or the one that asks.
+        text: the caption, or one that is right for the picture.
+        found: of each row.
+    """
+
+    direction: str
+    picture: Picture | None
+    text: str
+    found: tuple[Found, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved:
+    """The queries of one benchmark that are shown, of so many that were drawn, and how many made the page too large."""
+
+    benchmark: str
+    shown: tuple[Query, ...]
+    drawn: int
+    left_out: int = 0
+
+
+def retrieved(source: ReportSource) -> list[Retrieved]:
+    """One for every retrieval whose answers were kept."""
+    found = (_retrieved(source, name) for name in source.benchmarks)
+    return fitted([each for each in found if each is not None], _pictures_in)
+
+
+def _retrieved(source: ReportSource, benchmark: str) -> Retrieved | None:
+    tables = {}
+    for row, result in source.results(benchmark).items():
+        table = read_items(result).set_index("item") if result.items else pd.DataFrame()
+        if "found" in table:
+            tables[row] = table
+    if not tables:
+        return None
+    pictures = pictures_of(tables.values())
+    drawn = {direction: _drawn(tables.values(), direction) for direction in QUERIES}
+    chosen = [name for direction, names in drawn.items() for name in spread(names, tables, QUERIES[direction])]
+    shown = tuple(_query(name, tables, pictures) for name in chosen)
+    return Retrieved(benchmark=benchmark, shown=shown, drawn=sum(map(len, drawn.values())))
+
+
+def _drawn(tables: Iterable[pd.DataFrame], direction: str) -> list[str]:
+    """The queries of one direction that every row kept the answers to."""
+    kept = [set(table.index[(table["direction"] == direction) & table["found"].notna()]) for table in tables]
+    return by_lot(set.intersection(*kept))
+
+
+def spread(names: list[str], tables: Mapping[str, pd.DataFrame], most: int) -> list[str]:
+    """Some of the queries, evenly spread from the easiest to the hardest.
+
+    How hard one is, the ranks of its right answer say: their geometric mean over the rows, in which one row that finds
+    nothing does not hide what the others find.
+    """
+
+    def hardness(name: str) -> float:
+        return sum(math.log(_rank(table.loc[name])) for table in tables.values())
+
+    ordered = sorted(names, key=hardness)  # stable: among equals the lot decides
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(place * (len(ordered) - 1) / max(most - 1, 1))] for place in range(most)]
+
+
+def _rank(item: pd.Series) -> float:
+    return float(item.get(f"{item['direction']}_rank", math.nan))
+
+
+def _query(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Query:
+    first = next(iter(tables.values())).loc[name]
+    caption = str(first["question"]) if first["direction"] == "t2i" else str(first["target"]).split(" | ")[0]
+    return Query(
+        direction=str(first["direction"]),
+        picture=pictures.get(str(first["image"])),
+        text=visible(caption, _LONGEST_TEXT),
+        found=tuple(
+            Found(row=row, answers=tuple(_answers(table.loc[name], pictures)), rank=_rank_words(table.loc[name]))
+            for row, table in tables.items()
+        ),
+    )
+
+
+def _answers(item: pd.Series, pictures: Mapping[str, Picture]) -> Iterable[Answer]:
+    for found in _read(item["found"]):
+        answer = str(found.get("answer"))
+        picture = pictures.get(answer) if item["direction"] == "t2i" else None
+        yield Answer(
+            picture=picture,
+            text="" if picture else visible(answer, _LONGEST_CAPTION),
+            similarity=number(found["similarity"], 2),
+            right=found.get("right") is True,
+        )
+
+
+def _read(text: object) -> list[Mapping[str, Any]]:
+    """The answers as they were kept; none where that cannot be read."""
+    try:
+        return [{**each, "similarity": float(each["similarity"])} for each in json.loads(str(text))]
+    except (ValueError, TypeError, KeyError):
+        return []
+
+
+def _rank_words(item: pd.Series) -> str:
+    rank = _rank(item)
+    return "" if math.isnan(rank) else f"{rank:,.0f}" if rank == round(rank) else f"{rank:,.1f}"
+
+
+def _pictures_in(query: Query) -> list[Picture | None]:
+    return [query.picture, *(answer.picture for found in query.found for answer in found.answers)]

@@ -1,0 +1,278 @@
+"""``pointing`` and ``clips-bench look``: places of towers by identities, maps by pictures whose answer is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import clips_world
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch.nn.functional import adaptive_avg_pool2d, gelu, linear
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.data.phrases import phrase_set_of
+from benchmarks.encoders import embed
+from benchmarks.encoders.look import LookConfig, look
+from benchmarks.encoders.places import place_vectors
+from benchmarks.encoders.pointing import area, pointing
+from benchmarks.encoders.seen import Seen
+from benchmarks.report.gallery.maps import similarity_maps
+from benchmarks.report.model import build_report
+from benchmarks.report.page import render_page
+from benchmarks.report.source import read_source
+from benchmarks.results import Result, read_items, read_result, result_path
+from benchmarks.run import run
+from clips.errors import UserError
+from clips.model.towers import build_towers
+
+TEXT = {"width": 16, "heads": 2, "layers": 1, "context_length": 8, "vocab_size": 50}
+VIT = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def towers(**vision: object):
+    torch.manual_seed(0)
+    custom = {"custom_text": True} if "timm_model_name" in vision else {}
+    return build_towers({"embed_dim": 12, "vision_cfg": vision, "text_cfg": TEXT, **custom}).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {**VIT, "pool_type": "avg"},
+        {"image_size": 64, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear"},
+    ],
+    ids=["vit", "timm"],
+)
+def test_where_the_mean_of_places_is_taken_it_is_the_pictures_vector(vision):
+    model = towers(**vision)
+    pixels = torch.randn(2, 3, vision["image_size"], vision["image_size"])
+    places = place_vectors(model, pixels)
+    assert places.shape[-1] == 12
+    assert places.shape[1] * places.shape[2] > 1
+    torch.testing.assert_close(places.mean(dim=(1, 2)), model.encode_image(pixels), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_resnets_places_are_what_its_attention_pools():
+    model = towers(image_size=64, layers=[1, 1, 1, 1], width=8, head_width=32, patch_size=None)
+    pool = model.visual.attnpool
+    pool.q_proj.weight.zero_()
+    pool.q_proj.bias.zero_()  # all keys are alike: the pooled vector is the mean of all values
+    pixels = torch.randn(2, 3, 64, 64)
+    features = model.visual.forward_intermediates(pixels, indices=1)["image_intermediates"][0]
+    whole = pool.c_proj(pool.v_proj(features.mean(dim=(2, 3)) + pool.positional_embedding[0]))
+    places = place_vectors(model, pixels)
+    assert places.shape == (2, 2, 2, 12)
+    values = torch.cat([whole[:, None], places.flatten(1, 2)], dim=1)
+    torch.testing.assert_close(values.mean(dim=1), model.encode_image(pixels), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_class_tokens_places_take_the_value_path_of_the_last_block():
+    visual = (model := towers(**VIT, pool_type="tok")).visual
+    pixels = torch.randn(2, 3, 32, 32)
+    first, last = visual.transformer.resblocks
+    x = first(visual._embeds(pixels))[:, 1:]
+    value = linear(last.ln_1(x), last.attn.in_proj_weight[32:], last.attn.in_proj_bias[32:])
+    x = x + last.attn.out_proj(value)
+    hidden = linear(last.ln_2(x), last.mlp.c_fc.weight, last.mlp.c_fc.bias)
+    x = x + linear(gelu(hidden), last.mlp.c_proj.weight, last.mlp.c_proj.bias)
+    expected = visual.ln_post(x) @ visual.proj
+    torch.testing.assert_close(place_vectors(model, pixels).flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_pooling_has_places_and_an_unknown_tower_is_refused():
+    model = towers(**VIT, attentional_pool=True, attn_pooler_queries=3, attn_pooler_heads=2)
+    places = place_vectors(model, torch.randn(2, 3, 32, 32))
+    assert places.shape == (2, 4, 4, 12)
+    assert places.isfinite().all()
+    with pytest.raises(UserError, match="place by place"):
+        place_vectors(SimpleNamespace(visual=torch.nn.Identity()), torch.randn(1, 3, 8, 8))
+
+
+class ColourTower:
+    """Sees the mean colour of each of ``side`` × ``side`` places and understands the names of colours."""
+
+    def __init__(self, side: int = 4) -> None:
+        self.visual, self.trunk, self.side = self, self, side
+        self.image_size, self.preprocess_cfg = 64, {"size": 64, "resize_mode": "shortest"}
+
+    def forward_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return adaptive_avg_pool2d(pixels, self.side) + 1e-3
+
+    def forward_head(self, features: torch.Tensor) -> torch.Tensor:
+        return features.mean(dim=(2, 3))
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(pixels))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.eye(3)[tokens[:, 0]]
+
+
+def _preprocess(image: Image.Image) -> torch.Tensor:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    cut = image.crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
+
+
+@pytest.fixture
+def use(monkeypatch, tmp_path):
+    """Put a tower in the place of the encoder."""
+
+    def put(tower: ColourTower) -> Path:
+        encoder = embed.DualEncoder(
+            model=tower,
+            preprocess=_preprocess,
+            tokenizer=lambda texts: torch.tensor([[list(COLOURS).index(text)] for text in texts]),
+            how={"input_resolution": 64, "input_resize": "shortest", "input_interpolation": "box"},
+            device="cpu",
+            precision="float32",
+        )
+        monkeypatch.setattr(embed, "load_dual_encoder", lambda *_: encoder)
+        (tmp_path / "encoder").mkdir(exist_ok=True)
+        (tmp_path / "encoder" / "colour").write_text(str(tower.side))
+        return tmp_path / "encoder"
+
+    return put
+
+
+@pytest.fixture
+def phrases(tmp_path) -> Path:
+    """Eight pictures of 128×64 with a square of each colour in the middle 64×64, each in a cell of its own."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(8):
+        image = Image.new("RGB", (128, 64))
+        for cell, (name, colour) in zip(generator.permutation(16)[:3], COLOURS.items(), strict=True):
+            row, column = divmod(int(cell), 4)
+            left, top = 32 + 16 * column, 16 * row
+            ImageDraw.Draw(image).rectangle((left, top, left + 15, top + 15), fill=colour)
+            lines.append({"image": f"{number}.png", "phrase": name, "box": [left, top, 16, 16]})
+        image.save(tmp_path / f"{number}.png")
+    (tmp_path / "phrases.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path / "phrases.jsonl"
+
+
+def evaluate(data: Path, encoder: Path, row: str = "row", **settings: object) -> Result:
+    benchmark = BenchmarkConfig(name="pointing", data=str(data), **settings)
+    results = encoder.parent / "results"
+    run(RunConfig(row=row, results=str(results), encoder=str(encoder), benchmarks=[benchmark]))
+    return read_result(result_path(results, row, "pointing"))
+
+
+def test_a_tower_that_sees_colours_points_at_them(phrases, use):
+    result = evaluate(phrases, use(ColourTower()))
+    values = {name: metric.value for name, metric in result.metrics.items()}
+    assert values["pointing"] == 1.0
+    assert values["auc"] > 0.9
+    assert values["chance"] == pytest.approx(1 / 16)
+    assert values["pointing_any"] < 0.5
+    assert result.protocol["input_places"] == "4 x 4"
+    items = read_items(result)
+    first = json.loads(phrases.read_text().splitlines()[0])
+    middle = [(first["box"][0] + 8) / 1.28, (first["box"][1] + 8) / 0.64]
+    assert items["prediction"][0] == f"{middle[0]:.0f} % from the left, {middle[1]:.0f} % from the top"
+    assert items["map"].notna().sum() == 8  # one of each picture
+    assert items["thumbnail"].notna().sum() == 8
+
+    whole = evaluate(phrases, use(ColourTower(side=1)), "blind")  # it has one place, which it must point at
+    assert whole.metrics["pointing"].value == whole.metrics["chance"].value
+    assert whole.metrics["auc"].value == 0.5
+
+
+def test_the_page_shows_the_maps_row_beside_row(phrases, use):
+    for row, side in (("fine", 4), ("coarse", 2)):
+        evaluate(phrases, use(ColourTower(side)), row)
+    results = phrases.parent / "results"
+    (shown,) = similarity_maps(read_source(results))
+    assert (len(shown.shown), shown.items) == (8, 24)
+    assert {tuple(each.row for each in looked.maps) for looked in shown.shown} == {("coarse", "fine")}
+    assert all(looked.maps[1].hit is True for looked in shown.shown)
+    page = render_page(build_report(results))
+    assert 'id="maps"' in page
+    assert page.count("✓ on it") >= 8
+
+
+def test_points_and_areas_by_hand():
+    found = np.array([[1.0, 2.0], [3.0, 3.0]])
+    assert pointing(found, np.array([[False, False], [True, False]])) == 0.5  # two places are equally similar
+    assert pointing(found, np.array([[True, True], [False, False]])) == 0.0
+    assert area(found, np.array([[False, False], [True, True]])) == 1.0
+    assert area(found, np.array([[False, True], [False, True]])) == pytest.approx((1 + 0 + 1 + 0.5) / 4)
+    assert np.isnan(area(found, np.ones((2, 2), bool)))
+
+
+def test_what_a_model_sees_of_a_wide_picture():
+    assert Seen.of({"input_resize": "squash"}, 200, 100) == Seen(0, 0, 1, 1)
+    assert Seen.of({"input_resize": "shortest"}, 200, 100) == Seen(0.25, 0, 0.75, 1)
+    assert Seen.of({"input_resize": "longest"}, 200, 100) == Seen(0, -0.5, 1, 1.5)
+    inside = Seen(0.25, 0, 0.75, 1).inside((0.3, 0.0, 0.4, 0.3), 2, 2)  # middles at 0.375 and 0.625, 0.25 and 0.75
+    assert inside.tolist() == [[True, False], [False, False]]
+
+
+def test_scenes_ask_for_what_one_phrase_tells_apart(tmp_path):
+    def thing(kind: str, colour: str | None) -> dict[str, object]:
+        return {"kind": kind, "colour": colour, "box": [256, 512, 256, 256]}
+
+    scenes = [
+        [thing("car", "red"), thing("car", "blue"), thing("dog", None)],
+        [thing("cup", "red"), thing("cup", "red")],
+        [],
+    ]
+    samples = {
+        f"{number:09d}": {"png": clips_world.picture(number), "json": json.dumps({"scene": {"objects": each}}).encode()}
+        for number, each in enumerate(scenes)
+    }
+    clips_world.write_shard(tmp_path / "scenes" / "shard-00000.tar", samples)
+    found = phrase_set_of(BenchmarkConfig(name="pointing", data=str(tmp_path / "scenes")))
+    assert [phrase.text for phrase in found.phrases] == ["red car", "blue car", "dog"]
+    assert found.phrases[0].within(64, 64) == (0.25, 0.5, 0.5, 0.75)
+    assert found.open(found.images[0]).size == (40, 32)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"image": "0.png", "phrase": "red", "box": [1, 2, 3]}, r"line 1: box: expected left, top, width and height"),
+        ({"image": "0.png", "phrase": "red", "box": [120, 0, 30, 20]}, r"is not inside this picture of 128x64"),
+        ({"image": "0.png", "phrase": "red", "box": [10, 10, 0, 20]}, r"is not inside this picture"),
+        ({"image": "0.png", "box": [1, 2, 3, 4]}, r"line 1: .*phrase"),
+    ],
+)
+def test_a_broken_line_is_named(phrases, use, line, message):
+    phrases.write_text(json.dumps(line))
+    with pytest.raises(UserError, match=message):
+        evaluate(phrases, use(ColourTower()))
+
+
+def test_look_writes_a_picture_that_is_bright_where_the_phrase_is(phrases, use, capsys):
+    line = json.loads(phrases.read_text().splitlines()[0])
+    output = phrases.parent / "map.png"
+    picture = phrases.parent / "0.png"
+    settings = {"encoder": str(use(ColourTower())), "image": str(picture), "output": str(output)}
+    look(LookConfig(phrase="red", **settings))
+    left, top = line["box"][:2]
+    said = capsys.readouterr().err + capsys.readouterr().out
+    assert f"brightest {(left + 8) / 1.28:.0f} % from the left" in said
+    shown = np.array(Image.open(output).convert("RGB"))
+    assert shown.shape == (64, 128, 3)
+    assert shown[top + 8, left + 8, 0] > 240  # where it is as bright as it was
+    assert shown.max(axis=(0, 1))[1] < 200  # the green square is dark
+    with pytest.raises(UserError, match=r"image: gone\.png: expected a picture \(No such file"):
+        look(LookConfig(phrase="red", **settings | {"image": "gone.png"}))
+    with pytest.raises(UserError, match=r"output: expected a name that ends in \.png"):
+        LookConfig(phrase="red", **settings | {"output": "map.jpg"})
+    with pytest.raises(UserError, match="phrase: expected some words"):
+        LookConfig(phrase=" ", **settings)

@@ -1,0 +1,106 @@
+"""``recaption``: what a captioner writes, measured against the synthetic captions that it was to learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import clips_world
+import pytest
+import torch
+
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.report.gallery.captioned import captioned
+from benchmarks.report.source import Gap, read_source
+from benchmarks.results import Result, read_items, read_result, result_path
+from benchmarks.run import run
+from clips import caption
+from clips.errors import UserError
+from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.tokenizer import ClipsTokenizer
+from clips.train import train
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """``test`` with eight pictures and encoders without training, ``clips`` with a captioner and ``clip`` without."""
+    root = tmp_path_factory.mktemp("recaption")
+    data = clips_world.write_shards(root / "data", (8,))
+    broken = {"000000009": {"png": b"no picture", "json": b"{}"}, "000000010": {"png": clips_world.picture(1)}}
+    clips_world.write_shard(root / "test" / "shard-00001.tar", broken)
+    (root / "test" / "shard-00000.tar").symlink_to(data / "shard-00000.tar")
+    for name in ("clips", "clip"):
+        train(clips_world.train_config(data, root / name, recipe={"name": name}, steps=0))
+    return root
+
+
+def evaluate(places: Path, results: Path, row: str = "clips", **settings: object) -> Result:
+    benchmark = BenchmarkConfig(name="recaption", data=str(places / "test"), **settings)
+    run(RunConfig(row=row, results=str(results), encoder=str(places / row), benchmarks=[benchmark]))
+    return read_result(result_path(results, row, "recaption"))
+
+
+def _saying(monkeypatch, texts: list[str]) -> None:
+    """The captioner says these, one after the other."""
+    rest = iter(ClipsTokenizer().encode_target(texts, 40).tolist())
+    monkeypatch.setattr(caption, "generate_each", lambda _, images, __: [next(rest) for _ in images])
+
+
+def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, tmp_path, monkeypatch):
+    expected = [clips_world.captions(number)["synthetic_caption"] for number in range(8)]
+    _saying(monkeypatch, expected)
+    perfect = evaluate(places, tmp_path / "perfect")
+    assert perfect.metrics["CIDEr"].value == pytest.approx(10.0)
+    assert perfect.metrics["Bleu_4"].value == pytest.approx(1.0)
+    assert perfect.metrics["ROUGE_L"].value == pytest.approx(1.0)
+    assert perfect.metrics["CIDEr_of_others"].value < 5
+    assert (perfect.protocol["pictures"], perfect.protocol["left_out"]) == (8, 2)
+    items = read_items(perfect)
+    assert items["given"].tolist() == [clips_world.captions(number)["web_caption"] for number in range(8)]
+    assert items["target"].tolist() == expected
+
+    _saying(monkeypatch, [expected[0]] * 8)
+    same = evaluate(places, tmp_path / "same")
+    assert same.metrics["CIDEr"].value == pytest.approx(same.metrics["CIDEr_of_others"].value)
+    assert same.metrics["CIDEr"].value < 5
+
+    (shown,) = captioned(read_source(tmp_path / "perfect"))
+    assert {(each.references[0], each.written[0].score) for each in shown.shown} <= {(e, "1000") for e in expected}
+    assert all(each.given and each.picture for each in shown.shown)
+
+
+def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):
+    result = evaluate(places, tmp_path / "results", limit=3)
+    assert result.protocol["pictures"] == 3
+    for row in read_items(result).itertuples():
+        picture = tmp_path / "photo.png"
+        picture.write_bytes(clips_world.picture(int(row.Index)))
+        capsys.readouterr()
+        caption.caption(caption.CaptionConfig(image=str(picture), encoder=str(places / "clips"), web=row.given))
+        assert row.prediction == capsys.readouterr().out.strip()
+        assert row.prediction
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_many_captions_are_those_of_one_after_the_other(forced):
+    torch.manual_seed(2)
+    shape = CaptionerShape(image_width=6, text_width=4, width=16, layers=1, heads=2, length=7, vocabulary=40)
+    captioner = Captioner(CaptionerShape(**{**vars(shape), "teacher_forced": forced})).eval()
+    images, texts = torch.randn(3, 5, 6), torch.randn(3, 3, 4)
+    with torch.no_grad():
+        captioner.blocks[0].out.weight *= 50  # so that the pictures count beside the words
+        one_by_one = [caption.generate(captioner, images[n : n + 1], texts[n : n + 1]) for n in range(3)]
+        assert caption.generate_each(captioner, images, texts) == one_by_one
+    assert len({tuple(each) for each in one_by_one}) > 1
+
+
+def test_without_a_captioner_there_is_no_number_and_a_reason(places, tmp_path):
+    result = evaluate(places, tmp_path, "clip")
+    assert (result.status, dict(result.metrics)) == ("ok", {})
+    gap = read_source(tmp_path).outcomes["clip", "recaption"]
+    assert isinstance(gap, Gap)
+    assert (gap.kind, gap.reason) == ("not applicable", "this encoder has no captioner (its recipe trains none)")
+
+
+def test_data_without_synthetic_captions_are_refused(places, tmp_path):
+    with pytest.raises(UserError, match="no_such_key"):
+        evaluate(places, tmp_path, synthetic="no_such_key")

@@ -1,0 +1,275 @@
+"""The page's galleries: which items they show, what of them, and that nobody's text or picture can harm the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bench_reader import write_pictures
+from PIL import Image
+from report_material import items_table, picture, put_result, put_results
+
+from benchmarks.data.caption_sets import load_caption_set
+from benchmarks.data.source import CaptionSource
+from benchmarks.encoders.found import with_found
+from benchmarks.encoders.recall import ranks
+from benchmarks.encoders.retrieval import items_of
+from benchmarks.lots import by_lot
+from benchmarks.report.gallery import pictures as gallery_pictures
+from benchmarks.report.gallery.captioned import Captions, captioned
+from benchmarks.report.gallery.examples import choose_items, galleries
+from benchmarks.report.gallery.found import retrieved, spread
+from benchmarks.report.gallery.pictures import Album, fitted, that_fit
+from benchmarks.report.model import build_report
+from benchmarks.report.page import render_page
+from benchmarks.report.source import few_rows, read_source
+
+HOSTILE = {
+    "html": "</p><script>alert(1)</script><img src=x onerror=alert(2)>",
+    "attribute": '" onload="alert(3)" x="',
+    "latex": r"\input{/etc/passwd} $\frac{1}{0}$ & % # _",
+    "terminal": "\x1b[31mred\x1b]0;title\x07 \x9b2J",
+    "direction": "\u202egnp.exe \u2066abc\u2069",
+    "hebrew": "כלב על דשא",
+    "template": "{{ 7 * 7 }} {% raw %}",
+    "long": "word " * 2000,
+    "unbroken": "x" * 10_000,
+}
+
+
+class Tags(HTMLParser):
+    """The elements of a page, and attributes that would run something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.handlers += [name for name, _ in attributes if name.startswith("on")]
+
+
+def test_the_lot_is_the_same_whatever_else_there_is():
+    names = [f"item {number}" for number in range(50)]
+    order = by_lot(names)
+    assert order != names
+    assert sorted(order) == sorted(names)
+    assert by_lot(reversed(names)) == order
+    assert by_lot(names[:25]) == [name for name in order if name in names[:25]]
+
+
+def test_examples_are_those_on_which_rows_differ_dealt_over_who_is_right():
+    names = ["a1", "a2", "a3", "b1", "none", "both"]
+    scores = pd.DataFrame({"a": [1, 1, 1, 0, 0, 1.0], "b": [0, 0, 0, 1, 0, 1.0]}, index=names)
+    first, second, third = by_lot(["a1", "a2", "a3"])
+    images = {name: name for name in names}
+    assert choose_items(scores, images, most=4) == [first, "b1", "none", "both"]
+    assert choose_items(scores.iloc[::-1], images, most=6) == [first, "b1", second, third, "none", "both"]
+    assert choose_items(scores, images | {"b1": first}, most=3) == [first, "none", "both"]
+
+
+def test_row_against_row_shows_both_ways_in_equal_numbers(tmp_path):
+    put_results(tmp_path, {"clip": 0.45, "clips": 0.62})
+    source = few_rows(read_source(tmp_path, baseline="clip"))
+    for gallery in galleries(source):
+        tables = {
+            row: pd.read_parquet(tmp_path / row / f"{gallery.benchmark}.items.parquet") for row in ("clip", "clips")
+        }
+        right = pd.DataFrame({row: table.set_index("item")["score"] for row, table in tables.items()})
+        (pair,) = gallery.pairs
+        assert (pair.first, pair.second) == ("clip", "clips")
+        assert pair.second_better == ((right["clips"] == 1) & (right["clip"] == 0)).sum()
+        assert pair.first_better == ((right["clips"] == 0) & (right["clip"] == 1)).sum()
+        kinds = [tuple(answer.right for answer in example.answers) for example in pair.examples]
+        most = min(3, pair.first_better, pair.second_better)
+        assert kinds == [(True, False), (False, True)] * most
+        assert most
+        assert len({example.picture.id for example in pair.examples if example.picture}) == len(pair.examples)
+
+
+def test_rows_measured_unlike_are_no_pair(tmp_path):
+    for row, prompt in (("clip", "a"), ("clips", "b")):
+        put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa"), protocol={"prompt": prompt})
+    (gallery,) = galleries(read_source(tmp_path, baseline="clip"))
+    assert gallery.pairs == ()
+
+
+def test_where_few_pictures_are_kept_examples_are_of_those(tmp_path):
+    items = items_table(0.5, benchmark="gqa")
+    kept = items["image"].isin(sorted(set(items["image"]))[-3:])
+    put_result(tmp_path, "clip", "gqa", items.assign(thumbnail=items["thumbnail"].where(kept, None)))
+    (gallery,) = galleries(read_source(tmp_path))
+    assert len(gallery.examples) == 3
+    assert all(example.picture is not None for example in gallery.examples)
+    assert gallery.items == len(items)
+
+
+def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
+    items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
+    put_result(tmp_path, "clip", "gqa", items)
+    put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
+    shown = {gallery.benchmark: gallery.examples for gallery in galleries(read_source(tmp_path))}
+    assert {(answer.right, answer.score) for example in shown["gqa"] for answer in example.answers} == {
+        (True, ""),
+        (False, ""),
+    }
+    assert {answer.score for example in shown["pope"] for answer in example.answers} == {"0.00", "0.50"}
+    assert shown["gqa"][0].target == "yes (or 2 others)"
+
+
+@pytest.fixture
+def captions(tmp_path):
+    """Thirty pictures of two captions each."""
+    write_pictures(tmp_path / "images", 30)
+    rows = [{"image": f"images/{n}.png", "captions": [f"thing {n}", f"object {n}"]} for n in range(30)]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return load_caption_set(CaptionSource(data=str(tmp_path / "set.jsonl")))
+
+
+def _items(captions, images, texts):
+    items = items_of(captions, ranks(images, texts, captions.pairs), with_thumbnails=False)
+    return with_found(items, captions, images, texts, most=4)
+
+
+def test_queries_keep_what_they_find_with_its_pictures(captions):
+    images = torch.eye(30)
+    texts = images[captions.first_owner]
+    blind = texts.roll(2, dims=0)  # each caption finds the next picture's neighbour before its own
+    perfect, wrong = _items(captions, images, texts), _items(captions, images, blind)
+    kept = perfect["found"].notna()
+    assert kept.tolist() == wrong["found"].notna().tolist()  # the lot does not depend on the row
+    assert perfect[kept]["direction"].value_counts().to_dict() == {"i2t": 4, "t2i": 4}
+    assert perfect.loc[kept & (perfect["direction"] == "t2i"), "image"].is_unique
+    for items, hit in ((perfect, True), (wrong, False)):
+        shown = {name for name, content in zip(items["image"], items["thumbnail"], strict=True) if content}
+        for row in items[kept].itertuples():
+            found = json.loads(row.found)
+            assert len(found) == 5
+            assert found[0]["similarity"] == 1.0
+            assert found[0]["right"] is hit
+            if row.direction == "t2i":
+                assert found[0]["answer"] == row.prediction
+                assert {row.image, *(each["answer"] for each in found)} <= shown
+            else:
+                assert {each["answer"] for each in found[:2]} <= set(captions.texts)
+                assert found[1]["right"] is hit
+        assert len(shown) < 30
+
+
+def test_queries_are_spread_from_easy_to_hard():
+    table = pd.DataFrame({"direction": "t2i", "t2i_rank": np.arange(1.0, 10)}, index=[f"q{n}" for n in range(1, 10)])
+    assert spread(by_lot(table.index), {"clip": table}, 3) == ["q1", "q5", "q9"]
+    assert spread(["q2", "q1"], {"clip": table}, 3) == ["q1", "q2"]
+
+
+def _retrieval(tmp_path, row, found, **columns):
+    items = items_table(0.5, benchmark="retrieval", count=40).assign(found=None, t2i_rank=3.0, **columns)
+    items.loc[:9, "found"] = pd.Series([found] * 10, dtype=object)
+    put_result(tmp_path, row, "retrieval", items)
+
+
+def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tmp_path):
+    answers = [{"answer": f"picture-{n}", "similarity": 0.5 - n / 10, "right": n == 2} for n in range(5)]
+    for row in ("clip", "clips"):
+        _retrieval(tmp_path, row, json.dumps(answers))
+    (shown,) = retrieved(read_source(tmp_path))
+    assert shown.drawn == 10
+    assert [(each.similarity, each.right) for each in shown.shown[0].found[0].answers] == [
+        ("0.50", False), ("0.40", False), ("0.30", True), ("0.20", False), ("0.10", False)]  # fmt: skip
+    page = render_page(build_report(tmp_path))
+    assert page.count("✓ right") == 2 * len(shown.shown)
+    assert page.count("right answer at place 3") == 2 * len(shown.shown)
+    assert len(re.findall("<use href=", page)) > 20
+    written = re.findall('<image id="([^"]+)" href="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(written) == len({name for name, _ in written}) == len({content for _, content in written})
+    assert set(re.findall('<use href="#([^"]+)"', page)) <= {name for name, _ in written}
+
+
+@pytest.mark.parametrize("found", ["no JSON", "[1, 2]", '[{"answer": "x"}]', '{"answer": 1}', '[{"similarity": "a"}]'])
+def test_answers_that_cannot_be_read_are_left_out(tmp_path, found):
+    _retrieval(tmp_path, "clip", found)
+    assert all(not each.answers for shown in retrieved(read_source(tmp_path)) for q in shown.shown for each in q.found)
+
+
+def test_captions_stand_beside_their_references(tmp_path):
+    items = items_table(0.5, benchmark="captions").assign(target="a dog | one dog | the dog | dogs", prediction="a cat")
+    put_result(tmp_path, "clip", "captions", items.assign(score=0.25, given="my pet"))
+    put_result(tmp_path, "clip", "gqa", items)
+    assert captioned(read_source(tmp_path)) == []  # no metric of theirs compares captions
+    file = tmp_path / "clip" / "captions.json"
+    file.write_text(file.read_text().replace('"label": "exact match"', '"label": "CIDEr"'))
+    (shown,) = captioned(read_source(tmp_path))
+    assert (shown.benchmark, len(shown.shown), shown.items) == ("captions", 6, len(items))
+    first = shown.shown[0]
+    assert (first.given, first.references, first.more) == ("my pet", ("a dog", "one dog", "the dog"), 1)
+    assert [(each.row, each.text, each.score) for each in first.written] == [("clip", "a cat", "25")]
+    assert "and 1 more reference<" in render_page(build_report(tmp_path))
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_text_of_others_harms_the_page(tmp_path, kind):
+    text = HOSTILE[kind]
+    answers = json.dumps([{"answer": text, "similarity": 0.5, "right": True}])
+    _retrieval(tmp_path, "clip", answers, target=text)
+    _retrieval(tmp_path, "clips", answers, image=text, question=text)
+    items = items_table(0.5, benchmark="gqa").assign(question=text, prediction=text, target=text, given=text)
+    put_result(tmp_path, "clip", "gqa", items)
+    file = tmp_path / "clip" / "gqa.json"
+    file.write_text(file.read_text().replace('"label": "exact match"', '"label": "CIDEr"'))
+    page = render_page(build_report(tmp_path))
+    assert 'id="captioned"' in page
+    assert 'id="found"' in page
+    tags = Tags()
+    tags.feed(page)
+    assert tags.seen.count("script") == 1
+    assert not tags.handlers
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
+    assert "{{ 7 * 7 }}" in page or kind != "template"
+    assert len(re.sub('base64,[^"]+', "", page)) < 250_000
+
+
+def test_only_small_jpegs_become_pictures():
+    assert gallery_pictures.picture(picture(1), "a").width == 96
+    stream = io.BytesIO()
+    Image.new("RGB", (2000, 2)).save(stream, "JPEG")
+    for content in (
+        b"<svg onload=alert(1)>",
+        b"\xff\xd8\xff" + b"0" * 200_000,
+        b"\xff\xd8\xff",
+        stream.getvalue(),
+        None,
+    ):
+        assert gallery_pictures.picture(content, "a") is None
+    shown = gallery_pictures.picture(picture(1), '"><script>')
+    assert '"&gt;&lt;script&gt;"' not in Album().tag(shown)
+    assert 'aria-label="&#34;&gt;&lt;script&gt;"' in Album().tag(shown)
+
+
+def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
+    one = gallery_pictures.picture(picture(1), "a")
+    two = gallery_pictures.picture(picture(2), "b")
+    room = (len(one.content) + len(two.content)) * 4 // 3
+    assert that_fit([one, one, two, one], lambda card: [card], room) == ((one, one, two, one), 0)
+    assert that_fit([one, one, two, one], lambda card: [card], room - 10) == ((one, one), 2)
+    gallery = Captions(benchmark="captions", shown=(card := SimpleNamespace(picture=two), card), items=9)
+    monkeypatch.setattr(gallery_pictures, "SECTION_BYTES", 2 * len(two.content) * 4 // 3)
+    first, second = fitted([gallery, gallery], lambda shown: [shown.picture])
+    assert (len(first.shown), first.left_out, second.left_out) == (2, 0, 0)
+    monkeypatch.setattr(gallery_pictures, "SECTION_BYTES", 2 * len(two.content))
+    assert [(each.shown, each.left_out) for each in fitted([gallery, gallery], lambda it: [it.picture])] == [
+        ((), 2)
+    ] * 2
+    put_results(tmp_path)
+    before = len(render_page(build_report(tmp_path)))
+    monkeypatch.setattr("benchmarks.report.gallery.examples.SECTION_BYTES", 30_000)
+    page = render_page(build_report(tmp_path))
+    assert len(page) < before
+    assert "examples left out for the size of the page" in page
