@@ -16,11 +16,13 @@ from scipy import stats
 from benchmarks.mllm.metrics import items_table as answered
 from benchmarks.report.categories import category_figures, category_tables
 from benchmarks.report.cost import COSTS, Training, cost_figures, cost_points, encoder_flops, training_hours
+from benchmarks.report.drawing import inline_svg
 from benchmarks.report.figure import FigureSet
 from benchmarks.report.forest import forest_plots
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.relation import correlation, relations_of, retrieval_against_mllm
 from benchmarks.report.source import read_source
+from benchmarks.report.wording import short_name
 from benchmarks.study.record import RowRecord
 
 FOUR = SKILLS | {"best": 0.9}
@@ -251,3 +253,14 @@ def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
     assert kind(category="random") == ["random"]
     assert kind(types=None, type="colour") == ["colour"]
     assert kind() == [""]
+
+
+def test_figures_of_many_rows_have_no_colours_to_name_and_short_names(tmp_path):
+    long = "openvision-vit-large-patch14-recap-sub-caption-{}"
+    report = build_report(put_results(tmp_path, {long.format(n): 0.1 + 0.05 * n for n in range(13)}))
+    figure = only(retrieval_against_mllm(report), "relation-retrieval-pope")
+    assert figure.legend == ()
+    assert len(figure.rows) == 13
+    assert "var(--series" not in inline_svg(figure)
+    assert short_name(long.format(12)) == "openvision-vi…ub-caption-12"
+    assert short_name("clip") == "clip"

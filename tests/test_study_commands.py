@@ -96,7 +96,7 @@ def test_a_failed_benchmark_is_a_gap_with_its_reason_beside_the_numbers_of_the_o
     table = (tmp_path / "out" / "report" / "table.md").read_text(encoding="utf-8")
     row = next(line for line in table.splitlines() if line.startswith("| clip |"))
     assert (row.count("50.0"), row.count("failed")) == (2, 1)
-    assert "clip on gqa: failed: broken parquet." in table
+    assert "clip, clips and net on gqa: failed: broken parquet." in table
 
 
 def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):

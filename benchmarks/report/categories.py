@@ -23,14 +23,13 @@ from benchmarks.report.pairing import paired
 from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, few_rows
 from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.report.wording import column_title, decimals, listed, margin, number, visible
+from benchmarks.report.wording import column_title, decimals, listed, margin, number, short_name
 from benchmarks.results import Metric, Result, columns_of, read_items
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
 
 MOST_KINDS = 24
-_LONGEST_NAME = 28
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
 _LEAD = (
     "The first measure of each benchmark on the items of one kind alone, with 95 % intervals. Triangles differ from "
@@ -235,7 +234,7 @@ def _plot(table: Table, places: dict[str, int], axes: Any, inks: Inks) -> None:
             axes.plot(
                 cell.value, y, {"better": "^", "worse": "v", "not shown": "o"}[kind], color=colour, markersize=4.5
             )
-    names = [visible(column.metric.replace("_", " "), _LONGEST_NAME) for column in table.columns]
+    names = [short_name(column.metric.replace("_", " ")) for column in table.columns]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

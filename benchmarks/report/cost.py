@@ -162,7 +162,7 @@ def _figure(cost: Cost, column: Column, points: Sequence[Point]) -> Figure:
         plot=lambda axes, inks: _plot(points, axes, inks),
         x_label=cost.label,
         y_label=column.label,
-        legend=tuple(Key(colour=point.colour, label=point.cell.row) for point in points)[:_MOST_NAMES],
+        legend=tuple(Key(colour=point.colour, label=point.cell.row) for point in points if len(points) <= _MOST_NAMES),
         heads=("row", cost.label, column_title(column), "on the front"),
         rows=tuple(
             (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.report.figure import Figure
-from benchmarks.report.wording import visible
+from benchmarks.report.wording import short_name, visible
 
 SERIES_COLOURS = 8
 _STYLE = Path(__file__).parent / "templates" / "style.css"
@@ -113,10 +113,10 @@ def _add_legend(sheet: Any, figure: Figure, inks: Inks) -> None:
     from matplotlib.lines import Line2D
 
     keys = [
-        Line2D([], [], color=inks.series(key.colour), marker="o", linestyle="", label=visible(key.label, 40))
+        Line2D([], [], color=inks.series(key.colour), marker="o", linestyle="", label=short_name(key.label, 40))
         for key in figure.legend
     ]
-    columns = max(1, min(3, 60 // max(len(key.label) + 4 for key in figure.legend)))
+    columns = max(1, min(3, 60 // max(min(len(key.label), 40) + 4 for key in figure.legend)))
     sheet.legend(handles=keys, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handletextpad=0.1)
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, file_name
 from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.report.wording import column_head, column_title, decimals, listed, number, visible
+from benchmarks.report.wording import column_head, column_title, decimals, listed, number, short_name
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
 
-_LONGEST_NAME = 28
 _LEAD = (
     "Each row minus its baseline, with the 95 % interval; rows stand in the order of their differences. A filled "
     "triangle was shown to differ, after correction for all comparisons of the main table (▲ better, ▼ worse); an open "
@@ -53,7 +52,7 @@ def _figure(column: Column, cells: list[tuple[Cell, Delta]]) -> Figure:
         alt=f"Forest plot of differences on {column_title(column)}: "
         + (f"shown to differ: {listed(shown)}." if shown else f"none of {len(cells)} was shown to differ."),
         plot=lambda axes, inks: _plot(cells, names, axes, inks),
-        x_label=f"difference to {visible(baselines[0], _LONGEST_NAME)}" if len(baselines) == 1 else "difference",
+        x_label=f"difference to {short_name(baselines[0])}" if len(baselines) == 1 else "difference",
         heads=("row", "difference", "95 % interval", "corrected p", "shown", "smallest that could be shown"),
         rows=tuple(
             (
@@ -85,6 +84,6 @@ def _plot(cells: list[tuple[Cell, Delta]], names: list[str], axes: Any, inks: In
         axes.plot(
             delta.value, place, marker, color=inks[ink], markerfacecolor=face, markersize=5.5 if marker != "o" else 4.5
         )
-    axes.set_yticks(range(len(names)), [visible(name, _LONGEST_NAME) for name in names])
+    axes.set_yticks(range(len(names)), [short_name(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.table import Cell, Column
-from benchmarks.report.wording import column_title, decimals, margin, number, visible
+from benchmarks.report.wording import column_title, decimals, margin, number, short_name
 from benchmarks.statistics import holm
 
 if TYPE_CHECKING:
@@ -171,17 +171,18 @@ def _said(found: Correlation | None) -> tuple[str, str]:
 def _figure(report: Report, relation: Relation) -> Figure:
     x, y = (cell.column for cell in relation.pairs[0])
     places = {row.name: place for place, row in enumerate(report.table.rows)}
+    named = len(relation.pairs) <= _MOST_NAMES
     value, span = _said(relation.spearman)
-    title = f"{column_title(y)}: ρ = {value} ({span}), n = {len(relation.pairs)}"
+    title = f"{column_title(y)}: ρ = {value} ({span}), n = {len(relation.pairs)}"
     return Figure(
         name=file_name("relation", x.benchmark, y.benchmark, relation.llm or ""),
         title=title + (f", {relation.llm}" if relation.llm else ""),
         alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} rows; "
         f"Spearman's correlation {value}, 95 % interval {span}.",
-        plot=lambda axes, inks: _plot(relation, places, axes, inks),
+        plot=lambda axes, inks: _plot(relation, places if named else {}, axes, inks),
         x_label=column_title(x),
         y_label=y.label,
-        legend=tuple(Key(colour=places[cell.row], label=cell.row) for cell, _ in relation.pairs)[:_MOST_NAMES],
+        legend=tuple(Key(colour=places[cell.row], label=cell.row) for cell, _ in relation.pairs if named),
         heads=("row", column_title(x), column_title(y)),
         rows=tuple((across.row, _score(across), _score(up)) for across, up in relation.pairs),
     )
@@ -192,17 +193,17 @@ def _score(cell: Cell) -> str:
 
 
 def _plot(relation: Relation, places: dict[str, int], axes: Any, inks: Inks) -> None:
-    named = len(relation.pairs) <= _MOST_NAMES
+    """The points, named and coloured by the rows' places; grey where there are none."""
     for across, up in relation.pairs:
-        colour = inks.series(places[across.row]) if named else inks["ink-soft"]
+        colour = inks.series(places[across.row]) if places else inks["ink-soft"]
         if across.low is not None:
             axes.hlines(up.value, across.low, across.high, color=colour, linewidth=1, alpha=0.5)
         if up.low is not None:
             axes.vlines(across.value, up.low, up.high, color=colour, linewidth=1, alpha=0.5)
         axes.plot(across.value, up.value, "o", color=colour, markersize=5)
-        if named:
+        if places:
             axes.annotate(
-                visible(across.row, 20),
+                short_name(across.row, 20),
                 (across.value, up.value),
                 xytext=(5, 4),
                 textcoords="offset points",

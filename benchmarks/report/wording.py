@@ -16,6 +16,13 @@ _LOPSIDED = 0.25  # of an interval's width: how much longer one side may be befo
 _LONGEST_REASON = 60
 
 
+def short_name(name: str, longest: int = 28) -> str:
+    """A row's name for a figure, its middle left out where it is long: names differ at their ends most often."""
+    clean = visible(name)
+    half = (longest - 1) // 2
+    return clean if len(clean) <= longest else f"{clean[:half]}…{clean[-half:]}"
+
+
 def decimals(column: Column) -> int:
     """Decimal places that a column's values are shown with: per cent and large numbers to a tenth, else a hundredth."""
     return 1 if column.scale == 100 or column.largest >= 10 else 2
