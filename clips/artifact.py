@@ -22,8 +22,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.errors import UserError
+from clips.jsontext import parse_json
 
 MANIFEST = "manifest.json"
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
@@ -189,7 +190,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the directory was not written by this suite, or not completely") from None
     except (ValueError, OSError) as error:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.cli import COMMANDS
 from clips.artifact import MANIFEST
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.train import train
 
 

@@ -14,7 +14,7 @@ from benchmarks.results import read_result
 from benchmarks.trust.compare import CompareConfig, compare, compared
 from benchmarks.trust.diff import DiffConfig, diff
 from benchmarks.trust.rows import find_rows
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.errors import UserError
 
 

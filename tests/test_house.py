@@ -10,7 +10,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from benchmarks.study.source_code import PACKAGES, module_file
-from clips import cli, step, train
+from clips import cli, train
+from clips.training import step
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,6 +17,7 @@ from benchmarks.study.record import NOT_ASKED, CellRecord, RowRecord
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import Part, Step, StepKind
 from clips.errors import UserError, suggest
+from clips.references import CONFIG
 
 MARK = "$"  # begins a path in the study's output, or one below an entry of ``paths``
 TRAIN_ENCODER = ("clips", "train")
@@ -294,7 +295,7 @@ def has_text_tower(spec: str) -> bool:
     """Whether an encoder can be asked about captions: what is trained here can, a timm trunk cannot."""
     if spec.startswith(f"{MARK}encoders/"):
         return True
-    config = Path(spec) / "open_clip_config.json"
+    config = Path(spec) / CONFIG
     if config.is_file():
         try:
             return "text_cfg" in json.loads(config.read_text(encoding="utf-8")).get("model_cfg", {})

@@ -36,7 +36,7 @@ from benchmarks.study.state import (
 )
 from benchmarks.study.steps import Step, in_order
 from clips.artifact import write_file
-from clips.commandline import to_yaml
+from clips.commandline.commands import to_yaml
 from clips.errors import UserError
 
 LOG_TAIL_LINES = 20

@@ -18,7 +18,7 @@ from typing import Literal
 
 from benchmarks.study.steps import Part, Step, in_order
 from clips.artifact import MANIFEST, write_file
-from clips.commandline import plain
+from clips.commandline.commands import plain
 
 RECORD = "step.json"
 LOG = "log.txt"

@@ -1,8 +1,8 @@
 """Recipes: which captions a sample yields, which losses they enter, and what a captioner predicts.
 
 A recipe is one entry of ``RECIPES`` and combines named pieces: the texts that are contrasted with the image
-(``TEXTS``), a contrastive loss (``clips.losses.CONTRASTIVE_LOSSES``) and a captioner. A config can replace what the
-recipe sets, so that an ablation is a config.
+(``TEXTS``), a contrastive loss (``clips.model.losses.CONTRASTIVE_LOSSES``) and a captioner. A config can replace what
+the recipe sets, so that an ablation is a config.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips.captioner import CaptionerConfig, shifted
-from clips.captions import STRATEGIES, sentences
 from clips.errors import UserError, suggest
-from clips.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss
-from clips.text_tokens import TextTokenizer
-from clips.tokenizer import PAD, ClipsTokenizer
+from clips.method.captions import STRATEGIES, sentences
+from clips.model.captioner import CaptionerConfig, shifted
+from clips.model.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss
+from clips.model.text_tokens import TextTokenizer
+from clips.model.tokenizer import PAD, ClipsTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

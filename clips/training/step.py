@@ -9,18 +9,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clips.average import Average
-from clips.checkpoint import LoopState
-from clips.config import TrainConfig
 from clips.data.loader import TrainingData
 from clips.errors import UserError
-from clips.model import ClipsModel
-from clips.optim import learning_rate_at
+from clips.method.model import ClipsModel
+from clips.method.optim import learning_rate_at
+from clips.method.recipes import Recipe
+from clips.model.precision import quick_attention
 from clips.parallel.base import DataParallel
 from clips.parallel.processes import Processes
-from clips.precision import quick_attention
-from clips.recipes import Recipe
-from clips.spikes import stands_out
+from clips.training.average import Average
+from clips.training.checkpoint import LoopState
+from clips.training.config import TrainConfig
+from clips.training.spikes import stands_out
 
 Batch = dict[str, Tensor]
 _SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that add up over samples

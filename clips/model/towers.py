@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clips.architectures import ModelConfig, preprocess_cfg
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError, reason_of
-from clips.kept_outputs import keep_outputs
-from clips.lean_imports import without_wandb
-from clips.lengths import groups_by_length
+from clips.model.architectures import ModelConfig, preprocess_cfg
+from clips.model.kept_outputs import keep_outputs
+from clips.model.lengths import groups_by_length
 
 Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
 _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clips import architectures, recipes, towers
-from clips.architectures import ModelConfig
 from clips.artifact import say
-from clips.captioner import Captioner, CaptionerShape
-from clips.recipes import Recipe, RecipeConfig
-from clips.text_tokens import TextTokenizer, text_tokenizer
-from clips.tokenizer import EMBEDDING_ROWS
-from clips.warmstart import check_beginning, load_pretrained
+from clips.method import recipes
+from clips.method.recipes import Recipe, RecipeConfig
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
+from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.text_tokens import TextTokenizer, text_tokenizer
+from clips.model.tokenizer import EMBEDDING_ROWS
+from clips.model.warmstart import check_beginning, load_pretrained
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
 """Bound of the temperature, as CLIP's: a higher one makes the softmax brittle."""

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from clips import architectures
-from clips.architectures import FIELD, ModelConfig
 from clips.artifact import RECORDS
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError, reason_of
-from clips.lean_imports import without_wandb
+from clips.model import architectures
+from clips.model.architectures import FIELD, ModelConfig
+from clips.model.tokenizer import ClipsTokenizer, shortened
 from clips.references import CONFIG, encoder_directory
-from clips.tokenizer import ClipsTokenizer
 
 _ENDINGS = (".json", ".txt", ".model")
 
@@ -60,7 +60,7 @@ class StockTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows (n, context length) int64."""
-        return self._tokenize(list(texts))
+        return self._tokenize([shortened(text, self.context_length) for text in texts])
 
     def save(self, directory: Path) -> None:
         """Copy the tokenizer's files."""

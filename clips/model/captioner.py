@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from clips.errors import UserError
-from clips.lengths import groups_by_length
-from clips.losses import linear_cross_entropy
-from clips.tokenizer import EMBEDDING_ROWS
+from clips.model.lengths import groups_by_length
+from clips.model.losses import linear_cross_entropy
+from clips.model.tokenizer import EMBEDDING_ROWS
 
 _EPSILON = 1e-6
 

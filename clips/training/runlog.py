@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clips.artifact import say, write_file, writing
-from clips.checkpoint import LoopState
 from clips.errors import reason_of
-from clips.trackers import Tracker
+from clips.training.checkpoint import LoopState
+from clips.training.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 
@@ -31,7 +31,7 @@ class RunLog:
         step: the step from which the run goes on.
         steps: the step at which it ends.
         quiet: write and show nothing, as all processes but one do.
-        trackers: what else gets the numbers, see `clips.trackers`.
+        trackers: what else gets the numbers, see `clips.training.trackers`.
     """
 
     def __init__(

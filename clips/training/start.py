@@ -13,22 +13,23 @@ from typing import Any
 
 import torch
 
-from clips import architectures, recipes
 from clips.artifact import MANIFEST, say
-from clips.average import Average
-from clips.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
-from clips.config import TrainConfig
 from clips.data.loader import TrainingData
 from clips.data.sources import open_source
 from clips.errors import UserError
-from clips.model import ClipsModel, build_model
+from clips.method import recipes
+from clips.method.model import ClipsModel, build_model
+from clips.model import architectures
+from clips.model.precision import choose_precision
+from clips.model.text_tokens import text_tokenizer
 from clips.parallel.base import DataParallel
 from clips.parallel.processes import gather_objects, start_processes
 from clips.parallel.ways import spread
-from clips.precision import choose_precision
 from clips.references import is_config_file
-from clips.step import Run
-from clips.text_tokens import text_tokenizer
+from clips.training.average import Average
+from clips.training.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
+from clips.training.config import TrainConfig
+from clips.training.step import Run
 
 
 def open_data(config: TrainConfig) -> TrainingData:

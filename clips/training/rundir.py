@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from clips.artifact import MANIFEST, read_manifest, write_file, writing
-from clips.checkpoint import CONFIG, checkpoints, read_loop
-from clips.commandline import difference, leaves, plain, to_yaml
+from clips.commandline.commands import difference, leaves, plain, to_yaml
 from clips.errors import UserError
+from clips.training.checkpoint import CONFIG, checkpoints, read_loop
 
 _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
 
@@ -71,7 +71,7 @@ def read_run_config(directory: str | Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected the output of `clips train` or one of its checkpoints") from None
-    except (yaml.YAMLError, ValueError, OSError):
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
         raise UserError(f"{path}: not valid YAML") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected the config of a training run, a mapping of field names to values")

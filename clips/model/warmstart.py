@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from clips.architectures import NORMALISATIONS
-from clips.captioner import Captioner
 from clips.errors import UserError, reason_of
-from clips.positions import on_grid, on_trunks_grid, sines_on_grid, stretch_positions
+from clips.jsontext import parse_json
+from clips.model.architectures import NORMALISATIONS
+from clips.model.captioner import Captioner
+from clips.model.positions import on_grid, on_trunks_grid, sines_on_grid, stretch_positions
+from clips.model.towers import Towers
 from clips.references import WEIGHTS, described, encoder_directory
-from clips.towers import Towers
 
 _CAPTIONER, _CAPTIONER_CONFIG = "captioner.safetensors", "captioner_config.json"
 _FIELD = "model.pretrained"
@@ -67,7 +67,7 @@ def load_pretrained(
         return said
     if not (directory / _CAPTIONER).is_file():
         return [*said, f"{directory} has no captioner; a new one begins"]
-    shape = json.loads((directory / _CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+    shape = parse_json((directory / _CAPTIONER_CONFIG).read_text(encoding="utf-8"))
     if shape != vars(captioner.config):
         return [*said, f"the captioner of {directory} has another shape; a new one begins"]
     _load(captioner, _read(directory / _CAPTIONER), directory / _CAPTIONER)

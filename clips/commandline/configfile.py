@@ -10,12 +10,36 @@ import yaml
 
 from clips.errors import UserError
 
+MOST_VALUES = 100_000
+"""Of a YAML file, those that its aliases repeat counted each time."""
+
+
+def check_size(node: yaml.Node, known: dict[int, int] | None = None) -> int:
+    """How many values a node stands for once its aliases are written out.
+
+    Raises:
+        UserError: more than ``MOST_VALUES``, as a few lines of aliases to aliases would make.
+    """
+    known = {} if known is None else known
+    if id(node) not in known:
+        known[id(node)] = 1  # of a node that contains itself, which is refused later
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(check_size(part, known) for part in parts)
+        if known[id(node)] > MOST_VALUES:
+            raise UserError(f"line {node.start_mark.line + 1}: aliases make more than {MOST_VALUES:,} values of it")
+    return known[id(node)]
+
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that is given twice and an anchor that contains itself."""
+    """YAML's safe loader, which also refuses a key that is given twice and an anchor that contains itself.
+
+    And what is small but stands for very much, see `check_size`.
+    """
 
     def construct_document(self, node: yaml.Node) -> Any:
         """Build inner parts at once rather than later, so that a circle is seen."""
+        check_size(node)
         self.deep_construct = True
         return super().construct_document(node)
 
@@ -56,5 +80,7 @@ def _check_file(path: Path, where: str) -> None:
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{where}: line {line}: expected plain values ({error.problem})") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
     except (yaml.YAMLError, ValueError):
         return

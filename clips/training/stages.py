@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, read_manifest
-from clips.commandline import from_plain, plain
-from clips.config import TrainConfig
+from clips.commandline.commands import from_plain, plain
 from clips.errors import UserError
+from clips.training.config import TrainConfig
 
 _LENGTHS = ("steps", "samples", "epochs")
 _STAGES = ".stages"

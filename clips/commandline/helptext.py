@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clips.complaints import describe_type, field_types
+from clips.commandline.complaints import describe_type, field_types
 
 
 def add_help(parser: Any, config_class: type) -> None:

@@ -24,10 +24,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clips.complaints import one_line
-from clips.configfile import check_config_files
+from clips.commandline.complaints import one_line
+from clips.commandline.configfile import check_config_files
+from clips.commandline.helptext import add_help, item_help, summary
 from clips.errors import UserError
-from clips.helptext import add_help, item_help, summary
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -244,7 +244,7 @@ def _given(arguments: Sequence[str], field: str) -> Any:
     for number, word in enumerate(arguments):
         flag, _, value = word.partition("=")
         value = value or next(iter(arguments[number + 1 :]), "")
-        with contextlib.suppress(yaml.YAMLError, OSError):
+        with contextlib.suppress(yaml.YAMLError, OSError, ValueError, RecursionError):
             if flag == f"--{field}":
                 found = yaml.safe_load(value)
             elif flag == "--config":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clips.artifact import write_file
-from clips.commandline import leaves
+from clips.commandline.commands import leaves
 from clips.errors import UserError
 
 _WANDB_RUN = ".wandb-run"  # beside metrics.jsonl: the run that a training which goes on belongs to

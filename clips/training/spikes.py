@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from clips.checkpoint import LoopState
 from clips.errors import UserError
+from clips.training.checkpoint import LoopState
 
 _KEPT, _NEEDED, _IN_A_ROW = 100, 20, 10
 

@@ -1,6 +1,6 @@
 """Architectures: from a name to the open_clip configuration of its towers, with the CLIPS conventions.
 
-An architecture is a file of ``model_configs/`` (open_clip's JSON format) or of the user's, any of open_clip's own
+An architecture is a file of ``configs/`` (open_clip's JSON format) or of the user's, any of open_clip's own
 names, or a timm model beside the text tower of clips-b-16. Each way the text side gets what the CLIPS tokenisation
 needs: its vocabulary, attention without a causal mask, the feature at the last position, where the class token stands
 ([C] of the method).
@@ -9,18 +9,18 @@ needs: its vocabulary, attention without a causal mask, the feature at the last 
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError, reason_of, suggest
-from clips.lean_imports import without_wandb
+from clips.jsontext import parse_json
+from clips.model.tokenizer import EOS, text_config
 from clips.references import CONFIG, HUB, TIMM, described, encoder_directory, is_config_file
-from clips.tokenizer import EOS, text_config
 
 FIELD = "model.architecture"
-CONFIGS = Path(__file__).parent / "model_configs"
+CONFIGS = Path(__file__).parent / "configs"
 _TEXT_CONVENTIONS = {
     "proj_bias": False,
     "act_kwargs": {"approximate": "tanh"},
@@ -257,7 +257,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or of another form.
     """
     try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
+        cfg = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{FIELD}: {path}: cannot be read as JSON ({reason_of(error)})") from None
     parts = [cfg.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")] if isinstance(cfg, dict) else []

@@ -26,8 +26,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from clips.artifact import file_hash, write_file, writing
-from clips.commandline import to_yaml
+from clips.commandline.commands import to_yaml
 from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
 from clips.parallel.processes import Processes, gather_objects
 
 CONFIG = "config.yaml"
@@ -195,7 +196,7 @@ def read_loop(checkpoint: Path) -> LoopState:
     """Where the run stood at ``checkpoint``; UserError where its record is broken."""
     path = checkpoint / _LOOP
     try:
-        loop = LoopState(**json.loads(path.read_text(encoding="utf-8")))
+        loop = LoopState(**parse_json(path.read_text(encoding="utf-8")))
         return dataclasses.replace(loop, step=int(loop.step), bad=dict(loop.bad), inputs=dict(loop.inputs))
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
@@ -206,7 +207,7 @@ def verify(checkpoint: Path) -> None:
     advice = "remove this checkpoint to go on without it"
     path = checkpoint / _HASHES
     try:
-        hashes = dict(json.loads(path.read_text(encoding="utf-8")))
+        hashes = dict(parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"{path}: broken ({reason_of(error)}); {advice}") from None
     for name, recorded in hashes.items():

@@ -29,6 +29,9 @@ VOCABULARY = Path(__file__).parent / "vocab" / "vocab.txt"
 _SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
 _SPECIAL["mask"] = "[MASK]"
 _WORDS_KEPT = 1 << 16  # words whose tokens a process remembers: most words of a caption are common ones
+_LONGEST_WORD = 100  # of those; a process would otherwise remember texts without spaces, of any length
+CHARACTERS_A_TOKEN = 50
+"""More than any token stands for, see `shortened`."""
 
 
 class ClipsTokenizer:
@@ -86,8 +89,8 @@ class ClipsTokenizer:
 def _first_ids(text: str, count: int) -> list[int]:
     """The first ``count`` tokens of ``text``, special ones left out."""
     ids: list[int] = []
-    for word in clean(text).split(" "):
-        ids += _ids_of(word)
+    for word in clean(shortened(text, count)).split(" "):
+        ids += _ids_of(word) if len(word) <= _LONGEST_WORD else wordpiece().encode(word, add_special_tokens=False).ids
         if len(ids) >= count:
             break
     return ids[:count]
@@ -118,6 +121,15 @@ def wordpiece() -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
     tokenizer.add_special_tokens(list(_SPECIAL.values()))
     return tokenizer
+
+
+def shortened(text: str, tokens: int) -> str:
+    """As much of a very long text as its first ``tokens`` tokens can come from; any other text as it is.
+
+    Stock tokenizers look at all of it first: one word of a megabyte takes BPE hours.
+    """
+    most = CHARACTERS_A_TOKEN * tokens
+    return text if len(text) <= most else " ".join(text.split())[:most]
 
 
 def clean(text: str) -> str:

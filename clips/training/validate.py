@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips import recipes, towers
-from clips.config import ValidationConfig
 from clips.data.augment import AugmentConfig, augment
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, open_source
 from clips.errors import UserError
-from clips.model import ClipsModel
-from clips.recipes import Captions, RecipeConfig, partial
-from clips.step import Run, to_device
+from clips.method import recipes
+from clips.method.model import ClipsModel
+from clips.method.recipes import Captions, RecipeConfig, partial
+from clips.model import towers
+from clips.training.config import ValidationConfig
+from clips.training.step import Run, to_device
 
 _SENTENCE = recipes.build(RecipeConfig(name="clips"))
 _UNCHANGED = AugmentConfig(min_area=1.0, colour_jitter=0.0, greyscale=0.0, flip=False)
