@@ -20,8 +20,8 @@ from benchmarks.study.file_schema import study_schema
 from benchmarks.study.programs import PROGRAMS, commands_of
 from benchmarks.study.record import StudyRecord
 from clips.artifact import say, write_file
-from clips.commandline import config_type
-from clips.config_schema import config_schema
+from clips.commandline.commands import config_type
+from clips.commandline.config_schema import config_schema
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from benchmarks.schemas import SchemaConfig, schemas, text_of, write_schemas
 from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from clips.artifact import write_manifest
-from clips.commandline import _parser, config_type, from_plain
+from clips.commandline.commands import _parser, config_type, from_plain
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {

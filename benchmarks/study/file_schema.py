@@ -9,8 +9,8 @@ from benchmarks.study.grid import VARY
 from benchmarks.study.plan import EVALUATE, MAKE_DATA, TRAIN_ENCODER, TRAIN_LLAVA
 from benchmarks.study.programs import find_command
 from benchmarks.study.schema import Study
-from clips.commandline import config_type
-from clips.config_schema import config_schema, partial_schemas
+from clips.commandline.commands import config_type
+from clips.commandline.config_schema import config_schema, partial_schemas
 
 _VARY = {
     "type": "object",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from clips.helptext import field_help, summary
+from clips.commandline.helptext import field_help, summary
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
