@@ -58,6 +58,21 @@ COMMANDS = {
         target="benchmarks.report.command:report",
         positional=("directory",),
     ),
+    "card": Command(
+        help="write what was measured into a model's card",
+        target="benchmarks.publishing.card:card",
+        positional=("directory",),
+    ),
+    "publish": Command(
+        help="push an encoder, a LLaVA or results to the Hugging Face hub",
+        target="benchmarks.publishing.publish:publish",
+        positional=("directory",),
+    ),
+    "watch": Command(
+        help="follow a study or a training while it runs",
+        target="benchmarks.watching.watch:watch",
+        positional=("directory",),
+    ),
     "diff": Command(
         help="in words, what differs between two results",
         target="benchmarks.trust.diff:diff",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.commandline.commands import plain
-from clips.errors import UserError
+from clips.errors import UserError, visible
 from clips.jsontext import parse_json
 
 MANIFEST = "manifest.json"
@@ -111,14 +111,14 @@ def added_files(directory: str | Path) -> Iterator[Path]:
         (target / ".added").rmdir()
 
 
-def write_file(path: str | Path, text: str) -> None:
-    """Write ``text`` so that a crash leaves either the old file or the new one, never a part."""
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write ``content``, a text as UTF-8, so that a crash leaves either the old file or the new one, never a part."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -272,4 +272,4 @@ def git_state() -> dict[str, Any]:
 
 def say(message: str) -> None:
     """One plain line to standard error: what a command is doing, for people and log files alike."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)

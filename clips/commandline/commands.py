@@ -27,7 +27,7 @@ from typing import Any
 from clips.commandline.complaints import one_line
 from clips.commandline.configfile import check_config_files
 from clips.commandline.helptext import add_help, item_help, summary
-from clips.errors import UserError
+from clips.errors import UserError, visible
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -328,7 +328,7 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 
 def _complain(program: str, message: str) -> int:
-    line = " ".join((message if message.startswith(program) else f"{program}: {message}").splitlines())
+    line = visible(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
     sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
     if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, behind its own traceback, are then ours
         with contextlib.suppress(OSError):
