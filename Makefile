@@ -1,4 +1,4 @@
-.PHONY: help install demo test test-long lint
+.PHONY: help install demo test test-long lint audit
 .DEFAULT_GOAL := help
 
 help:     ## what the targets do
@@ -13,3 +13,5 @@ test-long: ## the long tests: trainings in several processes, killed and resumed
 	@bash scripts/test.sh -m slow
 lint:     ## style, types and the one-way rule between the packages
 	@bash scripts/lint.sh
+audit:    ## licences and known vulnerabilities of all that the suite needs; asks OSV (network)
+	@bash scripts/audit.sh

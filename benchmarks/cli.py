@@ -98,6 +98,9 @@ COMMANDS = {
         help="which pictures of a benchmark are in the training data",
         target="benchmarks.trust.overlap:overlap",
     ),
+    "schema": Command(
+        help="JSON Schemas of all configs, for editors that complete YAML", target="benchmarks.schemas:write_schemas"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The demo study in miniature: every program real, the LLaVA and its LLM trained under the deepspeed launcher."""
+"""The demo study in miniature, as it is shipped: every program real, the LLaVA trained under the deepspeed launcher."""
 
 from __future__ import annotations
 
@@ -12,40 +12,55 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.study.shipped import study_file
+from clips.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 ROWS = ("untrained", "clips")
 
 
-def miniature(output: Path) -> dict[str, Any]:
-    """The demo with all its parts and columns, two of its rows, and next to no data and steps."""
-    study = yaml.safe_load((ROOT / "scripts" / "studies" / "demo.yaml").read_text(encoding="utf-8"))
-    study["output"] = str(output)
-    study["encoders"] = {name: study["encoders"][name] for name in ROWS}
-    study["baseline"] = "untrained"
-    study["data"]["train"] |= {"size": 96, "kinds": 8}
-    study["data"]["test"] |= {
-        "size": 24,
-        "kinds": 8,
-        "benchmarks": dict.fromkeys(study["data"]["test"]["benchmarks"], 6),
-    }
-    shared = study["defaults"]
-    shared["encoder"] |= {"steps": 2, "batch_size": 32, "log_every": 1}
-    shared["llm"]["pretrain"] |= {"steps": 20, "batch_size": 8}
-    for stage, steps in (("align", 2), ("instruct", 20)):  # enough to answer something
-        shared["llava"][stage] |= {"steps": steps, "batch_size": 8}
-    return study
-
-
-def run(study: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "benchmarks.cli", "study", "run", str(study)]
+def run(output: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "benchmarks.cli", "study", "run", "mini", "--output", str(output)]
     return subprocess.run(words, capture_output=True, text=True, timeout=900, cwd=ROOT, check=False)
+
+
+def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
+    """A study without all in which the miniature may differ from the demo."""
+    shared, rows, sizes = study["defaults"], study["encoders"], {"steps", "batch_size", "log_every"}
+    trainings = [shared["encoder"], shared["llm"]["pretrain"], shared["llava"]["align"], shared["llava"]["instruct"]]
+    for settings, names in [
+        (study, {"name", "title", "question", "baseline"}),
+        *((training, sizes) for training in trainings),
+        *((data, {"size", "kinds"}) for data in study["data"].values()),
+    ]:
+        for name in names:
+            settings.pop(name, None)
+    study["data"]["test"]["benchmarks"] = sorted(study["data"]["test"]["benchmarks"])
+    return {**study, "encoders": {name: rows[name] for name in ROWS}}
+
+
+def test_the_shipped_miniature_is_the_demo_but_for_its_sizes():
+    demo, mini = (
+        without_sizes(yaml.safe_load(file.read_text(encoding="utf-8")))
+        for file in (ROOT / "scripts" / "studies" / "demo.yaml", Path(study_file("mini")))
+    )
+    assert mini == demo
+
+
+def test_a_name_that_is_no_study_is_refused_and_a_file_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert study_file("mini") == str(ROOT / "benchmarks" / "studies" / "mini.yaml")
+    with pytest.raises(UserError, match="'mni'; did you mean 'mini'"):
+        study_file("mni")
+    assert study_file("no/such/mini") == "no/such/mini"  # whose reader says that it is missing
+    Path("mini").write_text("", encoding="utf-8")
+    assert study_file("mini") == "mini"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "study.yaml").write_text(yaml.safe_dump(miniature(folder / "out"), sort_keys=False), encoding="utf-8")
-    ended = run(folder / "study.yaml")
+    ended = run(folder / "out")
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder, ended
 
@@ -84,6 +99,6 @@ def test_every_artifact_says_where_it_comes_from(finished):
 def test_a_second_run_does_nothing(finished):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "out" / "steps").rglob("*")}
-    ended = run(folder / "study.yaml")
+    ended = run(folder / "out")
     assert ended.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "out" / "steps").rglob("*")} == before

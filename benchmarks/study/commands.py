@@ -16,6 +16,7 @@ from benchmarks.study.programs import check_command, code_hash
 from benchmarks.study.reading import read_study
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from benchmarks.study.schema import Study
+from benchmarks.study.shipped import study_file
 from benchmarks.study.state import StepKey, is_done, read_record, step_keys
 from clips.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
@@ -26,7 +27,7 @@ class StudyConfig:
     """Run a study, or look at it. Finished steps are not run again; changed ones, and what depends on them, are.
 
     Args:
-        study: the study file.
+        study: the study file, or the name of a study that is shipped (``mini``).
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
@@ -47,9 +48,14 @@ class StudyConfig:
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
 
+    @property
+    def file(self) -> str:
+        """The study file; UserError where ``study`` is no file's nor a shipped study's name."""
+        return study_file(self.study)
+
     def read(self) -> Study:
         """The study with the command line's changes."""
-        study = read_study(self.study)
+        study = read_study(self.file)
         for name in self.paths:
             if name not in study.paths:
                 raise suggest(name, study.paths, "name in 'paths'")
@@ -125,7 +131,7 @@ def run_study(config: StudyConfig) -> None:
     writable_directory(output)
     begun = time.monotonic()
     if missing or not (output / "study.json").is_file():
-        write_study_record(output, study_record(keyed, config.study))
+        write_study_record(output, study_record(keyed, config.file))
     with Progress(steps, output, jobs=study.jobs) as progress:
         summary = run_steps(
             steps,
@@ -136,7 +142,7 @@ def run_study(config: StudyConfig) -> None:
             observer=progress,
         )
     keyed = KeyedPlan(plan=keyed.plan, keys=current_keys(keyed.plan))
-    write_study_record(output, study_record(keyed, config.study))
+    write_study_record(output, study_record(keyed, config.file))
     _report(output)
     if missing:
         say(f"{study.name}: {duration(time.monotonic() - begun)} in all")

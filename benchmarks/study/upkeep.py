@@ -24,7 +24,7 @@ class RerunConfig(StudyConfig):
     """Make chosen steps of a study again, and all that depends on them.
 
     Args:
-        study: the study file.
+        study: the study file, or the name of a study that is shipped (``mini``).
         steps: names of steps, or patterns such as ``evaluate-*`` (``study plan`` shows them).
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
@@ -83,7 +83,7 @@ class CleanConfig(StudyConfig):
     """Remove from a study's directory what none of its steps makes: of encoders that were renamed or taken out.
 
     Args:
-        study: the study file.
+        study: the study file, or the name of a study that is shipped (``mini``).
         really: remove; by default it is only listed.
         kept: remove also what models gave, kept beside the results so that evaluations go on and need not ask twice.
         output: another directory for what it makes.

@@ -1,0 +1,68 @@
+"""JSON Schemas of configs: with them an editor completes and checks the YAML that ``--config`` reads.
+
+Made from what the commands themselves parse: the dataclasses' fields, types and defaults, and their docstrings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from clips.commandline.helptext import field_help, summary
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class _Generator(GenerateJsonSchema):
+    """Pydantic's own, where an object has no other keys than its fields and each field says what it means."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Never: a title would repeat the field's name."""
+        return False
+
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+        """The schema of a dataclass."""
+        made = super().dataclass_schema(schema)
+        texts = dict(field_help(schema["cls"]))
+        for name, field in made["properties"].items():
+            if name in texts:
+                field["description"] = texts[name]
+        made.pop("title", None)
+        return made | {"description": summary(schema["cls"]), "additionalProperties": False}
+
+
+def config_schema(config_class: type, title: str) -> dict[str, Any]:
+    """The schema of a config class, a whole document.
+
+    Args:
+        config_class: a dataclass; those within it, in lists and mappings too, come along.
+        title: what the file is, for people.
+    """
+    made = TypeAdapter(config_class).json_schema(schema_generator=_Generator)
+    return {"$schema": DIALECT, "title": title, **made}
+
+
+def partial_schemas(config_classes: Mapping[str, type]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The schemas of settings that are laid over others, in which no field is therefore required.
+
+    Args:
+        config_classes: name → dataclass.
+
+    Returns:
+        name → schema, and the ``$defs`` that these refer to, with different names for different classes.
+    """
+    asked: list[tuple[str, Literal["validation"], TypeAdapter[Any]]]
+    asked = [(name, "validation", TypeAdapter(kind)) for name, kind in config_classes.items()]
+    made, shared = TypeAdapter.json_schemas(asked, schema_generator=_Generator)
+    defs = {name: _without_required(one) for name, one in shared.get("$defs", {}).items()}
+    found = {}
+    for (name, _), one in made.items():
+        found[name] = defs[one["$ref"].rpartition("/")[2]] if "$ref" in one else _without_required(one)
+    return found, defs
+
+
+def _without_required(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in schema.items() if name != "required"}

@@ -1,0 +1,203 @@
+"""Licences and known vulnerabilities of all that the suite needs: dependencies, theirs, and extras.
+
+    python scripts/audit_dependencies.py                      # or: make audit
+    python scripts/audit_dependencies.py --only licences      # without network
+
+Licences are what the installed packages state of themselves. Vulnerabilities are asked of OSV (https://osv.dev) by
+pip-audit: names and versions go there, nothing else. Exit status 1 where something is flagged, 2 where the service
+cannot be asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+
+KINDS = {
+    "permissive": r"apache|\bmit\b|bsd|\bisc\b|zlib|unlicense|public domain|cc0|psf|python soft|cnri|bsl-1\.0|\bafl\b",
+    "weak copyleft": r"lgpl|lesser general|mpl|mozilla|epl|cddl",
+    "strong copyleft": r"(?<!l)gpl|(?<!lesser )general public|affero|sspl|eupl",
+    "proprietary": r"proprietary|nvidia|commercial",
+}
+"""Kind → what its licences' names contain, mildest first; of several that fit the strictest counts."""
+ALLOWED = {"permissive", "weak copyleft"}  # weak copyleft asks nothing of those who only import the library
+REVIEWED = {
+    "nvidia-*": "NVIDIA's licences: free of charge to use, not open source; torch's CUDA wheels need them",
+    "cuda-*": "NVIDIA's licences: free of charge to use, not open source; torch's CUDA wheels need them",
+    "math-verify": "Apache-2.0 (LICENSE of github.com/huggingface/Math-Verify)",
+    "sentencepiece": "Apache-2.0 (LICENSE of github.com/google/sentencepiece)",
+    "hf-transfer": "Apache-2.0 (the LICENSE that it brings)",
+    "zss": "BSD (the LICENSE that it brings)",
+    "pycocoevalcap": "BSD-2-Clause (github.com/salaniz/pycocoevalcap); brings programs in Java, see docs/installing.md",
+}
+"""Packages whose licence was looked at by a person: what it is, or why it may be there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """An installed package.
+
+    Args:
+        name: normalised.
+        version: installed.
+        needed_by: the package that asks for it, the first one found.
+        licence: as it states it; empty where it does not.
+    """
+
+    name: str
+    version: str
+    needed_by: str
+    licence: str
+
+    @property
+    def kind(self) -> str:
+        """``permissive``, ``weak copyleft``, ``strong copyleft``, ``proprietary``, ``unknown`` or ``unstated``.
+
+        Of a licence made of parts (``MPL-2.0 AND MIT``) the strictest; where there is a choice (``OR``) the mildest.
+        """
+        if not self.licence:
+            return "unstated"
+        strictness = [*KINDS, "unknown"]
+        parts = [re.split(r"\s+OR\s+", part) for part in re.split(r"\s+AND\s+|;", self.licence)]
+        kinds = [min((_kind_of(choice) for choice in choices), key=strictness.index) for choices in parts]
+        return max(kinds, key=strictness.index)
+
+    @property
+    def reviewed(self) -> str:
+        """What a person found of it; empty where nobody looked."""
+        return next((why for name, why in REVIEWED.items() if re.fullmatch(name.replace("*", ".*"), self.name)), "")
+
+    @property
+    def flagged(self) -> bool:
+        """Whether its licence is neither of an allowed kind nor reviewed."""
+        return self.kind not in ALLOWED and not self.reviewed
+
+
+def _kind_of(licence: str) -> str:
+    fitting = [kind for kind, pattern in KINDS.items() if re.search(pattern, licence, re.IGNORECASE)]
+    return fitting[-1] if fitting else "unknown"
+
+
+def needed(requirements: Iterable[str], by: str) -> tuple[list[Package], list[str]]:
+    """The installed packages that requirements name, with all that these need; and the names that are not installed."""
+    found: dict[str, Package] = {}
+    missing: set[str] = set()
+    todo, seen = [(Requirement(text), by) for text in requirements], set()
+    while todo:
+        wanted, asking = todo.pop()
+        name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            distribution = importlib.metadata.distribution(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.add(name)
+            continue
+        package = Package(
+            name=name, version=distribution.version, needed_by=asking, licence=_stated(distribution.metadata)
+        )
+        found.setdefault(name, package)
+        for text in distribution.requires or ():
+            further = Requirement(text)
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+                todo.append((further, name))
+    return sorted(found.values(), key=lambda package: package.name), sorted(missing)
+
+
+def _stated(metadata: importlib.metadata.PackageMetadata) -> str:
+    """The licence that a package states: SPDX where it can, else its classifiers, else the field of before both."""
+    fields = metadata.json
+    classifiers = [text.rpartition(" :: ")[2] for text in fields.get("classifier", ()) if text.startswith("License ::")]
+    field = str(fields.get("license", "")).strip()
+    free = field.splitlines()[0] if field else ""
+    stated = str(fields.get("license_expression", "")) or "; ".join(classifiers) or free
+    return "" if stated.upper() == "UNKNOWN" else stated
+
+
+def project_requirements(extras: Iterable[str]) -> list[str]:
+    """What the project itself asks for, with some of its extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+
+
+def vulnerabilities(packages: Iterable[Package], service: str | None) -> list[tuple[str, str, str]]:
+    """Known vulnerabilities: package with version, identifier, and the versions in which it is mended.
+
+    Raises:
+        ConnectionError: the service did not answer as it should; one line says why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder) / "requirements.txt"
+        versions = (f"{package.name}=={package.version.partition('+')[0]}\n" for package in packages)
+        listed.write_text("".join(versions), encoding="utf-8")
+        words = [sys.executable, "-m", "pip_audit", "--vulnerability-service", "osv", "--format", "json", "--no-deps"]
+        words += ["--disable-pip", "--progress-spinner", "off", "--cache-dir", folder, "--requirement", str(listed)]
+        asked = subprocess.run(
+            [*words, *(["--osv-url", service] if service else [])], capture_output=True, text=True, check=False
+        )
+    with contextlib.suppress(json.JSONDecodeError):
+        return [
+            (f"{package['name']} {package['version']}", found["id"], ", ".join(found["fix_versions"]) or "none")
+            for package in json.loads(asked.stdout)["dependencies"]
+            for found in package.get("vulns", ())
+        ]
+    last = next((line for line in reversed(asked.stderr.splitlines()) if line.strip()), "no answer")
+    raise ConnectionError(f"the vulnerability service cannot be asked ({last.strip()[:200]})")
+
+
+def print_licences(packages: Iterable[Package]) -> None:
+    """A table of all packages, flagged ones marked, and the kinds counted."""
+    packages, kinds = list(packages), dict.fromkeys([*KINDS, "unknown", "unstated"], 0)
+    for package in packages:
+        kinds[package.kind] += 1
+        told = package.reviewed or package.licence or "not stated"
+        mark = "FLAGGED " if package.flagged else ""
+        print(f"{package.name:<32} {package.version:<16} {package.kind:<15} {mark}{told}  (for {package.needed_by})")
+    print(f"{len(packages)} packages: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print what was found; the exit status is 1 where something is flagged, 2 where the service cannot be asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["licences", "vulnerabilities"], help="one of both")
+    parser.add_argument("--extras", default="tracking,serve,qlora,verify,remote", help="which, with commas between")
+    parser.add_argument("--service", help="another address that answers as OSV's query does")
+    given = parser.parse_args(arguments)
+    packages, missing = needed(project_requirements(filter(None, given.extras.split(","))), "clips-suite")
+    if missing:
+        print(f"not installed, so not looked at: {', '.join(missing)}", file=sys.stderr)
+    flagged = False
+    if given.only != "vulnerabilities":
+        print_licences(packages)
+        flagged = any(package.flagged for package in packages)
+    if given.only != "licences":
+        try:
+            known = vulnerabilities(packages, given.service)
+        except ConnectionError as error:
+            print(f"audit_dependencies: {error}", file=sys.stderr)
+            return 2
+        for package, name, mended in known:
+            print(f"{package:<40} {name:<24} mended in: {mended}")
+        print(f"{len(packages)} packages, {len(known)} known vulnerabilities")
+        flagged = flagged or bool(known)
+    return int(flagged)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

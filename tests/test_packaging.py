@@ -1,0 +1,90 @@
+"""What is built to be installed: nothing is missing in it, nothing else is in it, and it runs away from the clone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("clips", "llava_bridge", "benchmarks")
+NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> tuple[Path, Path]:
+    """The source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("built")
+    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(folder / "source")]
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    (sdist,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def elsewhere(built, tmp_path_factory) -> Path:
+    """The wheel as it would be installed, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with zipfile.ZipFile(built[1]) as wheel:
+        wheel.extractall(folder / "site")
+    return folder
+
+
+def run(elsewhere: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """A command of the wheel: the clone is not on the path, and not the current directory."""
+    environment = {**os.environ, "PYTHONPATH": str(elsewhere / "site")}
+    return subprocess.run([sys.executable, *words], cwd=elsewhere, env=environment, capture_output=True, text=True,
+                          timeout=timeout, check=False)  # fmt: skip
+
+
+def source_files(*folders: str) -> set[str]:
+    """The files below folders of the clone."""
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
+
+
+def test_the_wheel_holds_the_packages_whole_and_nothing_else(built):
+    with zipfile.ZipFile(built[1]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        licences = {name.rpartition("/")[2] for name in wheel.namelist() if "/licenses/" in name}
+    assert names == source_files(*PACKAGES)
+    assert licences == {"LICENSE", "NOTICE"}
+    assert built[1].stat().st_size < 5e6
+
+
+def test_the_source_distribution_holds_the_clone(built):
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    folders = ("tests", "scripts", "docs", "schemas", "notebooks", ".devcontainer")
+    assert source_files(*PACKAGES, *folders) <= names
+    assert {"README.md", "constraints.txt", "Makefile", "Containerfile", "SECURITY.md", ".ci/run"} <= names
+    assert not {name for name in names if name.startswith((".git/", ".venv", "runs/"))}
+
+
+def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
+    where = run(elsewhere, "-c", "import clips, llava_bridge, benchmarks; print(clips.__file__, benchmarks.__file__)")
+    assert all(path.startswith(str(elsewhere / "site")) for path in where.stdout.split()), where.stderr
+    for module, program in (("clips", "clips"), ("llava_bridge", "llava-bridge"), ("benchmarks", "clips-bench")):
+        ended = run(elsewhere, "-m", module, "--help")
+        assert ended.returncode == 0, ended.stderr
+        assert f"usage: {program} COMMAND" in ended.stdout
+    planned = run(elsewhere, "-m", "benchmarks", "study", "plan", "mini")
+    assert planned.returncode == 0, planned.stderr
+    assert "rows: untrained, clips" in planned.stdout
+    assert "output: runs/mini" in planned.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_runs_the_demo_in_miniature(elsewhere):
+    ended = run(elsewhere, "-m", "benchmarks", "study", "run", "mini", timeout=1200)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "untrained" in ended.stdout
+    assert (elsewhere / "runs" / "mini" / "report" / "index.html").is_file()
+    assert not (ROOT / "runs" / "mini").exists()

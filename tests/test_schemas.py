@@ -1,0 +1,224 @@
+"""JSON Schemas: they are current, accept what is shipped, and refuse what the commands refuse."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from benchmarks.results import Result, write_result
+from benchmarks.schemas import SchemaConfig, schemas, text_of, write_schemas
+from benchmarks.study.programs import find_command
+from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
+from clips.artifact import write_manifest
+from clips.commandline.commands import _parser, config_type, from_plain
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    ("clips", "train"): ROOT / "scripts" / "configs" / "clips-l-14.yaml",
+    ("llava-bridge", "train"): ROOT / "scripts" / "configs" / "llava" / "clips.yaml",
+}
+SHIPPED = sorted([*(ROOT / "scripts").rglob("*.yaml"), *(ROOT / "benchmarks").rglob("*.yaml")])
+FREE = {"stages"}  # whose items are dotted fields, which no schema describes
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(made()[name])
+
+
+@cache
+def made() -> dict[str, Any]:
+    return dict(schemas())
+
+
+def shipped_schema(file: Path) -> Path:
+    """The schema that the first line of a shipped file names, for editors."""
+    found = re.match(r"# yaml-language-server: \$schema=(\S+)\n", file.read_text(encoding="utf-8"))
+    assert found, f"{file}: the first line names no schema"
+    return (file.parent / found[1]).resolve()
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in nested data."""
+    yield path
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(item, (*path, key))
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    changed = copy.deepcopy(value)
+    at(changed, path[:-1])[path[-1]] = new
+    return changed
+
+
+def test_every_schema_is_one_and_the_committed_ones_are_current():
+    folder = ROOT / "schemas"
+    for name, schema in made().items():
+        Draft202012Validator.check_schema(schema)
+        committed = (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else ""
+        assert committed == text_of(schema), f"schemas/{name} is not current; run: clips-bench schema"
+    assert {path.name for path in folder.iterdir()} == made().keys()
+
+
+def test_the_command_writes_them(tmp_path):
+    write_schemas(SchemaConfig(output=str(tmp_path / "new")))
+    assert {path.name for path in (tmp_path / "new").iterdir()} == made().keys()
+    assert json.loads((tmp_path / "new" / "study.json").read_text(encoding="utf-8")) == made()["study.json"]
+
+
+def test_fields_say_what_they_mean_and_which_choices_there_are():
+    train = made()["clips-train.json"]
+    assert train["properties"]["batch_size"]["description"] == "samples a step, over all processes."
+    assert "bf16" in train["properties"]["precision"]["enum"]
+    assert set(train["required"]) == {"output", "data"}
+    assert train["properties"]["batch_size"]["default"] == 128
+    assert validator("clips-train.json").is_valid({"output": "o", "data": {"sources": []}})
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_a_shipped_file_names_its_schema_which_accepts_it_and_refuses_what_is_wrong(file):
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    checks = validator(shipped_schema(file).name)
+    assert [error.message for error in checks.iter_errors(content)] == []
+    tried = 0
+    for path in places(content):
+        if FREE.intersection(path) or at_a_command(content, path):
+            continue
+        value, where = at(content, path), ".".join(map(str, path))
+        if isinstance(value, dict):
+            tried += 1
+            wrong = copy.deepcopy(content)
+            at(wrong, path)["unknwn"] = 1
+            assert not checks.is_valid(wrong), f"{where}: an unknown key was accepted"
+        elif not isinstance(value, list) and path:
+            tried += 1
+            assert not checks.is_valid(replaced(content, path, {"x": 1})), f"{where}: a mapping was accepted"
+    assert tried > 10
+
+
+def at_a_command(content: Any, path: tuple[Any, ...]) -> bool:
+    """Whether a place is among data that another command than ``clips scenes`` makes, which checks them itself."""
+    return (
+        path[:1] == ("data",)
+        and len(path) > 1
+        and isinstance(content["data"], dict)
+        and "command" in str(at(content, path[:2]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "content"),
+    [
+        ("clips-train.json", {"output": "o", "data": {"sources": []}, "precision": "fp8"}),
+        ("clips-train.json", {"output": "o", "data": {"sources": []}, "recipe": {"nam": "clip"}}),
+        ("clips-train.json", {"output": "o", "data": {"sources": {}}}),
+        ("clips-train.json", {"output": 3, "data": {"sources": []}}),
+        ("clips-train.json", {"output": "o"}),
+        ("study.json", {"name": "s", "encoders": {"a": 3}, "benchmarks": {"pope": None}}),
+        ("study.json", {"name": "s", "encoders": {"a": {"precision": "fp8"}}, "benchmarks": {"pope": None}}),
+        ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {"pope": {"limit": "5"}}}),
+        ("study.json", {"name": "s", "encoders": {"a": {"vary": {"seed": 3}}}, "benchmarks": {"pope": None}}),
+        ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {}, "data": {"d": {"splt": "test"}}}),
+        ("study.json", {"encoders": {"a": None}, "benchmarks": {"pope": None}}),
+        ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {"pope": None}, "varied": {}}),
+    ],
+)
+def test_a_wrong_value_is_refused(schema, content):
+    assert not validator(schema).is_valid(content)
+
+
+def test_settings_in_a_study_lack_what_they_are_laid_over():
+    study = {
+        "name": "s",
+        "encoders": {"a": None, "b": "timm:resnet18", "c": {"vary": {"seed": [1, 2]}, "recipe": {"name": "clips"}}},
+        "llms": {"l": {"instruct": {"steps": 3}}},
+        "data": {"own": {"command": "python make.py", "anything": 1}, "scenes": {"split": "test"}},
+        "benchmarks": {"pope": None, "gqa": {"encoders": ["a"]}},
+        "overrides": [{"encoder": "a", "llava": {"align": {"steps": 3}}}],
+    }
+    assert [error.message for error in validator("study.json").iter_errors(study)] == []
+
+
+VALUES = st.recursive(
+    st.booleans() | st.integers(-3, 300) | st.sampled_from([0.5, -1.5]) | st.sampled_from(["", "x", "clip", "auto"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["name", "unknwn"]), inner, min_size=1, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+@pytest.mark.parametrize("words", CONFIGS, ids=" ".join)
+def test_schema_and_command_refuse_the_same(words):
+    """Of null, empty mappings and numbers in quotes commands take more than schemas; these are left out."""
+    base = yaml.safe_load(CONFIGS[words].read_text(encoding="utf-8"))
+    parser = _parser(config_type(find_command(words).function()), "x", ())
+    checks = validator(f"{'-'.join(words)}.json")
+    spots = [path for path in places(base) if path and not FREE.intersection(path)]
+
+    def parses(content: Any) -> bool:
+        try:
+            parser.parse_object(copy.deepcopy(content))
+        except jsonargparse.ArgumentError:
+            return False
+        return True
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(spot=st.sampled_from(spots), value=VALUES, key=st.booleans())
+    def agree(spot, value, key):
+        there = at(base, spot)
+        if key and isinstance(there, dict):
+            content = replaced(base, spot, {**there, "unknwn": 1})
+        elif isinstance(there, dict) and not isinstance(value, dict):
+            return  # a command's parts are mappings
+        else:
+            content = replaced(base, spot, value)
+        assert checks.is_valid(content) == parses(content), f"{spot}: {value!r}"
+
+    agree()
+
+
+def test_what_the_suite_writes_is_as_its_schemas_say(tmp_path):
+    result = Result(row="a", benchmark="pope", kind="mllm", status="failed", reason="no data", model={"path": "a"})
+    written = json.loads(write_result(tmp_path, result).read_text(encoding="utf-8"))
+    assert [error.message for error in validator("result.json").iter_errors(written)] == []
+    assert not validator("result.json").is_valid({**written, "status": "fine"})
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "file.txt").write_text("x", encoding="utf-8")
+    manifest = write_manifest(tmp_path / "made", kind="encoder", config={"a": 1}, seed=1, samples=3)
+    assert [error.message for error in validator("manifest.json").iter_errors(manifest)] == []
+    assert not validator("manifest.json").is_valid({**manifest, "hash": None})
+    step = StepPlan(kind="data", command="clips scenes", key="k")
+    record = StudyRecord(name="s", title="S", question="", notes=(), file="s.yaml", text="", rows=(), benchmarks=(),
+                         steps={"data": step})  # fmt: skip
+    write_study_record(tmp_path, record)
+    kept = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+    assert [error.message for error in validator("study-record.json").iter_errors(kept)] == []
+    assert not validator("study-record.json").is_valid({**kept, "steps": {"data": {}}})
+
+
+def test_defaults_of_a_schema_are_those_of_the_command():
+    built = from_plain(config_type(find_command(("clips", "scenes")).function()), {"output": "o"}, what="scenes")
+    fields = made()["clips-scenes.json"]["properties"]
+    assert {name: field["default"] for name, field in fields.items() if "default" in field} == {
+        name: getattr(built, name) for name, field in fields.items() if "default" in field
+    }
