@@ -14,10 +14,11 @@ from typing import Any
 from benchmarks.study.executors.base import ExecutorConfig
 from benchmarks.study.executors.gpus import GpusConfig
 from benchmarks.study.executors.local import LocalConfig
+from benchmarks.study.executors.slurm import SlurmConfig
 from benchmarks.study.kinds import kind_of, record_of
 from clips.errors import UserError, suggest
 
-EXECUTORS: Mapping[str, type[ExecutorConfig]] = {"local": LocalConfig, "gpus": GpusConfig}
+EXECUTORS: Mapping[str, type[ExecutorConfig]] = {"local": LocalConfig, "gpus": GpusConfig, "slurm": SlurmConfig}
 
 
 def executor_config(content: Any) -> ExecutorConfig:
