@@ -159,7 +159,7 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
         ({"executor": {"name": "slurm", "hours": "long"}}, "executor.hours: expected a number, got a text"),
         ({"executor": {"name": "slurm", "hours": 0}}, "executor.hours: expected more than 0, got 0"),
         ({"executor": {"name": "slurm", "setup": "module load"}}, "executor.setup: expected a list, got a text"),
-        ({"executor": {"name": "slurm", "options": {"x": [1]}}}, "executor.options: expected a mapping from texts to"),
+        ({"executor": {"name": "slurm", "options": {"x": [1]}}}, "executor.options: expected a mapping from names to"),
         ({"executor": {"name": "slurm", "cancel": 1}}, "executor.cancel: expected true or false, got a number"),
         ({"executor": ["local"]}, "executor: expected one of local, gpus, slurm, or a mapping with its name, got a l"),
         ({"resources": {"encoder": {"process": 2}}}, "did you mean 'resources.encoder.processes'"),
