@@ -120,14 +120,19 @@ TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench
         (
             TRAIN,
             Resources(processes=4),
-            "torchrun --standalone --nproc-per-node 4 -m clips.cli train --config c",
+            "torchrun --standalone --shutdown-timeout 270 --nproc-per-node 4 -m clips.cli train --config c",
         ),
         (LLAVA, Resources(processes=4), "llava-bridge train --config c --launch.processes 4"),
-        (RUN, Resources(processes=2), "torchrun --standalone --nproc-per-node 2 -m benchmarks run --config c"),
+        (
+            RUN,
+            Resources(processes=2),
+            "torchrun --standalone --shutdown-timeout 270 --nproc-per-node 2 -m benchmarks run --config c",
+        ),
         (
             LLAVA,
             Resources(processes=8, nodes=2),
-            "torchrun --nnodes 2 --rdzv-backend c10d --nproc-per-node 8 -m llava_bridge train --config c",
+            "torchrun --nnodes 2 --rdzv-backend c10d --shutdown-timeout 270 --nproc-per-node 8 "
+            "-m llava_bridge train --config c",
         ),
     ],
 )

@@ -94,8 +94,11 @@ def launched(words: tuple[str, ...], config: Path, resources: Resources) -> tupl
         )
     if words == _STARTS_ITSELF and resources.nodes == 1:
         return (*words, *given, "--launch.processes", str(resources.processes))
+    # a training saves when it is asked to stop, which torchrun gives it half a minute for unless it is told otherwise
+    saves = ("--shutdown-timeout", "270")
     nodes = ("--standalone",) if resources.nodes == 1 else ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")
-    return (_TORCHRUN, *nodes, "--nproc-per-node", str(resources.processes), "-m", _SHARED[words], *words[1:], *given)
+    count = ("--nproc-per-node", str(resources.processes))
+    return (_TORCHRUN, *nodes, *saves, *count, "-m", _SHARED[words], *words[1:], *given)
 
 
 def executable(words: tuple[str, ...]) -> list[str]:
