@@ -67,6 +67,18 @@ def srun(*arguments: str) -> None:
     os.execvp(words[0], words)
 
 
+def scontrol(what: str, name: str) -> None:
+    """``requeue``: another process starts the job again when this turn of it has ended."""
+    assert what == "requeue"
+    (JOBS / f"again.{name}").touch()
+    if os.fork() == 0:
+        os.setsid()
+        while alive(name):
+            time.sleep(0.05)
+        start(name)
+        (JOBS / f"again.{name}").unlink()
+
+
 def alive(name: str) -> bool:
     try:
         pid = int((JOBS / f"pid.{name}").read_text(encoding="utf-8"))
@@ -78,12 +90,19 @@ def alive(name: str) -> bool:
 def squeue(*_arguments: str) -> None:
     if (JOBS / "down").exists():
         sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
-    print("\n".join(path.name.removeprefix("pid.") for path in JOBS.glob("pid.*") if alive(path.name[4:])))
+    print(
+        "\n".join(
+            path.name.removeprefix("pid.")
+            for path in JOBS.glob("pid.*")
+            if alive(path.name[4:]) or (JOBS / f"again.{path.name[4:]}").exists()
+        )
+    )
 
 
 def scancel(*names: str) -> None:
-    names = tuple(name for name in names if name != "--signal=KILL")
-    for number in (signal.SIGKILL,) if "--signal=KILL" in sys.argv else (signal.SIGTERM, signal.SIGKILL):
+    asked = next((name.partition("=")[2] for name in names if name.startswith("--signal=")), None)
+    names = tuple(name for name in names if not name.startswith("--"))
+    for number in (signal.Signals[f"SIG{asked}"],) if asked else (signal.SIGTERM, signal.SIGKILL):
         for name in names:
             for path in JOBS.glob(f"pid.{name}*"):
                 for pid in session(int(path.read_text(encoding="utf-8"))):
@@ -106,4 +125,5 @@ def session(leader: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    {"sbatch": sbatch, "srun": srun, "squeue": squeue, "scancel": scancel}[Path(sys.argv[0]).name](*sys.argv[1:])
+    played = {"sbatch": sbatch, "srun": srun, "squeue": squeue, "scancel": scancel, "scontrol": scontrol}
+    played[Path(sys.argv[0]).name](*sys.argv[1:])

@@ -43,7 +43,7 @@ def _slurm(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "_ASK_SECONDS", 0.5)
     monkeypatch.setattr(slurm, "_LOOK_SECONDS", 0.1)
     if not REAL:
-        for name in ("sbatch", "srun", "squeue", "scancel"):
+        for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
             path = tmp_path / "bin" / name
             path.parent.mkdir(exist_ok=True)
             played = Path(__file__).with_name("played_slurm.py")
@@ -163,6 +163,27 @@ def test_ctrl_c_cancels_where_the_study_says_so(tmp_path):
     while (there := slurm._in_queue()) is None or before.job in there:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(tmp_path):
+    gate = tmp_path / "gate"
+    steps = [make(tmp_path, "long", until=str(gate))]
+
+    class Preempts(Quiet):
+        def changed(self, step: Step, outcome: str, record: object) -> None:
+            super().changed(step, outcome, record)
+            if outcome == "running" and isinstance(record, StepRecord):
+                while not (tmp_path / "made" / "long" / "visits.txt").exists():
+                    time.sleep(0.02)
+                subprocess.run(["scancel", "--signal=USR2", record.job], check=True)
+                gate.touch()
+
+    quiet = Preempts()
+    assert run(tmp_path, steps, quiet=quiet).done == ("long",)
+    assert [outcome for _, outcome in quiet.told] == ["queued", "running", "done"]
+    assert visits(tmp_path, "long") == 2  # the second turn found what the first had left
+    log = (tmp_path / "steps" / "long" / "log.txt").read_text(encoding="utf-8")
+    assert log.count("begins") == 2
 
 
 @pytest.mark.skipif(REAL, reason="a job that SLURM itself ends tells of it")
