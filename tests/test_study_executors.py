@@ -186,23 +186,32 @@ def test_an_executor_is_named_alone_or_with_its_settings():
     assert study_from(SMALL).executor == LocalConfig()
 
 
-def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, capsys, monkeypatch):
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-    code += f"from pathlib import Path; from benchmarks.study.lock import locked\nwith locked(Path({str(tmp_path)!r})):"
-    code += "\n    print('held', flush=True); sys.stdin.read()"
-    first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert first.stdout is not None
-    assert first.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match="wait for it with --wait true"), locked(tmp_path):
-        pass
+HOLDER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from benchmarks.study.lock import locked
+with locked(Path(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+    time.sleep(0.3)
+    Path(sys.argv[2], "released").touch()
+"""
+
+
+def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
+    words = [sys.executable, "-c", HOLDER, str(Path(__file__).parents[1]), str(tmp_path)]
     said: list[str] = []
-    monkeypatch.setattr(lock, "say", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
-    with locked(tmp_path, wait=True):
-        assert first.wait(10) == 0
-    assert said == [
-        f"{tmp_path}: another runner (process {first.pid}) or a step it left behind is at work here; waiting"
-    ]
-    first.stdout.close()
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="wait for it with --wait true"), locked(tmp_path):
+            pass
+        monkeypatch.setattr(lock, "say", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
+        with locked(tmp_path, wait=True):
+            assert (tmp_path / "released").exists()
+    who = f"another runner (process {first.pid}) or a step it left behind"
+    assert said == [f"{tmp_path}: {who} is at work here; waiting"]
 
 
 def powercap(folder: Path, microjoules: int) -> Path:
@@ -262,3 +271,23 @@ def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):
     while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_torchrun_on_several_nodes_is_told_by_the_environment_where_to_meet(tmp_path, monkeypatch):
+    from torch.distributed.run import get_args_parser
+
+    from benchmarks.study.executors.base import Job
+    from benchmarks.study.executors.job import _rendezvous
+
+    resources = Resources(processes=8, nodes=2)
+    words = launched(TRAIN, Path("c"), resources)
+    job = Job(step=step("a"), resources=resources, words=words, directory=tmp_path, append=False, threads=1, token="t")
+    place = types.SimpleNamespace(node=1, raw_job_id="1234567", hostnames=["n7", "n8"])
+    for name, value in _rendezvous(place, job).items():
+        monkeypatch.setenv(name, value)
+    parsed = get_args_parser().parse_args(list(words[1:]))
+    assert (parsed.nnodes, parsed.nproc_per_node, parsed.node_rank) == ("2", "8", 1)
+    assert (parsed.rdzv_backend, parsed.rdzv_id) == ("c10d", "1234567")
+    host, port = parsed.rdzv_endpoint.split(":")
+    assert host == "n7"
+    assert 20_000 <= int(port) < 32_000

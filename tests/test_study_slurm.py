@@ -108,7 +108,7 @@ def start_runner(place: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_jobs_go_on_without_their_runner_and_the_next_one_finds_them(tmp_path, number):
     process = start_runner(tmp_path)
     process.send_signal(number)
