@@ -6,6 +6,7 @@ on the path, SLURM_CONF in the environment.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from benchmarks.study.executors.slurm import SlurmConfig
 from benchmarks.study.lock import locked
 from benchmarks.study.resources import Resources
 from benchmarks.study.runner import Summary, run_steps
-from benchmarks.study.state import StepRecord, read_record
+from benchmarks.study.state import StepRecord, read_record, write_record
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -146,6 +147,56 @@ def test_a_job_that_an_earlier_runner_submitted_is_not_submitted_again(tmp_path,
     assert record_of(tmp_path, "long").job == before.job
     assert visits(tmp_path, "long") == 1
     assert config.cancel is False
+
+
+@pytest.mark.skipif(REAL, reason="a queue that is held back")
+def test_a_job_that_its_runner_could_not_note_writes_nothing(tmp_path):
+    hold = tmp_path / "jobs" / "hold"
+    hold.touch()
+    steps = [make(tmp_path, "data")]
+
+    class Dies(Quiet):
+        def changed(self, step: Step, outcome: str, record: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, steps, quiet=Dies())
+    before = record_of(tmp_path, "data")
+    write_record(tmp_path, dataclasses.replace(before, job=""))  # as kill -9 leaves it between sbatch and its id
+
+    class Releases(Quiet):
+        def changed(self, step: Step, outcome: str, record: object) -> None:
+            if outcome == "queued":
+                hold.unlink()
+
+    assert run(tmp_path, steps, quiet=Releases()).done == ("data",)
+    assert record_of(tmp_path, "data").job != before.job
+    deadline = time.monotonic() + 60
+    while slurm._in_queue():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert visits(tmp_path, "data") == 1
+    said = (tmp_path / ".slurm" / before.job / f"{before.job}_0_log.err").read_text(encoding="utf-8")
+    assert "the study does not want this run any more" in said
+
+
+@pytest.mark.skipif(REAL, reason="a controller that is down")
+def test_a_controller_that_does_not_answer_is_waited_for(tmp_path):
+    gate, down = tmp_path / "gate", tmp_path / "jobs" / "down"
+
+    class Watches(Quiet):
+        ticks = 0
+
+        def changed(self, step: Step, outcome: str, record: object) -> None:
+            if outcome == "running":
+                down.touch()
+
+        def tick(self) -> None:
+            self.ticks += down.exists()
+            if self.ticks == 20:  # several asks later
+                gate.touch()
+
+    assert run(tmp_path, [make(tmp_path, "long", until=str(gate))], quiet=Watches()).done == ("long",)
 
 
 def test_ctrl_c_cancels_where_the_study_says_so(tmp_path):
