@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from study_material import SMALL
 from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
 
-from benchmarks.study import commands, runner
+from benchmarks.study import commands, upkeep
 from benchmarks.study.commands import run_study
+from benchmarks.study.lock import locked
+from benchmarks.study.state import read_record, write_record
 from benchmarks.study.upkeep import CleanConfig, RerunConfig, clean, rerun
 from clips.errors import UserError
 
@@ -93,8 +96,34 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path):
         rerun: RerunConfig(study=config.study, steps=("*",), check=False),
         clean: CleanConfig(study=config.study, really=True),
     }
-    with runner.locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
         change(asked[change])
     assert records(tmp_path) == before
     assert (tmp_path / "out/encoders/left-over").is_dir()
     assert commands.resolve(config).plan.steps
+
+
+def test_a_step_whose_job_may_be_at_work_is_made_again_but_its_job_is_not_forgotten(tmp_path):
+    run_study(write_study(tmp_path))
+    output = tmp_path / "out"
+    for outcome in ("done", "queued"):
+        record = read_record(output, "data-train")
+        assert record is not None
+        write_record(output, dataclasses.replace(record, outcome=outcome, token="t", job="7_1"))
+        upkeep._forget(output, "data-train")
+        if outcome == "queued":
+            left = read_record(output, "data-train")
+            assert left is not None
+            assert (left.key, left.job, left.at_work) == ("", "7_1", True)
+        else:
+            assert read_record(output, "data-train") is None
+            write_record(output, record)
+
+
+def test_a_runner_that_is_refused_changes_nothing(tmp_path):
+    run_study(write_study(tmp_path))
+    before = (tmp_path / "out/study.json").read_text(encoding="utf-8")
+    other = write_study(tmp_path, title="Another", encoders={"clip": {}})
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="another runner"):
+        run_study(other)
+    assert (tmp_path / "out/study.json").read_text(encoding="utf-8") == before

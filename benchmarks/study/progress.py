@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _STYLES = {
     "waiting": "dim",
     "present": "dim green",
+    "queued": "cyan",
     "running": "bold cyan",
     "done": "green",
     "failed": "bold red",
@@ -114,7 +115,7 @@ class Progress(Observer):
         work = 0.0
         longest = 0.0
         for step in self.steps:
-            if self.states[step.name] not in {"waiting", "running"}:
+            if self.states[step.name] not in {"waiting", "queued", "running"}:
                 continue
             guess = self.estimates.seconds(step)
             if guess is None:
@@ -132,7 +133,9 @@ class Progress(Observer):
     def _say(self, step: Step, outcome: str, record: StepRecord | None) -> None:
         ended = sum(state in {"present", "done", "failed", "blocked"} for state in self.states.values())
         line = f"[{ended}/{len(self.steps)}] {step.name}: {_WORDS.get(outcome, outcome)}"
-        if outcome == "running" and record:
+        if outcome == "queued" and record:
+            line += f" as job {record.job}" if record.job else ""
+        elif outcome == "running" and record:
             line += f" ({record.command})"
         elif record:
             line += f" after {duration(record.seconds)}"

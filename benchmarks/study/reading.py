@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.study.executors.catalogue import executor_config
 from benchmarks.study.grid import FigureSpec, Settings, expanded
 from benchmarks.study.kinds import expect, kind_of, known_keys, list_of
 from benchmarks.study.schema import Defaults, Override, Study
@@ -63,7 +64,9 @@ def study_from(content: Any) -> Study:
         expect(fields, "baseline", str, "a name, or a mapping from names to names")
     for name in ("jobs", "threads"):
         expect(fields, name, int, "a whole number")
-    for name in ("data", "encoders", "llms", "benchmarks"):
+    if fields.get("executor") is not None:
+        fields["executor"] = executor_config(fields["executor"])
+    for name in ("data", "encoders", "llms", "benchmarks", "resources"):
         fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
     fields["encoders"], fields["varied"] = expanded(fields["encoders"])
     fields["paths"] = _paths(fields.get("paths") or {})

@@ -1,0 +1,84 @@
+"""The runner killed with -9 at random moments: what is there in the end is that of an undisturbed study."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from study_kills import tiny_study
+from test_study_runner import RUNNER, _programs, make, run, visits, wait_until_free  # noqa: F401  (the fixture counts)
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+try:
+    import study_reliability
+finally:
+    sys.path.remove(str(SCRIPTS))
+
+NAMES = ("first", "a", "b", "c", "last")
+
+
+def chain(place: Path) -> list[object]:
+    """Steps of a third of a second: one, three beside each other, one."""
+    middle = [make(place, name, "first", sleep=0.3) for name in NAMES[1:4]]
+    return [make(place, "first", sleep=0.3), *middle, make(place, "last", *NAMES[1:4], sleep=0.3)]
+
+
+def test_kills_at_random_moments_leave_nothing_undone_and_do_nothing_twice(tmp_path):
+    code = RUNNER.format(tests=str(Path(__file__).parent), root=str(SCRIPTS.parent), place=str(tmp_path))
+    head = code[: code.index("steps = [")]
+    code = f"{head}import test_study_kills as k\nt.run(Path({str(tmp_path)!r}), k.chain(Path({str(tmp_path)!r})))"
+    rng, begun = random.Random(0), set[int]()
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        runs = lines(tmp_path)
+        while lines(tmp_path) == runs and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.wait()
+        wait_until_free(tmp_path)
+        begun.add(lines(tmp_path))
+    summary, _ = run(tmp_path, chain(tmp_path))  # type: ignore[arg-type]
+    assert summary.complete
+    assert summary.present  # what was done before a kill was not done again
+    assert len(begun) == 3
+    assert all(visits(tmp_path, name) >= 1 and (tmp_path / "made" / name / "made.txt").is_file() for name in NAMES)
+
+
+def lines(place: Path) -> int:
+    runs = place / "runs.txt"
+    return len(runs.read_text(encoding="utf-8").splitlines()) if runs.is_file() else 0
+
+
+def small(output: Path) -> dict[str, object]:
+    """The quick one: an untrained encoder, so that its three kinds of step take seconds each."""
+    study = tiny_study(output)
+    study["encoders"] = {"clip": {"recipe": {"name": "clip"}, "steps": 2}}
+    return study
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.timeout(5400))])
+def test_a_study_whose_runner_is_killed_ends_with_the_same_table(tmp_path, kills):
+    content = small(tmp_path) if kills == 3 else None
+    problems, done, places = study_reliability.trial(tmp_path, kills, random.Random(kills), content)
+    assert problems == []
+    assert done == kills
+    assert places
+
+
+def test_a_difference_in_a_result_a_score_or_a_weight_is_found(tmp_path):
+    for name in ("one", "other"):
+        for path in ("report/table.csv", "report/table.md", "encoders/clip-s0/model.safetensors"):
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_text("the same")
+    assert study_reliability.differences(tmp_path / "one", tmp_path / "other") == []
+    for path in ("report/table.csv", "encoders/clip-s0/model.safetensors"):
+        (tmp_path / "other" / path).write_text("another")
+    found = study_reliability.differences(tmp_path / "one", tmp_path / "other")
+    assert found == ["report/table.csv differs", "encoders/clip-s0/model.safetensors differs"]
