@@ -53,9 +53,9 @@ class StudyConfig:
         for name in self.paths:
             if name not in study.paths:
                 raise suggest(name, study.paths, "name in 'paths'")
-        unknown = [name for name in self.only if not any(study.means(name, encoder) for encoder in study.encoders)]
+        unknown = [name for name in self.only if not any(study.means(name, model) for model in study.models)]
         if unknown:
-            raise suggest(unknown[0], study.encoders, "encoder in 'only'")
+            raise suggest(unknown[0], study.models, "encoder in 'only'")
         return dataclasses.replace(
             study,
             seeds=self.seeds or study.seeds,
@@ -105,7 +105,7 @@ def current_keys(plan: Plan) -> dict[str, StepKey]:
     """The keys of a plan's steps, with the code and the files outside as they are now."""
     hashes = {command: code_hash(command) for command in {step.command for step in plan.steps}}
     version = importlib.metadata.version("clips-suite")
-    return step_keys(plan.steps, version=version, code=hashes.__getitem__)
+    return step_keys(plan.steps, plan.study.directory, version=version, code=hashes.__getitem__)
 
 
 def run_study(config: StudyConfig) -> None:
