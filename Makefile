@@ -1,13 +1,15 @@
-.PHONY: help install demo test lint
+.PHONY: help install demo test test-long lint
 .DEFAULT_GOAL := help
 
 help:     ## what the targets do
-	@sed -n 's/^\([a-z]*\): *## \(.*\)/make \1\t\2/p' Makefile | expand -t 15
+	@sed -n 's/^\([a-z-]*\): *## \(.*\)/make \1\t\2/p' Makefile | expand -t 15
 install:  ## make .venv and install the suite into it
 	@bash scripts/install.sh
 demo:     ## train, plug in, evaluate and compare, in about a quarter of an hour
 	@bash scripts/demo.sh
-test:     ## the whole test suite
+test:     ## the tests, in about ten minutes on two cores
 	@bash scripts/test.sh
+test-long: ## the long tests: trainings in several processes, killed and resumed
+	@bash scripts/test.sh -m slow
 lint:     ## style, types and the one-way rule between the packages
 	@bash scripts/lint.sh

@@ -227,11 +227,11 @@ def _check_types(content: Mapping[str, Any]) -> None:
             raise TypeError(f"{name}: unexpected {json.dumps(value):.60}")
 
 
-def read_results(results: str | Path) -> list[Result]:
-    """All results below a directory, by row and benchmark name.
+def result_files(results: str | Path) -> list[Path]:
+    """The result files below a directory, ``<row>/<benchmark>.json``, by row and benchmark name.
 
     Raises:
-        UserError: no such directory, or a file in it that cannot be read.
+        UserError: no such directory.
         PermissionError: a row's directory may not be read.
     """
     root = Path(results)
@@ -239,7 +239,17 @@ def read_results(results: str | Path) -> list[Result]:
         raise UserError(f"{results}: no such results directory")
     rows = [row for row in sorted(root.iterdir()) if row.is_dir() and not row.name.startswith(".")]
     files = [file for row in rows for file in sorted(row.iterdir())]  # a glob passes over what it may not read
-    return [read_result(file) for file in files if file.suffix == ".json" and not file.name.startswith(".")]
+    return [file for file in files if file.suffix == ".json" and not file.name.startswith(".")]
+
+
+def read_results(results: str | Path) -> list[Result]:
+    """All results below a directory, by row and benchmark name.
+
+    Raises:
+        UserError: no such directory, or a file in it that cannot be read.
+        PermissionError: a row's directory may not be read.
+    """
+    return [read_result(file) for file in result_files(results)]
 
 
 def read_items(result: Result) -> pd.DataFrame:

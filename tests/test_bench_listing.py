@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.listing import KNOWN, ListConfig, list_benchmarks
@@ -31,3 +32,10 @@ def test_no_library_of_models_is_waited_for():
     done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "9,000" in done.stdout
+
+
+def test_the_protocols_tell_the_same_numbers_of_items():
+    told = (Path(__file__).parents[1] / "docs" / "protocols.md").read_text(encoding="utf-8")
+    items = {name: entry.items for name, entry in BENCHMARKS.items() if entry.items}
+    items |= {known.name: known.items for sets in KNOWN.values() for known in sets}
+    assert {name: count for name, count in items.items() if f"{count:,}" not in told} == {}

@@ -191,7 +191,6 @@ def test_real_model_batches_do_not_change_answers(places, tmp_path):
     assert any(read_items(together[task])["prediction"].str.len().gt(0).any() for task in tasks)
 
 
-@pytest.mark.slow
 def test_equal_to_lmms_eval_s_own_command(places, tmp_path):
     """``python -m lmms_eval --model llava_bridge`` gives the same answers and the same numbers."""
     environment = os.environ | {

@@ -232,7 +232,6 @@ def gloo(tmp_path_factory):
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
 def test_two_processes_give_the_loss_and_gradients_of_one(kind, gloo):
     model, batch, two = small_model(kind), batch_of(8), gloo[kind]

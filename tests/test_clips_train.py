@@ -225,7 +225,6 @@ def start(log: Path, *command: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", *command], env=environment, stderr=stream)
 
 
-@pytest.mark.slow
 def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):
     output = tmp_path / "killed"
     steps = 6

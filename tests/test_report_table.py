@@ -294,14 +294,6 @@ def test_lopsided_intervals_tell_both_sides(value, low, high, text):
     assert margin(Cell(row="r", column=column, value=value, low=low, high=high)) == text
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"schema": 99}', '{"schema": 1}'])
-def test_a_broken_result_file_is_named(tmp_path, content):
-    put_results(tmp_path)
-    (tmp_path / "clip" / "gqa.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"clip/gqa\.json"):
-        build_report(tmp_path)
-
-
 def test_nothing_to_report_and_an_unknown_baseline_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         build_report(tmp_path / "none")
@@ -310,3 +302,22 @@ def test_nothing_to_report_and_an_unknown_baseline_are_refused(tmp_path):
     put_results(tmp_path, {"clip": SKILLS["clip"]})
     with pytest.raises(UserError, match="unknown baseline row 'clap'; did you mean 'clip'"):
         build_report(tmp_path, baseline="clap")
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"schema": 99}', '{"schema": 1}'])
+def test_a_broken_file_of_a_plain_directory_fails_its_cell_only(tmp_path, content):
+    put_results(tmp_path)
+    whole = build_report(tmp_path).table
+    (tmp_path / "clips" / "gqa.json").write_text(content, encoding="utf-8")
+    table = build_report(tmp_path).table
+    assert [row.name for row in table.rows] == [row.name for row in whole.rows]
+    broken = [cell for cell in table.cells.values() if cell.gap]
+    assert {(cell.row, cell.column.benchmark) for cell in broken} == {("clips", "gqa")}
+    assert "clips/gqa.json" in broken[0].gap.reason
+
+
+def test_a_directory_of_broken_files_is_refused_with_the_first(tmp_path):
+    (tmp_path / "row").mkdir()
+    (tmp_path / "row" / "gqa.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"found neither; .*gqa\.json: not a result file"):
+        build_report(tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.mllm.judge import NO_JUDGE
-from benchmarks.results import Result, read_result, read_results
+from benchmarks.results import Result, read_result, result_files
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
 from clips.errors import UserError, suggest
@@ -176,15 +176,18 @@ def absence(reason: str) -> Gap:
 
 
 def _plain_source(root: Path) -> ReportSource:
-    results = read_results(root / "results" if (root / "results").is_dir() else root)
-    if not results:
-        raise UserError(f"{root}: expected study.json or result files (<row>/<benchmark>.json), found neither")
-    names = list(dict.fromkeys(result.row for result in results))
-    benchmarks = tuple(dict.fromkeys(result.benchmark for result in results))
+    files = result_files(root / "results" if (root / "results").is_dir() else root)
+    found = [_read(file) for file in files]
+    if not any(isinstance(outcome, Result) for _, _, outcome in found):
+        broken = next((f"; {outcome.reason}" for _, _, outcome in found if isinstance(outcome, Gap)), "")
+        raise UserError(f"{root}: expected study.json or result files (<row>/<benchmark>.json), found neither{broken}")
+    names = list(dict.fromkeys(row for row, _, _ in found))
+    benchmarks = tuple(dict.fromkeys(benchmark for _, benchmark, _ in found))
     outcomes: dict[tuple[str, str], Result | Gap] = {
         (name, benchmark): Gap(kind="missing", reason="no result file") for name in names for benchmark in benchmarks
     }
-    outcomes |= {(result.row, result.benchmark): _result_or_gap(result) for result in results}
+    for row, benchmark, outcome in found:
+        outcomes[row, benchmark] = _result_or_gap(outcome) if isinstance(outcome, Result) else outcome
     return ReportSource(
         title=root.resolve().name,
         question="",
@@ -196,6 +199,15 @@ def _plain_source(root: Path) -> ReportSource:
         study=None,
         directory=root,
     )
+
+
+def _read(file: Path) -> tuple[str, str, Result | Gap]:
+    """Row, benchmark and content of a result file; of one that cannot be read what the file is called, and why."""
+    try:
+        result = read_result(file)
+    except UserError as error:
+        return file.parent.name, file.stem, Gap(kind="failed", reason=str(error))
+    return result.row, result.benchmark, result
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import LlavaConfig, LlavaNextConfig, PretrainedConfig
 
-from llava_bridge.model.registration import register_models
+_waiting: list[Callable[[], None]] = []
+
+
+def when_first_made(call: Callable[[], None]) -> None:
+    """Have something called once, when the first of these configs is made.
+
+    Not before: transformers may still be in the middle of importing what the models need.
+    """
+    if call not in _waiting:
+        _waiting.append(call)
+
+
+def _made() -> None:
+    while _waiting:
+        _waiting.pop()()
 
 
 class EncoderVisionConfig(PretrainedConfig):
@@ -37,7 +52,7 @@ class EncoderVisionConfig(PretrainedConfig):
     tokens_of_a_place: int = 1
 
     def __post_init__(self, **fields: Any) -> None:
-        register_models()  # not before: transformers may still be in the middle of importing what they need
+        _made()
         super().__post_init__(**fields)
 
 
@@ -55,7 +70,7 @@ class BridgeLlavaConfig(LlavaConfig):
     projector_shape: dict[str, Any] | None = None
 
     def __post_init__(self, **fields: Any) -> None:
-        register_models()  # not before: transformers may still be in the middle of importing what they need
+        _made()
         super().__post_init__(**fields)
 
 
@@ -73,5 +88,5 @@ class BridgeLlavaNextConfig(LlavaNextConfig):
     projector_shape: dict[str, Any] | None = None
 
     def __post_init__(self, **fields: Any) -> None:
-        register_models()  # not before: transformers may still be in the middle of importing what they need
+        _made()
         super().__post_init__(**fields)

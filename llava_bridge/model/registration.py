@@ -7,7 +7,6 @@ modules that they need have been imported, and the models when one of their conf
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -34,14 +33,19 @@ def register_configs() -> None:
     """Enter our configs into transformers' ``AutoConfig``; calling it again does nothing."""
     from transformers import AutoConfig
 
-    from llava_bridge.model.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig, EncoderVisionConfig
+    from llava_bridge.model.model_configs import (
+        BridgeLlavaConfig,
+        BridgeLlavaNextConfig,
+        EncoderVisionConfig,
+        when_first_made,
+    )
 
+    when_first_made(_register_models)
     for config in (EncoderVisionConfig, BridgeLlavaConfig, BridgeLlavaNextConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
-@functools.cache
-def register_models() -> None:
+def _register_models() -> None:
     """Enter our models into transformers' Auto classes."""
     from transformers import AutoModel, AutoModelForImageTextToText
 

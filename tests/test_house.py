@@ -1,0 +1,68 @@
+"""The shape of the house: no file imports itself through others, and the way to the training step is short."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from benchmarks.study.source_code import PACKAGES, module_file
+from clips import cli, step, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def imported(path: Path) -> set[Path]:
+    """The files of the suite that one imports, at its top or within a function; what only types need left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [name if module_file(name, ROOT) else node.module for name in inner]
+    return {file for name in names if (file := module_file(name, ROOT))}
+
+
+def circles(arrows: dict[Path, set[Path]]) -> list[list[str]]:
+    """Groups of files that reach each other."""
+    files = sorted(arrows)
+    index = {file: number for number, file in enumerate(files)}
+    pairs = [(index[here], index[there]) for here in files for there in arrows[here]]
+    rows, columns = zip(*pairs, strict=True)
+    graph = csr_array(([1] * len(pairs), (rows, columns)), shape=(len(files), len(files)))
+    _, group = connected_components(graph, directed=True, connection="strong")
+    groups: dict[int, list[str]] = {}
+    for file, number in zip(files, group, strict=True):
+        groups.setdefault(number, []).append(file.relative_to(ROOT).as_posix())
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def test_no_file_imports_itself_through_others():
+    arrows = {file: imported(file) for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
+    assert len(arrows) > 200
+    assert circles(arrows) == []
+
+
+def test_a_circle_is_seen():
+    first, second, third = (ROOT / f"clips/{name}.py" for name in "abc")
+    assert circles({first: {second}, second: {third}, third: {second}}) == [["clips/b.py", "clips/c.py"]]
+
+
+def test_the_training_step_is_three_hops_from_the_command():
+    assert cli.COMMANDS["train"].target == "clips.train:train"
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(inspect.getsource(train)))
+        if isinstance(node, ast.Call)
+        if isinstance(node.func, ast.Name)
+    }
+    assert "training_step" in called
+    assert train.training_step is step.training_step
