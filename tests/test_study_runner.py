@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import runner
+from benchmarks.study.executors import children
+from benchmarks.study.lock import locked
 from benchmarks.study.runner import run_steps
 from benchmarks.study.state import StepKey, read_record
 from benchmarks.study.steps import Step, in_order
@@ -54,7 +56,10 @@ def keys_of(steps: list[Step], mark: str = "") -> dict[str, StepKey]:
 
 def run(root: Path, steps: list[Step], *, mark: str = "", jobs: int = 2, keys: dict[str, StepKey] | None = None):  # type: ignore[no-untyped-def]
     observer = Quiet()
-    return run_steps(steps, lambda: keys or keys_of(steps, mark), root, jobs=jobs, observer=observer), observer
+    with locked(root) as lock:
+        return run_steps(
+            steps, lambda: keys or keys_of(steps, mark), root, lock=lock, jobs=jobs, observer=observer
+        ), observer
 
 
 def visits(root: Path, name: str) -> int:
@@ -173,17 +178,24 @@ def test_a_new_column_leaves_the_other_results_in_place(tmp_path):
     assert gqa.exists()
 
 
-def test_independent_steps_run_side_by_side_with_a_share_of_the_cores(tmp_path, monkeypatch):
+def test_independent_steps_run_side_by_side(tmp_path):
     gate = tmp_path / "gate"
     opens = make(tmp_path, "opens", sleep=0.1)
     opens.config["output"] = str(gate)  # type: ignore[index]
     opens = dataclasses.replace(opens, outputs=(gate,))
     waits = make(tmp_path, "waits", until=str(gate))
     assert run(tmp_path, [waits, opens], jobs=2)[0].complete  # one at a time would never end
-    monkeypatch.setattr(runner, "cores", lambda: 8)
-    assert runner.environment(2, None)["OMP_NUM_THREADS"] == "4"
-    assert runner.environment(16, None)["OMP_NUM_THREADS"] == "1"
-    assert runner.environment(2, 3)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(("jobs", "asked", "threads"), [(2, None, "4"), (16, None, "1"), (2, 3, "3")])
+def test_a_step_gets_an_equal_share_of_the_cores_or_what_the_study_says(tmp_path, monkeypatch, jobs, asked, threads):
+    monkeypatch.setattr(children, "cores", lambda: 8)
+    script = "import os, pathlib; pathlib.Path('{}').write_text(os.environ['OMP_NUM_THREADS'])"
+    monkeypatch.setattr(runner, "executable", lambda words: [sys.executable, "-c", script.format(tmp_path / "made")])
+    step = dataclasses.replace(make(tmp_path, "data"), outputs=(tmp_path / "made",))
+    with locked(tmp_path) as lock:
+        run_steps([step], lambda: keys_of([step]), tmp_path, lock=lock, jobs=jobs, observer=Quiet(), threads=asked)
+    assert (tmp_path / "made").read_text(encoding="utf-8") == threads
 
 
 def test_code_that_changes_meanwhile_is_not_taken_for_the_code_of_the_start(tmp_path):
@@ -194,13 +206,14 @@ def test_code_that_changes_meanwhile_is_not_taken_for_the_code_of_the_start(tmp_
         asked.append(1)
         return keys_of(steps, mark="" if len(asked) < 3 else " newer")
 
-    run_steps(steps, keys, tmp_path, jobs=1, observer=Quiet())
+    with locked(tmp_path) as lock:
+        run_steps(steps, keys, tmp_path, lock=lock, jobs=1, observer=Quiet())
     records = [read_record(tmp_path, name) for name in ("data", "after")]
     assert [record.key for record in records if record] == ["data", "after newer"]
 
 
 def test_two_runners_on_one_directory_are_refused(tmp_path):
-    with runner.locked(tmp_path), pytest.raises(UserError, match=f"another runner .process {os.getpid()}."):
+    with locked(tmp_path), pytest.raises(UserError, match=f"another runner .process {os.getpid()}."):
         run(tmp_path, [make(tmp_path, "data")])
     assert run(tmp_path, [make(tmp_path, "data")])[0].complete
 
@@ -212,6 +225,8 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import test_study_runner as t
 from benchmarks.study import runner
+from benchmarks.study.executors import children
+from benchmarks.study.lock import locked
 runner.executable = lambda words: [sys.executable, str(t.FAKE), *words]
 steps = [t.make(Path({place!r}), "first"), t.make(Path({place!r}), "long", "first", until="/nowhere/at/all")]
 t.run(Path({place!r}), steps)
@@ -237,7 +252,7 @@ def wait_until_free(place: Path) -> None:
     deadline = time.monotonic() + 20
     while True:
         try:
-            with runner.locked(place):
+            with locked(place):
                 return
         except UserError:
             assert time.monotonic() < deadline

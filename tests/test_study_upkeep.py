@@ -8,8 +8,9 @@ import pytest
 from study_material import SMALL
 from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
 
-from benchmarks.study import commands, runner
+from benchmarks.study import commands
 from benchmarks.study.commands import run_study
+from benchmarks.study.lock import locked
 from benchmarks.study.upkeep import CleanConfig, RerunConfig, clean, rerun
 from clips.errors import UserError
 
@@ -93,7 +94,7 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path):
         rerun: RerunConfig(study=config.study, steps=("*",), check=False),
         clean: CleanConfig(study=config.study, really=True),
     }
-    with runner.locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="another"):
         change(asked[change])
     assert records(tmp_path) == before
     assert (tmp_path / "out/encoders/left-over").is_dir()

@@ -8,17 +8,21 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from benchmarks.output import writable_directory
+from benchmarks.study.lock import locked
 from benchmarks.study.plan import Plan, make_plan
-from benchmarks.study.programs import check_command, code_hash
+from benchmarks.study.programs import check_command, code_hash, launched
 from benchmarks.study.reading import read_study
-from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
+from benchmarks.study.record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
+from benchmarks.study.resources import Resources, check_patterns, resources_of
 from benchmarks.study.schema import Study
 from benchmarks.study.state import StepKey, is_done, read_record, step_keys
 from clips.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from benchmarks.study.runner import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class StudyConfig:
         seeds: instead of the study's.
         only: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
+        wait: for another runner that is at work in the study's directory, instead of refusing.
     """
 
     study: str
@@ -42,6 +47,7 @@ class StudyConfig:
     seeds: tuple[int, ...] | None = None
     only: tuple[str, ...] = ()
     check: bool = True
+    wait: bool = False
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
@@ -74,6 +80,11 @@ class KeyedPlan:
     keys: dict[str, StepKey]
 
     @property
+    def resources(self) -> dict[str, Resources]:
+        """What each step is given."""
+        return {step.name: resources_of(self.plan.study.resources, step) for step in self.plan.steps}
+
+    @property
     def output(self) -> Path:
         """The study's directory."""
         return self.plan.study.directory
@@ -96,8 +107,10 @@ def resolve(config: StudyConfig) -> KeyedPlan:
         UserError: what is wrong with the study file.
     """
     plan = make_plan(config.read())
+    check_patterns(plan.study.resources, plan.steps)
     for step in plan.steps:
         check_command(step.command)
+        launched(step.command, Path(), resources_of(plan.study.resources, step))
     return KeyedPlan(plan=plan, keys=current_keys(plan))
 
 
@@ -112,8 +125,6 @@ def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
     from benchmarks.report.wording import duration
     from benchmarks.study.check import check_configs, check_files
-    from benchmarks.study.progress import Progress
-    from benchmarks.study.runner import run_steps
 
     keyed = resolve(config)
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
@@ -122,28 +133,41 @@ def run_study(config: StudyConfig) -> None:
     if config.check and missing:
         check_files(missing, study)
         check_configs(missing)
-    writable_directory(output)
     begun = time.monotonic()
-    if missing or not (output / "study.json").is_file():
-        write_study_record(output, study_record(keyed, config.study))
-    with Progress(steps, output, jobs=study.jobs) as progress:
-        summary = run_steps(
-            steps,
-            lambda: current_keys(keyed.plan),
-            output,
-            jobs=study.jobs,
-            threads=study.threads,
-            observer=progress,
-        )
-    keyed = KeyedPlan(plan=keyed.plan, keys=current_keys(keyed.plan))
-    write_study_record(output, study_record(keyed, config.study))
-    _report(output)
+    with locked(output, wait=config.wait) as lock:
+        summary = _run_locked(keyed, config, lock)
+        _report(output)
     if missing:
         say(f"{study.name}: {duration(time.monotonic() - begun)} in all")
     if not summary.complete:
         names = ", ".join(summary.failed)
         say(f"{study.name}: failed: {names}; the logs are {output}/steps/<step>/log.txt. Run it again to go on.")
         sys.exit(1)
+
+
+def _run_locked(keyed: KeyedPlan, config: StudyConfig, lock: int) -> Summary:
+    """Run what is missing, with a record of the study before, for those who look on, and after."""
+    from benchmarks.study.progress import Progress
+    from benchmarks.study.runner import run_steps
+
+    study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
+    if not (output / RECORD_FILE).is_file() or not all(is_done(step, keyed.keys[step.name], output) for step in steps):
+        write_study_record(output, study_record(keyed, config.study))
+    with Progress(steps, output, jobs=study.jobs) as progress:
+        summary = run_steps(
+            steps,
+            lambda: current_keys(keyed.plan),
+            output,
+            lock=lock,
+            jobs=study.jobs,
+            threads=study.threads,
+            executor=study.executor,
+            resources=keyed.resources,
+            observer=progress,
+        )
+    now = dataclasses.replace(keyed, keys=current_keys(keyed.plan))
+    write_study_record(output, study_record(now, config.study))
+    return summary
 
 
 def _report(output: Path) -> None:
@@ -161,7 +185,7 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
     steps = {
         step.name: StepPlan(
             kind=step.kind,
-            command=command_line(step, keyed.output),
+            command=command_line(step, keyed.output, keyed.resources[step.name]),
             key=keyed.keys[step.name].key,
             parents=step.parents,
         )

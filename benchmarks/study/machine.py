@@ -7,7 +7,10 @@ import platform
 import subprocess
 from pathlib import Path
 
-from benchmarks.study.runner import cores
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, str]:

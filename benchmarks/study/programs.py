@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.study.resources import Resources
 from benchmarks.study.source_code import script_hash, source_hash
 from clips.commandline import Command
 from clips.errors import UserError, suggest
@@ -20,6 +21,16 @@ PROGRAMS: dict[str, str] = {
 """Program → the module whose ``COMMANDS`` lists its subcommands."""
 SCRIPT = "python"
 """The first word of a command that is a script of the user's: ``python path/to/script.py``."""
+
+_STARTS_ITSELF = ("llava-bridge", "train")
+_SHARED = {
+    ("clips", "train"): "clips.cli",
+    ("clips", "recaption"): "clips.cli",
+    ("clips-bench", "run"): "benchmarks",
+    _STARTS_ITSELF: "llava_bridge",
+}
+"""Command that several processes can share → the module that torchrun runs in each."""
+_TORCHRUN = "torchrun"
 
 
 def commands_of(program: str) -> Mapping[str, Command]:
@@ -64,12 +75,40 @@ def code_hash(words: tuple[str, ...]) -> str:
     return source_hash(find_command(words).target)
 
 
+def launched(words: tuple[str, ...], config: Path, resources: Resources) -> tuple[str, ...]:
+    """A step's command with the launcher that its processes need, as a user would type it.
+
+    One process needs none. ``llava-bridge train`` starts its own on one machine; for the others it is torchrun, which
+    on several machines is told the rest by its environment (PET_NODE_RANK, PET_RDZV_ENDPOINT).
+
+    Raises:
+        UserError: the command cannot be shared by processes.
+    """
+    given = ("--config", str(config))
+    if resources.processes == resources.nodes == 1:
+        return (*words, *given)
+    if words not in _SHARED:
+        raise UserError(
+            f"resources: '{' '.join(words)}' runs in one process; got processes: {resources.processes}, "
+            f"nodes: {resources.nodes}"
+        )
+    if words == _STARTS_ITSELF and resources.nodes == 1:
+        return (*words, *given, "--launch.processes", str(resources.processes))
+    nodes = ("--standalone",) if resources.nodes == 1 else ("--nnodes", str(resources.nodes), "--rdzv-backend", "c10d")
+    return (_TORCHRUN, *nodes, "--nproc-per-node", str(resources.processes), "-m", _SHARED[words], *words[1:], *given)
+
+
 def executable(words: tuple[str, ...]) -> list[str]:
     """How to start a command: the program installed beside this Python, else the one on the path.
+
+    Args:
+        words: of a step, or what ``launched`` made of them.
 
     Raises:
         UserError: it is not installed.
     """
+    if words[0] == _TORCHRUN:
+        return [sys.executable, "-m", "torch.distributed.run", *words[1:]]
     if words[0] == SCRIPT:
         return [sys.executable, *words[1:]]
     beside = Path(sys.executable).parent / words[0]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.study.executors.catalogue import executor_config
 from benchmarks.study.grid import FigureSpec, Settings, expanded
 from benchmarks.study.kinds import expect, kind_of, known_keys, list_of
 from benchmarks.study.schema import Defaults, Override, Study
@@ -59,7 +60,9 @@ def study_from(content: Any) -> Study:
         expect(fields, "baseline", str, "a name, or a mapping from names to names")
     for name in ("jobs", "threads"):
         expect(fields, name, int, "a whole number")
-    for name in ("data", "encoders", "llms", "recipes", "llavas", "benchmarks"):
+    if fields.get("executor") is not None:
+        fields["executor"] = executor_config(fields["executor"])
+    for name in ("data", "encoders", "llms", "recipes", "llavas", "benchmarks", "resources"):
         fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms", "llavas"})
     fields["encoders"], fields["varied"] = expanded(fields["encoders"], "encoders")
     for name in ("llms", "recipes"):

@@ -1,27 +1,28 @@
-"""Run what is missing of a study: every step a child process, independent ones at the same time.
+"""Run what is missing of a study: parents before children, independent steps as the executor has room for them.
 
-Interrupted (Ctrl-C, SIGTERM), the runner ends its children and says so in their records; run again, it goes
+Interrupted (Ctrl-C, SIGTERM), the runner has the executor end its jobs and says so in their records; run again, it goes
 on with the same outputs, so a training step resumes from its checkpoint. Killed with -9, its children are told
-to end by the kernel (Linux), and the lock, which they share, keeps a second runner out until they are gone.
+to end by the kernel (Linux), and the lock, which they share, keeps a second runner out until they are gone; jobs that
+outlive it are found again by what their records say.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import fcntl
 import os
+import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
-from benchmarks.output import writable_directory
-from benchmarks.study.programs import executable
+from benchmarks.study.executors import claims
+from benchmarks.study.executors.base import Began, Ended, Executor, ExecutorConfig, Job, Site
+from benchmarks.study.executors.local import LocalConfig
+from benchmarks.study.programs import executable, launched
+from benchmarks.study.resources import Resources
 from benchmarks.study.state import (
     CONFIG,
     LOG,
@@ -35,14 +36,11 @@ from benchmarks.study.state import (
     write_record,
 )
 from benchmarks.study.steps import Step, in_order
-from clips.artifact import write_file
+from clips.artifact import git_state, versions, write_file
 from clips.commandline import to_yaml
-from clips.errors import UserError
 
 LOG_TAIL_LINES = 20
 _POLL_SECONDS = 0.1
-_GRACE_SECONDS = 20.0
-_LOCK = ".lock"
 
 
 class Observer(Protocol):
@@ -70,13 +68,13 @@ class Summary:
         return not self.failed and not self.blocked
 
 
-@dataclasses.dataclass
-class _Running:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A step at work: its record, and what earlier runs have spent that it goes on from."""
+
     step: Step
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
     record: StepRecord
-    earlier_seconds: float
+    before: StepRecord | None = None
 
 
 def run_steps(
@@ -84,174 +82,195 @@ def run_steps(
     keys: Callable[[], Mapping[str, StepKey]],
     output: Path,
     *,
+    lock: int,
     jobs: int,
     observer: Observer,
+    executor: ExecutorConfig | None = None,
+    resources: Mapping[str, Resources] | None = None,
     threads: int | None = None,
 ) -> Summary:
-    """Run every step that is not done, parents first, at most ``jobs`` at once.
+    """Run every step that is not done, parents first.
 
     Args:
         steps: of the study.
         keys: gives step name → key as things are now; asked again before each step, so that code that changes while
             the study runs is not taken for the code that it began with.
         output: the study's directory.
-        jobs: children at the same time.
+        lock: on it, see ``lock.locked``.
+        jobs: steps at the same time, where the executor leaves that to the study.
         observer: is told what happens.
-        threads: OMP_NUM_THREADS of each child; the cores divided by ``jobs`` where None.
+        executor: where they run; on this machine where None.
+        resources: step name → what it is given; one process each where None.
+        threads: OMP_NUM_THREADS of each process; None: an equal share of the cores.
 
     Raises:
-        UserError: another runner works in this directory, or a program is not installed.
-        KeyboardInterrupt: after the children have been ended.
+        UserError: a program is not installed, or the executor cannot give what a step asks for.
+        KeyboardInterrupt: after the executor has ended what it ends.
     """
-    with locked(output) as lock, _sigterm_interrupts():
+    given = {step.name: (resources or {}).get(step.name, Resources()) for step in steps}
+    opened = (executor or LocalConfig()).open(Site(output=output, jobs=jobs, lock=lock, resources=given))
+    with _sigterm_interrupts():
         waiting = {step.name: step for step in in_order(steps)}
         known = keys()
         present = [name for name, step in waiting.items() if is_done(step, known[name], output)]
         for name in present:
             observer.changed(waiting.pop(name), "present", read_record(output, name))
-        state = _State(output, keys, observer, environment(jobs, threads), lock, finished=set(present))
+        state = _State(output, keys, observer, opened, given, threads, finished=set(present))
         try:
+            state.find_again(waiting, known)
             while waiting or state.running:
-                state.start_ready(waiting, jobs)
-                state.collect()
+                state.start_ready(waiting)
+                state.note(opened.poll())
                 observer.tick()
                 if state.running:
                     time.sleep(_POLL_SECONDS)
         finally:
-            state.stop_all()
+            state.stop()
     return Summary(
         present=tuple(present), done=tuple(state.done), failed=tuple(state.failed), blocked=tuple(state.blocked)
     )
 
 
 class _State:
-    """The children at work and what became of the others."""
+    """The steps at work and what became of the others."""
 
     def __init__(
         self,
         output: Path,
         keys: Callable[[], Mapping[str, StepKey]],
         observer: Observer,
-        environment: Mapping[str, str],
-        lock: int,
+        executor: Executor,
+        resources: Mapping[str, Resources],
+        threads: int | None,
         finished: set[str],
     ) -> None:
-        self.output, self.keys, self.observer = output, keys, observer
-        self.environment, self.lock, self.finished = environment, lock, finished
-        self.running: list[_Running] = []
+        self.output, self.keys, self.observer, self.executor = output, keys, observer, executor
+        self.resources, self.threads, self.finished = resources, threads, finished
+        self.running: dict[str, _Run] = {}
         self.done: list[str] = []
         self.failed: list[str] = []
         self.blocked: list[str] = []
 
-    def start_ready(self, waiting: dict[str, Step], jobs: int) -> None:
+    def find_again(self, waiting: dict[str, Step], keys: Mapping[str, StepKey]) -> None:
+        """Take over the jobs of an earlier runner that still are what the study asks for."""
+        for name, step in list(waiting.items()):
+            record = read_record(self.output, name)
+            if record is None or not record.at_work or record.key != keys[name].key:
+                continue
+            if self.executor.adopt(self._job(step, record.token, append=True), record.job):
+                self.running[waiting.pop(name).name] = _Run(step, record)
+                self.observer.changed(step, record.outcome, record)
+
+    def start_ready(self, waiting: dict[str, Step]) -> None:
         """Start steps whose parents are done, in the order of the study; set aside those that cannot run."""
+        ready = []
         for name, step in list(waiting.items()):
             if any(parent in self.failed or parent in self.blocked for parent in step.parents):
                 self.blocked.append(waiting.pop(name).name)
                 self.observer.changed(step, "blocked", None)
-            elif len(self.running) < jobs and self.finished.issuperset(step.parents):
-                self.running.append(self._start(waiting.pop(name)))
+            elif self.finished.issuperset(step.parents):
+                ready.append(step)
+        jobs = [self._prepare(waiting.pop(step.name)) for step in self.executor.choose(ready)] if ready else []
+        ids = self.executor.start(jobs) if jobs else {}
+        for job in jobs:
+            run = self.running[job.step.name]
+            record = dataclasses.replace(run.record, job=ids.get(job.step.name, ""))
+            self._noted(dataclasses.replace(run, record=record))
 
-    def _start(self, step: Step) -> _Running:
+    def _prepare(self, step: Step) -> Job:
+        """What a step needs before it starts: room for its outputs, its config, and a record that says so."""
         directory = step_directory(self.output, step.name)
         before = read_record(self.output, step.name)
         key = self.keys()[step.name]
         goes_on = before is not None and before.key == key.key and before.outcome != "done"
+        job = self._job(step, secrets.token_hex(8), append=goes_on)
+        if before is not None and before.at_work:
+            self.executor.abandon(self._job(step, before.token, append=goes_on), before.job)
         if not goes_on:
             clear_outputs(step, key, before)
         write_file(directory / CONFIG, to_yaml(step.config))
         record = StepRecord(
             name=step.name,
             kind=step.kind,
-            command=command_line(step, self.output),
+            command=command_line(step, self.output, job.resources),
             key=key.key,
-            outcome="running",
+            outcome="queued" if self.executor.queues else "running",
             started=time.time(),
             outputs=key.outputs,
+            token=job.token if self.executor.queues else "",
+            git=git_state(),
+            versions=versions(),
         )
         write_record(self.output, record)
-        log = (directory / LOG).open("ab" if goes_on else "wb")
-        process = subprocess.Popen(
-            [*executable(step.command), "--config", str(directory / CONFIG)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=self.environment,
-            start_new_session=True,
-            pass_fds=(self.lock,),
-            preexec_fn=_end_with_parent,
+        interrupted = goes_on and before is not None and before.outcome == "interrupted"
+        self.running[step.name] = _Run(step, record, before if interrupted else None)
+        return job
+
+    def _job(self, step: Step, token: str, *, append: bool) -> Job:
+        resources, directory = self.resources[step.name], step_directory(self.output, step.name)
+        return Job(
+            step=step,
+            resources=resources,
+            words=tuple(executable(launched(step.command, directory / CONFIG, resources))),
+            directory=directory,
+            append=append,
+            threads=resources.cpus or self.threads,
+            token=token,
         )
-        self.observer.changed(step, "running", record)
-        earlier = before.seconds if goes_on and before is not None and before.outcome == "interrupted" else 0.0
-        return _Running(step, process, log, record, earlier)
 
-    def collect(self) -> None:
-        """Note the children that have ended."""
-        for child in list(self.running):
-            pid, status, usage = os.wait4(child.process.pid, os.WNOHANG)
-            if pid:
-                child.process.returncode = os.waitstatus_to_exitcode(status)
-                self.running.remove(child)
-                self._finish(child, child.process.returncode, usage.ru_maxrss / 1024)
+    def note(self, events: Sequence[Began | Ended]) -> None:
+        """Note what has happened to the jobs."""
+        for event in events:
+            run = self.running[event.name]
+            if isinstance(event, Began):
+                record = dataclasses.replace(run.record, outcome="running", started=event.started)
+                self._noted(dataclasses.replace(run, record=record))
+            else:
+                self._finish(self.running.pop(event.name), event)
 
-    def _finish(self, child: _Running, status: int, peak_mb: float) -> None:
-        child.log.close()
-        step, tail = child.step, log_tail(self.output, child.step.name)
-        problems = step.problems() if status == 0 else []
-        outcome: Outcome = "failed" if status or problems else "done"
-        _end_group(child.process.pid, signal.SIGKILL)  # workers that outlived their launcher
+    def _noted(self, run: _Run) -> None:
+        self.running[run.step.name] = run
+        write_record(self.output, run.record)
+        self.observer.changed(run.step, run.record.outcome, run.record)
+
+    def _finish(self, run: _Run, ended: Ended) -> None:
+        step, tail = run.step, log_tail(self.output, run.step.name)
+        problems = step.problems() if ended.status == 0 else [ended.problem] if ended.problem else []
+        outcome: Outcome = "failed" if ended.status != 0 or problems else "done"
         record = dataclasses.replace(
-            child.record,
-            outcome=outcome,
-            seconds=child.earlier_seconds + time.time() - child.record.started,
-            peak_memory_mb=round(peak_mb, 1),
-            exit_status=status,
-            log_tail=(*tail, *problems) if outcome == "failed" else (),
+            _with_end(run, ended), outcome=outcome, log_tail=(*tail, *problems) if outcome == "failed" else ()
         )
         write_record(self.output, record)
+        claims.forget(step_directory(self.output, step.name), record.token)
         (self.done if outcome == "done" else self.failed).append(step.name)
         if outcome == "done":
             self.finished.add(step.name)
         self.observer.changed(step, outcome, record)
 
-    def stop_all(self) -> None:
-        """End the children that still run (the runner was interrupted)."""
-        for child in self.running:
-            _end_group(child.process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for child in self.running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(timeout=max(0.0, deadline - time.monotonic()))
-            _end_group(child.process.pid, signal.SIGKILL)
-            child.process.wait()
-            child.log.close()
-            seconds = child.earlier_seconds + time.time() - child.record.started
-            record = dataclasses.replace(child.record, outcome="interrupted", seconds=seconds)
+    def stop(self) -> None:
+        """The runner ends, or was interrupted: jobs that do not go on without it are ended."""
+        for ended in self.executor.stop():
+            run = self.running.pop(ended.name)
+            record = dataclasses.replace(_with_end(run, ended), outcome="interrupted")
             write_record(self.output, record)
-            self.observer.changed(child.step, "interrupted", record)
-        self.running.clear()
+            self.observer.changed(run.step, "interrupted", record)
 
 
-def environment(jobs: int, threads: int | None) -> dict[str, str]:
-    """The environment of a child: an equal share of the cores, no telemetry or network where a library offers that."""
-    share = threads or max(1, cores() // jobs)
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": str(share),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-        "MPLBACKEND": "Agg",
-    }
+def _with_end(run: _Run, ended: Ended) -> StepRecord:
+    earlier = run.before.energy_wh if run.before else {}
+    return dataclasses.replace(
+        run.record,
+        seconds=(run.before.seconds if run.before else 0.0) + ended.seconds,
+        peak_memory_mb=ended.peak_memory_mb,
+        exit_status=ended.status,
+        energy_wh={name: earlier.get(name, 0.0) + value for name, value in ended.energy_wh.items()},
+        machine=ended.machine,
+    )
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def command_line(step: Step, output: Path) -> str:
+def command_line(step: Step, output: Path, resources: Resources | None = None) -> str:
     """The step as a user would type it."""
-    return " ".join([*step.command, "--config", str(step_directory(output, step.name) / CONFIG)])
+    return " ".join(launched(step.command, step_directory(output, step.name) / CONFIG, resources or Resources()))
 
 
 def log_tail(output: Path, name: str) -> tuple[str, ...]:
@@ -264,32 +283,6 @@ def log_tail(output: Path, name: str) -> tuple[str, ...]:
         return ()
     lines = [line.split("\r")[-1].rstrip()[:400] for line in text.splitlines()]
     return tuple([line for line in lines if line][-LOG_TAIL_LINES:])
-
-
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[int]:
-    """Hold the study's directory; yields the lock's file descriptor, for children to share.
-
-    Raises:
-        UserError: another runner, or a step that a killed runner left behind, is at work there; or it cannot be
-            written.
-    """
-    path = writable_directory(output) / _LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = path.read_text(encoding="utf-8").strip() or "unknown"
-        os.close(descriptor)
-        raise UserError(
-            f"{output}: another runner (process {owner}) or a step it left behind is at work here; wait or end it"
-        ) from None
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -308,18 +301,3 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _end_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-
-
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """In a child, before its program starts: ask the kernel for SIGTERM when the runner dies."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

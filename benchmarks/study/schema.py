@@ -19,6 +19,9 @@
       other:    {lmms: {model: llava_hf, args: "pretrained=path/to/it"}}
     benchmarks: {retrieval: {data: $data/test}, pope: {}}
 
+    executor: slurm                               # where steps run, see ``executors``
+    resources: {encoder: {processes: 8}}          # what they run on, see ``resources``
+
 A value that begins with ``$`` is a path inside the study's output, and the step that makes it runs before; or
 it is a path below an entry of ``paths``. Encoders × LLMs × recipes × seeds are the rows, after them the LLaVAs that
 are there already; benchmarks are the columns.
@@ -33,8 +36,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.published.rows import select_rows
+from benchmarks.study.executors.base import ExecutorConfig
+from benchmarks.study.executors.local import LocalConfig
 from benchmarks.study.grid import FigureSpec, Settings, Varied
-from benchmarks.study.kinds import list_of
+from benchmarks.study.kinds import list_of, record_of
+from benchmarks.study.resources import Resources
 from clips.errors import UserError, suggest
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
@@ -105,6 +111,8 @@ class Study:
             entries or patterns (``photos.*``) to theirs, the first that fits.
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
+        executor: where steps run, see ``executors.catalogue``.
+        resources: kind of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
         data: name → settings of the command that makes it, ``clips scenes`` unless ``command`` says otherwise.
@@ -132,6 +140,8 @@ class Study:
     baseline: str | Mapping[str, str] | None = None
     jobs: int = 1
     threads: int | None = None
+    executor: ExecutorConfig = field(default_factory=LocalConfig)
+    resources: Mapping[str, Settings] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     paths: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Settings] = field(default_factory=dict)
@@ -172,6 +182,8 @@ class Study:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: expected at least 1, got {self.threads}")
+        for name, settings in self.resources.items():
+            record_of(Resources, settings, f"resources.{name}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError(f"seeds: expected different whole numbers from 0 on, got {list(self.seeds)}")
         for override in self.overrides:

@@ -27,7 +27,7 @@ RECORD = "step.json"
 LOG = "log.txt"
 CONFIG = "config.yaml"
 
-Outcome = Literal["running", "done", "failed", "interrupted"]
+Outcome = Literal["queued", "running", "done", "failed", "interrupted"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,12 @@ class StepRecord:
         exit_status: of the command; None while running or when it was killed by the runner.
         log_tail: the last lines of its log, where it failed.
         outputs: file name → key, of outputs whose dependencies are known by themselves.
+        token: of the run, by which a job that outlives the runner is known.
+        job: id of that job, where the executor gives one.
+        energy_wh: what the machine took meanwhile, see ``energy.Meter``; empty where its counters cannot be read.
+        machine: where it ran, see ``machine.describe_machine``.
+        git: commit of the code, and whether there were changes besides.
+        versions: of the libraries.
     """
 
     name: str
@@ -59,6 +65,17 @@ class StepRecord:
     exit_status: int | None = None
     log_tail: tuple[str, ...] = ()
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    token: str = ""
+    job: str = ""
+    energy_wh: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    git: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a job may be at work on it that outlives its runner."""
+        return bool(self.token) and self.outcome in {"queued", "running"}
 
 
 def step_directory(output: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.kept import KEPT
 from benchmarks.study.commands import KeyedPlan, StudyConfig, resolve, run_study
-from benchmarks.study.runner import locked
-from benchmarks.study.state import RECORD, step_directory
+from benchmarks.study.lock import locked
+from benchmarks.study.state import RECORD, read_record, step_directory, write_record
 from benchmarks.study.steps import Step, in_order
 from clips.artifact import say
 from clips.errors import UserError, suggest
@@ -32,6 +33,7 @@ class RerunConfig(StudyConfig):
         seeds: instead of the study's.
         only: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
+        wait: for another runner that is at work in the study's directory, instead of refusing.
     """
 
     steps: tuple[str, ...]
@@ -47,13 +49,22 @@ def rerun(config: RerunConfig) -> None:
     chosen = _with_descendants(_matching(keyed.plan.steps, config.steps), keyed.plan.steps)
     known = [step for step in chosen if step_directory(keyed.output, step.name).is_dir()]
     if known:
-        with locked(keyed.output):
+        with locked(keyed.output, wait=config.wait):
             for step in known:
-                (step_directory(keyed.output, step.name) / RECORD).unlink(missing_ok=True)
+                _forget(keyed.output, step.name)
                 if step.kind == "evaluation":  # else it would find there what the model gave before
                     shutil.rmtree(keyed.output / "results" / KEPT, ignore_errors=True)
     say(f"{keyed.plan.study.name}: again {', '.join(step.name for step in chosen)}")
     run_study(config)
+
+
+def _forget(output: Path, name: str) -> None:
+    """As if the step had never run; of a job that may still be at work on it the runner must know."""
+    record = read_record(output, name)
+    if record is not None and record.at_work:
+        write_record(output, dataclasses.replace(record, key=""))
+    else:
+        (step_directory(output, name) / RECORD).unlink(missing_ok=True)
 
 
 def _matching(steps: Sequence[Step], patterns: Iterable[str]) -> set[str]:
@@ -92,6 +103,7 @@ class CleanConfig(StudyConfig):
         seeds: instead of the study's; those of others are removed.
         only: encoders, entries or patterns such as ``photos.*``, instead of all; what belongs to others is removed.
         check: not used here.
+        wait: for another runner that is at work in the study's directory, instead of refusing.
     """
 
     really: bool = False
@@ -116,7 +128,7 @@ def clean(config: CleanConfig) -> None:
     elif not config.really:
         print(f"{len(left)} of {total / 1e6:,.1f} MB would be removed; --really true does it")
     else:
-        with locked(keyed.output):
+        with locked(keyed.output, wait=config.wait):
             for path in left:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         print(f"{len(left)} removed, {total / 1e6:,.1f} MB")

@@ -1,0 +1,83 @@
+"""Who works on a step: a job that was queued, or the runner that does not want it any more.
+
+A queued job may begin when nobody watches. Before it does anything it claims its run, by creating a file that nobody
+has created before, which one of two can do alone, on file systems that machines share as well. A runner that finds a
+queued job of another one takes its claim away; a job that comes too late ends without having written anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import write_file
+
+_NOBODY = "nobody"
+
+
+def claim(directory: Path, token: str, who: str) -> bool:
+    """Whether the run ``token`` is ``who``'s, now or since before (a job that was queued again).
+
+    Args:
+        directory: of the step.
+        token: of the run.
+        who: the job's id.
+    """
+    path = _claim_file(directory, token)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        partial.write_text(who, encoding="utf-8")
+        os.link(partial, path)  # whole at once, and only if nothing is there
+    except FileExistsError:
+        return path.read_text(encoding="utf-8") == who
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def take_away(directory: Path, token: str) -> bool:
+    """Whether no job works on the run, nor ever will."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return claim(directory, token, _NOBODY) or read_end(directory, token) is not None
+
+
+def claimed_by(directory: Path, token: str) -> tuple[str, float] | None:
+    """The id of the job that has begun, and when (seconds since the epoch); None where none has."""
+    path = _claim_file(directory, token)
+    try:
+        who, began = path.read_text(encoding="utf-8"), path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return None if who == _NOBODY else (who, began)
+
+
+def write_end(directory: Path, token: str, told: Mapping[str, Any]) -> None:
+    """Note how the job ended."""
+    write_file(_end_file(directory, token), json.dumps(told) + "\n")
+
+
+def read_end(directory: Path, token: str) -> dict[str, Any] | None:
+    """How the job ended; None where it has not."""
+    try:
+        return json.loads(_end_file(directory, token).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def forget(directory: Path, token: str) -> None:
+    """Remove what is known of a run that has been recorded (of none where ``token`` is empty)."""
+    for path in (_claim_file(directory, token), _end_file(directory, token)):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _claim_file(directory: Path, token: str) -> Path:
+    return directory / f".{token}.claim"
+
+
+def _end_file(directory: Path, token: str) -> Path:
+    return directory / f".{token}.end"

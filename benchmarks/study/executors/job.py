@@ -1,0 +1,108 @@
+"""What a SLURM job does on its node: claim the step, run its command, and tell how that ended.
+
+On every node of the job one such task starts the node's processes; the first one claims and tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.study.energy import Meter
+from benchmarks.study.executors import claims
+from benchmarks.study.executors.base import Ended, Job
+from benchmarks.study.executors.children import child_environment, end_group, start_child, stop_children
+from benchmarks.study.machine import cores, describe_machine
+from benchmarks.study.state import LOG
+from clips.commandline import plain
+
+_WAIT_SECONDS = 1.0
+_SAVE_SECONDS = 240.0  # of the 300 between the signal and the end of the job's time
+_PORTS = range(20_000, 32_000)
+
+
+class StepJob:
+    """The callable that submitit carries to the node.
+
+    Args:
+        job: the step's run, its directory at the path that the nodes see it at.
+        folder: where the runner was started, against which the paths in configs stand.
+        again: whether it was queued again, after it had begun.
+    """
+
+    def __init__(self, job: Job, folder: str, *, again: bool = False) -> None:
+        self.job, self.folder, self.again = job, folder, again
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def of(cls, job: Job) -> StepJob:
+        """The job as it is submitted from here."""
+        return cls(dataclasses.replace(job, directory=job.directory.resolve()), os.getcwd())  # noqa: PTH109
+
+    def __call__(self) -> None:
+        """Run the step; what it prints goes to its log."""
+        from submitit import JobEnvironment
+
+        place, job = JobEnvironment(), self.job
+        first = place.node == 0
+        os.chdir(self.folder)
+        if first and not claims.claim(job.directory, job.token, place.job_id):
+            print("the study does not want this run any more", file=sys.stderr)
+            return
+        began, append = time.time(), job.append or self.again
+        threads = job.threads or max(1, cores() // job.resources.processes)
+        environment = child_environment(threads) | _rendezvous(place, job)
+        meter = Meter(environment.get("CUDA_VISIBLE_DEVICES"))
+        log = job.directory / (LOG if first else f"node-{place.node}.{LOG}")
+        with log.open("ab" if append else "wb") as stream:
+            self.process = start_child(job.words, stream, environment)
+            status, peak_mb = self._wait(meter)
+        ended = Ended(
+            name=job.step.name,
+            status=status,
+            seconds=time.time() - began,
+            peak_memory_mb=peak_mb,
+            energy_wh=meter.watt_hours(),
+            machine=describe_machine(),
+        )
+        if first:
+            claims.write_end(job.directory, job.token, plain(ended))
+
+    def _wait(self, meter: Meter) -> tuple[int, float]:
+        assert self.process is not None
+        while True:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                end_group(self.process.pid, 9)
+                return self.process.returncode, round(usage.ru_maxrss / 1024, 1)
+            meter.sample()
+            time.sleep(_WAIT_SECONDS)
+
+    def checkpoint(self) -> Any:
+        """The job's time is over, or its node is wanted: have the step save, and go on with it in another allocation.
+
+        submitit calls it in its signal handler and queues what it returns.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            stop_children([self.process], _SAVE_SECONDS)
+        return DelayedSubmission(StepJob(self.job, self.folder, again=True))
+
+
+def _rendezvous(place: Any, job: Job) -> dict[str, str]:
+    """Where torchrun's processes of several nodes meet; it reads these where its command line does not say."""
+    if job.resources.nodes == 1:
+        return {}
+    port = _PORTS[int(place.raw_job_id) % len(_PORTS)]
+    return {
+        "PET_NODE_RANK": str(place.node),
+        "PET_RDZV_ID": str(place.raw_job_id),
+        "PET_RDZV_ENDPOINT": f"{place.hostnames[0]}:{port}",
+        "MASTER_PORT": str(port),
+    }

@@ -1,0 +1,46 @@
+"""One runner at a time in a study's directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.output import writable_directory
+from clips.artifact import say
+from clips.errors import UserError
+
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(output: Path, *, wait: bool = False) -> Iterator[int]:
+    """Hold the study's directory; yields the lock's file descriptor, for children to share.
+
+    Args:
+        output: the directory.
+        wait: for who is at work there, instead of refusing.
+
+    Raises:
+        UserError: another runner, or a step that a killed runner left behind, is at work there; or it cannot be
+            written.
+    """
+    path = writable_directory(output) / _LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = path.read_text(encoding="utf-8").strip() or "unknown"
+            who = f"{output}: another runner (process {owner}) or a step it left behind is at work here"
+            if not wait:
+                raise UserError(f"{who}; end it, or wait for it with --wait true") from None
+            say(f"{who}; waiting")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
