@@ -50,7 +50,7 @@ def study_from(content: Any) -> Study:
     for name in ("name", "benchmarks"):
         if fields.get(name) is None:
             raise UserError(f"{name}: missing")
-    for name in ("name", "title", "question", "output"):
+    for name in ("name", "title", "question", "output", "gpu"):
         expect(fields, name, str, "a text")
     baseline = fields.get("baseline")
     if isinstance(baseline, dict):

@@ -42,6 +42,7 @@ from benchmarks.study.grid import FigureSpec, Settings, Varied
 from benchmarks.study.kinds import list_of, record_of
 from benchmarks.study.resources import Resources
 from clips.errors import UserError, suggest
+from clips.planning.hardware import GPUS
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
@@ -112,6 +113,7 @@ class Study:
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         executor: where steps run, see ``executors.catalogue``.
+        gpu: kind of GPU that ``study plan`` reckons with, see ``clips.planning.hardware``.
         resources: kind of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
@@ -142,6 +144,7 @@ class Study:
     threads: int | None = None
     executor: ExecutorConfig = field(default_factory=LocalConfig)
     resources: Mapping[str, Settings] = field(default_factory=dict)
+    gpu: str | None = None
     seeds: tuple[int, ...] = (0,)
     paths: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Settings] = field(default_factory=dict)
@@ -178,6 +181,8 @@ class Study:
                 raise suggest(name, self.models, "encoder in 'baseline'")
         for name in self.baseline if isinstance(self.baseline, Mapping) else ():
             self._check_encoder(name, "baseline")
+        if self.gpu is not None and self.gpu not in GPUS:
+            raise suggest(self.gpu, GPUS, "kind of GPU")
         if self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
