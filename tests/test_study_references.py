@@ -72,6 +72,13 @@ def test_words_with_a_slash_are_no_missing_files():
     assert named(study(benchmarks={"asked": words}), f"evaluate-{LLAVA}").needs == ()
 
 
+def test_a_path_of_the_study_may_be_afar():
+    data = {"path": "$shards/{00..11}.tar"}
+    for place in ("s3://bucket/recap", "s3://bucket/recap/"):
+        found = named(study(encoders={"clip": {"data": data}}, paths={"shards": place}), "encoder-clip-s0")
+        assert (found.config["data"]["path"], found.needs) == ("s3://bucket/recap/{00..11}.tar", ())
+
+
 def test_each_file_of_a_range_counts_and_must_be_there(tmp_path):
     for number in range(3):
         (tmp_path / f"{number:02d}.tar").write_text("one", encoding="utf-8")

@@ -265,7 +265,8 @@ def plan_study(config: PlanConfig) -> None:
             console.print(Text(f"    {estimates[step.name].words()}"), soft_wrap=True)
     would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
     rows = ", ".join(row.name for row in keyed.plan.rows)
-    console.print(Text(f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"))
+    facts = f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"
+    console.print(Text(facts), soft_wrap=True)
     console.print(Text(f"{len(would_run)} of {len(keyed.plan.steps)} steps would run"))
     if would_run and estimates:
         console.print(Text(in_all([estimates[step.name] for step in would_run], study.jobs)), soft_wrap=True)

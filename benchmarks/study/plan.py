@@ -18,6 +18,7 @@ from benchmarks.study.record import NO_ENCODER, NO_LLAVA, NOT_ASKED, CellRecord,
 from benchmarks.study.references import MARK, hub_name, mapped, outside_file, pieces
 from benchmarks.study.schema import Combination, Study
 from benchmarks.study.steps import Part, Step, StepKind
+from clips.data.files import is_remote
 from clips.errors import UserError, suggest
 
 TRAIN_ENCODER = ("clips", "train")
@@ -122,9 +123,11 @@ class _Maker:
         """Where a ``$`` path is."""
         name, _, rest = path[len(MARK) :].partition("/")
         if name in self.study.paths:
-            below = Path(self.study.paths[name], rest)
-            needs.append(below)
-            return str(below)
+            root = self.study.paths[name]
+            if is_remote(root):
+                return f"{root.rstrip('/')}/{rest}" if rest else root
+            needs.append(Path(root, rest))
+            return str(needs[-1])
         inside = self.study.directory / name / rest
         if (maker := self._maker_of(inside)) is not None:
             parents.append(maker)
