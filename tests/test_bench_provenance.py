@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import clips_world
 import pytest
 
 from benchmarks.cli import COMMANDS
+from benchmarks.study.state import StepRecord, write_record
 from clips.artifact import MANIFEST
 from clips.commandline import run_commands
 from clips.train import train
@@ -81,3 +83,30 @@ def test_a_model_of_others_has_no_past(copied, capsys):
 def test_no_result(tmp_path, capsys):
     assert bench("provenance", str(tmp_path / "nothing.json")) == 2
     assert "nothing.json" in capsys.readouterr().err
+
+
+def test_a_study_s_step_is_told_with_its_command_machine_and_energy(copied, capsys):
+    record = StepRecord(
+        name="evaluate-encoder-small",
+        kind="evaluation",
+        command="torchrun --nproc-per-node 2 -m benchmarks run --config c.yaml",
+        key="k",
+        outcome="done",
+        started=0.0,
+        seconds=61.0,
+        peak_memory_mb=2048.0,
+        made=("results/small/retrieval.json",),
+        energy_wh={"gpus": 12.25},
+        machine={"accelerators": "none", "cores": "2"},
+        git={"commit": "0123456789abcdef", "dirty": True},
+    )
+    write_record(copied, record)
+    assert bench("provenance", str(copied / "results/small")) == 0
+    said = capsys.readouterr().out
+    spent = "61 s, at most 2.0 GiB in one process, 12.2 Wh in gpus, code 0123456789ab and changes that were not"
+    assert f"step evaluate-encoder-small: {spent} committed" in said
+    assert f"step's command: {record.command}" in said
+    assert "step's machine: accelerators none, cores 2" in said
+    write_record(copied, dataclasses.replace(record, energy_wh={}))
+    assert bench("provenance", str(copied / "results/small")) == 0
+    assert "energy not told by the machine" in capsys.readouterr().out

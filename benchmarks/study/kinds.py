@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -59,7 +60,8 @@ def record_of(kind: type[Record], content: Mapping[Any, Any], where: str) -> Rec
     known_keys(content, hints, f"{where}.")
     values: dict[str, Any] = {}
     for name, value in content.items():
-        wanted = {hints[name], *typing.get_args(hints[name])} - {type(None)}
+        either = typing.get_origin(hints[name]) in {types.UnionType, typing.Union}
+        wanted = set(typing.get_args(hints[name])) if either else {hints[name]}
         if value is None:
             continue
         if lists := wanted & {tuple[str, ...], tuple[int, ...]}:

@@ -197,6 +197,9 @@ class _State:
             outcome="queued" if self.executor.queues else "running",
             started=time.time(),
             outputs=key.outputs,
+            made=tuple(
+                made.relative_to(self.output).as_posix() for made in step.outputs if made.is_relative_to(self.output)
+            ),
             token=job.token if self.executor.queues else "",
             git=git_state(),
             versions=versions(),

@@ -46,6 +46,7 @@ class StepRecord:
         exit_status: of the command; None while running or when it was killed by the runner.
         log_tail: the last lines of its log, where it failed.
         outputs: file name → key, of outputs whose dependencies are known by themselves.
+        made: its outputs, relative to the study's directory.
         token: of the run, by which a job that outlives the runner is known.
         job: id of that job, where the executor gives one.
         energy_wh: what the machine took meanwhile, see ``energy.Meter``; empty where its counters cannot be read.
@@ -65,6 +66,7 @@ class StepRecord:
     exit_status: int | None = None
     log_tail: tuple[str, ...] = ()
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    made: tuple[str, ...] = ()
     token: str = ""
     job: str = ""
     energy_wh: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -87,9 +89,20 @@ def read_record(output: Path, name: str) -> StepRecord | None:
     """The record of a step; None where it never ran or the record cannot be read."""
     try:
         data = json.loads((step_directory(output, name) / RECORD).read_text(encoding="utf-8"))
-        return StepRecord(**{**data, "log_tail": tuple(data.get("log_tail", ()))})
+        lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "made")}
+        return StepRecord(**{**data, **lists})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def record_behind(made: Path) -> StepRecord | None:
+    """The record of the study's step that made a file or directory; None where no study did, or none is recorded."""
+    for root in list(made.absolute().parents)[:3]:
+        for path in (root / "steps").glob(f"*/{RECORD}") if (root / "steps").is_dir() else ():
+            record = read_record(root, path.parent.name)
+            if record is not None and made.absolute().relative_to(root).as_posix() in record.made:
+                return record
+    return None
 
 
 def write_record(output: Path, record: StepRecord) -> None:

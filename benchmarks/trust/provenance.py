@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.report.wording import visible
 from benchmarks.results import Result
+from benchmarks.study.state import record_behind
 from benchmarks.trust.rows import find_result
 from clips.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
@@ -62,6 +63,7 @@ def trace(result: Result, *, check: bool = True) -> Node:
     facts = [
         f"evaluated {result.created} in {result.seconds:.0f} s{_code(result.git)}",
         *([f"by: {result.command}"] if result.command else []),
+        *_step(Path(result.path)),
         f"data: {_short(str(protocol.get('data_hash', '')))}, split {protocol.get('split', 'not stated')}",
         f"protocol: {_short(result.fingerprint)}; `clips-bench diff` compares it with another's",
     ]
@@ -93,7 +95,11 @@ def _artifact(name: str, described: Mapping[str, str], *, check: bool, seen: fro
         for parent, each in _mapping(manifest.get("parents")).items()
         if isinstance(each, Mapping)
     ]
-    return Node(title, list(_about(manifest)), [*parents, *_sources(_mapping(manifest.get("data")), check=check)])
+    return Node(
+        title,
+        [*_about(manifest), *_step(directory)],
+        [*parents, *_sources(_mapping(manifest.get("data")), check=check)],
+    )
 
 
 def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -114,6 +120,22 @@ def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
     wanted = [f"{name} {versions[name]}" for name in ("torch", "transformers", "open_clip_torch") if name in versions]
     if wanted:
         yield ", ".join(wanted)
+
+
+def _step(made: Path) -> Iterator[str]:
+    """What the study's runner noted of the step that made it: command, time, memory, energy, and on what machine."""
+    record = record_behind(made)
+    if record is None:
+        return
+    spent = [f"{record.seconds:,.0f} s"]
+    if record.peak_memory_mb:
+        spent.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")
+    used = [f"{value:.1f} Wh in {name}" for name, value in record.energy_wh.items()]
+    spent += used or ["energy not told by the machine"]
+    yield f"step {record.name}: {', '.join(spent)}{_code(record.git)}"
+    yield f"step's command: {record.command}"
+    if record.machine:
+        yield f"step's machine: {', '.join(f'{name} {value}' for name, value in record.machine.items())}"
 
 
 def _sources(data: Mapping[str, Any], *, check: bool) -> Iterator[Node]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.study.energy import Meter
@@ -21,7 +23,6 @@ from benchmarks.study.state import LOG
 from clips.commandline import plain
 
 _WAIT_SECONDS = 1.0
-_SAVE_SECONDS = 240.0  # of the 300 between the signal and the end of the job's time
 _PORTS = range(20_000, 32_000)
 
 
@@ -31,17 +32,18 @@ class StepJob:
     Args:
         job: the step's run, its directory at the path that the nodes see it at.
         folder: where the runner was started, against which the paths in configs stand.
+        saves: seconds that the step has to save when the job's time is over.
         again: whether it was queued again, after it had begun.
     """
 
-    def __init__(self, job: Job, folder: str, *, again: bool = False) -> None:
-        self.job, self.folder, self.again = job, folder, again
+    def __init__(self, job: Job, folder: str, saves: float, *, again: bool = False) -> None:
+        self.job, self.folder, self.saves, self.again = job, folder, saves, again
         self.process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def of(cls, job: Job) -> StepJob:
+    def of(cls, job: Job, saves: float) -> StepJob:
         """The job as it is submitted from here."""
-        return cls(dataclasses.replace(job, directory=job.directory.resolve()), os.getcwd())  # noqa: PTH109
+        return cls(dataclasses.replace(job, directory=job.directory.resolve()), str(Path.cwd()), saves)
 
     def __call__(self) -> None:
         """Run the step; what it prints goes to its log."""
@@ -78,7 +80,7 @@ class StepJob:
             pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
             if pid:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
-                end_group(self.process.pid, 9)
+                end_group(self.process.pid, signal.SIGKILL)
                 return self.process.returncode, round(usage.ru_maxrss / 1024, 1)
             meter.sample()
             time.sleep(_WAIT_SECONDS)
@@ -91,8 +93,8 @@ class StepJob:
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
-            stop_children([self.process], _SAVE_SECONDS)
-        return DelayedSubmission(StepJob(self.job, self.folder, again=True))
+            stop_children([self.process], self.saves)
+        return DelayedSubmission(StepJob(self.job, self.folder, self.saves, again=True))
 
 
 def _rendezvous(place: Any, job: Job) -> dict[str, str]:

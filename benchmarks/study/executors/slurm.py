@@ -1,7 +1,7 @@
 """Steps as SLURM jobs, submitted by submitit: steps that become ready together and ask for the same make one array.
 
 The jobs are SLURM's, not the runner's: they go on when it dies, and the next runner finds them again by the ids in
-their records. How a job begins and ends it writes itself, beside the step's log (``job`` and ``claims``); SLURM is asked
+their records. A job writes itself how it begins and ends, beside the step's log (``job``, ``claims``); SLURM is asked
 only whether it is still there. The study's directory, the code and the data lie where all nodes see them at the same
 path. submitit hands a job over as a pickle in the study's directory (``.slurm``), which the node loads.
 """
@@ -30,6 +30,7 @@ _ASK_SECONDS = 15.0  # the controller is shared with everybody
 _GONE_AFTER = 2  # asks in which a job was not there; its last file may come late over the network
 _CANCEL_SECONDS = 180.0
 _SIGNAL_SECONDS = 300  # before the end of its time a job is told, as by scripts/slurm/train.sbatch
+_SIGNAL_SHARE = 0.2  # of its time at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +138,18 @@ class Slurm:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = submitit.SlurmExecutor(folder=self.folder / "%j", max_num_timeout=self.config.requeues)
-        executor.update_parameters(**self.parameters(resources, self.site.output.resolve().name))
+        parameters = self.parameters(resources, self.site.output.resolve().name)
+        executor.update_parameters(**parameters)
         try:
             with executor.batch():
-                submitted = [executor.submit(StepJob.of(job)) for job in jobs]
+                submitted = [executor.submit(StepJob.of(job, 0.8 * parameters["signal_delay_s"])) for job in jobs]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             raise UserError(f"executor: sbatch: {' '.join(str(error).split())[-300:]}") from None
         return [job.job_id for job in submitted]
 
     def parameters(self, resources: Resources, name: str) -> dict[str, Any]:
         """What submitit's SlurmExecutor is told: one task on each node, which starts the node's processes."""
+        minutes = max(1, round((resources.hours or self.config.hours) * 60))
         asked = {
             "job_name": name,
             "nodes": resources.nodes,
@@ -154,13 +157,13 @@ class Slurm:
             "gpus_per_node": resources.gpus or None,
             "cpus_per_task": resources.cpus * resources.processes if resources.cpus else None,
             "mem": f"{resources.memory_gb * 1024:.0f}MB" if resources.memory_gb else None,
-            "time": max(1, round((resources.hours or self.config.hours) * 60)),
+            "time": minutes,
             "partition": self.config.partition,
             "account": self.config.account,
             "qos": self.config.qos,
             "constraint": self.config.constraint,
             "array_parallelism": self.config.at_once,
-            "signal_delay_s": _SIGNAL_SECONDS,
+            "signal_delay_s": min(_SIGNAL_SECONDS, round(_SIGNAL_SHARE * minutes * 60)),
             "setup": list(self.config.setup) or None,
             "additional_parameters": dict(self.config.options) or None,
             # Since SLURM 22.05 srun takes one core of a task's unless it is told (sbatch's manual, --cpus-per-task).

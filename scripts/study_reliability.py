@@ -1,0 +1,140 @@
+"""Kill the runner of a study with -9 again and again: the table at the end is that of a study that nobody disturbed.
+
+    python scripts/study_reliability.py --kills 30
+    python scripts/study_reliability.py --kills 30 --study scripts/studies/demo.yaml     # hours
+
+A study (a small one of its own, every program real: scenes, two encoders, retrieval) runs undisturbed, then anew beside
+it with its runner killed at random moments of that time; after the last kill it comes to its end. Both must have
+the same table, and the same metrics, per-item scores, fingerprints and weights, digit by digit. It prints a line and
+ends with status 1 where they differ. About a quarter of an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from study_kills import tiny_study
+
+TOLD = ("metrics", "primary", "absent", "without_skill", "protocol", "fingerprint", "status", "benchmark", "row")
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--kills", type=int, default=30)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--study", type=Path, help="another study file; the small one if not given")
+    options.add_argument("--work", type=Path, help="a directory to work in; a temporary one if not given")
+    arguments = options.parse_args()
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        content = yaml.safe_load(arguments.study.read_text(encoding="utf-8")) if arguments.study else None
+        problems, kills, places = trial(work, arguments.kills, random.Random(arguments.seed), content)
+    where = ", ".join(f"{count} in {kind}" for kind, count in places.items())
+    print(f"{'FAILED ' if problems else 'passed '} {kills} kills of {arguments.kills} ({where}): "
+          f"{'; '.join(problems) or 'same table, results and weights'}")  # fmt: skip
+    return 1 if problems or kills < arguments.kills else 0
+
+
+def trial(
+    work: Path, kills: int, rng: random.Random, content: dict[str, Any] | None = None
+) -> tuple[list[str], int, dict[str, int]]:
+    """What differs, how many kills there were, and kind of step → how many of them hit one at work."""
+    whole, killed = (write(work / name, content) for name in ("whole", "killed"))
+    began = time.monotonic()
+    if start(whole).wait() != 0:
+        return [f"the undisturbed study failed, see {whole}/log.txt"], 0, {}
+    lasted = time.monotonic() - began
+    done, places = 0, dict[str, int]()
+    while done < kills:
+        runner = start(killed)
+        try:
+            status = runner.wait(rng.uniform(0.2, lasted / 2))
+        except subprocess.TimeoutExpired:
+            runner.send_signal(signal.SIGKILL)
+            runner.wait()
+            done += 1
+            for kind in at_work(killed / "out") or ["none"]:
+                places[kind] = places.get(kind, 0) + 1
+            print(f"\rkill {done} of {kills} ", end="", file=sys.stderr, flush=True)
+        else:
+            if status != 0:
+                return [f"the killed study failed, see {killed}/log.txt"], done, places
+            begin_anew(killed / "out", rng)
+    print(file=sys.stderr)
+    if start(killed).wait() != 0:
+        return [f"the killed study failed, see {killed}/log.txt"], done, places
+    return differences(whole / "out", killed / "out"), done, places
+
+
+def write(folder: Path, content: dict[str, Any] | None) -> Path:
+    folder.mkdir(parents=True)
+    study = tiny_study(folder / "out") if content is None else {**content, "output": str(folder / "out")}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """A runner; it waits for what its killed predecessor has left behind."""
+    words = [sys.executable, "-m", "benchmarks", "study", "run", str(folder / "study.yaml"), "--wait", "true"]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
+def begin_anew(output: Path, rng: random.Random) -> None:
+    """The study came to its end before all kills were spent: forget a step, and all that depends on it."""
+    step = rng.choice(sorted(path.name for path in (output / "steps").iterdir()))
+    (output / "steps" / step / "step.json").unlink()
+    shutil.rmtree(output / "results")
+
+
+def at_work(output: Path) -> list[str]:
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in output.glob("steps/*/step.json")]
+    return [record["kind"] for record in records if record["outcome"] == "running"]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is not the same in two outputs of one study; times and places are left out."""
+    found = [
+        f"report/{name} differs"
+        for name in ("table.csv", "table.md")
+        if (one / "report" / name).read_bytes() != (other / "report" / name).read_bytes()
+    ]
+    for path in sorted(one.glob("results/*/*")):
+        twin = other / path.relative_to(one)
+        if not twin.is_file() or told(path, one) != told(twin, other):
+            found.append(f"{path.relative_to(one)} differs")
+    for path in sorted(one.glob("encoders/*/*.safetensors")):
+        twin = other / path.relative_to(one)
+        if hashlib.sha256(path.read_bytes()).digest() != hashlib.sha256(twin.read_bytes()).digest():
+            found.append(f"{path.relative_to(one)} differs")
+    return found
+
+
+def told(path: Path, root: Path) -> Any:
+    """What a result file says about the model, or its items' scores."""
+    if path.suffix == ".parquet":
+        import pandas as pd
+
+        return pd.read_parquet(path).to_csv(index=False)
+    text = path.read_text(encoding="utf-8").replace(str(root), "")
+    content = json.loads(text)
+    return {name: content[name] for name in TOLD} | {"model": content["model"]["hash"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

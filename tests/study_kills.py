@@ -1,0 +1,32 @@
+"""A study of a minute whose every program is real, for trials in which its runner is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def tiny_study(output: Path) -> dict[str, Any]:
+    """Two encoders of a few steps, evaluated by retrieval; scenes before."""
+    scenes = {"kinds": 8, "image_size": 32}
+    return {
+        "name": "killed",
+        "output": str(output),
+        "jobs": 2,
+        "threads": 1,
+        "baseline": "clip",
+        "data": {"train": {"split": "train", "size": 96, **scenes}, "test": {"split": "test", "size": 24, **scenes}},
+        "defaults": {
+            "encoder": {
+                "model": {"architecture": "clips-rn-tiny"},
+                "data": {"sources": [{"path": "$data/train"}]},
+                "recipe": {"captioner": {"layers": 1, "length": 32, "positions": 4}},
+                "steps": 24,
+                "batch_size": 16,
+                "checkpoint_every": 4,
+                "log_every": 4,
+            }
+        },
+        "encoders": {"clip": {"recipe": {"name": "clip"}}, "clips": {"recipe": {"name": "clips"}}},
+        "benchmarks": {"retrieval": {"data": "$data/test"}},
+    }
