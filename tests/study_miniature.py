@@ -80,7 +80,9 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
     llava = study["defaults"]["llava"]
     llava |= {"chat_template": "auto", "precision": "fp32", "workers": 0, "launch": {"processes": 1}}
     for stage, file in (("align", "captions"), ("instruct", "talk")):
-        data = [{**source, "path": f"$playground/{file}.json", "images": "$playground"} for source in llava[stage]["data"]]
+        data = [
+            {**source, "path": f"$playground/{file}.json", "images": "$playground"} for source in llava[stage]["data"]
+        ]
         llava[stage] |= {"data": data, "steps": 1, "batch_size": 2, "micro_batch": 1, "max_length": 512}
     for rule in study.get("overrides", []):
         rule["llava"]["image_size"] = 64  # as there larger than their own

@@ -81,7 +81,9 @@ def test_every_training_is_worked_out_without_a_network(name):
 
 
 def test_small_parts_are_of_the_same_classes(tmp_path):
-    assert small_encoder("timm:convnext_large_mlp.clip_laion2b_ft_soup_320", tmp_path / "c") == "timm:test_convnext@random"
+    assert (
+        small_encoder("timm:convnext_large_mlp.clip_laion2b_ft_soup_320", tmp_path / "c") == "timm:test_convnext@random"
+    )
     for name, entry in full("encoder_zoo")["encoders"].items():
         small = small_encoder(entry, tmp_path / name)
         assert small.partition(":")[0] == entry.partition(":")[0] or entry.startswith("hf-hub:")

@@ -231,8 +231,12 @@ def _encoder_estimate(config: str, count: int, gpu: str | None) -> Estimate:
         for own in [stage.spread(count)]
     ]
     hours = sum(speed["hours"] for speed in speeds if speed)
+    parts = [stage.at_once(stage.spread(count)) for stage in stages]
+    whole = [stage.local(count) for stage in stages]
+    needed = any(part < local for part, local in zip(parts, whole, strict=True) if part)
+    hint = f", with micro_batch {', '.join(map(str, parts))} in its stages" if needed else ""
     return Estimate(
-        basis=f"worked out for {count} × {gpu} at {asked.mfu:.0%} of its peak, see clips plan",
+        basis=f"worked out for {count} × {gpu} at {asked.mfu:.0%} of its peak{hint}, see clips plan",
         seconds=hours * 3600,
         gpu_hours=hours * count,
         memory=max(memory),
