@@ -103,7 +103,7 @@ def write_mmvet(hub: Path) -> None:
 
 
 def _small_encoders(study: dict[str, Any], folder: Path) -> None:
-    world = {"split": "train", "size": 12, "kinds": 4, "image_size": 64}
+    world = {"split": "train", "size": 12, "kinds": 8, "image_size": 64}
     study["data"] = {"world": world}
     shared = study["defaults"]["encoder"]
     shared["data"] |= {"sources": [{"path": "$data/world"}], "workers": 0}
