@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from clips.commandline import Command, run_commands
+from clips.commandline.commands import Command, run_commands
 
 COMMANDS = {
     "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run:run"),
@@ -56,6 +56,21 @@ COMMANDS = {
     "report": Command(
         help="one page and tables from a study or a directory of results",
         target="benchmarks.report.command:report",
+        positional=("directory",),
+    ),
+    "card": Command(
+        help="write what was measured into a model's card",
+        target="benchmarks.publishing.card:card",
+        positional=("directory",),
+    ),
+    "publish": Command(
+        help="push an encoder, a LLaVA or results to the Hugging Face hub",
+        target="benchmarks.publishing.publish:publish",
+        positional=("directory",),
+    ),
+    "watch": Command(
+        help="follow a study or a training while it runs",
+        target="benchmarks.watching.watch:watch",
         positional=("directory",),
     ),
     "diff": Command(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.config import MODEL_FIELDS, LmmsModel, Needs, RunConfig
 from clips.artifact import directory_hash, versions
 from clips.errors import UserError
+from clips.references import model_directory
+from llava_bridge.encoders.files import check_encoder, encoder_commits, open_clip_directory
 from llava_bridge.encoders.spec import parse_spec, paths_of
-from llava_bridge.model.parts import check_encoder, encoder_commits, model_directory, open_clip_directory
 
 if TYPE_CHECKING:
     from benchmarks.encoders.embed import DualEncoder

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clips.artifact import versions, write_file, writing
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.errors import UserError
+from clips.jsontext import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,7 +188,7 @@ def read_result(path: str | Path) -> Result:
     """
     file = Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         if content["schema"] > SCHEMA:
             raise NewerResultError(
                 f"{file}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})"

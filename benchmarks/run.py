@@ -27,7 +27,7 @@ from benchmarks.registry import Benchmark
 from benchmarks.results import Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
 from clips.artifact import git_state, say, versions
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.errors import UserError
 
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")

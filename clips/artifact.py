@@ -22,8 +22,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.commandline import plain
-from clips.errors import UserError
+from clips.commandline.commands import plain
+from clips.errors import UserError, visible
+from clips.jsontext import parse_json
 
 MANIFEST = "manifest.json"
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
@@ -110,14 +111,14 @@ def added_files(directory: str | Path) -> Iterator[Path]:
         (target / ".added").rmdir()
 
 
-def write_file(path: str | Path, text: str) -> None:
-    """Write ``text`` so that a crash leaves either the old file or the new one, never a part."""
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Write ``content``, a text as UTF-8, so that a crash leaves either the old file or the new one, never a part."""
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -189,7 +190,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; the directory was not written by this suite, or not completely") from None
     except (ValueError, OSError) as error:
@@ -271,4 +272,4 @@ def git_state() -> dict[str, Any]:
 
 def say(message: str) -> None:
     """One plain line to standard error: what a command is doing, for people and log files alike."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)

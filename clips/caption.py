@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clips import towers
 from clips.artifact import say, write_file
-from clips.captioner import Captioner
 from clips.data.images import BadImageError, decode_image
 from clips.encoder import load_captioner, load_encoder
 from clips.errors import UserError, reason_of
-from clips.tokenizer import BOS, EOS, PAD, ClipsTokenizer
+from clips.model import towers
+from clips.model.captioner import Captioner
+from clips.model.tokenizer import BOS, EOS, PAD, ClipsTokenizer
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

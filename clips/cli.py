@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from clips.commandline import Command, run_commands
+from clips.commandline.commands import Command, run_commands
 
 COMMANDS = {
     "scenes": Command(

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clips.artifact import read_manifest, write_file
-from clips.captioner import Captioner, CaptionerShape
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError, reason_of
-from clips.lean_imports import without_wandb
-from clips.model import ClipsModel
+from clips.jsontext import parse_json
+from clips.method.model import ClipsModel
+from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.tokenizer import shortened
 from clips.references import CONFIG, WEIGHTS
 
 CAPTIONER_CONFIG = "captioner_config.json"
@@ -77,7 +80,12 @@ def load_encoder(directory: str | Path) -> Encoder:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({reason_of(error)})") from None
-    return Encoder(model.eval(), preprocess, tokenizer, config)
+    return Encoder(model.eval(), preprocess, _shortening(tokenizer), config)
+
+
+def _shortening(tokenizer: Any) -> Callable[[Sequence[str]], torch.Tensor]:
+    """``tokenizer`` for texts of any length, see `shortened`."""
+    return lambda texts: tokenizer([shortened(text, tokenizer.context_length) for text in texts])
 
 
 def load_captioner(directory: str | Path) -> Captioner:
@@ -94,7 +102,7 @@ def load_captioner(directory: str | Path) -> Captioner:
             f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
         )
     try:
-        shape = json.loads((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+        shape = parse_json((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
         captioner = Captioner(CaptionerShape(**shape))
         captioner.load_state_dict(load_file(directory / CAPTIONER_WEIGHTS))
     except Exception as error:  # JSON, safetensors and torch each raise their own
@@ -107,7 +115,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory}: no such directory; expected an encoder directory")
     path = directory / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; expected an encoder directory of open_clip's hub layout") from None
     except ValueError as error:

@@ -7,23 +7,23 @@ clips export encoders/clips --output towers/clips --format timm
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, artifact_directory, say, write_manifest
-from clips.checkpoint import CONFIG as RUN_CONFIG
-from clips.checkpoint import checkpoints, load_exported, read_loop
 from clips.encoder import CONFIG, write_encoder
 from clips.errors import UserError, reason_of, suggest
 from clips.interchange.exporting import EXPORTS, export_as
-from clips.model import ClipsModel, ModelConfig, build_model
+from clips.jsontext import parse_json
+from clips.method.model import ClipsModel, ModelConfig, build_model
+from clips.method.recipes import RecipeConfig
 from clips.modelcard import write_model_card
-from clips.recipes import RecipeConfig
-from clips.rundir import read_run_config
-from clips.runlog import METRICS
-from clips.stages import stages_so_far
+from clips.training.checkpoint import CONFIG as RUN_CONFIG
+from clips.training.checkpoint import checkpoints, load_exported, read_loop
+from clips.training.rundir import read_run_config
+from clips.training.runlog import METRICS
+from clips.training.stages import stages_so_far
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
     """The last entry of the run's metrics.jsonl up to ``step`` that validation is in; none where there is none."""
     for folder in checkpoint.resolve().parents[:2]:
         if (folder / METRICS).is_file():
-            entries = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+            entries = [parse_json(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
             validated = [entry for entry in entries if entry["step"] <= step and any("val_" in name for name in entry)]
             return validated[-1] if validated else {}
     return {}

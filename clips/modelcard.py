@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, read_manifest, write_file
-from clips.recipes import RECIPES
+from clips.jsontext import parse_json
+from clips.method.recipes import RECIPES
+from clips.references import CONFIG
 
 MODEL_CARD = "README.md"
 CARDS = Path(__file__).parent / "cards"
@@ -39,7 +40,7 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         "trained",
         manifest=manifest,
         config=config,
-        model_cfg=json.loads((directory / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"],
+        model_cfg=parse_json((directory / CONFIG).read_text(encoding="utf-8"))["model_cfg"],
         strategy=recipe["strategy"] or RECIPES[recipe["name"]].strategy,
         captioner=(directory / "captioner.safetensors").is_file(),
         licence=manifest.get("licence") or "unknown",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 HUB = "hf-hub:"
 TIMM = "timm:"
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -74,4 +76,29 @@ def encoder_directory(reference: str, field: str) -> Path:
 def described(directory: Path) -> dict[str, Any]:
     """What an encoder directory says of itself; empty where it says nothing."""
     file = directory / CONFIG
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def is_on_hub(reference: str) -> bool:
+    """Whether a model is meant by its name on the hub: ``hf-hub:ORG/NAME``, or ``ORG/NAME``, no directory here."""
+    return reference.startswith(HUB) or (bool(_HUB_NAME.fullmatch(reference)) and not Path(reference).exists())
+
+
+def model_directory(reference: str, field: str) -> Path:
+    """Where a model in transformers' layout, or a LLaVA in another, lies: the directory itself, or the hub's copy.
+
+    Args:
+        reference: a directory; or ``ORG/NAME`` on the hub, also ``ORG/NAME@REVISION``, also behind ``hf-hub:``.
+        field: of the config, for the error.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not is_on_hub(reference):
+        return Path(reference)
+    try:
+        return hub_directory(reference.removeprefix(HUB), field)
+    except UserError as error:
+        if reference.startswith(HUB):
+            raise
+        raise UserError(f"{field}: {reference} is not a directory; {str(error).removeprefix(f'{field}: ')}") from None

@@ -8,7 +8,6 @@ Source: arXiv 2203.05482, the uniform soup.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from clips.artifact import RECORDS, artifact_directory, say, write_manifest
 from clips.encoder import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
 from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
 from clips.modelcard import recorded_licence, write_card
 
 _KEPT = (".json", ".txt", ".model")  # endings of configs and of all tokenizers' files
@@ -67,7 +67,7 @@ def soup(config: SoupConfig) -> None:
 
 def _read_settings(folder: Path) -> Any:
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: expected an encoder directory with {CONFIG} ({reason_of(error)})") from None
 

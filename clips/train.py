@@ -3,7 +3,7 @@
     clips train --config encoder.yaml --optim.learning_rate 2e-3
     torchrun --nproc-per-node 2 -m clips.cli train --config encoder.yaml     (or the deepspeed launcher)
 
-The training step is `clips.step.training_step`; everything here carries batches to it and results from it.
+The training step is `clips.training.step.training_step`; everything here carries batches to it and results from it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import numpy as np
 import torch
 
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
-from clips.checkpoint import Checkpointer, checkpoints, remove_checkpoints
-from clips.commandline import plain
-from clips.config import TrainConfig
+from clips.commandline.commands import plain
+from clips.commandline.stopping import StopRequest, exit_status, stop_requests
 from clips.data.loader import batches, told_of_dead_workers
 from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.model import ClipsModel
+from clips.method.model import ClipsModel
 from clips.modelcard import write_model_card
 from clips.parallel.base import whole
 from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
 from clips.planning.utilisation import Utilisation
-from clips.rundir import changes, is_finished, record_run
-from clips.runlog import Clock, RunLog
-from clips.stages import stage_configs, stages_so_far
-from clips.start import bare_model, check_stages, open_data, parents_of, start_run
-from clips.step import Run, to_device, training_step
-from clips.stopping import StopRequest, exit_status, stop_requests
-from clips.trackers import open_trackers
-from clips.validate import Validation
+from clips.training.checkpoint import Checkpointer, checkpoints, remove_checkpoints
+from clips.training.config import TrainConfig
+from clips.training.rundir import changes, is_finished, record_run
+from clips.training.runlog import Clock, RunLog
+from clips.training.stages import stage_configs, stages_so_far
+from clips.training.start import bare_model, check_stages, open_data, parents_of, start_run
+from clips.training.step import Run, to_device, training_step
+from clips.training.trackers import open_trackers
+from clips.training.validate import Validation
 
 SUMMARY = "summary.json"
 _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer

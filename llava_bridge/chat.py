@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from clips.errors import UserError, suggest
-from clips.loading import refusing
+from clips.model.loading import refusing
 from llava_bridge.templates import BEGIN, DAY, PLAIN_WITH_BLANK, TEMPLATES
 
 IMAGE = "<image>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clips.commandline import Command, run_commands
+from clips.commandline.commands import Command, run_commands
 
 ABOUT = """Plug a vision encoder into an LLM, train the LLaVA under DeepSpeed, and talk to it."""
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from clips.encoder import load_encoder
 from clips.interchange.importing import ImportConfig, import_encoder
-from clips.tokenizer import ClipsTokenizer
+from clips.model.tokenizer import ClipsTokenizer
 
 TEXTS = ("A cow stands in the back of a truck.", "two keys", "Best key soccer ball 2010, " * 12)
 LARGEST = 1e-5
@@ -43,7 +43,7 @@ def main() -> int:
 
 def compare(args: argparse.Namespace, architecture: str, folder: Path) -> dict[str, tuple[float, float]]:
     """By kind of input: the largest difference between the two models, and between two inputs of one."""
-    from clips.architectures import ModelConfig, model_cfg
+    from clips.model.architectures import ModelConfig, model_cfg
 
     cfg = model_cfg(ModelConfig(architecture=architecture))
     size = cfg["vision_cfg"]["image_size"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import Any
 
-from clips.captions import count_tokens, sentences
+from clips.method.captions import count_tokens, sentences
 
 _PLACES = 6
 _WORD = re.compile(r"[a-z]+")

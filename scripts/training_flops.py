@@ -22,15 +22,15 @@ from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import read_study
 from benchmarks.study.runner import run_steps
 from benchmarks.study.steps import Step
-from clips import recipes
-from clips.commandline import parse_config, to_yaml
-from clips.config import TrainConfig
+from clips.commandline.commands import parse_config, to_yaml
 from clips.data.loader import batches
 from clips.errors import UserError, suggest
-from clips.model import build_model
+from clips.method import recipes
+from clips.method.model import build_model
 from clips.planning.instruments import FlopCount
-from clips.stages import stage_configs
-from clips.start import open_data
+from clips.training.config import TrainConfig
+from clips.training.stages import stage_configs
+from clips.training.start import open_data
 
 _BATCHES = 2
 

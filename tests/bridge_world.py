@@ -44,7 +44,7 @@ TEXTS = [f"The shape is {colour}. USER: What colour is it? ASSISTANT: {colour}" 
 def open_clip_model(model_cfg: dict[str, Any], seed: int = 0) -> Any:
     import torch
 
-    from clips.lean_imports import without_wandb
+    from clips.commandline.lean_imports import without_wandb
 
     with without_wandb():
         from open_clip.model import CLIP, CustomTextCLIP
@@ -147,7 +147,7 @@ def make_album(directory: Path) -> Path:
 
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
-    from clips.commandline import to_yaml
+    from clips.commandline.commands import to_yaml
     from llava_bridge.data import DataConfig
     from llava_bridge.model.llm import SmallLlamaConfig
     from llava_bridge.training.config import StageConfig, TrainConfig

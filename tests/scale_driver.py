@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips import checkpoint as checkpointing
 from clips import train as training
 from clips.artifact import file_hash
-from clips.commandline import parse_config
+from clips.commandline.commands import parse_config
+from clips.commandline.stopping import stop_requests
 from clips.parallel.processes import end_processes
-from clips.stopping import stop_requests
 from clips.train import TrainConfig, read_batches, train_stage, training_step
+from clips.training import checkpoint as checkpointing
 
 
 def run(plan: list[dict[str, Any]]) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from benchmarks.cli import COMMANDS
 from benchmarks.results import read_result
-from clips.checkpoint import checkpoints
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.export import ExportConfig, export
 from clips.train import train
+from clips.training.checkpoint import checkpoints
 
 
 @pytest.fixture(scope="module")

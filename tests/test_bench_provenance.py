@@ -14,7 +14,7 @@ import pytest
 from benchmarks.cli import COMMANDS
 from benchmarks.study.state import StepRecord, write_record
 from clips.artifact import MANIFEST
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.train import train
 
 

@@ -24,7 +24,7 @@ from benchmarks.encoders import embed
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
 from benchmarks.run import run
 from benchmarks.statistics import evaluate
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.errors import UserError
 
 PICTURES = 12

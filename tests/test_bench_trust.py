@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.results import read_result
 from benchmarks.trust.compare import CompareConfig, compare, compared
 from benchmarks.trust.diff import DiffConfig, diff
 from benchmarks.trust.rows import find_rows
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.errors import UserError
 
 
@@ -100,7 +101,12 @@ def test_better_worse_and_not_told_apart(tmp_path):
     assert line.difference.value == pytest.approx(mine.value - other.value)
     assert line.difference.low < line.difference.value < line.difference.high < 0
     assert 0 < line.difference.smallest < -line.difference.value
-    assert {line.verdict for line in lines_of(tmp_path, "clips", "clips").values()} == {"not told apart"}
+    assert {line.verdict for line in lines_of(tmp_path, "clips", "clips").values()} == {"unchanged: the same model"}
+    shutil.copytree(tmp_path / "clips", tmp_path / "twin")
+    for path in (tmp_path / "twin").glob("*.json"):
+        text = path.read_text(encoding="utf-8").replace("0123456789abcdef", "f" * 16)
+        path.write_text(text.replace('"row": "clips"', '"row": "twin"'), encoding="utf-8")
+    assert {line.verdict for line in lines_of(tmp_path, "clips", "twin").values()} == {"not told apart"}
 
 
 def test_lower_is_better_is_respected(tmp_path):
@@ -149,7 +155,8 @@ def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
     compare(CompareConfig(first=first, second=second, benchmarks=("gqa",), output=str(target)))
     shown = capsys.readouterr().out
     assert "A one, B one" in shown
-    assert "three" not in shown
+    assert "A three" not in shown
+    assert "only B has the row three" in shown
     table = pd.read_csv(target).set_index("a")
     assert list(table.index) == ["one", "two"]
     assert table.loc["one", "difference"] < -20

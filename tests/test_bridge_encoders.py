@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from clips.errors import UserError
 from llava_bridge.asking.inference import answer, load_llava
 from llava_bridge.encoders import SOURCES, load_encoder
+from llava_bridge.encoders.files import check_encoder
 from llava_bridge.encoders.spec import members, parse_spec
 from llava_bridge.encoders.timm_source import TimmVit
 from llava_bridge.model.assembly import Assembly, assemble, make_stock
-from llava_bridge.model.parts import check_encoder
 from llava_bridge.model.vision import vision_model
 from llava_bridge.projectors import ProjectorConfig
 

@@ -17,7 +17,7 @@ from original_world import Parts, picture, write_original, write_tower
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.models import Row
 from clips.artifact import directory_hash, read_manifest
-from clips.commandline import parse_config
+from clips.commandline.commands import parse_config
 from clips.errors import UserError
 from clips.references import hub_directory
 from llava_bridge.asking.console import ChatConfig, chat
@@ -25,11 +25,12 @@ from llava_bridge.asking.describe import DescribeConfig, describe
 from llava_bridge.asking.inference import load_llava
 from llava_bridge.data.inspection import InspectConfig, inspect
 from llava_bridge.encoders import load_encoder
+from llava_bridge.encoders.files import check_encoder
 from llava_bridge.layouts.convert import ConvertConfig, convert
 from llava_bridge.layouts.swap import SwapConfig, swap
 from llava_bridge.model.assembly import load_llm, load_tokenizer
 from llava_bridge.model.existing import take_up
-from llava_bridge.model.parts import check_encoder, check_llava, check_llm
+from llava_bridge.model.parts import check_llava, check_llm
 from llava_bridge.serving.command import ServeConfig, serve
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.identity import identity

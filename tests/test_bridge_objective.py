@@ -237,7 +237,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clips import losses
+    from clips.model import losses
 
     monkeypatch.setattr(losses, "_CHUNK_ELEMENTS", 10_000)
     hidden = torch.randn(200, 4, requires_grad=True)

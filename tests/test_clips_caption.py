@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from clips.caption import CaptionConfig, caption, generate
-from clips.captioner import Captioner, CaptionerShape
 from clips.errors import UserError
-from clips.tokenizer import BOS, EOS, PAD
+from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.tokenizer import BOS, EOS, PAD
 from clips.train import train
 
 SHAPE = CaptionerShape(image_width=6, text_width=4, width=16, layers=1, heads=2, length=7, vocabulary=40)

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from clips import checkpoint as checkpointing
-from clips.checkpoint import (
+from clips.errors import UserError
+from clips.parallel.processes import Processes, start_processes
+from clips.training import checkpoint as checkpointing
+from clips.training.checkpoint import (
     CHECKPOINTS,
     Checkpointer,
     LoopState,
@@ -19,9 +21,7 @@ from clips.checkpoint import (
     remove_checkpoints,
     verify,
 )
-from clips.errors import UserError
-from clips.parallel.processes import Processes, start_processes
-from clips.rundir import is_finished, read_run_config, record_run
+from clips.training.rundir import is_finished, read_run_config, record_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def test_a_crash_while_saving_leaves_the_checkpoints_before(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("clips.checkpoint.write_file", fail)
+        patch.setattr("clips.training.checkpoint.write_file", fail)
         with pytest.raises(OSError, match="No space"):
             save(tmp_path, 2)
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000001"]

@@ -10,7 +10,7 @@ import clips_world
 import pytest
 
 from clips.cli import COMMANDS
-from clips.commandline import config_type, run_commands
+from clips.commandline.commands import config_type, run_commands
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -22,8 +22,8 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
-    from clips.complaints import field_types
-    from clips.helptext import field_help
+    from clips.commandline.complaints import field_types
+    from clips.commandline.helptext import field_help
 
     config = config_type(COMMANDS[name].function())
     told = dict(field_help(config))

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pytest
 
-from clips.commandline import Command, parse_config, plain, run_commands, to_yaml
+from clips.commandline.commands import Command, parse_config, plain, run_commands, to_yaml
 from clips.errors import UserError
 
 

@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clips.artifact import directory_hash, read_manifest
-from clips.captioner import Captioner, CaptionerShape
-from clips.checkpoint import checkpoints
 from clips.encoder import load_encoder, read_encoder_manifest, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, export
-from clips.model import ModelConfig, build_model
-from clips.recipes import RecipeConfig
+from clips.method.model import ModelConfig, build_model
+from clips.method.recipes import RecipeConfig
+from clips.model.captioner import Captioner, CaptionerShape
 from clips.train import train
+from clips.training.checkpoint import checkpoints
 
 TEXTS = ["A red square.", "two dogs, running!", ""]
 

@@ -13,16 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clips.artifact import directory_hash, read_manifest
-from clips.checkpoint import checkpoints
 from clips.encoder import load_encoder, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, export
 from clips.interchange.hf_dual import register
 from clips.interchange.importing import ImportConfig, import_encoder
-from clips.model import ModelConfig, build_model
-from clips.recipes import RecipeConfig
+from clips.method.model import ModelConfig, build_model
+from clips.method.recipes import RecipeConfig
 from clips.soup import SoupConfig, soup
 from clips.train import train
+from clips.training.checkpoint import checkpoints
 
 NO_WARNING = "ignore:builtin type .* has no __module__:DeprecationWarning"
 pytestmark = pytest.mark.filterwarnings(NO_WARNING)

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from clips.artifact import directory_hash
 from clips.cli import COMMANDS
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.encoder import load_encoder, read_encoder_manifest
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, import_encoder
-from clips.tokenizer import ClipsTokenizer, text_config
+from clips.model.tokenizer import ClipsTokenizer, text_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 CLIPS_CFG = {  # as the released configs state it, at a tiny size
@@ -201,7 +201,7 @@ def test_released_clips_gets_its_tokenizer(tmp_path: Path):
 
 
 def test_training_and_bridge_read_an_imported_encoder(tmp_path: Path):
-    from clips.warmstart import load_pretrained
+    from clips.model.warmstart import load_pretrained
     from llava_bridge.encoders import build_tower
     from llava_bridge.encoders import load_encoder as load_for_bridge
 

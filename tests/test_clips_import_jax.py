@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from clips.architectures import ModelConfig, model_cfg
 from clips.encoder import load_encoder
 from clips.interchange.importing import ImportConfig, import_encoder
-from clips.positions import authors_positions
-from clips.tokenizer import ClipsTokenizer
-from clips.towers import build_towers
+from clips.model.architectures import ModelConfig, model_cfg
+from clips.model.positions import authors_positions
+from clips.model.tokenizer import ClipsTokenizer
+from clips.model.towers import build_towers
 
 
 def flax_parameters(weights: dict[str, torch.Tensor], heads: int | None) -> dict[str, np.ndarray]:
@@ -65,7 +65,7 @@ def flax_parameters(weights: dict[str, torch.Tensor], heads: int | None) -> dict
 @pytest.fixture
 def tiny_clips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A CLIPS architecture of two layers."""
-    from clips import architectures
+    from clips.model import architectures
 
     cfg = json.loads((architectures.CONFIGS / "clips-tiny.json").read_text())
     cfg["vision_cfg"] |= {"image_size": 32, "width": 64, "layers": 2, "head_width": 16}

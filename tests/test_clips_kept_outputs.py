@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips import architectures, kept_outputs, towers
-from clips.architectures import ModelConfig
-from clips.config import TrainConfig
 from clips.data.augment import AugmentConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.model import architectures, kept_outputs, towers
+from clips.model.architectures import ModelConfig
+from clips.training.config import TrainConfig
 
 CONFIG = ModelConfig(architecture="clips-tinyvit", image_size=64, lock_image=True, keep_trunk_outputs=True)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips.lengths import groups_by_length
+from clips.model.lengths import groups_by_length
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(1, 1), (7, 1), (16, 1), (40, 2), (64, 4), (1000, 8)])

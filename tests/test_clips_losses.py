@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clips.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss, linear_cross_entropy
+from clips.model.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss, linear_cross_entropy
 
 
 def unit(*shape, seed=0):
@@ -72,7 +72,7 @@ def naive_sigmoid(image, texts, scale, bias):
 @pytest.mark.parametrize("chunk", [1, 12, 10_000])
 @pytest.mark.parametrize(("kind", "naive"), [("supcon", naive_supcon), ("sigmoid", naive_sigmoid)])
 def test_other_contrastive_losses_against_naive_loops(kind, naive, chunk, monkeypatch):
-    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", chunk)
     image, web, partial = unit(5, 8, seed=1), unit(5, 8, seed=2), unit(5, 8, seed=3)
     scale, bias = torch.tensor(6.0), torch.tensor(-2.0)
     for texts in ([web], [web, partial]):
@@ -88,7 +88,7 @@ def test_with_one_kind_of_text_supcon_is_the_clip_loss():
 
 @pytest.mark.parametrize("kind", CONTRASTIVE_LOSSES)
 def test_gradients_of_the_contrastive_losses_are_those_of_finite_differences(kind, monkeypatch):
-    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", 8)
+    monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 8)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # gradcheck needs double precision throughout
     inputs = [unit(3, 4, seed=seed).double().requires_grad_() for seed in range(3)]
     inputs += [torch.tensor(3.0, dtype=torch.float64, requires_grad=True), torch.tensor(-1.0, dtype=torch.float64)]
@@ -110,7 +110,7 @@ def test_contrastive_loss_is_float32_under_autocast():
 
 @pytest.mark.parametrize("chunk", [1, 40, 10_000])
 def test_linear_cross_entropy_against_the_plain_one(chunk, monkeypatch):
-    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", chunk)
     generator = torch.Generator().manual_seed(0)
     hidden = (10 * torch.randn(7, 4, generator=generator)).requires_grad_()
     weight = torch.randn(11, 4, generator=generator).requires_grad_()
@@ -171,8 +171,8 @@ def _arrays(shared):
 
 def batch_of(count):
     """Captions of unlike length, so that the processes' numbers of counted tokens differ."""
-    from clips.recipes import RecipeConfig, build
-    from clips.tokenizer import ClipsTokenizer
+    from clips.method.recipes import RecipeConfig, build
+    from clips.model.tokenizer import ClipsTokenizer
 
     recipe, tokenizer = build(RecipeConfig(captioner=small_captioner())), ClipsTokenizer(12)
     rng = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def batch_of(count):
 
 
 def small_captioner():
-    from clips.captioner import CaptionerConfig
+    from clips.model.captioner import CaptionerConfig
 
     return CaptionerConfig(width=16, heads=2, layers=1, length=20)
 
@@ -194,8 +194,8 @@ GLOBAL = ("loss", "contrastive_loss", "caption_loss")
 
 
 def small_model(kind):
-    from clips.model import ModelConfig, build_model
-    from clips.recipes import RecipeConfig
+    from clips.method.model import ModelConfig, build_model
+    from clips.method.recipes import RecipeConfig
 
     recipe = RecipeConfig(loss=kind, captioner=small_captioner())
     return build_model(ModelConfig(context_length=12), recipe, seed=0)
@@ -262,7 +262,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
-    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", 5000)
+    monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 5000)
     hidden = torch.randn(400, 8, requires_grad=True)
     weight = torch.randn(500, 8, requires_grad=True)
     with Largest() as largest:
@@ -277,7 +277,7 @@ def test_no_loss_ever_holds_all_of_its_logits(monkeypatch):
 
 @pytest.mark.parametrize(("dtype", "chunks"), [(torch.float32, 1.2), (torch.bfloat16, 1.7)])  # with a copy in bfloat16
 def test_the_chunks_of_the_caption_loss_do_not_lie_beside_each_other(dtype, chunks, monkeypatch):
-    monkeypatch.setattr("clips.losses._CHUNK_ELEMENTS", 2**18)
+    monkeypatch.setattr("clips.model.losses._CHUNK_ELEMENTS", 2**18)
     hidden, weight = torch.randn(1024, 4, requires_grad=True), torch.randn(2048, 4, requires_grad=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         linear_cross_entropy(hidden, weight, torch.arange(1024), dtype)

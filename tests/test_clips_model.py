@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from clips import towers
-from clips.captioner import CaptionerConfig
-from clips.model import ModelConfig, build_model
-from clips.recipes import RecipeConfig, build
-from clips.tokenizer import ClipsTokenizer
+from clips.method.model import ModelConfig, build_model
+from clips.method.recipes import RecipeConfig, build
+from clips.model import towers
+from clips.model.captioner import CaptionerConfig
+from clips.model.tokenizer import ClipsTokenizer
 
 CAPTIONER = CaptionerConfig(length=16)
 TEXTS = [

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clips import architectures, towers
-from clips.architectures import ModelConfig
-from clips.checkpoint import checkpoints
 from clips.encoder import load_encoder
 from clips.errors import UserError
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
 from clips.train import train
+from clips.training.checkpoint import checkpoints
 
 PATCHES = 16
 

@@ -14,12 +14,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from clips.architectures import ModelConfig
 from clips.cli import COMMANDS
-from clips.commandline import parse_config, run_commands
-from clips.config import TrainConfig
+from clips.commandline.commands import parse_config, run_commands
 from clips.errors import UserError
-from clips.model import ClipsModel, build_model
+from clips.method.model import ClipsModel, build_model
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
 from clips.parallel.config import ScaleConfig
 from clips.planning import dryrun
 from clips.planning.dryrun import (
@@ -36,8 +36,8 @@ from clips.planning.hardware import GPUS, gpu_of
 from clips.planning.instruments import FlopCount, MemoryTrace
 from clips.planning.plan import PlanConfig, StagePlan, bandwidth, cluster, make_plan, mfu_of
 from clips.planning.utilisation import Utilisation, flops_per_sample
-from clips.recipes import RecipeConfig
-from clips.stages import stage_configs
+from clips.training.config import TrainConfig
+from clips.training.stages import stage_configs
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
 RECIPE = RecipeConfig(name="clips")

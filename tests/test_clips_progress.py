@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from clips import progress
-from clips.progress import Progress, track
+from clips.commandline.commands import progress
+from clips.commandline.progress import Progress, track
 
 
 class Terminal(io.StringIO):

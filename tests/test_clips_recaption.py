@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from clips.cli import COMMANDS
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.data import decode_image
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
@@ -216,7 +216,7 @@ def test_several_drawn_captions_as_a_table(settings: Settings, tmp_path: Path):
 def test_a_model_of_another_family_without_a_chat_template(settings: Settings, tmp_path: Path):
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-    from clips.tokenizer import VOCABULARY
+    from clips.model.tokenizer import VOCABULARY
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {"encoder_hidden_size": 32, "vocab_size": 30522, "bos_token_id": 101, "sep_token_id": 102, "pad_token_id": 0}

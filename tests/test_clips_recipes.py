@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from clips.captioner import CaptionerConfig
 from clips.errors import UserError
-from clips.recipes import RecipeConfig, build, cosine_gap
-from clips.tokenizer import ClipsTokenizer
+from clips.method.recipes import RecipeConfig, build, cosine_gap
+from clips.model.captioner import CaptionerConfig
+from clips.model.tokenizer import ClipsTokenizer
 
 WEB, SYNTHETIC = "my dog pic", "A dog runs on grass. It is brown! A ball lies near."
 TOKENIZER = ClipsTokenizer(16)

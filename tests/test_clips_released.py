@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips import architectures, towers
-from clips.architectures import ModelConfig
 from clips.errors import UserError
 from clips.interchange.source import named_configs, released_name
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
 
 # (width, layers, hidden width, heads) of the image and of the text tower: decode_variant in src/models/vit.py and
 # src/models/text_transformer.py; width of the embedding: src/convert_upload/open_clip/model_configs; millions of

@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from scale_driver import stop_at
 
 from clips import train as training
-from clips.checkpoint import checkpoints, read_loop
 from clips.errors import UserError
-from clips.model import build_model
+from clips.method.model import build_model
 from clips.parallel.base import DataParallel, layers_of
 from clips.parallel.processes import Processes
 from clips.parallel.watchdog import EXIT_HUNG, blame
 from clips.train import train
+from clips.training.checkpoint import checkpoints, read_loop
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {"optim": {"clip_gradient": 5.0}, "validation": {"every": 3, "samples": 5}}

@@ -321,7 +321,7 @@ def capsfusion_table(folder: Path, pictures: Path) -> Path:
 @pytest.mark.parametrize("stream", [False, True])
 def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictures: Path, stream: bool):
     path, cache = str(capsfusion_table(tmp_path / "table", pictures)), str(tmp_path / "cache")
-    source = open_source(SourceConfig(format="capsfusion", path=path, stream=stream, cache=cache))
+    source = open_source(SourceConfig(format="capsfusion", path=path, images=str(pictures), stream=stream, cache=cache))
     found = [source.read(4, np.random.default_rng(seed)) for seed in range(40)]
     assert {sample.web for sample in found} == {"raw 4"}
     fused = [sample.synthetic for sample in found].count("A raw photo of 4.")
@@ -330,7 +330,9 @@ def test_capsfusions_own_columns_are_its_formats_defaults(tmp_path: Path, pictur
     assert found[0].image == clips_world.picture(4)
     assert {source.read(3, np.random.default_rng(seed)).synthetic for seed in range(9)} == {"a photo of 3"}
     assert source.read(5, rng()).synthetic == ""
-    one = open_source(SourceConfig(format="table", path=path, web="laion_2b", synthetic="capsfusion"))
+    one = open_source(
+        SourceConfig(format="table", path=path, images=str(pictures), web="laion_2b", synthetic="capsfusion")
+    )
     assert one.read(4, rng()).synthetic == "A raw photo of 4."
 
 

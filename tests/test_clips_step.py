@@ -21,18 +21,18 @@ import torch
 from safetensors.torch import load_file
 
 from clips import train as training
-from clips.checkpoint import LoopState, checkpoints
+from clips.commandline.stopping import stop_requests
 from clips.data.loader import batches
 from clips.errors import UserError
-from clips.optim import OptimConfig, learning_rate_at
+from clips.method.optim import OptimConfig, learning_rate_at
 from clips.parallel.base import DataParallel
 from clips.parallel.processes import Processes
-from clips.runlog import RunLog
-from clips.spikes import stands_out
-from clips.start import open_data, start_run
-from clips.step import gradients, training_step
-from clips.stopping import stop_requests
 from clips.train import exported, to_device, train
+from clips.training.checkpoint import LoopState, checkpoints
+from clips.training.runlog import RunLog
+from clips.training.spikes import stands_out
+from clips.training.start import open_data, start_run
+from clips.training.step import gradients, training_step
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: p
         seen.append(torch.rand(3))
         return real(run, part)
 
-    from clips import step
+    from clips.training import step
 
     real = step.forward
     monkeypatch.setattr(step, "forward", forward)

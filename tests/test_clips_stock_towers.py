@@ -11,18 +11,18 @@ import exchange_world as world
 import pytest
 import torch
 
-from clips import architectures, towers
-from clips.architectures import ModelConfig
 from clips.encoder import load_encoder
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, import_encoder
-from clips.model import build_model
+from clips.method.model import build_model
+from clips.method.recipes import RecipeConfig
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
+from clips.model.tokenizer import EMBEDDING_ROWS, EOS
 from clips.planning.dryrun import full_texts
-from clips.recipes import RecipeConfig
-from clips.stages import stage_configs
-from clips.start import check_stages
-from clips.tokenizer import EMBEDDING_ROWS, EOS
 from clips.train import train
+from clips.training.stages import stage_configs
+from clips.training.start import check_stages
 
 LENGTH = 24
 

@@ -9,7 +9,7 @@ import clips_world
 import pytest
 
 from clips.cli import COMMANDS
-from clips.commandline import run_commands
+from clips.commandline.commands import run_commands
 from clips.data.shardindex import ShardIndex, index_shard
 from clips.data.sources import FORMATS, SourceConfig, open_source
 from clips.data.survey import IndexConfig, InspectConfig, histogram, index, inspect, survey

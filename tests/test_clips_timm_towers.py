@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clips import architectures, towers
-from clips.architectures import ModelConfig
 from clips.artifact import read_manifest
-from clips.checkpoint import checkpoints
 from clips.errors import UserError
 from clips.export import ExportConfig, export
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
 from clips.train import train
+from clips.training.checkpoint import checkpoints
 
 NAME = "test_vit"  # timm's own for tests: 160 pixels, 0.4 M parameters
 

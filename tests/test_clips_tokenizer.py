@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clips.errors import UserError
-from clips.tokenizer import ClipsTokenizer, clean, text_config, wordpiece
+from clips.model.tokenizer import ClipsTokenizer, clean, text_config, wordpiece
 
 AWKWARD = [
     "",

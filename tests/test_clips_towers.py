@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from clips import architectures, towers
-from clips.architectures import ModelConfig
 from clips.errors import UserError
-from clips.tokenizer import ClipsTokenizer
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
+from clips.model.tokenizer import ClipsTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -21,18 +21,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clips import start as beginning
 from clips import train as training
 from clips.artifact import directory_hash, write_manifest
-from clips.checkpoint import CHECKPOINTS, LoopState, checkpoints
 from clips.errors import UserError
-from clips.model import ModelConfig, build_model
-from clips.optim import OptimConfig, build_optimizer, learning_rate_at
+from clips.method.model import ModelConfig, build_model
+from clips.method.optim import OptimConfig, build_optimizer, learning_rate_at
+from clips.method.recipes import RecipeConfig
+from clips.model.precision import choose_precision
 from clips.parallel.processes import Processes
-from clips.precision import choose_precision
-from clips.recipes import RecipeConfig
-from clips.runlog import Clock, RunLog
 from clips.train import train, training_step
+from clips.training import start as beginning
+from clips.training.checkpoint import CHECKPOINTS, LoopState, checkpoints
+from clips.training.runlog import Clock, RunLog
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 
@@ -435,7 +435,7 @@ def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, d
         pytest.skip("needs the right to mount a small disk")
     try:
         from clips.cli import COMMANDS
-        from clips.commandline import run_commands
+        from clips.commandline.commands import run_commands
 
         clips_world.train_config(data, disk / "run")
         (disk / "ballast").write_bytes(bytes(120 << 20))

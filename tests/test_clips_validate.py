@@ -9,10 +9,10 @@ import clips_world
 import pytest
 import torch
 
-from clips.captions import sentences
 from clips.errors import UserError
+from clips.method.captions import sentences
 from clips.train import open_data, start_run, train
-from clips.validate import Validation, recall_at_1
+from clips.training.validate import Validation, recall_at_1
 
 
 def test_recall_by_hand_ties_counted_in_part():

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clips.architectures import NORMALISATIONS
-from clips.captioner import CaptionerConfig
 from clips.encoder import write_encoder
 from clips.errors import UserError
-from clips.model import ClipsModel, ModelConfig, build_model
-from clips.positions import authors_positions, stretch_positions
-from clips.recipes import RecipeConfig
+from clips.method.model import ClipsModel, ModelConfig, build_model
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import NORMALISATIONS
+from clips.model.captioner import CaptionerConfig
+from clips.model.positions import authors_positions, stretch_positions
 from clips.train import train
 
 RECIPE = RecipeConfig(captioner=CaptionerConfig(length=12, layers=1))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from benchmarks.study.source_code import PACKAGES, module_file
-from clips import cli, step, train
+from clips import cli, train
+from clips.training import step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,3 +69,10 @@ def test_the_training_step_is_three_hops_from_the_command():
     }
     assert "training_step" in called
     assert train.training_step is step.training_step
+
+
+def test_the_drawing_of_the_rooms_is_of_the_code():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "draw_rooms.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,8 @@ import pytest
 from bench_reader import evaluate, write_pictures
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.report.lengths import length_panels
+from benchmarks.encoders.long_retrieval import suffix
+from benchmarks.report.lengths import length_curves, length_figures
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 
@@ -32,17 +33,19 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_curve_for_each_row_and_direction(results):
-    panels = length_panels(build_report(results))
-    assert [panel.title for panel in panels] == ["docci: T→I R@1", "docci: I→T R@1"]
-    assert panels[0].labels == ("4", "8", "16", "whole")
-    curves = {curve.name: curve for curve in panels[0].curves}
+    report = build_report(results)
+    drawn = length_figures(report)
+    assert [figure.title for figure in drawn.figures] == ["docci: T→I R@1", "docci: I→T R@1"]
+    assert drawn.figures[0].heads == ("words", "4", "8", "16", "whole", "cut off")
+    labels = ("4", "8", "16", "whole")
+    metrics = {label: "t2i_r1" if label == "whole" else f"t2i_r1{suffix(int(label))}" for label in labels}
+    curves = {curve.name: curve for curve in length_curves(report.details, "docci", metrics)}
     values = {name: {label: cell.value for label, cell in curve.points.items()} for name, curve in curves.items()}
     found = [100 * share for share in ((1 + 3 / 4) / 4, (2 + 2 / 4) / 4, (3 + 1 / 4) / 4, 1)]
-    assert values["whole"] == pytest.approx(dict(zip(panels[0].labels, found, strict=True)))
-    assert values["short"] == pytest.approx(dict(zip(panels[0].labels, [*found[:2], found[1], found[1]], strict=True)))
+    assert values["whole"] == pytest.approx(dict(zip(labels, found, strict=True)))
+    assert values["short"] == pytest.approx(dict(zip(labels, [*found[:2], found[1], found[1]], strict=True)))
     assert list(values["other"]) == ["8", "whole"]
     assert (curves["short"].cut_off.value, curves["whole"].cut_off.value) == (50, 0)
-    assert panels[0].svg.startswith("<svg")
     assert {name for name, curve in curves.items() if curve.unlike} == {"short", "whole"}  # other is the first
 
 
@@ -62,5 +65,5 @@ def test_other_retrieval_has_no_such_figure(tmp_path, monkeypatch):
     write_pictures(tmp_path, 2)
     (tmp_path / "x.jsonl").write_text('{"image": "0.png", "caption": "thing0"}\n')
     evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="retrieval", data=str(tmp_path / "x.jsonl")), pictures=2)
-    assert length_panels(build_report(tmp_path / "results")) == []
+    assert length_figures(build_report(tmp_path / "results")) is None
     assert 'id="lengths"' not in render_page(build_report(tmp_path / "results"))

@@ -11,6 +11,7 @@ from report_material import items_table, put_result
 from scipy import stats
 
 from benchmarks.report.command import ReportConfig, report
+from benchmarks.report.figures import report_figures
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
@@ -124,7 +125,7 @@ def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_besi
     assert 'id="settings"' in page
     assert 'id="seeds"' in page
     assert "&lt;Lengths&gt;" in page
-    assert page.count("<svg") == 1
+    assert page[page.index('id="settings"') :].count("<svg") == 1
 
 
 def test_results_without_seeds_have_no_files_about_them(tmp_path):
@@ -137,3 +138,11 @@ def test_figures_survive_the_record_and_galleries_look_at_the_first_seed(study):
     assert read_study_record(study).figures[0].beside == ("whole",)
     rows = few_rows(build_report(study).source).rows
     assert [(row.encoder, row.seed) for row in rows] == [(name, 0) for name in SHARES]
+
+
+def test_figures_of_several_seeds_are_of_the_means(study):
+    built = build_report(study)
+    forest = {figure.name: figure for figure in built.contents["forest"].figures}["forest-retrieval-t2i-r1"]
+    assert [row[0] for row in forest.rows] == ["part.block.8", "part.block.16", "pretrained"]
+    assert forest.rows[0][1] == "+30.0"
+    assert "setting-0-t2i-r1" in report_figures(built)

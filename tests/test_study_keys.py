@@ -152,6 +152,6 @@ def test_behaviour_counts_and_wording_does_not(packages, file, text, counts):
 def test_the_real_commands_reach_what_they_run():
     train = {path.as_posix() for path in reachable_files("clips.train")}
     run = {path.as_posix() for path in reachable_files("benchmarks.run")}
-    assert any(path.endswith("clips/losses.py") for path in train)
+    assert any(path.endswith("clips/model/losses.py") for path in train)
     assert any(path.endswith("benchmarks/encoders/retrieval.py") for path in run)
     assert not any("benchmarks/report" in path or "benchmarks/study" in path for path in run)

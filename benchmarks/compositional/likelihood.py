@@ -16,8 +16,8 @@ from benchmarks.outcome import Outcome
 from benchmarks.protocol import Entries
 from benchmarks.sharing import together
 from clips.artifact import versions
+from clips.commandline.progress import track
 from clips.parallel.processes import gather_objects
-from clips.progress import track
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig

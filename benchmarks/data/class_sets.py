@@ -209,7 +209,7 @@ def _names_of_folders(folder: Path, names: list[str]) -> list[str]:
     if not all(map(_WORDNET.fullmatch, names)):
         return [name.replace("_", " ") for name in names]
     if len(names) == 1000:
-        from clips.lean_imports import without_wandb
+        from clips.commandline.lean_imports import without_wandb
 
         with without_wandb():
             from open_clip import IMAGENET_CLASSNAMES
@@ -242,5 +242,5 @@ def _from_table(table: Any, data: str) -> _Found:
         targets=targets,
         names=list(getattr(table.features[label], "names", None) or []),
         named_by=f"the data set's column {label}",
-        read=lambda index: picture_bytes(table[index][image]),
+        read=lambda index: picture_bytes(table[index][image], Path(data)),
     )

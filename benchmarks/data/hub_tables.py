@@ -62,15 +62,21 @@ def picture_columns(table: Any) -> list[str]:
     return [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
 
 
-def picture_bytes(cell: dict[str, Any]) -> bytes:
+def picture_bytes(cell: dict[str, Any] | None, directory: Path) -> bytes:
     """The file behind a cell of such a column.
 
+    Args:
+        cell: what stands there.
+        directory: the data set's, which a path that stands there may not leave.
+
     Raises:
-        UserError: it holds no picture, or names a file that is not there.
+        UserError: it holds no picture, or names a file that is not there or lies elsewhere.
     """
-    if cell and cell.get("bytes"):
-        return cell["bytes"]
-    path = (cell or {}).get("path")
-    if not path or not Path(path).is_file():
-        raise UserError(f"{path or 'a row of the table'}: no such picture")
-    return Path(path).read_bytes()
+    from clips.data.sources.base import BadSampleError
+    from clips.data.sources.base import picture_bytes as read
+
+    try:
+        return read(cell, directory)
+    except BadSampleError as error:
+        where = (cell or {}).get("path") or "a row of the table"
+        raise UserError(f"{where}: {'no such picture' if 'missing' in str(error) else error}") from None

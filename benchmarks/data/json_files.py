@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError
+from clips.jsontext import parse_json
 
 
 def read_json(path: Path) -> Any:
@@ -17,7 +17,7 @@ def read_json(path: Path) -> Any:
         UserError: it is missing, or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except ValueError as error:
@@ -49,7 +49,7 @@ def read_lines(path: Path, *, texts: Sequence[str], others: Sequence[str] = ()) 
 def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """The JSON object in ``content``; UserError with ``where`` if it is none."""
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(value, dict):

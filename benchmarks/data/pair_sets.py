@@ -18,6 +18,7 @@ from benchmarks.data.aro_relations import SYMMETRIC
 from benchmarks.data.caption_sets import read_lines
 from benchmarks.data.hub_tables import holds_table, open_table, picture_bytes
 from clips.errors import UserError
+from clips.jsontext import parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +107,7 @@ class PairSet:
         """SHA-256 of the captions, kinds and pictures, the same wherever they lie and however they are called."""
         digest = hashlib.sha256()
         for case in self.cases:
-            shown = [json.loads(self.contents[picture]) for picture in case.pictures]
+            shown = [parse_json(self.contents[picture]) for picture in case.pictures]
             digest.update(json.dumps([case.kind, case.captions, shown], ensure_ascii=False).encode())
         return digest.hexdigest()
 
@@ -253,7 +254,7 @@ def _from_winoground(path: Path, images: Path | None) -> tuple[Iterator[Case], C
 
         def read(reference: str) -> bytes:
             number, _, column = reference.partition("/")
-            return picture_bytes(table[int(number)][column])
+            return picture_bytes(table[int(number)][column], path)
 
         return from_table(), read
 
@@ -305,7 +306,7 @@ def _json_files(path: Path) -> list[Path]:
 
 def _content(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
 

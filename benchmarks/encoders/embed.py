@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.kept import Batches, KeptVectors, Unkept
 from benchmarks.protocol import Entries
 from clips.artifact import versions
+from clips.commandline.progress import track
 from clips.errors import UserError
-from clips.progress import track
+from clips.jsontext import parse_json
+from clips.references import CONFIG
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,6 @@ _DECODERS = min(16, os.cpu_count() or 1)  # threads that open pictures while the
 _BATCHES_AHEAD = 2
 Kept = KeptVectors | Unkept
 UNKEPT = Unkept()
-_ENCODER_FILE = "open_clip_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
     Raises:
         UserError: not such a directory.
     """
-    if not (Path(path) / _ENCODER_FILE).is_file():
-        raise UserError(f"encoder: {path}: expected a directory with {_ENCODER_FILE}")
+    if not (Path(path) / CONFIG).is_file():
+        raise UserError(f"encoder: {path}: expected a directory with {CONFIG}")
     import torch
 
     from clips.encoder import load_encoder
@@ -84,7 +84,7 @@ def _how(model: Any, path: str) -> Entries:
     """Resolution, resize and interpolation, from open_clip's own record of them."""
     settings = getattr(model.visual, "preprocess_cfg", None)
     if not settings:
-        settings = json.loads((Path(path) / _ENCODER_FILE).read_text(encoding="utf-8")).get("preprocess_cfg", {})
+        settings = parse_json((Path(path) / CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg", {})
     size = settings.get("size") or model.visual.image_size
     return {
         "input_resolution": max(size) if isinstance(size, list | tuple) else int(size),
@@ -157,7 +157,7 @@ def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.transformer import TextTransformer
 
-    from clips.towers import text_features
+    from clips.model.towers import text_features
 
     if type(model) is CLIP or (type(model) is CustomTextCLIP and type(model.text) is TextTransformer):
         return text_features(model, tokens)

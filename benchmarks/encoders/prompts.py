@@ -34,7 +34,7 @@ def check_templates(templates: str | Sequence[str], field: str) -> None:
 def prompts(templates: str | Sequence[str], name: str) -> list[str]:
     """The texts for the class called ``name``."""
     if isinstance(templates, str):
-        from clips.lean_imports import without_wandb
+        from clips.commandline.lean_imports import without_wandb
 
         with without_wandb():
             import open_clip

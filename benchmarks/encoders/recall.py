@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clips.progress import Progress
+from clips.commandline.progress import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from benchmarks.mllm.dealing import share
 from benchmarks.mllm.tasks import outer_stderr
 from benchmarks.outcome import MOST_THUMBNAILS, thumbnail
 from benchmarks.sharing import together
+from clips.commandline.progress import Progress
 from clips.errors import UserError
 from clips.parallel.processes import Processes, gather_objects
-from clips.progress import Progress
 
 DEFAULT_NEW_TOKENS = 128  # where neither the task nor the user says how long an answer may be
 _WINDOW = 16  # batches whose pictures are held at once

@@ -122,7 +122,7 @@ def _patterns(card: Path, names: set[str | None]) -> list[str]:
     parts = text.split("---\n", 2)
     try:
         content = yaml.safe_load(parts[1]) if text.startswith("---\n") and len(parts) == 3 else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         content = {}
     listed = content.get("configs") if isinstance(content, Mapping) else None
     if not isinstance(listed, list):

@@ -12,6 +12,7 @@ from typing import Any
 
 from clips.artifact import file_hash, write_file
 from clips.errors import UserError
+from clips.jsontext import parse_json
 
 RECORD = "fetched.json"
 
@@ -23,7 +24,7 @@ def read_record(root: Path) -> dict[str, Any]:
         UserError: the record cannot be read.
     """
     try:
-        found = json.loads((root / RECORD).read_text(encoding="utf-8"))["datasets"]
+        found = parse_json((root / RECORD).read_text(encoding="utf-8"))["datasets"]
         return {str(name): {"revision": str(each["revision"]), "files": dict(each["files"])}
                 for name, each in found.items()}  # fmt: skip
     except FileNotFoundError:

@@ -349,10 +349,7 @@ def items_table(
             "item": [str(number) for number in numbers],
             "image": [pictures[number].name if number in pictures else str(number) for number in numbers],
             "direction": "",
-            "category": [
-                _text(_first(sample["doc"], ("category", "question_type", "type", "capability", "data_type")))
-                for sample in samples
-            ],
+            "category": [_text(_category(sample["doc"])) for sample in samples],
             "question": [_question(sample) for sample in samples],
             "prediction": [_text(sample["filtered_resps"][0]) for sample in samples],
             "target": [_target(sample) for sample in samples],
@@ -371,6 +368,14 @@ def _question(sample: Sample) -> str:
 def _target(sample: Sample) -> str:
     """What was expected; VQA tasks list people's answers in the row, where the task's own target names a column."""
     return _text(sample["doc"].get("answers") or sample["target"])
+
+
+def _category(doc: Mapping[str, Any]) -> Any:
+    """The task's own kind of question; GQA's is the structure of what is asked, the first of its ``types``."""
+    types = doc.get("types")
+    if isinstance(types, Mapping) and types.get("structural"):
+        return types["structural"]
+    return _first(doc, ("category", "question_type", "type", "capability", "data_type"))
 
 
 def _first(doc: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -8,13 +8,18 @@ from benchmarks.report.table import Cell, Table
 from benchmarks.report.wording import column_title, decimals, listed, number
 
 _WITH_SIZE = 2
+_MOST_NAMED = 6
 
 
 def answer(table: Table) -> str:
     """The sentence for the row that differs most from its baseline, gains counted before losses."""
     compared = [row.name for row in table.rows if _deltas(table, row.name)]
     if compared:
-        return sentence(table, max(compared, key=lambda name: _gains(table, name)))
+        leader = max(compared, key=lambda name: _gains(table, name))
+        behind = [name for name in compared if _gains(table, name)[0] < 0]
+        return (
+            sentence(table, leader) if _wins(table, leader) or not behind or len(compared) == 1 else _none_beats(behind)
+        )
     if not any(cell.value is not None for cell in table.cells.values()):
         return "There is no number yet; the table says why."
     if len(table.rows) == 1:
@@ -50,7 +55,7 @@ def sentence(table: Table, row: str) -> str:
     if worse:
         parts.append(f"{'it loses' if better else f'{row} loses to {baseline}'} {_on(worse)}")
     if alike:
-        parts.append(f"on {listed([column_title(cell.column) for cell in alike])} no difference could be shown")
+        parts.append(f"on {_named(alike)} no difference could be shown")
     return "; ".join(parts) + "."
 
 
@@ -60,9 +65,16 @@ def _on(cells: Sequence[Cell]) -> str:
     for cell in cells:
         if len(leading) < _WITH_SIZE:
             leading.setdefault(cell.column.benchmark, cell)
-    rest = [column_title(cell.column) for cell in cells if cell not in leading.values()]
+    rest = [cell for cell in cells if cell not in leading.values()]
     sizes = listed([_by(cell) for cell in leading.values()])
-    return sizes + (f", and also on {listed(rest)}" if rest else "")
+    return sizes + (f", and also on {_named(rest)}" if rest else "")
+
+
+def _named(cells: Sequence[Cell]) -> str:
+    """The measures' names, or how many there are where a sentence would drown in them."""
+    if len(cells) > _MOST_NAMED:
+        return f"{len(cells)} other measures"
+    return listed([column_title(cell.column) for cell in cells])
 
 
 def _deltas(table: Table, row: str) -> list[Cell]:
@@ -80,6 +92,16 @@ def _gain(cell: Cell) -> int:
     if cell.delta is None or not cell.delta.significant:
         return 0
     return 1 if (cell.delta.value > 0) == bool(cell.column.higher_is_better) else -1
+
+
+def _wins(table: Table, row: str) -> bool:
+    return any(_gain(cell) > 0 for cell in _deltas(table, row))
+
+
+def _none_beats(behind: Sequence[str]) -> str:
+    """``No row beats its baseline on any measure; a and b lose to it on some.``"""
+    names = listed(behind) if len(behind) <= _MOST_NAMED else f"{len(behind)} rows"
+    return f"No row beats its baseline on any measure; {names} {'loses' if len(behind) == 1 else 'lose'} to it on some."
 
 
 def _gains(table: Table, row: str) -> tuple[int, int]:

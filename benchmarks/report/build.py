@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from benchmarks.protocol import INPUT, differences, fingerprint
 from benchmarks.report.comparing import with_comparisons
 from benchmarks.report.seeds import has_seeds
 from benchmarks.report.source import Gap, ReportSource, absence
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
-from benchmarks.study.record import RowRecord
+from benchmarks.study.record import NOT_ASKED, RowRecord
 
 
-def build_table(source: ReportSource, *, primary_only: bool = True) -> Table:
+def build_table(source: ReportSource, *, primary_only: bool = True, also: Collection[tuple[str, str]] = ()) -> Table:
     """Make the table of a source's primary metrics, or of all its metrics.
+
+    Args:
+        source: what was read.
+        primary_only: leave the other metrics out.
+        also: (benchmark, metric) of others that shall be there, and be tested, as well.
 
     Differences and marks are those of primary metrics between rows of one seed each; rows of several seeds are
     compared over their seeds (``seeds.over_seeds``).
     """
-    columns = [column for name in source.benchmarks for column in _columns(source, name, primary_only)]
+    asked = [name for name in source.benchmarks if _is_asked(source, name)]
+    columns = [column for name in asked for column in _columns(source, name, primary_only, also)]
     cells: dict[tuple[str, str, str], Cell] = {}
     for column in columns:
         for cell in _plain_cells(source, column):
@@ -26,10 +34,19 @@ def build_table(source: ReportSource, *, primary_only: bool = True) -> Table:
     return with_comparisons(table, source) if primary_only and not has_seeds(source) else table
 
 
-def _columns(source: ReportSource, benchmark: str, primary_only: bool) -> list[Column]:
+def _is_asked(source: ReportSource, benchmark: str) -> bool:
+    """Whether any row is measured on a benchmark; some of a study's are for rows that a filter has left out."""
+    outcomes = [source.outcomes[row.name, benchmark] for row in source.rows]
+    return not all(isinstance(outcome, Gap) and outcome.reason == NOT_ASKED for outcome in outcomes)
+
+
+def _columns(
+    source: ReportSource, benchmark: str, primary_only: bool, also: Collection[tuple[str, str]]
+) -> list[Column]:
     found: dict[str, list[Metric]] = {}
     for result in source.results(benchmark).values():
-        for name in result.primary if primary_only else result.metrics:
+        named = [metric for of, metric in also if of == benchmark and metric not in result.primary]
+        for name in [*result.primary, *named] if primary_only else result.metrics:
             if name in result.metrics:
                 found.setdefault(name, []).append(result.metrics[name])
     if not found and primary_only:

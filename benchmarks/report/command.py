@@ -17,51 +17,70 @@ class ReportConfig:
 
     Args:
         directory: a study's output, or a directory with ``<row>/<benchmark>.json``.
-        output: where the report goes; where not given ``report`` inside the directory, ``report-against-ROW`` with a
-            baseline, so that the study's own stays.
+        output: where the report goes; where not given ``report`` inside the directory, with a baseline
+            ``report-against-ROW``, with rows or columns ``report-chosen``, so that the study's own stays.
         baseline: the row that the others are compared with; as the study says where not given.
         published: rows that others have printed, shown apart: SET or SET:ROW, ``clips`` or ``openclip:ViT-B-32/openai``
             (sets: clips, openvision, siglip2, pe, llava, llava_more, openclip). Where ``baseline`` names one of them,
             the others' differences to it are shown.
-        formats: which of html, csv, json, published, seeds, settings, markdown, latex to write; all where empty.
+        rows: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
+        columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``; also
+            metrics that the main table leaves out.
+        formats: which of html, csv, json, published, seeds, settings, markdown, latex, svg, pdf to write; all where
+            empty.
     """
 
     directory: str
     output: str | None = None
     baseline: str | None = None
     published: tuple[str, ...] | str = ()
-    formats: tuple[str, ...] = ()
+    rows: tuple[str, ...] | str = ()
+    columns: tuple[str, ...] | str = ()
+    formats: tuple[str, ...] | str = ()
 
 
 def report(config: ReportConfig) -> None:
     """Write the report's files and print the table and their place.
 
     Raises:
-        UserError: nothing to report, an unreadable result, an unknown baseline or format, no place to write.
+        UserError: nothing to report, an unreadable result, an unknown baseline, row, column or format, no place to
+            write.
     """
     from rich.console import Console
 
     from benchmarks.report.formats import FORMATS
     from benchmarks.report.model import build_report
+    from benchmarks.report.selection import Selection
     from benchmarks.report.terminal import print_table
 
-    for name in config.formats:
+    formats = _names(config.formats)
+    for name in formats:
         if name not in FORMATS:
             raise suggest(name, FORMATS, "format")
-    built = build_report(config.directory, baseline=config.baseline, published=_names(config.published))
-    output = writable_directory(config.output or Path(config.directory) / _folder(config.baseline))
-    texts = {output / FORMATS[name].file: FORMATS[name].render(built) for name in config.formats or FORMATS}
-    written = [path for path, text in texts.items() if text]
-    for path in written:
-        write_file(path, texts[path])
+    selection = Selection(rows=_names(config.rows), columns=_names(config.columns))
+    built = build_report(
+        config.directory, baseline=config.baseline, published=_names(config.published), selection=selection
+    )
+    output = writable_directory(config.output or Path(config.directory) / _folder(config))
+    contents = {
+        output / name: content
+        for chosen in formats or FORMATS
+        for name, content in FORMATS[chosen].files(built).items()
+        if content
+    }
+    for path, content in contents.items():
+        write_file(path, content)
     print_table(built, Console(highlight=False))
-    say(f"report: {', '.join(map(str, written if config.formats else written[:1]))}")
+    written = [*contents]
+    say(f"report: {', '.join(map(str, written if formats else written[:1]))}")
 
 
-def _names(published: tuple[str, ...] | str) -> tuple[str, ...]:
+def _names(given: tuple[str, ...] | str) -> tuple[str, ...]:
     """A list, or names with commas between."""
-    return tuple(name.strip() for name in published.split(",")) if isinstance(published, str) else published
+    words = given.split(",") if isinstance(given, str) else given
+    return tuple(name.strip() for name in words if name.strip())
 
 
-def _folder(baseline: str | None) -> str:
-    return "report" if baseline is None else "report-against-" + re.sub(r"[^\w.-]+", "_", baseline)
+def _folder(config: ReportConfig) -> str:
+    against = "" if config.baseline is None else "-against-" + re.sub(r"[^\w.-]+", "_", config.baseline)
+    return "report" + against + ("-chosen" if config.rows or config.columns else "")

@@ -1,4 +1,4 @@
-"""Learning curves: what every training wrote to metrics.jsonl, drawn as SVG that follows the page's colours."""
+"""Learning curves: what every training wrote to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report.drawing import SERIES_COLOURS, draw_panel, series_colour
+from benchmarks.report.drawing import SERIES_COLOURS, Inks
+from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.source import ReportSource, read_metrics
+from benchmarks.report.wording import listed, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +21,6 @@ class Curve:
     colour: int
     x: tuple[float, ...]
     y: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One small figure. ``svg`` is safe markup: all text in it is escaped by matplotlib."""
-
-    title: str
-    x_label: str
-    y_label: str
-    curves: tuple[Curve, ...]
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -62,15 +53,34 @@ PANELS: tuple[PanelKind, ...] = (
 )
 
 
-def learning_curves(source: ReportSource) -> list[Panel]:
-    """A panel for every kind that has at least one line of two points."""
-    panels = []
-    for number, kind in enumerate(PANELS):
-        curves = _curves(source, kind)
-        if curves:
-            svg = draw(curves, x_label=kind.x_label, y_label="loss", salt=f"panel{number}")
-            panels.append(Panel(title=kind.title, x_label=kind.x_label, y_label="loss", curves=tuple(curves), svg=svg))
-    return panels
+_LEAD = "What every training logged: thin as it is, thick as it runs smoothed."
+
+
+def learning_curves(source: ReportSource) -> FigureSet | None:
+    """A figure for every kind that has at least one line of two points; None where none has."""
+    figures = tuple(_figure(kind, curves) for kind in PANELS if (curves := _curves(source, kind)))
+    return FigureSet(lead=_LEAD, figures=figures) if figures else None
+
+
+def _figure(kind: PanelKind, curves: Sequence[Curve]) -> Figure:
+    return Figure(
+        name=file_name("curves", kind.artifact, kind.stage or kind.y),
+        title=kind.title,
+        alt=f"Line chart of the loss against {kind.x_label}: {listed([_in_words(curve) for curve in curves])}.",
+        plot=lambda axes, inks: plot_curves(curves, axes, inks),
+        x_label=kind.x_label,
+        y_label="loss",
+        legend=tuple(Key(colour=curve.colour, label=curve.name) for curve in curves),
+        heads=("row", kind.x_label, "first loss", "last loss", "lowest"),
+        rows=tuple(
+            (curve.name, number(curve.x[-1], 0), *(number(y, 2) for y in (curve.y[0], curve.y[-1], min(curve.y))))
+            for curve in curves
+        ),
+    )
+
+
+def _in_words(curve: Curve) -> str:
+    return f"{curve.name} from {number(curve.y[0], 2)} to {number(curve.y[-1], 2)}"
 
 
 def _curves(source: ReportSource, kind: PanelKind) -> list[Curve]:
@@ -110,17 +120,13 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def draw(curves: Sequence[Curve], *, x_label: str, y_label: str, salt: str) -> str:
-    """The curves as an inline ``<svg>``, each thin as it is and thick as it runs smoothed."""
+def plot_curves(curves: Sequence[Curve], axes: Any, inks: Inks) -> None:
+    """The curves, each thin as it is and thick as it runs smoothed."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    def plot(axes: Any) -> None:
-        from matplotlib.ticker import EngFormatter, MaxNLocator
-
-        for curve in curves:
-            colour = series_colour(curve.colour)
-            axes.plot(curve.x, curve.y, color=colour, linewidth=0.8, alpha=0.3)
-            axes.plot(curve.x, smooth(curve.y, max(1, len(curve.y) // 20) | 1), color=colour, linewidth=1.8)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-    return draw_panel(plot, x_label=x_label, y_label=y_label, salt=salt)
+    for curve in curves:
+        colour = inks.series(curve.colour)
+        axes.plot(curve.x, curve.y, color=colour, linewidth=0.8, alpha=0.3)
+        axes.plot(curve.x, smooth(curve.y, max(1, len(curve.y) // 20) | 1), color=colour, linewidth=1.8)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -1,65 +1,136 @@
-"""matplotlib's figures as parts of the page: inline SVG whose colours are the page's CSS variables."""
+"""matplotlib's figures as parts of the page, whose colours are the page's CSS variables, and as files of their own."""
 
 from __future__ import annotations
 
+import functools
+import html
 import io
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.report.figure import Figure
+from benchmarks.report.wording import visible
 
 SERIES_COLOURS = 8
-_INK, _FAINT = "#010203", "#040506"  # stand-ins, replaced by CSS variables of the page
-_SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.edgecolor": _FAINT,
-    "grid.color": _FAINT,
-    "text.parse_math": False,
-}
+_STYLE = Path(__file__).parent / "templates" / "style.css"
+_NAMES = ("ink", "ink-soft", "line", "sheet", "gain", "loss", *(f"series-{place}" for place in range(SERIES_COLOURS)))
+_WIDTH = 4.4
 
 
-def draw_panel(plot: Callable[[Any], None], *, x_label: str, y_label: str, salt: str) -> str:
-    """What ``plot`` draws on the axes that it is given, as an inline ``<svg>``."""
+@dataclass(frozen=True)
+class Inks:
+    """Name of a colour in ``style.css`` → what to give to matplotlib for it."""
+
+    colours: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        return self.colours[name]
+
+    def series(self, place: int) -> str:
+        """The colour of a row's place in the table."""
+        return self.colours[f"series-{place % SERIES_COLOURS}"]
+
+
+_STAND_INS = Inks({name: f"#0a0b{number:02x}" for number, name in enumerate(_NAMES)})
+
+
+def inline_svg(figure: Figure) -> str:
+    """The figure as an ``<svg>`` of the page: safe markup, whose colours follow the page's scheme."""
+    text = _saved(figure, _STAND_INS, "svg", legend=False).decode()
+    for name in _NAMES:
+        text = text.replace(_STAND_INS[name], f"var(--{name})")
+    return _bare(text, f'role="img" aria-label="{html.escape(visible(figure.alt))}"')
+
+
+def standalone_svg(figure: Figure) -> str:
+    """The figure as a file of its own: the light colours, its legend drawn, its title and description inside."""
+    text = _saved(figure, light_inks(), "svg", legend=True).decode()
+    title, alt = html.escape(visible(figure.title)), html.escape(visible(figure.alt))
+    text = _bare(text, 'xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif"')
+    return re.sub(r"(<svg[^>]*>)", rf"\1<title>{_literal(title)}</title><desc>{_literal(alt)}</desc>", text, count=1)
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as a page of PDF, as `standalone_svg`."""
+    return _saved(figure, light_inks(), "pdf", legend=True)
+
+
+@functools.cache
+def light_inks() -> Inks:
+    """The colours of the page in its light scheme."""
+    found = dict(re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}),", _STYLE.read_text(encoding="utf-8")))
+    return Inks({name: found[name] for name in _NAMES})
+
+
+def _saved(figure: Figure, inks: Inks, kind: Literal["svg", "pdf"], *, legend: bool) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib.figure import Figure
+    from matplotlib import figure as drawn
 
-    settings: Any = _SETTINGS | {"svg.hashsalt": salt}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
-        axes = figure.add_subplot()
-        plot(axes)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+    with matplotlib.rc_context(_settings(inks, figure.name)):
+        sheet = drawn.Figure(figsize=(_WIDTH, figure.height), layout="constrained")
+        axes = sheet.add_subplot()
+        figure.plot(axes, inks)
+        axes.set_xlabel(visible(figure.x_label))
+        axes.set_ylabel(visible(figure.y_label))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+        axes.grid(axis="x" if figure.upright else "y", linewidth=0.5, alpha=0.6)
+        axes.set_axisbelow(True)
         axes.tick_params(length=3)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return page_svg(text.getvalue())
+        if legend and figure.legend:
+            _add_legend(sheet, figure, inks)
+        stream = io.BytesIO()
+        sheet.savefig(stream, format=kind, transparent=True, metadata=_NO_DATE[kind])
+    return stream.getvalue()
 
 
-def series_colour(place: int) -> str:
-    """The colour to plot a series with, which becomes the page's ``--series-<place>``."""
-    return f"#0a0b{0xC0 + place % SERIES_COLOURS:02x}"
+_NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def page_svg(text: str) -> str:
-    """matplotlib's SVG made part of a page: no prologue, no metadata, no fixed size, colours as CSS variables."""
+def _settings(inks: Inks, salt: str) -> dict[Any, Any]:
+    return {
+        "svg.hashsalt": salt,
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "text.color": inks["ink-soft"],
+        "axes.labelcolor": inks["ink-soft"],
+        "xtick.color": inks["ink-soft"],
+        "ytick.color": inks["ink-soft"],
+        "axes.edgecolor": inks["line"],
+        "grid.color": inks["line"],
+        "text.parse_math": False,
+        "axes.unicode_minus": True,
+    }
+
+
+def _add_legend(sheet: Any, figure: Figure, inks: Inks) -> None:
+    from matplotlib.lines import Line2D
+
+    keys = [
+        Line2D([], [], color=inks.series(key.colour), marker="o", linestyle="", label=visible(key.label, 40))
+        for key in figure.legend
+    ]
+    columns = max(1, min(3, 60 // max(len(key.label) + 4 for key in figure.legend)))
+    sheet.legend(handles=keys, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, handletextpad=0.1)
+
+
+def _bare(text: str, attributes: str) -> str:
+    """matplotlib's SVG without prologue, metadata, fixed size and the ids that several figures would share."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", r'<svg viewBox="\1" role="img" aria-hidden="true">', text, count=1
-    )
-    text = re.sub(r"\s+id=\"(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick)[._]?\w*\"", "", text)
+    text = re.sub(r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", rf'<svg viewBox="\1" {_literal(attributes)}>', text, count=1)
+    used = {*re.findall(r"(?:href=\"|url\()#([\w.-]+)", text)}
+    text = re.sub(r"\s+id=\"([^\"]*)\"", lambda found: found[0] if found[1] in used else "", text)
     text = text.replace("xlink:href", "href")
-    text = text.replace(_INK, "var(--ink-soft)").replace(_FAINT, "var(--line)")
-    for place in range(SERIES_COLOURS):
-        text = text.replace(series_colour(place), f"var(--series-{place})")
     return re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
+
+
+def _literal(text: str) -> str:
+    """Text that stands for itself in a replacement."""
+    return text.replace("\\", r"\\")

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.encoders.long_retrieval import CURVE, suffix
 from benchmarks.encoders.retrieval import ARROWS
-from benchmarks.report.drawing import SERIES_COLOURS, draw_panel, series_colour
-from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.drawing import SERIES_COLOURS, Inks
+from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.table import Cell, Table
+from benchmarks.report.wording import decimals, margin, number
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -31,30 +33,59 @@ class LengthCurve:
     unlike: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LengthPanel:
-    """One direction of one benchmark. Matplotlib has escaped all text in ``svg``."""
-
-    title: str
-    column: Column
-    labels: tuple[str, ...]
-    curves: tuple[LengthCurve, ...]
-    svg: str
+_LEAD = (
+    "Recall by captions that are cut to their first words, on the same pictures; at the right the whole captions. "
+    "Vertical strokes are 95 % intervals. A curve that stands still where captions go on shows a text tower "
+    "that has stopped reading: beside each name is the share of captions of which it does not see the last word. "
+    "Dotted: measured otherwise than the first row."
+)
 
 
-def length_panels(report: Report) -> list[LengthPanel]:
-    """A panel for each direction of the benchmarks that have such a curve."""
-    panels = []
+def length_figures(report: Report) -> FigureSet | None:
+    """A figure for each direction of the benchmarks that have such a curve; None where none has."""
+    figures: list[Figure] = []
     for benchmark in report.source.benchmarks:
         listed = [str(result.protocol.get(CURVE, "")) for result in report.source.results(benchmark).values()]
         words = sorted({int(number) for numbers in listed if numbers for number in numbers.split(", ")})
         if words:
-            panels += [_panel(report.details, benchmark, direction, words) for direction in ARROWS]
-    return panels
+            figures += [_figure(report.details, benchmark, direction, words) for direction in ARROWS]
+    return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
 
 
-def _panel(table: Table, benchmark: str, direction: str, words: Sequence[int]) -> LengthPanel:
+def _figure(table: Table, benchmark: str, direction: str, words: Sequence[int]) -> Figure:
     metrics = {str(count): f"{direction}_r1{suffix(count)}" for count in words} | {_WHOLE: f"{direction}_r1"}
+    curves = length_curves(table, benchmark, metrics)
+    title = f"{benchmark}: {ARROWS[direction]} R@1"
+    return Figure(
+        name=file_name("lengths", benchmark, direction),
+        title=title,
+        alt=f"Line chart of {title} against the words kept of each caption, a line each for {len(curves)} rows.",
+        plot=lambda axes, inks: _plot(curves, tuple(metrics), axes, inks),
+        x_label="words kept of each caption",
+        y_label="R@1",
+        legend=tuple(Key(colour=curve.colour, label=_with_cut(curve)) for curve in curves),
+        heads=("words", *metrics, "cut off"),
+        rows=tuple(_line(curve, tuple(metrics)) for curve in curves),
+    )
+
+
+def _with_cut(curve: LengthCurve) -> str:
+    return f"{curve.name}: {_cut(curve)} cut off" if _cut(curve) != "—" else curve.name
+
+
+def _cut(curve: LengthCurve) -> str:
+    return f"{number(curve.cut_off.value, 0)} %" if curve.cut_off and curve.cut_off.value is not None else "—"
+
+
+def _line(curve: LengthCurve, labels: Sequence[str]) -> tuple[str, ...]:
+    name = f"{curve.name} ({'; '.join(curve.unlike)})" if curve.unlike else curve.name
+    cells = [curve.points.get(label) for label in labels]
+    said = [f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip() if cell else "—" for cell in cells]
+    return (name, *said, _cut(curve))
+
+
+def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> list[LengthCurve]:
+    """The lines of one direction: words → metric gives each its points."""
     columns = {column.metric: column for column in table.columns if column.benchmark == benchmark}
     curves = []
     for place, row in enumerate(table.rows):
@@ -70,30 +101,17 @@ def _panel(table: Table, benchmark: str, direction: str, words: Sequence[int]) -
                     unlike=cells[_WHOLE].unlike,
                 )
             )
-    title = f"{benchmark}: {ARROWS[direction]} R@1"
-    return LengthPanel(
-        title=title,
-        column=columns[metrics[_WHOLE]],
-        labels=tuple(metrics),
-        curves=tuple(curves),
-        svg=_draw(curves, tuple(metrics), salt=f"length {title}"),
-    )
+    return curves
 
 
-def _draw(curves: Sequence[LengthCurve], labels: Sequence[str], *, salt: str) -> str:
+def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, inks: Inks) -> None:
     places = {label: place for place, label in enumerate(labels)}
-
-    def plot(axes: Any) -> None:
-        for curve in curves:
-            colour, style = series_colour(curve.colour), ":" if curve.unlike else "-"
-            x, y = [places[label] for label in curve.points], [cell.value for cell in curve.points.values()]
-            axes.plot(x, y, style, color=colour, linewidth=1.8, marker="o", markersize=3.5)
-            ends = [
-                (places[label], cell.low, cell.high) for label, cell in curve.points.items() if cell.low is not None
-            ]
-            if ends:
-                axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
-        axes.set_xticks(range(len(labels)), labels)
-        axes.set_ylim(bottom=0)
-
-    return draw_panel(plot, x_label="words kept of each caption", y_label="R@1", salt=salt)
+    for curve in curves:
+        colour, style = inks.series(curve.colour), ":" if curve.unlike else "-"
+        x, y = [places[label] for label in curve.points], [cell.value for cell in curve.points.values()]
+        axes.plot(x, y, style, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+        ends = [(places[label], cell.low, cell.high) for label, cell in curve.points.items() if cell.low is not None]
+        if ends:
+            axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_ylim(bottom=0)

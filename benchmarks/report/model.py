@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
 from benchmarks.report.published import PublishedTable, is_published, published_table
 from benchmarks.report.remarks import Signs, legend, remarks
 from benchmarks.report.seeds import has_seeds, over_seeds
+from benchmarks.report.selection import Selection, of_benchmarks, only
 from benchmarks.report.source import ReportSource, read_source
 from benchmarks.report.table import Table
 
@@ -37,33 +40,53 @@ class Report:
     remarks: tuple[str, ...]
     published: PublishedTable | None = None
 
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """Section → what it shows, of those that have something to show; worked out once for all formats."""
+        from benchmarks.report.page import SECTIONS
+
+        return {section.id: content for section in SECTIONS if (content := section.build(self))}
+
     def below(self, signs: Signs) -> list[str]:
         """What stands below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""
         return [*legend(self.table, signs), *self.remarks]
 
 
-def build_report(directory: str | Path, *, baseline: str | None = None, published: Sequence[str] = ()) -> Report:
+def build_report(
+    directory: str | Path,
+    *,
+    baseline: str | None = None,
+    published: Sequence[str] = (),
+    selection: Selection = Selection(),  # noqa: B008 - it is frozen
+) -> Report:
     """Read a study or a directory of results and work out its report.
 
     Args:
         directory: of the study or the results.
         baseline: a row that the others are compared with; the name of a published one goes for published rows.
         published: published rows beside it, see `select_rows`; those that the study names where empty.
+        selection: the rows and columns to show.
 
     Raises:
-        UserError: nothing to report there, an unreadable file, an unknown baseline or published row.
+        UserError: nothing to report there, an unreadable file, an unknown baseline, row, column or published row.
     """
     of_others = baseline is not None and is_published(baseline)
-    source = read_source(directory, baseline=None if of_others else baseline)
+    everything = read_source(directory, baseline=None if of_others else baseline)
+    source = selection.of_source(everything)
+    places = selection.places(source)
+    tested = build_table(source, also=places)
+    whole = over_seeds(tested) if has_seeds(source) else tested
+    source, by_row, table = of_benchmarks(source, places), only(tested, places), only(whole, places)
+    details = build_table(source, primary_only=False)
     shown = published or (source.study.published if source.study else ())
-    by_row, details = build_table(source), build_table(source, primary_only=False)
-    table = over_seeds(by_row) if has_seeds(source) else by_row
+    rows = {(row.encoder, row.llm) if whole.seeds else row.name for row in everything.rows}
+    left_out = selection.remark(whole, table, len(rows))
     return Report(
         source=source,
         table=table,
         details=over_seeds(details) if has_seeds(source) else details,
         answer=answer(table),
         sentences=tuple(sentences(table)),
-        remarks=tuple(remarks(source, table, by_row)),
+        remarks=(*left_out, *remarks(source, table, by_row)),
         published=published_table(shown, source.benchmarks, baseline if of_others else None),
     )

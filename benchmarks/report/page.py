@@ -1,6 +1,6 @@
 """The page: its sections, one entry each in ``SECTIONS``, put into the templates beside this file.
 
-Everything that comes from a file is escaped by Jinja; only the panels' ``svg`` is markup, which matplotlib has escaped.
+Everything that comes from a file is escaped by Jinja; only a figure's drawing is markup, which matplotlib has escaped.
 The page loads nothing: its content security policy forbids it to.
 """
 
@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import wording
+from benchmarks.report.categories import category_figures
+from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
-from benchmarks.report.drawing import SERIES_COLOURS
+from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
 from benchmarks.report.examples import galleries
-from benchmarks.report.lengths import length_panels
+from benchmarks.report.figure import FigureSet
+from benchmarks.report.forest import forest_plots
+from benchmarks.report.lengths import length_figures
 from benchmarks.report.published import REMARK
+from benchmarks.report.relation import retrieval_against_mllm
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.reproduce import reproduction
-from benchmarks.report.settings import setting_panels
+from benchmarks.report.settings import setting_figures
 from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
-from benchmarks.report.wording import visible
+from benchmarks.report.wording import group_sign, visible
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -38,9 +43,10 @@ class Section:
     """A part of the page.
 
     Args:
-        id: anchor, and name of the template ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
+        id: anchor; and, unless it shows a ``FigureSet``, which needs none of its own, name of the template
+            ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
         title: heading, and entry of the contents.
-        build: what the template shows; a false value leaves the section out.
+        build: what is shown; a false value leaves the section out.
     """
 
     id: str
@@ -55,8 +61,12 @@ SECTIONS: tuple[Section, ...] = (
         title="Published numbers",
         build=lambda report: report.published and {"table": report.published, "remark": REMARK},
     ),
-    Section(id="settings", title="Scores against settings", build=lambda report: setting_panels(report)),
-    Section(id="lengths", title="Recall against the length of captions", build=lambda report: length_panels(report)),
+    Section(id="forest", title="Differences to the baseline", build=forest_plots),
+    Section(id="settings", title="Scores against settings", build=setting_figures),
+    Section(id="lengths", title="Recall against the length of captions", build=length_figures),
+    Section(id="relation", title="Retrieval against MLLM benchmarks", build=retrieval_against_mllm),
+    Section(id="cost", title="Scores against their cost", build=cost_figures),
+    Section(id="kinds", title="Kind by kind", build=category_figures),
     Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
     Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
     Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
@@ -88,12 +98,19 @@ def render_page(report: Report) -> str:
         whisker=whisker,
         groups=header_groups,
         series=lambda place: place % SERIES_COLOURS,
+        svg=inline_svg,
     )
-    sections = [(section, content) for section in SECTIONS if (content := section.build(report))]
-    script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
+    sections = [
+        (section, "figures" if isinstance(content, FigureSet) else section.id, content)
+        for section in SECTIONS
+        if (content := report.contents.get(section.id))
+    ]
+    notes = report.below(PAGE)
+    script = (_TEMPLATES / "table.js").read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
         report=report,
-        signs=PAGE,
+        notes=notes,
+        note=lambda cell: note_of(cell, notes),
         sections=sections,
         style=(_TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=script,
@@ -103,6 +120,16 @@ def render_page(report: Report) -> str:
 
 def _visible(value: Any) -> Any:
     return visible(value) if type(value) is str else value  # Markup is a str, but not of that very type
+
+
+def note_of(cell: Cell, notes: Sequence[str]) -> int | None:
+    """Which of the notes below the table says why a cell is empty or not ranked; None where none does."""
+    if cell.gap is None:
+        start = f"{group_sign(cell)} {cell.row} "
+        return next((place for place, note in enumerate(notes) if note.startswith(start)), None)
+    told = f"{cell.gap.kind}: {cell.gap.reason.rstrip('.')}."
+    about = [place for place, note in enumerate(notes) if note.endswith(told)]
+    return next((place for place in about if cell.row in notes[place]), next(iter(about), None))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from benchmarks.results import Result, columns_of, read_items
+from benchmarks.results import Metric, Result, columns_of, read_items
 from benchmarks.statistics import DRAWS, Difference, paired_difference
 
 
@@ -41,16 +41,30 @@ class Pairing:
     def _test(self, metric: str, first: str, second: str) -> Difference | None:
         described = self._results[first].metrics.get(metric)
         mine, other = self.items(first), self.items(second)
-        if described is None or described.formula is None or mine is None or other is None:
+        if described is None or mine is None or other is None:
             return None
-        if list(mine["item"]) != list(other["item"]) or not set(described.columns).issubset({*mine} & {*other}):
-            return None
-        found = paired_difference(
-            described.formula,
-            columns_of(mine, described.columns),
-            columns_of(other, described.columns),
-            described.columns,
-            mine["image"].to_numpy(),
-            draws=self._draws,
-        )
-        return None if math.isnan(found.low) else found
+        return paired(described, mine, other, draws=self._draws)
+
+
+def paired(metric: Metric, mine: pd.DataFrame, other: pd.DataFrame, *, draws: int = DRAWS) -> Difference | None:
+    """One row's metric minus another's; None where they do not share their items or the metric has no formula.
+
+    Args:
+        metric: how it is computed.
+        mine: items of the one row, ordered by name.
+        other: items of the other, likewise.
+        draws: of the test.
+    """
+    if metric.formula is None or list(mine["item"]) != list(other["item"]):
+        return None
+    if not set(metric.columns).issubset({*mine} & {*other}):
+        return None
+    found = paired_difference(
+        metric.formula,
+        columns_of(mine, metric.columns),
+        columns_of(other, metric.columns),
+        metric.columns,
+        mine["image"].to_numpy(),
+        draws=draws,
+    )
+    return None if math.isnan(found.low) else found

@@ -32,6 +32,7 @@ class Signs:
     differences: bool = False
 
 
+_MOST_NAMED = 6
 PAGE = Signs(best="bold, full mark", tied="open mark", differences=True)
 MARKDOWN = Signs(best="bold", tied="italics")
 LATEX = Signs(best="bold", tied="underlined")
@@ -135,7 +136,15 @@ def _about_gaps(source: ReportSource, table: Table) -> list[str]:
                 whole = isinstance(source.outcomes[cell.row, column.benchmark], Gap)
                 where = column.benchmark if whole else column_title(column)
                 places.setdefault((cell.row, f"{cell.gap.kind}: {cell.gap.reason}"), {})[where] = None
-    return [f"{row} on {listed([*where])}: {reason.rstrip('.')}." for (row, reason), where in places.items()]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (row, reason), benchmarks in places.items():
+        rows.setdefault((listed([*benchmarks]), reason), []).append(row)
+    return [f"{_few(names)} on {on}: {reason.rstrip('.')}." for (on, reason), names in rows.items()]
+
+
+def _few(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return listed(names) if more < 2 else f"{', '.join(names[:_MOST_NAMED])} and {more} other rows"
 
 
 def _about_protocols(source: ReportSource, table: Table) -> list[str]:

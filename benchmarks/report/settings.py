@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from statistics import fmean, linear_regression
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.drawing import draw_panel, series_colour
+from benchmarks.report.drawing import Inks
+from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.report.wording import column_title
+from benchmarks.report.wording import column_title, decimals, margin, number
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
 
@@ -50,15 +51,15 @@ class SettingCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class SettingPanel:
-    """A metric against a setting; ``slope`` is the mean of its curves'. Matplotlib has escaped all text in ``svg``."""
+    """A metric against a setting; ``slope`` is the mean of its curves'."""
 
+    name: str
     title: str
     label: str
     column: Column
     values: tuple[float, ...]
     curves: tuple[SettingCurve, ...]
     slope: Slope | None
-    svg: str
 
 
 def setting_panels(report: Report) -> list[SettingPanel]:
@@ -66,14 +67,14 @@ def setting_panels(report: Report) -> list[SettingPanel]:
     study = report.source.study
     return [
         panel
-        for number, figure in enumerate(study.figures if study else ())
+        for place, figure in enumerate(study.figures if study else ())
         for column in report.table.columns
         if column.benchmark == figure.benchmark
-        and (panel := _panel(figure, report.table, column, salt=f"setting{number}{column.metric}"))
+        and (panel := _panel(figure, report.table, column, name=file_name("setting", str(place), column.metric)))
     ]
 
 
-def _panel(figure: FigureSpec, table: Table, column: Column, *, salt: str) -> SettingPanel | None:
+def _panel(figure: FigureSpec, table: Table, column: Column, *, name: str) -> SettingPanel | None:
     points: dict[str, dict[float, Cell]] = {}
     for row in table.rows:
         cell = table.cell(row, column)
@@ -82,8 +83,8 @@ def _panel(figure: FigureSpec, table: Table, column: Column, *, salt: str) -> Se
     if not points:
         return None
     curves = [
-        SettingCurve(name=name, colour=place, points=found, slope=mean_slope([found]))
-        for place, (name, found) in enumerate(points.items())
+        SettingCurve(name=curve, colour=place, points=found, slope=mean_slope([found]))
+        for place, (curve, found) in enumerate(points.items())
     ]
     for row in table.rows:
         cell = table.cell(row, column)
@@ -91,13 +92,13 @@ def _panel(figure: FigureSpec, table: Table, column: Column, *, salt: str) -> Se
             curves.append(SettingCurve(name=row.name, colour=len(curves), points={}, level=cell))
     label = figure.label or figure.x
     return SettingPanel(
+        name=name,
         title=f"{figure.title or figure.encoders}: {column_title(column)}",
         label=label,
         column=column,
         values=tuple(sorted({value for found in points.values() for value in found})),
         curves=tuple(curves),
         slope=mean_slope([*points.values()]),
-        svg=_draw(curves, x_label=label, y_label=column.label, salt=salt),
     )
 
 
@@ -129,22 +130,68 @@ def _name(row: RowRecord, figure: FigureSpec) -> str:
     return ", ".join(str(value) for setting, value in row.settings.items() if setting != figure.x) or row.entry
 
 
-def _draw(curves: Sequence[SettingCurve], *, x_label: str, y_label: str, salt: str) -> str:
-    def plot(axes: Any) -> None:
-        for curve in curves:
-            colour = series_colour(curve.colour)
-            if curve.level is not None:
-                axes.axhline(curve.level.value, color=colour, linewidth=1.4, linestyle="--")
-                if curve.level.low is not None:
-                    axes.axhspan(curve.level.low, curve.level.high, color=colour, alpha=0.08, linewidth=0)
-                continue
-            x = sorted(curve.points)
-            cells = [curve.points[value] for value in x]
-            axes.plot(x, [cell.value for cell in cells], color=colour, linewidth=1.8, marker="o", markersize=3.5)
-            ends = [(value, cell.low, cell.high) for value, cell in zip(x, cells, strict=True) if cell.low is not None]
-            if ends:
-                axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
-        values = sorted({value for curve in curves for value in curve.points})
-        axes.set_xticks(values, [f"{value:g}" for value in values])
+_LEAD = (
+    "Vertical strokes and shaded bands are the 95 % intervals of the table above. Dashed: rows without this setting. A "
+    "slope is the change for each doubling of the setting, fitted on its logarithm seed by seed, with the 95 % "
+    "interval over seeds."
+)
 
-    return draw_panel(plot, x_label=x_label, y_label=y_label, salt=salt)
+
+def setting_figures(report: Report) -> FigureSet | None:
+    """The panels of two values or more as figures; None where the study asks for none or there is no number."""
+    figures = tuple(_figure(panel) for panel in setting_panels(report) if len(panel.values) > 1)
+    return FigureSet(lead=_LEAD, figures=figures) if figures else None
+
+
+def _figure(panel: SettingPanel) -> Figure:
+    values = [f"{value:g}" for value in panel.values]
+    blanks = ("",) * len(values)
+    return Figure(
+        name=panel.name,
+        title=panel.title,
+        alt=f"Line chart of {panel.title} against {panel.label} with 95 % intervals: {len(panel.curves)} lines.",
+        plot=lambda axes, inks: _plot(panel, axes, inks),
+        x_label=panel.label,
+        y_label=panel.column.label,
+        legend=tuple(Key(colour=curve.colour, label=curve.name) for curve in panel.curves),
+        heads=(panel.label, *values, "slope"),
+        rows=(
+            *(_line(curve, panel) for curve in panel.curves),
+            ("all curves", *blanks, _sloped(panel.slope, panel.column)),
+        ),
+    )
+
+
+def _line(curve: SettingCurve, panel: SettingPanel) -> tuple[str, ...]:
+    if curve.level:
+        return (f"{curve.name}, without this setting", *[_said(curve.level)] * len(panel.values), "—")
+    points = [_said(curve.points[value]) if value in curve.points else "—" for value in panel.values]
+    return (curve.name, *points, _sloped(curve.slope, panel.column))
+
+
+def _said(cell: Cell) -> str:
+    return f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
+
+
+def _sloped(slope: Slope | None, column: Column) -> str:
+    if slope is None:
+        return "—"
+    value, *ends = (number(each, decimals(column), sign=True) for each in (slope.value, slope.low, slope.high))
+    return f"{value} ({ends[0]} to {ends[1]})" if slope.low is not None else value
+
+
+def _plot(panel: SettingPanel, axes: Any, inks: Inks) -> None:
+    for curve in panel.curves:
+        colour = inks.series(curve.colour)
+        if curve.level is not None:
+            axes.axhline(curve.level.value, color=colour, linewidth=1.4, linestyle="--")
+            if curve.level.low is not None:
+                axes.axhspan(curve.level.low, curve.level.high, color=colour, alpha=0.08, linewidth=0)
+            continue
+        x = sorted(curve.points)
+        cells = [curve.points[value] for value in x]
+        axes.plot(x, [cell.value for cell in cells], color=colour, linewidth=1.8, marker="o", markersize=3.5)
+        ends = [(value, cell.low, cell.high) for value, cell in zip(x, cells, strict=True) if cell.low is not None]
+        if ends:
+            axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+    axes.set_xticks(panel.values, [f"{value:g}" for value in panel.values])

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from clips.errors import visible as visible  # where the wording of a report is looked for
 
 if TYPE_CHECKING:
     from benchmarks.report.table import Cell, Column
 
 LONGEST_TEXT = 600
 _LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 _LONGEST_REASON = 60
-
-
-def visible(text: str, longest: int | None = None) -> str:
-    """Text from a file that others wrote: control and direction characters out, cut to ``longest`` characters."""
-    clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-    return clean if longest is None or len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
 
 
 def decimals(column: Column) -> int:

@@ -20,7 +20,7 @@ from benchmarks.study.programs import SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
 from clips.artifact import say
-from clips.commandline import config_type, parse_config, plain, to_yaml
+from clips.commandline.commands import config_type, parse_config, plain, to_yaml
 from clips.data.files import expand
 from clips.errors import UserError
 

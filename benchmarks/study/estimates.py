@@ -211,9 +211,9 @@ def _encoder(step: Step, _steps: Mapping[str, Step], count: int, gpu: str | None
 
 @functools.cache  # encoders that differ in their seed are alike
 def _encoder_estimate(config: str, count: int, gpu: str | None) -> Estimate:
-    from clips.config import TrainConfig
     from clips.planning.plan import PlanConfig, StagePlan
-    from clips.stages import stage_configs
+    from clips.training.config import TrainConfig
+    from clips.training.stages import stage_configs
 
     asked = PlanConfig(training="", gpu=gpu or "h200", count=count)
     stages = [StagePlan(asked, stage) for stage in stage_configs(_parsed(TrainConfig, json.loads(config)))]
@@ -313,9 +313,9 @@ def _maker(step: Step, field: str, steps: Mapping[str, Step]) -> Step | None:
 
 def _made_vision(step: Step, steps: Mapping[str, Step]) -> Any:
     """The size of an encoder that the study trains, after its last stage; None of another."""
-    from clips.architectures import model_cfg
-    from clips.config import TrainConfig
-    from clips.stages import stage_configs
+    from clips.model.architectures import model_cfg
+    from clips.training.config import TrainConfig
+    from clips.training.stages import stage_configs
     from llava_bridge.planning.sizes import tower_of_config
 
     maker = _maker(step, "encoder", steps)
@@ -336,7 +336,7 @@ def _made_llm(step: Step, steps: Mapping[str, Step]) -> Any:
 
 
 def _parsed(kind: type, config: Mapping[str, Any]) -> Any:
-    from clips.commandline import parse_config, plain, to_yaml
+    from clips.commandline.commands import parse_config, plain, to_yaml
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"

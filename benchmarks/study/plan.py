@@ -20,6 +20,7 @@ from benchmarks.study.schema import Combination, Study
 from benchmarks.study.steps import Part, Step, StepKind
 from clips.data.files import is_remote
 from clips.errors import UserError, suggest
+from clips.references import CONFIG
 
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
@@ -355,7 +356,7 @@ def has_text_tower(spec: str) -> bool:
     """Whether an encoder can be asked about captions: what is trained here can, a timm trunk cannot."""
     if spec.startswith(f"{MARK}encoders/"):
         return True
-    config = Path(spec) / "open_clip_config.json"
+    config = Path(spec) / CONFIG
     if config.is_file():
         try:
             return "text_cfg" in json.loads(config.read_text(encoding="utf-8")).get("model_cfg", {})

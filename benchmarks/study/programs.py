@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.study.resources import Resources
 from benchmarks.study.source_code import script_hash, source_hash
-from clips.commandline import Command
+from clips.commandline.commands import Command
 from clips.errors import UserError, suggest
 
 PROGRAMS: dict[str, str] = {

@@ -14,6 +14,7 @@ from benchmarks.study.executors.catalogue import executor_config
 from benchmarks.study.grid import FigureSpec, Settings, expanded
 from benchmarks.study.kinds import expect, kind_of, known_keys, list_of
 from benchmarks.study.schema import Defaults, Override, Study
+from clips.commandline.configfile import check_size
 from clips.errors import UserError
 
 
@@ -33,6 +34,9 @@ def read_study(path: str | Path) -> Study:
         return study_from(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not valid YAML: {why}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -151,6 +155,7 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which also refuses a key that stands twice and an anchor that holds itself."""
 
     def construct_document(self, node: Any) -> Any:
+        check_size(node)
         self.deep_construct = True  # build what an anchor stands for at once, so that the loader sees the circle
         return super().construct_document(node)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.study.grid import FigureSpec
 from clips.artifact import write_file
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.errors import UserError
 
 RECORD_FILE = "study.json"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clips.data.files import is_remote
-from clips.references import HUB
-from llava_bridge.model.parts import is_on_hub
+from clips.references import HUB, is_on_hub
 
 MARK = "$"  # begins a path in the study's output, or one below an entry of ``paths``
 DATA_SET = "data set"

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
 from clips.artifact import write_file
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.data.files import expand
 
 RECORD = "step.json"

@@ -1,38 +1,37 @@
-"""``clips-bench compare A B``: two rows beside each other, with what can be told of their difference."""
+"""``clips-bench compare A B``: two rows, directories of results or studies, and what can be told of how they differ."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.protocol import INPUT, differences, fingerprint
 from benchmarks.report.pairing import Pairing
-from benchmarks.report.wording import column_head, decimals, listed, number, visible
+from benchmarks.report.wording import listed
 from benchmarks.results import Metric, Result
 from benchmarks.statistics import DRAWS, LEVEL, Difference, holm
-from benchmarks.trust.diff import column_of
-from benchmarks.trust.rows import find_rows
+from benchmarks.trust.compare_formats import WRITERS, print_comparison
+from benchmarks.trust.sides import Side, read_side, told_apart
 from clips.artifact import say, write_file
 from clips.errors import UserError, suggest
 
-_INTERVAL = "95 % interval"
+Rows = Mapping[str, Mapping[str, Result]]
+_NAMED = 8  # rows or numbers in a sentence
 _A, _B = "A", "B"  # results may carry the same row's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Compare two rows, benchmark by benchmark, with intervals and corrected tests.
+    """Compare two rows, or two studies, benchmark by benchmark, with intervals and corrected tests.
 
     Args:
-        first: a row's directory (``results/ROW``), or a directory of results: then rows of equal name are compared.
+        first: a row's directory (``results/ROW``); or a directory of results or a study's output: then rows of equal
+            name are compared, and it is said which rows are new or gone and what the two were run with.
         second: likewise.
         benchmarks: only these; all where empty.
         all_metrics: also those that the main table leaves out; each is one more test to correct for.
-        output: also write the lines to this file, .json or .csv.
+        output: also write the comparison to this file: .json or .csv for programs, .md or .html to read.
     """
 
     first: str
@@ -42,8 +41,8 @@ class CompareConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        if self.output is not None and Path(self.output).suffix not in {".json", ".csv"}:
-            raise UserError(f"output: expected a name that ends in .json or .csv, got '{self.output}'")
+        if self.output is not None and Path(self.output).suffix not in WRITERS:
+            raise UserError(f"output: expected a name that ends in {', '.join(WRITERS)}, got '{self.output}'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +58,7 @@ class Line:
         unlike: in words, what keeps the two from being compared; empty where nothing does.
         difference: A minus B; None where it cannot be tested.
         p_value: corrected for all lines.
+        same_model: whether both were measured on the same files.
     """
 
     rows: tuple[str, str]
@@ -69,12 +69,20 @@ class Line:
     unlike: tuple[str, ...] = ()
     difference: Difference | None = None
     p_value: float = 1.0
+    same_model: bool = False
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the same model has the same number, of which there is nothing to test."""
+        return self.same_model and self.first.value == self.second.value
 
     @property
     def verdict(self) -> str:
         """What can be told."""
         if self.unlike:
             return "not comparable"
+        if self.unchanged:
+            return "unchanged: the same model"
         if self.difference is None:
             return "no test: the rows do not share their items, or the metric cannot be computed from them"
         if self.p_value >= LEVEL:
@@ -84,14 +92,77 @@ class Line:
         return "A is better" if (self.difference.value > 0) == self.first.higher_is_better else "B is better"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two sides and what can be told of them.
+
+    Args:
+        sides: A and B.
+        lines: the metrics that both have.
+        left_out: in words, what was not compared, and why.
+        context: in words, how the two sides differ besides their numbers: code, versions, machine, study file.
+    """
+
+    sides: tuple[Side, Side]
+    lines: tuple[Line, ...]
+    left_out: tuple[str, ...]
+    context: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """``A: …, B: …``."""
+        return f"A: {self.sides[0].name}, B: {self.sides[1].name}"
+
+    @property
+    def answer(self) -> str:
+        """How many numbers are comparable, and which of them moved by more than noise."""
+        comparable = [line for line in self.lines if not line.unlike]
+        moved = [line for line in comparable if line.difference is not None and line.p_value < LEVEL]
+        names = [f"{_rows(line)} on {line.benchmark} {line.first.label}" for line in moved]
+        if len(names) > _NAMED:
+            names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"]
+        said = f"{len(comparable)} of {len(self.lines)} numbers are comparable"
+        return f"{said}; beyond noise moved {listed(names)}." if names else f"{said}; none moved beyond noise."
+
+    def said(self) -> list[str]:
+        """The answer where there is more than one pair of rows, then what was left out, then the context."""
+        left_out = [f"Not compared: {reason}." for reason in self.left_out]
+        return [self.answer, *left_out, *self.context]
+
+    def by_rows(self) -> dict[tuple[str, str], list[Line]]:
+        """The lines of each pair of rows."""
+        found: dict[tuple[str, str], list[Line]] = {}
+        for line in self.lines:
+            found.setdefault(line.rows, []).append(line)
+        return found
+
+    def unlike(self) -> list[str]:
+        """In words, which numbers are not comparable, and why."""
+        found = {f"{_rows(line)} on {line.benchmark}": "; ".join(line.unlike) for line in self.lines if line.unlike}
+        return [f"{what} was measured otherwise: {why}." for what, why in found.items()]
+
+
+def _rows(line: Line) -> str:
+    return line.rows[0] if line.rows[0] == line.rows[1] else f"{line.rows[0]} against {line.rows[1]}"
+
+
 def compare(config: CompareConfig) -> None:
     """Print the comparison; write it to ``output`` where that is given.
 
     Raises:
         UserError: no results there, no row, benchmark or metric in common, a file that cannot be read.
     """
-    first, second = find_rows(config.first, "first"), find_rows(config.second, "second")
-    pairs = _paired(first, second)
+    found = comparison(config)
+    print_comparison(found)
+    if config.output:
+        write_file(config.output, WRITERS[Path(config.output).suffix](found))
+        say(f"comparison: {config.output}")
+
+
+def comparison(config: CompareConfig) -> Comparison:
+    """Read both sides and compare what they have in common; see `compare`."""
+    first, second = read_side(config.first, "first"), read_side(config.second, "second")
+    pairs = _paired(first.rows, second.rows)
     known = {name for pair in pairs for results in pair for name in results}
     for name in config.benchmarks:
         if name not in known:
@@ -101,23 +172,36 @@ def compare(config: CompareConfig) -> None:
     if not lines:
         why = f" ({'; '.join(left_out)})" if left_out else ""
         raise UserError(f"{config.second}: has no metric in common with {config.first}{why}")
-    print_lines(lines)
-    for reason in left_out:
-        print(visible(f"Not compared: {reason}."))
-    if config.output:
-        fields = [as_fields(line) for line in lines]
-        write_file(config.output, _json(fields) if config.output.endswith(".json") else _csv(fields))
-        say(f"comparison: {config.output}")
+    single = len(first.rows) == len(second.rows) == 1
+    left_out += [] if single else [*_new_and_gone(first, second)]
+    left_out += [f"{letter}: {gap}" for letter, side in ((_A, first), (_B, second)) for gap in side.gaps]
+    return Comparison(
+        sides=(first, second),
+        lines=tuple(lines),
+        left_out=tuple(dict.fromkeys(left_out)),
+        context=tuple(told_apart(first, second)),
+    )
 
 
-def _paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[dict[str, Result], dict[str, Result]]]:
+def _new_and_gone(first: Side, second: Side) -> Iterator[str]:
+    for letter, mine, other in ((_A, first, second), (_B, second, first)):
+        if alone := [name for name in mine.rows if name not in other.rows]:
+            yield f"only {letter} has the row{'s' if len(alone) > 1 else ''} {listed(alone)}"
+
+
+def _paired(first: Rows, second: Rows) -> list[tuple[Mapping[str, Result], Mapping[str, Result]]]:
     """Rows of equal name; the only row of each, whatever they are called."""
     if len(first) == len(second) == 1:
-        return [(*first.values(), *second.values())]
+        return [(next(iter(first.values())), next(iter(second.values())))]
     common = [name for name in first if name in second]
     if not common:
-        raise UserError(f"second: expected a row of {', '.join(first)}; it has {', '.join(second)}")
+        raise UserError(f"second: expected a row of {_few(first)}; it has {_few(second)}")
     return [(first[name], second[name]) for name in common]
+
+
+def _few(names: Rows) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join([*names][:_NAMED]) + more
 
 
 def compared(
@@ -139,7 +223,9 @@ def compared(
     tested = []
     for line, one, two in found:
         pairing = pairings.setdefault((line.rows[0], line.benchmark), Pairing({_A: one, _B: two}, draws=draws))
-        tested.append(line if line.unlike else replace(line, difference=pairing.difference(line.name, _A, _B)))
+        tested.append(
+            line if line.unlike or line.unchanged else replace(line, difference=pairing.difference(line.name, _A, _B))
+        )
     places = [place for place, line in enumerate(tested) if line.difference is not None]
     corrected = holm([line.difference.p_value for line in tested if line.difference is not None])
     for place, p_value in zip(places, corrected, strict=True):
@@ -181,80 +267,5 @@ def _line(first: Result, second: Result, metric: str) -> Line:
         first=first.metrics[metric],
         second=second.metrics[metric],
         unlike=() if alike else tuple(differences(*harness)),
+        same_model=bool(first.model.get("hash")) and first.model.get("hash") == second.model.get("hash"),
     )
-
-
-def print_lines(lines: Sequence[Line]) -> None:
-    """The lines as a table, rows of another pair below each other."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    for rows in dict.fromkeys(line.rows for line in lines):
-        table = Table(title=Text(visible(f"A {rows[0]}, B {rows[1]}")), title_justify="left")
-        table.add_column("", overflow="fold")  # never cut: names often differ at their ends
-        for head in ("A", "B", "A−B", _INTERVAL, "p", "smallest"):
-            table.add_column(head, justify="right", no_wrap=head != _INTERVAL)  # which may break at its "to"
-        table.add_column("")
-        for line in lines:
-            if line.rows == rows:
-                table.add_row(*(Text(visible(text)) for text in _cells(line)))
-        console.print(table)
-        unlike = {line.benchmark: "; ".join(line.unlike) for line in lines if line.rows == rows and line.unlike}
-        for benchmark, reason in unlike.items():
-            console.print(Text(visible(f"{benchmark} was measured otherwise: {reason}.")))
-    tests = sum(line.difference is not None for line in lines)
-    if tests:
-        console.print(
-            Text(
-                f"p: paired exchange tests over pictures, Holm-corrected for {tests}; intervals are each for itself. "
-                "smallest: the smallest true difference that a single such test would show four times in five, by the "
-                "spread that was seen.",
-                style="dim",
-            )
-        )
-
-
-def _cells(line: Line) -> list[str]:
-    column = column_of(line.benchmark, line.name, max(line.first, line.second, key=lambda metric: abs(metric.value)))
-    places, scale = decimals(column), column.scale
-    values = [number(metric.value * scale, places) for metric in (line.first, line.second)]
-    gain = "" if line.unlike else number((line.first.value - line.second.value) * scale, places, sign=True)
-    found = line.difference
-    if found is None:
-        return [column_head(column), *values, gain, "", "", "", line.verdict]
-    interval = [number(end * scale, places, sign=True) for end in (found.low, found.high)]
-    smallest = number(found.smallest * scale, places)
-    return [column_head(column), *values, gain, " to ".join(interval), f"{line.p_value:.2g}", smallest, line.verdict]
-
-
-def as_fields(line: Line) -> dict[str, Any]:
-    """A line for programs, values scaled as shown."""
-    scale, found = line.first.scale, line.difference
-    return {
-        "a": line.rows[0],
-        "b": line.rows[1],
-        "benchmark": line.benchmark,
-        "metric": line.name,
-        "value_a": line.first.value * scale,
-        "value_b": line.second.value * scale,
-        "difference": None if line.unlike else (line.first.value - line.second.value) * scale,
-        "low": found.low * scale if found else None,
-        "high": found.high * scale if found else None,
-        "p_corrected": line.p_value if found else None,
-        "smallest_shown": found.smallest * scale if found and math.isfinite(found.smallest) else None,
-        "items": line.first.n,
-        "unlike": "; ".join(line.unlike) or None,
-        "verdict": line.verdict,
-    }
-
-
-def _json(fields: list[dict[str, Any]]) -> str:
-    return json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _csv(fields: list[dict[str, Any]]) -> str:
-    import pandas as pd
-
-    return pd.DataFrame(fields).to_csv(index=False, lineterminator="\n")

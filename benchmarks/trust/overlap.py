@@ -21,7 +21,7 @@ from benchmarks.data.source import CaptionSource, OnDisk
 from benchmarks.report.wording import duration
 from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
 from clips.artifact import say, write_file
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.data.sources.base import SourceConfig
 from clips.errors import UserError
 

@@ -15,6 +15,11 @@ from clips.data.tars import TarIndex, index_tar
 from clips.errors import UserError
 
 MAX_PIXELS = 100_000_000
+MAX_ASPECT = 200
+"""The longer side of a picture over the shorter: one of 1 × 100,000 pixels would take 34 GB where encoders scale the
+shorter side to their size before they crop."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""Pillow's names of what is decoded; it knows others, for one of which (EPS) it starts a program on the file."""
 _ORIENTATION = 0x0112
 
 
@@ -23,21 +28,23 @@ class BadImageError(Exception):
 
 
 def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
-    """Decode any picture that PIL knows to RGB, turned upright, transparency laid on white.
+    """Decode a picture in one of ``FORMATS`` to RGB: turned upright, on white, the first frame of an animated one.
 
     Args:
         content: the file's bytes.
         at_least: let a JPEG decode at a half, quarter or eighth of its size, no side below this many pixels.
 
     Raises:
-        BadImageError: not a picture, truncated, or larger than MAX_PIXELS.
+        BadImageError: not a picture, truncated, larger than MAX_PIXELS, or longer than MAX_ASPECT allows.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oversized pictures are refused below, the rest is noise about metadata
-            image: Image.Image = Image.open(io.BytesIO(content))
+            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError("picture too large")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise BadImageError("picture too long and narrow")
             if at_least is not None:
                 image.draft("RGB", (at_least, at_least))
             with _no_truncated_pictures():
@@ -47,6 +54,8 @@ def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
             return _on_white(image)
     except BadImageError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, at about twice ours
+        raise BadImageError("picture too large") from error
     except Exception as error:  # decoders raise whatever a broken file makes them
         known = isinstance(error, OSError) and "truncated" in str(error)
         raise BadImageError("truncated picture" if known else "undecodable picture") from error

@@ -21,15 +21,15 @@ import numpy as np
 from PIL import Image
 
 from clips.artifact import say, write_file, writing
-from clips.captions import sentences
+from clips.commandline.progress import track
 from clips.data.files import ShardCache, is_remote
 from clips.data.images import BadImageError, decode_image
 from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
 from clips.data.sources.webdataset import SIZES, list_shards
 from clips.errors import UserError
-from clips.progress import track
-from clips.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
+from clips.method.captions import sentences
+from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
 
 _THUMBNAIL = 160
 _BARS = 24

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from clips.errors import UserError
 
+MOST_BYTES = 256 * 2**20
+"""Of a member that is read into memory; no picture or text is as large."""
 _BLOCK = 512
 
 
@@ -37,7 +39,9 @@ class TarIndex:
 
 
 def read_span(path: Path, offset: int, size: int) -> bytes:
-    """``size`` bytes of a file from ``offset`` on."""
+    """``size`` bytes of a file from ``offset`` on; OSError where they are more than ``MOST_BYTES``."""
+    if size > MOST_BYTES:
+        raise OSError(f"{size / 2**20:,.0f} MB, expected at most {MOST_BYTES // 2**20}")
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.pread(descriptor, size, offset)

@@ -9,7 +9,7 @@ from clips.artifact import artifact_directory, say, write_manifest
 from clips.encoder import CAPTIONER_WEIGHTS, load_encoder
 from clips.errors import UserError
 from clips.interchange.parity import largest_difference
-from clips.loading import quiet
+from clips.model.loading import quiet
 from clips.modelcard import recorded_licence, write_card
 
 EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> features

@@ -6,7 +6,6 @@ open_clip, which took the tokenizer from the model's name; here the config says 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from clips.encoder import CONFIG
 from clips.errors import UserError, reason_of
 from clips.interchange.source import Found, named_configs, no_tokenizer, stated_licence, stock_preprocess
 from clips.interchange.tensors import Weights, read_weights
-from clips.text_tokens import copy_tokenizer
-from clips.tokenizer import ClipsTokenizer, text_config
+from clips.jsontext import parse_json
+from clips.model.text_tokens import copy_tokenizer
+from clips.model.tokenizer import ClipsTokenizer, text_config
 
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -62,7 +62,7 @@ def _weights_in(folder: Path) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         config["model_cfg"]["vision_cfg"].keys()
         config["model_cfg"]["text_cfg"].keys()
         return config

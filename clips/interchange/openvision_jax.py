@@ -17,8 +17,8 @@ from torch import Tensor
 from clips.errors import UserError, reason_of
 from clips.interchange.source import Found, named_configs, tower_shapes
 from clips.interchange.tensors import OPEN_CLIP, BlockNames, Weights, link, link_blocks, link_both, to_ours
-from clips.positions import authors_positions
-from clips.tokenizer import ClipsTokenizer
+from clips.model.positions import authors_positions
+from clips.model.tokenizer import ClipsTokenizer
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _FLAX = BlockNames(

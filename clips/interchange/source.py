@@ -12,12 +12,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from clips.architectures import ModelConfig, architectures
-from clips.architectures import model_cfg as clips_model_cfg
-from clips.architectures import preprocess_cfg as clips_preprocess_cfg
 from clips.errors import UserError, suggest
 from clips.interchange.tensors import Weights, shapes_of
-from clips.towers import build_towers
+from clips.model.architectures import ModelConfig, architectures
+from clips.model.architectures import model_cfg as clips_model_cfg
+from clips.model.architectures import preprocess_cfg as clips_preprocess_cfg
+from clips.model.towers import build_towers
 
 Features = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 OPENAI_PREPROCESS = {
@@ -132,6 +132,6 @@ def stated_licence(path: Path) -> str | None:
     try:
         front = card.read_text(encoding="utf-8").split("---")[1]
         stated = yaml.safe_load(front).get("license")
-    except (OSError, ValueError, IndexError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, IndexError, AttributeError, RecursionError, yaml.YAMLError):
         return None
     return str(stated) if stated else None

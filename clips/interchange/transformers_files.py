@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
 
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _ACTIVATIONS: dict[
@@ -24,7 +24,7 @@ _ACTIVATIONS: dict[
 def model_type(path: Path) -> str | None:
     """What the config.json of a directory calls its model; None where there is none."""
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found = parse_json((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found.get("model_type") if isinstance(found, dict) else None

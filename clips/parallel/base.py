@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from clips.model import ClipsModel
-from clips.optim import OptimConfig, build_optimizer
+from clips.method.model import ClipsModel
+from clips.method.optim import OptimConfig, build_optimizer
 from clips.parallel.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

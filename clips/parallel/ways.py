@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from clips.model import ClipsModel
-from clips.optim import OptimConfig
+from clips.method.model import ClipsModel
+from clips.method.optim import OptimConfig
 from clips.parallel.base import DataParallel, layers_of
 from clips.parallel.config import Parallel, ScaleConfig
 from clips.parallel.fsdp import FullySharded

@@ -15,8 +15,8 @@ from deepspeed import utils
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.model import LARGEST_LOGIT_SCALE, ClipsModel
-from clips.optim import OptimConfig, build_optimizer
+from clips.method.model import LARGEST_LOGIT_SCALE, ClipsModel
+from clips.method.optim import OptimConfig, build_optimizer
 from clips.parallel.base import MOMENTS, DataParallel
 from clips.parallel.config import REDUCE_BUCKET
 from clips.parallel.processes import Processes

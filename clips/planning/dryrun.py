@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
-from clips import losses
-from clips.architectures import ModelConfig, model_cfg
-from clips.model import ClipsModel, build_model
+from clips.method.model import ClipsModel, build_model
+from clips.method.recipes import RecipeConfig
+from clips.model import losses
+from clips.model.architectures import ModelConfig, model_cfg
+from clips.model.precision import quick_attention
+from clips.model.tokenizer import EOS
+from clips.model.towers import end_token
 from clips.planning.instruments import FlopCount, MemoryTrace
-from clips.precision import quick_attention
-from clips.recipes import RecipeConfig
-from clips.tokenizer import EOS
-from clips.towers import end_token
 
 Device = Literal["cpu", "cuda"]
 SIGN = 23
@@ -105,7 +105,7 @@ def checkpointed(model: ClipsModel) -> Iterator[None]:
 def fake_batch(
     model: ClipsModel, samples: int, caption_tokens: int | None = None, texts: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """A batch as `clips.step.to_device` hands it to the model: texts without padding, pictures without content.
+    """A batch as `clips.training.step.to_device` hands it on: texts without padding, pictures without content.
 
     Args:
         model: whose batch.
@@ -220,7 +220,7 @@ def contrast_flops(model: ClipsModel, samples: int, processes: int) -> float:
 
 @contextlib.contextmanager
 def _many(processes: int) -> Iterator[None]:
-    """`clips.losses` as if there were so many processes, which send nothing."""
+    """`clips.model.losses` as if there were so many processes, which send nothing."""
     before = losses.process_count, losses.process_rank, losses.dist
     silent: Any = types.SimpleNamespace(all_gather_into_tensor=_nothing, all_reduce=_nothing)
     losses.process_count, losses.process_rank, losses.dist = (lambda: processes), (lambda: 0), silent

@@ -14,10 +14,10 @@ from typing import get_args
 
 import numpy as np
 
-from clips.config import TrainConfig
 from clips.parallel.base import layers_of
 from clips.parallel.config import REDUCE_BUCKET, Parallel
 from clips.planning.dryrun import SIGN, Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model
+from clips.training.config import TrainConfig
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
 DIVIDED: dict[Parallel, frozenset[str]] = {

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clips.artifact import say, write_file
-from clips.commandline import parse_config
-from clips.config import TrainConfig
+from clips.commandline.commands import parse_config
 from clips.data.files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError, suggest
+from clips.jsontext import parse_json
 from clips.planning.footprint import DIVIDED, PARALLELS, Allowance, Rehearsal, Spread, largest
 from clips.planning.hardware import GPUS, Gpu
-from clips.stages import stage_configs
-from clips.start import learns_statistics
+from clips.training.config import TrainConfig
+from clips.training.stages import stage_configs
+from clips.training.start import learns_statistics
 
 _COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _GB = 1e9
@@ -115,7 +116,7 @@ def mfu_of(config: PlanConfig) -> float:
         return config.mfu
     path = Path(config.measured)
     try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
         values = [float(entry["mfu"]) for entry in entries if "mfu" in entry]
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"measured: {path}: expected the metrics.jsonl of a training") from None

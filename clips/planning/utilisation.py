@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from clips.artifact import say
-from clips.config import TrainConfig
 from clips.errors import reason_of
 from clips.planning.hardware import gpu_of
+from clips.training.config import TrainConfig
 
 
 class Utilisation:

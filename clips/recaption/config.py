@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any, Literal
 
-from clips.commandline import plain
+from clips.commandline.commands import plain
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from clips.artifact import directory_hash
 from clips.errors import UserError, reason_of
-from clips.loading import load_pretrained, refusing
+from clips.model.loading import load_pretrained, refusing
 from clips.recaption.config import RecaptionConfig
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clips.artifact import MANIFEST, say, versions, write_file, write_manifest
 from clips.data.sources import Source
 from clips.data.sources.webdataset import SIZES
+from clips.jsontext import parse_json
 from clips.recaption.config import RecaptionConfig
 from clips.recaption.shards import SETTINGS, WORK
 
@@ -70,7 +71,7 @@ def complete(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> 
 
 
 def _read(output: Path, name: str) -> Any:
-    return json.loads((output / WORK / name).read_text(encoding="utf-8"))
+    return parse_json((output / WORK / name).read_text(encoding="utf-8"))
 
 
 def reading(config: RecaptionConfig) -> str:

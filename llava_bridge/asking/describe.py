@@ -22,9 +22,10 @@ from typing import Any, TextIO
 from PIL import Image
 
 from clips.artifact import directory_hash, say, write_file, writing
-from clips.commandline import difference
+from clips.commandline.commands import difference
 from clips.errors import UserError
-from llava_bridge.model.parts import model_directory
+from clips.jsontext import parse_json
+from clips.references import model_directory
 from llava_bridge.pictures import find_pictures, open_picture
 
 _READERS = 4  # threads that decode pictures ahead
@@ -126,8 +127,8 @@ class _Output:
         if not self.path.exists():
             return set()
         try:
-            before = json.loads(self.note.read_text(encoding="utf-8"))
-            found = {json.loads(line)["image"] for line in self._whole_lines().splitlines()}
+            before = parse_json(self.note.read_text(encoding="utf-8"))
+            found = {parse_json(line)["image"] for line in self._whole_lines().splitlines()}
         except (OSError, ValueError, KeyError, TypeError):
             line = f"output: {self.path} is in the way and not of this command, or {self.note.name} beside it is lost"
             raise UserError(f"{line}; choose another output") from None

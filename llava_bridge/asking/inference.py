@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, refusing
+from clips.model.loading import load_pretrained, refusing
+from clips.references import model_directory
 from llava_bridge.asking.shared_prefix import ComputedPrefixes, Prefix, batches_of_prefixes, shared_prefixes
 from llava_bridge.chat import IMAGE, Chat, Message
-from llava_bridge.model.parts import model_directory
 from llava_bridge.training.adapters import ADAPTER, with_adapter
 
 Pictures = Image.Image | Sequence[Image.Image] | None
@@ -29,7 +29,7 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
 
     Args:
         directory: written by ``llava-bridge train``, or any LLaVA in transformers' layout; or its name on the hub, as
-            of :func:`~llava_bridge.model.parts.model_directory`.
+            of :func:`~clips.references.model_directory`.
         device: None takes the GPU if there is one, where the model runs in bfloat16; on CPU in float32.
         adapter: add what lies unmerged in its folder ``adapter``, if there is such a folder.
 

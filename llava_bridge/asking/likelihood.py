@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.loading import refusing
+from clips.model.loading import refusing
 from llava_bridge.asking.inference import Pictures, as_list, pixels_of, with_images
 from llava_bridge.asking.reply import context_of
 from llava_bridge.chat import IGNORED, IMAGE, Chat, Encoded

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clips.errors import UserError, suggest
-from clips.loading import refusing
+from clips.model.loading import refusing
 from llava_bridge.chat import IMAGE
 from llava_bridge.data.files import image_root, read_json, read_json_lines, text
 from llava_bridge.data.pictures import FilePicture

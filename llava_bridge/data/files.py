@@ -9,6 +9,7 @@ from typing import Any
 
 from clips.data.files import expand, is_remote
 from clips.errors import UserError
+from clips.jsontext import parse_json
 from llava_bridge.data.samples import DataConfig
 
 
@@ -49,10 +50,10 @@ def text(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises UserError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -62,8 +63,8 @@ def read_json_lines(path: Path) -> Iterator[Any]:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
+                    yield parse_json(line)
+                except ValueError as error:
                     raise UserError(f"{path} line {number}: not valid JSON ({error})") from None
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 from clips.data.shardindex import index_shard
 from clips.data.tars import read_span
 from clips.errors import UserError
-from clips.loading import refusing
+from clips.jsontext import parse_json
+from clips.model.loading import refusing
 from llava_bridge.data.files import named_files
 from llava_bridge.data.pictures import Picture, SpanPicture
 from llava_bridge.data.samples import DataConfig, Sample
@@ -39,7 +39,7 @@ def _samples(shard: Path) -> Iterator[Sample]:
         if "json" not in files:
             raise UserError(f"{where}: expected {key}.json with what is said, found {', '.join(files)}")
         with refusing(f"{where}.json: expected an object with {EXPECTED}"):
-            row = json.loads(read_span(shard, *files["json"]))
+            row = parse_json(read_span(shard, *files["json"]))
             turns = read_turns(row[next(name for name in TALK if name in row)])
         names = sorted((name for name in files if name.rpartition(".")[2] in _PICTURES), key=_by_numbers)
         pictures: list[Picture] = [SpanPicture(shard, f"{key}.{name}", *files[name]) for name in names]

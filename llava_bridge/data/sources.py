@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from clips.errors import UserError, suggest
-from clips.loading import refusing
+from clips.model.loading import refusing
 from llava_bridge.data.captions import cocoqa, karpathy
 from llava_bridge.data.files import image_root, read_json, read_json_lines, text
 from llava_bridge.data.mixture import weighted

@@ -14,7 +14,7 @@ from typing import Any
 from clips.caches import cache_directory
 from clips.data.files import ShardCache
 from clips.errors import UserError, suggest
-from clips.loading import refusing
+from clips.model.loading import refusing
 from llava_bridge.data.files import image_root, named_files, read_json, read_json_lines
 from llava_bridge.data.pictures import FilePicture, Picture, PictureColumn, RowPicture
 from llava_bridge.data.samples import DataConfig

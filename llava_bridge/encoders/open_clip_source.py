@@ -6,20 +6,21 @@ open_clip's own ViT, CLIP's ResNet, and directories whose image tower is a timm 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError
-from clips.lean_imports import without_wandb
-from clips.loading import refusing
-from clips.positions import on_grid, sines_on_grid
+from clips.jsontext import parse_json
+from clips.model.loading import refusing
+from clips.model.positions import on_grid, sines_on_grid
+from clips.references import CONFIG, WEIGHTS
 from llava_bridge.encoders import timm_source
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.model.parts import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, check_encoder, open_clip_directory
+from llava_bridge.encoders.files import check_encoder, open_clip_directory
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _POSITIONS = "positional_embedding"
@@ -80,7 +81,7 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
         return OpenClipVit(visual)
     if isinstance(visual, ModifiedResNet):
         return OpenClipResNet(visual)
-    raise UserError(f"{OPEN_CLIP_CONFIG}: vision_cfg describes a {type(visual).__name__}, expected a ViT or ResNet")
+    raise UserError(f"{CONFIG}: vision_cfg describes a {type(visual).__name__}, expected a ViT or ResNet")
 
 
 def load(reference: str, image_size: int | None) -> Encoder:
@@ -93,7 +94,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
     directory = open_clip_directory(reference)
     config = _read_config(directory)
     model, vision = config["model_cfg"], config["model_cfg"]["vision_cfg"]
-    own = _pixels(directory / OPEN_CLIP_CONFIG, vision, config.get("preprocess_cfg") or {})
+    own = _pixels(directory / CONFIG, vision, config.get("preprocess_cfg") or {})
     pixels = own if image_size is None else dataclasses.replace(own, size=image_size)
     weights = _visual_weights(directory)
     if vision.get("timm_model_name"):
@@ -130,9 +131,9 @@ def _fit_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: 
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / OPEN_CLIP_CONFIG
+    path = directory / CONFIG
     with refusing(f"{path}: expected open_clip's model_cfg with embed_dim and vision_cfg"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(config["model_cfg"]["embed_dim"], int):
             raise TypeError("embed_dim is no whole number")
         config["model_cfg"]["vision_cfg"].keys()
@@ -163,7 +164,7 @@ def _channels(values: Any) -> tuple[float, float, float]:
 def _visual_weights(directory: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
-    path = directory / OPEN_CLIP_WEIGHTS
+    path = directory / WEIGHTS
     with refusing(f"encoder: {path} is not a readable safetensors file"), safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
         return {name.removeprefix("visual."): file.get_tensor(name) for name in names}
@@ -172,5 +173,5 @@ def _visual_weights(directory: Path) -> dict[str, Tensor]:
 def _side(size: Any) -> int:
     sides = [size, size] if isinstance(size, int) else list(size)
     if sides[0] != sides[-1]:
-        raise UserError(f"{OPEN_CLIP_CONFIG}: expected square pictures, got image size {sides}")
+        raise UserError(f"{CONFIG}: expected square pictures, got image size {sides}")
     return int(sides[0])

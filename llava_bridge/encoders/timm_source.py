@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clips.commandline.lean_imports import without_wandb
 from clips.errors import UserError
-from clips.lean_imports import without_wandb
-from clips.loading import refusing
-from clips.positions import on_trunks_grid
+from clips.model.loading import refusing
+from clips.model.positions import on_trunks_grid
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 
 _HEADS = ("classifier.", "head.fc.", "fc.", "head.l.", "head_dist.")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, refusing
-from clips.positions import on_grid
+from clips.model.loading import load_pretrained, refusing
+from clips.model.positions import on_grid
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
-from llava_bridge.model.parts import check_encoder, vision_directory
+from llava_bridge.encoders.files import check_encoder, vision_directory
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
 from clips.errors import UserError
-from llava_bridge.model.parts import check_llava, is_llava, model_directory, read_config
+from clips.jsontext import parse_json
+from clips.references import model_directory
+from llava_bridge.model.parts import check_llava, is_llava, read_config
 
 TOWER = "vision_tower"
 """The folder in which a converted checkpoint has its tower, for the original code to find."""
@@ -193,7 +195,7 @@ def _llm(config: ConvertConfig, original: Any) -> Any:
     """The causal LM around the checkpoint's weights, in their precision."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    from clips.loading import load_pretrained
+    from clips.model.loading import load_pretrained
     from llava_bridge.layouts.original import llm_config
 
     where = f"{config.llm or config.source}: its LLM"
@@ -212,7 +214,7 @@ def _make_room(tokenizer: Any, llm: Any) -> None:
     """Rows for the tokens that the original lacks: the mean of all others, so that they are never the likeliest."""
     import torch
 
-    from clips.loading import quiet
+    from clips.model.loading import quiet
     from llava_bridge.model.assembly import name_tokens
 
     name_tokens(tokenizer)
@@ -249,7 +251,7 @@ def _to_original(config: ConvertConfig, asked: ConvertConfig) -> None:
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from clips.loading import load_pretrained, refusing
+    from clips.model.loading import load_pretrained, refusing
     from llava_bridge.layouts.original import original_config, original_weights
     from llava_bridge.model.anyres import makes_tiles
     from llava_bridge.model.assembly import make_stock
@@ -299,7 +301,7 @@ def _write_tokenizer(tokenizer: Any, config: ConvertConfig, directory: Path) -> 
         return
     shutil.copyfile(slow, directory / _SLOW)
     path = directory / "tokenizer_config.json"
-    stated = {name: value for name, value in json.loads(path.read_text()).items() if value is not None}
+    stated = {name: value for name, value in parse_json(path.read_text()).items() if value is not None}
     ways = ("lstrip", "normalized", "rstrip", "single_word", "special")
     stated["added_tokens_decoder"] = {
         str(number): {"content": token.content, **{way: getattr(token, way) for way in ways}}

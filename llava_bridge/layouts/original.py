@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from clips.artifact import say
 from clips.errors import UserError
 from clips.interchange.tensors import read_weights
+from clips.jsontext import parse_json
 from llava_bridge.model.anyres import makes_tiles
 from llava_bridge.model.parts import is_original, read_config
 
@@ -159,7 +159,7 @@ def _read_directory(directory: Path) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = directory / f"{name}.index.json"
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
         elif (directory / name).is_file():
             files = [name]
         else:
@@ -194,7 +194,7 @@ def llm_config(config: Mapping[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    from clips.loading import refusing
+    from clips.model.loading import refusing
 
     kind = LLMS[config["model_type"]]
     left_out = {"model_type", "architectures", "transformers_version", "dtype"}

@@ -11,9 +11,11 @@ from typing import Literal
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_manifest
 from clips.errors import UserError
+from clips.references import model_directory
+from llava_bridge.encoders.files import check_encoder, encoder_commits
 from llava_bridge.encoders.spec import paths_of
 from llava_bridge.model.anyres import ImageFit, check_pinpoints
-from llava_bridge.model.parts import check_encoder, check_llava, encoder_commits, model_directory
+from llava_bridge.model.parts import check_llava
 from llava_bridge.projectors import ProjectorConfig
 
 

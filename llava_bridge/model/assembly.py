@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, quiet, refusing
+from clips.model.loading import load_pretrained, quiet, refusing
+from clips.references import model_directory
 from llava_bridge.chat import IMAGE, Chat, template_beside
 from llava_bridge.encoders import load_encoder
 from llava_bridge.encoders.contract import Encoder, Pixels
@@ -39,7 +40,7 @@ from llava_bridge.model.anyres import (
 from llava_bridge.model.fitting import image_processor
 from llava_bridge.model.llava import AnyConfig, AnyLlava, config_kind, empty_llava, new_newline, new_projector
 from llava_bridge.model.output_layer import output_layer, plain_logits
-from llava_bridge.model.parts import check_llm, is_llava, model_directory
+from llava_bridge.model.parts import check_llm, is_llava
 from llava_bridge.model.vision import EncoderVisionModel, feature_layer, vision_model
 from llava_bridge.projectors import ProjectorConfig, Shape, tokens_of
 from llava_bridge.templates import NEVER_END

@@ -8,14 +8,15 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from clips.errors import UserError
-from clips.loading import load_pretrained, refusing
+from clips.model.loading import load_pretrained, refusing
+from clips.references import model_directory
 from llava_bridge.chat import IMAGE, template_beside
 from llava_bridge.encoders.contract import Encoder, Pixels
 from llava_bridge.encoders.transformers_source import FAMILIES, side_of
 from llava_bridge.model.anyres import makes_tiles
 from llava_bridge.model.assembly import processor_of, set_generation
 from llava_bridge.model.model_configs import BridgeLlavaConfig, BridgeLlavaNextConfig
-from llava_bridge.model.parts import check_llava, model_directory
+from llava_bridge.model.parts import check_llava
 from llava_bridge.model.vision import EncoderVisionModel, vision_model
 
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from clips.errors import UserError
-from clips.kept_outputs import KeptOutputs
-from clips.loading import refusing
+from clips.model.kept_outputs import KeptOutputs
+from clips.model.loading import refusing
 from llava_bridge.encoders import build_tower
 from llava_bridge.encoders.contract import Encoder, VisionTower, check_layer, load_weights, measure
 from llava_bridge.model.model_configs import EncoderVisionConfig

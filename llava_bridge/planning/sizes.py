@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from clips.errors import UserError
-from clips.references import HUB
+from clips.references import CONFIG, HUB, is_on_hub
 from llava_bridge.encoders.contract import VisionTower
 from llava_bridge.encoders.spec import members, parse_spec
-from llava_bridge.model.parts import OPEN_CLIP_CONFIG, is_on_hub
 
 _KNOWN = Path(__file__).with_name("known.json")
 
@@ -165,11 +164,11 @@ def _open_clip_config(reference: str) -> Mapping[str, Any]:
     """open_clip's ``model_cfg`` of a directory, or of a name on the hub."""
     import open_clip
 
-    from clips.architectures import ModelConfig, model_cfg
     from clips.interchange.source import released_name
+    from clips.model.architectures import ModelConfig, model_cfg
 
     name = reference.removeprefix(HUB).partition("@")[0]
-    file = _file(reference, OPEN_CLIP_CONFIG)
+    file = _file(reference, CONFIG)
     if file is not None:
         return json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
     if name in known():

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
-from clips.commandline import difference, leaves, plain
+from clips.commandline.commands import difference, leaves, plain
 from clips.data.tars import read_span
 from clips.errors import UserError
+from clips.references import is_on_hub, model_directory
 from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
+from llava_bridge.encoders.files import encoder_commits
 from llava_bridge.encoders.spec import paths_of
-from llava_bridge.model.parts import encoder_commits, is_on_hub, model_directory
 from llava_bridge.training.config import STAGES, TrainConfig
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clips.artifact import say
+from clips.commandline.stopping import StopRequest, exit_status, stop_requests
 from clips.errors import UserError
-from clips.stopping import StopRequest, exit_status, stop_requests
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
 _REPORT, _MISTAKE, _STATUS = "\x1e", "\x1f", "\x1d"  # begin the lines that a process prints for the command

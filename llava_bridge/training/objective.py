@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from clips.losses import linear_cross_entropy
+from clips.model.losses import linear_cross_entropy
 from llava_bridge.chat import IGNORED
 
 
@@ -107,7 +107,7 @@ def blank_picture(config: Any, like: Tensor) -> dict[str, Tensor]:
 
 
 def summed_loss(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """Summed cross-entropy () of an output layer, as `clips.losses.linear_cross_entropy` computes it.
+    """Summed cross-entropy () of an output layer, as `clips.model.losses.linear_cross_entropy` computes it.
 
     Args:
         hidden: (N, D).

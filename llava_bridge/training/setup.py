@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 
 from clips.errors import UserError
-from clips.loading import refusing
+from clips.model.loading import refusing
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.data import Sample, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import artifact_directory, write_file, write_manifest
-from clips.commandline import difference
+from clips.commandline.commands import difference
+from clips.commandline.stopping import stop_requests
 from clips.errors import UserError
-from clips.stopping import stop_requests
+from clips.jsontext import parse_json
 from llava_bridge.data import read_samples
 from llava_bridge.data.mixture import refuse_missing
 from llava_bridge.training.config import TrainConfig
@@ -79,7 +80,7 @@ def _prepare(work: Path, config: TrainConfig) -> None:
         (work / STOP).unlink(missing_ok=True)
     record = json.dumps(identity(config), indent=2)
     path = work / "run.json"
-    found = difference(_recorded(path), json.loads(record))
+    found = difference(_recorded(path), parse_json(record))
     if found is None:
         report(f"going on with the unfinished run in {work}")
         return
@@ -97,7 +98,7 @@ def _prepare(work: Path, config: TrainConfig) -> None:
 def _recorded(path: Path) -> dict[str, Any]:
     """What the run of a work directory is; empty where none has begun."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -106,7 +107,7 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 def _write_output(config: TrainConfig, work: Path) -> None:
     last = config.stages[-1]
-    summaries = {name: json.loads((work / name / "model" / "stage.json").read_text()) for name in config.stages}
+    summaries = {name: parse_json((work / name / "model" / "stage.json").read_text()) for name in config.stages}
     with artifact_directory(config.output, kind=kind_of(config)) as directory:
         shutil.copytree(work / last / "model", directory, dirs_exist_ok=True)
         (directory / "stage.json").unlink()

@@ -22,7 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
 from clips.errors import UserError
-from clips.precision import choose_precision
+from clips.model.precision import choose_precision
 from llava_bridge.data.order import GroupedOrder
 from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.training.adapters import adapt

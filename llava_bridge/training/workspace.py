@@ -12,7 +12,8 @@ from pathlib import Path
 from clips.artifact import say, writing
 from clips.errors import UserError
 from llava_bridge.data.files import named_files
-from llava_bridge.model.parts import check_encoder, check_llava, check_llm
+from llava_bridge.encoders.files import check_encoder
+from llava_bridge.model.parts import check_llava, check_llm
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.launch import deepspeed_config
 

@@ -21,15 +21,15 @@ import measure
 import torch
 from measure import add_common, machine, spread, table
 
-from clips.architectures import ModelConfig
-from clips.captioner import CaptionerConfig
-from clips.checkpoint import Checkpointer
+from clips.method.recipes import RECIPES, RecipeConfig
+from clips.model.architectures import ModelConfig
+from clips.model.captioner import CaptionerConfig
 from clips.parallel.config import ScaleConfig
 from clips.parallel.processes import end_processes, gather_objects, start_processes, wait_for_main_process
 from clips.parallel.ways import PARALLELISMS
-from clips.recipes import RECIPES, RecipeConfig
-from clips.step import Run, training_step
 from clips.train import checkpoint
+from clips.training.checkpoint import Checkpointer
+from clips.training.step import Run, training_step
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ from clips.data.augment import AugmentConfig, augment, decoding_size
 from clips.data.loader import DataConfig, TrainingData, batches
 from clips.data.sources import SourceConfig
 from clips.data.tars import index_tar
-from clips.recipes import RecipeConfig, build
-from clips.tokenizer import ClipsTokenizer
+from clips.method.recipes import RecipeConfig, build
+from clips.model.tokenizer import ClipsTokenizer
 
 SIZE = 224
 TICKS = os.sysconf("SC_CLK_TCK")

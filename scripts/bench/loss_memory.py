@@ -4,12 +4,12 @@
     python scripts/bench/loss_memory.py --threads 2                          (256 × 128 tokens: naive needs 13 GB)
     python scripts/bench/loss_memory.py --device cuda
 
-Caption loss: ``clips.losses.linear_cross_entropy`` beside ``F.cross_entropy(hidden @ weight.T)``, torch's own
+Caption loss: ``clips.model.losses.linear_cross_entropy`` beside ``F.cross_entropy(hidden @ weight.T)``, torch's own
 ``F.linear_cross_entropy`` where torch has it, and, where it is installed and there is a GPU, Liger's fused one. With
-``--bf16`` matrix products are those of autocast. Contrastive loss: ``clips.losses.softmax_loss`` of one process among
-many, its partners' features simulated, beside this process's rows of
-the matrix of logits, as open_clip's ``--local-loss`` holds them. Memory is the peak of what torch allocates beyond the
-inputs and their gradients, counted at every allocation; all gradients must be equal (in bfloat16 nearly).
+``--bf16`` matrix products are those of autocast. Contrastive loss: ``clips.model.losses.softmax_loss`` of one process
+among many, its partners' features simulated, beside this process's rows of the matrix of
+logits, as open_clip's ``--local-loss`` holds them. Memory is the peak of what torch allocates beyond the inputs and
+their gradients, counted at every allocation; all gradients must be equal (in bfloat16 nearly).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.profiler import ProfilerActivity, profile
 
-from clips import losses
-from clips.tokenizer import EMBEDDING_ROWS
+from clips.model import losses
+from clips.model.tokenizer import EMBEDDING_ROWS
 
 MIB = 2**20
 Loss = Callable[..., Tensor]

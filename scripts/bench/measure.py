@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips.architectures import ModelConfig
-from clips.checkpoint import LoopState
-from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
-from clips.model import ClipsModel, build_model
+from clips.method.model import ClipsModel, build_model
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
+from clips.model.tokenizer import ClipsTokenizer
 from clips.parallel.config import ScaleConfig
 from clips.parallel.processes import Processes
 from clips.parallel.ways import spread as spread_model
-from clips.recipes import RecipeConfig
-from clips.step import Run
-from clips.tokenizer import ClipsTokenizer
+from clips.training.checkpoint import LoopState
+from clips.training.config import TrainConfig
+from clips.training.step import Run
 
 # ---------------------------------------------------------------- time
 
@@ -160,7 +160,7 @@ def start(
     processes: Processes | None = None,
     scale: ScaleConfig | None = None,
 ) -> tuple[Run, dict[str, Tensor]]:
-    """What `clips.step.training_step` needs: a new model with its optimizer, and a batch.
+    """What `clips.training.step.training_step` needs: a new model with its optimizer, and a batch.
 
     Args:
         model_config: the towers.

@@ -23,11 +23,11 @@ import measure
 import torch
 from measure import add_common, flops, machine, spread, table, take_turns
 
-from clips.architectures import ModelConfig
-from clips.captioner import CaptionerConfig
+from clips.method.recipes import RECIPES, RecipeConfig
+from clips.model.architectures import ModelConfig
+from clips.model.captioner import CaptionerConfig
 from clips.parallel.config import ScaleConfig
-from clips.recipes import RECIPES, RecipeConfig
-from clips.step import training_step
+from clips.training.step import training_step
 
 SECONDS_OF_PRODUCTS = 1.0
 COUNTED = 8  # samples

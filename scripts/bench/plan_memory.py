@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from clips.architectures import ModelConfig
-from clips.config import TrainConfig
 from clips.data.loader import DataConfig
 from clips.data.sources import SourceConfig
+from clips.model.architectures import ModelConfig
 from clips.parallel.config import Parallel, ScaleConfig
 from clips.planning.dryrun import fake_batch, fake_model
 from clips.planning.footprint import Allowance, Rehearsal, Spread
-from clips.start import start_run
-from clips.step import Run, training_step
+from clips.training.config import TrainConfig
+from clips.training.start import start_run
+from clips.training.step import Run, training_step
 
 CASES = ["clips-s-16:8", "clips-s-16:32", "clips-s-16:32:8", "clips-b-16:4", "clips-b-16:8"]
 MIB = 2**20

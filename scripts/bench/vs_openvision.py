@@ -29,10 +29,10 @@ import torch
 from measure import add_common, machine, parameters, speed_up, spread, table
 from torch import Tensor
 
-from clips.architectures import ModelConfig
-from clips.captioner import shifted
-from clips.recipes import RecipeConfig
-from clips.step import training_step
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
+from clips.model.captioner import shifted
+from clips.training.step import training_step
 
 HEAD = ["texts", "precision", "threads", "batch", "ours / s", "OpenVision / s", "times as fast"]
 

@@ -20,7 +20,7 @@ from benchmarks.study.executors.base import Ended, Job
 from benchmarks.study.executors.children import child_environment, end_group, start_child, stop_children
 from benchmarks.study.machine import cores, describe_machine
 from benchmarks.study.state import LOG
-from clips.commandline import plain
+from clips.commandline.commands import plain
 
 _WAIT_SECONDS = 1.0
 _PORTS = range(20_000, 32_000)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clips.data.files import is_remote, read_file
+from clips.data.named import NotAllowedError, read_named
 from clips.errors import UserError, suggest
 
 AUTO = "auto"
@@ -73,7 +73,9 @@ class SourceConfig:
             named here, instead of copying all to this disk before training begins. Copies of row groups are kept in
             ``cache``; they are what ``data.shuffle_window`` counts.
         images: tables, karpathy, coco: the folder of pictures; null means the folder of the table, or "images" beside
-            the JSON file.
+            the JSON file. Paths that lead out of it are refused.
+        own_network: tables: whether addresses of pictures in them may lead to this machine or a private network. A
+            table from elsewhere has no business there.
         sizes: webdataset: a JSON file that says how many samples each shard has; null means sizes.json beside the
             shards. With it no shard is opened before it is needed; shards from afar need it (``clips data index``
             writes it).
@@ -93,6 +95,7 @@ class SourceConfig:
     subset: str | None = None
     stream: bool = False
     images: str | None = None
+    own_network: bool = False
     sizes: str | None = None
     cache: str = "~/.cache/clips/shards"
     cache_gb: float = 100.0
@@ -205,19 +208,36 @@ def one_of(captions: Sequence[str], rng: np.random.Generator) -> str:
     return there[rng.integers(len(there))] if len(there) > 1 else "".join(there)
 
 
-def picture_bytes(found: Any, folder: str | Path) -> bytes:
+def picture_bytes(found: Any, folder: str | Path, *, own_network: bool = False) -> bytes:
     """The encoded picture behind a table's value: bytes, ``{"bytes", "path"}``, or a path or address.
 
+    Args:
+        found: the value.
+        folder: where paths start, and which they may not leave; see `clips.data.named`.
+        own_network: whether an address may lead to this machine or a private network.
+
     Raises:
-        BadSampleError: there is none, or it cannot be read.
+        BadSampleError: there is none, or it cannot or may not be read.
     """
+    folders = [Path(folder)]
     if isinstance(found, dict):
         found = found.get("bytes") or found.get("path")
+        folders += _kept_by_datasets()
     if isinstance(found, bytes | bytearray):
         return bytes(found)
     if not isinstance(found, str) or not found:
         raise BadSampleError("no picture")
     try:
-        return read_file(found if is_remote(found) else str(Path(folder) / found))
-    except (OSError, ValueError):
+        return read_named(found, folders, own_network=own_network)
+    except NotAllowedError as error:
+        raise BadSampleError(f"picture refused: {error}") from None
+    except (OSError, ValueError, ImportError):
         raise BadSampleError("missing picture") from None
+
+
+def _kept_by_datasets() -> list[Path]:
+    """Where ``datasets`` unpacks a data set's pictures, which it then names by their whole paths."""
+    import datasets
+    import huggingface_hub
+
+    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from clips.artifact import file_hash
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, picture_bytes
 from clips.errors import UserError, suggest
+from clips.jsontext import parse_json
 
 WEB = ("drawn_sentence", "first_sentence")
 SYNTHETIC = ("other_sentences", "all_sentences")
@@ -124,7 +124,7 @@ def read_karpathy(path: str | Path, split: str) -> list[tuple[str, list[str]]]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except ValueError as error:

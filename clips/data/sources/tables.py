@@ -103,7 +103,9 @@ class HubDataset:
         if not web:
             raise BadSampleError(f"no caption '{self.config.web}'")
         synthetic = one_of([drawn(row[name], name, rng) for name in self.config.synthetics], rng)
-        return Sample(picture_bytes(row[self.picture], self.folder), web, synthetic)
+        return Sample(
+            picture_bytes(row[self.picture], self.folder, own_network=self.config.own_network), web, synthetic
+        )
 
     def record(self, index: int) -> Record:
         """See `Source`."""

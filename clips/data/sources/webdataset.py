@@ -18,6 +18,7 @@ from clips.data.shardindex import UNREADABLE_INDEX, ShardIndex, Spans, index_sha
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, one_of
 from clips.data.tars import read_span
 from clips.errors import UserError, reason_of, suggest
+from clips.jsontext import parse_json
 
 SIZES = "sizes.json"
 """Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
@@ -243,7 +244,7 @@ def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:
     file = path or f"{shards[0].rpartition('/')[0] or '.'}/{SIZES}"
     may_count = path is None and not is_remote(shards[0])
     try:
-        sizes = json.loads(read_file(file))
+        sizes = parse_json(read_file(file))
         return [int(sizes[_file_name(shard)]) for shard in shards]
     except KeyError as error:
         if may_count:
@@ -270,7 +271,7 @@ def _captions(spans: Spans, read: ReadSpan) -> dict[str, Any]:
     if "json" not in spans:
         return {}
     try:
-        captions = json.loads(read(spans["json"]))
+        captions = parse_json(read(spans["json"]))
     except (ValueError, RecursionError):
         raise BadSampleError("broken JSON") from None
     if not isinstance(captions, dict):

@@ -1,0 +1,237 @@
+"""``clips-bench card DIR --results PATH``: the README.md of an encoder or a LLaVA, with what was measured in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report.formats.markdown import markdown_text
+from benchmarks.report.remarks import SCENES_CAVEAT
+from benchmarks.report.wording import decimals, duration, number
+from benchmarks.results import Metric, Result
+from benchmarks.study.record import RECORD_FILE, read_study_record
+from benchmarks.trust.diff import column_of
+from benchmarks.trust.rows import find_rows
+from clips.artifact import directory_hash, read_manifest, say, write_file
+from clips.errors import UserError, reason_of
+from clips.modelcard import MODEL_CARD
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
+
+_BEGIN, _END = "<!-- clips-bench: evaluation -->", "<!-- clips-bench: end of evaluation -->"
+_TASKS = {
+    "retrieval": "zero-shot-retrieval",
+    "classification": "zero-shot-image-classification",
+    "choice": "image-text-matching",
+    "mllm": "image-text-to-text",
+}
+_NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardConfig:
+    """Write what was measured into a model's card, README.md: a table for people, ``model-index`` for the hub.
+
+    Only results of this very model are taken, by its hash. What else the card says stays; a model without a card gets
+    one from its manifest.
+
+    Args:
+        directory: the encoder or LLaVA.
+        results: a study's output, a directory of results, or a row's directory.
+        name: of the model, in the card's title and metadata; the directory's where not given.
+    """
+
+    directory: str
+    results: str
+    name: str | None = None
+
+
+def card(config: CardConfig) -> None:
+    """Write the card.
+
+    Raises:
+        UserError: no model there or not a finished one, no results of it, or a card that cannot be read.
+    """
+    directory = Path(config.directory)
+    manifest = read_manifest(directory)
+    if "hash" not in manifest or "kind" not in manifest:
+        raise UserError(f"{directory}: expected an encoder or a LLaVA with a manifest of this suite")
+    model = directory_hash(directory)
+    everything = [result for row in find_rows(config.results, "results").values() for result in row.values()]
+    own = [result for result in everything if result.model.get("hash") == model]
+    if not own:
+        raise UserError(
+            f"results: none of the {len(everything)} results in {config.results} is of {directory} ({model[:12]})"
+        )
+    name = config.name or directory.resolve().name
+    notes = [SCENES_CAVEAT] if _of_scenes(Path(config.results)) else []
+    filled = with_results(_card(directory, manifest, name), own, name, notes)
+    write_file(directory / MODEL_CARD, str(filled))
+    say(f"card: {directory / MODEL_CARD}, with {', '.join(result.benchmark for result in own)}")
+
+
+def _of_scenes(directory: Path) -> bool:
+    """Whether a study there drew its own data."""
+    if not (directory / RECORD_FILE).is_file():
+        return False
+    return any(step.command.startswith("clips scenes") for step in read_study_record(directory).steps.values())
+
+
+def with_results(existing: ModelCard, results: Sequence[Result], name: str, notes: Sequence[str] = ()) -> ModelCard:
+    """The card with its part on evaluation, and its metadata, made from ``results``.
+
+    Args:
+        existing: the card as it is.
+        results: of this model.
+        name: of the model, in the metadata.
+        notes: what a reader of the numbers must know.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    entries = [entry for result in results for entry in eval_results(result)]
+    data = existing.data
+    assert isinstance(data, ModelCardData)  # ModelCard's own, whatever it annotates
+    data.model_name, data.eval_results = name, entries or None
+    section = _render(
+        "results.md.jinja",
+        begin=_BEGIN,
+        end=_END,
+        results=[result for result in results if result.metrics],
+        missing=[*_missing(results)],
+        notes=notes,
+        shown=lambda result: [*_shown(result).values()],
+        value=_value,
+    ).strip()
+    text = re.sub(f"\n*{_BEGIN}.*?{_END}\n*", "\n\n", existing.text, flags=re.DOTALL).strip()
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n\n{section}\n")
+
+
+def eval_results(result: Result) -> list[EvalResult]:
+    """A result's main metrics as the hub's ``model-index`` has them, values scaled as shown."""
+    from huggingface_hub import EvalResult
+
+    split = result.protocol.get("split")
+    return [
+        EvalResult(
+            task_type=_TASKS.get(result.kind, result.kind),
+            dataset_type=result.benchmark,
+            dataset_name=result.benchmark,
+            dataset_split=str(split) if split else None,
+            dataset_args={"data_hash": str(result.protocol.get("data_hash", _NOT_STATED))},
+            metric_type=metric_name,
+            metric_name=metric.label,
+            metric_value=round(metric.value * metric.scale, 4),
+            metric_args={
+                "interval_95": [None if end is None else round(end * metric.scale, 4) for end in _ends(metric)],
+                "items": metric.n,
+                "protocol": result.fingerprint,
+            },
+        )
+        for metric_name, metric in _shown(result).items()
+    ]
+
+
+def _shown(result: Result) -> dict[str, Metric]:
+    """The metrics of the main table."""
+    return {name: result.metrics[name] for name in result.primary if name in result.metrics}
+
+
+def _ends(metric: Metric) -> tuple[float | None, float | None]:
+    return metric.low, metric.high
+
+
+def _value(metric: Metric) -> str:
+    places = decimals(column_of("", "", metric))
+    low, high = (None if end is None else number(end * metric.scale, places) for end in _ends(metric))
+    interval = "no interval" if low is None or high is None else f"{low}, {high}"
+    return f"{number(metric.value * metric.scale, places)} [{interval}]"
+
+
+def _missing(results: Sequence[Result]) -> Iterator[str]:
+    """In words, which numbers are not there, and why."""
+    for result in results:
+        if result.status == "failed":
+            yield f"{result.benchmark}: failed ({result.reason or 'no reason was recorded'})"
+        for name, reason in result.absent.items():
+            yield f"{result.benchmark}, {name}: {reason}"
+
+
+def _card(directory: Path, manifest: Mapping[str, Any], name: str) -> ModelCard:
+    """The model's card; one made from the manifest where there is none."""
+    from huggingface_hub import ModelCard
+
+    path = directory / MODEL_CARD
+    try:
+        return ModelCard.load(path) if path.is_file() else ModelCard(_new_card(manifest, name))
+    except Exception as error:  # YAML's, the hub's own checks and the file system's
+        raise UserError(f"{path}: not a model card that the hub would read ({reason_of(error)})") from None
+
+
+def _new_card(manifest: Mapping[str, Any], name: str) -> str:
+    import yaml
+
+    kind = manifest["kind"]
+    metadata = {"license": str(manifest.get("licence") or "unknown")}
+    if kind == "llava":
+        metadata |= {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    body = _render("model.md.jinja", title=name, kind=kind, facts=facts(manifest))
+    return f"---\n{yaml.safe_dump(metadata)}---\n{body}"
+
+
+def facts(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """How a model came to be, as its manifest tells; what that does not tell is said to be not stated."""
+    stages = manifest.get("stages") or {}
+    named = stages.items() if isinstance(stages, Mapping) else enumerate(stages, 1)
+    found = {name: f"{parent.get('path')} ({parent.get('hash', '')[:12]})" for name, parent in _parents(manifest)}
+    found |= {f"stage {name}": _stage(stage) for name, stage in named}
+    git = manifest.get("git") or {}
+    commit = str(git.get("commit", ""))[:12]
+    seconds = manifest.get("seconds")
+    return found | {
+        "training data": ", ".join(dict.fromkeys(_paths(manifest.get("data")))) or _NOT_STATED,
+        "seed": str(manifest.get("seed", _NOT_STATED)),
+        "training time": duration(seconds) if isinstance(seconds, int | float) else _NOT_STATED,
+        "licence of the weights": str(manifest.get("licence") or _NOT_STATED),
+        "suite": commit + (" (changed)" if git.get("dirty") else "") if commit else _NOT_STATED,
+    }
+
+
+def _parents(manifest: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    parents = manifest.get("parents")
+    return [*parents.items()] if isinstance(parents, Mapping) else []
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    loss = stage.get("loss")
+    said = f"{stage.get('steps', '?')} steps, {stage.get('samples_seen', '?')} samples"
+    return said + (f", loss {loss:.3f} at its end" if isinstance(loss, int | float) else "")
+
+
+def _paths(data: Any) -> Iterator[str]:
+    """Every ``path`` in what a manifest says of its data."""
+    if isinstance(data, Mapping):
+        if "path" in data:
+            yield str(data["path"])
+        for item in data.values():
+            yield from _paths(item)
+    elif isinstance(data, list):
+        for item in data:
+            yield from _paths(item)
+
+
+def _render(template: str, **values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # it is Markdown, which `text` escapes
+    )
+    environment.filters["text"] = markdown_text
+    return environment.get_template(template).render(values)

@@ -1,0 +1,201 @@
+"""What a score cost: samples, FLOPs and hours of training, from what the trainings wrote of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report.drawing import Inks
+from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.source import read_metrics
+from benchmarks.report.table import Cell, Column
+from benchmarks.report.wording import column_head, column_title, decimals, listed, margin, number
+from benchmarks.study.record import RowRecord
+from clips.artifact import read_manifest
+from clips.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.report.model import Report
+
+_LOG_SCALE_FROM = 20
+_MOST_NAMES = 12
+_WORTH_A_FIGURE = 1.05
+_THOUSAND = 1000
+_LEAD = (
+    "What each score's training cost, of the rows that were trained here: what a pretrained model cost before is not "
+    "known and not counted. The dashed line is the Pareto front: no row on it is both dearer and worse than another. "
+    "It goes by the numbers as they are, not by tests. Of several seeds, the cost is the first one's."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What was trained for a score: directories in the order of their making, the encoder's first."""
+
+    encoder: Path
+    others: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A kind of cost; a further one is one entry in ``COSTS``.
+
+    Args:
+        name: in the figures' names.
+        title: in their titles.
+        label: of the axis.
+        of: what a training cost; None where that was not recorded.
+    """
+
+    name: str
+    title: str
+    label: str
+    of: Callable[[Training], float | None]
+
+
+def samples_seen(training: Training) -> float | None:
+    """Pictures that the encoder was shown while it was trained, repeated ones counted again."""
+    return _field(training.encoder, "samples_seen")
+
+
+def encoder_flops(training: Training) -> float | None:
+    """FLOPs of the encoder's training, from the rate that its log has where the device's peak is known."""
+    names = ("tflops", "samples_per_second", "samples_seen")
+    processes = _field(training.encoder, "processes") or 1.0
+    total, seen = 0.0, 0.0
+    for entry in read_metrics(training.encoder):
+        found = [float(entry[name]) for name in names if isinstance(entry.get(name), int | float) and entry[name] > 0]
+        if len(found) == len(names):
+            rate, speed, now = found
+            total += rate * 1e12 * processes / speed * max(0.0, now - seen)
+            seen = max(seen, now)
+    return total or None
+
+
+def training_hours(training: Training) -> float | None:
+    """Hours of wall time, all trainings of the row together; as measured, on whatever each of them ran."""
+    seconds = [_field(directory, "seconds") for directory in (training.encoder, *training.others)]
+    return None if None in seconds else sum(each for each in seconds if each is not None) / 3600
+
+
+COSTS: tuple[Cost, ...] = (
+    Cost("samples", "pictures that the encoder saw", "pictures seen", samples_seen),
+    Cost("flops", "FLOPs of the encoder's training", "FLOPs", encoder_flops),
+    Cost("hours", "hours of training", "hours", training_hours),
+)
+
+
+def _field(directory: Path, name: str) -> float | None:
+    try:
+        value = read_manifest(directory).get(name)
+    except UserError:
+        return None
+    return float(value) if isinstance(value, int | float) and value >= 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A row's cost and score; ``front`` where no other row that costs no more is as good.
+
+    ``colour`` is the row's place in the table.
+    """
+
+    cost: float
+    cell: Cell
+    colour: int
+    front: bool
+
+
+def cost_figures(report: Report) -> FigureSet | None:
+    """A figure for each kind of cost and benchmark in which rows differ; None where there is none."""
+    first = {
+        column.benchmark: column for column in reversed(report.table.columns) if column.higher_is_better is not None
+    }
+    columns = [first[name] for name in report.source.benchmarks if name in first]
+    drawn = [(cost, column, cost_points(report, column, cost)) for cost in COSTS for column in columns]
+    figures = [_figure(*each) for each in drawn if _differ([point.cost for point in each[2]])]
+    return FigureSet(lead=_LEAD, figures=tuple(figures)) if figures else None
+
+
+def _differ(costs: Sequence[float]) -> bool:
+    """Whether costs differ by more than a machine's mood."""
+    return len(costs) > 1 and max(costs) > _WORTH_A_FIGURE * min(costs)
+
+
+def cost_points(report: Report, column: Column, cost: Cost) -> list[Point]:
+    """The rows whose cost is known and that were measured alike, the cheapest first."""
+    found = []
+    for place, row in enumerate(report.table.rows):
+        cell = report.table.cell(row, column)
+        training = _training(report.source.directory, row, column, report)
+        value = cost.of(training) if training and cell.value is not None and cell.group == 0 else None
+        if value is not None:
+            found.append((value, cell, place))
+    sign = 1 if column.higher_is_better else -1
+    found.sort(key=lambda each: (each[0], -sign * (each[1].value or 0.0)))
+    points, best = [], float("-inf")
+    for value, cell, place in found:
+        score = sign * (cell.value or 0.0)
+        points.append(Point(cost=value, cell=cell, colour=place, front=score > best))
+        best = max(best, score)
+    return points
+
+
+def _training(directory: Path, row: RowRecord, column: Column, report: Report) -> Training | None:
+    encoder = row.artifacts.get("encoder")
+    if encoder is None:
+        return None
+    kinds = {result.kind for result in report.source.results(column.benchmark).values()}
+    others = [row.artifacts[name] for name in ("llm", "llava") if name in row.artifacts] if "mllm" in kinds else []
+    return Training(encoder=directory / encoder, others=tuple(directory / each for each in others))
+
+
+def _figure(cost: Cost, column: Column, points: Sequence[Point]) -> Figure:
+    front = [point.cell.row for point in points if point.front]
+    return Figure(
+        name=file_name("cost", cost.name, column.benchmark, column.metric),
+        title=f"{column_head(column)} against {cost.title}",
+        alt=f"Scatter plot of {column_title(column)} against {cost.title}, {len(points)} rows; on the Pareto front: "
+        f"{listed(front)}.",
+        plot=lambda axes, inks: _plot(points, axes, inks),
+        x_label=cost.label,
+        y_label=column.label,
+        legend=tuple(Key(colour=point.colour, label=point.cell.row) for point in points)[:_MOST_NAMES],
+        heads=("row", cost.label, column_title(column), "on the front"),
+        rows=tuple(
+            (
+                point.cell.row,
+                f"{point.cost:.3g}",
+                f"{number(point.cell.value, decimals(column))} {margin(point.cell)}".rstrip(),
+                "yes" if point.front else "no",
+            )
+            for point in points
+        ),
+    )
+
+
+def _plot(points: Sequence[Point], axes: Any, inks: Inks) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    front = [point for point in points if point.front]
+    axes.plot(
+        [point.cost for point in front],
+        [point.cell.value for point in front],
+        color=inks["ink-soft"],
+        linewidth=1,
+        linestyle="--",
+        drawstyle="steps-post",
+    )
+    for point in points:
+        colour = inks.series(point.colour) if len(points) <= _MOST_NAMES else inks["ink-soft"]
+        if point.cell.low is not None:
+            axes.vlines(point.cost, point.cell.low, point.cell.high, color=colour, linewidth=1.2, alpha=0.6)
+        face = colour if point.front else inks["sheet"]
+        axes.plot(point.cost, point.cell.value, "o", color=colour, markerfacecolor=face, markersize=5.5)
+    costs = [point.cost for point in points]
+    if min(costs) > 0 and max(costs) / min(costs) > _LOG_SCALE_FROM:
+        axes.set_xscale("log")
+    if max(costs) >= _THOUSAND:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -1,0 +1,63 @@
+"""The formats of a report, a file each; one entry each in ``FORMATS``.
+
+Names and reasons come from files that others wrote: every format escapes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.report.figures import figures, figures_as_pdf
+from benchmarks.report.formats.csv_tables import render_csv, render_published, render_seeds, render_settings
+from benchmarks.report.formats.json_lines import render_json
+from benchmarks.report.formats.latex import render_latex
+from benchmarks.report.formats.markdown import render_markdown
+from benchmarks.report.model import Report
+from benchmarks.report.page import render_page
+
+
+class Format(Protocol):
+    """What a report is written as."""
+
+    def files(self, report: Report) -> Mapping[str, str | bytes]:
+        """Name in the report's directory → content; a file without content is not written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneFile:
+    """A format of one text file: its name, and what makes its content."""
+
+    file: str
+    render: Callable[[Report], str]
+
+    def files(self, report: Report) -> Mapping[str, str | bytes]:
+        """See `Format`."""
+        return {self.file: self.render(report)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureFiles:
+    """A format of a file for each figure, under ``figures/``: how they end, and what draws them, by name."""
+
+    suffix: str
+    render: Callable[[Report], Mapping[str, str | bytes]]
+
+    def files(self, report: Report) -> Mapping[str, str | bytes]:
+        """See `Format`."""
+        return {f"figures/{name}{self.suffix}": content for name, content in self.render(report).items()}
+
+
+FORMATS: dict[str, Format] = {
+    "html": OneFile(file="index.html", render=render_page),
+    "csv": OneFile(file="table.csv", render=render_csv),
+    "published": OneFile(file="published.csv", render=render_published),
+    "json": OneFile(file="table.jsonl", render=render_json),
+    "seeds": OneFile(file="seeds.csv", render=render_seeds),
+    "settings": OneFile(file="settings.csv", render=render_settings),
+    "markdown": OneFile(file="table.md", render=render_markdown),
+    "latex": OneFile(file="table.tex", render=render_latex),
+    "svg": FigureFiles(suffix=".svg", render=figures),
+    "pdf": FigureFiles(suffix=".pdf", render=figures_as_pdf),
+}

@@ -1,0 +1,145 @@
+"""LaTeX: the main table as a float with booktabs, for a paper."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.report.model import Report
+from benchmarks.report.published import REMARK, PublishedTable
+from benchmarks.report.remarks import LATEX
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.wording import decimals, gap_words, group_sign, margin, number, visible
+
+_NEEDS = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
+
+
+def render_latex(report: Report) -> str:
+    """The main table as a ``table`` float with a caption, the published rows as a second one; remarks as comments.
+
+    What pdflatex has no sign for (Chinese, emoji) stands as its code point.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
+    parts = [
+        *_float(_caption(report), f"tab:{name}", _rows(report.table)),
+        *(_comment(remark) for remark in report.below(LATEX)),
+    ]
+    if report.published:
+        sources = [_comment(source) for source in report.published.sources()]
+        parts += [*_float(latex_text(REMARK), f"tab:{name}-published", _published(report.published)), *sources]
+    return "\n".join([_NEEDS, *parts]) + "\n"
+
+
+def _caption(report: Report) -> str:
+    marks = {cell.mark for cell in report.table.cells.values()}
+    said = [report.answer]
+    if "best" in marks:
+        said.append("Bold: told from every other row of its column by a paired test.")
+    if "tied" in marks:
+        said.append("Underlined: at the top of its column, where no test tells rows apart.")
+    if any(margin(cell) for cell in report.table.cells.values()):
+        said.append(f"With 95 % intervals{' over seeds' if report.table.seeds else ''}.")
+    return latex_text(" ".join(said))
+
+
+def _float(caption: str, label: str, tabular: Sequence[str]) -> list[str]:
+    opening = [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
+    return [*opening, rf"\caption{{{caption}}}", rf"\label{{{label}}}", *tabular, r"\end{table}"]
+
+
+def _rows(table: Table) -> list[str]:
+    """A tabular whose head has the benchmarks above their metrics."""
+    groups: list[tuple[str, list[Column]]] = []
+    for column in table.columns:
+        if groups and groups[-1][0] == column.benchmark:
+            groups[-1][1].append(column)
+        else:
+            groups.append((column.benchmark, [column]))
+    above, rules, first = [""], [], 2
+    for benchmark, columns in groups:
+        above.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{latex_text(benchmark)}}}")
+        rules.append(rf"\cmidrule(lr){{{first}-{first + len(columns) - 1}}}")
+        first += len(columns)
+    heads = ["", *(_head(column) for column in table.columns)]
+    body = [[latex_text(row.name), *(_cell(table.cell(row, column)) for column in table.columns)] for row in table.rows]
+    return _tabular(len(table.columns), [_line(above), " ".join(rules), _line(heads)], body)
+
+
+def _head(column: Column) -> str:
+    """The metric; empty where its label only repeats the benchmark above it."""
+    label = "" if column.label == column.benchmark else column.label
+    return latex_text(label + (" ↓" if column.higher_is_better is False else ""))
+
+
+def _published(table: PublishedTable) -> list[str]:
+    heads = ["", *map(latex_text, table.heads())]
+    body = [[latex_text(table.name(row)), *map(latex_text, table.texts(row))] for row in table.rows]
+    return _tabular(len(heads) - 1, [_line(heads)], body)
+
+
+def _tabular(columns: int, head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = [rf"\begin{{tabular}}{{l{'r' * columns}}}", r"\toprule", *head, r"\midrule", *map(_line, body)]
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _cell(cell: Cell) -> str:
+    if cell.value is None:
+        return latex_text(gap_words(cell))
+    value = latex_text(number(cell.value, decimals(cell.column)))
+    marked = {"best": rf"\textbf{{{value}}}", "tied": rf"\underline{{{value}}}", "": value}[cell.mark]
+    return marked + _margin(margin(cell)) + latex_text(group_sign(cell))
+
+
+def _margin(text: str) -> str:
+    if not text:
+        return ""
+    above, lopsided, below = text[1:].replace("\N{NARROW NO-BREAK SPACE}", r"\,").partition("/")
+    inner = rf"^{{+{above}}}_{{-{below[1:]}}}" if lopsided else rf"\pm {above}"
+    return rf" {{\scriptsize ${inner}$}}"
+
+
+def _comment(text: str) -> str:
+    return "% " + visible(_one_line(text))
+
+
+def latex_text(text: str) -> str:
+    """Text that pdflatex prints as it is, on one line."""
+    return _encoder().unicode_to_latex(visible(_one_line(text)))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[ \t\r\n]+", " ", text).strip()  # and not str.split, for which a thin blank is one too
+
+
+@functools.cache
+def _encoder() -> Any:
+    from pylatexenc.latexencode import RULE_DICT, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
+
+    own = {ord(character): latex for character, latex in _OWN.items()}
+    cyrillic = {code: _code_point(chr(code)) for code in range(0x400, 0x530)}  # which takes a font of its own
+    rule = UnicodeToLatexConversionRule(RULE_DICT, own | cyrillic)
+    return UnicodeToLatexEncoder(
+        conversion_rules=[rule, "defaults"], unknown_char_policy=_code_point, unknown_char_warning=False
+    )
+
+
+_OWN = {
+    "\N{NARROW NO-BREAK SPACE}": r"\,",
+    "\N{REPLACEMENT CHARACTER}": "?",
+    "|": r"\textbar{}",
+    "−": "$-$",
+    "→": r"$\rightarrow$",  # the text's own arrows would take a font that few have as outlines
+    "←": r"$\leftarrow$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+}
+
+
+def _code_point(character: str) -> str:
+    return f"U+{ord(character):04X}"

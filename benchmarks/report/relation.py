@@ -1,0 +1,211 @@
+"""Does better retrieval go with a better LLaVA? Scores of the rows against each other, and their correlations.
+
+The interval of a correlation is Fisher's, on the transformed scale, with Bonett and Wright's variance for Spearman's
+(Psychometrika 65, 2000); a correlation of the ranks of one, to which that scale gives no width, is taken half the step
+to the next value that ranks allow. Its p-value is of a permutation test, exact for up to seven rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.report.drawing import Inks
+from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.table import Cell, Column
+from benchmarks.report.wording import column_title, decimals, margin, number, visible
+from benchmarks.statistics import holm
+
+if TYPE_CHECKING:
+    from benchmarks.report.model import Report
+
+FEWEST_ROWS = 4
+_DRAWS = 9999  # scipy tries all orders where they are no more
+_Z95 = 1.959963984540054
+_MOST_NAMES = 12
+_HEADS = ("measures", "rows", "Spearman's ρ", "95 % interval", "corrected p", "Pearson's r", "95 % interval")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """A correlation of N rows, its 95 % interval and the p-value of "none"."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Relation:
+    """Two measures of the rows that have both, all of one LLM; no correlations where a measure is the same for all."""
+
+    llm: str | None
+    pairs: tuple[tuple[Cell, Cell], ...]
+    spearman: Correlation | None
+    pearson: Correlation | None
+
+
+def correlation(kind: Literal["spearman", "pearson"], x: Sequence[float], y: Sequence[float]) -> Correlation | None:
+    """Correlation of two measures; None where one has the same value in all rows.
+
+    Args:
+        kind: ``"spearman"`` (of ranks) or ``"pearson"``.
+        x: (N,) one measure, N at least 4.
+        y: (N,) the other.
+    """
+    import numpy as np
+    from scipy import stats
+
+    first, second = (stats.rankdata(each) if kind == "spearman" else np.asarray(each, float) for each in (x, y))
+    first, second = first - first.mean(), second - second.mean()
+    if min(np.ptp(first), np.ptp(second)) <= 1e-12:
+        return None
+    first, second = first / np.linalg.norm(first), second / np.linalg.norm(second)
+    test = stats.permutation_test(
+        (first,),
+        lambda each, axis=-1: (each * second).sum(axis=axis),
+        permutation_type="pairings",
+        n_resamples=_DRAWS,
+        vectorized=True,
+        rng=0,
+    )
+    value = float(np.clip(test.statistic, -1, 1))
+    low, high = _interval(kind, value, len(x))
+    return Correlation(value=value, low=low, high=high, p_value=float(test.pvalue), n=len(x))
+
+
+def _interval(kind: str, value: float, n: int) -> tuple[float, float]:
+    """95 % interval of a correlation of n ≥ 4 rows."""
+    largest = 1 - 6 / (n * (n * n - 1))
+    inner = max(-largest, min(largest, value))
+    half = _Z95 * math.sqrt((1 + inner**2 / 2 if kind == "spearman" else 1) / (n - 3))
+    return min(value, math.tanh(math.atanh(inner) - half)), max(value, math.tanh(math.atanh(inner) + half))
+
+
+def retrieval_against_mllm(report: Report) -> FigureSet | None:
+    """A figure for each MLLM benchmark against the first retrieval benchmark, and the correlations of all such pairs.
+
+    None where the report has not both kinds; a word of explanation alone where no four rows have both.
+    """
+    retrieval, mllm = _columns(report, "retrieval"), _columns(report, "mllm")
+    if not retrieval or not mllm:
+        return None
+    relations = [each for x in retrieval for y in mllm for each in relations_of(report, x, y)]
+    if not relations:
+        return FigureSet(lead=_too_few(report, retrieval, mllm), figures=())
+    corrected = iter(holm([each.spearman.p_value for each in relations if each.spearman]))
+    lines = tuple(_line(each, next(corrected) if each.spearman else math.nan) for each in relations)
+    first = [each for each in relations if each.pairs[0][0].column == relations[0].pairs[0][0].column]
+    return FigureSet(
+        lead=(
+            "A point is a row: across its retrieval, upwards its score as a LLaVA's eyes, strokes their 95 % "
+            "intervals. Rows of different LLMs are not mixed. A correlation over rows says nothing about causes."
+        ),
+        figures=tuple(_figure(report, each) for each in first),
+        remarks=(
+            "Intervals of correlations are Fisher's, p-values of permutation tests of Spearman's ρ, Holm-corrected "
+            "over the lines above. They take each row's scores as they are: the noise within a row is not in them.",
+        ),
+        heads=_HEADS,
+        rows=lines,
+    )
+
+
+def _columns(report: Report, kind: str) -> list[Column]:
+    """One ranked column of each benchmark of a kind: mean recall where there is one, else the first."""
+    found: dict[str, Column] = {}
+    for column in report.table.columns:
+        kinds = {result.kind for result in report.source.results(column.benchmark).values()}
+        if kind in kinds and column.higher_is_better and (column.metric == "mean_r1" or column.benchmark not in found):
+            found[column.benchmark] = column
+    return list(found.values())
+
+
+def relations_of(report: Report, x: Column, y: Column) -> list[Relation]:
+    """Two columns against each other, for each LLM with which four rows have both, measured alike."""
+    by_llm: dict[str | None, list[tuple[Cell, Cell]]] = {}
+    for row in report.table.rows:
+        pair = report.table.cell(row, x), report.table.cell(row, y)
+        if all(cell.value is not None and cell.group == 0 for cell in pair):
+            by_llm.setdefault(row.llm, []).append(pair)
+    found = []
+    for llm, pairs in by_llm.items():
+        if len(pairs) >= FEWEST_ROWS:
+            values = [[cell.value or 0.0 for cell in cells] for cells in zip(*pairs, strict=True)]
+            spearman, pearson = correlation("spearman", *values), correlation("pearson", *values)
+            found.append(Relation(llm=llm, pairs=tuple(pairs), spearman=spearman, pearson=pearson))
+    return found
+
+
+def _too_few(report: Report, retrieval: Sequence[Column], mllm: Sequence[Column]) -> str:
+    rows = report.table.rows
+    most = max(
+        sum(all(report.table.cell(row, column).value is not None for column in (x, y)) for row in rows)
+        for x in retrieval
+        for y in mllm
+    )
+    had = "No row has" if most == 0 else "One row has" if most == 1 else f"{most} rows have"
+    return (
+        f"{had} both a retrieval and an MLLM score. A correlation takes {FEWEST_ROWS} rows of one LLM at the least: "
+        "with fewer its interval would reach from −1 to 1 whatever the scores."
+    )
+
+
+def _line(relation: Relation, p_value: float) -> tuple[str, ...]:
+    x, y = (cell.column for cell in relation.pairs[0])
+    said = f"{column_title(x)} and {column_title(y)}" + (f", {relation.llm}" if relation.llm else "")
+    spearman, pearson = _said(relation.spearman), _said(relation.pearson)
+    return (said, str(len(relation.pairs)), *spearman, number(p_value, 3), *pearson)
+
+
+def _said(found: Correlation | None) -> tuple[str, str]:
+    if found is None:
+        return "— (all rows alike)", "—"
+    return number(found.value, 2), f"{number(found.low, 2)} to {number(found.high, 2)}"
+
+
+def _figure(report: Report, relation: Relation) -> Figure:
+    x, y = (cell.column for cell in relation.pairs[0])
+    places = {row.name: place for place, row in enumerate(report.table.rows)}
+    value, span = _said(relation.spearman)
+    title = f"{column_title(y)}: ρ = {value} ({span}), n = {len(relation.pairs)}"
+    return Figure(
+        name=file_name("relation", x.benchmark, y.benchmark, relation.llm or ""),
+        title=title + (f", {relation.llm}" if relation.llm else ""),
+        alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} rows; "
+        f"Spearman's correlation {value}, 95 % interval {span}.",
+        plot=lambda axes, inks: _plot(relation, places, axes, inks),
+        x_label=column_title(x),
+        y_label=y.label,
+        legend=tuple(Key(colour=places[cell.row], label=cell.row) for cell, _ in relation.pairs)[:_MOST_NAMES],
+        heads=("row", column_title(x), column_title(y)),
+        rows=tuple((across.row, _score(across), _score(up)) for across, up in relation.pairs),
+    )
+
+
+def _score(cell: Cell) -> str:
+    return f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
+
+
+def _plot(relation: Relation, places: dict[str, int], axes: Any, inks: Inks) -> None:
+    named = len(relation.pairs) <= _MOST_NAMES
+    for across, up in relation.pairs:
+        colour = inks.series(places[across.row]) if named else inks["ink-soft"]
+        if across.low is not None:
+            axes.hlines(up.value, across.low, across.high, color=colour, linewidth=1, alpha=0.5)
+        if up.low is not None:
+            axes.vlines(across.value, up.low, up.high, color=colour, linewidth=1, alpha=0.5)
+        axes.plot(across.value, up.value, "o", color=colour, markersize=5)
+        if named:
+            axes.annotate(
+                visible(across.row, 20),
+                (across.value, up.value),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=7.5,
+                color=inks["ink-soft"],
+            )

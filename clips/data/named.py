@@ -1,0 +1,114 @@
+"""Files that data name, which is to say strangers: below a folder, or at an address that may be fetched.
+
+What the user writes in a config may be any address that fsspec reads, or a command; a table from the web may not be.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 64 * 2**20
+"""Of a file that is fetched; photos of 100 megapixels have about 40 MB."""
+PATIENCE = 60
+"""Seconds that fetching one may take."""
+_STORES = ("s3", "gs", "gcs", "hf")  # object stores: whose objects is what the user's own credentials say
+
+
+class NotAllowedError(Exception):
+    """Data name something that is none of theirs; the message is a short reason, the same for all of a kind."""
+
+
+def read_named(name: str, folders: list[Path], *, own_network: bool = False) -> bytes:
+    """The content of what data name.
+
+    Args:
+        name: a path (relative to the first folder), a ``file://`` address, or one of http, https, s3, gs, hf.
+        folders: below one of them a path must lie; symbolic links that the user put there are followed.
+        own_network: whether an address may lead to this machine or a private network.
+
+    Raises:
+        NotAllowedError: a path outside, a command, an address of another kind or of the own network; too large.
+        OSError: it is not there, or cannot be reached.
+        ValueError: it is no path.
+    """
+    scheme, mark, rest = name.partition("://")
+    if name.startswith("pipe:"):
+        raise NotAllowedError("a command where a picture is expected")
+    if not mark:
+        return _inside(name, folders).read_bytes()
+    if scheme == "file":
+        return _inside(urllib.request.url2pathname(urllib.parse.urlsplit(name).path), folders).read_bytes()
+    if scheme in {"http", "https"}:
+        return _fetched(name, own_network=own_network)
+    if scheme in _STORES and "::" not in rest:  # which would be a chain of file systems
+        import fsspec
+
+        with fsspec.open(name) as file:
+            return _at_most(file.read)
+    raise NotAllowedError("an address of another kind than http, https, s3, gs, hf or file")
+
+
+def _inside(name: str, folders: list[Path]) -> Path:
+    """The path ``name`` stands for; by its letters alone, so that links inside a folder stay usable."""
+    wanted = os.path.normpath(os.path.join(folders[0], name))  # noqa: PTH118  pathlib does not take ".." away
+    for folder in folders:
+        root = os.path.normpath(folder)
+        if os.path.commonpath([os.path.abspath(root), os.path.abspath(wanted)]) == os.path.abspath(root):  # noqa: PTH100
+            return Path(wanted)
+    raise NotAllowedError("a path outside the folder of pictures (data source's 'images')")
+
+
+def _fetched(address: str, *, own_network: bool) -> bytes:
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    system = HTTPFileSystem(client_kwargs={"timeout": timeout}, get_client=_any_client if own_network else _client)
+    try:
+        with system.open(address, "rb", block_size=0) as file:
+            return _at_most(file.read)
+    except (OSError, aiohttp.ClientError, TimeoutError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, _OwnNetworkError):
+            cause = cause.__cause__ or cause.__context__
+        raise (OSError(str(error)) if cause is None else NotAllowedError(str(cause))) from None
+
+
+def _at_most(read: Callable[[int], bytes]) -> bytes:
+    content = bytearray()
+    while len(content) <= MOST_BYTES and (piece := read(2**20)):
+        content += piece
+    if len(content) > MOST_BYTES:
+        raise NotAllowedError(f"a file of more than {MOST_BYTES // 2**20} MB")
+    return bytes(content)
+
+
+class _OwnNetworkError(OSError):
+    pass
+
+
+def _outside_socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for one address; whatever name or redirection led there, and whenever the name was resolved."""
+    family, kind, protocol, _, where = info
+    if not ip_address(where[0].partition("%")[0]).is_global:
+        raise _OwnNetworkError("an address of this machine or a private network (data source's 'own_network')")
+    return socket.socket(family, kind, protocol)
+
+
+async def _client(**options: Any) -> Any:
+    import aiohttp
+
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_outside_socket), **options)
+
+
+async def _any_client(**options: Any) -> Any:
+    import aiohttp
+
+    return aiohttp.ClientSession(**options)

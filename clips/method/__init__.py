@@ -1,0 +1,1 @@
+"""The method: recipes, ways to shorten captions, the model that a recipe trains, and how its steps are taken."""

@@ -1,0 +1,189 @@
+"""The trained model: open_clip towers and, where the recipe has one, the captioner, in a single forward call.
+
+    model = build_model(ModelConfig(architecture="clips-tiny"), RecipeConfig(name="clips"), seed=0)
+    losses = recipes.build(recipe_config).losses(model(batch), batch)
+
+Everything that has parameters runs inside ``ClipsModel.forward``, so that it may be wrapped by DDP or DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from clips.artifact import say
+from clips.method import recipes
+from clips.method.recipes import Recipe, RecipeConfig
+from clips.model import architectures, towers
+from clips.model.architectures import ModelConfig
+from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.text_tokens import TextTokenizer, text_tokenizer
+from clips.model.tokenizer import EMBEDDING_ROWS
+from clips.model.warmstart import check_beginning, load_pretrained
+
+LARGEST_LOGIT_SCALE = math.log(100.0)
+"""Bound of the temperature, as CLIP's: a higher one makes the softmax brittle."""
+_SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
+
+
+class ClipsModel(nn.Module):
+    """Towers and captioner.
+
+    Args:
+        clip: an open_clip model; its state dict is what is exported.
+        captioner: the decoder, or None.
+        recipe: says which texts the batch holds and which one the captioner reads.
+        model_cfg: the open_clip configuration that ``clip`` was built from.
+        preprocess_cfg: what open_clip says of the pictures that ``clip`` sees.
+        tokenizer: texts to the rows that the text tower reads.
+    """
+
+    def __init__(
+        self,
+        clip: towers.Towers,
+        captioner: Captioner | None,
+        recipe: Recipe,
+        model_cfg: dict[str, Any],
+        preprocess_cfg: dict[str, Any],
+        tokenizer: TextTokenizer,
+    ) -> None:
+        super().__init__()
+        self.clip: towers.Towers = clip
+        self.captioner = captioner
+        self.recipe = recipe
+        self.model_cfg = model_cfg
+        self.preprocess_cfg = preprocess_cfg
+        self.tokenizer = tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text row."""
+        return int(self.model_cfg["text_cfg"]["context_length"])
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of an image's side."""
+        return int(self.preprocess_cfg["size"][0])
+
+    def forward(self, batch: Mapping[str, Tensor], *, bf16: bool = False) -> dict[str, Tensor]:
+        """Encode a batch.
+
+        Args:
+            batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T)
+                tokens and "target_mask" (B, T) bool.
+            bf16: activations in bfloat16 by autocast; entered here, since DeepSpeed's engine leaves one around it.
+
+        Returns:
+            "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that
+            multiplies the cosines; with a sigmoid loss "logit_bias" (): what is added to the logits; with a
+            captioner "caption_loss_sum" () and "caption_tokens" (), the summed cross-entropy over the counted
+            target tokens and their number.
+        """
+        autocast = torch.autocast(batch["image"].device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        with autocast:
+            return self._encode(batch)
+
+    def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image, image_tokens = towers.encode_image(self.clip, batch["image"])
+        texts, read = self._encode_texts(batch)
+        # No output is a view of another tensor: FSDP hangs its hooks on them.
+        features = {"image": image, **texts}
+        outputs = {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
+        outputs["logit_scale"] = self.clip.logit_scale.float().exp().sum()
+        if self.clip.logit_bias is not None:
+            outputs["logit_bias"] = self.clip.logit_bias.float().sum()
+        if self.captioner is not None:
+            outputs["caption_loss_sum"] = self.captioner(image_tokens, read, batch["target"], batch["target_mask"])
+            outputs["caption_tokens"] = batch["target_mask"].sum()
+        return outputs
+
+    def _encode_texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Features of the recipe's texts by name, and the tokens of the one that the captioner reads."""
+        features, tokens, reads = {}, None, self.recipe.reads
+        if reads is not None:
+            features[reads], tokens = towers.encode_text(self.clip, batch[reads])
+        others = [name for name in self.recipe.encoded if name != reads]
+        if others:
+            found = towers.text_features(self.clip, torch.cat([batch[name] for name in others]))
+            features |= zip(others, found.chunk(len(others)), strict=True)
+        return features, tokens
+
+    def train(self, mode: bool = True) -> ClipsModel:
+        """As every module's; but the batch norms of frozen layers keep the statistics that they were trained with."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                value.requires_grad for value in module.parameters()
+            ):
+                module.eval()
+        return self
+
+    def checkpoint_activations(self, *, enable: bool = True) -> None:
+        """From now on keep each layer's input only and compute its activations again in the backward pass."""
+        self.clip.set_grad_checkpointing(enable)
+        if self.captioner is not None:
+            self.captioner.checkpoints_activations = enable
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the temperature's factor within [1, 100]; call after each optimizer step."""
+        self.clip.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+
+    def no_decay_names(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone: vectors, and what is added to tokens."""
+        added = {f"clip.{name}" for name in self.clip.no_weight_decay()} | {"captioner.learnable_tokens"}
+        return {name for name, value in self.named_parameters() if value.ndim < 2 or name in added}
+
+
+def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
+    """A new model; towers depend on ``config`` and ``seed`` alone, so that recipes compare from equal starts.
+
+    Raises:
+        UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
+    """
+    recipe = recipes.build(recipe_config)
+    cfg = architectures.model_cfg(config) | (_SIGMOID_START if recipe_config.loss == "sigmoid" else {})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = towers.build_towers(cfg)
+        if config.pretrained_trunk is not None:
+            towers.load_trunk(clip, config.pretrained_trunk)
+        captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))
+    preprocess = architectures.preprocess_of(config)
+    if config.pretrained is not None:
+        check_beginning(cfg, preprocess, config.pretrained)
+        lines = load_pretrained(
+            clip,
+            captioner,
+            config.pretrained,
+            cfg["text_cfg"],
+            stretch=config.text_positions,
+            needs_text=config.lock_text,
+        )
+        for line in lines:
+            say(f"model.pretrained: {line}")
+    towers.lock(clip, config)
+    return ClipsModel(clip, captioner, recipe, cfg, preprocess, text_tokenizer(config))
+
+
+def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerShape:
+    """The captioner's resolved size: what the recipe leaves open is the text tower's."""
+    image_width, text_width = towers.token_widths(clip)
+    text, wanted, does = cfg["text_cfg"], recipe.config.captioner, recipe.captioning
+    assert does is not None
+    return CaptionerShape(
+        image_width=image_width,
+        text_width=None if does.reads is None else text_width,
+        width=wanted.width or text["width"],
+        layers=wanted.layers or text["layers"],
+        heads=wanted.heads or text["heads"],
+        length=wanted.length,
+        vocabulary=EMBEDDING_ROWS,
+        teacher_forced=does.teacher_forced if wanted.teacher_forced is None else wanted.teacher_forced,
+    )

@@ -1,0 +1,247 @@
+"""Recipes: which captions a sample yields, which losses they enter, and what a captioner predicts.
+
+A recipe is one entry of ``RECIPES`` and combines named pieces: the texts that are contrasted with the image
+(``TEXTS``), a contrastive loss (``clips.model.losses.CONTRASTIVE_LOSSES``) and a captioner. A config can replace what
+the recipe sets, so that an ablation is a config.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clips.errors import UserError, suggest
+from clips.method.captions import STRATEGIES, sentences
+from clips.model.captioner import CaptionerConfig, shifted
+from clips.model.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss
+from clips.model.text_tokens import TextTokenizer
+from clips.model.tokenizer import PAD, ClipsTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """What is trained on a sample's captions. Settings that are not given are the recipe's own.
+
+    Args:
+        name: clip (the web caption), recap and veclip (the web or the synthetic caption, drawn anew each time: the web
+            caption in 80 % and 50 % of the cases), clipa (as recap, both cut to a block of words), coca (as recap,
+            with a captioner that is fed the words before the one it predicts), clips (web and partial synthetic
+            caption, and a captioner that predicts the whole synthetic one from image and web caption).
+        texts: what is contrasted with the image, one positive each: web, partial (the synthetic caption, shortened),
+            mixed (one of the two).
+        loss: softmax (the mean of a symmetric CLIP loss for each text, as CLIPS), supcon (one softmax in which all
+            texts of an image are positives), sigmoid (each pair judged by itself, as SigLIP).
+        strategy: how the synthetic caption is shortened: sub_caption (one sentence, whatever its length), sub_captions
+            (as many as fit), block, random, truncate, full.
+        web_strategy: how the web caption is shortened.
+        target_tokens: tokens that sub_captions, block, random and truncate keep; sub_caption and full do not read it.
+        web_share: how often mixed is the web caption, 0 to 1.
+        contrastive_weight: factor of the contrastive loss.
+        caption_weight: factor of the caption loss; 0 trains without a captioner.
+        captioner: the captioner's size and kind.
+    """
+
+    name: str = "clips"
+    texts: tuple[str, ...] | None = None
+    loss: str = "softmax"
+    strategy: str | None = None
+    web_strategy: str | None = None
+    target_tokens: int = 32
+    web_share: float | None = None
+    contrastive_weight: float = 1.0
+    caption_weight: float = 2.0
+    captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
+
+    def __post_init__(self) -> None:
+        names: list[tuple[str | None, Mapping[str, object], str]] = [
+            (self.name, RECIPES, "recipe"),
+            (self.loss, CONTRASTIVE_LOSSES, "contrastive loss"),
+            (self.strategy, STRATEGIES, "caption strategy"),
+            (self.web_strategy, STRATEGIES, "caption strategy"),
+            *((text, TEXTS, "text of a recipe") for text in self.texts or ()),
+        ]
+        for name, known, what in names:
+            if name is not None and name not in known:
+                raise suggest(name, known, what)
+        if self.texts is not None and len(set(self.texts)) != max(1, len(self.texts)):
+            raise UserError(f"recipe.texts: expected one or more different texts, got {list(self.texts)}")
+        if self.target_tokens < 1:
+            raise UserError(f"recipe.target_tokens: expected at least 1, got {self.target_tokens}")
+        if self.web_share is not None and not 0 <= self.web_share <= 1:
+            raise UserError(f"recipe.web_share: expected a share from 0 to 1, got {self.web_share}")
+        for weight in ("contrastive_weight", "caption_weight"):
+            if not getattr(self, weight) >= 0:
+                raise UserError(f"recipe.{weight}: expected a number not below 0, got {getattr(self, weight)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioning:
+    """What a recipe's captioner does.
+
+    Args:
+        reads: the text that it sees beside the image; None for the image alone.
+        predicts: "synthetic", the whole synthetic caption, or "contrasted", the recipe's first text.
+        teacher_forced: whether it is fed the target's tokens before the one it predicts.
+    """
+
+    reads: str | None = None
+    predicts: Literal["synthetic", "contrasted"] = "synthetic"
+    teacher_forced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec:
+    """One entry of ``RECIPES``: settings as in `RecipeConfig`, which may replace them, and the captioner."""
+
+    texts: tuple[str, ...] = ("web",)
+    strategy: str = "full"
+    web_strategy: str = "full"
+    web_share: float = 0.8
+    captioning: Captioning | None = None
+
+
+RECIPES: dict[str, RecipeSpec] = {
+    "clip": RecipeSpec(),
+    "recap": RecipeSpec(texts=("mixed",)),
+    "veclip": RecipeSpec(texts=("mixed",), web_share=0.5),
+    "clipa": RecipeSpec(texts=("mixed",), strategy="block", web_strategy="block"),
+    "coca": RecipeSpec(texts=("mixed",), captioning=Captioning(predicts="contrasted", teacher_forced=True)),
+    "clips": RecipeSpec(texts=("web", "partial"), strategy="sub_caption", captioning=Captioning(reads="web")),
+}
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of one sample; ``synthetic`` is "" where there is none."""
+
+    web: str
+    synthetic: str
+
+
+def web(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
+    """The web caption, shortened by ``web_strategy``; whole where that leaves nothing."""
+    return STRATEGIES[recipe.spec.web_strategy](captions.web, rng, recipe.config.target_tokens) or captions.web
+
+
+def partial(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
+    """The synthetic caption, shortened by ``strategy``; the whole web caption where there is none [C]."""
+    if not sentences(captions.synthetic):
+        return captions.web
+    return STRATEGIES[recipe.spec.strategy](captions.synthetic, rng, recipe.config.target_tokens)
+
+
+def mixed(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
+    """The web caption with probability ``web_share``, else the synthetic one. Source: [P], VeCLIP, Recap-DataComp."""
+    return (web if rng.random() < recipe.spec.web_share else partial)(captions, rng, recipe)
+
+
+def whole_synthetic(captions: Captions) -> str:
+    """The synthetic caption, or the web caption where there is none [C]."""
+    return captions.synthetic if sentences(captions.synthetic) else captions.web
+
+
+TEXTS: dict[str, Callable[[Captions, np.random.Generator, Recipe], str]] = {
+    "web": web,
+    "partial": partial,
+    "mixed": mixed,
+}
+"""Name in the batch → how the text is drawn from a sample's captions."""
+_WORDS = ClipsTokenizer()
+"""What a captioner predicts, whatever tokens the text tower reads."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with its settings: from a sample's captions to tensors, from a model's outputs to losses."""
+
+    config: RecipeConfig
+
+    @functools.cached_property
+    def spec(self) -> RecipeSpec:
+        """The entry of ``RECIPES``, with what the config replaces."""
+        given = {name: getattr(self.config, name) for name in ("texts", "strategy", "web_strategy", "web_share")}
+        return replace(RECIPES[self.config.name], **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def captioning(self) -> Captioning | None:
+        """What the captioner does; None where none is trained."""
+        return self.spec.captioning if self.config.caption_weight > 0 else None
+
+    @property
+    def reads(self) -> str | None:
+        """The text whose tokens the captioner reads; None where it reads none or there is no captioner."""
+        return self.captioning.reads if self.captioning else None
+
+    @property
+    def needs_synthetic(self) -> bool:
+        """Whether it is made for synthetic captions; where a sample has none, its web caption stands in for it."""
+        predicts = self.captioning.predicts if self.captioning else None
+        return predicts == "synthetic" or any(name != "web" for name in self.spec.texts)
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """Names of the texts that go through the text tower: those contrasted, and what only the captioner reads."""
+        reads = self.reads
+        return self.spec.texts if reads is None or reads in self.spec.texts else (*self.spec.texts, reads)
+
+    def prepare(
+        self, web: str, synthetic: str, rng: np.random.Generator, tokenizer: TextTokenizer
+    ) -> dict[str, Tensor]:
+        """The token tensors of one sample; default collation stacks them. Deterministic in ``rng``.
+
+        Returns:
+            For each encoded text its (L,) tokens; with a captioner also "target" (T,) tokens and
+            "target_mask" (T,) bool, True where a label (the target shifted by one) counts.
+        """
+        captions = Captions(web, synthetic)
+        drawn = {name: TEXTS[name](captions, rng, self) for name in self.encoded}
+        sample = dict(zip(drawn, tokenizer(list(drawn.values())), strict=True))
+        if self.captioning is not None:
+            contrasted = drawn[self.spec.texts[0]]
+            text = whole_synthetic(captions) if self.captioning.predicts == "synthetic" else contrasted
+            target = _WORDS.encode_target(text, self.config.captioner.length)[0]
+            sample |= {"target": target, "target_mask": _counted(target, rng, self.config.captioner.positions)}
+        return sample
+
+    def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named losses (): "loss" is the weighted total; the others are for the record, without gradients.
+
+        The means of the losses over processes are the global values. "cosine_gap" is how much nearer an image is to its
+        own first text than to those of this process's other images, on average: with smaller shares it varies more.
+        """
+        texts = [outputs[name] for name in self.spec.texts]
+        scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
+        parts = {"contrastive_loss": contrastive_loss(outputs["image"], texts, scale, bias, kind=self.config.loss)}
+        loss = self.config.contrastive_weight * parts["contrastive_loss"]
+        if self.captioning is not None:
+            parts["caption_loss"] = caption_loss(outputs["caption_loss_sum"], outputs["caption_tokens"])
+            loss = loss + self.config.caption_weight * parts["caption_loss"]
+        parts["cosine_gap"] = cosine_gap(outputs["image"].detach(), texts[0].detach())
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+
+def cosine_gap(image: Tensor, text: Tensor) -> Tensor:
+    """Mean cosine () of matching rows of ``image`` and ``text`` (B, E) minus that of the others; 0 for one row."""
+    count = len(image)
+    matching, all_pairs = (image * text).sum(), image.sum(0) @ text.sum(0)
+    return matching / count - (all_pairs - matching) / max(1, count * (count - 1)) if count > 1 else matching * 0
+
+
+def build(config: RecipeConfig) -> Recipe:
+    """The recipe that ``config`` names."""
+    return Recipe(config)
+
+
+def _counted(target: Tensor, rng: np.random.Generator, positions: int | None) -> Tensor:
+    counted = shifted(target) != PAD
+    places = counted.nonzero()[:, 0].numpy()
+    if positions is not None and len(places) > positions:
+        counted = torch.zeros_like(counted)
+        counted[rng.choice(places, positions, replace=False)] = True
+    return counted

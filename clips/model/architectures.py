@@ -1,0 +1,308 @@
+"""Architectures: from a name to the open_clip configuration of its towers, with the CLIPS conventions.
+
+An architecture is a file of ``configs/`` (open_clip's JSON format) or of the user's, any of open_clip's own
+names, or a timm model beside the text tower of clips-b-16. Each way the text side gets what the CLIPS tokenisation
+needs: its vocabulary, attention without a causal mask, the feature at the last position, where the class token stands
+([C] of the method).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clips.commandline.lean_imports import without_wandb
+from clips.errors import UserError, reason_of, suggest
+from clips.jsontext import parse_json
+from clips.model.tokenizer import EOS, text_config
+from clips.references import CONFIG, HUB, TIMM, described, encoder_directory, is_config_file
+
+FIELD = "model.architecture"
+CONFIGS = Path(__file__).parent / "configs"
+_TEXT_CONVENTIONS = {
+    "proj_bias": False,
+    "act_kwargs": {"approximate": "tanh"},
+    "norm_kwargs": {"eps": 1e-6},
+}
+_TEXT_ATTENTION: dict[str, dict[str, Any]] = {
+    "all": {"no_causal_mask": True, "pool_type": "last"},
+    "causal": {"no_causal_mask": False, "pool_type": "eos", "eos_id": EOS},
+}
+_CLIPS_PREPROCESS = {
+    "mode": "RGB",
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+    "fill_color": 0,
+}
+NORMALISATIONS: dict[str, tuple[list[float], list[float]]] = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+}
+"""Name → mean and standard deviation of a picture's channels, pixels from 0 to 1. Source: open_clip's constants."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The towers.
+
+    Args:
+        architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
+            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14), of the paper's table (clips-l-16) or small
+            (clips-tiny, clips-rn-tiny, clips-tinyvit, clips-tinyvit-tiny), or an open_clip model name or a JSON file
+            in the format of its model configs (``./mine.json``): its towers with the texts of this method. Or
+            ``timm:NAME``: a timm model, untrained, with the text tower of clips-b-16. Or an encoder directory (or
+            ``hf-hub:NAME``), whose towers are built as they are, with its own tokenizer. The batch norms of a ResNet
+            (clips-rn-tiny, RN50) see the samples of their own process only, as in open_clip.
+        context_length: tokens of a text, as the architecture says if not given.
+        image_size: pixels of a side, as the architecture says if not given.
+        pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
+        pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, whose weights training begins
+            with; positions are interpolated to other sizes and lengths, a captioner of the same shape comes along. Of
+            an encoder that reads other tokens, such as OpenAI's (`clips import`), it is the image tower alone, unless
+            it is the ``architecture`` as well.
+        normalisation: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder that is
+            the ``architecture``, or a timm trunk's own, else imagenet.
+        text_positions: how its text positions are interpolated: linear, or long_clip, which keeps the first 20 and
+            stretches the rest, as Long-CLIP does for whole long captions.
+        text_attention: all (every token of a text sees all others, padding too, and the class token's place is the
+            feature, as CLIPS) or causal (a token sees those before it, and the end token's place is the feature, as
+            CLIP: training leaves the padding out, which is faster with short captions and gives the same).
+        patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
+        lock_image: freeze the image tower, as LiT does.
+        unlocked_image_groups: the last so many groups of its layers stay trainable.
+        keep_trunk_outputs: remember, in memory and in the user's cache on disk, what a frozen timm trunk makes of each
+            picture, for this and later trainings; for small data sets, without crops and flips.
+        lock_text: freeze the text tower.
+        unlocked_text_groups: the last so many groups of its layers stay trainable.
+    """
+
+    architecture: str = "clips-tiny"
+    context_length: int | None = None
+    image_size: int | None = None
+    pretrained_trunk: str | None = None
+    pretrained: str | None = None
+    normalisation: Literal["imagenet", "openai", "half"] | None = None
+    text_positions: Literal["linear", "long_clip"] = "linear"
+    text_attention: Literal["all", "causal"] = "all"
+    patch_dropout: float = 0.0
+    lock_image: bool = False
+    unlocked_image_groups: int = 0
+    keep_trunk_outputs: bool = False
+    lock_text: bool = False
+    unlocked_text_groups: int = 0
+
+    def __post_init__(self) -> None:
+        if is_reference(self.architecture) and self.text_attention != "all":
+            raise UserError("model.text_attention: expected none with an encoder's own towers")
+        if self.pretrained and self.pretrained_trunk:
+            raise UserError("model.pretrained_trunk: expected none beside model.pretrained, which has its own trunk")
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"model.patch_dropout: expected a share from 0 to below 1, got {self.patch_dropout}")
+        for side in ("image", "text"):
+            name, groups = f"model.unlocked_{side}_groups", getattr(self, f"unlocked_{side}_groups")
+            if groups < 0 or (groups and not getattr(self, f"lock_{side}")):
+                raise UserError(f"{name}: expected 0, or more with model.lock_{side}, got {groups}")
+        if self.keep_trunk_outputs and (not self.lock_image or self.unlocked_image_groups):
+            raise UserError("model.keep_trunk_outputs: expected model.lock_image beside it, and no unlocked groups")
+        if self.context_length is not None and self.context_length < 4:
+            raise UserError(f"model.context_length: expected at least 4, got {self.context_length}")
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"model.image_size: expected a number of pixels, got {self.image_size}")
+
+
+def architectures() -> list[str]:
+    """Names of the architectures that ship with this package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.json"))
+
+
+def model_cfg(config: ModelConfig) -> dict[str, Any]:
+    """The open_clip ``model_cfg`` of ``config``: what ``open_clip_config.json`` holds.
+
+    Raises:
+        UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
+    """
+    if is_reference(config.architecture):
+        return _as_it_is(config)
+    cfg = _named(config.architecture)
+    text = cfg["text_cfg"]
+    if "hf_model_name" in text:
+        raise UserError(
+            f"model.architecture: expected a text tower that can be trained from scratch, but that of "
+            f"'{config.architecture}' is {text['hf_model_name']}, with its own tokens{_other_texts(cfg)}"
+        )
+    default = text_config()["context_length"]
+    stated = default if _is_open_clips(config.architecture) else text.get("context_length", default)
+    length = config.context_length or stated
+    kept = {key: text[key] for key in ("width", "heads", "layers", "mlp_ratio", "ls_init_value") if key in text}
+    quick_gelu = bool(cfg.get("quick_gelu"))
+    conventions = {key: value for key, value in _TEXT_CONVENTIONS.items() if not (quick_gelu and key == "act_kwargs")}
+    return {
+        "embed_dim": cfg["embed_dim"],
+        "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
+        "text_cfg": kept | text_config(length) | conventions | _TEXT_ATTENTION[config.text_attention],
+        **({"quick_gelu": True} if quick_gelu else {}),
+        "nonscalar_logit_scale": True,  # [C]; and DeepSpeed cannot broadcast a 0-dim parameter
+    }
+
+
+def is_reference(architecture: str) -> bool:
+    """Whether it is an encoder directory rather than a name or a file."""
+    if architecture.startswith(TIMM) or is_config_file(architecture):
+        return False
+    return architecture.startswith(HUB) or "/" in architecture or Path(architecture, CONFIG).is_file()
+
+
+def _as_it_is(config: ModelConfig) -> dict[str, Any]:
+    """The ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
+    cfg = described(encoder_directory(config.architecture, FIELD)).get("model_cfg")
+    if cfg is None or "hf_model_name" in cfg["text_cfg"]:
+        raise UserError(f"{FIELD}: {config.architecture}: expected {CONFIG} with a text tower of open_clip's own")
+    length = {} if config.context_length is None else {"context_length": config.context_length}
+    kept = {name: value for name, value in cfg.items() if not name.startswith("init_logit_")}
+    return kept | {
+        "vision_cfg": _vision_cfg(config, cfg["vision_cfg"]),
+        "text_cfg": cfg["text_cfg"] | length,
+        "nonscalar_logit_scale": True,
+    }
+
+
+def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
+    fixed = _timm_cfg(vision["timm_model_name"]) if vision.get("timm_model_name") else None
+    only = fixed.input_size[-1] if fixed is not None and fixed.fixed_input_size else None
+    size = config.image_size or only or vision.get("image_size", 224)  # open_clip's default
+    if only is not None and size != only:
+        raise UserError(f"model.image_size: expected {only}, at which alone open_clip loads this trunk")
+    patch = vision.get("patch_size")
+    if isinstance(patch, int) and size % patch:
+        raise UserError(f"model.image_size: expected a multiple of the patch size {patch}, got {size}")
+    found = {key: value for key, value in vision.items() if key != "output_tokens"} | {"image_size": size}
+    if config.patch_dropout:
+        if isinstance(vision.get("layers"), list):
+            raise UserError("model.patch_dropout: expected a ViT, not a ResNet")
+        found["patch_dropout"] = config.patch_dropout
+    return found
+
+
+def _other_texts(cfg: dict[str, Any]) -> str:
+    """Where there is one, an architecture of open_clip with the same image tower and a text tower of open_clip's."""
+    with without_wandb():
+        import open_clip
+
+    for name in open_clip.list_models():
+        other = open_clip.get_model_config(name)
+        if "hf_model_name" not in other["text_cfg"] and all(
+            other.get(key) == cfg.get(key) for key in ("vision_cfg", "quick_gelu")
+        ):
+            return f"; {name} has the same image tower"
+    return ""
+
+
+def preprocess_cfg(cfg: dict[str, Any], normalisation: str | None = None) -> dict[str, Any]:
+    """The open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square.
+
+    Args:
+        cfg: the ``model_cfg``.
+        normalisation: an entry of ``NORMALISATIONS``; None for the tower's own.
+    """
+    vision = cfg["vision_cfg"]
+    size = vision.get("image_size", 224)
+    mean, std = NORMALISATIONS[normalisation or "imagenet"]
+    sides = [size, size] if isinstance(size, int) else list(size)
+    chosen = {"size": sides, "mean": mean, "std": std} | _CLIPS_PREPROCESS
+    if vision.get("timm_model_name"):
+        found = _timm_cfg(vision["timm_model_name"])
+        if found is not None:
+            own = {} if normalisation else {"mean": list(found.mean), "std": list(found.std)}
+            chosen |= own | {"interpolation": found.interpolation}
+    return chosen
+
+
+def preprocess_of(config: ModelConfig) -> dict[str, Any]:
+    """The ``preprocess_cfg`` of the towers of ``config``; what is not said is that of the encoder that they are."""
+    chosen = preprocess_cfg(model_cfg(config), config.normalisation)
+    if config.normalisation is None and is_reference(config.architecture):
+        told = described(encoder_directory(config.architecture, FIELD)).get("preprocess_cfg", {})
+        chosen |= {name: told[name] for name in ("mean", "std") if name in told}
+    return chosen
+
+
+def _is_open_clips(architecture: str) -> bool:
+    """Whether it is a name of open_clip's, whose texts have CLIP's length rather than this method's."""
+    return not (architecture in architectures() or architecture.startswith(TIMM) or is_config_file(architecture))
+
+
+def _named(architecture: str) -> dict[str, Any]:
+    if architecture in architectures():
+        return read_config_file(CONFIGS / f"{architecture}.json")
+    if architecture.startswith(TIMM):
+        return _beside_clips_text(architecture.removeprefix(TIMM))
+    if is_config_file(architecture):
+        return read_config_file(Path(architecture))
+    with without_wandb():
+        import open_clip
+
+    cfg = open_clip.get_model_config(architecture)
+    if cfg is None:
+        raise suggest(architecture, [*architectures(), *open_clip.list_models()], "model.architecture")
+    return cfg
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A model config in open_clip's JSON format.
+
+    Raises:
+        UserError: the file is missing, or of another form.
+    """
+    try:
+        cfg = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{FIELD}: {path}: cannot be read as JSON ({reason_of(error)})") from None
+    parts = [cfg.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")] if isinstance(cfg, dict) else []
+    if [type(part) for part in parts] != [int, dict, dict]:
+        raise UserError(f"{FIELD}: {path}: expected open_clip's model config: {{embed_dim, vision_cfg, text_cfg}}")
+    if not isinstance(cfg["vision_cfg"].get("image_size", 0), int):
+        raise UserError(f"{FIELD}: {path}: expected vision_cfg.image_size, pixels of a square's side")
+    return dict(cfg)
+
+
+@functools.cache
+def _beside_clips_text(name: str) -> dict[str, Any]:
+    """The ``model_cfg`` of a timm model beside the text tower of clips-b-16, made as open_clip makes its own of timm's.
+
+    Raises:
+        UserError: timm has no such model, or it makes no features of one kind.
+    """
+    import torch
+
+    with without_wandb():
+        import timm
+
+    try:
+        if not timm.is_model(name):
+            raise suggest(f"{TIMM}{name}", [f"{TIMM}{known}" for known in timm.list_models()], FIELD)
+        pretrained = _timm_cfg(name)
+        size = 224 if pretrained is None else int(pretrained.input_size[-1])
+        with torch.device("meta"), torch.no_grad():
+            trunk: Any = timm.create_model(name, num_classes=0)
+            features: Any = trunk.eval().forward_features(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:  # an unknown tag of weights among them
+        raise UserError(f"{FIELD}: {TIMM}{name}: timm cannot build it ({reason_of(error)})") from None
+    if not isinstance(features, torch.Tensor):
+        raise UserError(f"{FIELD}: {TIMM}{name}: expected a model with one set of features, not several")
+    own_head = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features
+    # open_clip's projection fits trunks that end with their pooling; a head with layers of its own is kept, and its
+    # classifier is the projection
+    pool, projection = ("avg", "") if own_head else ("", "linear")
+    beside = read_config_file(CONFIGS / "clips-b-16.json")
+    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": projection}
+    return beside | {"vision_cfg": vision | {"image_size": size}}
+
+
+def _timm_cfg(name: str) -> Any | None:
+    with without_wandb():
+        import timm
+
+    return timm.get_pretrained_cfg(name)

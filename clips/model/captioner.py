@@ -1,0 +1,232 @@
+"""The captioner: a decoder that sees an image and its web caption and predicts the whole synthetic caption.
+
+Learnable token *i* predicts target token *i*. Source: [C] of the method. With teacher forcing, which is not the
+method's, token *i* of the target is added to learnable token *i*, so that the decoder knows the words so far (as CoCa).
+
+Dimension letters: B samples, I image tokens, W web caption tokens, T learnable tokens, D decoder width,
+V vocabulary rows, N counted target tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from clips.errors import UserError
+from clips.model.lengths import groups_by_length
+from clips.model.losses import linear_cross_entropy
+from clips.model.tokenizer import EMBEDDING_ROWS
+
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig:
+    """The decoder's size; what is not given is taken from the text tower.
+
+    Args:
+        width: channels.
+        layers: number of blocks.
+        heads: attention heads of a block.
+        length: learnable tokens = longest target, begin and end token included.
+        teacher_forced: whether it is fed the target's tokens before the one it predicts; by default as the recipe says.
+        positions: at most so many target tokens of a sample, drawn at random, enter the caption loss (all if not
+            given, as the authors do). The 32,000-way head gets that much cheaper, and long captions weigh no
+            more than short ones.
+    """
+
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    length: int = 128
+    teacher_forced: bool | None = None
+    positions: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "positions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"captioner.{name}: expected at least 1, got {value}")
+        if self.length < 3:
+            raise UserError(f"captioner.length: expected at least 3 (begin, a token, end), got {self.length}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerShape:
+    """Everything that a captioner's weights depend on; ``captioner_config.json`` holds it.
+
+    Args:
+        image_width: channels of the image tokens.
+        text_width: channels of the text tower's tokens; None for a captioner that reads no text.
+        width: the decoder's channels.
+        layers: number of blocks.
+        heads: attention heads of a block.
+        length: number of learnable tokens.
+        vocabulary: rows of the output head.
+        teacher_forced: whether the target's tokens are embedded and added to the learnable ones.
+    """
+
+    image_width: int
+    text_width: int | None
+    width: int
+    layers: int
+    heads: int
+    length: int
+    vocabulary: int = EMBEDDING_ROWS
+    teacher_forced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"captioner.heads: expected a divisor of the width {self.width}, got {self.heads}")
+
+
+def combination_mask(prefix: int, queries: int) -> Tensor:
+    """Who may attend to whom, (prefix + queries, prefix + queries) bool, True where a row may see a column.
+
+    Image and web-caption tokens (the prefix) see each other and never the learnable tokens; learnable token *i*
+    sees the whole prefix and the learnable tokens up to *i*.
+    """
+    mask = torch.ones(prefix + queries, prefix + queries, dtype=torch.bool).tril()
+    mask[:prefix, :prefix] = True
+    return mask
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, batch first, that may compute its last positions only."""
+
+    def __init__(self, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1 = nn.LayerNorm(width, eps=_EPSILON)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width, eps=_EPSILON)
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
+        for linear in (self.query, self.key_value):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+        for linear in (self.out, self.mlp_out):
+            nn.init.normal_(linear.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        nn.init.normal_(self.mlp_in.weight, std=(2 * width) ** -0.5)
+        for linear in (self.query, self.key_value, self.out, self.mlp_in, self.mlp_out):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, mask: Tensor, first: int = 0) -> Tensor:
+        """Positions ``first``… of the next layer, (B, L - first, D), from all positions (B, L, D)."""
+        y = self.norm_1(x)
+        query = self._split(self.query(y[:, first:]))
+        key, value = (self._split(part) for part in self.key_value(y).chunk(2, dim=-1))
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[first:])
+        x = x[:, first:] + self.out(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_2(x)), approximate="tanh"))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
+
+
+class CaptionHead(nn.Module):
+    """Output LayerNorm and bias-free vocabulary matrix.
+
+    LayerNorm, softmax and loss are float32 whatever the autocast, whose dtype is that of the matrix product: it is the
+    captioner's greatest, and takes less than half the time in bfloat16 (docs/performance.md).
+    """
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=_EPSILON)
+        self.weight = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (…, V) of hidden states (…, D), or, given labels (N,), their summed cross-entropy ()."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        with torch.autocast(device, enabled=False):
+            normed = self.norm(hidden.float())
+            if labels is None:
+                return normed @ self.weight.t()
+            return linear_cross_entropy(normed, self.weight, labels, dtype)
+
+
+class Captioner(nn.Module):
+    """Image tokens and web-caption tokens to hidden states of the synthetic caption's tokens."""
+
+    def __init__(self, shape: CaptionerShape) -> None:
+        super().__init__()
+        self.config = shape
+        self.image_projection = _projection(shape.image_width, shape.width)
+        self.text_projection = None if shape.text_width is None else _projection(shape.text_width, shape.width)
+        self.learnable_tokens = nn.Parameter(torch.randn(shape.length, shape.width))
+        self.embedding = nn.Embedding(shape.vocabulary, shape.width) if shape.teacher_forced else None
+        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.layers) for _ in range(shape.layers))
+        self.head = CaptionHead(shape.width, shape.vocabulary)
+        self.checkpoints_activations = False
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
+        """Summed cross-entropy () over the counted labels of a batch.
+
+        Samples are decoded in groups of like length, each no further than its last counted label: later tokens are
+        seen by none before them.
+
+        Args:
+            image_tokens: (B, I, image width) patch tokens of the image tower.
+            text_tokens: (B, W, text width) tokens of the text tower for the web caption; None if it reads no text.
+            target: (B, T) rows of ``ClipsTokenizer.encode_target``.
+            counted: (B, T) bool, which labels count; label *i* is target token *i* + 1.
+        """
+        places = torch.arange(1, counted.shape[1] + 1, device=counted.device)
+        order, sizes, longest = groups_by_length((counted * places).amax(dim=1).clamp(min=1))
+        groups = list(zip(order.split(sizes), longest, strict=True))
+        chosen = [counted[rows, :length].flatten().nonzero()[:, 0] for rows, length in groups]
+        hidden, labels = [], []
+        for (rows, length), kept in zip(groups, chosen, strict=True):
+            image, wanted = image_tokens.index_select(0, rows), target[rows]
+            text = None if text_tokens is None else text_tokens.index_select(0, rows)
+            hidden.append(self.decode(image, text, length, wanted).flatten(0, 1).index_select(0, kept))
+            labels.append(shifted(wanted)[:, :length].flatten()[kept])
+        return self.head(torch.cat(hidden), torch.cat(labels))
+
+    def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
+        """Vocabulary logits (B, T, V), float32; ``target`` (B, T) is what a teacher-forced captioner is fed."""
+        length = None if target is None else target.shape[1]
+        return self.head(self.decode(image_tokens, text_tokens, length, target))
+
+    def decode(
+        self, image_tokens: Tensor, text_tokens: Tensor | None, length: int | None = None, target: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given).
+
+        Leaving out later tokens changes nothing for the earlier ones: they never see them.
+        """
+        queries = self.learnable_tokens[:length].expand(image_tokens.shape[0], -1, -1)
+        if self.embedding is not None:
+            assert target is not None
+            queries = queries + self.embedding(target[:, : queries.shape[1]])
+        prefix = self.image_projection(image_tokens)
+        if self.text_projection is not None:
+            prefix = torch.cat([prefix, self.text_projection(text_tokens)], dim=1)
+        start = prefix.shape[1]
+        mask = combination_mask(start, queries.shape[1]).to(prefix.device)
+        x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
+        for number, block in enumerate(self.blocks, 1):
+            first = start if number == len(self.blocks) else 0  # nothing reads the last layer's prefix
+            if self.checkpoints_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, first, use_reentrant=False)
+            else:
+                x = block(x, mask, first)
+        return x
+
+
+def _projection(inputs: int, width: int) -> nn.Linear:
+    linear = nn.Linear(inputs, width, bias=False)
+    nn.init.normal_(linear.weight, std=inputs**-0.5)
+    return linear
+
+
+def shifted(target: Tensor) -> Tensor:
+    """Labels (…, T) of target rows (…, T): the begin token dropped, a pad appended."""
+    return F.pad(target[..., 1:], (0, 1))

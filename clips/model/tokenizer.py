@@ -1,0 +1,141 @@
+"""The CLIPS tokenisation: lower-cased BERT WordPiece between a begin and an end token, class token last.
+
+>>> ClipsTokenizer(8)("a red car")
+tensor([[   1, 1037, 2417, 2482,    2,    0,    0,  101]])
+
+Source: [C] of the method; equal to stock open_clip's ``HFTokenizer(tokenizer_mode="clips")`` token by token.
+The vocabulary (``vocab/vocab.txt``, BERT base uncased, Apache-2.0) ships with the package: no hub is needed.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from clips.errors import UserError
+
+PAD, BOS, EOS, UNKNOWN, CLASS = 0, 1, 2, 100, 101
+EMBEDDING_ROWS = 32_000  # rows of the embedding table and of the caption head; the vocabulary fills 30,522 of them
+CONTEXT_LENGTH = 80
+VOCABULARY = Path(__file__).parent / "vocab" / "vocab.txt"
+_SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+_SPECIAL["mask"] = "[MASK]"
+_WORDS_KEPT = 1 << 16  # words whose tokens a process remembers: most words of a caption are common ones
+_LONGEST_WORD = 100  # of those; a process would otherwise remember texts without spaces, of any length
+CHARACTERS_A_TOKEN = 50
+"""More than any token stands for, see `shortened`."""
+
+
+class ClipsTokenizer:
+    """Texts to the token rows that the text tower and the captioner read.
+
+    Args:
+        context_length: length of a row for the text tower, class token included; at least 4.
+    """
+
+    def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
+        if context_length < 4:
+            raise UserError(f"context_length: expected at least 4 (begin, a token, end, class), got {context_length}")
+        self.context_length = context_length
+        self._wordpiece = wordpiece()
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Rows for the text tower, (n, context_length) int64: ``[BOS] tokens [EOS] 0 … [CLASS]``."""
+        rows = torch.full((1 if isinstance(texts, str) else len(texts), self.context_length), PAD)
+        rows[:, -1] = CLASS
+        return self._fill(rows, texts, self.context_length - 1)
+
+    def encode_target(self, texts: str | Sequence[str], length: int = 128) -> Tensor:
+        """Rows for the captioner to predict, (n, length) int64: ``[BOS] tokens [EOS] 0 …``."""
+        rows = torch.full((1 if isinstance(texts, str) else len(texts), length), PAD)
+        return self._fill(rows, texts, length)
+
+    def decode(self, tokens: Tensor | Sequence[int]) -> str:
+        """The text of one row up to its first end token, without the special tokens."""
+        ids = [int(token) for token in tokens]
+        ids = ids[: ids.index(EOS)] if EOS in ids else ids
+        return self._wordpiece.decode([token for token in ids if token < self._wordpiece.get_vocab_size()])
+
+    def save(self, directory: str | Path) -> None:
+        """Write the files from which stock ``open_clip.get_tokenizer("local-dir:…")`` makes the same tokenizer.
+
+        They state no greatest length: open_clip cuts texts itself, and transformers would only warn of it.
+        """
+        folder = Path(directory)
+        self._wordpiece.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        } | {f"{name}_token": token for name, token in _SPECIAL.items()}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
+
+    def _fill(self, rows: Tensor, texts: str | Sequence[str], length: int) -> Tensor:
+        filled = rows.numpy()  # the same memory
+        for row, text in zip(filled, [texts] if isinstance(texts, str) else texts, strict=True):
+            kept = [BOS, *_first_ids(text, length - 2), EOS]
+            row[: len(kept)] = kept
+        return rows
+
+
+def _first_ids(text: str, count: int) -> list[int]:
+    """The first ``count`` tokens of ``text``, special ones left out."""
+    ids: list[int] = []
+    for word in clean(shortened(text, count)).split(" "):
+        ids += _ids_of(word) if len(word) <= _LONGEST_WORD else wordpiece().encode(word, add_special_tokens=False).ids
+        if len(ids) >= count:
+            break
+    return ids[:count]
+
+
+@lru_cache(maxsize=_WORDS_KEPT)
+def _ids_of(word: str) -> tuple[int, ...]:
+    """The tokens of what stands between two spaces: WordPiece looks at nothing beyond."""
+    return tuple(wordpiece().encode(word, add_special_tokens=False).ids)
+
+
+def text_config(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
+    """The entries of an open_clip ``text_cfg`` that say "this tokenizer"."""
+    return {
+        "context_length": context_length,
+        "vocab_size": EMBEDDING_ROWS,
+        "hf_tokenizer_name": "bert-base-uncased",
+        "tokenizer_mode": "clips",
+    }
+
+
+@cache
+def wordpiece() -> Tokenizer:
+    """BERT's lower-casing WordPiece tokenizer over the shipped vocabulary, with this method's special tokens."""
+    tokenizer = Tokenizer(models.WordPiece.from_file(str(VOCABULARY), unk_token=_SPECIAL["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    tokenizer.add_special_tokens(list(_SPECIAL.values()))
+    return tokenizer
+
+
+def shortened(text: str, tokens: int) -> str:
+    """As much of a very long text as its first ``tokens`` tokens can come from; any other text as it is.
+
+    Stock tokenizers look at all of it first: one word of a megabyte takes BPE hours.
+    """
+    most = CHARACTERS_A_TOKEN * tokens
+    return text if len(text) <= most else " ".join(text.split())[:most]
+
+
+def clean(text: str) -> str:
+    """``text`` with broken encoding mended, HTML entities resolved and white space collapsed, as open_clip does."""
+    if not (text.isascii() and text.replace("\n", " ").isprintable() and "&" not in text):  # ASCII needs no mending
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())

@@ -1,0 +1,224 @@
+"""Image and text towers: an open_clip model of a ``model_cfg``, how it encodes, and what of it is frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clips.commandline.lean_imports import without_wandb
+from clips.errors import UserError, reason_of
+from clips.model.architectures import ModelConfig, preprocess_cfg
+from clips.model.kept_outputs import keep_outputs
+from clips.model.lengths import groups_by_length
+
+Towers = Any  # an open_clip model: CLIP or CustomTextCLIP
+_CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
+
+
+def build_towers(cfg: dict[str, Any]) -> Towers:
+    """The open_clip model of a ``model_cfg``, randomly initialised, ``logit_scale`` at ln(1/0.07)."""
+    with without_wandb():
+        import open_clip
+        from open_clip.model import set_model_preprocess_cfg
+
+    options = {key: value for key, value in cfg.items() if key != "custom_text"}
+    kind = open_clip.CustomTextCLIP if cfg.get("custom_text") else open_clip.CLIP
+    try:
+        towers = kind(**options)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"model.architecture: open_clip cannot build it ({reason_of(error)})") from None
+    set_model_preprocess_cfg(towers, preprocess_cfg(cfg))
+    _try_picture(towers, preprocess_cfg(cfg)["size"])
+    return towers
+
+
+@torch.no_grad()
+def _try_picture(towers: Towers, size: list[int]) -> None:
+    """Refuse a picture side that the image tower's strides leave nothing of, or other than its weights expect."""
+    try:
+        encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"model.image_size: {size[0]} does not fit this image tower ({reason_of(error)})") from None
+    finally:
+        towers.train()
+
+
+def load_trunk(towers: Towers, path: str | Path) -> None:
+    """Load timm weights (safetensors, any float type) into the trunk; a classifier in them is left out.
+
+    Raises:
+        UserError: no timm trunk, no such file, or names or shapes that do not match.
+    """
+    trunk = getattr(towers.visual, "trunk", None)
+    if trunk is None:
+        raise UserError("model.pretrained_trunk: expected an architecture whose image tower is a timm model")
+    weights = _read_safetensors(Path(path))
+    wanted = trunk.state_dict()
+    extra = [name for name in weights if name not in wanted and not name.startswith(_CLASSIFIERS)]
+    missing = [name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")]
+    unlike = [name for name in weights if name in wanted and weights[name].shape != wanted[name].shape]
+    for problem, names in (("lacks", missing), ("has the unknown", extra), ("has another shape of", unlike)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"model.pretrained_trunk: {path} {problem} {names[0]}{more}; expected weights of this trunk"
+            )
+    trunk.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
+
+
+def lock(towers: Towers, config: ModelConfig) -> None:
+    """Freeze what ``config`` wants frozen, by open_clip's own groups of layers.
+
+    Raises:
+        UserError: this tower cannot be frozen in part.
+    """
+    try:
+        if config.lock_image:
+            towers.lock_image_tower(unlocked_groups=config.unlocked_image_groups)
+        if config.lock_text:
+            towers.lock_text_tower(unlocked_layers=config.unlocked_text_groups)
+    except (AssertionError, IndexError) as error:
+        raise UserError(f"model.unlocked_image_groups: this tower cannot be frozen in part ({error})") from None
+    if config.keep_trunk_outputs:
+        if not hasattr(towers.visual, "trunk"):
+            raise UserError("model.keep_trunk_outputs: expected an architecture whose image tower is a timm model")
+        keep_outputs(towers.visual.trunk)
+
+
+def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Image features (B, E), not normalised, and the last layer's patch tokens (B, I, width), class token left out.
+
+    Args:
+        towers: an open_clip model.
+        image: (B, 3, H, W), normalised pixels.
+    """
+    visual = towers.visual
+    if hasattr(visual, "trunk"):
+        features = visual.trunk.forward_features(image)
+        return visual.head(visual.trunk.forward_head(features)), _flattened(features, visual.trunk)
+    if hasattr(visual, "attnpool"):  # CLIP's ResNet
+        outputs = visual.forward_intermediates(image, indices=1)
+        return outputs["image_features"], outputs["image_intermediates"][0].flatten(2).transpose(1, 2)
+    outputs = visual.forward_intermediates(image, indices=1, output_fmt="NLC")
+    return outputs["image_features"], outputs["image_intermediates"][0]
+
+
+def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Text features (B, E), not normalised, and the last layer's tokens (B, L - 1, width), class token left out.
+
+    Args:
+        towers: an open_clip model.
+        text: (B, L) token rows whose last token is the class token.
+    """
+    outputs = towers.forward_intermediates(text=text, text_indices=1, normalize=False)
+    return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
+
+
+def text_features(towers: Towers, text: Tensor) -> Tensor:
+    """Text features (B, E) as `encode_text` gives, without what only its tokens need.
+
+    With a causal mask nothing behind a text's end token counts: rows are cut there, in groups of like length. Without
+    one, the last block is computed at the class token alone.
+
+    Args:
+        towers: an open_clip model.
+        text: (B, L) token rows.
+    """
+    tower = towers.text if hasattr(towers, "text") else towers
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        return encode_text(towers, text)[0]
+    pool = _pooling(towers)
+    if tower.attn_mask is not None and pool in ("eos", "argmax"):
+        pooled = _at_end_tokens(tower, text, _ends(towers, text))
+    elif tower.attn_mask is None and pool == "last" and _is_plain(tower.transformer.resblocks[-1]):
+        pooled = _at_last_token(tower, text)
+    else:
+        return encode_text(towers, text)[0]
+    pooled, projection = tower.ln_final(pooled), tower.text_projection
+    return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
+def end_token(towers: Towers) -> int | None:
+    """The token whose place is a text's feature; None where it is the row's last place."""
+    tower = towers.text if hasattr(towers, "text") else towers
+    pool = _pooling(towers)
+    if pool == "argmax":  # OpenAI's end token is the largest
+        return int(tower.vocab_size) - 1
+    return int(tower.eos_id if hasattr(towers, "text") else tower.text_eos_id) if pool == "eos" else None
+
+
+def _ends(towers: Towers, text: Tensor) -> Tensor:
+    """The place (B,) of each text's end token."""
+    if _pooling(towers) == "argmax":
+        return text.argmax(dim=1)
+    return torch.as_tensor(text == end_token(towers)).int().argmax(dim=1)
+
+
+def _pooling(towers: Towers) -> str:
+    return str(towers.text.pool_type if hasattr(towers, "text") else towers.text_pool_type)
+
+
+def _at_end_tokens(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
+    """The last layer (B, width) at the places ``ends`` (B,) of end tokens, computed no further than there."""
+    order, sizes, longest = groups_by_length(ends + 1)
+    found = []
+    for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), longest, strict=True):
+        x = tower.token_embedding(rows[:, :length]) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        found.append(x[torch.arange(len(end), device=end.device), end])
+    return torch.cat(found)[order.argsort()]
+
+
+def _at_last_token(tower: Any, text: Tensor) -> Tensor:
+    """The last layer (B, width) at the last place; its block needs keys and values of the others, no more."""
+    *_, block = tower.transformer.resblocks
+    x = tower.token_embedding(text) + tower.positional_embedding
+    if tower.transformer.layers > 1:
+        before = [tower.transformer.layers - 2]
+        x, _ = tower.transformer.forward_intermediates(x, indices=before, stop_early=True)
+    y, last = block.ln_1(x), x[:, -1:]
+    last = last + block.ls_1(block.attention(y[:, -1:], y, y))
+    return (last + block.ls_2(block.mlp(block.ln_2(last))))[:, 0]
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether a block is open_clip's default one as it stands, not a variant nor one that a wrapper has changed."""
+    from open_clip.transformer import ResidualAttentionBlock
+
+    return type(block) is ResidualAttentionBlock
+
+
+def token_widths(towers: Towers) -> tuple[int, int]:
+    """Channels of the image tokens and of the text tokens that the ``encode_`` functions return."""
+    visual = towers.visual
+    if hasattr(visual, "trunk"):
+        image = visual.trunk.num_features
+    elif hasattr(visual, "attnpool"):
+        image = visual.layer4[-1].bn3.num_features
+    else:
+        image = visual.transformer.width
+    text = towers.text if hasattr(towers, "text") else towers
+    return image, text.transformer.width
+
+
+def _flattened(features: Tensor, trunk: Any) -> Tensor:
+    if features.ndim == 3:
+        return features[:, getattr(trunk, "num_prefix_tokens", 0) :]
+    if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
+        return features.flatten(1, 2)
+    return features.flatten(2).transpose(1, 2)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"model.pretrained_trunk: {path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.pretrained_trunk: {path}: not a safetensors file ({error})") from None

@@ -1,0 +1,1 @@
+"""A training run: its config, its step, its checkpoints and what it records."""

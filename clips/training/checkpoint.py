@@ -1,0 +1,270 @@
+"""Checkpoints, from which a training goes on exactly: written in the background, whole or not at all, and checked.
+
+All that training depends on is the weights, the optimizer's state and the number of steps done: the order of the
+samples and every random draw are functions of (seed, step), so nothing else needs to be kept. torch's distributed
+checkpointing writes each process's shards as safetensors and reads them into any other number of processes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import datetime
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from clips.artifact import file_hash, write_file, writing
+from clips.commandline.commands import to_yaml
+from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
+from clips.parallel.processes import Processes, gather_objects
+
+CONFIG = "config.yaml"
+CHECKPOINTS = ".checkpoints"
+_LOOP, _HASHES = "loop.json", "hashes.json"
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of directories, by file systems that know no such thing
+_LONGEST_WRITING = datetime.timedelta(hours=2)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoopState:
+    """Where a training run stands.
+
+    Args:
+        step: steps done.
+        samples_seen: samples trained on, over all processes.
+        seconds: time spent in training, interruptions left out.
+        bad: unusable samples met so far: name → reason.
+        inputs: what the run reads, each with its hash.
+        sources: what the data say of themselves: path, size, hash.
+        norms: the gradient's norms of the latest steps.
+        skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
+        changes: fields of the config that became others on the way.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    seconds: float = 0.0
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    norms: list[float] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    spikes_in_a_row: int = 0
+    changes: list[str] = dataclasses.field(default_factory=list)
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run while it goes on; all processes make the same calls.
+
+    Args:
+        output: the run's directory.
+        processes: who trains.
+        keep: how many checkpoints stay.
+    """
+
+    def __init__(self, output: str | Path, processes: Processes, *, keep: int) -> None:
+        self.folder, self.processes, self.keep = Path(output) / CHECKPOINTS, processes, keep
+        # A group of its own: what the training exchanges meanwhile must not get in between.
+        self._group = dist.new_group(backend="gloo", timeout=_LONGEST_WRITING)
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: concurrent.futures.Future[None] | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], loop: LoopState, config: Any) -> None:
+        """Begin to write a checkpoint; returns once the tensors are copied.
+
+        Args:
+            tensors: what this process writes of them, shards or whole ones; no other is given these.
+            loop: where the run stands, on the main process.
+            config: the run's.
+
+        Raises:
+            UserError: the place cannot be written; also what went wrong with the checkpoint before.
+        """
+        self.wait()
+        checkpoint = self.folder / f"step-{loop.step:08d}"
+        partial = checkpoint.with_name(f".{checkpoint.name}.partial")
+        self._together(lambda: self._make(partial))
+        copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        records = {CONFIG: to_yaml(config), _LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False)}
+        self._writing = self._thread.submit(self._write, partial, checkpoint, copied, records)
+
+    def poll(self) -> None:
+        """Raise what went wrong with a checkpoint whose writing has ended."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the checkpoint is there; raise what went wrong."""
+        if self._writing is None:
+            return
+        ended, self._writing = self._writing, None
+        ended.result()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Do ``work`` on the main process; what goes wrong there is raised on all."""
+        error: Exception | None = None
+        if self.processes.is_main:
+            try:
+                work()
+            except (UserError, OSError) as raised:
+                error = raised
+        found = gather_objects(error)[0]
+        if found is not None:
+            raise found
+
+    def _make(self, partial: Path) -> None:
+        with writing(partial):
+            for leftover in self.folder.glob(".step-*.partial"):
+                shutil.rmtree(leftover)
+            partial.mkdir(parents=True)
+
+    def _write(self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], records: dict[str, str]) -> None:
+        try:
+            _save_tensors(partial, tensors, self._group)
+            if self.processes.is_main:
+                for name, text in records.items():
+                    write_file(partial / name, text)
+                kept = [path for path in sorted(partial.iterdir()) if path.name != CONFIG]  # people may edit that
+                hashes = {path.name: file_hash(path) for path in kept}
+                write_file(partial / _HASHES, json.dumps(hashes, indent=2) + "\n")
+                for path in (*partial.iterdir(), partial):  # on the disk before it has the name of a whole one
+                    _sync(path)
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                partial.replace(checkpoint)
+                _sync(self.folder)
+                for old in checkpoints(self.folder.parent)[: -self.keep]:
+                    shutil.rmtree(old.rename(old.with_name(f".{old.name}.partial")))  # never half a checkpoint
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Return once what ``path`` holds, a file or a directory, outlives the machine's power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _save_tensors(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        dcp.save(tensors, storage_writer=writer, process_group=group)
+    except dcp.CheckpointException as error:
+        raise _cause(error) from None
+
+
+def _cause(error: dcp.CheckpointException) -> BaseException:
+    """What went wrong in the process that failed first, where the system said it; else the whole story."""
+    causes = [found[0] for _, found in sorted(error.failures.items())]
+    return next((cause for cause in causes if isinstance(cause, OSError | UserError)), error)
+
+
+def checkpoints(output: str | Path) -> list[Path]:
+    """The checkpoints of a run, the latest last."""
+    found = (Path(output) / CHECKPOINTS).glob(f"[!.]*/{_LOOP}")
+    return [path.parent for path in sorted(found, key=lambda path: read_loop(path.parent).step)]
+
+
+def read_loop(checkpoint: Path) -> LoopState:
+    """Where the run stood at ``checkpoint``; UserError where its record is broken."""
+    path = checkpoint / _LOOP
+    try:
+        loop = LoopState(**parse_json(path.read_text(encoding="utf-8")))
+        return dataclasses.replace(loop, step=int(loop.step), bad=dict(loop.bad), inputs=dict(loop.inputs))
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
+
+
+def verify(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which a file is missing or has other content than was written; UserError names it."""
+    advice = "remove this checkpoint to go on without it"
+    path = checkpoint / _HASHES
+    try:
+        hashes = dict(parse_json(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: broken ({reason_of(error)}); {advice}") from None
+    for name, recorded in hashes.items():
+        if not (checkpoint / name).is_file():
+            raise UserError(f"{checkpoint / name}: missing; {advice}")
+        if file_hash(checkpoint / name) != recorded:
+            raise UserError(f"{checkpoint / name}: damaged, it is not what was written; {advice}")
+
+
+def verify_together(checkpoint: Path) -> None:
+    """`verify` by the main process; all processes raise what it finds."""
+    error: UserError | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            verify(checkpoint)
+        except UserError as raised:
+            error = raised
+    if (found := gather_objects(error)[0]) is not None:
+        raise found
+
+
+def stored_names(checkpoint: Path) -> set[str]:
+    """Names of a checkpoint's tensors."""
+    return set(_reader(checkpoint).read_metadata().state_dict_metadata)
+
+
+def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Fill ``tensors``, whole or shards, with those of ``checkpoint``, where they are called ``prefix`` + name.
+
+    All processes of a training call it together.
+
+    Raises:
+        UserError: one is missing or of another shape.
+    """
+    wanted = {prefix + name: value for name, value in tensors.items()}
+    stored: Mapping[str, Any] = _reader(checkpoint).read_metadata().state_dict_metadata
+    unlike = [name for name in wanted if name not in stored or tuple(stored[name].size) != tuple(wanted[name].shape)]
+    if unlike:
+        raise UserError(
+            f"{checkpoint}: {unlike[0]} is missing or has another shape; expected a checkpoint of this model"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(wanted, storage_reader=_reader(checkpoint), no_dist=not dist.is_initialized())
+
+
+def _reader(checkpoint: Path) -> dcp.HuggingFaceStorageReader:
+    return dcp.HuggingFaceStorageReader(str(checkpoint))
+
+
+def load_exported(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Put what a checkpoint would export into ``model``: its average of the weights, where it keeps one."""
+    verify(checkpoint)
+    kept = "average." if any(name.startswith("average.") for name in stored_names(checkpoint)) else "model."
+    load_tensors(checkpoint, model.state_dict(), kept)
+
+
+def remove_checkpoints(output: str | Path) -> None:
+    """Delete all checkpoints of a run."""
+    shutil.rmtree(Path(output) / CHECKPOINTS, ignore_errors=True)

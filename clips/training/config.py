@@ -1,0 +1,129 @@
+"""The config of ``clips train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from clips.data.loader import DataConfig
+from clips.data.sources import SourceConfig
+from clips.errors import UserError
+from clips.method.optim import OptimConfig
+from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
+from clips.model.precision import Precision
+from clips.parallel.config import ScaleConfig
+
+_MAY_CHANGE = ("optim.", "precision")  # what else a run is cannot change without it being another run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Retrieval on held-out pictures while training goes on.
+
+    Args:
+        source: the pictures and their captions; null for none.
+        every: steps from one validation to the next.
+        samples: how many pictures, spread evenly over the source.
+        batch_size: pictures encoded at once.
+    """
+
+    source: SourceConfig | None = None
+    every: int = 1000
+    samples: int = 1000
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"validation.{name}: expected 1 or more, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train an encoder on pictures with captions, or go on with an interrupted training.
+
+    Args:
+        output: the directory that becomes the encoder directory; progress and checkpoints live there meanwhile.
+        data: what is trained on.
+        model: the towers.
+        recipe: what they learn from web and synthetic captions.
+        optim: the optimizer.
+        validation: zero-shot retrieval on held-out pictures while training goes on.
+        steps: length of the training in steps; 0 writes the untrained encoder. Give one of steps, samples, epochs.
+        samples: length of the training in samples.
+        epochs: length of the training in passes over the data.
+        batch_size: samples a step, over all processes.
+        micro_batch: samples that one process holds activations of at a time; null means its whole share of the batch.
+            The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
+            arXiv 2101.06983). This is how gradients are accumulated: a contrastive loss cannot be summed over parts.
+        scale: how the work is spread over processes, and what is traded for memory.
+        average: decay of a running average of the weights (EMA), such as 0.9999, which is what is exported then; null
+            exports the weights themselves.
+        seed: of the weights, the order of the data, crops and caption draws.
+        precision: of activations; auto takes bf16 where the hardware multiplies it faster.
+        track: where metrics go besides metrics.jsonl: tensorboard, wandb.
+        log_every: steps between entries of metrics.jsonl.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many checkpoints are kept.
+        keep_after_training: leave the checkpoints in place when the training is done.
+        licence: of the weights, for the model card, such as apache-2.0.
+        may_change: fields in which an unfinished run may go on with other values than it had, such as
+            optim.learning_rate after it diverged; what changed, and at which step, stands in the manifest.
+        stages: trainings one after the other, each a mapping of the fields in which it differs from the above
+            (``model.image_size: 224``); each begins with the weights of the one before, and the last one's encoder is
+            the output.
+    """
+
+    output: str
+    data: DataConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    steps: int | None = None
+    samples: int | None = None
+    epochs: float | None = None
+    batch_size: int = 128
+    micro_batch: int | None = None
+    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig)
+    average: float | None = None
+    seed: int = 0
+    precision: Precision = "auto"
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    keep_after_training: bool = False
+    licence: str | None = None
+    may_change: tuple[str, ...] = ()
+    stages: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("steps", "samples", "epochs")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1 and not (self.stages and not given):
+            raise UserError(f"steps, samples, epochs: expected exactly one of them, got {', '.join(given) or 'none'}")
+        for name, value in given.items():
+            if value < 0:
+                raise UserError(f"{name}: expected 0 or more, got {value}")
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.model.keep_trunk_outputs and self.data.augment.varies:
+            raise UserError(
+                "model.keep_trunk_outputs: expected pictures that never change (data.augment.min_area: 1.0, no flips)"
+            )
+        if self.model.keep_trunk_outputs and self.scale.parallel in {"fsdp", "zero3"}:
+            raise UserError("model.keep_trunk_outputs: expected false where parameters are in shards (scale.parallel)")
+        if fixed := next((name for name in self.may_change if not name.startswith(_MAY_CHANGE)), None):
+            raise UserError(f"may_change: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise UserError(f"average: expected a decay from 0 to below 1, got {self.average}")
+        zero = self.scale.parallel.startswith("zero")
+        if zero and self.optim.skip_spikes is not None:
+            raise UserError("optim.skip_spikes: expected null under ZeRO, which tells a gradient's norm after the step")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")

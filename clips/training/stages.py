@@ -1,0 +1,85 @@
+"""Training in stages of growing resolution: each begins with the weights of the one before.
+
+stages:
+  - {model.image_size: 84, samples: 12800000000, batch_size: 32768, optim.learning_rate: 1.02e-3}
+  - {model.image_size: 224, samples: 512000000, batch_size: 16384, optim.learning_rate: 2.6e-5}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import MANIFEST, read_manifest
+from clips.commandline.commands import from_plain, plain
+from clips.errors import UserError
+from clips.training.config import TrainConfig
+
+_LENGTHS = ("steps", "samples", "epochs")
+_STAGES = ".stages"
+
+
+def stage_configs(config: TrainConfig) -> list[TrainConfig]:
+    """The config of each stage, in order: ``config`` itself where it has no stages.
+
+    A stage's fields are laid over the config's. All but the last write into ``OUTPUT.stages/N``. The order of the
+    samples differs from stage to stage.
+
+    Raises:
+        UserError: a stage has an unknown or unfitting field; it is named.
+    """
+    if not config.stages:
+        return [config]
+    found: list[TrainConfig] = []
+    for number, fields in enumerate(config.stages, 1):
+        last = number == len(config.stages)
+        values = plain(config) | {"stages": []}
+        if any(name in fields for name in _LENGTHS):
+            values |= dict.fromkeys(_LENGTHS)
+        _lay_over(values, fields, f"stages[{number}]")
+        values["output"] = config.output if last else f"{config.output}{_STAGES}/{number}"
+        values["seed"] = config.seed + number - 1
+        if found:
+            values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
+        found.append(from_plain(TrainConfig, values, what=f"stages[{number}]"))
+    return found
+
+
+def stages_so_far(config: Mapping[str, Any], loop: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:
+    """What each stage of a training has done, for its manifest; the last is the one that ``config`` is of.
+
+    Args:
+        config: of the stage, as plain data.
+        loop: its steps, samples_seen and seconds.
+        image_size: pixels of a picture's side.
+    """
+    model, folder = config["model"], _folder(config["output"])
+    begun_from = model["pretrained"] or model["pretrained_trunk"]
+    before: list[dict[str, Any]] = []
+    if begun_from is not None and Path(begun_from).parent == folder and (Path(begun_from) / MANIFEST).is_file():
+        before = read_manifest(Path(begun_from)).get("stages", [])
+    done = {name: loop[name] for name in ("steps", "samples_seen", "seconds")}
+    this = {"begun_from": begun_from, "image_size": image_size, "batch_size": config["batch_size"]}
+    return [*before, this | done]
+
+
+def _folder(output: str) -> Path:
+    """Where the stages of a training are whose last, or another of whose stages, writes into ``output``."""
+    parent = Path(output).parent
+    return parent if parent.name.endswith(_STAGES) else Path(f"{output}{_STAGES}")
+
+
+def _lay_over(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:
+    for name, value in fields.items():
+        place, rest = values, name
+        while "." in rest:
+            first, _, rest = rest.partition(".")
+            inner = place.get(first)
+            if not isinstance(inner, dict):
+                raise UserError(f"{what}: unknown field '{name}'")
+            place = inner
+        if isinstance(value, Mapping) and isinstance(place.get(rest), dict):
+            _lay_over(place[rest], value, f"{what}.{name}")
+        else:
+            place[rest] = value

@@ -1,0 +1,96 @@
+"""Where a run's numbers go besides metrics.jsonl: a tracker is one entry of ``TRACKERS``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from clips.artifact import write_file
+from clips.commandline.commands import leaves
+from clips.errors import UserError
+
+_WANDB_RUN = ".wandb-run"  # beside metrics.jsonl: the run that a training which goes on belongs to
+
+
+class Tracker(Protocol):
+    """One run's numbers, somewhere."""
+
+    def log(self, entry: Mapping[str, Any], step: int) -> None:
+        """Note the numbers of ``entry`` at ``step``."""
+
+    def finish(self) -> None:
+        """Write what is not written yet."""
+
+
+class TensorBoard:
+    """Files in ``directory``/tensorboard."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(directory / "tensorboard"))
+        rows = [f"| {name} | {value} |" for name, value in config.items()]
+        self.writer.add_text("config", "\n".join(["| field | value |", "| --- | --- |", *rows]))
+
+    def log(self, entry: Mapping[str, Any], step: int) -> None:
+        """See `Tracker`."""
+        for name, value in entry.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def finish(self) -> None:
+        """See `Tracker`."""
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project "clips", or of WANDB_PROJECT; a training that goes on goes on in the same one."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        kept = directory / _WANDB_RUN
+        name = kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid.uuid4().hex[:8]
+        write_file(kept, name + "\n")
+        project = os.environ.get("WANDB_PROJECT", "clips")
+        self.run = wandb.init(project=project, name=directory.name, id=name, resume="allow", config=dict(config))
+
+    def log(self, entry: Mapping[str, Any], step: int) -> None:
+        """See `Tracker`."""
+        self.run.log(dict(entry), step=step)
+
+    def finish(self) -> None:
+        """See `Tracker`."""
+        self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+}
+
+
+def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """Trackers by name, told the run's config.
+
+    Args:
+        names: of ``TRACKERS``.
+        directory: the run's.
+        config: the run's, as plain data.
+
+    Raises:
+        UserError: a tracker's package is not installed.
+    """
+    shown = {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in leaves(config)
+    }
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"track: expected the package {name} to be installed (pip install {name})") from None
+    return [TRACKERS[name](Path(directory), shown) for name in names]

@@ -1,0 +1,193 @@
+"""Draw the rooms of the three packages and which of them imports which, as docs/rooms.svg.
+
+    python scripts/draw_rooms.py            write it
+    python scripts/draw_rooms.py --check    exit with 1 where the drawing is not of the code as it stands
+
+A room is a folder with modules; what it says of itself is the first line of its ``__init__.py``. The files beside the
+rooms are drawn as two more: those that all stand on, and those that commands call; one between rooms has its own box.
+An arrow goes from a room to one that it imports, at the top of a file or within a function; an arrow that follows from
+two others is left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = ROOT / "docs" / "rooms.svg"
+PACKAGES = {
+    "benchmarks": "evaluates and compares",
+    "llava_bridge": "makes LLaVAs",
+    "clips": "trains encoders",
+}
+BELOW, ABOVE = "what all stand on", "what commands call"
+WIDTH, BOX, GAP, ROW, MARGIN = 1000, 172, 14, 104, 20
+STYLE = """
+text { font: 11px system-ui, sans-serif; fill: #333 } .name { font-weight: 600; font-size: 13px; fill: #111 }
+.package { font-weight: 600; font-size: 15px; fill: #111 } .box { fill: #fff; stroke: #8a8f98 }
+.band { fill: #f3f4f6 } .files { stroke-dasharray: 4 3 } .arrow { fill: none; stroke: #7a8190 }
+.head { fill: #7a8190 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #c9ccd3 } .name, .package { fill: #f0f1f4 } .box { fill: #1d2026; stroke: #6c7380 }
+  .band { fill: #14161a } .arrow { stroke: #8d95a5 } .head { fill: #8d95a5 }
+}
+"""
+
+
+def main() -> int:
+    """Write the drawing, or compare it."""
+    drawn = draw({package: rooms(package) for package in PACKAGES})
+    if "--check" in sys.argv[1:]:
+        same = PICTURE.is_file() and PICTURE.read_text(encoding="utf-8") == drawn
+        print("docs/rooms.svg is of the code as it stands" if same else "docs/rooms.svg: run scripts/draw_rooms.py")
+        return 0 if same else 1
+    PICTURE.write_text(drawn, encoding="utf-8")
+    return 0
+
+
+def rooms(package: str) -> nx.DiGraph:
+    """The rooms of a package and the arrows between them; circles between rooms are one node each."""
+    folder = ROOT / package
+    files = {path: _imports(path, package) for path in folder.rglob("*.py") if path.stat().st_size}
+    home = {path: _room(path, folder) for path in files}
+    graph = nx.DiGraph()
+    graph.add_nodes_from(sorted({name for name in home.values() if name}))
+    place = {path: name or _beside(path, files, home) for path, name in home.items()}
+    for path, targets in files.items():
+        for target in targets & files.keys():
+            if place[path] != place[target]:
+                graph.add_edge(place[path], place[target])
+    for name in graph:
+        graph.nodes[name]["says"] = _says(folder, name, place)
+    return graph
+
+
+def _beside(path: Path, files: dict[Path, set[Path]], home: dict[Path, str]) -> str:
+    """Where a file beside the rooms is drawn: below them, above them, or, between rooms, as a box of its own."""
+    below, above = _reached({path}, files), {user for user in files if path in _reached({user}, files)}
+    if not any(home[each] for each in above):
+        return ABOVE
+    return f"{path.stem}.py" if any(home[each] for each in below) else BELOW
+
+
+def _reached(paths: set[Path], files: dict[Path, set[Path]]) -> set[Path]:
+    """All files that ``paths`` import, directly or not, and themselves."""
+    found: set[Path] = set()
+    waiting = list(paths)
+    while waiting:
+        path = waiting.pop()
+        if path in files and path not in found:
+            found.add(path)
+            waiting += files[path]
+    return found
+
+
+def _room(path: Path, folder: Path) -> str:
+    parts = path.relative_to(folder).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _says(folder: Path, name: str, place: dict[Path, str]) -> str:
+    if name in (BELOW, ABOVE):
+        beside = sorted(path.stem for path, where in place.items() if where == name and not path.stem.startswith("__"))
+        return ", ".join(beside)
+    file = folder / name if name.endswith(".py") else folder / name / "__init__.py"
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def _imports(path: Path, package: str) -> set[Path]:
+    """The files of the same package that one imports, but for what only types need."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            base = ROOT.joinpath(*name.split("."))
+            files = [file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()]
+            if name.startswith(f"{package}."):
+                found.update(files)
+    return found
+
+
+def draw(packages: dict[str, nx.DiGraph]) -> str:
+    """The drawing as SVG: a band for each package, importers above what they import."""
+    top, bands = MARGIN, []
+    for number, (package, graph) in enumerate(packages.items()):
+        rows = _rows(graph)
+        height = 34 + len(rows) * ROW
+        bands.append(f'<g transform="translate({MARGIN},{top})">{"".join(_band(package, graph, rows, height))}</g>')
+        top += height + 24
+        if number + 1 < len(packages):
+            bands.append(_arrow(WIDTH / 2, top - 24, WIDTH / 2, top))
+    marker = (
+        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path class="head" d="M0 0 8 4 0 8z"/></marker></defs>'
+    )
+    label = "The rooms of the three packages; arrows go from a room to one that it imports."
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" role="img" aria-label="{label}">'
+        f"<title>{label}</title><style>{STYLE}</style>{marker}\n" + "\n".join(bands) + "\n</svg>\n"
+    )
+
+
+def _rows(graph: nx.DiGraph) -> list[list[str]]:
+    """Rooms in rows: none imports one of its own row or of a row above, except in a circle."""
+    whole = nx.condensation(graph)
+    depth: dict[int, int] = {}
+    for node in nx.topological_sort(whole):
+        depth[node] = max((depth[above] + 1 for above in whole.predecessors(node)), default=0)
+    rows: dict[int, list[str]] = {}
+    for node, row in depth.items():
+        rows.setdefault(row, []).extend(sorted(whole.nodes[node]["members"]))
+    per_row = (WIDTH - 2 * MARGIN) // (BOX + GAP)
+    cut = [row[start : start + per_row] for _, row in sorted(rows.items()) for start in range(0, len(row), per_row)]
+    return [sorted(row) for row in cut]
+
+
+def _band(package: str, graph: nx.DiGraph, rows: list[list[str]], height: int) -> Iterator[str]:
+    inner = WIDTH - 2 * MARGIN
+    yield f'<rect class="band" width="{inner}" height="{height}" rx="8"/>'
+    yield f'<text class="package" x="14" y="24">{package}/ — {PACKAGES[package]}</text>'
+    at: dict[str, tuple[float, float]] = {}
+    for number, row in enumerate(rows):
+        left = (inner - len(row) * (BOX + GAP) + GAP) / 2
+        at |= {name: (left + place * (BOX + GAP), 40 + number * ROW) for place, name in enumerate(row)}
+    whole = nx.condensation(graph)
+    lesser = nx.transitive_reduction(whole)
+    for here, there in sorted(
+        (min(whole.nodes[a]["members"]), min(whole.nodes[b]["members"])) for a, b in lesser.edges
+    ):
+        (x, y), (to_x, to_y) = at[here], at[there]
+        yield _arrow(x + BOX / 2, y + ROW - 38, to_x + BOX / 2, to_y - 1)
+    for name, (x, y) in at.items():
+        kind = "box files" if name in (BELOW, ABOVE) else "box"
+        yield f'<rect class="{kind}" x="{x}" y="{y}" width="{BOX}" height="{ROW - 38}" rx="5"/>'
+        yield f'<text class="name" x="{x + 9}" y="{y + 17}">{html.escape(name)}</text>'
+        said = textwrap.wrap(graph.nodes[name]["says"].replace("``", ""), 27, max_lines=3, placeholder=" …")
+        for line, text in enumerate(said):
+            yield f'<text x="{x + 9}" y="{y + 32 + 13 * line}">{html.escape(text)}</text>'
+
+
+def _arrow(x: float, y: float, to_x: float, to_y: float) -> str:
+    bend = (to_y - y) / 2
+    path = f"M{x:g} {y:g}C{x:g} {y + bend:g} {to_x:g} {to_y - bend:g} {to_x:g} {to_y:g}"
+    return f'<path class="arrow" d="{path}" marker-end="url(#head)"/>'
+
+
+if __name__ == "__main__":
+    sys.exit(main())

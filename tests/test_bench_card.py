@@ -1,0 +1,108 @@
+"""Model cards with what was measured: the hub's own classes read them, and nothing is said that is not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from report_material import items_table, put_failure, put_result
+
+from benchmarks.publishing.card import CardConfig, card
+from clips.artifact import directory_hash, write_manifest
+from clips.errors import UserError
+
+NASTY = "<script>x</script> | a_b `c` \x1b[31m"
+
+
+def make_model(directory: Path, **details: Any) -> Path:
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(b"weights")
+    write_manifest(directory, kind="llava", config={}, seed=3, **details)
+    return directory
+
+
+def put_own(results: Path, model: Path, benchmark: str, **changes: Any) -> None:
+    """A result of ``model``."""
+    path = put_result(results, "row", benchmark, items_table(0.5, benchmark=benchmark))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content |= {"model": {"path": str(model), "hash": directory_hash(model)}, **changes}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    found = make_model(tmp_path / "model", licence="mit", stages={"align": {"steps": 5, "samples_seen": 40, "loss": 2}})
+    put_own(tmp_path / "results", found, "pope")
+    put_own(tmp_path / "results", found, "gqa", absent={"meteor": f"no Java {NASTY}"})
+    return found
+
+
+def fill(model: Path, **changes: Any) -> ModelCard:
+    card(CardConfig(directory=str(model), results=str(model.parent / "results"), **changes))
+    return ModelCard.load(model / "README.md")
+
+
+def test_the_hub_reads_the_numbers(model: Path) -> None:
+    written = fill(model, name="Mine")
+    found = {entry.metric_type: entry for entry in written.data.eval_results}
+    assert set(found) == {"accuracy", "exact_match"}
+    result = json.loads((model.parent / "results/row/pope.json").read_text(encoding="utf-8"))
+    metric = result["metrics"]["accuracy"]
+    accuracy = found["accuracy"]
+    assert accuracy.metric_value == pytest.approx(100 * metric["value"], abs=1e-4)
+    assert accuracy.metric_args["interval_95"] == pytest.approx([100 * metric["low"], 100 * metric["high"]], abs=1e-3)
+    assert (accuracy.metric_args["items"], accuracy.metric_args["protocol"]) == (120, result["fingerprint"])
+    assert (accuracy.dataset_name, accuracy.task_type) == ("pope", "image-text-to-text")
+    assert (written.data.model_name, written.data.license, written.data.library_name) == ("Mine", "mit", "transformers")
+
+
+def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
+    put_failure(model.parent / "results", "row", "mme", "out of memory")
+    path = model.parent / "results/row/mme.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"model": {"path": "", "hash": directory_hash(model)}}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    text = fill(model).text
+    assert "| pope | accuracy | " in text
+    assert "- mme: failed (out of memory)" in text
+    assert "- gqa, meteor: no Java &lt;script&gt;" in text
+    assert "| data hash | abc |" in text
+    assert "| training data | not stated |" in text
+    assert "| stage align | 5 steps, 40 samples, loss 2.000 at its end |" in text
+    assert "<script>" not in text
+    assert "\x1b" not in text
+
+
+def test_what_a_card_said_stays_and_old_numbers_go(model: Path) -> None:
+    (model / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- mine\n---\n# Title\n\nProse.\n")
+    first = str(fill(model))
+    assert "Prose." in first
+    assert "| pope | accuracy |" in first
+    (model.parent / "results/row/pope.json").unlink()
+    again = fill(model)
+    assert (again.data.license, again.data.tags) == ("apache-2.0", ["mine"])
+    assert "pope" not in str(again)
+    assert str(again).count("## Evaluation") == 1
+    assert str(fill(model)) == str(again)
+
+
+def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other")
+    (other / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError, match=r"^results: none of the 2 results in .+ is of .+other"):
+        card(CardConfig(directory=str(other), results=str(tmp_path / "results")))
+    assert not (other / "README.md").exists()
+
+
+def test_a_broken_card_is_one_line(model: Path) -> None:
+    (model / "README.md").write_text("---\nmodel-index: [1\n---\n")
+    with pytest.raises(UserError, match=r"README\.md: not a model card") as caught:
+        fill(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest\.json: missing"):
+        card(CardConfig(directory=str(tmp_path), results=str(tmp_path)))

@@ -1,0 +1,212 @@
+"""Publishing: what goes is what belongs to the directory, without secrets or paths of this machine, in one commit."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+from repo_server import Hub
+from report_material import items_table, put_result
+from report_study import make_study
+
+from benchmarks.publishing.publish import PublishConfig, publish
+from benchmarks.publishing.scrubbing import without_machine_paths
+from clips.artifact import write_manifest
+from clips.errors import UserError
+
+TOKEN = "hf_" + "a1B2" * 9
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub that takes uploads; what is pushed lies in its folder."""
+    server_class = type("Played", (Hub,), {"folder": tmp_path / "hub", "seen": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), server_class)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server_class
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small LLaVA with a parent that states a licence and a config that names directories of this machine."""
+    parent, found = tmp_path / "parent", tmp_path / "model"
+    for directory in (parent, found):
+        directory.mkdir()
+        (directory / "model.safetensors").write_bytes(b"\0weights")
+    write_manifest(parent, kind="encoder", config={}, licence="apache-2.0")
+    (found / "config.json").write_text('{"model_type": "llava"}')
+    (found / "config.yaml").write_text("output: /home/somebody/runs/mine\n")
+    (found / ".wandb-run").write_text("abc")
+    config = {"encoder": "/home/somebody/encoders/eyes", "url": "https://host.org/a/b"}
+    write_manifest(found, kind="llava", config=config, parents={"encoder": parent}, licence="mit")
+    return found
+
+
+def push(directory: Path, **changes: Any) -> None:
+    publish(PublishConfig(directory=str(directory), to="org/mine", **changes))
+
+
+def test_a_dry_run_lists_everything_and_asks_nobody(
+    hub: type[Hub], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(model, dry_run=True)
+    said = capsys.readouterr().out
+    assert hub.seen == []
+    assert "org/mine (models, private)" in said
+    assert "8 B  model.safetensors" in said
+    assert "manifest.json  (" in said
+    assert "left out: .wandb-run" in said
+    assert "licence: mit" in said
+    assert f"made from encoder {model.parent / 'parent'}: licence apache-2.0" in said
+    assert "`clips-bench card` writes one" in said
+
+
+def test_what_is_pushed_is_the_model_without_paths_of_this_machine(
+    hub: type[Hub], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (model / "manifest.json").read_text(encoding="utf-8")
+    push(model)
+    pushed = hub.folder / "org/mine"
+    assert {path.name for path in pushed.iterdir()} == {
+        ".private", "config.json", "config.yaml", "manifest.json", "model.safetensors",
+    }  # fmt: skip
+    assert (pushed / "model.safetensors").read_bytes() == b"\0weights"
+    manifest = json.loads((pushed / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["config"] == {"encoder": "…/eyes", "url": "https://host.org/a/b"}
+    assert manifest["parents"]["encoder"]["path"] == "…/parent"
+    assert manifest["hash"] == json.loads(before)["hash"]
+    assert (pushed / "config.yaml").read_text(encoding="utf-8") == "output: …/mine\n"
+    assert (model / "manifest.json").read_text(encoding="utf-8") == before
+    said = capsys.readouterr()
+    assert "/commit/" in said.err
+    assert TOKEN not in said.out + said.err + "".join(path.read_text("latin-1") for path in pushed.iterdir())
+    assert {authorization for _, path, authorization in hub.seen if "create" in path} == {f"Bearer {TOKEN}"}
+    push(model, message="again")  # a private repository that is there takes another commit
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub: type[Hub], model: Path) -> None:
+    (hub.folder / "org/mine").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^to: org/mine is public already"):
+        push(model)
+    assert not [*(hub.folder / "org/mine").iterdir()]
+    push(model, private=False)
+    assert (hub.folder / "org/mine/model.safetensors").is_file()
+
+
+def test_a_refusal_of_the_hub_is_one_line_without_the_token(hub: type[Hub], model: Path) -> None:
+    with pytest.raises(UserError, match=r"^to: org/refused: the hub refuses") as caught:
+        publish(PublishConfig(directory=str(model), to="org/refused"))
+    assert "\n" not in str(caught.value)
+    assert TOKEN not in str(caught.value)
+
+
+def add(name: str, text: str) -> Any:
+    return lambda model: (model / name).write_text(text, encoding="utf-8")
+
+
+def listed(name: str, text: str) -> Any:
+    """A file that the manifest knows."""
+
+    def change(model: Path) -> None:
+        (model / name).write_text(text, encoding="utf-8")
+        write_manifest(model, kind="llava", config={})
+
+    return change
+
+
+def link(model: Path) -> None:
+    (model / "model.safetensors").rename(model.parent / "elsewhere")
+    (model / "model.safetensors").symlink_to(model.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: (model / "manifest.json").unlink(), "expected an encoder, a LLaVA, a study's output or"),
+        (add("manifest.json", '{"kind": "llava"}'), "expected the manifest of a finished artifact"),
+        (add("notes.txt", "mine"), "notes.txt is not of the artifact; move it elsewhere"),
+        (
+            add("config.json", '{"model_type": "other"}'),
+            "config.json is not as its manifest has it; it was changed after it was finished",
+        ),
+        (add("config.json", '{"model_type": "LLAVA"}'), "config.json is not as its manifest has it"),
+        (
+            lambda model: (model / "model.safetensors").unlink(),
+            "model.safetensors is not as its manifest has it; it was changed after it was finished",
+        ),
+        (link, "model.safetensors is a link to a file elsewhere"),
+        (add("README.md", f"token {TOKEN}"), "README.md: line 1 holds a token of the Hugging Face hub"),
+        (add("config.yaml", "a: 1\nurl: s3://me:secret@bucket/x"), "config.yaml: line 2 holds a password"),
+        (add("summary.json", "-----BEGIN RSA PRIVATE KEY-----"), "summary.json: line 1 holds a private key"),
+        (listed("config.json", '{"_name_or_path": "/home/me/llm"}'), "config.json: names the directory /home/me/llm"),
+    ],
+)
+def test_what_must_not_go_is_refused(hub: type[Hub], model: Path, change: Any, message: str) -> None:
+    change(model)
+    with pytest.raises(UserError, match=message) as caught:
+        push(model)
+    assert TOKEN not in str(caught.value)
+    assert hub.seen == []
+
+
+def test_what_a_training_left_behind_stays_here(
+    hub: type[Hub], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "tensorboard").mkdir()
+    (model / "tensorboard/events").write_bytes(b"x")
+    push(model)
+    assert "left out: .wandb-run, tensorboard" in capsys.readouterr().out
+    assert not (hub.folder / "org/mine/tensorboard").exists()
+
+
+def test_results_go_without_the_benchmarks_pictures(
+    hub: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_result(tmp_path / "results", "row", "gqa", items_table(0.5, benchmark="gqa"))
+    push(tmp_path / "results")
+    pushed = hub.folder / "org/mine"
+    assert {path.name for path in pushed.rglob("*.*") if path.name != ".private"} == {"gqa.json"}
+    assert "(data sets, private)" in capsys.readouterr().out
+    assert any(path == "/api/datasets/org/mine/commit/main" for _, path, _ in hub.seen)
+    push(tmp_path / "results", pictures=True)
+    assert (pushed / "row/gqa.items.parquet").is_file()
+
+
+def test_an_unfinished_study_stays(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"unfinished: step llava-net-tiny-s0 is not done, nor are 1 more"):
+        push(make_study(tmp_path, monkeypatch))
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("clips train --config /home/me/x.yaml --a b", "clips train --config …/x.yaml --a b"),
+        ("~/.cache/clips", "…/clips"),
+        ("file:///home/me/x", "file:…/x"),
+        (r"C:\\Users\\me\\x", "…/x"),
+        ("https://host.org/a/b s3://bucket/a/b runs/demo/x yes/no </b> 1/2/3", None),
+        (r"{\"post\": \"\\n\\nAnswer\"}", None),
+    ],
+)
+def test_paths_of_the_machine_are_shortened_and_nothing_else(text: str, left: str | None) -> None:
+    assert without_machine_paths(text) == ((left, 1) if left else (text, 0))
+
+
+@pytest.mark.parametrize("name", ["mine", "a/b/c", "../x", "org/", "-a/b"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"^to: expected ORG/NAME"):
+        PublishConfig(directory="x", to=name)

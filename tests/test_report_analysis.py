@@ -1,0 +1,253 @@
+"""What the report's figures work out: differences, correlations, costs, kinds of items."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_material import SKILLS, items_table, put_result, put_results
+from scipy import stats
+
+from benchmarks.mllm.metrics import items_table as answered
+from benchmarks.report.categories import category_figures, category_tables
+from benchmarks.report.cost import COSTS, Training, cost_figures, cost_points, encoder_flops, training_hours
+from benchmarks.report.figure import FigureSet
+from benchmarks.report.forest import forest_plots
+from benchmarks.report.model import Report, build_report
+from benchmarks.report.relation import correlation, relations_of, retrieval_against_mllm
+from benchmarks.report.source import read_source
+from benchmarks.study.record import RowRecord
+
+FOUR = SKILLS | {"best": 0.9}
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    return build_report(put_results(tmp_path / "results", FOUR), baseline="clip")
+
+
+def only(found: FigureSet | None, name: str):
+    assert found is not None
+    (figure,) = [figure for figure in found.figures if figure.name == name]
+    return figure
+
+
+def test_a_forest_plot_says_what_the_table_says(report):
+    figure = only(forest_plots(report), "forest-pope-accuracy")
+    column = next(column for column in report.table.columns if column.metric == "accuracy")
+    deltas = {cell.row: cell.delta for cell in report.table.column_cells(column) if cell.delta}
+    assert [row[0] for row in figure.rows] == sorted(deltas, key=lambda row: -deltas[row].value)
+    told = {row[0]: (row[1], row[4]) for row in figure.rows}
+    assert told["best"] == (f"+{deltas['best'].value:.1f}", "better")
+    assert told["untrained"][1] == "worse"
+    assert "best" in figure.alt
+    assert "untrained" in figure.alt
+    assert forest_plots(build_report(report.source.directory)) is None  # no baseline
+
+
+def test_a_difference_that_was_not_shown_is_not_told_as_one(tmp_path):
+    for row in ("one", "other"):
+        put_result(tmp_path, row, "pope", items_table(0.5 if row == "one" else 0.51, benchmark="pope"))
+    figure = only(forest_plots(build_report(tmp_path, baseline="one")), "forest-pope-accuracy")
+    assert figure.rows[0][4] == "not shown"
+    assert figure.alt.endswith("none of 1 was shown to differ.")
+
+
+@pytest.mark.parametrize("kind", ["spearman", "pearson"])
+def test_correlations_are_scipys_and_their_test_tries_all_orders(kind):
+    x, y = [3.0, 1.0, 4.0, 1.5, 9.0], [2.0, 1.0, 3.0, 5.0, 8.0]
+    found = correlation(kind, x, y)
+    compute = stats.spearmanr if kind == "spearman" else stats.pearsonr
+    assert found.value == pytest.approx(compute(x, y).statistic)
+    every = [compute(order, y).statistic for order in itertools.permutations(x)]
+    above, below = (np.mean([sign * each >= sign * found.value - 1e-9 for each in every]) for sign in (1, -1))
+    assert found.p_value == pytest.approx(min(1, 2 * min(above, below)))
+    assert found.low < found.value < found.high
+
+
+def test_the_interval_of_a_correlation_is_fishers():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=12)
+    y = x + rng.normal(size=12)
+    pearson = correlation("pearson", x, y)
+    expected = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert (pearson.low, pearson.high) == pytest.approx((expected.low, expected.high))
+    spearman = correlation("spearman", x, y)
+    half = 1.959964 * math.sqrt((1 + spearman.value**2 / 2) / 9)
+    assert math.atanh(spearman.high) - math.atanh(spearman.value) == pytest.approx(half, rel=1e-4)
+
+
+def test_four_rows_in_perfect_order_are_not_taken_for_certainty():
+    found = correlation("spearman", [1, 2, 3, 4], [1, 2, 3, 4])
+    assert (found.value, found.high) == (1, 1)
+    assert found.low < 0
+    assert found.p_value == pytest.approx(2 / 24)
+    assert correlation("pearson", [1, 2, 3, 4], [5, 5, 5, 5]) is None
+
+
+def test_retrieval_is_set_against_every_mllm_benchmark(report):
+    found = retrieval_against_mllm(report)
+    assert [figure.name for figure in found.figures] == ["relation-retrieval-gqa", "relation-retrieval-pope"]
+    assert [line[0] for line in found.rows] == [
+        "retrieval T→I R@1 and gqa exact match",
+        "retrieval T→I R@1 and pope accuracy",
+    ]
+    x, y = (next(c for c in report.table.columns if c.benchmark == name) for name in ("retrieval", "pope"))
+    (relation,) = relations_of(report, x, y)
+    assert relation.spearman.value == 1
+    assert found.rows[1][1:4] == ("4", "1.00", f"−{abs(relation.spearman.low):.2f} to 1.00")
+    assert float(found.rows[1][4]) == pytest.approx(2 * 2 / 24, abs=1e-3)  # two tests, corrected
+
+
+def test_three_rows_are_no_correlation_and_the_page_says_so(tmp_path):
+    report = build_report(put_results(tmp_path / "results"))
+    found = retrieval_against_mllm(report)
+    assert found.figures == ()
+    assert found.lead.startswith("3 rows have both a retrieval and an MLLM score. A correlation takes 4 rows")
+
+
+def test_rows_of_two_llms_and_cells_measured_otherwise_are_not_mixed(report):
+    rows = tuple(dataclasses.replace(row, llm="a" if row.name == "clip" else "b") for row in report.table.rows)
+    mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
+    assert retrieval_against_mllm(mixed).figures == ()
+    put_result(
+        report.source.directory,
+        "clip",
+        "pope",
+        items_table(0.45, benchmark="pope", seed=1),
+        protocol={"prompt": "other"},
+    )
+    again = retrieval_against_mllm(build_report(report.source.directory))
+    assert [figure.name for figure in again.figures] == ["relation-retrieval-gqa"]
+
+
+def write_training(directory: Path, **manifest: object) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return directory
+
+
+def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
+    encoder = write_training(tmp_path / "e", samples_seen=3000, seconds=1800, processes=2)
+    llava = write_training(tmp_path / "l", seconds=5400)
+    assert training_hours(Training(encoder=encoder)) == 0.5
+    assert training_hours(Training(encoder=encoder, others=(llava,))) == 2.0
+    assert training_hours(Training(encoder=encoder, others=(tmp_path / "gone",))) is None
+    assert encoder_flops(Training(encoder=encoder)) is None
+    lines = [  # 100 GFLOPs a sample, then 400 of larger pictures; a line stands twice after a resumption
+        {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0},
+        {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
+        {"samples_seen": 2000, "tflops": 10.0, "samples_per_second": 200.0},
+        {"samples_seen": 3000, "tflops": 10.0, "samples_per_second": 50.0},
+        {"samples_seen": 3000, "loss": 1.0},
+    ]
+    (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert encoder_flops(Training(encoder=encoder)) == pytest.approx(2000 * 1e11 + 1000 * 4e11)
+
+
+def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report, tmp_path):
+    cost = {"untrained": 0, "clip": 100, "clips": 100, "best": None}
+    rows = []
+    for row in report.table.rows:
+        if cost[row.name] is not None:
+            write_training(report.source.directory / row.name, samples_seen=cost[row.name], seconds=1)
+        rows.append(dataclasses.replace(row, artifacts={"encoder": row.name} if cost[row.name] is not None else {}))
+    trained = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=tuple(rows)))
+    column = next(column for column in report.table.columns if column.metric == "accuracy")
+    points = cost_points(trained, column, COSTS[0])
+    assert [(point.cell.row, point.cost, point.front) for point in points] == [
+        ("untrained", 0, True),
+        ("clips", 100, True),
+        ("clip", 100, False),
+    ]
+    figure = only(cost_figures(trained), "cost-samples-pope-accuracy")
+    assert figure.alt.endswith("on the Pareto front: untrained and clips.")
+    assert cost_figures(report) is None  # nothing was trained
+
+
+def with_kinds(skills: dict[str, float], count: int = 240):
+    """Items of which the better row is better on one kind alone."""
+    parts = [items_table(skill, benchmark="pope", count=count) for skill in skills.values()]
+    items = parts[0].copy()
+    kinds = np.array([*skills])[np.arange(count) // 2 % len(skills)]
+    for kind, part in zip(skills, parts, strict=True):
+        chosen = kinds == kind
+        for name in ("score", "hit", "hit5"):
+            items.loc[chosen, name] = part.loc[chosen, name]
+    return items.assign(category=kinds)
+
+
+def test_a_benchmark_is_told_kind_by_kind_with_tested_differences(tmp_path):
+    put_result(tmp_path, "clip", "pope", with_kinds({"random": 0.5, "popular": 0.5}))
+    put_result(tmp_path, "clips", "pope", with_kinds({"random": 0.9, "popular": 0.5}))
+    report = build_report(tmp_path, baseline="clip")
+    (table,) = category_tables(report.source)
+    cells = {(cell.row, cell.column.metric): cell for cell in table.cells.values()}
+    items = with_kinds({"random": 0.9, "popular": 0.5})
+    assert cells["clips", "random"].value == pytest.approx(100 * items[items["category"] == "random"]["hit"].mean())
+    assert cells["clips", "random"].low < cells["clips", "random"].value < cells["clips", "random"].high
+    assert cells["clips", "random"].delta.significant
+    assert not cells["clips", "popular"].delta.significant
+    figure = only(category_figures(report), "kinds-pope")
+    assert figure.heads == ("kind", "items", "clip", "clips")
+    assert [row[:2] for row in figure.rows] == [("popular", "120"), ("random", "120")]
+    assert "(▲ +" in figure.rows[1][3]
+    assert "≈" in figure.rows[0][3]
+    assert figure.alt.endswith("shown to differ from the baseline: clips better on random.")
+
+
+def test_p_values_of_all_kinds_are_corrected_together(tmp_path):
+    for benchmark in ("pope", "gqa"):
+        put_result(tmp_path, "clip", benchmark, with_kinds({"a": 0.5, "b": 0.5}))
+        put_result(tmp_path, "clips", benchmark, with_kinds({"a": 0.9, "b": 0.5}))
+    tables = category_tables(build_report(tmp_path, baseline="clip").source)
+    assert [table.comparisons for table in tables] == [4, 4]
+    smallest = min(cell.delta.p_value for table in tables for cell in table.cells.values() if cell.delta)
+    assert smallest == pytest.approx(4 / 2001, rel=1e-6)  # one by the test's draws, times four
+
+
+def test_items_of_one_kind_or_of_a_thousand_make_no_figure(tmp_path):
+    put_result(tmp_path, "clip", "pope", items_table(0.5, benchmark="pope").assign(category="one"))
+    put_result(tmp_path, "clip", "gqa", items_table(0.5, benchmark="gqa").assign(category=[str(i) for i in range(120)]))
+    assert category_figures(build_report(tmp_path)) is None
+
+
+def test_kinds_of_rows_measured_otherwise_are_left_out(tmp_path):
+    put_result(tmp_path, "clip", "pope", with_kinds({"a": 0.5, "b": 0.5}))
+    put_result(tmp_path, "clips", "pope", with_kinds({"a": 0.9, "b": 0.5}), protocol={"prompt": "other"})
+    (table,) = category_tables(build_report(tmp_path, baseline="clip").source)
+    assert [row.name for row in table.rows] == ["clip"]
+
+
+def test_kinds_of_several_seeds_are_means_with_tests_over_seeds(tmp_path):
+    rows = []
+    for seed in range(3):
+        for encoder, skill in (("clip", 0.3), ("clips", 0.6 + 0.1 * seed)):
+            items = items_table(skill, benchmark="pope", seed=seed)
+            put_result(tmp_path, f"{encoder}-{seed}", "pope", items.assign(category=["a", "a", "b", "b"] * 30))
+            baseline = None if encoder == "clip" else f"clip-{seed}"
+            rows.append(RowRecord(name=f"{encoder}-{seed}", encoder=encoder, seed=seed, baseline=baseline))
+    source = dataclasses.replace(read_source(tmp_path), rows=tuple(rows))
+    (table,) = category_tables(source)
+    assert [row.name for row in table.rows] == ["clip-0", "clips-0"]
+    cell = table.cells["clips-0", "pope", "a"]
+    assert len(cell.by_seed) == 3
+    assert cell.value == pytest.approx(np.mean([*cell.by_seed.values()]))
+    assert (cell.delta.baseline, table.comparisons) == ("clip-0", 2)
+
+
+def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
+    def kind(**doc):
+        sample = {"doc_id": 0, "doc": {"question": "q", **doc}, "filtered_resps": ["a"], "target": "a"}
+        return answered([sample], {}, {}, "")["category"].tolist()
+
+    types = {"structural": "verify", "semantic": "attr", "detailed": "verifyColor"}
+    assert kind(types=types) == ["verify"]
+    assert kind(category="random") == ["random"]
+    assert kind(types=None, type="colour") == ["colour"]
+    assert kind() == [""]

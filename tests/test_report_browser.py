@@ -1,0 +1,238 @@
+"""The page in a headless Chromium: what it does, how it fits, what can be read and reached."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_material import SKILLS, items_table, put_failure, put_result, put_results
+from report_study import make_study
+
+from benchmarks.report.model import build_report
+from benchmarks.report.page import render_page
+
+CHROMIUM = Path("/usr/bin/chromium")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"needs a Chromium at {CHROMIUM}")
+WIDTHS = (360, 768, 1440)
+LONG_NAME = "a-model-" + "of-a-very-long-name-" * 6
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of five rows: one of a long name, one that failed and was measured otherwise."""
+    directory = tmp_path_factory.mktemp("browser")
+    results = put_results(directory / "results", SKILLS | {LONG_NAME: 0.3})
+    put_failure(results, "broken", "pope", "out of memory <img src=x onerror=alert(1)>")
+    put_result(results, "broken", "gqa", items_table(0.5, benchmark="gqa", seed=2), protocol={"prompt": "other"})
+    file = directory / "index.html"
+    file.write_text(render_page(build_report(results, baseline="clip")), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a study, which has sections that bare results have not."""
+    directory = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        output = make_study(directory, patch)
+    file = directory / "index.html"
+    file.write_text(render_page(build_report(output)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def complaints() -> list[str]:
+    """What the console said and what the page asked for, over the whole module."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def opened(browser, file, complaints) -> Iterator[Any]:
+    """One page for all tests; each loads it anew, which takes no time."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    page.set_default_timeout(5000)
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.append(request.url))
+    page.on("dialog", lambda dialog: complaints.append(dialog.message))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(opened, file, complaints) -> Any:
+    opened.set_viewport_size({"width": 1440, "height": 900})
+    opened.emulate_media(media="screen", color_scheme="light")
+    opened.goto(file.as_uri())
+    yield opened
+    asked = [
+        each for each in complaints if not re.match(r"data:image/jpeg|file://.*/(browser|study)0/index.html", each)
+    ]
+    complaints.clear()
+    assert asked == []
+
+
+def shown_rows(page) -> list[str]:
+    return page.locator("table.main tbody tr:visible th .row").all_inner_texts()
+
+
+def test_the_table_sorts_by_a_column_and_says_so(page):
+    before = shown_rows(page)
+    head = page.locator("tr.heads th").nth(2)  # pope, which one row failed
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert shown_rows(page) == ["clips", "clip", LONG_NAME, "untrained", "broken"]
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert shown_rows(page) == ["untrained", LONG_NAME, "clip", "clips", "broken"]
+    page.locator("tr.heads th").nth(0).get_by_role("button").click()
+    assert shown_rows(page) == sorted(before)
+    assert head.get_attribute("aria-sort") is None
+
+
+def test_rows_and_columns_can_be_chosen(page):
+    page.get_by_text("Choose rows and columns").click()
+    assert len(shown_rows(page)) == 5
+    page.get_by_label("Rows with").fill("CLIP s")
+    assert shown_rows(page) == ["clips"]
+    assert page.locator("#filter output").inner_text() == "1 of 5 rows"
+    heads = page.locator("tr.groups th:visible")
+    assert heads.all_inner_texts() == ["gqa", "pope", "retrieval"]
+    cells = page.locator("table.main tbody tr:visible td:visible").count()
+    page.get_by_role("checkbox", name="pope").uncheck()
+    assert heads.all_inner_texts() == ["gqa", "retrieval"]
+    assert page.locator("table.main tbody tr:visible td:visible").count() == cells - 1
+    page.get_by_label("Rows with").fill("nothing of that name")
+    assert shown_rows(page) == []
+
+
+def test_all_links_lead_somewhere(page):
+    targets = page.locator("a[href]").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert len(targets) > 8
+    assert all(target.startswith("#") for target in targets)
+    missing = page.evaluate("targets => targets.filter(each => !document.getElementById(each.slice(1)))", targets)
+    assert missing == []
+
+
+def test_a_failed_and_an_unlike_cell_are_explained_in_text_and_by_a_link_to_it(page):
+    failed = page.locator("table.main a.gap.failed")
+    assert "out of memory" in failed.get_attribute("title")
+    note = page.locator(failed.get_attribute("href"))
+    assert note.inner_text() == "broken on pope: failed: out of memory <img src=x onerror=alert(1)>."
+    unlike = page.get_by_role("link", name="measured otherwise, see the note").first
+    assert "measured otherwise" in page.locator(unlike.get_attribute("href")).inner_text()
+    assert "prompt" in unlike.get_attribute("title")
+
+
+@pytest.mark.parametrize("which", ["results", "study"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_sticks_out_to_the_side(page, file, study_file, width, which):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto({"results": file, "study": study_file}[which].as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".narrow").is_visible() == (width == 360)
+    assert page.locator(".wide").is_visible() == (width != 360)
+
+
+def test_row_names_stay_where_the_table_scrolls(page):
+    page.add_style_tag(content="table.main { min-width: 120rem }")
+    box = page.locator(".wide")
+    assert box.evaluate("box => box.scrollWidth > box.clientWidth")
+    box.evaluate("box => box.scrollLeft = 300")
+    left = page.locator("table.main tbody th").first.bounding_box()["x"]
+    assert left == pytest.approx(box.bounding_box()["x"], abs=2)
+
+
+def test_the_keyboard_reaches_everything_and_focus_is_seen(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    assert page.locator(".skip").bounding_box()["x"] >= 0
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main")
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        style = page.evaluate("""() => {
+            const at = document.activeElement;
+            const seen = at.matches('.scheme input') ? at.nextElementSibling : at;
+            const style = getComputedStyle(seen);
+            return [at.tagName, style.outlineStyle, parseFloat(style.outlineWidth)];
+        }""")
+        if style[0] != "BODY":
+            reached.append(style[0])
+            assert style[1] != "none", style
+            assert style[2] >= 1, style
+    assert {"A", "BUTTON", "SUMMARY", "DIV"} <= {*reached}
+
+
+def test_scripts_are_needed_for_sorting_and_filtering_only(browser, file):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(file.as_uri())
+    assert page.locator("#filter").is_hidden()
+    assert page.locator("tr.heads button").count() == 0
+    assert page.locator("table.main tbody tr").count() == 5
+    page.locator("summary", has_text="metrics with their intervals").click()
+    assert page.get_by_role("table", name="All metrics of all rows").is_visible()
+    page.locator("label", has_text="dark").click()
+    assert page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor") == "rgb(21, 23, 26)"
+    page.close()
+
+
+def test_colours_follow_the_system_and_the_choice(page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(ground)
+    assert light != dark
+    page.locator("label", has_text="light").click()
+    assert page.evaluate(ground) == light
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize(
+    ("which", "scheme", "width"),
+    [
+        ("results", "light", 1440),
+        ("study", "dark", 360),
+        pytest.param("study", "dark", 1440, marks=pytest.mark.slow),
+        pytest.param("results", "light", 360, marks=pytest.mark.slow),
+    ],
+)
+def test_axe_finds_nothing_to_mend(page, file, study_file, which, scheme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto({"results": file, "study": study_file}[which].as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    found = axe.run(page, options={"runOnly": {"type": "tag", "values": tags}})
+    passed = {rule["id"] for rule in found.response["passes"]}
+    assert {"color-contrast", "scrollable-region-focusable", "heading-order"} <= passed
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_it_prints_in_black_on_white_with_the_whole_table(page, tmp_path):
+    page.emulate_media(media="print")
+    assert page.locator("nav").is_hidden()
+    assert page.locator("#filter").is_hidden()
+    assert page.locator(".wide").is_visible()
+    assert page.locator(".narrow").is_hidden()
+    page.evaluate("document.querySelector('.wide').classList.add('broad')")  # as where no paper is wide enough
+    assert page.locator(".wide").is_hidden()
+    assert page.locator(".narrow").is_visible()
+    page.pdf(path=str(tmp_path / "page.pdf"))
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

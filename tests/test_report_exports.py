@@ -1,0 +1,200 @@
+"""What a report is exported as: LaTeX that compiles, JSON by its schema, figures that stand alone, chosen parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import jsonschema
+import pytest
+from report_material import items_table, put_failure, put_result, put_results
+from report_study import make_study
+
+from benchmarks.report.command import ReportConfig
+from benchmarks.report.command import report as write_report
+from benchmarks.report.formats import FORMATS
+from benchmarks.report.formats.json_lines import SCHEMA, SCHEMA_FILE
+from benchmarks.report.formats.latex import latex_text
+from benchmarks.report.model import Report, build_report
+from benchmarks.report.selection import Selection
+from clips.artifact import say
+from clips.commandline.commands import Command, run_commands
+from clips.errors import UserError
+
+NASTY = r"a&b % $c$ #d _e_ {f} ~g ^h \input{/etc/passwd} <i> |j| ünïß Łódź α→β −3 Привет 中文 😀" + "\x1b[31m\u202e\x07"
+TEX = shutil.which("pdflatex") and shutil.which("kpsewhich")
+
+
+def renamed(report: Report, name: str, to: str) -> Report:
+    """The report with another name of a row, of any characters: result files refuse most of them."""
+    rows = tuple(dataclasses.replace(row, name=to) if row.name == name else row for row in report.table.rows)
+    cells = {((to if key[0] == name else key[0]), *key[1:]): cell for key, cell in report.table.cells.items()}
+    return dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows, cells=cells))
+
+
+@pytest.fixture
+def nasty(tmp_path: Path) -> Report:
+    """A report whose names, title and reasons are as bad as they come, with a gap and a large negative number."""
+    put_results(tmp_path)
+    put_failure(tmp_path, "clip", "pope", NASTY)
+    path = tmp_path / "clip" / "gqa.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["metrics"]["exact_match"] |= {"value": -12.345, "low": -13.0, "high": 5.0, "label": NASTY}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    built = renamed(build_report(tmp_path, baseline="untrained"), "clips", NASTY)
+    return dataclasses.replace(built, answer=NASTY, source=dataclasses.replace(built.source, title=NASTY))
+
+
+@pytest.mark.skipif(not TEX, reason="needs pdflatex")
+def test_the_latex_table_compiles(nasty: Report, tmp_path: Path) -> None:
+    if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
+        pytest.skip("needs booktabs")
+    (tmp_path / "table.tex").write_text(FORMATS["latex"].render(nasty), encoding="utf-8")
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table}\end{document}"
+    (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
+    command = ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "undefined" not in done.stdout.casefold()
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        (r"a&b_c#d%e$f{g}", r"a\&b\_c\#d\%e\$f\{g\}"),
+        (r"x\y~z^", r"x{\textbackslash}y{\textasciitilde}z{\textasciicircum}"),
+        ("T→I ↓ −3|4", r"T$\rightarrow$I $\downarrow$ $-$3\textbar{}4"),
+        ("1\u202f234", r"1\,234"),
+        ("é\nα", r"\'e \ensuremath{\alpha}"),
+        ("中Я", "U+4E2DU+042F"),
+        ("\x1b[1m", "?[1m"),
+    ],
+)
+def test_text_is_what_latex_prints(text: str, latex: str) -> None:
+    assert latex_text(text) == latex
+
+
+def test_nothing_in_the_latex_table_is_a_command_of_others(nasty: Report) -> None:
+    text = FORMATS["latex"].render(nasty)
+    assert "\\input" not in "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert r"$-$1\,234.5" in text
+
+
+def test_benchmarks_stand_above_their_metrics(tmp_path: Path) -> None:
+    put_results(tmp_path)
+    lines = FORMATS["latex"].render(build_report(tmp_path)).splitlines()
+    top = lines.index("\\toprule")
+    assert lines[top + 1 : top + 4] == [
+        r" & \multicolumn{1}{c}{gqa} & \multicolumn{1}{c}{pope} & \multicolumn{2}{c}{retrieval} \\",
+        r"\cmidrule(lr){2-2} \cmidrule(lr){3-3} \cmidrule(lr){4-5}",
+        r" & exact match & accuracy & T$\rightarrow$I R@1 & T$\rightarrow$I R@5 \\",
+    ]
+
+
+def test_every_line_of_json_is_of_the_schema(nasty: Report, tmp_path: Path) -> None:
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["version"] == SCHEMA == schema["properties"]["schema"]["const"]
+    lines = [json.loads(line) for line in FORMATS["json"].render(nasty).splitlines()]
+    assert len(lines) == 12
+    for line in lines:
+        jsonschema.validate(line, schema)
+    assert {line["gap"] is None for line in lines} == {True, False}
+    assert {line["delta"] is None for line in lines} == {True, False}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(lines[0] | {"more": 1}, schema)
+
+
+def test_control_characters_reach_no_text_format(nasty: Report) -> None:
+    for name in ("html", "csv", "markdown", "latex"):
+        assert not {"\x1b", "\x07", "\u202e"} & set(FORMATS[name].render(nasty))
+
+
+def test_figures_are_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path, monkeypatch)
+    write_report(ReportConfig(directory=str(study), output=str(tmp_path / "report"), formats="svg,pdf"))
+    names = {path.name for path in (tmp_path / "report/figures").iterdir()}
+    assert {Path(name).stem for name in names if name.endswith(".svg")}
+    assert len({Path(name).stem for name in names}) * 2 == len(names)
+    for name in names:
+        content = (tmp_path / "report/figures" / name).read_bytes()
+        assert content.startswith(b"%PDF-") if name.endswith(".pdf") else ElementTree.fromstring(content).tag
+        assert b"var(--" not in content
+
+
+def test_messages_reach_a_terminal_without_commands_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say("made \x1b]0;title\x07 of \u202ename")
+    nasty = str(Path("/nowhere") / "\x1b[31mred\x07")
+    command = Command(help="", target="benchmarks.report.command:report", positional=("directory",))
+    assert run_commands("clips-bench", "", {"report": command}, ["report", nasty]) == 2
+    said = capsys.readouterr().err
+    assert "[31mred" in said
+    assert "title" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
+def deltas(report: Report) -> dict[tuple[str, str, str], float]:
+    return {key: cell.delta.p_value for key, cell in report.table.cells.items() if cell.delta}
+
+
+def test_columns_are_chosen_after_the_tests(tmp_path: Path) -> None:
+    put_results(tmp_path)
+    whole = build_report(tmp_path, baseline="clip")
+    part = build_report(tmp_path, baseline="clip", selection=Selection(columns=("pope:accuracy", "gqa")))
+    assert [(column.benchmark, column.metric) for column in part.table.columns] == [
+        ("pope", "accuracy"),
+        ("gqa", "exact_match"),
+    ]
+    assert deltas(part) == {key: p for key, p in deltas(whole).items() if key[1] != "retrieval"}
+    assert part.table.comparisons == whole.table.comparisons
+    assert "Left out of this table: 2 of 4 columns. Tests are corrected for all columns" in part.remarks[0]
+    assert "retrieval" not in part.answer
+    assert not any(remark.startswith("Left out") for remark in whole.remarks)
+
+
+def test_a_metric_that_the_main_table_lacks_can_be_asked_for(tmp_path: Path) -> None:
+    put_results(tmp_path)
+    part = build_report(tmp_path, selection=Selection(columns=("pope:Share of Yes", "pope:yes")))
+    assert [column.metric for column in part.table.columns] == ["yes"]
+    assert all(part.table.cell(row, part.table.columns[0]).value is not None for row in part.table.rows)
+
+
+def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
+    put_results(tmp_path)
+    part = build_report(tmp_path, baseline="clip", selection=Selection(rows=("untrained", "clip")))
+    assert [row.name for row in part.table.rows] == ["untrained", "clip"]
+    assert {cell.row for cell in part.table.cells.values() if cell.mark == "best"} == {"clip"}
+    assert part.table.comparisons == 4
+    assert part.remarks[0].startswith("Left out of this table: 1 of 3 rows.")
+    alone = build_report(tmp_path, baseline="clip", selection=Selection(rows=("c*s", "untrained")))
+    assert [row.name for row in alone.table.rows] == ["clips", "untrained"]
+    assert not deltas(alone)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (Selection(rows=("clap",)), r"unknown row in 'rows' 'clap'; did you mean 'clip"),
+        (Selection(columns=("pop",)), r"unknown benchmark in 'columns' 'pop'; did you mean 'pope'"),
+        (Selection(columns=("pope:accurate",)), r"unknown metric of pope in 'columns' 'accurate'; did you mean 'acc"),
+    ],
+)
+def test_an_unknown_row_or_column_is_named(tmp_path: Path, selection: Selection, message: str) -> None:
+    put_results(tmp_path)
+    with pytest.raises(UserError, match=message):
+        build_report(tmp_path, selection=selection)
+
+
+def test_a_chosen_part_stands_beside_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_result(tmp_path, "one", "gqa", items_table(0.5, benchmark="gqa"))
+    put_result(tmp_path, "one", "pope", items_table(0.5, benchmark="pope"))
+    write_report(ReportConfig(directory=str(tmp_path), formats="markdown, csv", columns="pope"))
+    assert {path.name for path in (tmp_path / "report-chosen").iterdir()} == {"table.md", "table.csv"}
+    assert "gqa" not in (tmp_path / "report-chosen/table.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "report").exists()
+    assert "report-chosen/table.md" in capsys.readouterr().err

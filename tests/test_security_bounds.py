@@ -1,0 +1,171 @@
+"""Small things that stand for large ones: pictures, texts, JSON and YAML that would take a machine's memory or days."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+
+from benchmarks.study.reading import read_study
+from clips import cli, encoder
+from clips.commandline import configfile
+from clips.commandline.configfile import StrictLoader
+from clips.data import images, tars
+from clips.data.images import BadImageError, decode_image
+from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.errors import UserError
+from clips.jsontext import parse_json
+from clips.model import tokenizer
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header states any size."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 12_000), (2**31 - 1, 1), (60_000, 60_000)])
+def test_a_picture_that_states_a_giant_size_is_not_decoded(size: tuple[int, int]) -> None:
+    with pytest.raises(BadImageError, match="picture too large"):
+        decode_image(claiming(*size))
+
+
+@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (3, 601)])
+def test_a_picture_like_a_thread_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(BadImageError, match="too long and narrow"):
+        decode_image(encoded(Image.new("RGB", size), "PNG"))
+
+
+def test_pictures_of_usual_kinds_are_decoded() -> None:
+    picture = Image.new("RGB", (600, 3), "red")
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "MPO"):
+        assert decode_image(encoded(picture, kind)).size == (600, 3), kind
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "SGI", "TGA", "DDS"])
+def test_no_other_decoder_is_reached(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.new("RGB", (32, 32)), kind)
+    Image.open(io.BytesIO(content)).close()  # Pillow knows it
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.check_call", started.append)
+    with pytest.raises(BadImageError, match="undecodable"):
+        decode_image(content)
+    assert not started
+
+
+def test_a_picture_within_text_chunks_that_unpack_to_gigabytes_is_refused() -> None:
+    whole = encoded(Image.new("RGB", (4, 4)), "PNG")
+    text = b"bomb\0\0" + zlib.compress(bytes(80 * 2**20), 9)
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    with pytest.raises(BadImageError):
+        decode_image(whole[:33] + chunk + whole[33:])
+
+
+def test_a_member_of_a_tar_larger_than_any_picture_is_a_bad_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in (
+            ("a.json", b'{"web_caption": "a"}'),
+            ("a.png", encoded(Image.new("RGB", (4, 4)), "PNG") + bytes(9000)),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = open_source(SourceConfig(path=str(tmp_path), synthetic=None))
+    assert len(source.read(0, np.random.default_rng()).image) > 9000
+    monkeypatch.setattr(tars, "MOST_BYTES", 9000)
+    with pytest.raises(BadSampleError, match="unreadable"):
+        source.read(0, np.random.default_rng())
+
+
+def test_a_packed_tar_is_refused(tmp_path: Path) -> None:
+    for kind in ("gz", "xz"):
+        with tarfile.open(tmp_path / f"{kind}.tar", f"w:{kind}") as tar:  # type: ignore[call-overload]
+            member = tarfile.TarInfo("a.json")
+            member.size = 2**20
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+        with pytest.raises(UserError, match="uncompressed tar"):
+            tars.index_tar(tmp_path / f"{kind}.tar")
+
+
+def test_a_text_of_a_megabyte_is_cut_before_it_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+    monkeypatch.setattr(tokenizer, "clean", lambda text: looked_at.append(len(text)) or text)
+    rows = tokenizer.ClipsTokenizer()(["a red car. " * 100_000, "ä" * 2**20, " " * 2**20 + "car", "a car"])
+    assert max(looked_at) <= 80 * tokenizer.CHARACTERS_A_TOKEN
+    assert (rows[2, 1], rows[2, 2]) == (tokenizer.ClipsTokenizer()(["car"])[0, 1], tokenizer.EOS)
+
+
+def test_cutting_changes_no_tokens() -> None:
+    long = "a red car near 3 trees, " * 2000
+    assert len(tokenizer.shortened(long, 77)) == 77 * tokenizer.CHARACTERS_A_TOKEN
+    stock = SimpleTokenizer()
+    assert (encoder._shortening(stock)([long, "a car"]) == stock([long, "a car"])).all()
+    ours = tokenizer.ClipsTokenizer()
+    assert (ours([long]) == ours([long[:3000]])).all()
+
+
+def test_words_without_end_are_not_remembered() -> None:
+    tokenizer._ids_of.cache_clear()
+    tokenizer.ClipsTokenizer()(["a" * 3000 + " car"])
+    assert tokenizer._ids_of.cache_info().currsize == 1
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, b"\xff", "{", ""])
+def test_what_is_no_json_is_one_kind_of_error(content: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_json(content)
+
+
+def test_half_characters_become_question_marks() -> None:
+    assert parse_json(r'{"a \ud83d b": ["\ude00", "\ud83d\ude00", "ü"]}') == {"a ? b": ["?", "😀", "ü"]}
+    assert parse_json(json.dumps("😀")) == "😀"
+    assert parse_json("\ufeff[1]".encode()) == [1]
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(("text", "message"), [(BOMB, "aliases make more than"), ("a: " + "[" * 1500, "too deeply")])
+def test_yaml_that_would_fill_the_memory_is_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    monkeypatch.setattr("sys.argv", ["clips", "train", "--config", str(path)])
+    assert cli.main() == 2
+    told = capsys.readouterr().err
+    assert str(path) in told
+    assert message in told
+    with pytest.raises(UserError, match=message):
+        read_study(path)
+
+
+def test_large_plain_yaml_and_aliases_pass() -> None:
+    text = "a: &a [1, 2]\nb: *a\n" + "c: [" + "1, " * 5000 + "1]\n"
+    assert yaml.load(text, Loader=StrictLoader)["b"] == [1, 2]
+    assert configfile.MOST_VALUES > 10_000
+    assert images.MAX_ASPECT >= 100

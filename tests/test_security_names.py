@@ -1,0 +1,157 @@
+"""What data name, a picture above all: a file below their folder or an address, never anything else of the machine."""
+
+from __future__ import annotations
+
+import http.server
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import clips_world
+import numpy as np
+import pandas as pd
+import pytest
+from serving import Quiet, address, serve
+
+from benchmarks.data import hub_tables
+from clips.data import named
+from clips.data.images import open_image
+from clips.data.sources import BadSampleError, SourceConfig, open_source
+from clips.data.sources.base import picture_bytes
+from clips.data.tars import index_tar
+from clips.errors import UserError
+
+PICTURE = clips_world.picture(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of pictures with one beside it."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for path in ("in/a.png", "in/deep/b.png", "beside.png"):
+        (tmp_path / path).write_bytes(PICTURE)
+    return tmp_path / "in"
+
+
+def test_pictures_in_the_folder_are_read(folder: Path) -> None:
+    inside = ["a.png", "./deep/b.png", "deep/../a.png", str(folder / "a.png"), (folder / "a.png").as_uri()]
+    assert [picture_bytes(name, folder) for name in inside] == [PICTURE] * len(inside)
+    assert picture_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../beside.png", "deep/../../beside.png", "{root}/beside.png", "file://{root}/beside.png", "file:///etc/passwd"],
+)
+def test_none_outside_of_it(folder: Path, name: str) -> None:
+    wanted = name.format(root=folder.parent)
+    for found in (wanted, {"bytes": None, "path": wanted}):
+        with pytest.raises(BadSampleError, match=r"outside the folder of pictures \(data source's 'images'\)"):
+            picture_bytes(found, folder)
+
+
+def test_a_table_runs_no_command(folder: Path) -> None:
+    ran = folder / "ran"
+    frame = pd.DataFrame({"image": ["a.png", f"pipe:touch {ran}; cat {folder}/a.png"], "text": ["a", "b"]})
+    frame.to_csv(folder / "table.csv", index=False)
+    source = open_source(
+        SourceConfig(format="table", path=str(folder / "table.csv"), image="image", web="text", synthetic=None)
+    )
+    assert source.read(0, np.random.default_rng()).image == PICTURE
+    with pytest.raises(BadSampleError, match="a command where"):
+        source.read(1, np.random.default_rng())
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simplecache::file:///etc/passwd",
+        "memory://a",
+        "local:///etc/passwd",
+        "sftp://host/a",
+        "zip://a::b.zip",
+        "s3://a::file:///etc/passwd",
+    ],
+)
+def test_addresses_of_other_kinds_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(BadSampleError, match="picture refused"):
+        picture_bytes(name, folder)
+
+
+class Pages(Quiet):
+    """Answers with a picture, with a redirection to it, or without end; counts."""
+
+    def do_GET(self) -> None:
+        self.server.seen.append(self.path)  # type: ignore[attr-defined]
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/a.png")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(PICTURE * (1 if self.path == "/a.png" else 10_000))
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    yield from serve(Pages, Path())
+
+
+def test_a_table_reaches_nothing_of_the_own_network(
+    server: http.server.ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = address(server, "a.png")
+    for name in (here, here.replace("127.0.0.1", "localhost"), here.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
+        with pytest.raises(BadSampleError, match=r"this machine or a private network \(data source's 'own_network'\)"):
+            picture_bytes(name, folder)
+    assert server.seen == []  # type: ignore[attr-defined]
+    assert picture_bytes(here, folder, own_network=True) == PICTURE
+    assert picture_bytes(address(server, "moved"), folder, own_network=True) == PICTURE
+    with pytest.raises(BadSampleError, match="missing picture"):
+        picture_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
+    monkeypatch.setattr(named, "MOST_BYTES", 2**20)
+    with pytest.raises(BadSampleError, match="more than 1 MB"):
+        picture_bytes(address(server, "endless"), folder, own_network=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["10.1.2.3", "192.168.0.9", "169.254.169.254", "::1", "fe80::1%eth0", "fd00::1", "0.0.0.0", "100.64.0.1"]
+)
+def test_private_addresses_are_known(host: str) -> None:
+    with pytest.raises(OSError, match="private network"):
+        named._outside_socket((2, 1, 6, "", (host, 80)))
+
+
+def test_public_addresses_pass() -> None:
+    named._outside_socket((2, 1, 6, "", ("93.184.216.34", 80))).close()
+
+
+def test_a_benchmarks_table_names_only_its_own_files(folder: Path) -> None:
+    assert hub_tables.picture_bytes({"bytes": PICTURE}, folder) == PICTURE
+    assert hub_tables.picture_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
+    with pytest.raises(UserError, match=r"beside\.png: picture refused: a path outside"):
+        hub_tables.picture_bytes({"bytes": None, "path": str(folder.parent / "beside.png")}, folder)
+    with pytest.raises(UserError, match=r"gone\.png: no such picture"):
+        hub_tables.picture_bytes({"bytes": None, "path": "gone.png"}, folder)
+
+
+def test_members_of_a_tar_name_nothing_outside_of_it(tmp_path: Path) -> None:
+    (tmp_path / "beside.png").write_bytes(PICTURE)
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, kind, target in (
+            ("link.png", tarfile.SYMTYPE, "/etc/passwd"),
+            ("hard.png", tarfile.LNKTYPE, "../beside.png"),
+            ("device.png", tarfile.CHRTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+        tar.add(tmp_path / "beside.png", "../beside.png")
+    assert list(index_tar(shard).members) == ["../beside.png"]  # its own bytes, wherever its name would lead
+    for reference in ("shard.tar/link.png", "shard.tar/../beside.png", "../beside.png", "/etc/passwd", "a\0b"):
+        with pytest.raises(UserError, match=r"no such picture|expected a path inside"):
+            open_image(tmp_path, reference)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.png", "shard.tar"]
