@@ -121,5 +121,3 @@ def _small_encoders(study: dict[str, Any], folder: Path) -> None:
         name: {**entry, "data": "$classes" if name == "imagenet1k" else "$data/world"}
         for name, entry in study["benchmarks"].items()
     }
-    for name in ("coco", "flickr30k"):
-        study["benchmarks"][name]["split"] = "all"
