@@ -88,7 +88,7 @@ def test_names_of_the_paper_and_sizes_from_the_weights():
         named_configs("clips-m-14", {})
 
 
-@pytest.mark.parametrize("name", sorted(set(architectures.architectures()) - set(RELEASED)))
+@pytest.mark.parametrize("name", sorted(set(architectures.architectures()) - {*RELEASED, "clips-l-16"}))
 def test_the_small_architectures_build(name: str):
     with torch.device("meta"):
         model = towers.build_towers(architectures.model_cfg(ModelConfig(architecture=name)))

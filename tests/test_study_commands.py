@@ -16,7 +16,7 @@ from study_material import SMALL
 
 from benchmarks.study import commands, runner
 from benchmarks.study.check import check_configs, check_files, first_problem
-from benchmarks.study.commands import StudyConfig, plan_study, run_study, study_status
+from benchmarks.study.commands import PlanConfig, StudyConfig, plan_study, run_study, study_status
 from benchmarks.study.plan import make_plan
 from benchmarks.study.programs import check_command
 from benchmarks.study.reading import study_from
@@ -104,7 +104,7 @@ def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
     encoders = {**SMALL["encoders"], "clips": "$shared/clips", "net": f"timm:net@{tmp_path}/none.safetensors"}
     config = write_study(tmp_path, encoders=encoders, paths={"shared": str(tmp_path / "gone")})
     checked = dataclasses.replace(config, check=True)
-    for command in (run_study, plan_study):
+    for command in (run_study, lambda config: plan_study(PlanConfig(**vars(config)))):
         with pytest.raises(UserError, match=r"^small: files that no step makes are missing: 2$"):
             command(checked)
         named = [line for line in capsys.readouterr().err.splitlines() if "no such file" in line]
@@ -114,6 +114,13 @@ def test_each_missing_file_is_named_before_anything_starts(tmp_path, capsys):
         ]
         assert named[0].endswith("; needed by evaluate-encoder-clips and 1 more")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_moved_study_is_still_done(tmp_path):
+    run_study(write_study(tmp_path))
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert set(states(dataclasses.replace(write_study(tmp_path), output=str(tmp_path / "moved"))).values()) == {"done"}
+    assert set(states(write_study(tmp_path)).values()) == {"new"}
 
 
 def test_what_a_step_makes_and_what_is_no_path_are_not_missing(tmp_path):
@@ -146,7 +153,7 @@ def test_a_row_that_left_the_study_leaves_the_report(tmp_path):
 
 def test_plan_and_status_say_what_would_run_and_what_ran(tmp_path, capsys):
     config = write_study(tmp_path)
-    plan_study(config)
+    plan_study(PlanConfig(**vars(config), estimates=False))
     planned = capsys.readouterr().out
     assert "13 of 13 steps would run" in planned
     assert "rows: clip, clips, net" in planned

@@ -17,7 +17,9 @@ from benchmarks.study.state import step_keys
 
 
 def keys(study: Study, code: str = "code", version: str = "1") -> dict[str, str]:
-    found = step_keys(make_plan(study).steps, version=version, code=lambda command: f"{code} of {command[0]}")
+    found = step_keys(
+        make_plan(study).steps, study.directory, version=version, code=lambda command: f"{code} of {command[0]}"
+    )
     return {name: key.key for name, key in found.items()}
 
 
@@ -98,8 +100,9 @@ def test_an_encoder_of_another_source_may_lie_below_a_path_of_the_study(tmp_path
 
 
 def test_each_result_file_has_a_key_of_its_own():
-    plain = step_keys(make_plan(study_from(SMALL)).steps, version="1", code=str)
-    more = step_keys(make_plan(with_change("benchmarks.gqa", {})).steps, version="1", code=str)
+    place = study_from(SMALL).directory
+    plain = step_keys(make_plan(study_from(SMALL)).steps, place, version="1", code=str)
+    more = step_keys(make_plan(with_change("benchmarks.gqa", {})).steps, place, version="1", code=str)
     name = "evaluate-llava-clip-tiny-s0"
     assert plain[name].key != more[name].key
     assert plain[name].outputs.items() < more[name].outputs.items()

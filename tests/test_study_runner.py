@@ -165,17 +165,17 @@ def test_a_result_that_was_replaced_by_a_failure_is_made_again(tmp_path):
 
 def test_a_new_column_leaves_the_other_results_in_place(tmp_path):
     step = evaluation(tmp_path, {"pope": {}})
-    pope, gqa = str(step.outputs[0]), str(tmp_path / "results" / "clip" / "gqa.json")
-    run(tmp_path, [step], keys={"evaluate": StepKey(key="1", outputs={pope: "pope 1"})})
-    Path(pope).write_text(json.dumps({"status": "ok", "kept": True}), encoding="utf-8")
+    pope, gqa = step.outputs[0], tmp_path / "results" / "clip" / "gqa.json"
+    run(tmp_path, [step], keys={"evaluate": StepKey(key="1", outputs={pope.name: "pope 1"})})
+    pope.write_text(json.dumps({"status": "ok", "kept": True}), encoding="utf-8")
 
-    more = dataclasses.replace(evaluation(tmp_path, {"gqa": {}}), outputs=(Path(pope), Path(gqa)))
-    run(tmp_path, [more], keys={"evaluate": StepKey(key="2", outputs={pope: "pope 1", gqa: "gqa 1"})})
-    assert "kept" in Path(pope).read_text(encoding="utf-8")
+    more = dataclasses.replace(evaluation(tmp_path, {"gqa": {}}), outputs=(pope, gqa))
+    run(tmp_path, [more], keys={"evaluate": StepKey(key="2", outputs={pope.name: "pope 1", gqa.name: "gqa 1"})})
+    assert "kept" in pope.read_text(encoding="utf-8")
 
-    run(tmp_path, [more], keys={"evaluate": StepKey(key="3", outputs={pope: "pope 2", gqa: "gqa 1"})})
-    assert not Path(pope).exists()
-    assert Path(gqa).exists()
+    run(tmp_path, [more], keys={"evaluate": StepKey(key="3", outputs={pope.name: "pope 2", gqa.name: "gqa 1"})})
+    assert not pope.exists()
+    assert gqa.exists()
 
 
 def test_independent_steps_run_side_by_side(tmp_path):

@@ -76,9 +76,9 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _groups(rows: Sequence[RowRecord]) -> list[_Group]:
-    found: dict[tuple[str, str | None] | str, list[RowRecord]] = {}
+    found: dict[tuple[str | None, ...] | str, list[RowRecord]] = {}
     for row in rows:
-        found.setdefault(row.name if row.seed is None else (row.encoder, row.llm), []).append(row)
+        found.setdefault(row.name if row.seed is None else row.but_for_seed, []).append(row)
     return [tuple(group) for group in found.values()]
 
 

@@ -88,8 +88,8 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
 
 def few_rows(source: ReportSource) -> ReportSource:
     """The source with as many rows as can be looked at one by one: of the first seed, and not more than a dozen."""
-    first = {(row.encoder, row.llm): row for row in reversed(source.rows)}
-    rows = [row for row in source.rows if row is first[row.encoder, row.llm]]
+    first = {row.but_for_seed: row for row in reversed(source.rows)}
+    rows = [row for row in source.rows if row is first[row.but_for_seed]]
     return dataclasses.replace(source, rows=tuple(rows[:_LOOKED_AT]))
 
 

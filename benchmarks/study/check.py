@@ -8,6 +8,7 @@ torch, without which the runner does.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
 from clips.artifact import say
 from clips.commandline.commands import config_type, parse_config, plain, to_yaml
+from clips.data.files import expand
 from clips.errors import UserError
 
 
@@ -32,7 +34,7 @@ def check_files(steps: Iterable[Step], study: Study) -> None:
     missing: dict[Path, list[str]] = {}
     for step in steps:
         for path in step.needs:
-            if _is_file_of(step, path, study) and not path.exists():
+            if _is_file_of(step, path, study) and not all(map(os.path.exists, expand(str(path)))):
                 missing.setdefault(path, []).append(step.name)
     for path, (first, *others) in missing.items():
         more = f" and {len(others)} more" if others else ""

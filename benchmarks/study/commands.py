@@ -65,9 +65,9 @@ class StudyConfig:
         for name in self.paths:
             if name not in study.paths:
                 raise suggest(name, study.paths, "name in 'paths'")
-        unknown = [name for name in self.only if not any(study.means(name, encoder) for encoder in study.encoders)]
+        unknown = [name for name in self.only if not any(study.means(name, model) for model in study.models)]
         if unknown:
-            raise suggest(unknown[0], study.encoders, "encoder in 'only'")
+            raise suggest(unknown[0], study.models, "encoder in 'only'")
         return dataclasses.replace(
             study,
             seeds=self.seeds or study.seeds,
@@ -124,7 +124,7 @@ def current_keys(plan: Plan) -> dict[str, StepKey]:
     """The keys of a plan's steps, with the code and the files outside as they are now."""
     hashes = {command: code_hash(command) for command in {step.command for step in plan.steps}}
     version = importlib.metadata.version("clips-suite")
-    return step_keys(plan.steps, version=version, code=hashes.__getitem__)
+    return step_keys(plan.steps, plan.study.directory, version=version, code=hashes.__getitem__)
 
 
 def run_study(config: StudyConfig) -> None:
@@ -215,8 +215,33 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
     )
 
 
-def plan_study(config: StudyConfig) -> None:
-    """Print the steps of a study, what each depends on and what would run.
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(StudyConfig):
+    """Look at a study before it runs: its steps, which of them are done, and what the others will take.
+
+    Args:
+        study: the study file.
+        gpu: kind of GPU to reckon with (a100-80, h100, h200 …), instead of the study's.
+        estimates: say what each step will take: time, memory, disk, GPU hours.
+        output: another directory for what it makes.
+        jobs: steps that run at the same time; as the study says where not given.
+        paths: name → directory, instead of those in the study's ``paths``.
+        seeds: instead of the study's.
+        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        check: check that the files that steps need are there.
+    """
+
+    gpu: str | None = None
+    estimates: bool = True
+
+    def read(self) -> Study:
+        """The study with the command line's changes."""
+        study = super().read()
+        return dataclasses.replace(study, gpu=self.gpu or study.gpu)
+
+
+def plan_study(config: PlanConfig) -> None:
+    """Print the steps of a study, what each depends on, what would run, and what that will take.
 
     Raises:
         UserError: files that they need are missing.
@@ -225,8 +250,14 @@ def plan_study(config: StudyConfig) -> None:
     from rich.text import Text
 
     from benchmarks.study.check import check_files
+    from benchmarks.study.estimates import estimate_steps, in_all
 
     keyed = resolve(config)
+    study = keyed.plan.study
+    estimates = {}
+    if config.estimates:
+        given = keyed.resources
+        estimates = estimate_steps(keyed.plan.steps, keyed.output, resources=given, gpu=study.gpu)
     console = Console(highlight=False)
     width = max(len(step.name) for step in keyed.plan.steps)
     for step in keyed.plan.steps:  # names are long: no columns that would squeeze them
@@ -234,12 +265,24 @@ def plan_study(config: StudyConfig) -> None:
         console.print(line.append(" ".join(step.command), style="dim"), soft_wrap=True)
         if step.parents:
             console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
+        if step.hub:
+            console.print(Text(f"    from the hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
+        if step.name in estimates:
+            console.print(Text(f"    {estimates[step.name].words()}"), soft_wrap=True)
     would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
     rows = ", ".join(row.name for row in keyed.plan.rows)
-    console.print(Text(f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"))
+    facts = f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"
+    console.print(Text(facts), soft_wrap=True)
     console.print(Text(f"{len(would_run)} of {len(keyed.plan.steps)} steps would run"))
+    if would_run and estimates:
+        console.print(Text(in_all([estimates[step.name] for step in would_run], study.jobs)), soft_wrap=True)
     if config.check:
-        check_files(would_run, keyed.plan.study)
+        check_files(would_run, study)
+
+
+def _pinned(name: str) -> str:
+    """A name on the hub, and whether it is always the same: no key says what a branch holds today."""
+    return name if "@" in name else f"{name} (not pinned: add @REVISION)"
 
 
 def study_status(config: StudyConfig) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.study.executors.catalogue import EXECUTORS
 from benchmarks.study.grid import VARY
 from benchmarks.study.plan import EVALUATE, MAKE_DATA, TRAIN_ENCODER, TRAIN_LLAVA
 from benchmarks.study.programs import find_command
+from benchmarks.study.resources import Resources
 from benchmarks.study.schema import Study
 from clips.commandline.commands import config_type
 from clips.commandline.config_schema import config_schema, partial_schemas
@@ -15,7 +18,7 @@ from clips.commandline.config_schema import config_schema, partial_schemas
 _VARY = {
     "type": "object",
     "minProperties": 1,
-    "description": "Settings (such as recipe.strategy) and their values; every combination is an encoder of its own.",
+    "description": "Settings (such as recipe.strategy) and their values; every combination is an entry of its own.",
     "additionalProperties": {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}},
 }
 _COMMAND = {"type": "string", "description": f"What makes the data; `{MAKE_DATA}` where not given."}
@@ -24,7 +27,7 @@ _ENCODERS = {"type": "array", "items": {"type": "string"}, "description": "For t
 
 def study_schema() -> dict[str, Any]:
     """The schema of a study file, a whole document. Ranges and references are checked by reading it, not here."""
-    study = config_schema(Study, "a study of clips-bench")
+    study = config_schema(_file(), "a study of clips-bench")
     fields, defs = study["properties"], study["$defs"]
     del fields["varied"]  # which nobody writes
     settings, further = _settings()
@@ -37,11 +40,15 @@ def study_schema() -> dict[str, Any]:
     for entries, choices in {
         "data": [{"$ref": "#/$defs/settings.data"}, _any_command()],
         "encoders": [{"type": "string"}, {"$ref": "#/$defs/settings.encoders"}],
-        "llms": [{"type": "string"}, {"$ref": "#/$defs/settings.llm"}],
+        "llms": [{"type": "string"}, {"$ref": "#/$defs/settings.llms"}],
+        "recipes": [{"$ref": "#/$defs/settings.recipes"}],
+        "llavas": [{"type": "string"}, {"$ref": "#/$defs/settings.evaluation"}],
+        "resources": [{"$ref": "#/$defs/settings.resources"}],
         "benchmarks": [{"$ref": "#/$defs/settings.benchmarks"}],
     }.items():
         values = {"anyOf": [*choices, {"type": "null"}]}  # an empty entry stands for the defaults
         _fill(fields[entries], {"type": "object", "additionalProperties": values})
+    _fill(fields["executor"], {"anyOf": [{"enum": list(EXECUTORS)}, *_executors(settings)]})
     if twice := defs.keys() & further.keys():
         raise ValueError(f"two kinds of settings are called {min(twice)}")
     defs |= further | {f"settings.{name}": schema for name, schema in settings.items()}
@@ -55,11 +62,25 @@ def _settings() -> tuple[dict[str, Any], dict[str, Any]]:
         for words in (TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE, tuple(MAKE_DATA.split()))
     )
     kinds = {"encoder": encoder, "llm": llava, "llava": llava, "benchmark": BenchmarkConfig, "evaluation": evaluation}
-    settings, defs = partial_schemas({**kinds, "data": data})
-    settings["encoders"] = _with(settings["encoder"], {VARY: _VARY})
+    settings, defs = partial_schemas({**kinds, "data": data, "resources": Resources, **EXECUTORS})
+    for entries, one in (("encoders", "encoder"), ("llms", "llm"), ("recipes", "llava")):
+        settings[entries] = _with(settings[one], {VARY: _VARY})
     settings["benchmarks"] = _with(settings["benchmark"], {"encoders": _ENCODERS})
     settings["data"] = _with(settings["data"], {"command": {**_COMMAND, "const": MAKE_DATA}})
     return settings, defs
+
+
+def _file() -> type:
+    """The study's dataclass, whose executor is of no kind that pydantic knows."""
+    made = dataclasses.make_dataclass("Study", [("executor", Any, None)], bases=(Study,), frozen=True, kw_only=True)
+    made.__doc__ = Study.__doc__
+    return made
+
+
+def _executors(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """An executor with settings of its own, which are taken out of ``settings``."""
+    chosen = [(name, _with(settings.pop(name), {"name": {"const": name}})) for name in EXECUTORS]
+    return [{**schema, "required": ["name"]} for _, schema in chosen]
 
 
 def _any_command() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Many encoders from one entry: ``vary`` names settings and their values, every combination is an encoder.
+"""Many rows from one entry: ``vary`` names settings and their values, every combination is an encoder, LLM or recipe.
 
     partial:
       vary: {recipe.strategy: [truncate, block], recipe.target_tokens: [8, 16]}
@@ -11,9 +11,11 @@ score against one of these settings.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from clips.errors import UserError
@@ -28,7 +30,7 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Varied:
-    """An encoder that ``vary`` made: the entry that it comes from, and its own values (dotted field → value)."""
+    """What ``vary`` made: the entry that it comes from, and its own values (dotted field → value)."""
 
     entry: str
     settings: Mapping[str, Any]
@@ -64,26 +66,31 @@ def merged(below: Settings, above: Settings) -> dict[str, Any]:
     return result
 
 
-def expanded(encoders: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Varied]]:
-    """The encoders, those of entries with ``vary`` in the place of their entry, and where these come from."""
+def expanded(entries: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Varied]]:
+    """The entries, what ``vary`` makes of one in its place, and where these come from.
+
+    Args:
+        entries: encoders, LLMs or recipes by name.
+        where: the study's field.
+    """
     expanded: dict[str, Any] = {}
     varied: dict[str, Varied] = {}
-    for name, entry in encoders.items():
+    for name, entry in entries.items():
         if not isinstance(entry, dict) or VARY not in entry:
             made = {name: entry}
         else:
             common = {key: value for key, value in entry.items() if key != VARY}
-            found = {f"{name}.{rest}": point for rest, point in points(entry, f"encoders.{name}").items()}
+            found = {f"{name}.{rest}": point for rest, point in points(entry, f"{where}.{name}").items()}
             made = {full: merged(common, nested(point)) for full, point in found.items()}
             varied |= {full: Varied(entry=name, settings=point) for full, point in found.items()}
         if twice := made.keys() & expanded.keys():
-            raise UserError(f"encoders.{name}: its '{VARY}' makes {min(twice)}, which is there already")
+            raise UserError(f"{where}.{name}: its '{VARY}' makes {min(twice)}, which is there already")
         expanded |= made
     return expanded, varied
 
 
 def points(entry: Mapping[str, Any], where: str) -> dict[str, Point]:
-    """The encoders of an entry with ``vary``: what is added to its name → the values that it has.
+    """What an entry with ``vary`` makes: what is added to its name → the values that it has.
 
     Raises:
         UserError: naming the field: no list of values, or one that makes no name.
@@ -98,10 +105,19 @@ def points(entry: Mapping[str, Any], where: str) -> dict[str, Point]:
         if not isinstance(setting, str) or not listed:
             raise UserError(f"{where}.{VARY}.{setting}: expected a list of different values")
         for value in values:
-            if not isinstance(value, str | int | float) or not _PART.fullmatch(str(value)):
+            if not isinstance(value, str | int | float) or not _PART.fullmatch(_word(value)):
                 raise UserError(f"{where}.{VARY}.{setting}: expected names or numbers, got {value!r:.80}")
     chosen = itertools.product(*axes.values())
-    return {".".join(map(str, values)): dict(zip(axes, values, strict=True)) for values in chosen}
+    return {".".join(map(_word, values)): dict(zip(axes, values, strict=True)) for values in chosen}
+
+
+def _word(value: str | int | float) -> str:
+    """A value as a part of a name, in which a hyphen would be taken for the end of a part: 2e-5 is 0.00002."""
+    if isinstance(value, str | bool):
+        return str(value).lower() if isinstance(value, bool) else value
+    if not math.isfinite(value):
+        return "?"  # no name
+    return f"{Decimal(str(value)):f}".replace("-", "minus")
 
 
 def nested(point: Point) -> dict[str, Any]:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.catalogue import find
-from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, Needs
+from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, LmmsModel, Needs, RunConfig
 from benchmarks.study.grid import Settings, merged
+from benchmarks.study.kinds import expect, kind_of, known_keys
 from benchmarks.study.reading import check_benchmark
-from benchmarks.study.record import NOT_ASKED, CellRecord, RowRecord
-from benchmarks.study.schema import Study
+from benchmarks.study.record import NO_ENCODER, NO_LLAVA, NOT_ASKED, CellRecord, RowRecord
+from benchmarks.study.references import MARK, hub_name, mapped, outside_file, pieces
+from benchmarks.study.schema import Combination, Study
 from benchmarks.study.steps import Part, Step, StepKind
+from clips.data.files import is_remote
 from clips.errors import UserError, suggest
 from clips.references import CONFIG
 
-MARK = "$"  # begins a path in the study's output, or one below an entry of ``paths``
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
 MAKE_DATA = "clips scenes"
-_LONGEST_NAME = 255  # of a file, for most systems; what is longer is no path
+_OUTPUTS = ("output", "results")  # fields that say where a step writes
+_OWN = ("row", "results", "benchmarks", "encoder")  # fields of ``clips-bench run`` that the study itself gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ class _Maker:
             outputs=tuple(parts),
             parents=whole.parents,
             needs=whole.needs,
+            hub=whole.hub,
             parts=() if isinstance(outputs, Path) else tuple(resolved),
         )
         for path in parts:
@@ -81,31 +85,54 @@ class _Maker:
     def _part(self, step: str, output: Path, config: Settings) -> Part:
         parents: list[str] = []
         needs: list[Path] = []
-        resolved = _mapped(config, lambda text: self._resolve(text, step, parents, needs))
+        hub: list[str] = []
+
+        def resolved(field: str, text: str) -> str:
+            """The text with its ``$`` paths replaced; what it refers to is noted."""
+            whole = ""
+            for piece in pieces(text, field):
+                if piece.reference.startswith(MARK):
+                    whole += piece.before + self._place(piece.reference, step, parents, needs)
+                    continue
+                whole += piece.before + piece.reference
+                outside = outside_file(piece, field)
+                if outside is not None and field not in _OUTPUTS:
+                    if (maker := self._maker_of(outside)) is not None:
+                        parents.append(maker)
+                    else:
+                        needs.append(outside)
+                if (name := hub_name(piece, field)) is not None:
+                    hub.append(name)
+            return whole
+
+        config = mapped(config, resolved)
         return Part(
             output=output,
-            config=resolved,
+            config=config,
             parents=tuple(dict.fromkeys(parents)),
             needs=tuple(dict.fromkeys(needs)),
+            hub=tuple(dict.fromkeys(hub)),
         )
 
-    def _resolve(self, text: str, step: str, parents: list[str], needs: list[Path]) -> str:
-        """A text of a config with its ``$`` path replaced, which stands behind an encoder's source."""
-        before, path = _behind_source(text)
-        if not path.startswith(MARK):
-            outside = outside_file(text)
-            if outside is not None and not outside.is_relative_to(self.study.directory):
-                needs.append(outside)
-            return text
+    def _maker_of(self, path: Path) -> str | None:
+        """The step that makes a path, however it is written; None where none does."""
+        directory, place = self.study.directory.resolve(), path.resolve()
+        found = (step for made, step in self.made_by.items() if place.is_relative_to(directory / made))
+        return next(found, None)
+
+    def _place(self, path: str, step: str, parents: list[str], needs: list[Path]) -> str:
+        """Where a ``$`` path is."""
         name, _, rest = path[len(MARK) :].partition("/")
         if name in self.study.paths:
-            below = Path(self.study.paths[name], rest)
-            needs.append(below)
-            return f"{before}{below}"
-        for made, maker in self.made_by.items():
-            if f"{name}/{rest}" == made or f"{name}/{rest}".startswith(f"{made}/"):
-                parents.append(maker)
-                return f"{before}{self.study.directory / name / rest}"
+            root = self.study.paths[name]
+            if is_remote(root):
+                return f"{root.rstrip('/')}/{rest}" if rest else root
+            needs.append(Path(root, rest))
+            return str(needs[-1])
+        inside = self.study.directory / name / rest
+        if (maker := self._maker_of(inside)) is not None:
+            parents.append(maker)
+            return str(inside)
         known = [f"{MARK}{made}" for made in (*self.made_by, *self.study.paths)]
         raise suggest(path, known, f"path in step '{step}'")
 
@@ -120,24 +147,19 @@ def make_plan(study: Study) -> Plan:
     for name, settings in study.data.items():
         _data_step(maker, name, settings)
     columns = {name: _benchmark(study, name) for name in study.benchmarks}
-    if not study.llms and (asking := [name for name, column in columns.items() if column.needs == "llava"]):
-        raise UserError(f"benchmarks.{asking[0]}: asks a LLaVA, but the study has no 'llms'")
-    wanted = [
-        (encoder, llm, seed)
-        for llm in (study.llms or (None,))
-        for seed in study.seeds
-        for encoder in study.encoders
-        if study.compares(encoder)
-        and not any(rule.skip and rule.matches(encoder, llm, seed) for rule in study.overrides)
-    ]
-    if not wanted:
+    asking = [name for name, column in columns.items() if column.needs == "llava"]
+    if asking and not study.llms and not study.llavas:
+        raise UserError(f"benchmarks.{asking[0]}: asks a LLaVA, but the study has no 'llms' and no 'llavas'")
+    wanted = study.combinations()
+    there = [name for name in study.llavas if study.compares(name)]
+    if not wanted and not there:
         raise UserError("overrides: every row is left out")
-    encoders = {(name, seed): _encoder(maker, name, seed) for name, _, seed in wanted}
-    llms = {name: _llm(maker, name, study.llms[name]) for _, name, _ in wanted if name is not None}
+    encoders = {(row.encoder, row.seed): _encoder(maker, row.encoder, row.seed) for row in wanted}
+    llms = {row.llm: _llm(maker, row.llm, study.llms[row.llm]) for row in wanted if row.llm is not None}
     rows = [
-        _row(maker, columns, encoder, llm, seed, encoders[encoder, seed], llms[llm] if llm else None)
-        for encoder, llm, seed in wanted
+        _row(maker, columns, row, encoders[row.encoder, row.seed], llms[row.llm] if row.llm else None) for row in wanted
     ]
+    rows += [_existing_row(maker, columns, name) for name in there]
     names = {row.name for row in rows}
     kept = tuple(row if row.baseline in names else _without_baseline(row) for row in rows)
     return Plan(study=study, steps=tuple(maker.steps.values()), rows=kept, benchmarks=tuple(columns))
@@ -213,82 +235,121 @@ def _benchmark(study: Study, name: str) -> _Column:
 
 
 def _row(
-    maker: _Maker,
-    columns: Mapping[str, _Column],
-    encoder: str,
-    llm: str | None,
-    seed: int,
-    tower: _Part,
-    language: _Part | None,
+    maker: _Maker, columns: Mapping[str, _Column], row: Combination, tower: _Part, language: _Part | None
 ) -> RowRecord:
-    asked = {name: column for name, column in columns.items() if maker.study.asks(name, encoder)}
+    study = maker.study
+    asked = {name: column for name, column in columns.items() if study.asks(name, row.encoder)}
     asked_of: dict[str, list[str]] = {"encoder": [], "llava": []}
-    no_text: list[str] = []
+    not_applicable = dict.fromkeys(columns.keys() - asked.keys(), NOT_ASKED)
     reads = has_text_tower(tower.spec)
     for name, column in asked.items():
-        group = no_text if column.needs == "encoder" and not reads else asked_of[MODEL_FIELDS[column.needs]]
-        group.append(name)
+        if column.needs == "encoder" and not reads:
+            not_applicable[name] = "no text tower"
+        elif column.needs == "llava" and language is None:
+            not_applicable[name] = NO_LLAVA
+        else:
+            asked_of[MODEL_FIELDS[column.needs]].append(name)
     cells: dict[str, CellRecord] = {}
-    not_applicable = dict.fromkeys(columns.keys() - asked.keys(), NOT_ASKED) | dict.fromkeys(no_text, "no text tower")
     artifacts = {"encoder": tower.made, "llm": language.made if language else None}
     if asked_of["encoder"]:
-        cells |= _evaluate(maker, columns, asked_of["encoder"], "encoder", tower)
+        cells |= _evaluate(maker, columns, asked_of["encoder"], tower.name, "encoder", {"encoder": tower.spec})
     if asked_of["llava"] and language is not None:
-        model = _llava(maker, encoder, llm, seed, tower, language)
+        model = _llava(maker, row, tower, language)
         artifacts["llava"] = model.made
-        cells |= _evaluate(maker, columns, asked_of["llava"], "llava", model)
-    baseline = maker.study.baseline_of(encoder)
+        cells |= _evaluate(maker, columns, asked_of["llava"], model.name, "llava", {"llava": model.spec})
+    baseline = study.baseline_of(row.encoder)
+    if baseline is not None and baseline not in study.llavas:
+        baseline = study.label(dataclasses.replace(row, encoder=baseline))
     return RowRecord(
-        name=row_label(maker.study, encoder, llm, seed),
-        encoder=encoder,
-        llm=llm,
-        seed=seed,
-        baseline=row_label(maker.study, baseline, llm, seed) if baseline else None,
+        name=study.label(row),
+        encoder=row.encoder,
+        llm=row.llm,
+        recipe=row.recipe,
+        seed=row.seed,
+        baseline=baseline,
         spec=tower.spec.removeprefix(MARK),
         cells=cells,
         not_applicable=not_applicable,
         artifacts={name: made for name, made in artifacts.items() if made},
-        settings=maker.study.varied[encoder].settings if encoder in maker.study.varied else {},
-        entry=maker.study.varied[encoder].entry if encoder in maker.study.varied else "",
+        settings=study.varied[row.encoder].settings if row.encoder in study.varied else {},
+        entry=study.varied[row.encoder].entry if row.encoder in study.varied else "",
     )
 
 
-def _llava(maker: _Maker, encoder: str, llm: str | None, seed: int, tower: _Part, language: _Part) -> _Part:
-    name = f"{encoder}-{language.name}-s{seed}"
+def _llava(maker: _Maker, row: Combination, tower: _Part, language: _Part) -> _Part:
+    parts = (row.encoder, language.name, *([row.recipe] if row.recipe else []), f"s{row.seed}")
+    name = "-".join(parts)  # which no part's name has in it
     output = maker.study.directory / "llava" / name
-    settings: Settings = maker.study.defaults.llava
+    settings = merged(maker.study.defaults.llava, maker.study.recipes[row.recipe] if row.recipe else {})
     for rule in maker.study.overrides:
-        if rule.matches(encoder, llm, seed):
+        if maker.study.applies(rule, row):
             settings = merged(settings, rule.llava)
-    config = {**settings, "encoder": tower.spec, "llm": language.spec, "output": str(output), "seed": seed}
+    config = {**settings, "encoder": tower.spec, "llm": language.spec, "output": str(output), "seed": row.seed}
     maker.add(f"llava-{name}", "llava", TRAIN_LLAVA, config, output)
     return _Part(name=name, spec=f"{MARK}llava/{name}", made=f"llava/{name}")
 
 
+def _existing_row(maker: _Maker, columns: Mapping[str, _Column], name: str) -> RowRecord:
+    """The row of a LLaVA that is there already: it is asked what LLaVAs are asked."""
+    study, entry = maker.study, maker.study.llavas[name]
+    settings: dict[str, Any] = {"llava": entry} if isinstance(entry, str) else dict(entry)
+    _check_existing(settings, f"llavas.{name}")
+    asked = [column for column in columns if study.asks(column, name)]
+    mine = [column for column in asked if columns[column].needs == "llava"]
+    apart = dict.fromkeys(asked, NO_ENCODER) | dict.fromkeys(columns.keys() - set(asked), NOT_ASKED)
+    baseline = study.baseline_of(name)
+    if baseline in study.encoders:  # the one row that it has, where it has one
+        labels = [study.label(row) for row in study.combinations() if row.encoder == baseline]
+        baseline = labels[0] if len(labels) == 1 else None
+    spec = settings["llava"] if "llava" in settings else f"lmms-eval's {settings['lmms']['model']}"
+    return RowRecord(
+        name=name,
+        encoder=name,
+        baseline=baseline,
+        spec=spec,
+        cells=_evaluate(maker, columns, mine, name, "llava", settings) if mine else {},
+        not_applicable={column: why for column, why in apart.items() if column not in mine},
+    )
+
+
+def _check_existing(settings: Settings, where: str) -> None:
+    """Refuse settings that are not those of a LLaVA to be evaluated."""
+    known_keys(settings, [each.name for each in dataclasses.fields(RunConfig) if each.name not in _OWN], f"{where}.")
+    if (settings.get("llava") is None) == (settings.get("lmms") is None):
+        raise UserError(f"{where}: expected either 'llava' or 'lmms', a model of lmms-eval's")
+    expect(settings, "llava", str, "a directory or a name on the hub (a text)", f"{where}.")
+    lmms = settings.get("lmms")
+    if lmms is not None:
+        if not isinstance(lmms, Mapping):
+            raise UserError(f"{where}.lmms: expected a mapping with model and args, got {kind_of(lmms)}")
+        known_keys(lmms, [each.name for each in dataclasses.fields(LmmsModel)], f"{where}.lmms.")
+        if lmms.get("model") is None:
+            raise UserError(f"{where}.lmms.model: missing")
+        for field in lmms:
+            expect(lmms, field, str, "a text", f"{where}.lmms.")
+
+
 def _evaluate(
-    maker: _Maker, columns: Mapping[str, _Column], names: list[str], needs: str, model: _Part
+    maker: _Maker, columns: Mapping[str, _Column], names: list[str], row: str, needs: str, model: Settings
 ) -> dict[str, CellRecord]:
-    """One process evaluates one model on all the benchmarks that examine such models."""
-    step = f"evaluate-{needs}-{model.name}"
+    """One process evaluates one model on all the benchmarks that examine such models.
+
+    Args:
+        maker: of the plan.
+        columns: all benchmarks.
+        names: of those that are asked.
+        row: the model's name, which its results have.
+        needs: what it is, for the name of the step.
+        model: the settings of ``clips-bench run`` that name it.
+    """
+    step = f"evaluate-{needs}-{row}"
     results = maker.study.directory / "results"
     if step not in maker.steps:
-        common = {
-            **maker.study.defaults.evaluation,
-            "row": model.name,
-            "results": str(results),
-            needs: model.spec,
-        }
+        common = merged(maker.study.defaults.evaluation, model) | {"row": row, "results": str(results)}
         asked = {name: dict(columns[name].settings) for name in names}
-        parts = {results / model.name / f"{name}.json": {**common, "benchmarks": [asked[name]]} for name in names}
+        parts = {results / row / f"{name}.json": {**common, "benchmarks": [asked[name]]} for name in names}
         maker.add(step, "evaluation", EVALUATE, {**common, "benchmarks": list(asked.values())}, parts)
-    return {name: CellRecord(step=step, result=f"results/{model.name}/{name}.json") for name in names}
-
-
-def row_label(study: Study, encoder: str, llm: str | None, seed: int) -> str:
-    """What a row is called in the table: the encoder, and of LLM and seed what the study varies."""
-    with_llm = f" + {llm}" if len(study.llms) > 1 else ""
-    with_seed = f" (seed {seed})" if len(study.seeds) > 1 else ""
-    return f"{encoder}{with_llm}{with_seed}"
+    return {name: CellRecord(step=step, result=f"results/{row}/{name}.json") for name in names}
 
 
 def has_text_tower(spec: str) -> bool:
@@ -302,36 +363,3 @@ def has_text_tower(spec: str) -> bool:
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             return True  # the evaluation says what is wrong with it
     return not spec.startswith(("timm:", "transformers:"))
-
-
-def _behind_source(text: str) -> tuple[str, str]:
-    """Split what comes before a path off: ``timm:NAME@FILE``, ``transformers:DIRECTORY``, or nothing."""
-    source, colon, rest = text.partition(":")
-    if source == "transformers" and colon:
-        return f"{source}:", rest
-    if source == "timm" and "@" in rest:
-        name, _, file = rest.rpartition("@")
-        return f"{source}:{name}@", file
-    return "", text
-
-
-def outside_file(text: str) -> Path | None:
-    """The file or directory that a config value names, an encoder's source included, where there is one."""
-    if not text or "\n" in text or max(map(len, text.split("/"))) > _LONGEST_NAME:
-        return None
-    before, name = _behind_source(text)
-    path = Path(name)
-    if before == "transformers:" and len(path.parts) <= 2 and not path.exists():
-        return None  # a name on the hub
-    return path if path.is_absolute() or len(path.parts) > 1 else None
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """``value`` with every text in it replaced by ``change(text)``."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_mapped(item, change) for item in value]
-    return value

@@ -51,10 +51,10 @@ def study_from(content: Any) -> Study:
         raise UserError(f"expected a mapping with name, encoders, benchmarks, …, got {kind_of(content)}")
     known_keys(content, _fields(Study), "")
     fields = dict(content)
-    for name in ("name", "encoders", "benchmarks"):
+    for name in ("name", "benchmarks"):
         if fields.get(name) is None:
             raise UserError(f"{name}: missing")
-    for name in ("name", "title", "question", "output"):
+    for name in ("name", "title", "question", "output", "gpu"):
         expect(fields, name, str, "a text")
     baseline = fields.get("baseline")
     if isinstance(baseline, dict):
@@ -66,9 +66,11 @@ def study_from(content: Any) -> Study:
         expect(fields, name, int, "a whole number")
     if fields.get("executor") is not None:
         fields["executor"] = executor_config(fields["executor"])
-    for name in ("data", "encoders", "llms", "benchmarks", "resources"):
-        fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms"})
-    fields["encoders"], fields["varied"] = expanded(fields["encoders"])
+    for name in ("data", "encoders", "llms", "recipes", "llavas", "benchmarks", "resources"):
+        fields[name] = _entries(fields.get(name), name, texts=name in {"encoders", "llms", "llavas"})
+    fields["encoders"], fields["varied"] = expanded(fields["encoders"], "encoders")
+    for name in ("llms", "recipes"):
+        fields[name], _ = expanded(fields[name], name)
     fields["paths"] = _paths(fields.get("paths") or {})
     fields["notes"] = tuple(list_of(fields.get("notes"), "notes", str, "a text"))
     fields["published"] = tuple(list_of(fields.get("published"), "published", str, "SET or SET:ROW"))
@@ -120,7 +122,7 @@ def _record(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a mapping, got {kind_of(value)}")
     known_keys(value, _fields(kind), f"{where}.")
-    expected = {"encoder": str, "llm": str, "seed": int, "skip": bool} if kind is Override else {}
+    expected = {"encoder": str, "llm": str, "recipe": str, "seed": int, "skip": bool} if kind is Override else {}
     for name, entry in value.items():
         wanted = expected.get(name, dict)
         if not isinstance(entry, wanted) or (wanted is int and isinstance(entry, bool)):

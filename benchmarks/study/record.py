@@ -15,6 +15,8 @@ from clips.errors import UserError
 
 RECORD_FILE = "study.json"
 NOT_ASKED = "this benchmark is for other rows"
+NO_LLAVA = "no LLaVA in this row"
+NO_ENCODER = "a LLaVA that was there already; its encoder is not asked"
 SCHEMA = 1
 
 
@@ -34,7 +36,8 @@ class RowRecord:
         name: unique.
         encoder: its name in the study.
         llm: name of the LLM; None where the row has none.
-        seed: of everything trained for it.
+        recipe: name of the way in which its LLaVA was trained; None where the study names none.
+        seed: of everything trained for it; None where nothing is.
         baseline: the row that it is compared with; None for a baseline itself.
         spec: what ``encoder`` stands for: a directory in the study, or where a pretrained one comes from.
         cells: benchmark → where its number comes from.
@@ -47,6 +50,7 @@ class RowRecord:
     name: str
     encoder: str
     llm: str | None = None
+    recipe: str | None = None
     seed: int | None = None
     baseline: str | None = None
     spec: str = ""
@@ -55,6 +59,11 @@ class RowRecord:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     entry: str = ""
+
+    @property
+    def but_for_seed(self) -> tuple[str | None, ...]:
+        """What rows that differ in their seed alone have in common."""
+        return self.encoder, self.llm, self.recipe
 
 
 @dataclass(frozen=True, kw_only=True)

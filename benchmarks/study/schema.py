@@ -11,13 +11,20 @@
     llms:
       tiny:     {}                                  # likewise: trained here, over defaults.llm
       stories:  path/to/any/transformers/llm
+    recipes:                                        # ways to train a LLaVA, laid over defaults.llava; may be left out
+      mlp:      {}
+      pooled:   {projector: {name: pool}}
+    llavas:                                         # rows of LLaVAs that are there already
+      theirs:   path/to/a/llava
+      other:    {lmms: {model: llava_hf, args: "pretrained=path/to/it"}}
     benchmarks: {retrieval: {data: $data/test}, pope: {}}
 
     executor: slurm                               # where steps run, see ``executors``
     resources: {encoder: {processes: 8}}          # what they run on, see ``resources``
 
 A value that begins with ``$`` is a path inside the study's output, and the step that makes it runs before; or
-it is a path below an entry of ``paths``. Encoders × LLMs × seeds are the rows, benchmarks the columns.
+it is a path below an entry of ``paths``. Encoders × LLMs × recipes × seeds are the rows, after them the LLaVAs that
+are there already; benchmarks are the columns.
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ from benchmarks.study.grid import FigureSpec, Settings, Varied
 from benchmarks.study.kinds import list_of, record_of
 from benchmarks.study.resources import Resources
 from clips.errors import UserError, suggest
+from clips.planning.hardware import GPUS
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
@@ -64,8 +72,9 @@ class Override:
     """An exception for some rows: those that match every name given.
 
     Args:
-        encoder: rows with this encoder; all where None.
-        llm: rows with this LLM.
+        encoder: rows with this encoder, of this entry, or of a pattern (``photos.*``); all where None.
+        llm: rows with this LLM, or of a pattern.
+        recipe: rows with this recipe, or of a pattern.
         seed: rows with this seed.
         skip: leave these rows out.
         llava: laid over ``defaults.llava`` for these rows.
@@ -73,14 +82,20 @@ class Override:
 
     encoder: str | None = None
     llm: str | None = None
+    recipe: str | None = None
     seed: int | None = None
     skip: bool = False
     llava: Settings = field(default_factory=dict)
 
-    def matches(self, encoder: str, llm: str | None, seed: int) -> bool:
-        """Whether a row is meant."""
-        wanted = ((self.encoder, encoder), (self.llm, llm), (self.seed, seed))
-        return all(mine is None or mine == theirs for mine, theirs in wanted)
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """What one row is made of; ``llm`` is None in a study without LLMs, ``recipe`` in one that names none."""
+
+    encoder: str
+    llm: str | None
+    recipe: str | None
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +108,12 @@ class Study:
         question: that the study answers, in words, for the report.
         notes: what a reader must know about the data and the set-up, one line each.
         output: another place for the output.
-        baseline: the encoder that the others are compared with; or a mapping from encoders, entries or patterns
-            (``photos.*``) to theirs, the first that fits.
+        baseline: the encoder (or LLaVA of ``llavas``) that the others are compared with; or a mapping from encoders,
+            entries or patterns (``photos.*``) to theirs, the first that fits.
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         executor: where steps run, see ``executors.catalogue``.
+        gpu: kind of GPU that ``study plan`` reckons with, see ``clips.planning.hardware``.
         resources: kind of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
         paths: name → directory outside the study, for ``$name/…``.
@@ -105,12 +121,16 @@ class Study:
         defaults: what all rows share.
         encoders: name → settings of ``clips train``, or a text: where a pretrained one is.
         llms: name → settings of ``llava-bridge train``, or a text: where a pretrained one is. None: no LLaVAs.
+        recipes: name → settings of ``llava-bridge train``, laid over ``defaults.llava``: each encoder is plugged into
+            each LLM by each recipe.
+        llavas: rows of LLaVAs that are there already: name → a directory or name on the hub, or settings of
+            ``clips-bench run`` with ``llava`` or ``lmms``, laid over ``defaults.evaluation``.
         overrides: exceptions for some rows.
         benchmarks: column → settings of the benchmark; ``encoders`` among them: for these encoders,
-            entries or patterns only.
+            LLaVAs, entries or patterns only.
         figures: of the report, see ``FigureSpec``.
         published: rows that others have printed, shown beside the report's table (``clips``, ``openclip:NAME``).
-        only: encoders, entries or patterns that are compared; all where empty.
+        only: encoders, LLaVAs, entries or patterns that are compared; all where empty.
         varied: the encoders that an entry with ``vary`` stands for (they are among ``encoders``).
     """
 
@@ -124,12 +144,15 @@ class Study:
     threads: int | None = None
     executor: ExecutorConfig = field(default_factory=LocalConfig)
     resources: Mapping[str, Settings] = field(default_factory=dict)
+    gpu: str | None = None
     seeds: tuple[int, ...] = (0,)
     paths: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Settings] = field(default_factory=dict)
     defaults: Defaults = field(default_factory=Defaults)
-    encoders: Mapping[str, Settings | str]
+    encoders: Mapping[str, Settings | str] = field(default_factory=dict)
     llms: Mapping[str, Settings | str] = field(default_factory=dict)
+    recipes: Mapping[str, Settings] = field(default_factory=dict)
+    llavas: Mapping[str, Settings | str] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
     benchmarks: Mapping[str, Settings] = field(default_factory=dict)
     figures: tuple[FigureSpec, ...] = ()
@@ -138,22 +161,28 @@ class Study:
     varied: Mapping[str, Varied] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what in ("paths", "data", "encoders", "llms"):
+        for what in ("paths", "data", "encoders", "llms", "recipes", "llavas"):
             for name in getattr(self, what):
                 _check_name(name, f"{what}.{name}")
         _check_name(self.name, "name")
         for name in _OWN_FOLDERS.intersection(self.paths):
             raise UserError(f"paths.{name}: this name means a folder of the study's own; choose another")
-        if not self.encoders:
-            raise UserError("encoders: expected at least one")
+        if not self.models:
+            raise UserError("encoders: expected at least one, or one of 'llavas'")
+        if self.recipes and not self.llms:
+            raise UserError("recipes: expected none without 'llms', for they say how LLaVAs are trained")
+        for name in self.encoders.keys() & self.llavas.keys():
+            raise UserError(f"llavas.{name}: an encoder has this name already; choose another")
         select_rows(self.published)
         if not self.benchmarks:
             raise UserError("benchmarks: expected at least one")
         for name in [self.baseline] if isinstance(self.baseline, str) else (self.baseline or {}).values():
-            if name not in self.encoders:
-                raise suggest(name, self.encoders, "encoder in 'baseline'")
+            if name not in self.models:
+                raise suggest(name, self.models, "encoder in 'baseline'")
         for name in self.baseline if isinstance(self.baseline, Mapping) else ():
             self._check_encoder(name, "baseline")
+        if self.gpu is not None and self.gpu not in GPUS:
+            raise suggest(self.gpu, GPUS, "kind of GPU")
         if self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
@@ -163,10 +192,12 @@ class Study:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError(f"seeds: expected different whole numbers from 0 on, got {list(self.seeds)}")
         for override in self.overrides:
-            if override.encoder is not None and override.encoder not in self.encoders:
-                raise suggest(override.encoder, self.encoders, "encoder in 'overrides'")
-            if override.llm is not None and override.llm not in self.llms:
-                raise suggest(override.llm, self.llms, "LLM in 'overrides'")
+            if override.encoder is not None:
+                self._check_encoder(override.encoder, "overrides")
+            for what, known in (("llm", self.llms), ("recipe", self.recipes)):
+                name = getattr(override, what)
+                if name is not None and not fnmatch.filter(known, name):
+                    raise suggest(name, known, f"{what} in 'overrides'")
         for name, settings in self.benchmarks.items():
             for asked in list_of(settings.get("encoders"), f"benchmarks.{name}.encoders", str, "a name"):
                 self._check_encoder(asked, f"benchmarks.{name}.encoders")
@@ -174,8 +205,8 @@ class Study:
             self._check_figure(figure, f"figures[{number}]")
 
     def _check_encoder(self, name: str, where: str) -> None:
-        if not any(self.means(name, encoder) for encoder in self.encoders):
-            raise suggest(name, [*self.encoders, *self.entries], f"encoder in '{where}'")
+        if not any(self.means(name, model) for model in self.models):
+            raise suggest(name, [*self.models, *self.entries], f"encoder in '{where}'")
 
     def _check_figure(self, figure: FigureSpec, where: str) -> None:
         if figure.benchmark not in self.benchmarks:
@@ -191,6 +222,11 @@ class Study:
             self._check_encoder(name, f"{where}.beside")
 
     @property
+    def models(self) -> list[str]:
+        """Names of all that is compared: encoders, and LLaVAs that are there already."""
+        return [*self.encoders, *self.llavas]
+
+    @property
     def entries(self) -> list[str]:
         """Names of the entries with ``vary``."""
         return list(dict.fromkeys(varied.entry for varied in self.varied.values()))
@@ -200,8 +236,36 @@ class Study:
         varied = self.varied.get(encoder)
         return fnmatch.fnmatchcase(encoder, name) or (varied is not None and varied.entry == name)
 
+    def applies(self, override: Override, row: Combination) -> bool:
+        """Whether a row is meant by an exception."""
+        return (
+            (override.encoder is None or self.means(override.encoder, row.encoder))
+            and (override.llm is None or fnmatch.fnmatchcase(row.llm or "", override.llm))
+            and (override.recipe is None or fnmatch.fnmatchcase(row.recipe or "", override.recipe))
+            and override.seed in {None, row.seed}
+        )
+
+    def combinations(self) -> list[Combination]:
+        """Encoders × LLMs × recipes × seeds, but for those left out, in the order of the table."""
+        every = (
+            Combination(encoder=encoder, llm=llm, recipe=recipe, seed=seed)
+            for llm in (self.llms or (None,))
+            for recipe in (self.recipes or (None,))
+            for seed in self.seeds
+            for encoder in self.encoders
+            if self.compares(encoder)
+        )
+        return [row for row in every if not any(rule.skip and self.applies(rule, row) for rule in self.overrides)]
+
+    def label(self, row: Combination) -> str:
+        """What a row is called in the table: the encoder, and of the rest what the study varies."""
+        with_llm = f" + {row.llm}" if len(self.llms) > 1 else ""
+        with_recipe = f" by {row.recipe}" if len(self.recipes) > 1 else ""
+        with_seed = f" (seed {row.seed})" if len(self.seeds) > 1 else ""
+        return f"{row.encoder}{with_llm}{with_recipe}{with_seed}"
+
     def baseline_of(self, encoder: str) -> str | None:
-        """The encoder that one is compared with; None for a baseline itself."""
+        """The encoder or LLaVA that one is compared with; None for a baseline itself."""
         if isinstance(self.baseline, Mapping):
             found = next((base for name, base in self.baseline.items() if self.means(name, encoder)), None)
         else:

@@ -11,14 +11,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
-from clips.artifact import MANIFEST, write_file
+from clips.artifact import write_file
 from clips.commandline.commands import plain
+from clips.data.files import expand
 
 RECORD = "step.json"
 LOG = "log.txt"
@@ -42,7 +45,7 @@ class StepRecord:
         peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
         exit_status: of the command; None while running or when it was killed by the runner.
         log_tail: the last lines of its log, where it failed.
-        outputs: path → key, of outputs whose dependencies are known by themselves.
+        outputs: file name → key, of outputs whose dependencies are known by themselves.
         made: its outputs, relative to the study's directory.
         token: of the run, by which a job that outlives the runner is known.
         job: id of that job, where the executor gives one.
@@ -110,17 +113,20 @@ def write_record(output: Path, record: StepRecord) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepKey:
-    """The key of a step, and one for each output whose dependencies are known by themselves (path → key)."""
+    """The key of a step, and one for each output whose dependencies are known by themselves (file name → key)."""
 
     key: str
     outputs: Mapping[str, str]
 
 
-def step_keys(steps: Sequence[Step], *, version: str, code: Callable[[tuple[str, ...]], str]) -> dict[str, StepKey]:
-    """Name → key of every step.
+def step_keys(
+    steps: Sequence[Step], directory: Path, *, version: str, code: Callable[[tuple[str, ...]], str]
+) -> dict[str, StepKey]:
+    """Name → key of every step. Where the study's directory lies does not count: it may be moved.
 
     Args:
         steps: all steps of the study.
+        directory: the study's.
         version: of the package.
         code: command words → hash of the source code that they run.
     """
@@ -129,7 +135,7 @@ def step_keys(steps: Sequence[Step], *, version: str, code: Callable[[tuple[str,
     def key_of(step: Step, part: Step | Part) -> str:
         depends_on = {
             "command": step.command,
-            "config": plain(part.config),
+            "config": _apart_from(directory, plain(part.config)),
             "parents": {name: keys[name].key for name in part.parents},
             "version": version,
             "code": code(step.command),
@@ -139,31 +145,53 @@ def step_keys(steps: Sequence[Step], *, version: str, code: Callable[[tuple[str,
 
     for step in in_order(steps):
         keys[step.name] = StepKey(
-            key=key_of(step, step), outputs={str(part.output): key_of(step, part) for part in step.parts}
+            key=key_of(step, step), outputs={part.output.name: key_of(step, part) for part in step.parts}
         )
     return keys
 
 
-def outside_state(path: Path) -> str:
-    """A quick fingerprint of a file or directory that the study reads but does not make: names, sizes and times.
+def _apart_from(directory: Path, config: Any) -> Any:
+    """A config whose paths in the study's directory are given from there."""
 
-    The manifest's hash is used where there is one; ``"missing"`` where nothing is there.
+    def place(reference: str) -> str:
+        path = Path(reference)
+        return f"{MARK}{path.relative_to(directory).as_posix()}" if path.is_relative_to(directory) else reference
+
+    return mapped(
+        config, lambda field, text: "".join(piece.before + place(piece.reference) for piece in pieces(text, field))
+    )
+
+
+def outside_state(path: Path) -> str:
+    """A quick fingerprint of what the study reads but does not make: names, sizes and times of its files.
+
+    Times count even where a manifest has hashes: whoever replaces a file beside it seldom writes it anew.
+
+    Args:
+        path: a file, a directory, or files with ranges in their name (``{00..11}.tar``).
     """
-    if path.is_file():
-        return _stamp(path)
-    if not path.is_dir():
-        return "missing"
-    manifest = path / MANIFEST
-    if manifest.is_file():
-        return hashlib.sha256(manifest.read_bytes()).hexdigest()
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    stamps = "\n".join(f"{file.relative_to(path).as_posix()} {_stamp(file)}" for file in files)
-    return hashlib.sha256(stamps.encode()).hexdigest()
+    return hashlib.sha256("\n".join(map(_stamp, _files(path))).encode()).hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """All files that ``path`` stands for, in order, those behind links to directories as well."""
+    seen: set[str] = set()
+    for root in map(Path, expand(str(path))):
+        if not root.is_dir():
+            yield root
+        for folder, below, names in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
+            below[:] = sorted(below) if real not in seen else []
+            yield from (Path(folder, name) for name in sorted(names) if real not in seen)
+            seen.add(real)
 
 
 def _stamp(path: Path) -> str:
-    status = path.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{path} missing"
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def is_done(step: Step, key: StepKey, output: Path) -> bool:
@@ -175,8 +203,8 @@ def is_done(step: Step, key: StepKey, output: Path) -> bool:
 def clear_outputs(step: Step, key: StepKey, before: StepRecord | None) -> None:
     """Remove the outputs that were made under another key, so that nothing of it survives."""
     for path in step.outputs:
-        known = before.outputs.get(str(path)) if before else None
-        if known is not None and known == key.outputs.get(str(path)):
+        known = before.outputs.get(path.name) if before else None
+        if known is not None and known == key.outputs.get(path.name):
             continue
         if path.suffix == ".json":
             path.with_name(f"{path.stem}.items.parquet").unlink(missing_ok=True)  # a result's second file

@@ -20,12 +20,14 @@ class Part:
         config: the part of the step's config that it depends on.
         parents: names of the steps that this part of the config refers to.
         needs: files outside the study that it refers to.
+        hub: names on the hub that it refers to.
     """
 
     output: Path
     config: Mapping[str, Any]
     parents: tuple[str, ...] = ()
     needs: tuple[Path, ...] = ()
+    hub: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Step:
         outputs: what exists when the step has succeeded, directories or result files; nothing else writes them.
         parents: names of the steps whose outputs the config refers to.
         needs: files outside the study that the config refers to (they are part of the step's key).
+        hub: names on the hub that the config refers to.
         parts: one for each output, where a change that concerns one output shall leave the others in place.
     """
 
@@ -50,6 +53,7 @@ class Step:
     outputs: tuple[Path, ...]
     parents: tuple[str, ...] = ()
     needs: tuple[Path, ...] = ()
+    hub: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
 
     def problems(self) -> list[str]:

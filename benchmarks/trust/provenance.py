@@ -63,7 +63,7 @@ def trace(result: Result, *, check: bool = True) -> Node:
     facts = [
         f"evaluated {result.created} in {result.seconds:.0f} s{_code(result.git)}",
         *([f"by: {result.command}"] if result.command else []),
-        *(_step(result.path) if result.path else []),
+        *(_step(Path(result.path)) if result.path else []),
         f"data: {_short(str(protocol.get('data_hash', '')))}, split {protocol.get('split', 'not stated')}",
         f"protocol: {_short(result.fingerprint)}; `clips-bench diff` compares it with another's",
     ]

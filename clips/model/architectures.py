@@ -50,12 +50,12 @@ class ModelConfig:
 
     Args:
         architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
-            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14) or small (clips-tiny, clips-rn-tiny, clips-tinyvit,
-            clips-tinyvit-tiny), or an open_clip model name or a JSON file in the format of its model configs
-            (``./mine.json``): its towers with the texts of this method. Or ``timm:NAME``: a timm model, untrained, with
-            the text tower of clips-b-16. Or an encoder directory (or ``hf-hub:NAME``), whose towers are built as they
-            are, with its own tokenizer. The batch norms of a ResNet (clips-rn-tiny, RN50) see the samples of their own
-            process only, as in open_clip.
+            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14), of the paper's table (clips-l-16) or small
+            (clips-tiny, clips-rn-tiny, clips-tinyvit, clips-tinyvit-tiny), or an open_clip model name or a JSON file
+            in the format of its model configs (``./mine.json``): its towers with the texts of this method. Or
+            ``timm:NAME``: a timm model, untrained, with the text tower of clips-b-16. Or an encoder directory (or
+            ``hf-hub:NAME``), whose towers are built as they are, with its own tokenizer. The batch norms of a ResNet
+            (clips-rn-tiny, RN50) see the samples of their own process only, as in open_clip.
         context_length: tokens of a text, as the architecture says if not given.
         image_size: pixels of a side, as the architecture says if not given.
         pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.

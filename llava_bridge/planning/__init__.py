@@ -1,0 +1,1 @@
+"""What a LLaVA's training will need before it costs anything."""

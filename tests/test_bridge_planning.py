@@ -1,0 +1,84 @@
+"""Sizes and costs of LLaVAs, against numbers that their authors print."""
+
+from __future__ import annotations
+
+import pytest
+
+from clips.commandline.commands import parse_config
+from llava_bridge.planning.plan import plan_llava
+from llava_bridge.planning.sizes import known, llm_size, new_llm_size, projector_size, vision_size
+from llava_bridge.projectors import ProjectorConfig
+from llava_bridge.training.config import TrainConfig
+
+CLIP = "transformers:openai/clip-vit-large-patch14-336"
+VICUNA = "lmsys/vicuna-7b-v1.5"
+
+
+def test_sizes_are_those_of_the_models():
+    assert llm_size(VICUNA).parameters == 6_738_415_616  # Llama 2's
+    assert llm_size("meta-llama/Meta-Llama-3-8B-Instruct").parameters == 8_030_261_248
+    clip = vision_size(CLIP)
+    assert (clip.parameters, clip.tokens, clip.width) == (303_507_456, 576, 1024)
+    assert clip.flops == pytest.approx(2 * 191e9, rel=0.01)  # 191 GMACs by timm's tables
+    assert vision_size(CLIP, 224).tokens == 256
+
+
+def test_a_projector_and_two_towers_at_once():
+    clip, llm = vision_size(CLIP), llm_size(VICUNA)
+    count, tokens = projector_size(ProjectorConfig(), clip, llm)
+    assert (count, tokens) == ((1024 + 1) * 4096 + (4096 + 1) * 4096, 576)
+    assert projector_size(ProjectorConfig(name="pool", factor=2), clip, llm)[1] == 144
+    both = vision_size(f"several:{CLIP} + {CLIP}")
+    assert (both.tokens, both.width, both.flops) == (576, 2048, 2 * clip.flops)
+    assert vision_size(f"several:interleave:{CLIP} + {CLIP}").tokens == 1152
+
+
+def test_the_small_llama_is_as_large_as_the_one_that_is_made():
+    from llava_bridge.model.llm import SmallLlamaConfig, new_llama, train_tokenizer
+
+    config = SmallLlamaConfig(vocab_size=300, hidden_size=16, layers=1, heads=2, context=64)
+    tokenizer = train_tokenizer(["a cat and a dog"] * 20, config)
+    made = sum(value.numel() for value in new_llama(config, tokenizer).parameters())
+    rows = 2 * 16 * (300 - len(tokenizer))  # words that so short a text does not fill
+    assert new_llm_size(config).parameters == made + rows
+
+
+def recipe(**flags: object) -> TrainConfig:
+    words = ["--align.steps", "2181", "--instruct.steps", "5198", "--llm", VICUNA]
+    words += [word for name, value in flags.items() for word in (f"--{name.replace('__', '.')}", str(value))]
+    config = parse_config(TrainConfig, ["--config", "scripts/configs/llava/llava-1.5-vicuna-7b.yaml", *words], prog="")
+    assert config is not None
+    return config
+
+
+def test_the_published_hours_of_llava_come_out():
+    cost = plan_llava(recipe(), gpu="a100-80", count=8)
+    assert cost.gpu_hours == pytest.approx(8 * (3.5 + 10), rel=0.1)
+    assert cost.kept == pytest.approx(2 * 7.06e9, rel=0.01)
+    align, instruct = cost.stages
+    assert instruct.flops > 1.9 * align.flops
+    assert cost.memory == instruct.memory > align.memory
+
+
+def test_memory_follows_how_states_are_cut_up_and_what_learns():
+    def instruct(**flags: object) -> float:
+        return plan_llava(recipe(**flags), gpu="h200", count=8).stages[1].memory
+
+    zero3 = instruct()
+    assert instruct(launch__deepspeed="zero2") - zero3 == pytest.approx(2 * 7.06e9 * 7 / 8, rel=0.01)  # bf16 weights
+    assert zero3 - instruct(launch__deepspeed="zero3_offload") == pytest.approx(12 * 6.76e9 / 8, rel=0.01)
+    assert instruct(instruct__gradient_checkpointing="false") > zero3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(known()))
+def test_every_known_name_has_a_size(name):
+    config = known()[name]
+    if "architecture" in config:
+        assert vision_size(f"hf-hub:{name}").tokens == (config["image_size"] // 14) ** 2
+    elif config["model_type"] == "llama":
+        assert 6e9 < llm_size(name).parameters < 14e9
+    else:
+        found = vision_size(f"transformers:{name}")
+        assert found.tokens == (config["image_size"] // config["patch_size"]) ** 2
+        assert 3.0e8 < found.parameters < 4.5e8

@@ -1,0 +1,138 @@
+"""What a study's steps will take: from records, from like steps, worked out; and that nothing is invented."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from study_material import SMALL
+
+from benchmarks.study import commands
+from benchmarks.study.commands import PlanConfig, plan_study
+from benchmarks.study.estimates import Estimate, estimate_steps, in_all, worked_out
+from benchmarks.study.plan import Plan, make_plan
+from benchmarks.study.reading import study_from
+from benchmarks.study.resources import Resources, resources_of
+from benchmarks.study.state import StepRecord, write_record
+from benchmarks.study.steps import Step
+from clips.errors import UserError
+
+ENCODER = {"batch_size": 10, "optim": {}}
+
+
+def planned(output: Path, **fields: object) -> Plan:
+    encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": 300}, "other": {"recipe": "clips"}}
+    return make_plan(study_from({**SMALL, "output": str(output), "encoders": encoders, **fields}))
+
+
+def estimated(plan: Plan, gpu: str | None = None) -> dict[str, Estimate]:
+    given = {step.name: resources_of({}, step) for step in plan.steps}
+    return estimate_steps(plan.steps, plan.study.directory, resources=given, gpu=gpu)
+
+
+def ran(plan: Plan, name: str, seconds: float, **fields: object) -> None:
+    """Note a run of a step, with a file of a thousand bytes for its output."""
+    step = next(step for step in plan.steps if step.name == name)
+    record = StepRecord(name=name, kind=step.kind, command="", key="old", outcome="done", started=0.0, seconds=seconds)
+    write_record(plan.study.directory, dataclasses.replace(record, **fields))  # type: ignore[arg-type]
+    step.outputs[0].mkdir(parents=True, exist_ok=True)
+    (step.outputs[0] / "weights").write_bytes(bytes(1000))
+
+
+def test_a_step_is_estimated_by_its_last_run_or_by_like_ones(tmp_path):
+    plan = planned(tmp_path)
+    ran(plan, "encoder-clip-s0", 50.0, peak_memory_mb=2.0)
+    found = estimated(plan)
+    own, longer = found["encoder-clip-s0"], found["encoder-longer-s0"]
+    assert (own.seconds, own.memory, own.disk, own.basis) == (50.0, 2.0 * 2**20, 1000.0, "its last run")
+    assert (longer.seconds, longer.memory, longer.disk) == (150.0, 2.0 * 2**20, 1000.0)  # three times the samples
+    assert longer.basis == "the last runs of 1 like steps, by samples"
+    assert found["data-train"] == Estimate(basis="has not run yet")
+    assert found["encoder-other-s0"].seconds is None  # another recipe
+
+
+def test_a_record_on_gpus_tells_gpu_hours_and_one_on_a_cpu_does_not(tmp_path):
+    plan = planned(tmp_path)
+    given = {step.name: Resources(gpus=4, nodes=2) for step in plan.steps}
+    for machine, hours in (({"accelerators": "H200"}, 8.0), ({"accelerators": "none"}, None), ({}, None)):
+        ran(plan, "encoder-clip-s0", 3600.0, machine=machine)
+        found = estimate_steps(plan.steps, tmp_path, resources=given, gpu=None)
+        assert found["encoder-clip-s0"].gpu_hours == hours
+
+
+def test_a_failed_run_tells_nothing(tmp_path):
+    plan = planned(tmp_path)
+    ran(plan, "llm-tiny", 50.0, outcome="failed")
+    assert estimated(plan)["llm-tiny"].seconds is None
+
+
+def test_the_sum_names_what_is_unknown_and_what_cannot_be_shared():
+    known = [
+        Estimate(basis="", seconds=100.0, memory=1e9, disk=1e6, most=5e6, gpu_hours=2.0),
+        Estimate(basis="", seconds=20.0, memory=2e9, disk=1e6, gpu_hours=1.0),
+        Estimate(basis=""),
+    ]
+    text = in_all(known, jobs=4)
+    for part in (
+        "about 2 min 00 s of steps",
+        "4 at a time not less than 1 min 40 s",  # the longest step
+        "3 GPU hours",
+        "2 GB memory",
+        "2 MB disk, and 4 MB for checkpoints",
+        "the time of 1 steps is unknown",
+    ):
+        assert part in text
+    assert in_all([Estimate(basis="")], jobs=1) == "in all: time unknown"
+
+
+def llava_step(**config: object) -> Step:
+    data = [{"path": "not/here.json"}]
+    stages = {"align": {"data": data, "steps": 10}, "instruct": {"data": data, "steps": 10}}
+    parts = {"encoder": "transformers:openai/clip-vit-large-patch14-336", "llm": "lmsys/vicuna-7b-v1.5"}
+    whole = {"output": "out", **parts, **stages, **config}
+    return Step(name="llava-a", kind="llava", command=("llava-bridge", "train"), config=whole, outputs=(Path("out"),))
+
+
+def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so():
+    one = worked_out(llava_step(), {}, Resources(gpus=1), "h200")
+    eight = worked_out(llava_step(), {}, Resources(gpus=4, nodes=2), "h200")
+    assert one.gpu_hours == eight.gpu_hours
+    assert one.seconds == pytest.approx(8 * eight.seconds)
+    assert one.memory > eight.memory
+    assert "576 tokens a picture" in one.basis
+    cpu = worked_out(llava_step(), {}, Resources(), None)
+    assert (cpu.seconds, cpu.disk) == (None, one.disk)
+    assert "no GPU is named" in cpu.basis
+    for field, name in (("encoder", "transformers:nobody/knows"), ("llm", "nobody/knows")):
+        unknown = worked_out(llava_step(**{field: name}), {}, Resources(), "h200")
+        assert unknown == Estimate(basis="nobody knows the size of nobody/knows (no copy of it is here)")
+    endless = worked_out(llava_step(align={"data": [{"path": "not/here.json"}]}), {}, Resources(), "h200")
+    assert endless.gpu_hours is None
+    assert "the data of align are not here" in endless.basis
+    assert worked_out(llava_step(projector={"name": "perceiver", "heads": 7}), {}, Resources(), None).basis.startswith(
+        "projector.heads: expected a divisor of 1024"
+    )
+
+
+def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "check_command", lambda words: None)
+    monkeypatch.setattr(commands, "code_hash", lambda words: "code")
+    content = {**SMALL, "output": str(tmp_path / "out"), "llms": {"a": "org/a", "b": "org/b@v1"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    plan = make_plan(study_from(content))
+    ran(plan, "data-train", 65.0)
+    plan_study(PlanConfig(study=str(tmp_path / "study.yaml"), check=False, only=("net",)))
+    printed = capsys.readouterr().out
+    assert "about 1 min 05 s, memory unknown, 1 kB disk (its last run)" in printed
+    assert "from the hub org/a (not pinned: add @REVISION)" in printed
+    assert "from the hub org/b@v1\n" in printed
+    assert "in all about 1 min 05 s of steps" in printed
+    plan_study(PlanConfig(study=str(tmp_path / "study.yaml"), check=False, estimates=False))
+    assert "in all" not in capsys.readouterr().out
+
+
+def test_a_gpu_that_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown kind of GPU 'h20'"):
+        planned(tmp_path, gpu="h20")

@@ -1,0 +1,109 @@
+"""The full-scale studies: planned dry as they are, and really run in miniature."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from study_miniature import STUDIES, full, miniature, small_encoder
+
+from benchmarks.study.check import first_problem
+from benchmarks.study.estimates import estimate_steps
+from benchmarks.study.plan import Plan, make_plan
+from benchmarks.study.reading import read_study
+from benchmarks.study.resources import resources_of
+from clips.commandline.commands import plain
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("paper_retrieval", "paper_llava", "encoder_zoo")
+EIGHT = {"mme", "mmmu_val", "mmvet", "gqa", "chartqa", "pope", "nocaps_val", "textvqa_val"}  # as the paper prints
+
+
+def planned(name: str) -> Plan:
+    return make_plan(read_study(STUDIES / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_is_one_that_its_command_accepts(name):
+    plan = planned(name)
+    unlike = {(step.kind, step.name.rpartition(".")[2]): step for step in plan.steps if step.kind != "evaluation"}
+    unlike |= {(step.kind, ""): step for step in plan.steps if step.kind == "evaluation"}
+    asked = [(step.name, list(step.command), plain(step.config)) for step in unlike.values()]
+    assert first_problem(asked) is None
+    assert all(row.cells for row in plan.rows)
+
+
+def test_the_retrieval_study_has_the_papers_rows():
+    rows = {row.name: row for row in planned("paper_retrieval").rows}
+    table = [f"{size}.{recipe}" for size in "sbl" for recipe in ("clipa", "coca", "clips")]
+    assert list(rows)[:9] == table
+    assert {rows[name].baseline for name in table} == {None, "s.clipa", "b.clipa", "l.clipa"}
+    assert rows["l14.clips"].baseline == rows["released_clips"].baseline == "openai"
+    assert all(set(row.cells) == {"coco", "flickr30k", "imagenet1k"} for row in rows.values())
+
+
+def test_the_llava_study_has_the_papers_columns_and_the_zoo_ten_encoders():
+    paper, zoo = planned("paper_llava"), planned("encoder_zoo")
+    assert set(paper.benchmarks) == set(zoo.benchmarks) == EIGHT
+    assert [row.name for row in paper.rows] == ["clip", "clips"]
+    assert len(zoo.rows) == 10
+    recipes = [{**full(name)["defaults"]["llava"]} for name in ("paper_llava", "encoder_zoo")]
+    assert recipes[0] == recipes[1]
+
+
+def test_a_llava_is_worked_out_without_a_network():
+    plan = planned("paper_llava")
+    given = {step.name: resources_of(plan.study.resources, step) for step in plan.steps}
+    steps = [step for step in plan.steps if "-clip-" in step.name]
+    found = estimate_steps(steps, Path("nowhere"), resources=given, gpu=plan.study.gpu)
+    training = found["llava-clip-llama3-s0"]
+    assert training.gpu_hours is not None
+    assert 20 < training.gpu_hours < 80
+    assert training.disk == pytest.approx(2 * 8.36e9, rel=0.01)  # Llama 3 8B, CLIP L/14 and the projector, in bf16
+    assert training.memory is not None
+    assert training.memory < 80e9
+    assert "37,070 questions" in found["evaluate-llava-clip-llama3-s0"].basis
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper_retrieval", "encoder_zoo"])
+def test_every_training_is_worked_out_without_a_network(name):
+    plan = planned(name)
+    given = {step.name: resources_of(plan.study.resources, step) for step in plan.steps}
+    found = estimate_steps(plan.steps, Path("nowhere"), resources=given, gpu=plan.study.gpu)
+    for step in plan.steps:
+        if step.kind != "evaluation":
+            assert found[step.name].gpu_hours, found[step.name].basis
+            assert found[step.name].disk
+
+
+def test_small_parts_are_of_the_same_classes(tmp_path):
+    assert (
+        small_encoder("timm:convnext_large_mlp.clip_laion2b_ft_soup_320", tmp_path / "c") == "timm:test_convnext@random"
+    )
+    for name, entry in full("encoder_zoo")["encoders"].items():
+        small = small_encoder(entry, tmp_path / name)
+        assert small.partition(":")[0] == entry.partition(":")[0] or entry.startswith("hf-hub:")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_study_runs_in_miniature(name, tmp_path):
+    file = miniature(name, tmp_path)
+    words = [sys.executable, "-m", "benchmarks.cli", "study", "run", str(file)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=3000, cwd=ROOT, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (tmp_path / "out" / "report" / "index.html").stat()
+    asked = EIGHT if name != "paper_retrieval" else {"coco", "flickr30k", "imagenet1k"}
+    rows = planned(name).rows
+    made = make_plan(read_study(file)).rows
+    assert [row.name for row in made] == [row.name for row in rows]
+    for row in made:
+        assert set(row.cells) == asked
+        for cell in row.cells.values():
+            result = json.loads((tmp_path / "out" / cell.result).read_text(encoding="utf-8"))
+            assert result["status"] == "ok"
+            assert result["metrics"] or "judge" in str(result["absent"])

@@ -1,0 +1,144 @@
+"""Rows of a study beside encoders × LLMs × seeds: recipes of the bridge, LLaVAs that are there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from study_material import SMALL
+
+from benchmarks.study.check import first_problem
+from benchmarks.study.plan import Plan, make_plan
+from benchmarks.study.reading import study_from
+from benchmarks.study.record import NO_ENCODER, NO_LLAVA, NOT_ASKED
+from benchmarks.study.steps import Step
+from clips.commandline.commands import plain
+from clips.errors import UserError
+
+
+def planned(**fields: object) -> Plan:
+    return make_plan(study_from({**SMALL, **fields}))
+
+
+def step(plan: Plan, name: str) -> Step:
+    return next(step for step in plan.steps if step.name == name)
+
+
+RECIPES = {"mlp": None, "tuned": {"vary": {"align.lr": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"}}
+LLAVAS = {
+    "theirs": "models/llava",
+    "ours": {"llava": "$shared/llava", "precision": "float32"},
+    "other": {"lmms": {"model": "llava_hf", "args": "pretrained=$shared/theirs,device_map=cpu"}},
+}
+
+
+def test_every_encoder_is_plugged_into_every_llm_by_every_recipe():
+    plan = planned(recipes=RECIPES)
+    names = ["mlp", "tuned.0.00002.minus2", "tuned.0.01.minus2"]
+    assert [row.name for row in plan.rows] == [f"{e} by {r}" for r in names for e in SMALL["encoders"]]
+    config = step(plan, "llava-clip-tiny-tuned.0.00002.minus2-s0").config
+    assert config["align"] == {"steps": 5, "lr": 2.0e-5}
+    assert (config["feature_layer"], config["features"]) == (-2, "patch")
+    assert "vary" not in config
+    assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"steps": 5}
+    assert sum(one.kind == "encoder" for one in plan.steps) == 2  # not once more for each recipe
+    row = next(row for row in plan.rows if row.name == "clips by tuned.0.01.minus2")
+    assert (row.baseline, row.recipe) == ("clip by tuned.0.01.minus2", "tuned.0.01.minus2")
+
+
+def test_one_recipe_adds_nothing_to_the_rows_names():
+    assert [row.name for row in planned(recipes={"mlp": {}}).rows] == list(SMALL["encoders"])
+    assert "llava-clip-tiny-s0" in {one.name for one in planned().steps}
+
+
+def test_an_llm_may_be_varied_and_exceptions_take_patterns_and_recipes():
+    llms = {"tiny": {"vary": {"new_llm.hidden_size": [64, 128]}}}
+    overrides = [
+        {"llm": "tiny.*", "recipe": "low", "llava": {"align": {"steps": 7}}},
+        {"encoder": "c*", "recipe": "high", "skip": True},
+    ]
+    plan = planned(llms=llms, recipes={"low": {}, "high": {}}, overrides=overrides)
+    assert step(plan, "llm-tiny.64").config["new_llm"] == {"hidden_size": 64}
+    assert step(plan, "llava-clip-tiny.128-low-s0").config["align"] == {"steps": 7}
+    assert step(plan, "llava-net-tiny.128-high-s0").config["align"] == {"steps": 5}
+    assert [row.encoder for row in plan.rows if row.recipe == "high"] == ["net", "net"]
+
+
+def test_llavas_that_are_there_already_are_rows_which_answer_questions():
+    plan = planned(
+        llavas=LLAVAS, paths={"shared": "afar"}, defaults={**SMALL["defaults"], "evaluation": {"again": True}}
+    )
+    rows = {row.name: row for row in plan.rows}
+    assert list(rows) == [*SMALL["encoders"], *LLAVAS]
+    for name in LLAVAS:
+        assert list(rows[name].cells) == ["pope"]
+        assert rows[name].not_applicable == {"retrieval": NO_ENCODER}
+        assert (rows[name].llm, rows[name].seed, rows[name].baseline) == (None, None, "clip")
+    made = step(plan, "evaluate-llava-ours")
+    assert (made.config["llava"], made.config["precision"], made.config["again"]) == ("afar/llava", "float32", True)
+    assert made.needs == (Path("afar/llava"),)
+    other = step(plan, "evaluate-llava-other")
+    assert other.config["lmms"]["args"] == "pretrained=afar/theirs,device_map=cpu"
+    assert other.needs == (Path("afar/theirs"),)
+    asked = [one for one in plan.steps if one.name in {"evaluate-llava-theirs", made.name, other.name}]
+    assert first_problem([(one.name, list(one.command), plain(one.config)) for one in asked]) is None
+
+
+def test_a_study_may_have_existing_llavas_alone_and_one_of_them_for_its_baseline():
+    alone = planned(encoders={}, llms={}, llavas={"a": "org/a", "b": "org/b"}, baseline="a", benchmarks={"pope": {}})
+    assert {row.name: row.baseline for row in alone.rows} == {"a": None, "b": "a"}
+    assert step(alone, "evaluate-llava-b").hub == ("org/b",)
+    assert planned(llavas=LLAVAS, paths={"shared": "x"}, only=["theirs"]).rows[0].name == "theirs"
+    chosen = {"retrieval": {"data": "d"}, "pope": {"encoders": ["theirs"]}}
+    beside = planned(llms={}, llavas={"theirs": "a/b"}, benchmarks=chosen, baseline="theirs")
+    assert {row.name: dict(row.not_applicable) for row in beside.rows} == {
+        "clip": {"pope": NOT_ASKED},
+        "clips": {"pope": NOT_ASKED},
+        "net": {"pope": NOT_ASKED, "retrieval": "no text tower"},
+        "theirs": {"retrieval": NO_ENCODER},
+    }
+    assert all(row.baseline == "theirs" for row in beside.rows[:-1])
+
+
+def test_an_encoder_without_an_llm_says_why_it_answers_nothing():
+    row = planned(llms={}, llavas={"theirs": "a/b"}).rows[0]
+    assert row.not_applicable == {"pope": NO_LLAVA}
+
+
+def test_several_rows_of_the_baseline_leave_an_existing_llava_without_one():
+    rows = planned(llavas={"theirs": "a/b"}, seeds=[0, 1]).rows
+    assert rows[-1].baseline is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"llavas": {"clip": "a/b"}}, "llavas.clip: an encoder has this name already"),
+        ({"llavas": {"a": {}}}, "llavas.a: expected either 'llava' or 'lmms'"),
+        ({"llavas": {"a": {"llava": "b", "lmms": {"model": "c"}}}}, "llavas.a: expected either 'llava' or 'lmms'"),
+        ({"llavas": {"a": {"lava": "b"}}}, r"'llavas\.a\.lava'; did you mean 'llavas\.a\.llava'"),
+        ({"llavas": {"a": {"llava": 3}}}, r"llavas\.a\.llava: expected a directory or a name on the hub"),
+        ({"llavas": {"a": {"llava": "b", "row": "c"}}}, r"llavas\.a\.row"),
+        (
+            {"llavas": {"a": {"lmms": "llava_hf"}}},
+            r"llavas\.a\.lmms: expected a mapping with model and args, got a text",
+        ),
+        ({"llavas": {"a": {"lmms": {"args": "x"}}}}, r"llavas\.a\.lmms\.model: missing"),
+        ({"llavas": {"a": 3}}, r"llavas\.a: expected settings \(a mapping\) or a path"),
+        ({"recipes": {"a": "b"}}, r"recipes\.a: expected settings \(a mapping\), got a text"),
+        (
+            {"recipes": {"a": {}}, "llms": {}, "benchmarks": {"retrieval": {"data": "d"}}},
+            "recipes: expected none without",
+        ),
+        ({"encoders": {}, "baseline": None}, "encoders: expected at least one, or one of 'llavas'"),
+        ({"overrides": [{"recipe": "a", "skip": True}]}, "unknown recipe in 'overrides' 'a'"),
+        ({"overrides": [{"encoder": "x*", "skip": True}]}, r"unknown encoder in 'overrides' 'x\*'"),
+        (
+            {"recipes": {"a": {"vary": {"b": [float("nan")]}}}},
+            r"recipes\.a\.vary\.b: expected names or numbers, got nan",
+        ),
+    ],
+)
+def test_a_wrong_row_is_refused_naming_the_field(fields, message):
+    with pytest.raises(UserError, match=message):
+        planned(**fields)
