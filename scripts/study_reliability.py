@@ -114,7 +114,7 @@ def differences(one: Path, other: Path) -> list[str]:
         for name in ("table.csv", "table.md")
         if (one / "report" / name).read_bytes() != (other / "report" / name).read_bytes()
     ]
-    for path in sorted(one.glob("results/*/*")):
+    for path in sorted(one.glob("results/[!.]*/[!.]*")):  # hidden: locks, and what models gave
         twin = other / path.relative_to(one)
         if not twin.is_file() or told(path, one) != told(twin, other):
             found.append(f"{path.relative_to(one)} differs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -74,11 +75,19 @@ def test_a_study_whose_runner_is_killed_ends_with_the_same_table(tmp_path, kills
 
 def test_a_difference_in_a_result_a_score_or_a_weight_is_found(tmp_path):
     for name in ("one", "other"):
-        for path in ("report/table.csv", "report/table.md", "encoders/clip-s0/model.safetensors"):
+        weights, hidden = "encoders/clip-s0/model.safetensors", "results/clip-s0/.retrieval.lock"
+        result = dict.fromkeys(study_reliability.TOLD, 1) | {"model": {"hash": "h", "path": name}, "created": name}
+        for path in ("report/table.csv", "report/table.md", weights, hidden):
             (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / path).write_text("the same")
+        (tmp_path / name / "results/clip-s0/retrieval.json").write_text(json.dumps(result | {"row": "clip-s0"}))
     assert study_reliability.differences(tmp_path / "one", tmp_path / "other") == []
+    (tmp_path / "other/results/clip-s0/retrieval.json").write_text(json.dumps(result | {"row": "another"}))
     for path in ("report/table.csv", "encoders/clip-s0/model.safetensors"):
         (tmp_path / "other" / path).write_text("another")
     found = study_reliability.differences(tmp_path / "one", tmp_path / "other")
-    assert found == ["report/table.csv differs", "encoders/clip-s0/model.safetensors differs"]
+    assert found == [
+        "report/table.csv differs",
+        "results/clip-s0/retrieval.json differs",
+        "encoders/clip-s0/model.safetensors differs",
+    ]
