@@ -8,12 +8,15 @@ Columns of every items table (see ``ITEM_COLUMNS``), then the columns that the m
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import datetime
 import json
 import math
 import os
 import re
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +43,7 @@ ITEM_COLUMNS: dict[str, str] = {
     "score": "this item's part in the first primary metric, higher is better; NaN where there is none",
     "thumbnail": "JPEG bytes, longest side 160, in the first item of each picture; null elsewhere",
 }
+_LARGEST = 1e100  # of a number; NaN is not below it either
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -193,7 +197,9 @@ def read_result(path: str | Path) -> Result:
             raise NewerResultError(
                 f"{file}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})"
             )
-        _check_types(content)
+        _check_types(Result, content)
+        for name, metric in content["metrics"].items():
+            _check_types(Metric, metric, f"metrics.{name}.")
         metrics = {
             name: Metric(**metric | {"columns": tuple(metric["columns"])})
             for name, metric in content["metrics"].items()
@@ -211,21 +217,33 @@ class NewerResultError(UserError):
     """A result file that a newer version has written: it can be neither read nor replaced."""
 
 
-def _check_types(content: Mapping[str, Any]) -> None:
+def _check_types(kind: type, content: Mapping[str, Any], where: str = "") -> None:
     """Refuse what would only break down where a report uses it. Raises TypeError naming the field."""
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "row": str, "benchmark": str, "status": str, "model": dict, "metrics": dict, "primary": list, "absent": dict,
-        "protocol": dict, "reason": (str, type(None)), "items": (str, type(None)),
-    }  # fmt: skip
-    found = {name: (content[name], kind) for name, kind in kinds.items() if name in content}
-    for name, metric in content["metrics"].items() if isinstance(content["metrics"], dict) else ():
-        found[f"metrics.{name}"] = (metric, dict)
-        if isinstance(metric, dict):
-            found |= {f"metrics.{name}.{field}": (metric[field], (int, float)) for field in ("value", "scale")}
-            found |= {f"metrics.{name}.{end}": (metric[end], (int, float, type(None))) for end in ("low", "high")}
-    for name, (value, kind) in found.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: unexpected {json.dumps(value):.60}")
+    if not isinstance(content, dict):
+        raise TypeError(f"{where.rstrip('.')}: unexpected {json.dumps(content):.60}")
+    hints = typing.get_type_hints(kind, localns={"Metric": Any})  # whose own are checked apart
+    for name, value in content.items():
+        if name in hints and not _conforms(value, hints[name]):
+            raise TypeError(f"{where}{name}: unexpected {json.dumps(value):.60}")
+
+
+def _conforms(value: Any, kind: Any) -> bool:
+    """Whether what JSON gave is of a field's type; numbers must be finite."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in inner
+    if origin in {types.UnionType, typing.Union}:
+        return any(_conforms(value, part) for part in inner)
+    if origin in {dict, collections.abc.Mapping}:
+        return isinstance(value, dict) and all(_conforms(item, inner[1]) for item in value.values())
+    if origin in {tuple, list, collections.abc.Sequence}:
+        return isinstance(value, list) and all(_conforms(item, inner[0]) for item in value)
+    if kind in {int, float}:
+        numbers = int if kind is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < _LARGEST
+    return isinstance(value, kind)
 
 
 def read_results(results: str | Path) -> list[Result]:

@@ -25,6 +25,7 @@ from typing import Any
 from clips.commandline import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.visible import visible
 
 MANIFEST = "manifest.json"
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
@@ -272,4 +273,4 @@ def git_state() -> dict[str, Any]:
 
 def say(message: str) -> None:
     """One plain line to standard error: what a command is doing, for people and log files alike."""
-    print(message, file=sys.stderr, flush=True)
+    print(visible(message), file=sys.stderr, flush=True)

@@ -103,7 +103,8 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in _READ or name in _WITHOUT_EFFECT or not value or value == _NEUTRAL.get(name):
             continue
-        raise RequestError(f"{name}: this server does not support it", param=name, code="unsupported_parameter")
+        told = " ".join(name.split())[:60]
+        raise RequestError(f"{told}: this server does not support it", param=told, code="unsupported_parameter")
 
 
 def _decoding(given: Mapping[str, Any], max_new_tokens: int) -> Decoding:
