@@ -26,6 +26,7 @@ from clips.artifact import versions, write_file, writing
 from clips.commandline import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.secrets import without_secrets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +158,7 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
     if items is not None:
         _write_items(table, items)
         result = dataclasses.replace(result, items=table.name)
-    content = {name: value for name, value in plain(result).items() if name != "path"}
+    content = {name: value for name, value in without_secrets(plain(result)).items() if name != "path"}
     write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if items is None:
         table.unlink(missing_ok=True)

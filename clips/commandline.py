@@ -28,6 +28,7 @@ from clips.complaints import describe_type, field_types, one_line
 from clips.configfile import check_config_files
 from clips.errors import UserError
 from clips.helptext import add_help, item_help, summary
+from clips.secrets import without_secrets
 from clips.visible import visible
 
 EXIT_USER_ERROR = 2
@@ -347,7 +348,9 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 
 def _complain(program: str, message: str) -> int:
-    line = visible(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
+    line = visible(
+        without_secrets(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
+    )
     sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
     if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, behind its own traceback, are then ours
         with contextlib.suppress(OSError):
