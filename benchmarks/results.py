@@ -9,12 +9,15 @@ only a gallery reads (``SHOWN_COLUMNS``), of a few items.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import datetime
 import json
 import math
 import os
 import re
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,7 @@ from clips.artifact import versions, write_file, writing
 from clips.commandline.commands import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.secrets import without_secrets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +49,7 @@ SHOWN_COLUMNS: dict[str, str] = {
     "found": "retrieval: what a query found, as JSON (`encoders.found`); null where it was not drawn",
     "map": "pointing: JPEG bytes, how similar each place of the picture is to the phrase (`encoders.pointing`)",
 }
+_LARGEST = 1e100  # of a number; NaN is not below it either
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -159,7 +164,7 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
     if items is not None:
         _write_items(table, items)
         result = dataclasses.replace(result, items=table.name)
-    content = {name: value for name, value in plain(result).items() if name != "path"}
+    content = {name: value for name, value in without_secrets(plain(result)).items() if name != "path"}
     write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if items is None:
         table.unlink(missing_ok=True)
@@ -199,7 +204,9 @@ def read_result(path: str | Path) -> Result:
             raise NewerResultError(
                 f"{file}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})"
             )
-        _check_types(content)
+        _check_types(Result, content)
+        for name, metric in content["metrics"].items():
+            _check_types(Metric, metric, f"metrics.{name}.")
         metrics = {
             name: Metric(**metric | {"columns": tuple(metric["columns"])})
             for name, metric in content["metrics"].items()
@@ -217,21 +224,33 @@ class NewerResultError(UserError):
     """A result file that a newer version has written: it can be neither read nor replaced."""
 
 
-def _check_types(content: Mapping[str, Any]) -> None:
+def _check_types(kind: type, content: Mapping[str, Any], where: str = "") -> None:
     """Refuse what would only break down where a report uses it. Raises TypeError naming the field."""
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "row": str, "benchmark": str, "status": str, "model": dict, "metrics": dict, "primary": list, "absent": dict,
-        "protocol": dict, "reason": (str, type(None)), "items": (str, type(None)),
-    }  # fmt: skip
-    found = {name: (content[name], kind) for name, kind in kinds.items() if name in content}
-    for name, metric in content["metrics"].items() if isinstance(content["metrics"], dict) else ():
-        found[f"metrics.{name}"] = (metric, dict)
-        if isinstance(metric, dict):
-            found |= {f"metrics.{name}.{field}": (metric[field], (int, float)) for field in ("value", "scale")}
-            found |= {f"metrics.{name}.{end}": (metric[end], (int, float, type(None))) for end in ("low", "high")}
-    for name, (value, kind) in found.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: unexpected {json.dumps(value):.60}")
+    if not isinstance(content, dict):
+        raise TypeError(f"{where.rstrip('.')}: unexpected {json.dumps(content):.60}")
+    hints = typing.get_type_hints(kind, localns={"Metric": Any})  # whose own are checked apart
+    for name, value in content.items():
+        if name in hints and not _conforms(value, hints[name]):
+            raise TypeError(f"{where}{name}: unexpected {json.dumps(value):.60}")
+
+
+def _conforms(value: Any, kind: Any) -> bool:
+    """Whether what JSON gave is of a field's type; numbers must be finite."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in inner
+    if origin in {types.UnionType, typing.Union}:
+        return any(_conforms(value, part) for part in inner)
+    if origin in {dict, collections.abc.Mapping}:
+        return isinstance(value, dict) and all(_conforms(item, inner[1]) for item in value.values())
+    if origin in {tuple, list, collections.abc.Sequence}:
+        return isinstance(value, list) and all(_conforms(item, inner[0]) for item in value)
+    if kind in {int, float}:
+        numbers = int if kind is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < _LARGEST
+    return isinstance(value, kind)
 
 
 def result_files(results: str | Path) -> list[Path]:

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from clips.commandline.commands import plain
-from clips.errors import UserError, visible
+from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.secrets import without_secrets
+from clips.visible import visible
 
 MANIFEST = "manifest.json"
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
@@ -163,14 +165,18 @@ def write_manifest(
         details: anything else worth keeping, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})
+    told = without_secrets({"config": plain(config), "data": plain(data or {}), **plain(details)})
     manifest = {
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": plain(config),
+        "config": told.pop("config"),
         "seed": seed,
-        "data": plain(data or {}),
-        "parents": {name: {"path": str(path), "hash": directory_hash(path)} for name, path in (parents or {}).items()},
-        **plain(details),
+        "data": told.pop("data"),
+        "parents": {
+            name: {"path": without_secrets(str(path)), "hash": directory_hash(path)}
+            for name, path in (parents or {}).items()
+        },
+        **told,
         "versions": versions(),
         "git": git_state(),
         "hash": _digest(files),
@@ -272,4 +278,4 @@ def git_state() -> dict[str, Any]:
 
 def say(message: str) -> None:
     """One plain line to standard error: what a command is doing, for people and log files alike."""
-    print(visible(message), file=sys.stderr, flush=True)
+    print(visible(without_secrets(message)), file=sys.stderr, flush=True)

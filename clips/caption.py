@@ -20,6 +20,7 @@ from clips.errors import UserError, reason_of
 from clips.model import towers
 from clips.model.captioner import Captioner
 from clips.model.tokenizer import BOS, EOS, PAD, ClipsTokenizer
+from clips.visible import visible
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -71,7 +72,7 @@ def caption(config: CaptionConfig) -> None:
         if captioner.text_projection is not None:
             text_tokens = towers.encode_text(encoder.model, encoder.tokenizer([config.web]))[1]
         said = ClipsTokenizer().decode(generate(captioner, image_tokens, text_tokens, beams=config.beams))
-    print(said)
+    print(visible(said))
     if config.page:
         _write_page(config, content, said)
 

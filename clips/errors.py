@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _LISTED = 30  # more names than this are no help in one line
 
 
@@ -16,12 +14,6 @@ class UserError(Exception):
     The message is one line that names the field or file and says what was expected. Every command
     ends with exit status 2 and that line alone, without a traceback.
     """
-
-
-def visible(text: str, longest: int | None = None) -> str:
-    """Text from a file that others wrote: control and direction characters out, cut to ``longest`` characters."""
-    clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-    return clean if longest is None or len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
 
 
 def reason_of(error: Exception) -> str:

@@ -18,6 +18,7 @@ from bridge_world import make_llava
 from PIL import Image
 
 from clips.errors import UserError
+from clips.visible import visible
 from llava_bridge import cli, load_llava
 from llava_bridge.asking import console, inference
 from llava_bridge.asking import reply as replying
@@ -52,7 +53,7 @@ def test_the_talk_so_far_is_remembered(
         pictures = [[Image.open(picture)]]
         answers += inference.answer_conversations(model, processor, pictures, [talk], max_new_tokens=5)
         talk.append({"role": "assistant", "content": answers[-1]})
-    assert capsys.readouterr().out == "".join(f"{text}\n" for text in answers)
+    assert capsys.readouterr().out == "".join(f"{visible(text)}\n" for text in answers)
 
 
 def test_a_slip_does_not_end_the_talk(
@@ -65,7 +66,8 @@ def test_a_slip_does_not_end_the_talk(
     assert first == "a prompt has 0 pictures but not as many <image> marks"
     assert "expected fewer than the LLM's context of 128" in second
     model, processor = load_llava(llava)
-    assert captured.out.splitlines() == inference.answer(model, processor, [None], ["What?"], max_new_tokens=5)
+    (answer,) = inference.answer(model, processor, [None], ["What?"], max_new_tokens=5)
+    assert captured.out == f"{visible(answer)}\n"
 
 
 def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_talk(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clips.errors import visible as visible  # where the wording of a report is looked for
+from clips.visible import visible as visible  # where the wording of a report is looked for
 
 if TYPE_CHECKING:
     from benchmarks.report.table import Cell, Column

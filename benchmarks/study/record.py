@@ -12,6 +12,7 @@ from benchmarks.study.grid import FigureSpec
 from clips.artifact import write_file
 from clips.commandline.commands import plain
 from clips.errors import UserError
+from clips.secrets import without_secrets
 
 RECORD_FILE = "study.json"
 NOT_ASKED = "this benchmark is for other rows"
@@ -117,7 +118,7 @@ class StudyRecord:
 
 def write_study_record(output: Path, record: StudyRecord) -> None:
     """Write ``study.json`` whole, unless it says the same already."""
-    text = json.dumps(plain(record), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(without_secrets(plain(record)), indent=2, ensure_ascii=False) + "\n"
     path = output / RECORD_FILE
     if not (path.is_file() and path.read_text(encoding="utf-8") == text):
         write_file(path, text)

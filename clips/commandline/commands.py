@@ -24,10 +24,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clips.commandline.complaints import one_line
+from clips.commandline.complaints import describe_type, field_types, one_line
 from clips.commandline.configfile import check_config_files
 from clips.commandline.helptext import add_help, item_help, summary
-from clips.errors import UserError, visible
+from clips.errors import UserError
+from clips.secrets import without_secrets
+from clips.visible import visible
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -181,7 +183,9 @@ def parse_config(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            built = parser.instantiate(parser.parse_args(_name_positionals(arguments, positional, rest)))
+            parsed = parser.parse_args(_name_positionals(arguments, positional, rest))
+            _check_groups(parsed, config_class)
+            built = parser.instantiate(parsed)
             return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
     except jsonargparse.ArgumentError as error:
         _check_items(config_class, arguments, prog, str(error))
@@ -192,6 +196,20 @@ def parse_config(
         if stop.code in {0, None}:
             return None
         raise
+
+
+def _check_groups(parsed: Any, config_class: type) -> None:
+    """Refuse what jsonargparse lets pass in nested configs: null where none is allowed, or no mapping at all."""
+    for name, kind in field_types(config_class):
+        value = parsed.get(name, ...)
+        if "[]" in name or value is ... or kind is Any:
+            continue
+        allowed = typing.get_args(kind) or (kind,)
+        wrong_null = value is None and type(None) not in allowed
+        no_group = isinstance(value, list | int | float | str) and dataclasses.is_dataclass(kind)
+        if wrong_null or no_group:
+            got = "null" if value is None else f"{value!r:.80}"
+            raise UserError(f"{name}: expected {describe_type(kind)}, got {got}")
 
 
 def _check_items(config_class: type, arguments: Sequence[str], prog: str, complaint: str) -> None:
@@ -228,7 +246,9 @@ def from_plain(config_class: type, values: Mapping[str, Any], *, what: str) -> A
 
     try:
         parser = _parser(config_class, what, ())
-        built = parser.instantiate(parser.parse_object(dict(values)))
+        parsed = parser.parse_object(dict(values))
+        _check_groups(parsed, config_class)
+        built = parser.instantiate(parsed)
         return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
     except jsonargparse.ArgumentError as error:
         raise UserError(f"{what}: {one_line(str(error), config_class, values.get)}") from None
@@ -328,7 +348,9 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 
 def _complain(program: str, message: str) -> int:
-    line = visible(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
+    line = visible(
+        without_secrets(" ".join((message if message.startswith(program) else f"{program}: {message}").splitlines()))
+    )
     sys.stderr.write(line + "\n")  # at one go: under a launcher others write there too
     if file := os.environ.get(_LAUNCHER_FILE):  # torchrun's last lines, behind its own traceback, are then ours
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ _FIELD = re.compile(r'Parser key "(?P<key>[\w.]+)"')
 _ABSENT = re.compile(r"File does not exist: '(?P<file>.*)'")
 _MISSING = re.compile(r"arguments are required: (?P<names>.*)", re.DOTALL)
 _VALUE = re.compile(r"(?:Got value|Given value): (?P<value>.*)", re.DOTALL)
+_ODD_KEY = re.compile(r"Empty nested key: .*|Spaces not allowed in keys: .*|(?:Option|Key) '.*' is not .*", re.DOTALL)
 _PLAIN_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -50,6 +51,8 @@ def one_line(message: str, config_class: type, given: Callable[[str], Any] = lam
         value = _VALUE.search(message)
         got = f", got {_squeeze(value['value'])}" if value else f" ({_last_part(message)})"
         return f"{where}expected {describe_type(kinds[field['key']])}{got}"
+    if odd := _ODD_KEY.search(message):
+        return f"--config: expected names of fields as keys ({_squeeze(odd[0])})"
     return _squeeze(message)
 
 

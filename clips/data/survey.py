@@ -30,6 +30,7 @@ from clips.data.sources.webdataset import SIZES, list_shards
 from clips.errors import UserError
 from clips.method.captions import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
+from clips.visible import visible
 
 _THUMBNAIL = 160
 _BARS = 24
@@ -95,7 +96,7 @@ def inspect(config: InspectConfig) -> None:
     source = open_source(config)
     found = survey(source, config)
     for line in summary(found):
-        print(line)
+        print(visible(line))
     write_file(Path(config.page), render(config, found))
     say(f"samples with pictures and histograms: {config.page}")
 

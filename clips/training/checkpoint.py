@@ -26,10 +26,11 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from clips.artifact import file_hash, write_file, writing
-from clips.commandline.commands import to_yaml
+from clips.commandline.commands import plain, to_yaml
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 from clips.parallel.processes import Processes, gather_objects
+from clips.secrets import without_secrets
 
 CONFIG = "config.yaml"
 CHECKPOINTS = ".checkpoints"
@@ -98,7 +99,10 @@ class Checkpointer:
         partial = checkpoint.with_name(f".{checkpoint.name}.partial")
         self._together(lambda: self._make(partial))
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        records = {CONFIG: to_yaml(config), _LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False)}
+        records = {
+            CONFIG: to_yaml(without_secrets(plain(config))),
+            _LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False),
+        }
         self._writing = self._thread.submit(self._write, partial, checkpoint, copied, records)
 
     def poll(self) -> None:

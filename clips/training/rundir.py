@@ -11,6 +11,7 @@ import yaml
 from clips.artifact import MANIFEST, read_manifest, write_file, writing
 from clips.commandline.commands import difference, leaves, plain, to_yaml
 from clips.errors import UserError
+from clips.secrets import without_secrets
 from clips.training.checkpoint import CONFIG, checkpoints, read_loop
 
 _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
@@ -61,7 +62,7 @@ def _is_run(directory: Path, config: Any) -> bool:
 
 def record_run(output: str | Path, config: Any) -> None:
     """Create a run's directory with its config; UserError where that cannot be."""
-    write_file(Path(output) / CONFIG, to_yaml(config))
+    write_file(Path(output) / CONFIG, to_yaml(without_secrets(plain(config))))
 
 
 def read_run_config(directory: str | Path) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
 
     The run's own record is no measure: it is that of the latest attempt, which may not have come to a checkpoint.
     """
-    there, here = (dict(leaves(values)) for values in (read_run_config(checkpoint), plain(config)))
+    there, here = (dict(leaves(values)) for values in (read_run_config(checkpoint), without_secrets(plain(config))))
     return [
         f"{name} {there.get(name)} → {here.get(name)}"
         for name in sorted(there.keys() | here.keys())
@@ -94,7 +95,7 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
 def _refuse_other_config(directory: Path, recorded: Path, config: Any, may_change: Sequence[str]) -> None:
     there, here = (
         {name: _bound(value) for name, value in leaves(values) if not _is_under(name, (*_FREE, *may_change))}
-        for values in (read_run_config(recorded), plain(config))
+        for values in (read_run_config(recorded), without_secrets(plain(config)))
     )
     if found := difference(there, here):
         raise UserError(

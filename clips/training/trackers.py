@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from clips.artifact import write_file
 from clips.commandline.commands import leaves
 from clips.errors import UserError
+from clips.secrets import without_secrets
 
 _WANDB_RUN = ".wandb-run"  # beside metrics.jsonl: the run that a training which goes on belongs to
 
@@ -85,8 +86,9 @@ def open_trackers(names: Sequence[str], directory: str | Path, config: Mapping[s
     Raises:
         UserError: a tracker's package is not installed.
     """
-    shown = {
-        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in leaves(config)
+    shown: dict[str, Any] = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in leaves(without_secrets(config))
     }
     for name in names:
         try:

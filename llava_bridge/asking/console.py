@@ -15,6 +15,7 @@ from PIL import Image
 
 from clips.artifact import say
 from clips.errors import UserError
+from clips.visible import visible
 from llava_bridge.pictures import open_picture
 
 
@@ -83,7 +84,7 @@ class _Talk:
 
         def tell(piece: str) -> None:
             pieces.append(piece)
-            print(piece, end="", flush=True)
+            print(visible(piece), end="", flush=True)
 
         decoding = Decoding(max_new_tokens=self.max_new_tokens)
         try:

@@ -19,6 +19,7 @@ from typing import Any
 
 from clips.artifact import say, write_file
 from clips.errors import UserError
+from clips.visible import visible
 from llava_bridge.data.samples import DataConfig, Sample
 from llava_bridge.model.anyres import ImageFit, check_pinpoints, joins, pinpoints_for, tile_maker, tokens_of_picture
 
@@ -101,7 +102,7 @@ def inspect(config: InspectConfig) -> None:
     if found.shown:
         print("what is learnt stands between « and »\n")
     for line in summary(len(samples), found):
-        print(line)
+        print(visible(line))
     if config.page:
         write_file(Path(config.page), page(config, list(summary(len(samples), found)), found))
         say(f"page: {config.page}")
@@ -180,11 +181,10 @@ def print_sample(sample: Sample, pieces: list[Piece]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    text = Text(f"{sample.name}  {', '.join(map(str, sample.images))}\n", style="dim")
+    text = Text(visible(f"{sample.name}  {', '.join(map(str, sample.images))}\n"), style="dim")
     for piece in pieces:
-        text.append(
-            f"«{piece.text}»" if piece.learnt else piece.text, style="bold green" if piece.learnt else "default"
-        )
+        said = visible(piece.text)
+        text.append(f"«{said}»" if piece.learnt else said, style="bold green" if piece.learnt else "default")
     Console(highlight=False, soft_wrap=True).print(text, end="\n\n")
 
 

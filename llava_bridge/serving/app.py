@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -29,10 +28,13 @@ from clips.artifact import say
 from clips.errors import UserError
 from llava_bridge.asking.reply import ContextError, Reply
 from llava_bridge.serving.asked import RequestError, read_request
+from llava_bridge.serving.guard import Guard
 from llava_bridge.serving.worker import Worker
 
 MOST_BYTES = 64 * 2**20
 """Of a request; a photo of 20 megapixels has about 10 MB, 14 in base64."""
+PATIENCE = 120.0
+"""Seconds in which a request must have come."""
 PAGE = Path(__file__).with_name("page.html")
 T = TypeVar("T")
 
@@ -55,8 +57,7 @@ class Server:
         """The application.
 
         Args:
-            hosts: names by which it may be called, any by default. A server for this machine alone names them, lest a
-                web page reach it under a name of its own (DNS rebinding).
+            hosts: names by which it may be called besides addresses, any by default; see `Guard`.
         """
         routes = [
             Route("/", self.page),
@@ -65,7 +66,7 @@ class Server:
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
         ]
         faults: Any = {RequestError: _fault, UserError: _fault, HTTPException: _fault, Exception: _fault}
-        middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
+        middleware = [Middleware(Guard, hosts=hosts)]
         return Starlette(routes=routes, exception_handlers=faults, middleware=middleware, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager
@@ -122,10 +123,14 @@ async def _body(request: Request) -> bytes:
     if kind != "application/json":
         raise RequestError(f"content-type: expected application/json, got '{kind}'", status=415)
     body, size = bytearray(), 0
-    async for chunk in request.stream():  # to its end, since clients listen only then
-        size += len(chunk)
-        if size <= MOST_BYTES:
-            body += chunk
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in request.stream():  # to its end, since clients listen only then
+                size += len(chunk)
+                if size <= MOST_BYTES:
+                    body += chunk
+    except TimeoutError:
+        raise RequestError(f"the body: expected it within {PATIENCE:g} seconds", status=408) from None
     if size > MOST_BYTES:
         raise RequestError(f"the body: expected at most {MOST_BYTES // 2**20} MB, got {size / 2**20:.1f}", status=413)
     return bytes(body)

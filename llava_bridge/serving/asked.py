@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from clips.data.images import BadImageError, decode_image
+from clips.data.images import MAX_PIXELS, BadImageError, decode_image
+from clips.jsontext import parse_json
 from llava_bridge.asking.inference import with_images
 from llava_bridge.asking.reply import Decoding
 
@@ -28,6 +29,8 @@ _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifi
 _WITHOUT_EFFECT |= {"parallel_tool_calls", "tool_choice"}
 # Other fields change the answer; they may be sent with the value that changes nothing (or null, 0, false, empty).
 _NEUTRAL: Mapping[str, Any] = {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"]}
+_MOST_STOPS, _LONGEST_STOP = 16, 1000  # each is looked for after each token
+_MOST_PICTURES = 64
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -78,7 +81,7 @@ def read_request(body: bytes, max_new_tokens: int) -> Asked:
         RequestError: it is not what OpenAI's API takes, or asks for what this server does not do.
     """
     try:
-        given = json.loads(body)
+        given = parse_json(body)
     except ValueError as error:
         raise RequestError(f"the body is not JSON ({error})") from None
     if not isinstance(given, dict):
@@ -100,7 +103,8 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in _READ or name in _WITHOUT_EFFECT or not value or value == _NEUTRAL.get(name):
             continue
-        raise RequestError(f"{name}: this server does not support it", param=name, code="unsupported_parameter")
+        told = " ".join(name.split())[:60]
+        raise RequestError(f"{told}: this server does not support it", param=told, code="unsupported_parameter")
 
 
 def _decoding(given: Mapping[str, Any], max_new_tokens: int) -> Decoding:
@@ -111,6 +115,8 @@ def _decoding(given: Mapping[str, Any], max_new_tokens: int) -> Decoding:
     stops = [stop] if isinstance(stop, str) else stop or []
     if not isinstance(stops, list) or not all(isinstance(text, str) for text in stops):
         raise RequestError("stop: expected a text or a list of texts", param="stop")
+    if len(stops) > _MOST_STOPS or max(map(len, stops), default=0) > _LONGEST_STOP:
+        raise RequestError(f"stop: expected at most {_MOST_STOPS} texts of {_LONGEST_STOP} characters", param="stop")
     return Decoding(
         max_new_tokens=int(limit) if limit is not None else max_new_tokens,
         temperature=_number(given, "temperature", 0, 2),
@@ -149,33 +155,40 @@ def _conversation(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in _ROLES:
             raise RequestError(f"{place}.role: expected one of {', '.join(_ROLES)}", param=f"{place}.role")
-        text, own = _content(message.get("content"), f"{place}.content", pictures_allowed=role == "user")
-        messages.append({"role": _ROLES[role], "content": with_images(text, own)})
-        pictures += own
+        earlier = len(pictures)
+        text = _content(message.get("content"), f"{place}.content", pictures if role == "user" else None)
+        messages.append({"role": _ROLES[role], "content": with_images(text, pictures[earlier:])})
     if messages[-1]["role"] != "user":
         raise RequestError("messages: expected the last one to be the user's", param="messages")
     return messages, pictures
 
 
-def _content(content: Any, place: str, *, pictures_allowed: bool) -> tuple[str, list[Image.Image]]:
-    """The text of a message, its parts as paragraphs, and its pictures."""
+def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> str:
+    """The text of a message, its parts as paragraphs; its pictures join ``pictures``, where it may have any."""
     if content is None or isinstance(content, str):
-        return content or "", []
+        return content or ""
     if not isinstance(content, list):
         raise RequestError(f"{place}: expected a text or a list of parts", param=place)
     texts: list[str] = []
-    pictures: list[Image.Image] = []
     for number, part in enumerate(content):
         at = f"{place}[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind == "image_url" and pictures_allowed:
+        elif kind == "image_url" and pictures is not None:
             pictures.append(_picture(part.get("image_url"), f"{at}.image_url"))
+            _check_size(pictures)
         else:
             parts = "text, or image_url in the user's messages" if kind != "text" else "its text"
             raise RequestError(f"{at}: expected {parts}", param=at)
-    return "\n".join(texts), pictures
+    return "\n".join(texts)
+
+
+def _check_size(pictures: list[Image.Image]) -> None:
+    """Refuse more of them than one request may hold in memory; small files may be large pictures."""
+    if len(pictures) > _MOST_PICTURES or sum(picture.width * picture.height for picture in pictures) > MAX_PIXELS:
+        line = f"expected at most {_MOST_PICTURES} pictures, of {MAX_PIXELS / 1e6:g} megapixels together"
+        raise RequestError(f"messages: {line}", param="messages", status=413)
 
 
 def _picture(given: Any, place: str) -> Image.Image:

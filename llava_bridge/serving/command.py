@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clips.errors import UserError
 
-_HOSTS_OF_THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]", "::1")
+_CONNECTIONS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,15 @@ class ServeConfig:
         directory: the LLaVA directory, or ``ORG/NAME`` on the hub; its name is the model's name in the API.
         host: the address to listen at. Others than this machine's own let everybody in who can reach it: there is no
             password.
+        hosts: names by which it may be called besides addresses, localhost and this machine's name, such as that of a
+            proxy before it.
         port: 0 takes a free one.
         max_new_tokens: an answer is cut there where a request does not say how long it may be.
     """
 
     directory: str
     host: str = "127.0.0.1"
+    hosts: tuple[str, ...] = ()
     port: int = 8000
     max_new_tokens: int = 512
 
@@ -61,10 +64,22 @@ def serve(config: ServeConfig) -> None:
         worker = Worker(*load_llava(config.directory))
         name = Path(config.directory).resolve().name
         server = Server(worker, name, config.max_new_tokens, _greeting(config, name, listener))
-        app = server.app(_HOSTS_OF_THIS_MACHINE if _is_own(config.host) else ("*",))
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        settings = uvicorn.Config(
+            server.app(_names(config)),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=2,
+        )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _names(config: ServeConfig) -> list[str]:
+    """The names by which the server may be called."""
+    own = ["localhost", *config.hosts]
+    return own if _is_own(config.host) else [*own, config.host, socket.gethostname(), socket.getfqdn()]
 
 
 def _greeting(config: ServeConfig, name: str, listener: socket.socket) -> list[str]:

@@ -15,6 +15,7 @@ from clips.commandline.commands import difference, leaves, plain
 from clips.data.tars import read_span
 from clips.errors import UserError
 from clips.references import is_on_hub, model_directory
+from clips.secrets import without_secrets
 from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.encoders.files import encoder_commits
@@ -36,7 +37,7 @@ def kind_of(config: TrainConfig) -> str:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """All that the result depends on, as dotted names: settings, then hashes below ``inputs``."""
-    return _identity(plain(config), inputs(config))
+    return _identity(without_secrets(plain(config)), without_secrets(inputs(config)))
 
 
 def is_finished(config: TrainConfig) -> bool:

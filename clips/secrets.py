@@ -1,0 +1,51 @@
+"""Passwords, keys and signatures taken out of what is recorded: manifests, results, logs and reports are passed on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+_NAME = r"(?:token|api[_-]?key|access[_-]?key(?:[_-]?id)?|key|secret|signature|sig|password|passwd|credential)"
+_SHAPES = (
+    (re.compile(r"(://)[^/\s\"'@\\]*:[^/\s\"'@\\]*@"), rf"\1{HIDDEN}@"),  # user:password in an address
+    (re.compile(rf"(?i)([?&;](?:[\w.%-]*[_.-])?{_NAME}=)[^&;#\s\"'\\]+"), rf"\1{HIDDEN}"),  # in its query
+    (re.compile(rf"(?i)((?:^|\s)--(?:[\w.-]*[_.-])?{_NAME}[ =])[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # a flag
+    (re.compile(rf"\b((?:[A-Z0-9_]*_)?{_NAME.upper()}=)[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # set for a command
+    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"), rf"\1{HIDDEN}"),
+    (
+        re.compile(
+            r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|A[KS]IA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|AIza[\w-]{30,}"
+            r"|xox[abps]-[\w-]{10,})"
+        ),
+        HIDDEN,
+    ),
+)
+_ENVIRONMENT = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD)$")
+_SHORTEST = 8  # of a value of the environment that is looked for; "true" or "1" is no secret
+
+
+def without_secrets(value: Any) -> Any:
+    """Plain data or a text with ``***`` in place of what looks like a secret.
+
+    That is: user and password in an address, keys and signatures in its query, values of flags and variables that are
+    named so, bearer tokens, tokens of known forms, and whatever the environment holds under such a name.
+    """
+    if isinstance(value, str):
+        return _masked(value)
+    if isinstance(value, Mapping):
+        return {name: without_secrets(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return value
+
+
+def _masked(text: str) -> str:
+    for name, known in os.environ.items():
+        if len(known) >= _SHORTEST and known in text and _ENVIRONMENT.search(name):
+            text = text.replace(known, HIDDEN)
+    for shape, instead in _SHAPES:
+        text = shape.sub(instead, text)
+    return text

@@ -1,0 +1,125 @@
+"""Who may ask the server, and how much: the checks that come before any request is read."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MOST_AT_ONCE = 16
+"""Requests that are read or wait for the model; a further one is told to come back."""
+MOST_A_MINUTE = 600
+"""Requests of one client."""
+_CLIENTS_KNOWN = 1000
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Guard:
+    """Lets a request through to ``app`` only if it comes as it should.
+
+    It must name this server by an address, or by a name of its own: a web page elsewhere may give its own name this
+    machine's address (DNS rebinding). What a browser sends for a page of another site is refused, whatever the page
+    may read of the answer. And there must not be too many.
+
+    Args:
+        app: what answers.
+        hosts: names of this server besides addresses; ``*`` for any.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app, self.hosts = app, {host.lower() for host in hosts}
+        self.under_way = 0
+        self.times: dict[str, deque[float]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse in OpenAI's form."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        refused = self._refused(scope)
+        if refused is not None:
+            status, line = refused
+            kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+            content = {"error": {"message": line, "type": kind, "param": None, "code": None}}
+            wait = {"Retry-After": "5"} if status == 429 else {}
+            await JSONResponse(content, status_code=status, headers=wait | _HEADERS)(scope, receive, send)
+            return
+        with self._counted(scope):
+            await self.app(scope, receive, _with_headers(send))
+
+    def _refused(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and reason; None for a request that may pass."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not self._is_own(host):
+            return 400, "host: expected a name or the address of this server"
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        if origin is not None and origin.lower() not in {f"http://{host}".lower(), f"https://{host}".lower()}:
+            return 403, "origin: this server answers its own page alone, not those of other sites"
+        if site not in {"none", "same-origin"} and headers.get("sec-fetch-mode") != "navigate":
+            return 403, "sec-fetch-site: this server answers its own page alone, not those of other sites"
+        if not self._in_time(scope):
+            return 429, f"expected at most {MOST_A_MINUTE} requests a minute"
+        if scope["method"] == "POST" and self.under_way >= MOST_AT_ONCE:
+            return 429, f"{MOST_AT_ONCE} requests wait for the model already; try again later"
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        name = _without_port(host).lower()
+        if "*" in self.hosts or name in self.hosts:
+            return True
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name)
+            return True
+        return False
+
+    def _in_time(self, scope: Scope) -> bool:
+        """Whether the client has not asked too often within the last minute; counts this request."""
+        client, now = (scope.get("client") or ("", 0))[0], time.monotonic()
+        times = self.times.pop(client, deque())
+        self.times[client] = times  # the last known last
+        if len(self.times) > _CLIENTS_KNOWN:
+            del self.times[next(iter(self.times))]
+        while times and now - times[0] > 60:
+            times.popleft()
+        if len(times) >= MOST_A_MINUTE:
+            return False
+        times.append(now)
+        return True
+
+    @contextlib.contextmanager
+    def _counted(self, scope: Scope) -> Iterator[None]:
+        counts = scope["method"] == "POST"
+        self.under_way += counts
+        try:
+            yield
+        finally:
+            self.under_way -= counts
+
+
+def _without_port(host: str) -> str:
+    """``[::1]:80`` → ``::1``, ``localhost:80`` → ``localhost``."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(_HEADERS)
+        await send(message)
+
+    return sending

@@ -1,0 +1,115 @@
+"""Give the commands thousands of broken inputs and tell what they did not bear.
+
+python scripts/fuzz.py --inputs 10000
+python scripts/fuzz.py --inputs 500 --only configs,studies --seed 7
+
+Inputs and what must hold are those of tests/fuzzing.py. A failure does not end the run: failures are counted by where
+they were raised, and the first input of each is kept in the report. Exit status 1 where there were any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_KEPT = 6000  # characters of a traceback
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000, help="over all targets, by their shares")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="names of targets with commas between; all by default")
+    parser.add_argument("--report", type=Path, help="a JSON file for counts and failures")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"HF_HOME": f"{folder}/hf", "XDG_CACHE_HOME": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
+        os.chdir(folder)
+        report = fuzz(Path(folder), args.inputs, args.seed, [name for name in args.only.split(",") if name])
+    if args.report:
+        args.report.write_text(json.dumps(report, indent=1, ensure_ascii=True) + "\n")
+    print(f"{report['inputs']} inputs, {sum(report['failures'].values())} failures at {len(report['failures'])} places")
+    for place, count in sorted(report["failures"].items(), key=lambda item: -item[1]):
+        print(f"{count:6}  {place}\n        {report['first'][place][-1]}")
+    return 1 if report["failures"] else 0
+
+
+class Tally:
+    """Failures by the place where they were raised, and what was raised there first."""
+
+    def __init__(self) -> None:
+        self.inputs: collections.Counter[str] = collections.Counter()
+        self.failures: collections.Counter[str] = collections.Counter()
+        self.first: dict[str, list[str]] = {}
+
+    def counting(self, name: str, check: Callable[..., None], world: object) -> Callable[..., None]:
+        """``check`` for hypothesis, whose failures are counted and end nothing."""
+        import hypothesis
+
+        def checked(data: object) -> None:
+            self.inputs[name] += 1
+            try:
+                check(world, data)
+            except hypothesis.errors.HypothesisException:
+                raise
+            except (Exception, SystemExit) as error:
+                place = f"{name}: {type(error).__name__} {where(error)}"
+                self.failures[place] += 1
+                told = traceback.format_exc(limit=-6).encode("ascii", "backslashreplace").decode()
+                self.first.setdefault(place, told[-_KEPT:].splitlines())
+
+        return checked
+
+
+def fuzz(folder: Path, inputs: int, seed: int, only: list[str]) -> dict[str, object]:
+    """Counts of inputs and failures; what was raised first at each place."""
+    import fuzzing
+    import hypothesis
+    from hypothesis import strategies as st
+
+    warnings.simplefilter("ignore")
+    (folder / "world").mkdir()
+    world, tally = fuzzing.World(folder / "world"), Tally()
+    targets = {name: target for name, target in fuzzing.TARGETS.items() if not only or name in only}
+    whole = sum(target.share for target in targets.values())
+    for name, target in targets.items():
+        began = time.monotonic()
+        settings = hypothesis.settings(
+            max_examples=max(1, round(inputs * target.share / whole)),
+            deadline=None,
+            database=None,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        checked = hypothesis.given(data=st.data())(tally.counting(name, target.check, world))
+        hypothesis.seed(seed)(settings(checked))()
+        print(f"{name}: {tally.inputs[name]} inputs, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    found = {"by_target": tally.inputs, "failures": tally.failures, "first": tally.first}
+    return {"seed": seed, "inputs": sum(tally.inputs.values()), **found}
+
+
+def where(error: BaseException) -> str:
+    """The last place in the suite's own code through which an error came; of a broken promise, which it is."""
+    if isinstance(error, AssertionError):
+        return re.sub(r"\d+", "0", str(error).rpartition("): ")[2])[:90].encode("ascii", "backslashreplace").decode()
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.startswith(str(ROOT))]
+    within = [frame for frame in own if not frame.filename.startswith(str(ROOT / "tests"))]
+    frame = (within or own or frames)[-1]
+    return f"at {Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Where broken input is given to a command in this process, and what must hold of its end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import report_material
+from PIL import Image
+
+import benchmarks.cli
+import clips.cli
+import llava_bridge.cli
+from clips.commandline.commands import Command, config_type, run_commands
+
+PROGRAMS = {
+    "clips": ("", clips.cli.COMMANDS),
+    "llava-bridge": (llava_bridge.cli.ABOUT, llava_bridge.cli.COMMANDS),
+    "clips-bench": ("", benchmarks.cli.COMMANDS),
+}
+_LEFT_OVER = re.compile(r"\.(partial|replaced|added)$")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def line(self) -> str:
+        """The complaint."""
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+def run(program: str, words: list[str], commands: Mapping[str, Command] | None = None) -> Ended:
+    """A command in this process; what it raises goes on."""
+    about, own = PROGRAMS[program]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run_commands(program, about, commands or own, words)
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+def attempt(work: Callable[[], Any], refusal: type[Exception]) -> tuple[Any, Any]:
+    """What ``work`` gives, or its refusal; any other exception goes on."""
+    try:
+        return work(), None
+    except refusal as error:
+        return None, error
+
+
+def check_end(ended: Ended, program: str, *culprits: str, alone: bool = False) -> None:
+    """A command did its work, or told in one line what is wrong.
+
+    Args:
+        ended: how it ended.
+        program: whose name begins the line.
+        culprits: one of them must stand in the line.
+        alone: whether nothing else may stand before it.
+    """
+    assert ended.status in {0, 2}, ended
+    assert "Traceback" not in ended.err, ended.err
+    assert not _CONTROL.search(ended.err.replace("\r", "")), ended.err
+    if ended.status == 2:
+        assert ended.line().startswith(program), ended.err
+        assert len(ended.line()) > len(program) + 5, ended.err
+        assert not alone or len(ended.err.strip().splitlines()) == 1, ended.err
+        assert not culprits or any(culprit and culprit in ended.line() for culprit in culprits), (
+            f"names none of {culprits}: {ended.line()}"
+        )
+
+
+def check_nothing_left(folder: Path) -> None:
+    """No half-written file or directory lies below ``folder``."""
+    left = [path for path in folder.rglob("*") if _LEFT_OVER.search(path.name)]
+    assert not left, left
+
+
+class Parsing(Command):
+    """A command that ends when its config is read and checked."""
+
+    def function(self) -> Any:
+        """One that takes the same config and does nothing."""
+        kind = config_type(super().function())
+
+        def nothing(config: Any) -> None:
+            pass
+
+        nothing.__annotations__ = {"config": kind, "return": None}
+        return nothing
+
+
+def parsing(program: str) -> dict[str, Command]:
+    """A program's commands, of which none does its work."""
+    return {name: Parsing(**vars(command)) for name, command in PROGRAMS[program][1].items()}
+
+
+@dataclasses.dataclass
+class World:
+    """Material that is made once; each input gets a copy of what it changes."""
+
+    folder: Path
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        self.shards = clips_world.write_shards(self.folder / "shards", (3, 2))
+        self.results = report_material.put_results(self.folder / "results", {"clip": 0.4, "clips": 0.7})
+        for kind, end in (("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp"), ("GIF", "gif"), ("TIFF", "tiff")):
+            Image.effect_noise((24, 18), 50).convert("RGB").save(self.folder / f"picture.{end}", kind)
+        self.pictures = [path.read_bytes() for path in sorted(self.folder.glob("picture.*"))]
+        (self.folder / "images").mkdir()
+        (self.folder / "images" / "a.png").write_bytes(clips_world.picture(1))
+
+    def fresh(self) -> Path:
+        """An empty directory."""
+        self.number += 1
+        shutil.rmtree(self.folder / f"input-{self.number - 1}", ignore_errors=True)
+        place = self.folder / f"input-{self.number}"
+        place.mkdir()
+        return place

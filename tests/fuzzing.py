@@ -1,0 +1,354 @@
+"""Broken input of every kind, and what must hold whatever comes: defined once, for the tests and ``scripts/fuzz.py``.
+
+A target draws input, gives it to a command in this process, and asserts that nothing went wrong but the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import pandas as pd
+import yaml
+from fuzz_inputs import CAPTIONS, PLAIN, damaged, mutated
+from fuzz_world import PROGRAMS, Ended, World, attempt, check_end, check_nothing_left, parsing, run
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _shipped() -> list[tuple[str, list[str], Any]]:
+    """(program, command, content) of every YAML file of a training that ships, and of small configs of the rest."""
+    found: list[tuple[str, list[str], Any]] = []
+    for path in sorted((ROOT / "scripts/configs").rglob("*.yaml")):
+        program = "llava-bridge" if path.parent.name == "llava" else "clips"
+        found.append((program, ["train"], yaml.safe_load(path.read_text(encoding="utf-8"))))
+    world = json.loads(clips_world.config_text(Path("shards"), Path("run"), validation={"source": {"path": "a"}}))
+    benchmark = {"name": "retrieval", "data": "shards", "split": "test"}
+    return [
+        *found,
+        ("clips", ["train"], world),
+        ("clips", ["scenes"], {"output": "a", "size": 10, "split": "train", "benchmarks": {"pope": 9}}),
+        ("clips", ["data", "inspect"], {"path": "shards", "format": "table", "synthetic": ["a", "b"], "scan": 3}),
+        (
+            "clips",
+            ["recaption"],
+            {"path": "shards", "model": "a", "output": "b", "captions": 2, "temperature": 0.7, "max_words": 90},
+        ),
+        ("llava-bridge", ["serve"], {"directory": "a", "host": "::1", "port": 80, "max_new_tokens": 7}),
+        ("llava-bridge", ["describe"], {"directory": "a", "images": ["b", "c"], "batch_size": 3}),
+        ("clips-bench", ["run"], {"row": "a", "encoder": "b", "results": "c", "benchmarks": [benchmark]}),
+        ("clips-bench", ["report"], {"directory": "a", "published": ["clips"], "formats": ["csv"]}),
+    ]
+
+
+CONFIGS = _shipped()
+STUDIES = [
+    yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "scripts/studies").glob("*.yaml"))
+]
+
+
+def _as_yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def configs(world: World, data: st.DataObject) -> None:
+    """A config with one key changed is refused by name, or is one that could run."""
+    program, command, content = data.draw(st.sampled_from(CONFIGS))
+    content, names = data.draw(mutated(content))
+    path = world.fresh() / "config.yaml"
+    path.write_text(_as_yaml(content), encoding="utf-8")
+    ended = run(program, [*command, "--config", str(path)], parsing(program))
+    check_end(ended, program, *names, "config.yaml", "--config", alone=True)
+
+
+def config_bytes(world: World, data: st.DataObject) -> None:
+    """A config file that is damaged as a file."""
+    program, command, content = data.draw(st.sampled_from(CONFIGS))
+    path = world.fresh() / "config.yaml"
+    path.write_bytes(data.draw(damaged(_as_yaml(content).encode())))
+    check_end(run(program, [*command, "--config", str(path)], parsing(program)), program, alone=True)
+
+
+def words(world: World, data: st.DataObject) -> None:
+    """Anything on the command line."""
+    program = data.draw(st.sampled_from(sorted(PROGRAMS)))
+    commands = PROGRAMS[program][1]
+    command = data.draw(st.sampled_from(sorted(commands)) | st.text(max_size=9)).split(" ")
+    flags = st.sampled_from(
+        ["--config", "--output", "--seed", "--data.path", "--a.b", "--", "-", "--config=", "--steps="]
+    )
+    given = data.draw(
+        st.lists(flags | st.text(max_size=9) | st.sampled_from(["", "a" * 5000, "[[[", "{", "\0"]), max_size=4)
+    )
+    world.fresh()
+    try:
+        ended = run(program, [*command, *given], parsing(program))
+    except SystemExit as stop:
+        raise AssertionError(f"SystemExit {stop.code}") from stop
+    check_end(ended, program)
+
+
+def studies(world: World, data: st.DataObject) -> None:
+    """A study file with one key changed."""
+    content, names = data.draw(mutated(data.draw(st.sampled_from(STUDIES))))
+    path = world.fresh() / "study.yaml"
+    path.write_text(_as_yaml(content), encoding="utf-8")
+    ended = run("clips-bench", ["study", "plan", str(path), "--output", str(path.parent / "out"), "--check", "false"])
+    check_end(ended, "clips-bench", *names, "study.yaml")
+    assert not (path.parent / "out").exists()
+
+
+def results(world: World, data: st.DataObject) -> None:
+    """A result file with one key changed, or damaged, or its items."""
+    place = world.fresh() / "results"
+    shutil.copytree(world.results, place)
+    row, benchmark = data.draw(st.sampled_from(["clip", "clips"])), data.draw(st.sampled_from(["gqa", "pope"]))
+    path = place / row / f"{benchmark}.json"
+    kind = data.draw(st.sampled_from(["key", "key", "bytes", "items"]))
+    names: tuple[str, ...] = ()
+    if kind == "key":
+        content, names = data.draw(mutated(json.loads(path.read_text())))
+        path.write_text(json.dumps(content))
+    elif kind == "bytes":
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+    else:
+        items = path.with_name(f"{benchmark}.items.parquet")
+        items.write_bytes(data.draw(damaged(items.read_bytes())))
+    pair = [str(place / "clip" / f"{benchmark}.json"), str(place / "clips" / f"{benchmark}.json")]
+    command = data.draw(
+        st.sampled_from(
+            [
+                ["diff", *pair],
+                ["compare", *pair],
+                ["provenance", str(path)],
+                ["report", str(place), "--formats=[csv,json]"],
+            ]
+        )
+    )
+    ended = run("clips-bench", command)
+    check_end(ended, "clips-bench", path.name, f"{benchmark}.items.parquet", row, *names)
+    check_nothing_left(place)
+
+
+def manifests(world: World, data: st.DataObject) -> None:
+    """The manifest of shards, changed or damaged."""
+    place = world.fresh() / "shards"
+    shutil.copytree(world.shards, place)
+    files = {"shard-00000.tar": {"size": 1, "modified_ns": 1, "hash": "a" * 64}}
+    manifest = {"kind": "captions", "hash": "b" * 64, "files": files, "parents": {}, "config": {"path": "a"}}
+    path = place / "manifest.json"
+    if data.draw(st.booleans()):
+        path.write_text(json.dumps(data.draw(mutated(manifest))[0]))
+    else:
+        path.write_bytes(data.draw(damaged(json.dumps(manifest).encode())))
+    page = place.parent / "page.html"
+    ended = run("clips", ["data", "inspect", str(place), "--page", str(page)])
+    check_end(ended, "clips", "manifest.json", "shards")
+    _check_page(ended, page)
+
+
+def shards(world: World, data: st.DataObject) -> None:
+    """Shards whose captions, pictures or bytes are anything."""
+    place = world.fresh() / "shards"
+    place.mkdir()
+    kind = data.draw(st.sampled_from(["captions", "json", "picture", "names", "tar"]))
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(3)}
+    one = samples["000000001"]
+    if kind == "captions":
+        captions = data.draw(st.dictionaries(st.sampled_from(["web_caption", "synthetic_caption"]), CAPTIONS | PLAIN))
+        one["json"] = json.dumps(captions).encode()
+    elif kind == "json":
+        one["json"] = data.draw(damaged(one["json"]))
+    elif kind == "picture":
+        end = next(name for name in one if name != "json")
+        one[end] = data.draw(damaged(data.draw(st.sampled_from(world.pictures))))
+    elif kind == "names":
+        samples[data.draw(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))] = one
+    _write_tar(place / "shard-00000.tar", samples)
+    if kind == "tar":
+        path = place / "shard-00000.tar"
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+    page = place.parent / "page.html"
+    ended = run("clips", ["data", "inspect", str(place), "--page", str(page)])
+    check_end(ended, "clips", "shard-00000.tar", str(place))
+    _check_page(ended, page)
+
+
+def _write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples.items():
+            for end, content in files.items():
+                member = tarfile.TarInfo(f"{key}.{end}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def _check_page(ended: Ended, page: Path) -> None:
+    assert page.exists() == (ended.status == 0)
+    check_nothing_left(page.parent)
+    if page.exists():
+        html = page.read_text(encoding="utf-8")
+        assert html.rstrip().endswith("</html>")
+        assert "<script>alert" not in html
+    assert "\x1b" not in ended.out
+
+
+def tables(world: World, data: st.DataObject) -> None:
+    """Tables of pictures and captions: anything in their cells, or damaged files."""
+    place = world.fresh()
+    shutil.copytree(world.folder / "images", place / "images")
+    end = data.draw(st.sampled_from(["parquet", "jsonl", "csv", "tsv"]))
+    path = place / f"table.{end}"
+    texts = CAPTIONS.map(lambda text: text.encode("utf-8", "replace").decode()[:5000])
+    cells = st.lists(texts, min_size=2, max_size=2)
+    pictures = st.lists(
+        st.sampled_from(["images/a.png", "../a", "pipe:false", "file:///etc/passwd", "", "http://[", "a::b"]) | texts,
+        min_size=2,
+        max_size=2,
+    )
+    frame = pd.DataFrame({"image": data.draw(pictures), "web": data.draw(cells), "synthetic": data.draw(cells)})
+    if end == "parquet":
+        frame.to_parquet(path)
+    elif end == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="," if end == "csv" else "\t", escapechar="\\")
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+    page = place / "page.html"
+    fields = [
+        "--format",
+        "table",
+        "--image",
+        "image",
+        "--web",
+        "web",
+        "--synthetic",
+        "synthetic",
+        "--images",
+        str(place),
+    ]
+    ended = run("clips", ["data", "inspect", str(path), "--page", str(page), *fields])
+    check_end(ended, "clips", path.name)
+    _check_page(ended, page)
+
+
+def conversations(world: World, data: st.DataObject) -> None:
+    """LLaVA's JSON and Karpathy's with one part changed, or damaged."""
+    from clips.errors import UserError
+    from llava_bridge.data import DataConfig
+    from llava_bridge.data.sources import read_samples
+
+    place = world.fresh()
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a cup"}]
+    sentence = {"raw": "a cup"}
+    layouts: dict[str, Any] = {
+        "llava": [{"id": "1", "image": "a.png", "conversations": turns}] * 2,
+        "conversations": [{"images": ["a.png"], "conversations": turns}] * 2,
+        "karpathy": {"images": [{"filename": "a.png", "split": "train", "sentences": [sentence]}]},
+        "cocoqa": [{"image": "a.png", "question": "what", "answer": "cup"}],
+    }
+    source = data.draw(st.sampled_from(sorted(layouts)))
+    content = data.draw(mutated(layouts[source]))[0]
+    lines = source == "cocoqa" and isinstance(content, list)
+    text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
+    path = place / "talk.json"
+    path.write_bytes(data.draw(damaged(text.encode())) if data.draw(st.booleans()) else text.encode())
+    config = DataConfig(path=str(path), source=source, images=str(world.folder / "images"))
+    samples, refused = attempt(lambda: read_samples(config), UserError)
+    if refused is not None:
+        assert "talk.json" in str(refused), refused
+        assert len(str(refused).splitlines()) == 1, refused
+    for sample in samples or ():
+        sample.text.encode()
+        for picture in sample.images:
+            with contextlib.suppress(UserError):
+                assert picture.open().mode == "RGB"
+
+
+def pictures(world: World, data: st.DataObject) -> None:
+    """Damaged pictures become RGB or a reason."""
+    from clips.data.images import BadImageError, decode_image
+
+    content = data.draw(damaged(data.draw(st.sampled_from(world.pictures))))
+    least = data.draw(st.sampled_from([None, 8]))
+    picture, refused = attempt(lambda: decode_image(content, at_least=least), BadImageError)
+    assert str(refused) if picture is None else picture.mode == "RGB"
+
+
+def captions(world: World, data: st.DataObject) -> None:
+    """Any caption can be shortened and tokenised."""
+    import numpy as np
+
+    from clips.method.captions import STRATEGIES
+    from clips.model.tokenizer import ClipsTokenizer
+
+    text = data.draw(CAPTIONS)
+    strategy = data.draw(st.sampled_from(sorted(STRATEGIES)))
+    short = STRATEGIES[strategy](text, np.random.default_rng(0), 9)
+    tokenizer = ClipsTokenizer(12)
+    assert tokenizer([text, short]).shape == (2, 12)
+    assert tokenizer.encode_target([text]).shape == (1, 128)
+    tokenizer.decode(tokenizer([text])[0]).encode()
+
+
+def requests(world: World, data: st.DataObject) -> None:
+    """A request for a chat completion, changed or damaged, is understood or refused."""
+    from llava_bridge.serving.asked import RequestError, read_request
+
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    messages = [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": data.draw(st.sampled_from([parts, "a"]))},
+    ]
+    options = {"temperature": 1, "top_p": 0.5, "stop": ["a"], "seed": 1, "max_tokens": 3, "stream": True}
+    content = data.draw(
+        mutated({"model": "a", "messages": messages, **options, "stream_options": {"include_usage": True}})
+    )[0]
+    body = json.dumps(content).encode()
+    body = data.draw(damaged(body)) if data.draw(st.booleans()) else body
+    asked, refused = attempt(lambda: read_request(body, 7), RequestError)
+    if asked is None:
+        str(refused).encode()
+        assert len(str(refused).splitlines()) == 1, refused
+        assert 400 <= refused.status < 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is fuzzed.
+
+    Args:
+        check: draws an input, and asserts.
+        share: of the inputs, relative to the others.
+        quick: how many inputs the short tests give it.
+    """
+
+    check: Callable[[World, st.DataObject], None]
+    share: float
+    quick: int
+
+
+TARGETS = {
+    "configs": Target(configs, share=20, quick=8),
+    "config_bytes": Target(config_bytes, share=5, quick=2),
+    "words": Target(words, share=8, quick=15),
+    "studies": Target(studies, share=15, quick=3),
+    "results": Target(results, share=10, quick=4),
+    "manifests": Target(manifests, share=5, quick=2),
+    "shards": Target(shards, share=10, quick=6),
+    "tables": Target(tables, share=5, quick=2),
+    "conversations": Target(conversations, share=10, quick=40),
+    "pictures": Target(pictures, share=10, quick=40),
+    "captions": Target(captions, share=5, quick=6),
+    "requests": Target(requests, share=10, quick=40),
+}

@@ -1,0 +1,81 @@
+"""A little of what ``scripts/fuzz.py`` does much of, the same each time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import fuzzing
+import pytest
+from fuzz_world import World, check_end, parsing, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", fuzzing.TARGETS)
+def test_whatever_comes_is_borne(name: str, world: World) -> None:
+    target = fuzzing.TARGETS[name]
+    bounds = settings(
+        max_examples=target.quick,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+    @bounds
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            target.check(world, data)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("program", "text", "told"),
+    [
+        ("clips", "model: [1]", "model: expected a mapping of architecture"),
+        ("clips", "model: 5", "model: expected a mapping of architecture"),
+        ("clips", "'': 1", "expected names of fields as keys"),
+        ("clips", "'a b': {c: 1}", "expected names of fields as keys"),
+        ("clips", '"\\e[31m": 1', "expected names of fields as keys"),
+        ("llava-bridge", "align: {batch_size: null, data: [{path: a}]}", "align.batch_size: expected a whole number"),
+    ],
+)
+def test_configs_that_broke_a_command_once(program: str, text: str, told: str, tmp_path: Path) -> None:
+    whole = {
+        "clips": "output: a\nsteps: 1\ndata: {sources: [{path: a}]}\n",
+        "llava-bridge": "output: a\nencoder: a\nllm: b\nstages: [align]\n",
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(whole[program] + text + "\n")
+    ended = run(program, ["train", "--config", str(path)], parsing(program))
+    assert ended.status == 2
+    check_end(ended, program, told, alone=True)
+
+
+@pytest.mark.slow
+def test_the_long_run_counts_failures_and_goes_on(tmp_path: Path) -> None:
+    script = fuzzing.ROOT / "scripts" / "fuzz.py"
+    report = tmp_path / "report.json"
+    words = [sys.executable, str(script), "--inputs", "40", "--only", "pictures,requests", "--report", str(report)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(report.read_text())
+    assert found["inputs"] >= 40
+    assert set(found["by_target"]) == {"pictures", "requests"}

@@ -1,0 +1,156 @@
+"""Secrets stay out of whatever a run leaves behind, wherever they were given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import clips_world
+import pytest
+import report_material
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import cli as bench
+from benchmarks.results import Result, read_items, read_result, write_result
+from clips import cli
+from clips.artifact import read_manifest, say, write_manifest
+from clips.secrets import HIDDEN, without_secrets
+from clips.train import train
+from clips.training.rundir import is_finished, record_run
+
+PLANTED = "Zq9wXkT2vB7nLm4R"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://me:{PLANTED}@host/a.tar",
+        f"https://:{PLANTED}@host/a.tar",
+        f"s3://bucket/a.tar?X-Amz-Signature={PLANTED}&X-Amz-Date=1",
+        f"https://host/a?a=1&sig={PLANTED}#b",
+        f"https://host/a?access_token={PLANTED}",
+        f"clips-bench run --judge_key {PLANTED} --row a",
+        f"clips-bench run --hf-token={PLANTED}",
+        f"pipe:curl -H 'Authorization: Bearer {PLANTED}' https://host",
+        f"pipe:AWS_SECRET_ACCESS_KEY={PLANTED} aws s3 cp s3://a -",
+        f"hf_{PLANTED}",
+        f"sk-{PLANTED}",
+        f"ghp_{PLANTED}ABCDEF",
+        "AKIAIOSFODNN7EXAMPLE",
+    ],
+)
+def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
+    told = without_secrets({"a": [text]})["a"][0]
+    assert PLANTED not in told
+    assert "AKIA" not in told
+    assert HIDDEN in told
+    assert without_secrets(told) == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runs/demo/encoders/clips-s0",
+        "s3://bucket/{000..127}.tar",
+        "https://host:8080/a.tar?version=3&keyframes=2",
+        "clips train --recipe.target_tokens 30 --judge_key_env MY_KEY --max_new_tokens 7",
+        "abfs://container@account.dfs.core.windows.net/a",
+        "a key=value pair, basic shapes, the token",
+        "9a0364b9e99bb480dd25e1f0284c8555",
+    ],
+)
+def test_what_is_none_stays(text: str) -> None:
+    assert without_secrets(text) == text
+    assert without_secrets({"n": 3, "x": None, "y": (1.5, True)}) == {"n": 3, "x": None, "y": [1.5, True]}
+
+
+@given(st.text())
+def test_masking_twice_is_masking_once(text: str) -> None:
+    assert without_secrets(without_secrets(text)) == without_secrets(text)
+
+
+def test_values_of_the_environment_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", PLANTED)
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert without_secrets(f"curl {PLANTED} short") == f"curl {HIDDEN} short"
+
+
+def test_a_run_is_known_again_without_them(tmp_path: Path) -> None:
+    config = clips_world.train_config(
+        tmp_path, tmp_path / "out", data={"sources": [{"path": f"https://me:{PLANTED}@h/a"}]}
+    )
+    record_run(config.output, config)
+    assert PLANTED not in (tmp_path / "out" / "config.yaml").read_text()
+    assert HIDDEN in (tmp_path / "out" / "config.yaml").read_text()
+    write_manifest(tmp_path / "out", kind="encoder", config=config)
+    assert is_finished(config.output, config, {})
+
+
+@pytest.mark.slow
+def test_a_training_leaves_none_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given as a command that reads shards, and in the environment; and the finished run is still known as the same."""
+    monkeypatch.setenv("HF_TOKEN", f"{PLANTED}environment")
+    shards = clips_world.write_shards(tmp_path / "shards")
+    (tmp_path / "sizes.json").write_text(json.dumps({"shard-00000.tar": 9, "shard-00001.tar": 7}))
+    source = {
+        "path": f"pipe:MY_TOKEN={PLANTED} cat {shards}/shard-{{00000..00001}}.tar",
+        "sizes": str(tmp_path / "sizes.json"),
+        "cache": str(tmp_path / "cache"),
+    }
+    config = clips_world.train_config(
+        shards,
+        tmp_path / "out",
+        data={"sources": [source], "shuffle_window": 2, "max_bad_share": 0.2},
+    )
+    (tmp_path / "out.json").unlink()
+    train(config)
+    manifest = read_manifest(tmp_path / "out")
+    assert HIDDEN in manifest["config"]["data"]["sources"][0]["path"]
+    assert list((tmp_path / "out").rglob("config.yaml"))
+    train(config)  # nothing to do: it is the same run
+    _check_no_secret(tmp_path, capsys)
+
+
+def test_results_and_reports_hold_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = report_material.put_results(tmp_path / "results", {"clip": 0.4, "clips": 0.7})
+    for row in ("clip", "clips"):
+        found = read_result(results / row / "pope.json")
+        told = {name: value for name, value in vars(found).items() if name not in {"path", "command", "protocol"}}
+        protocol = {**found.protocol, "data": f"https://me:{PLANTED}@host/data"}
+        result = Result(**told, command=f"clips-bench run --judge_key {PLANTED}", protocol=protocol)
+        write_result(results, result, read_items(found))
+    monkeypatch.setattr("sys.argv", ["clips-bench", "report", str(results)])
+    assert bench.main() == 0
+    assert HIDDEN in (results / "clip" / "pope.json").read_text()
+    _check_no_secret(tmp_path, capsys)
+
+
+def test_complaints_and_logs_hold_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["clips", "data", "inspect", f"https://me:{PLANTED}@127.0.0.1:1/a.tar?sig={PLANTED}"]
+    monkeypatch.setattr("sys.argv", words)
+    assert cli.main() == 2
+    say(f"reading https://me:{PLANTED}@host")
+    told = capsys.readouterr().err
+    assert PLANTED not in told
+    assert told.count(HIDDEN) >= 2
+
+
+def test_a_manifest_says_nothing_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_VARIABLE", PLANTED)
+    write_manifest(tmp_path, kind="scenes", config={"a": "b"})
+    assert PLANTED not in (tmp_path / "manifest.json").read_text()
+
+
+def _check_no_secret(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = capsys.readouterr()
+    assert PLANTED not in told.out + told.err
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert PLANTED.encode() not in path.read_bytes(), path
