@@ -1,4 +1,4 @@
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint docs
 .DEFAULT_GOAL := help
 
 help:     ## what the targets do
@@ -11,3 +11,5 @@ test:     ## the whole test suite
 	@bash scripts/test.sh
 lint:     ## style, types and the one-way rule between the packages
 	@bash scripts/lint.sh
+docs:     ## the documentation as a site, in build/site
+	@bash scripts/docs.sh
