@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -44,12 +45,22 @@ benchmarks: {retrieval: {data: street.jsonl, captions_per_image: 1}}
 
 def write_configs(root: Path) -> None:
     """The files that commands name and no page shows, and what they read relative to the clone."""
+    root.mkdir(parents=True, exist_ok=True)
     (root / "scripts").symlink_to(ROOT / "scripts")
     text = clips_world.config_text(Path("shards"), Path("runs/trained"), steps=1)
     for name in ("mine.yaml", "train.yaml"):
         (root / name).write_text(text)
     (root / "llava.yaml").write_text(LLAVA)
     (root / "study.yaml").write_text(STUDY)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A copy whose weights, which nobody writes to, take no room."""
+
+    def copy(file: str, to: str) -> None:
+        (os.link if file.endswith(".safetensors") else shutil.copy2)(file, to)
+
+    shutil.copytree(source, target, symlinks=True, copy_function=copy)
 
 
 def make_world(root: Path) -> Path:
@@ -145,9 +156,9 @@ def _models(root: Path) -> None:
     save_file(trunk.state_dict(), root / "models" / "trunk.safetensors")
     train(clips_world.train_config(root / "shards", root / "runs" / "mine", steps=1))
     (root / "runs" / "mine.json").unlink()
-    shutil.copytree(root / "runs" / "mine", root / "runs" / "clips")
+    copy_tree(root / "runs" / "mine", root / "runs" / "clips")
     bench_world.write_llava(root / "runs" / "mine-llava")
-    shutil.copytree(root / "runs" / "mine-llava", root / "mine")
+    copy_tree(root / "runs" / "mine-llava", root / "mine")
     exchange_world.hf_clip(root / "openai-clip")
     talk = bridge_world.make_talk(root / "talk")
     rows = [{**row, "image": f"talk/{row['image']}"} for row in json.loads((talk / "talk.json").read_text())]
@@ -173,8 +184,8 @@ def _demo(output: Path, root: Path) -> None:
     write_study_record(output, commands.study_record(keyed, str(study)))
     make_scenes(ScenesConfig(output=str(output / "data" / "test"), split="test", size=8, kinds=8))
     for name, skill in (("untrained", 0.1), ("clip", 0.4), ("clips", 0.7)):
-        shutil.copytree(root / "runs" / "mine", output / "encoders" / f"{name}-s0")
-        shutil.copytree(root / "runs" / "mine-llava", output / "llava" / f"{name}-tiny-s0")
+        copy_tree(root / "runs" / "mine", output / "encoders" / f"{name}-s0")
+        copy_tree(root / "runs" / "mine-llava", output / "llava" / f"{name}-tiny-s0")
         for benchmark in METRICS:
             row = f"{name}-s0" if benchmark == "retrieval" else f"{name}-tiny-s0"
             put_result(output / "results", row, benchmark, items_table(skill, benchmark=benchmark))

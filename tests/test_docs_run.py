@@ -17,9 +17,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from conftest import SHARED
 from docs_blocks import ROOT, Block, Shell, blocks, commands, pages, shell
 from docs_rules import SWAPS, Rule, rule_for
-from docs_world import make_world
+from docs_world import copy_tree, make_world
 
 from clips.commandline import run_commands
 
@@ -65,7 +66,10 @@ class Reader:
         if rule.skip:
             print(f"not run: {one} ({rule.skip})")
             return
-        text = f"{one.text} {rule.add}"
+        if rule.shared and not SHARED.is_dir():
+            print(f"not run: {one} (needs ../shared)")
+            return
+        text = f"{one.text} {rule.add}" + (f" --paths.shared {SHARED}" if rule.shared else "")
         for old, new in rule.swap:
             text = text.replace(old, new)
         words = shlex.split(self.here(text))
@@ -128,7 +132,7 @@ def outputs(page: str) -> list[str]:
 @pytest.mark.parametrize("page", RUN)
 def test_a_page_can_be_followed(page: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "reader"
-    shutil.copytree(world, folder, symlinks=True)
+    copy_tree(world, folder)
     for output in outputs(page):
         shutil.rmtree(folder / output, ignore_errors=True)
     monkeypatch.chdir(folder)

@@ -74,7 +74,9 @@ def positives(folder: Path) -> None:
             figure.box(left - 46, 72 + 40 * row, 36, 36, f"P{row + 1}")
             figure.text(left + 20 + 40 * row, 60, f"T{row + 1}", "middle soft")
             for column in range(4):
-                figure.box(left + 2 + 40 * column, 72 + 40 * row, 36, 36, "+" if row == column else "", on=row == column)
+                figure.box(
+                    left + 2 + 40 * column, 72 + 40 * row, 36, 36, "+" if row == column else "", on=row == column
+                )
         figure.text(left + 80, 258, "a softmax of its own", "middle soft")
         figure.text(left + 80, 276, "over rows and over columns", "middle soft")
     figure.text(360, 160, "and", "middle soft")
@@ -85,7 +87,12 @@ def positives(folder: Path) -> None:
 
 def partial(folder: Path) -> None:
     """One sentence of the synthetic caption after the other."""
-    sentences = ("A small boat lies on a beach.", "Its bow faces the water.", "People walk behind it.", "The sky is clear.")
+    sentences = (
+        "A small boat lies on a beach.",
+        "Its bow faces the water.",
+        "People walk behind it.",
+        "The sky is clear.",
+    )
     figure = Figure(
         760, 250, "Partial captions",
         "A synthetic caption of four sentences. Each time the picture comes, one of them, drawn anew, is the positive; "

@@ -136,7 +136,9 @@ def markdown(text: str) -> str:
     """A docstring's text: its literals as Markdown's, its roles as code, the rest escaped."""
     text = re.sub(r"``(.+?)``", r"`\1`", re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text))
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else html.escape(part, quote=False).replace("*", "\\*") for part in parts)
+    return "".join(
+        part if part.startswith("`") else html.escape(part, quote=False).replace("*", "\\*") for part in parts
+    )
 
 
 def default_values(config: type, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -174,4 +176,6 @@ def imported(package: str) -> str:
     """What a package's own docstring says, and the names that can be imported from it."""
     module = importlib.import_module(package)
     names = ", ".join(f"`{package}.{name}`" for name in getattr(module, "__all__", ()))
-    return f"{markdown(inspect.getdoc(module) or '')}" + (f"\n\nImported from the package itself: {names}." if names else "")
+    return f"{markdown(inspect.getdoc(module) or '')}" + (
+        f"\n\nImported from the package itself: {names}." if names else ""
+    )
