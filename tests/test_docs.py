@@ -1,10 +1,9 @@
-"""The documentation says what is so: its commands parse, its configs build, its rules are used, its figures are drawn."""
+"""The documentation says what is so: its commands parse, its configs build, its rules are used."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

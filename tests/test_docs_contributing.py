@@ -19,7 +19,8 @@ USES = {
         from clips.recipes import RecipeConfig, build
         from clips.tokenizer import ClipsTokenizer
         recipe = build(RecipeConfig(name="two_blocks", target_tokens=4))
-        told = recipe.prepare("one two three four five six", "a b c d e f. g h i.", np.random.default_rng(0), ClipsTokenizer())
+        rng = np.random.default_rng(0)
+        told = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
         assert set(told) == {"web", "partial"}, told
         assert all(2 < int((row != 0).sum()) < 8 for row in told.values()), told
     """,
@@ -47,7 +48,8 @@ USES = {
         from clips.commandline import run_commands
         bench_world.write_shards(Path("shards"), 4)
         words = ["run", "--row", "t", "--results", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
-        assert run_commands("clips-bench", "", COMMANDS, [*words, "--benchmarks", "[{name: mirror, data: shards}]"]) == 0
+        words += ["--benchmarks", "[{name: mirror, data: shards}]"]
+        assert run_commands("clips-bench", "", COMMANDS, words) == 0
         result = read_result(Path("r/t/mirror.json"))
         assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
         assert result.protocol["pictures"] == 4

@@ -1,4 +1,4 @@
-"""Every command of the documentation does what it says it does: a page's blocks are run in their order, in miniature."""
+"""Every command of the documentation does what it says it does: a page's blocks are run in order, in miniature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, has a page for each command, loads nothing, and is found by its search."""
+"""The documentation builds without a warning, has a page for each command, loads nothing, and can be searched."""
 
 from __future__ import annotations
 

@@ -12,12 +12,15 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 STYLE = """
-  :root { --ink: #1d2127; --soft: #5b626c; --line: #9aa1ab; --sheet: #fcfbf8; --box: #ffffff; --tint: #d5ebe9; --tool: #0b5f6b; }
+  :root { --ink: #1d2127; --soft: #5b626c; --line: #9aa1ab; --sheet: #fcfbf8; --box: #ffffff; --tint: #d5ebe9;
+    --tool: #0b5f6b; }
   @media (prefers-color-scheme: dark) {
-    :root { --ink: #e8e5de; --soft: #a5a9b0; --line: #6b7280; --sheet: #15171a; --box: #1c1f23; --tint: #1f4448; --tool: #7cc7cf; }
+    :root { --ink: #e8e5de; --soft: #a5a9b0; --line: #6b7280; --sheet: #15171a; --box: #1c1f23; --tint: #1f4448;
+      --tool: #7cc7cf; }
   }
   text { font: 14px system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; fill: var(--ink); }
-  .soft { fill: var(--soft); font-size: 12.5px; } .code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12.5px; }
+  .soft { fill: var(--soft); font-size: 12.5px; }
+  .code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12.5px; }
   .middle { text-anchor: middle; } .strong { font-weight: 600; }
   .sheet { fill: var(--sheet); } .box { fill: var(--box); stroke: var(--line); stroke-width: 1.2; }
   .on { fill: var(--tint); stroke: var(--tool); stroke-width: 1.4; }
@@ -115,8 +118,8 @@ def captioner(folder: Path) -> None:
     words = ("A", "small", "boat", "lies", "on", "…")
     figure = Figure(
         760, 330, "The captioner",
-        "The image tower's tokens, the text tower's tokens of the web caption and learnable tokens enter the captioner. "
-        "Each learnable token predicts one word of the whole synthetic caption, without knowing the others.",
+        "The image tower's tokens, the text tower's tokens of the web caption and learnable tokens enter the "
+        "captioner; each learnable token predicts one word of the whole synthetic caption, without knowing the others.",
     )  # fmt: skip
     tokens(figure, 30, 5, "picture tokens")
     tokens(figure, 220, 4, "web caption's tokens")
@@ -151,9 +154,8 @@ def fingerprint(folder: Path) -> None:
         "others are hashed; rows with the same hash are ranked together.",
     )  # fmt: skip
     entries(figure, 30, "the model's own", ("input_resolution: 224", "input_resize: squash"), on=False, top=178)
-    entries(
-        figure, 30, "the harness's", ("data_hash: 3cf7…", "prompt: none", "precision: float32", "scorer: 1.2.0"), on=True, top=26,
-    )  # fmt: skip
+    hashed = ("data_hash: 3cf7…", "prompt: none", "precision: float32", "scorer: 1.2.0")
+    entries(figure, 30, "the harness's", hashed, on=True, top=26)
     figure.way((250, 90), (330, 90))
     figure.box(338, 64, 150, 52, "fingerprint", on=True)
     figure.text(413, 136, "SHA-256", "middle soft")
