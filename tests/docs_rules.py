@@ -64,6 +64,7 @@ RULES = (
     Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="a minute; tests/test_clips_plan.py plans it"),
+    Rule(has="clips plan mine.yaml", swap=(("--count 64", "--count 4"),)),
     Rule(has="runs/further", add="--batch_size 4", swap=(("1000000", "8"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
     Rule(has="--launch.processes 8", swap=(("processes 8", "processes 2"),)),
@@ -84,7 +85,7 @@ SWAPS = {
         ("batch_size: 1024", "batch_size: 4"),
         ("shuffle_window: 100", "cache_images: false"),
     ),
-    ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "4")),
+    ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
     ("docs/tutorial.md", "study.yaml"): (
         ("  untrained: {model: {pretrained_trunk: null}, recipe: {name: clip}, steps: 0}\n", ""),
         ("steps: 170", "steps: 1"),
