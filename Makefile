@@ -1,4 +1,4 @@
-.PHONY: help install demo test test-long lint audit
+.PHONY: help install demo test test-long lint audit docs
 .DEFAULT_GOAL := help
 
 help:     ## what the targets do
@@ -15,3 +15,5 @@ lint:     ## style, types and the one-way rule between the packages
 	@bash scripts/lint.sh
 audit:    ## licences and known vulnerabilities of all that the suite needs; asks OSV (network)
 	@bash scripts/audit.sh
+docs:     ## the documentation as a site, in build/site
+	@bash scripts/docs.sh

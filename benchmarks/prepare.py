@@ -26,10 +26,10 @@ class PrepareConfig:
     """Write local data in a layout that the suite reads.
 
     Args:
-        what: ``cocoqa`` (the held-back fifth of its photos, as GQA), ``flickr8k`` (a Karpathy split, as NoCaps),
-            ``mmvet`` (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and
-            others for retrieval).
-        source: the directory of the data: ``questions.jsonl``, ``dataset_flickr8k.json`` or ``mm-vet.jsonl``, beside
+        what: ``cocoqa`` (the held-back fifth of its photos, as GQA), ``karpathy`` or ``flickr8k`` (a split of a
+            Karpathy JSON, as NoCaps), ``mmvet`` (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as
+            a table to train on, and others for retrieval).
+        source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, beside
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
         split: of a Karpathy JSON.
@@ -110,9 +110,12 @@ configs:
 """
 
 
-def _flickr8k(config: PrepareConfig, folder: Path) -> dict[str, int]:
+def _karpathy(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """A split's pictures with all their captions, as NoCaps' validation set."""
-    file = Path(config.source) / "dataset_flickr8k.json"
+    found = sorted(Path(config.source).glob("dataset_*.json"))
+    if len(found) != 1:
+        raise UserError(f"{config.source}: expected one dataset_*.json in Karpathy's layout, found {len(found)}")
+    (file,) = found
     captions = load_caption_set(
         CaptionSource(data=str(file), split=config.split), captions_per_image=100, limit=config.limit
     )
@@ -204,7 +207,8 @@ def _write(path: Path, rows: Iterator[Mapping[str, Any]], kinds: Mapping[str, st
 
 CONVERTERS: dict[str, Callable[[PrepareConfig, Path], dict[str, int]]] = {
     "cocoqa": _cocoqa,
-    "flickr8k": _flickr8k,
+    "karpathy": _karpathy,
+    "flickr8k": _karpathy,
     "mmvet": _mmvet,
     "coco_long": _coco_long,
 }

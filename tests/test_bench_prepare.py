@@ -120,7 +120,7 @@ def test_lmms_eval_reads_what_was_written(tmp_path):
     from benchmarks.mllm.tasks import load_task
 
     prepare(PrepareConfig(what="cocoqa", source=str(_cocoqa(tmp_path / "q")), output=str(tmp_path / "questions")))
-    prepare(PrepareConfig(what="flickr8k", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions")))
+    prepare(PrepareConfig(what="karpathy", source=str(_flickr8k(tmp_path / "c")), output=str(tmp_path / "captions")))
     gqa = load_task("gqa", "gqa", tmp_path / "questions")
     assert gqa.eval_docs[0]["image"].size == (64, 64)
     assert gqa.eval_docs[0]["type"] == "color"
@@ -141,7 +141,7 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
     [
         ({"what": "cocoa"}, "unknown data set 'cocoa'; did you mean 'cocoqa'"),
         ({"source": "nowhere"}, r"nowhere/questions.jsonl: no such file"),
-        ({"what": "flickr8k", "source": "nowhere"}, r"nowhere/dataset_flickr8k\.json: no such file"),
+        ({"what": "flickr8k", "source": "nowhere"}, r"nowhere: expected one dataset_\*\.json in Karpathy's layout"),
         ({"limit": 0}, "limit: expected at least 1"),
         ({"source": "number"}, r"number/questions\.jsonl line 1: image: expected a text, got 7"),
         ({"source": "latin"}, r"latin/questions\.jsonl line 1: not valid JSON \('utf-8' codec"),

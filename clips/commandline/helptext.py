@@ -18,7 +18,7 @@ from clips.commandline.complaints import describe_type, field_types
 def add_help(parser: Any, config_class: type) -> None:
     """Put what the docstrings say of each field, and of each nested config, into ``--help``."""
     texts = dict(field_help(config_class))
-    items = dict(_item_classes(config_class))
+    items = dict(item_classes(config_class))
     for action in parser._actions:
         if action.dest in texts:
             action.help = texts[action.dest]
@@ -33,7 +33,7 @@ def add_help(parser: Any, config_class: type) -> None:
 
 def item_help(config_class: type, arguments: Sequence[str]) -> str | None:
     """The answer to ``--LIST.help``: what an item of that list consists of; None where nobody asks."""
-    for name, kind in _item_classes(config_class):
+    for name, kind in item_classes(config_class):
         if f"--{name}.help" in arguments:
             return "\n".join([f"Each item of {name} is a mapping. {summary(kind)}", "", *_item_lines(kind)])
     return None
@@ -52,7 +52,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "required" if made is dataclasses.MISSING else f"default: {json.dumps(made, default=str)}"
 
 
-def _item_classes(config_class: type) -> Iterator[tuple[str, type]]:
+def item_classes(config_class: type) -> Iterator[tuple[str, type]]:
     """The lists of configs among the fields: dotted name and the class of the items."""
     for name, kind in field_types(config_class):
         if typing.get_origin(kind) in {list, tuple} and "[]" not in name:

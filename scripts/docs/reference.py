@@ -1,0 +1,181 @@
+"""Pages of the documentation that nobody writes: a hook of mkdocs (see mkdocs.yml).
+
+A page for each command, from the dataclass that is its config; pages of the Python interface, from docstrings; and
+CONTRIBUTING.md and CHANGELOG.md, which lie outside docs/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from clips.commandline.commands import Command, config_type, plain
+from clips.commandline.complaints import describe_type, field_types
+from clips.commandline.helptext import field_help, item_classes
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}
+INTERFACE = {
+    "clips": ("encoder", "data.images", "errors", "recipes", "losses", "captions", "tokenizer", "artifact"),
+    "llava_bridge": (
+        "asking.inference", "asking.likelihood", "encoders", "encoders.contract", "projectors", "templates",
+    ),
+    "benchmarks": ("run", "config", "results", "protocol", "outcome", "registry", "statistics"),
+}  # fmt: skip
+"""Package → its public modules: what scripts use, and what whoever adds an entry somewhere builds on."""
+OUTSIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Append the generated pages to the navigation."""
+    commands = [{program: [{name: command_page(program, name)} for name in known(program)]} for program in PROGRAMS]
+    interface = [{package: f"reference/{package}.md"} for package in INTERFACE]
+    config.nav = [
+        *(config.nav or []),
+        {"Reference": ["reference/index.md", *commands, {"Python": interface}]},
+        {"The project": [{"Contributing": "contributing.md"}, {"Changes": "changelog.md"}]},
+    ]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Write the generated pages, in memory."""
+    for path, text in pages():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Path below docs/ and Markdown text of each generated page."""
+    yield "reference/index.md", overview()
+    for program in PROGRAMS:
+        for name, command in known(program).items():
+            yield command_page(program, name), "\n".join(command_lines(program, name, command)) + "\n"
+    for package, modules in INTERFACE.items():
+        listed = "\n\n".join(f"::: {package}.{module}" for module in modules)
+        yield f"reference/{package}.md", f"# Package `{package}`\n{imported(package)}\n\n{listed}\n"
+    for path, source in OUTSIDE.items():
+        yield path, (ROOT / source).read_text(encoding="utf-8")
+
+
+def known(program: str) -> dict[str, Command]:
+    """Name → command of a program."""
+    commands: dict[str, Command] = importlib.import_module(PROGRAMS[program]).COMMANDS
+    return commands
+
+
+def command_page(program: str, name: str) -> str:
+    """Path of the page of a command."""
+    return f"reference/{program}-{name.replace(' ', '-')}.md"
+
+
+def overview() -> str:
+    """The page that lists all commands."""
+    lines = [
+        "# Commands",
+        "Each command is a function of one config. `--config FILE` reads it from YAML, flags of the same names, with",
+        "dots where one lies in another, override that, `--help` explains, `--print_config` shows what would run.",
+        "These pages are made from the same docstrings as `--help`. In YAML, fields below others are nested:",
+        "`--optim.learning_rate 1e-3` is `optim: {learning_rate: 1e-3}`.",
+        "",
+    ]
+    for program in PROGRAMS:
+        lines += [f"## {program}", "", "| command | |", "|---|---|"]
+        for name, command in known(program).items():
+            lines.append(f"| [`{program} {name}`]({Path(command_page(program, name)).name}) | {command.help} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def command_lines(program: str, name: str, command: Command) -> Iterator[str]:
+    """The page of one command: what it does, what stands without a flag, its fields."""
+    config = config_type(command.function())
+    words = "".join(f" {word.upper()}" for word in command.positional)
+    words += f" {command.rest.upper()} …" if command.rest else ""
+    yield f"# {program} {name}"
+    yield markdown((inspect.getdoc(config) or "").partition("\nArgs:")[0])
+    yield f"\n```\n{program} {name}{words} [--config FILE] [--FIELD VALUE ...]\n```"
+    kinds, texts, defaults = dict(field_types(config)), dict(field_help(config)), dict(default_values(config))
+    top = [field for field in kinds if "[]" not in field]
+    yield from table(top, kinds, texts, defaults)
+    lists: dict[type, list[str]] = {}
+    for listed, kind in item_classes(config):
+        lists.setdefault(kind, []).append(f"`{listed}`")
+    for kind, names in lists.items():
+        texts, defaults = dict(field_help(kind)), dict(default_values(kind))
+        yield f"\n## An item of {', '.join(names)}"
+        yield markdown((inspect.getdoc(kind) or "").partition("\nArgs:")[0]) + "\n"
+        yield from table([field for field, _ in field_types(kind)], dict(field_types(kind)), texts, defaults)
+
+
+def table(fields: list[str], kinds: dict[str, Any], texts: dict[str, str], defaults: dict[str, str]) -> Iterator[str]:
+    """A table of those of the fields that hold a value themselves."""
+    yield "\n| field | expected | default | |\n|---|---|---|---|"
+    for field in fields:
+        if not any(other.startswith(f"{field}.") for other in kinds):
+            told = markdown(texts.get(field, "")).replace("|", "\\|")
+            yield f"| `{field}` | {cell(describe_type(kinds[field]))} | {defaults.get(field, '')} | {told} |"
+
+
+def cell(text: str) -> str:
+    """A text as a table's cell; what has no blanks for 40 letters may be broken."""
+    return html.escape(text, quote=False).replace("|", "\\|")
+
+
+def markdown(text: str) -> str:
+    """A docstring's text: its literals as Markdown's, its roles as code, the rest escaped."""
+    text = re.sub(r"``(.+?)``", r"`\1`", re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text))
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else html.escape(part, quote=False).replace("*", "\\*") for part in parts
+    )
+
+
+def default_values(config: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name → how the page tells the default, also of nested configs; "required" where there is none."""
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            made: Any = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            made = field.default_factory()
+        else:
+            yield prefix + field.name, "required"
+            continue
+        if dataclasses.is_dataclass(made) and not isinstance(made, type):
+            yield from ((f"{prefix}{field.name}.{name}", value) for name, value in values_of(made))
+        else:
+            yield prefix + field.name, shown(made)
+
+
+def values_of(made: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name → value of a config that stands as a default."""
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from values_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, shown(value)
+
+
+def shown(value: Any) -> str:
+    """A default as YAML has it."""
+    return f"`{json.dumps(plain(value), ensure_ascii=False)}`".replace("|", "\\|")
+
+
+def imported(package: str) -> str:
+    """What a package's own docstring says, and the names that can be imported from it."""
+    module = importlib.import_module(package)
+    names = ", ".join(f"`{package}.{name}`" for name in getattr(module, "__all__", ()))
+    return f"{markdown(inspect.getdoc(module) or '')}" + (
+        f"\n\nImported from the package itself: {names}." if names else ""
+    )

@@ -1,0 +1,101 @@
+"""How a command of the documentation is run in miniature, or why it is not run.
+
+A command without a rule is run as it stands. The first rule that fits is taken; one that fits no command is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from docs_blocks import Shell
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What becomes of the commands that contain ``has``.
+
+    Args:
+        has: a part of the command.
+        page: only those of this page.
+        swap: parts of the command that are replaced, each with what it is replaced by.
+        add: what is appended.
+        typed: what is typed while it runs.
+        shared: whether it needs the real data beside the checkout, as ``--paths.shared``; not run without them.
+        skip: why it is not run.
+    """
+
+    has: str
+    page: str = ""
+    swap: tuple[tuple[str, str], ...] = ()
+    add: str = ""
+    typed: str = ""
+    shared: bool = False
+    skip: str = ""
+
+    def fits(self, command: Shell) -> bool:
+        return self.has in command.text and self.page in {"", command.block.page}
+
+
+_FEW = "--align.steps 1 --align.batch_size 4 --instruct.steps 1 --instruct.batch_size 4 --precision fp32"
+_MEASURES = "measures for minutes; in miniature in tests/test_speed_scripts.py"
+_HOURS = "hours of training; in miniature in tests/test_evidence_scripts.py"
+
+RULES = (
+    # ------------------------------------------------------------ what is no command of the suite's
+    Rule(has="make demo", skip="a quarter of an hour; in miniature in tests/test_study_demo.py"),
+    Rule(has="make ", skip="these tests are part of it, or beside it in .ci/run"),
+    Rule(has="source .venv/", skip="the tests run in the environment already"),
+    Rule(has="git clone", skip="needs a network"),
+    Rule(has="jaxenv", skip="needs a network; an environment with JAX"),
+    Rule(has="pip install", skip="needs a network"),
+    Rule(has="python scripts/bench/", skip=_MEASURES),
+    Rule(has="python scripts/judge_claims.py", skip=_HOURS),
+    # ------------------------------------------------------------ what needs more than this machine
+    Rule(has="srun ", skip="needs SLURM; tests/test_slurm.py plays it"),
+    Rule(has="export MASTER_ADDR", skip="needs SLURM"),
+    Rule(has="sbatch ", skip="needs SLURM; tests/test_slurm.py plays it"),
+    Rule(has="--hostfile", skip="needs several machines"),
+    Rule(has="--nnodes", skip="needs several machines"),
+    Rule(has="clips-bench fetch", skip="needs the hub; tests/test_bench_fetch.py plays it"),
+    Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),
+    Rule(has="transformers:openai/", skip="needs the hub"),
+    Rule(has="hf-hub:", skip="needs the hub"),
+    # ------------------------------------------------------------ what would take long
+    Rule(has="scripts/studies/inverse_effect.yaml", swap=(("study run", "study plan"),), shared=True),
+    Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
+    Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="a minute; tests/test_clips_plan.py plans it"),
+    Rule(has="clips plan mine.yaml", swap=(("--count 64", "--count 4"),)),
+    Rule(has="runs/further", add="--batch_size 4", swap=(("1000000", "8"),)),
+    Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
+    Rule(has="--launch.processes 8", swap=(("processes 8", "processes 2"),)),
+    Rule(has="llava-bridge train --llava llava-1.5-7b", add=_FEW),
+    Rule(has="llava-bridge train", add=_FEW),
+    Rule(has="llava-bridge chat runs/mine-llava", typed="What is it?\n\n"),
+    Rule(has="clips recaption", add="--batch_size 4"),
+    # ------------------------------------------------------------ what the world has otherwise
+    Rule(has="clips-bench report runs/results --published 'clips:*Llama-3'", swap=(("runs/results", "results/mine"),)),
+    Rule(has="languages: [ar, bn, de, en]", swap=(("[ar, bn, de, en]", "[de, en]"),)),
+    Rule(has="clips-bench score", skip="LLaVA's own files; tests/test_bench_score.py has them"),
+)
+SWAPS = {
+    ("README.md", "mine.yaml"): (
+        ("clips-b-16", "clips-tiny"),
+        ("s3://bucket/recap/{00000..01023}.tar", "shards"),
+        ("12800000", "8"),
+        ("batch_size: 1024", "batch_size: 4"),
+        ("shuffle_window: 100", "cache_images: false"),
+    ),
+    ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
+    ("docs/tutorial.md", "study.yaml"): (
+        ("  untrained: {model: {pretrained_trunk: null}, recipe: {name: clip}, steps: 0}\n", ""),
+        ("steps: 170", "steps: 1"),
+        ("batch_size: 64", "batch_size: 4"),
+        ("steps: 60", "steps: 1"),
+        ("steps: 120", "steps: 1"),
+    ),
+}
+"""Page and title of a YAML block → what is replaced in it before it is written."""
+
+
+def rule_for(command: Shell) -> Rule:
+    return next((rule for rule in RULES if rule.fits(command)), Rule(has=""))

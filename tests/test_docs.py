@@ -1,0 +1,169 @@
+"""The documentation says what is so: its commands parse, its configs build, its rules are used."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from docs_blocks import PROGRAMS, ROOT, Shell, blocks, commands, pages, shell, split, transcript
+from docs_rules import RULES, SWAPS, rule_for
+from docs_world import write_configs
+
+from benchmarks.study.reading import study_from
+from clips.commandline.commands import config_type, from_plain, parse_config
+from clips.commandline.complaints import field_types
+from clips.errors import UserError
+
+PAGES = pages()
+LANGUAGES = {"sh", "yaml", "python", "diff", ""}
+"""Of fenced blocks; one without shows what a terminal shows."""
+_STAGE = {"data": [{"path": "x"}]}
+BASES: dict[str, dict[str, Any]] = {
+    "clips train": {"output": "x", "data": {"sources": [{"path": "x"}]}},
+    "llava-bridge train": {"output": "x", "encoder": "x", "llm": "x", "align": _STAGE, "instruct": _STAGE},
+    "clips-bench run": {"row": "x", "results": "x", "encoder": "x"},
+    "a study": {"name": "x", "encoders": {"x": "x"}, "benchmarks": {"x": None}},
+}
+"""What a fragment of a config lacks to be whole."""
+INLINE = re.compile(r"`((?:clips|llava-bridge|clips-bench)\s[^`]+)`")
+
+
+def shells(page: str) -> Iterator[Shell]:
+    for block in blocks(page):
+        if block.language == "sh":
+            yield from shell(block)
+        elif not block.language:
+            yield from transcript(block)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_configs(tmp_path)
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{block}: no test reads {block.language} (known: {sorted(LANGUAGES)})"
+        if block.title.endswith(".yaml"):
+            Path(block.title).write_text(block.text)
+    for one in shells(page):
+        if (words := one.called) is None:
+            check_other(one)
+            continue
+        name, command, arguments = split(words)
+        try:
+            parse_config(
+                config_type(command.function()),
+                arguments,
+                prog=f"{words[0]} {name}",
+                positional=command.positional,
+                rest=command.rest,
+            )
+        except UserError as error:
+            pytest.fail(f"{one}\n{error}")
+
+
+def check_other(one: Shell) -> None:
+    """A script has the flags, and the Makefile the target, that a command names."""
+    words = one.words
+    if words[0] == "python" and words[1].startswith("scripts/"):
+        text = (ROOT / words[1]).read_text(encoding="utf-8")
+        for flag in (word for word in words if word.startswith("--")):
+            assert f'"{flag}"' in text or flag.strip("-").replace("-", "_") in text, f"{one}: no {flag}"
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), one
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_within_sentences_have_the_flags_that_they_name(page: str):
+    prose = re.sub(r"^( *)```.*?^ *```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for found in INLINE.finditer(prose):
+        words = found[1].split()
+        if words[1] in {"COMMAND", "--help", "--version"}:
+            continue
+        if not any(name.split()[0] == words[1] for name in commands(words[0])):
+            pytest.fail(f"{page}: no command `{found[1]}`")
+        if words[1] not in commands(words[0]) and " ".join(words[1:3]) not in commands(words[0]):
+            continue  # a family of commands
+        _, command, arguments = split(words)
+        known = {"help", "config", "print_config", *(name for name, _ in field_types(config_type(command.function())))}
+        for word in arguments:
+            flag = word.removeprefix("--").partition("=")[0].replace("-", "_").rstrip(",.;)")
+            first = flag.partition(".")[0]
+            assert not word.startswith("--") or flag in known or first in known, f"{page}: `{found[1]}` has no {word}"
+
+
+def configs() -> list[Any]:
+    found = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
+    return [pytest.param(block, id=str(block)) for block in found]
+
+
+@pytest.mark.parametrize("block", configs())
+def test_configs_build(block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    content = yaml.safe_load(block.text)
+    complaints = []
+    for what, base in BASES.items():
+        try:
+            build(what, merged(base, content))
+            return
+        except UserError as error:
+            complaints.append(f"as {what}: {error}")
+    pytest.fail("\n".join([str(block), *complaints]))
+
+
+def build(what: str, content: dict[str, Any]) -> None:
+    if what == "a study":
+        study_from(content)
+        return
+    program, name = what.split()
+    if what == "clips train" and not content.keys() & {"steps", "samples", "epochs", "stages"}:
+        content["steps"] = 1
+    from_plain(config_type(commands(program)[name].function()), content, what=what)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: merged(base[key], over[key])
+        for key in base.keys() & over.keys()
+        if isinstance(base[key], dict) and isinstance(over[key], dict)
+    }
+    return {**base, **over, **both}
+
+
+def test_every_rule_is_used():
+    run = [one for page in PAGES for block in blocks(page) if block.language == "sh" for one in shell(block)]
+    used = [rule_for(one) for one in run]
+    assert [rule.has for rule in RULES if rule not in used] == []
+    for one in run:
+        for old, _ in rule_for(one).swap:
+            assert old in one.text, f"{one}: has no {old!r} to replace"
+    for (page, title), swaps in SWAPS.items():
+        (text,) = (block.text for block in blocks(page) if block.title == title)
+        assert [old for old, _ in swaps if old not in text] == [], f"{page}: {title}"
+
+
+def test_what_is_not_run_is_a_program_of_others_or_says_why():
+    for page in PAGES:
+        for block in blocks(page):
+            for one in shell(block) if block.language == "sh" else ():
+                assert one.called or rule_for(one).skip or one.words[0] == "export", f"{one}: neither run nor explained"
+
+
+def test_figures_are_as_drawn(tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("draw_concepts", ROOT / "scripts/docs/draw_concepts.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(tmp_path)
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert drawn == {path.name: path.read_text() for path in (ROOT / "docs").glob("concepts_*.svg")}
+
+
+def test_programs_are_those_that_are_installed():
+    scripts = re.search(r"\[project.scripts\]\n(.*?)\n\n", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    assert scripts
+    assert {line.split(" = ")[0] for line in scripts[1].splitlines()} == set(PROGRAMS)

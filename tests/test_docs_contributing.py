@@ -1,0 +1,123 @@
+"""CONTRIBUTING's examples apply to the tree as it is, and what they add works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from docs_blocks import ROOT, Block, blocks
+
+DIFFS = [block for block in blocks("CONTRIBUTING.md") if block.language == "diff"]
+USES = {
+    "clips/method/recipes.py": """
+        import numpy as np
+        from clips.method.recipes import RecipeConfig, build
+        from clips.model.tokenizer import ClipsTokenizer
+        recipe = build(RecipeConfig(name="two_blocks", target_tokens=4))
+        rng = np.random.default_rng(0)
+        told = recipe.prepare("one two three four five six", "a b c d e f. g h i.", rng, ClipsTokenizer())
+        assert set(told) == {"web", "partial"}, told
+        assert all(2 < int((row != 0).sum()) < 8 for row in told.values()), told
+    """,
+    "llava_bridge/encoders/spec.py": """
+        import torch
+        from llava_bridge.encoders import build_tower, load_encoder
+        encoder = load_encoder("torchvision:resnet18", 64)
+        tower = build_tower(encoder.source, encoder.architecture)
+        tower.load_state_dict(dict(encoder.weights))
+        (state,) = tower.eval().states(torch.zeros(2, 3, 64, 64), 0)
+        assert state.shape == (2, 4, 512), state.shape
+    """,
+    "llava_bridge/projectors/__init__.py": """
+        import torch
+        from llava_bridge.projectors import ProjectorConfig, Shape, build, tokens_of
+        config, shape = ProjectorConfig(name="mean"), Shape(patches=16, width=32, llm=24)
+        assert tokens_of(config, shape) == 1
+        assert build(config, shape)(torch.randn(3, 16, 32)).shape == (3, 1, 24)
+    """,
+    "benchmarks/catalogue.py": """
+        from pathlib import Path
+        import bench_world
+        from benchmarks.cli import COMMANDS
+        from benchmarks.results import read_result
+        from clips.commandline.commands import run_commands
+        bench_world.write_shards(Path("shards"), 4)
+        words = ["run", "--row", "t", "--results", "r", "--encoder", "timm:resnet10t@random", "--device", "cpu"]
+        words += ["--benchmarks", "[{name: mirror, data: shards}]"]
+        assert run_commands("clips-bench", "", COMMANDS, words) == 0
+        result = read_result(Path("r/t/mirror.json"))
+        assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
+        assert result.protocol["pictures"] == 4
+    """,
+    "benchmarks/report/page.py": """
+        from pathlib import Path
+        import report_material
+        from benchmarks.report.model import build_report
+        from benchmarks.report.page import render_page
+        page = render_page(build_report(report_material.put_results(Path("results"))))
+        assert "How it was measured" in page and "<dt>clips</dt>" in page
+    """,
+}
+"""A file that an example changes → a little program that uses what it adds."""
+
+
+def files(block: Block) -> list[str]:
+    return re.findall(r"^\+\+\+ b/(\S+)", block.text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages to which all examples are applied."""
+    folder = tmp_path_factory.mktemp("changed")
+    for package in ("clips", "llava_bridge", "benchmarks"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for number, block in enumerate(DIFFS):
+        patch = folder / f"{number}.diff"
+        patch.write_text(block.text)
+        command = ["git", "apply", "--recount", "-C1", str(patch)]
+        alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}  # it is no part of a repository above
+        applied = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=alone, check=False)
+        assert applied.returncode == 0, f"{block}: {applied.stderr}"
+    return folder
+
+
+def test_each_example_is_of_one_file_or_two_and_applies(changed: Path):
+    used = {name for block in DIFFS for name in USES if name in files(block)}
+    assert len(DIFFS) == len(USES)
+    assert used == USES.keys()
+    for block in DIFFS:
+        assert 1 <= len(files(block)) <= 2, block
+        for file in files(block):
+            assert (changed / file).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", USES)
+def test_what_an_example_adds_works(name: str, changed: Path, tmp_path: Path):
+    code = "\n".join(line.removeprefix("        ") for line in USES[name].splitlines())
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{changed}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_examples_keep_the_style(changed: Path):
+    touched = [file for block in DIFFS for file in files(block) if file.endswith(".py")]
+    shutil.copy(ROOT / "pyproject.toml", changed)
+    for words in (["check"], ["format", "--check"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "ruff", *words, *touched], cwd=changed, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stdout
