@@ -48,6 +48,10 @@ RULES = (
     Rule(has="git clone", skip="needs a network"),
     Rule(has="jaxenv", skip="needs a network; an environment with JAX"),
     Rule(has="pip install", skip="needs a network"),
+    Rule(has="python scripts/fuzz.py", skip="an hour; a little of it in tests/test_fuzz.py"),
+    Rule(has="clips --help", skip="tests/test_packaging.py runs it"),
+    Rule(has="audit_dependencies", skip="tests/test_audit_dependencies.py runs it"),
+    Rule(has="podman ", skip="needs a container engine"),
     Rule(has="python scripts/bench/", skip=_MEASURES),
     Rule(has="python scripts/judge_claims.py", skip=_HOURS),
     # ------------------------------------------------------------ what needs more than this machine

@@ -26,7 +26,10 @@ from clips.commandline.helptext import field_help, item_classes
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}
 INTERFACE = {
-    "clips": ("encoder", "data.images", "errors", "recipes", "losses", "captions", "tokenizer", "artifact"),
+    "clips": (
+        "encoder", "data.images", "errors", "method.recipes", "model.losses", "method.captions", "model.tokenizer",
+        "artifact",
+    ),
     "llava_bridge": (
         "asking.inference", "asking.likelihood", "encoders", "encoders.contract", "projectors", "templates",
     ),
@@ -43,7 +46,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav = [
         *(config.nav or []),
         {"Reference": ["reference/index.md", *commands, {"Python": interface}]},
-        {"The project": [{"Contributing": "contributing.md"}, {"Changes": "changelog.md"}]},
+        {
+            "The project": [
+                {"Contributing": "contributing.md"},
+                {"Architecture": "architecture.md"},
+                {"Changes": "changelog.md"},
+            ]
+        },
     ]
     return config
 
