@@ -22,8 +22,8 @@ from benchmarks.report.forest import forest_plots
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.relation import correlation, relations_of, retrieval_against_mllm
 from benchmarks.report.source import read_source
-from benchmarks.report.wording import short_name
 from benchmarks.study.record import RowRecord
+from benchmarks.wording import short_name
 
 FOUR = SKILLS | {"best": 0.9}
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.formats.markdown import markdown_text
 from benchmarks.report.remarks import SCENES_CAVEAT
-from benchmarks.report.wording import decimals, duration, number
 from benchmarks.results import Metric, Result
 from benchmarks.study.record import RECORD_FILE, read_study_record
 from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
+from benchmarks.wording import decimals, duration, number
 from clips.artifact import directory_hash, read_manifest, say, write_file
 from clips.errors import UserError, reason_of
 from clips.modelcard import MODEL_CARD

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.report.table import Cell, Table
-from benchmarks.report.wording import column_title, decimals, listed, number
+from benchmarks.wording import column_title, decimals, listed, number
 
 _WITH_SIZE = 2
 _MOST_NAMED = 6

@@ -23,8 +23,8 @@ from benchmarks.report.pairing import paired
 from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, few_rows
 from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.report.wording import column_title, decimals, listed, margin, number, short_name
 from benchmarks.results import Metric, Result, columns_of, read_items
+from benchmarks.wording import column_title, decimals, listed, margin, number, short_name
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report

@@ -11,8 +11,8 @@ from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.source import read_metrics
 from benchmarks.report.table import Cell, Column
-from benchmarks.report.wording import column_head, column_title, decimals, listed, margin, number
 from benchmarks.study.record import RowRecord
+from benchmarks.wording import column_head, column_title, decimals, listed, margin, number
 from clips.artifact import read_manifest
 from clips.errors import UserError
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.table import Cell, Column
-from benchmarks.report.wording import column_title, decimals, margin, number, short_name
 from benchmarks.statistics import holm
+from benchmarks.wording import column_title, decimals, margin, number, short_name
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report

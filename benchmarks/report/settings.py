@@ -16,9 +16,9 @@ from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.report.wording import column_title, decimals, margin, number
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
+from benchmarks.wording import column_title, decimals, margin, number
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report

@@ -129,8 +129,8 @@ def current_keys(plan: Plan) -> dict[str, StepKey]:
 
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
-    from benchmarks.report.wording import duration
     from benchmarks.study.check import check_configs, check_files
+    from benchmarks.wording import duration
 
     keyed = resolve(config)
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
@@ -289,7 +289,7 @@ def study_status(config: StudyConfig) -> None:
     """Print how far a study is: state, time and memory of each step, and the last line of those that failed."""
     from rich.text import Text
 
-    from benchmarks.report.wording import duration, visible
+    from benchmarks.wording import duration, visible
 
     keyed = resolve(config)
     console, table = _table("step", "state", "time", "memory", "")

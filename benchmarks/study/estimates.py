@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.wording import duration
 from benchmarks.study.resources import Resources
 from benchmarks.study.state import StepRecord, read_record
 from benchmarks.study.steps import Step
+from benchmarks.wording import duration
 from clips.errors import UserError
 
 _GB = 1e9

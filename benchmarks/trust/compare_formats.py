@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.formats.markdown import markdown_text
-from benchmarks.report.wording import column_head, decimals, number, visible
 from benchmarks.trust.diff import column_of
+from benchmarks.wording import column_head, decimals, number, visible
 
 if TYPE_CHECKING:
     from benchmarks.trust.compare import Comparison, Line

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from benchmarks.protocol import INPUT, Protocol, differences
 from benchmarks.report.table import Column
-from benchmarks.report.wording import decimals, number, visible
 from benchmarks.results import Metric, Result
 from benchmarks.trust.rows import find_result
+from benchmarks.wording import decimals, number, visible
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.wording import visible
 from benchmarks.results import Result
 from benchmarks.study.state import record_behind
 from benchmarks.trust.rows import find_result
+from benchmarks.wording import visible
 from clips.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
 

@@ -13,8 +13,8 @@ from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.protocol import INPUT, fingerprint
 from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
 from benchmarks.report.source import ReportSource
-from benchmarks.report.wording import visible
 from benchmarks.results import Result, read_items
+from benchmarks.wording import visible
 
 MOST_PER_BENCHMARK = 6
 MOST_EACH_WAY = 3
