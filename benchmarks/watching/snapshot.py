@@ -154,7 +154,7 @@ def _study(directory: Path) -> Snapshot:
         title=study.title,
         steps=tuple(watched),
         left=sum(known) if len(known) == len(guesses) else None,
-        goes_on=alive and any(seen.state in _OPEN for seen in watched),
+        goes_on=any(seen.state in (_OPEN if alive else _OPEN - {"waiting"}) for seen in watched),
     )
 
 
@@ -178,7 +178,8 @@ def _step(directory: Path, step: Step, plan: StepPlan, estimates: Estimates, ali
             training=_training(_output(directory, step.name)),
             last=record.log_tail[-1] if record.log_tail else "",
         )
-    return _running(directory, step, record, estimates) if alive else _stopped(directory, step, record)
+    going = alive or record.at_work  # a job outlives its runner
+    return _running(directory, step, record, estimates) if going else _stopped(directory, step, record)
 
 
 def _stopped(directory: Path, step: Step, record: StepRecord) -> Watched:
