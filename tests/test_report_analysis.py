@@ -122,10 +122,17 @@ def test_three_rows_are_no_correlation_and_the_page_says_so(tmp_path):
     assert found.lead.startswith("3 rows have both a retrieval and an MLLM score. A correlation takes 4 rows")
 
 
-def test_rows_of_two_llms_and_cells_measured_otherwise_are_not_mixed(report):
+def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(report):
     rows = tuple(dataclasses.replace(row, llm="a" if row.name == "clip" else "b") for row in report.table.rows)
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
     assert retrieval_against_mllm(mixed).figures == ()
+    rows = tuple(dataclasses.replace(row, recipe="r" if row.name == "clip" else "s") for row in report.table.rows)
+    mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
+    assert retrieval_against_mllm(mixed).figures == ()
+    rows = tuple(dataclasses.replace(row, llm="big", recipe="r") for row in report.table.rows)
+    named = retrieval_against_mllm(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
+    assert named.figures[0].name == "relation-retrieval-gqa-big-r"
+    assert named.figures[0].title.endswith(", big, r")
     put_result(
         report.source.directory,
         "clip",

@@ -48,8 +48,8 @@ def category_figures(report: Report) -> FigureSet | None:
 
 def category_tables(source: ReportSource) -> list[Table]:
     """For each benchmark with kinds of items: rows × kinds, with differences to the baseline corrected together."""
-    looked_at = {(row.encoder, row.llm) for row in few_rows(source).rows}
-    rows = tuple(row for row in source.rows if (row.encoder, row.llm) in looked_at)
+    looked_at = {row.but_for_seed for row in few_rows(source).rows}
+    rows = tuple(row for row in source.rows if row.but_for_seed in looked_at)
     few = dataclasses.replace(source, rows=rows)
     seeds = has_seeds(few)
     found = [_Breakdown(few, name) for name in source.benchmarks]
