@@ -14,7 +14,9 @@ _SHAPES = (
     (re.compile(rf"(?i)([?&;](?:[\w.%-]*[_.-])?{_NAME}=)[^&;#\s\"'\\]+"), rf"\1{HIDDEN}"),  # in its query
     (re.compile(rf"(?i)((?:^|\s)--(?:[\w.-]*[_.-])?{_NAME}[ =])[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # a flag
     (re.compile(rf"\b((?:[A-Z0-9_]*_)?{_NAME.upper()}=)[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # set for a command
-    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"), rf"\1{HIDDEN}"),
+    # in a header; or anywhere, if it is no word: "a basic comparison" is none of our business
+    (re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)\s+)[^\s\"'\\]+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=[\w.~+/-]*[\d=])[\w.~+/=-]{8,}"), rf"\1{HIDDEN}"),
     (
         re.compile(
             r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|A[KS]IA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|AIza[\w-]{30,}"

@@ -33,6 +33,7 @@ PLANTED = "Zq9wXkT2vB7nLm4R"
         f"clips-bench run --judge_key {PLANTED} --row a",
         f"clips-bench run --hf-token={PLANTED}",
         f"pipe:curl -H 'Authorization: Bearer {PLANTED}' https://host",
+        f"curl -H 'authorization: basic {PLANTED.translate(str.maketrans('0123456789', 'abcdefghij'))}'",
         f"pipe:AWS_SECRET_ACCESS_KEY={PLANTED} aws s3 cp s3://a -",
         f"hf_{PLANTED}",
         f"sk-{PLANTED}",
@@ -57,6 +58,7 @@ def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
         "clips train --recipe.target_tokens 30 --judge_key_env MY_KEY --max_new_tokens 7",
         "abfs://container@account.dfs.core.windows.net/a",
         "a key=value pair, basic shapes, the token",
+        "A basic comparison of encoders; basic retrieval, and the bearer certificates of Basic English",
         "9a0364b9e99bb480dd25e1f0284c8555",
     ],
 )
