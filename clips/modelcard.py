@@ -9,6 +9,7 @@ from clips.artifact import MANIFEST, read_manifest, write_file
 from clips.jsontext import parse_json
 from clips.method.recipes import RECIPES
 from clips.references import CONFIG
+from clips.visible import markdown_text
 
 MODEL_CARD = "README.md"
 CARDS = Path(__file__).parent / "cards"
@@ -22,7 +23,15 @@ def write_card(directory: Path, template: str, **facts: Any) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"text": markdown_text, "yaml": _yaml_text}  # a licence may be a stranger's words
     write_file(directory / MODEL_CARD, environment.get_template(f"{template}.md").render(facts))
+
+
+def _yaml_text(text: str) -> str:
+    """Text as a value in the card's head, on one line."""
+    import yaml
+
+    return yaml.safe_dump(" ".join(text.split()), allow_unicode=True, width=10**6).splitlines()[0]
 
 
 def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:

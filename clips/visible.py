@@ -1,4 +1,4 @@
-"""Text from files that others wrote, made fit for a terminal: it may not move the cursor, or hide what it says."""
+"""Text from files that others wrote, made fit for a terminal or for Markdown: it hides nothing, and is no markup."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def visible(text: str, longest: int | None = None) -> str:
     """
     clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return clean if longest is None or len(clean) <= longest else clean[: longest - 1].rstrip() + "…"
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    special = {character: f"\\{character}" for character in "\\`*_{}[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    return "".join(special.get(character, character) for character in visible(" ".join(text.split())))

@@ -7,10 +7,12 @@ from pathlib import Path
 import clips_world
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from clips.encoder import load_captioner, load_encoder, read_encoder_manifest
 from clips.errors import UserError
+from clips.modelcard import write_card
 from clips.soup import SoupConfig, soup
 from clips.train import train
 
@@ -65,3 +67,15 @@ def test_what_does_not_mix_is_told(encoders: list[Path], tmp_path: Path):
     with pytest.raises(UserError, match="expected an encoder directory"):
         soup(SoupConfig(encoders=(str(encoders[0]), str(tmp_path)), output=str(tmp_path / "soup")))
     assert not (tmp_path / "soup").exists()
+
+
+def test_a_strangers_licence_is_no_markup_in_the_card(tmp_path: Path):
+    licence = "mit\nbase_model: theirs\n---\n<script>alert(1)</script> [x](javascript:y) \x1b]0;z\x07"
+    text = {"context_length": 12}
+    cfg = {"vision_cfg": {"image_size": 32}, "embed_dim": 8, "text_cfg": text}
+    write_card(tmp_path, "soup", config=SoupConfig(encoders=("a", "b"), output="c"), licence=licence, cfg=cfg)
+    card = (tmp_path / "README.md").read_text()
+    head = yaml.safe_load(card.split("\n---\n")[0])
+    assert head["license"].startswith("mit base_model: theirs --- ")
+    assert "base_model" not in head
+    assert not any(sign in card.split("\n---\n")[1] for sign in ("<script", "[x](", "\x1b", "\x07"))

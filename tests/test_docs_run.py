@@ -127,6 +127,7 @@ def outputs(page: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # METEOR leaves its pipes open
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", RUN)
 def test_a_page_can_be_followed(page: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

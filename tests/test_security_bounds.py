@@ -109,6 +109,18 @@ def test_a_packed_tar_is_refused(tmp_path: Path) -> None:
             tars.index_tar(tmp_path / f"{kind}.tar")
 
 
+@pytest.mark.parametrize("size", [-512, -1])
+def test_a_tar_whose_member_has_a_negative_size_is_refused(tmp_path: Path, size: int) -> None:
+    """With -512, the next header is where this one stands: it would be read for ever."""
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"\xff" + (256**11 + size).to_bytes(11, "big")  # as GNU writes what octal digits cannot
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "0.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(UserError, match="negative size"):
+        tars.index_tar(tmp_path / "0.tar")
+
+
 def test_a_text_of_a_megabyte_is_cut_before_it_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[int] = []
     monkeypatch.setattr(tokenizer, "clean", lambda text: looked_at.append(len(text)) or text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import clips_world
@@ -27,6 +28,10 @@ PLANTED = "Zq9wXkT2vB7nLm4R"
     [
         f"https://me:{PLANTED}@host/a.tar",
         f"https://:{PLANTED}@host/a.tar",
+        f"https://me:at@{PLANTED}@host/a.tar",
+        f"pipe:curl -u me:{PLANTED} https://host",
+        f"pipe:curl -H 'X-Api-Key: {PLANTED}' https://host",
+        f"pipe:curl -H 'Authorization: Token {PLANTED}' https://host",
         f"s3://bucket/a.tar?X-Amz-Signature={PLANTED}&X-Amz-Date=1",
         f"https://host/a?a=1&sig={PLANTED}#b",
         f"https://host/a?access_token={PLANTED}",
@@ -38,11 +43,14 @@ PLANTED = "Zq9wXkT2vB7nLm4R"
         f"hf_{PLANTED}",
         f"sk-{PLANTED}",
         f"ghp_{PLANTED}ABCDEF",
+        f"github_pat_{PLANTED}_ABCDEF",
+        f"glpat-{PLANTED}ABCDEF",
         "AKIAIOSFODNN7EXAMPLE",
     ],
 )
 def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
     told = without_secrets({"a": [text]})["a"][0]
+    assert without_secrets({text: 1}) == {told: 1}
     assert PLANTED not in told
     assert "AKIA" not in told
     assert HIDDEN in told
@@ -57,6 +65,8 @@ def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
         "https://host:8080/a.tar?version=3&keyframes=2",
         "clips train --recipe.target_tokens 30 --judge_key_env MY_KEY --max_new_tokens 7",
         "abfs://container@account.dfs.core.windows.net/a",
+        "clips train --config a.yaml -u x, user: b",
+        "https://host/a:b@c and d@e",
         "a key=value pair, basic shapes, the token",
         "A basic comparison of encoders; basic retrieval, and the bearer certificates of Basic English",
         "9a0364b9e99bb480dd25e1f0284c8555",
@@ -65,6 +75,13 @@ def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
 def test_what_is_none_stays(text: str) -> None:
     assert without_secrets(text) == text
     assert without_secrets({"n": 3, "x": None, "y": (1.5, True)}) == {"n": 3, "x": None, "y": [1.5, True]}
+
+
+@pytest.mark.parametrize("text", ["://" + ":" * 60_000, "x-" * 30_000, "?" + "a_" * 30_000])
+def test_a_hostile_text_takes_no_minutes(text: str) -> None:
+    started = time.process_time()
+    assert without_secrets(text) == text
+    assert time.process_time() - started < 5
 
 
 @given(st.text())

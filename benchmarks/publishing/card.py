@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.formats.markdown import markdown_text
 from benchmarks.report.remarks import SCENES_CAVEAT
 from benchmarks.results import Metric, Result
 from benchmarks.study.record import RECORD_FILE, read_study_record
@@ -18,6 +17,7 @@ from benchmarks.wording import decimals, duration, number
 from clips.artifact import directory_hash, read_manifest, say, write_file
 from clips.errors import UserError, reason_of
 from clips.modelcard import MODEL_CARD
+from clips.visible import markdown_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.formats.markdown import markdown_text
 from benchmarks.trust.diff import column_of
 from benchmarks.wording import column_head, decimals, number, visible
+from clips.visible import markdown_text
 
 if TYPE_CHECKING:
     from benchmarks.trust.compare import Comparison, Line

@@ -66,6 +66,8 @@ def index_tar(path: str | Path, *, allow_cut: bool = False) -> TarIndex:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
+                if member.size < 0:  # it would lead back to where it stands, without end
+                    raise tarfile.ReadError("a member of negative size")
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if member.isreg() and member.offset_data + member.size <= size:
                     members[member.name.removeprefix("./")] = (member.offset_data, member.size)

@@ -6,7 +6,8 @@ from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import MARKDOWN
 from benchmarks.report.table import Cell
-from benchmarks.wording import column_head, decimals, gap_words, group_sign, margin, number, visible
+from benchmarks.wording import column_head, decimals, gap_words, group_sign, margin, number
+from clips.visible import markdown_text
 
 
 def render_markdown(report: Report) -> str:
@@ -46,9 +47,3 @@ def _markdown_cell(cell: Cell) -> str:
 
 def _pipes(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    special = {character: f"\\{character}" for character in "\\`*_{}[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-    return "".join(special.get(character, character) for character in visible(" ".join(text.split())))
