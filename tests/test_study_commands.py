@@ -75,6 +75,21 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
     }
 
 
+def test_the_record_has_the_study_that_ran_not_the_file_as_it_was_edited_meanwhile(tmp_path, monkeypatch):
+    config = write_study(tmp_path)
+    file = Path(config.study)
+    text = file.read_text(encoding="utf-8")
+    run_locked = commands._run_locked
+
+    def edited(*args: Any) -> Any:
+        file.write_text("name: another\n", encoding="utf-8")
+        return run_locked(*args)
+
+    monkeypatch.setattr(commands, "_run_locked", edited)
+    run_study(config)
+    assert read_study_record(tmp_path / "out").text == text
+
+
 def test_a_failed_branch_is_reported_and_the_exit_status_is_1(tmp_path, capsys):
     encoders = {**SMALL["encoders"], "clips": {"fail": "loss is nan"}}
     with pytest.raises(SystemExit) as stop:

@@ -80,10 +80,11 @@ class StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyedPlan:
-    """A plan with the key of each step."""
+    """A plan with the key of each step, and the text of the study file that it was read from."""
 
     plan: Plan
     keys: dict[str, StepKey]
+    text: str
 
     @property
     def resources(self) -> dict[str, Resources]:
@@ -113,11 +114,12 @@ def resolve(config: StudyConfig) -> KeyedPlan:
         UserError: what is wrong with the study file.
     """
     plan = make_plan(config.read())
+    text = Path(config.file).read_text(encoding="utf-8")  # now: while the study runs it may be edited for the next run
     check_patterns(plan.study.resources, plan.steps)
     for step in plan.steps:
         check_command(step.command)
         launched(step.command, Path(), resources_of(plan.study.resources, step))
-    return KeyedPlan(plan=plan, keys=current_keys(plan))
+    return KeyedPlan(plan=plan, keys=current_keys(plan), text=text)
 
 
 def current_keys(plan: Plan) -> dict[str, StepKey]:
@@ -204,7 +206,7 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
         notes=study.notes,
         published=study.published,
         file=file,
-        text=Path(file).read_text(encoding="utf-8"),
+        text=keyed.text,
         rows=keyed.plan.rows,
         benchmarks=keyed.plan.benchmarks,
         steps=steps,
