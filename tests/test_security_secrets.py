@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from benchmarks import cli as bench
 from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
-from clips.artifact import read_manifest, say, write_manifest
+from clips.artifact import read_manifest, say, write_file, write_manifest
+from clips.commandline.commands import to_yaml
 from clips.secrets import HIDDEN, without_secrets
 from clips.train import train
 from clips.training.rundir import is_finished, record_run
@@ -102,6 +103,15 @@ def test_a_run_is_known_again_without_them(tmp_path: Path) -> None:
     record_run(config.output, config)
     assert PLANTED not in (tmp_path / "out" / "config.yaml").read_text()
     assert HIDDEN in (tmp_path / "out" / "config.yaml").read_text()
+    write_manifest(tmp_path / "out", kind="encoder", config=config)
+    assert is_finished(config.output, config, {})
+
+
+def test_a_run_that_was_recorded_before_secrets_were_taken_out_is_known_again(tmp_path: Path) -> None:
+    config = clips_world.train_config(
+        tmp_path, tmp_path / "out", data={"sources": [{"path": f"https://me:{PLANTED}@h/a"}]}
+    )
+    write_file(tmp_path / "out" / "config.yaml", to_yaml(config))
     write_manifest(tmp_path / "out", kind="encoder", config=config)
     assert is_finished(config.output, config, {})
 
