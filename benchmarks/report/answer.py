@@ -112,6 +112,7 @@ def _gains(table: Table, row: str) -> tuple[int, int]:
 def _by(cell: Cell) -> str:
     assert cell.delta is not None
     places = decimals(cell.column)
-    low, high = sorted((abs(cell.delta.low), abs(cell.delta.high)))
+    sign = 1 if cell.delta.value > 0 else -1
+    low, high = sorted((sign * cell.delta.low, sign * cell.delta.high))
     span = f"[{number(low, places)}, {number(high, places)}]"
     return f"by {number(abs(cell.delta.value), places)} points {span} on {column_title(cell.column)}"
