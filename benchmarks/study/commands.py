@@ -96,9 +96,9 @@ class KeyedPlan:
         return self.plan.study.directory
 
     def state(self, name: str) -> str:
-        """``done``, ``changed``, ``failed``, ``interrupted``, ``running``, ``new`` or ``missing`` (its outputs are gone).
+        """``done``, ``changed``, ``failed``, ``interrupted``, ``running``, ``new``, ``missing`` or ``stopped``.
 
-        ``stopped``: it says that it runs, and no runner is there.
+        ``missing``: its outputs are gone. ``stopped``: it says that it runs, and no runner is there.
         """
         step = next(step for step in self.plan.steps if step.name == name)
         record = read_record(self.output, name)
