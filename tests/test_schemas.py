@@ -23,6 +23,7 @@ from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from clips.artifact import write_manifest
 from clips.commandline.commands import _parser, config_type, from_plain
+from clips.method.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -91,6 +92,18 @@ def test_fields_say_what_they_mean_and_which_choices_there_are():
     assert set(train["required"]) == {"output", "data"}
     assert train["properties"]["batch_size"]["default"] == 128
     assert validator("clips-train.json").is_valid({"output": "o", "data": {"sources": []}})
+    recipe = train["$defs"]["RecipeConfig"]["properties"]
+    assert recipe["name"]["enum"] == sorted(RECIPES)
+    assert recipe["texts"]["anyOf"][0]["items"]["enum"] == ["mixed", "partial", "web"]
+    assert "clips-l-14" in train["$defs"]["ModelConfig"]["properties"]["architecture"]["examples"]
+
+
+@pytest.mark.parametrize("wrong", [{"name": "clipz"}, {"strategy": "sub_captoin"}, {"texts": ["wbe"]}])
+def test_a_name_that_no_registry_has_is_refused(wrong):
+    content = {"output": "o", "data": {"sources": []}, "recipe": wrong}
+    assert not validator("clips-train.json").is_valid(content)
+    content["recipe"] = {"name": "clip", "strategy": None, "texts": ["web"]}
+    assert validator("clips-train.json").is_valid(content)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)

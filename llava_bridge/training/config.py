@@ -248,7 +248,7 @@ class TrainConfig:
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = "auto"
+    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.templates:TEMPLATES"})
     attn_implementation: str | None = None
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(
