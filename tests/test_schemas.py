@@ -23,6 +23,7 @@ from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from clips.artifact import write_manifest
 from clips.commandline.commands import _parser, config_type, from_plain
+from clips.commandline.helptext import item_help
 from clips.method.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,14 @@ def test_fields_say_what_they_mean_and_which_choices_there_are():
     assert recipe["name"]["enum"] == sorted(RECIPES)
     assert recipe["texts"]["anyOf"][0]["items"]["enum"] == ["mixed", "partial", "web"]
     assert "clips-l-14" in train["$defs"]["ModelConfig"]["properties"]["architecture"]["examples"]
+
+
+@pytest.mark.parametrize("words", [("clips", "train"), ("llava-bridge", "train")])
+def test_help_that_a_help_text_points_to_is_there(words):
+    kind = config_type(find_command(words).function())
+    named = set(re.findall(r"--([\w.]+)\.help", json.dumps(made()[f"{'-'.join(words)}.json"])))
+    assert all(item_help(kind, [f"--{name}.help"]) for name in named), named
+    assert words[0] != "clips" or named == {"data.sources"}
 
 
 @pytest.mark.parametrize("wrong", [{"name": "clipz"}, {"strategy": "sub_captoin"}, {"texts": ["wbe"]}])
