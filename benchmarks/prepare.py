@@ -7,6 +7,7 @@ with ``uses:``, for instance ``{name: cocoqa, uses: gqa, data: OUT}``.
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,14 +160,15 @@ def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """``train.jsonl``: pictures with all their ``long`` captions; ``test.jsonl``: those of coco_mini not among them.
 
     ``both.jsonl`` are those of the first that have ``human`` captions too. Pictures of the training files are relative
-    to coco_long, of the test to coco_mini.
+    to ``source``, of the test to coco_mini.
     """
     train, both, seen = [], [], set()
     source = Path(config.source)
     for _, row in read_lines(
         source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "human_captions", "long_captions")
     ):
-        train.append({"image": row["image"], "long": [entry["caption"] for entry in row["long_captions"]]})
+        image = posixpath.normpath(f"coco_long/{row['image']}")  # most lie in coco_mini
+        train.append({"image": image, "long": [entry["caption"] for entry in row["long_captions"]]})
         if row["human_captions"]:
             both.append({**train[-1], "human": row["human_captions"]})
         seen.add(int(row["coco_id"]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,22 @@ def load_encoder(directory: str | Path) -> Encoder:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
     except Exception as error:  # open_clip raises what its parts raise: torch, safetensors, transformers
         raise UserError(f"{directory}: open_clip cannot load this encoder ({reason_of(error)})") from None
-    return Encoder(model.eval(), preprocess, _shortening(tokenizer), config)
+    return Encoder(model.eval(), preprocess, _Shortening(tokenizer), config)
 
 
-def _shortening(tokenizer: Any) -> Callable[[Sequence[str]], torch.Tensor]:
-    """``tokenizer`` for texts of any length, see `shortened`."""
-    return lambda texts: tokenizer([shortened(text, tokenizer.context_length) for text in texts])
+class _Shortening:
+    """open_clip's tokenizer for texts of any length, see `shortened`; all else is the tokenizer's own."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._own = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        return self._own([shortened(text, self._own.context_length) for text in texts])
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_own":  # a copy that has nothing yet
+            raise AttributeError(name)
+        return getattr(self._own, name)
 
 
 def load_captioner(directory: str | Path) -> Captioner:

@@ -95,7 +95,7 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     out = tmp_path / "out"
     prepare(PrepareConfig(what="coco_long", source=str(tmp_path), output=str(out)))
     table = SourceConfig(
-        format="table", path=str(out / "train.jsonl"), images=str(tmp_path / "coco_long"), web="long", synthetic="long"
+        format="table", path=str(out / "train.jsonl"), images=str(tmp_path), web="long", synthetic="long"
     )
     source = open_source(table)
     assert len(source) == 3

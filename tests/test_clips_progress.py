@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from clips.commandline.commands import progress
+from clips.commandline import progress
 from clips.commandline.progress import Progress, track
 
 

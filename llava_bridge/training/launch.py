@@ -23,6 +23,8 @@ from typing import Any, NoReturn
 from clips.artifact import say
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
 from clips.errors import UserError
+from clips.secrets import without_secrets
+from clips.visible import visible
 
 _COMMAND_PID = "LLAVA_BRIDGE_COMMAND_PID"
 _REPORT, _MISTAKE, _STATUS = "\x1e", "\x1f", "\x1d"  # begin the lines that a process prints for the command
@@ -159,7 +161,7 @@ class StopAsked:
 def end_stopped(number: int) -> NoReturn:
     """End this process, and the command that started it, after a stop by the signal ``number``."""
     if _COMMAND_PID in os.environ and is_main_process():
-        say(f"{_STATUS}{exit_status(number)}")
+        _tell_command(_STATUS, str(exit_status(number)))
     raise SystemExit(exit_status(number))
 
 
@@ -182,8 +184,17 @@ def deepspeed_config(name: str) -> dict[str, Any]:
 
 def report(line: str) -> None:
     """One line from rank 0 to whoever runs the command."""
-    if is_main_process():
-        say((_REPORT if _COMMAND_PID in os.environ else "") + line)
+    if not is_main_process():
+        return
+    if _COMMAND_PID in os.environ:
+        _tell_command(_REPORT, line)
+    else:
+        say(line)
+
+
+def _tell_command(mark: str, line: str) -> None:
+    """A line for the command that started this process, which knows it by its mark."""
+    print(mark + visible(without_secrets(line)), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -200,7 +211,7 @@ def hand_over_errors() -> Iterator[None]:
         if mistake is None:
             raise
         if _COMMAND_PID in os.environ:
-            say(_MISTAKE + " ".join(str(mistake).splitlines()))
+            _tell_command(_MISTAKE, " ".join(str(mistake).splitlines()))
         raise mistake from None
 
 
