@@ -23,6 +23,8 @@ from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from clips.artifact import write_manifest
 from clips.commandline.commands import _parser, config_type, from_plain
+from clips.commandline.helptext import item_help
+from clips.method.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -91,6 +93,26 @@ def test_fields_say_what_they_mean_and_which_choices_there_are():
     assert set(train["required"]) == {"output", "data"}
     assert train["properties"]["batch_size"]["default"] == 128
     assert validator("clips-train.json").is_valid({"output": "o", "data": {"sources": []}})
+    recipe = train["$defs"]["RecipeConfig"]["properties"]
+    assert recipe["name"]["enum"] == sorted(RECIPES)
+    assert recipe["texts"]["anyOf"][0]["items"]["enum"] == ["mixed", "partial", "web"]
+    assert "clips-l-14" in train["$defs"]["ModelConfig"]["properties"]["architecture"]["examples"]
+
+
+@pytest.mark.parametrize("words", [("clips", "train"), ("llava-bridge", "train")])
+def test_help_that_a_help_text_points_to_is_there(words):
+    kind = config_type(find_command(words).function())
+    named = set(re.findall(r"--([\w.]+)\.help", json.dumps(made()[f"{'-'.join(words)}.json"])))
+    assert all(item_help(kind, [f"--{name}.help"]) for name in named), named
+    assert words[0] != "clips" or named == {"data.sources"}
+
+
+@pytest.mark.parametrize("wrong", [{"name": "clipz"}, {"strategy": "sub_captoin"}, {"texts": ["wbe"]}])
+def test_a_name_that_no_registry_has_is_refused(wrong):
+    content = {"output": "o", "data": {"sources": []}, "recipe": wrong}
+    assert not validator("clips-train.json").is_valid(content)
+    content["recipe"] = {"name": "clip", "strategy": None, "texts": ["web"]}
+    assert validator("clips-train.json").is_valid(content)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)

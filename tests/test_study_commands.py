@@ -21,6 +21,7 @@ from benchmarks.study.plan import make_plan
 from benchmarks.study.programs import check_command
 from benchmarks.study.reading import study_from
 from benchmarks.study.record import read_study_record
+from benchmarks.study.state import read_record, write_record
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -176,6 +177,22 @@ def test_plan_and_status_say_what_would_run_and_what_ran(tmp_path, capsys):
     capsys.readouterr()
     study_status(config)
     assert capsys.readouterr().out.count(" done ") == 13
+
+
+def test_what_a_killed_runner_left_is_not_called_running(tmp_path, capsys):
+    config = write_study(tmp_path)
+    run_study(config)
+    output = tmp_path / "out"
+    record = read_record(output, "llm-tiny")
+    assert record is not None
+    write_record(output, dataclasses.replace(record, outcome="running"))
+    assert states(config)["llm-tiny"] == "running"  # this process held the lock last, and is there
+    (output / ".lock").write_text("999999999\n")
+    assert states(config)["llm-tiny"] == "stopped"
+    study_status(config)
+    assert " stopped " in capsys.readouterr().out
+    write_record(output, dataclasses.replace(record, outcome="running", token="t", job="7"))
+    assert states(config)["llm-tiny"] == "running"  # a job outlives its runner
 
 
 def test_the_command_line_overrides_output_jobs_and_paths(tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.study.lock import locked
+from benchmarks.study.lock import locked, runner_lives
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.programs import check_command, code_hash, launched
 from benchmarks.study.reading import read_study
@@ -97,13 +97,18 @@ class KeyedPlan:
         return self.plan.study.directory
 
     def state(self, name: str) -> str:
-        """``done``, ``changed``, ``failed``, ``interrupted``, ``running`` or ``new``."""
+        """``done``, ``changed``, ``failed``, ``interrupted``, ``running``, ``new``, ``missing`` or ``stopped``.
+
+        ``missing``: its outputs are gone. ``stopped``: it says that it runs, and no runner is there.
+        """
         step = next(step for step in self.plan.steps if step.name == name)
         record = read_record(self.output, name)
         if record is None:
             return "new"
         if record.key != self.keys[name].key:
             return "changed"
+        if record.outcome == "running" and not record.at_work and not runner_lives(self.output):
+            return "stopped"
         return record.outcome if record.outcome != "done" or is_done(step, self.keys[name], self.output) else "missing"
 
 

@@ -1,10 +1,14 @@
 """JSON Schemas of configs: with them an editor completes and checks the YAML that ``--config`` reads.
 
-Made from what the commands themselves parse: the dataclasses' fields, types and defaults, and their docstrings.
+Made from what the commands themselves parse: the dataclasses' fields, types and defaults, and their docstrings. A field
+that names an entry of a registry says so in its metadata: ``choices`` is "module:REGISTRY", outside of which a command
+refuses; ``known``, likewise, where other names do as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -30,8 +34,23 @@ class _Generator(GenerateJsonSchema):
         for name, field in made["properties"].items():
             if name in texts:
                 field["description"] = texts[name]
+        for declared in dataclasses.fields(schema["cls"]):
+            _add_choices(made["properties"].get(declared.name, {}), declared.metadata)
         made.pop("title", None)
         return made | {"description": summary(schema["cls"]), "additionalProperties": False}
+
+
+def _add_choices(field: dict[str, Any], metadata: Mapping[str, Any]) -> None:
+    for key in metadata.keys() & {"choices", "known"}:
+        module, _, registry = metadata[key].partition(":")
+        entries = getattr(importlib.import_module(module), registry)
+        names = sorted(entries() if callable(entries) else entries)
+        if key == "known":
+            field["examples"] = names
+            continue
+        texts = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
+        for text in texts:
+            text.get("items", text)["enum"] = names
 
 
 def config_schema(config_class: type, title: str) -> dict[str, Any]:

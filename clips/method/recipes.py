@@ -47,11 +47,11 @@ class RecipeConfig:
         captioner: the captioner's size and kind.
     """
 
-    name: str = "clips"
-    texts: tuple[str, ...] | None = None
-    loss: str = "softmax"
-    strategy: str | None = None
-    web_strategy: str | None = None
+    name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
+    texts: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:TEXTS"})
+    loss: str = field(default="softmax", metadata={"choices": "clips.model.losses:CONTRASTIVE_LOSSES"})
+    strategy: str | None = field(default=None, metadata={"choices": "clips.method.captions:STRATEGIES"})
+    web_strategy: str | None = field(default=None, metadata={"choices": "clips.method.captions:STRATEGIES"})
     target_tokens: int = 32
     web_share: float | None = None
     contrastive_weight: float = 1.0

@@ -9,7 +9,7 @@ needs: its vocabulary, attention without a causal mask, the feature at the last 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +79,7 @@ class ModelConfig:
         unlocked_text_groups: the last so many groups of its layers stay trainable.
     """
 
-    architecture: str = "clips-tiny"
+    architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:architectures"})
     context_length: int | None = None
     image_size: int | None = None
     pretrained_trunk: str | None = None

@@ -50,7 +50,7 @@ class SwapConfig:
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = "auto"
+    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.templates:TEMPLATES"})
     seed: int = 0
 
     def __post_init__(self) -> None:

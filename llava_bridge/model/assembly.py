@@ -78,7 +78,7 @@ class Assembly:
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: Sequence[Sequence[int]] | None = None
-    chat_template: str = "auto"
+    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.templates:TEMPLATES"})
     seed: int = 0
 
 

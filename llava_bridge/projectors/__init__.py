@@ -34,7 +34,7 @@ class ProjectorConfig:
         heads: of perceiver.
     """
 
-    name: str = DEFAULT
+    name: str = dataclasses.field(default=DEFAULT, metadata={"known": "llava_bridge.projectors:PROJECTORS"})
     factor: int = 2
     tokens: int = 144
     depth: int = 3

@@ -215,7 +215,7 @@ class TrainConfig:
             ``crop`` of the middle; or ``anyres``, LLaVA-NeXT's: several, an overview and tiles at full resolution.
         image_grid_pinpoints: with ``anyres``: the heights and widths in pixels into which pictures are fitted before
             they are cut into tiles; None takes LLaVA-NeXT's, 1 × 2, 2 × 1, 2 × 2, 3 × 1 and 1 × 3 tiles.
-        projector: what makes tokens of the LLM of the encoder's features (see ``--projector.help``).
+        projector: what makes tokens of the LLM of the encoder's features.
         chat_template: ``auto`` (the LLM's own if it has one, else vicuna) or the name of one: vicuna, vicuna_v1 (with
             LLaVA-1.5's preamble), llama_2, llama_3, llama_3_1 (3.2, too), chatml (Qwen, SmolLM), mistral, gemma, phi_3,
             tulu (OLMo), turns.
@@ -248,7 +248,7 @@ class TrainConfig:
     image_fit: ImageFit = "squash"
     image_grid_pinpoints: list[list[int]] | None = None
     projector: ProjectorConfig = dataclasses.field(default_factory=ProjectorConfig)
-    chat_template: str = "auto"
+    chat_template: str = dataclasses.field(default="auto", metadata={"known": "llava_bridge.templates:TEMPLATES"})
     attn_implementation: str | None = None
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(

@@ -86,7 +86,7 @@ class SourceConfig:
             each source or to none. Without, the sources are read as one, each sample once an epoch.
     """
 
-    format: str = "webdataset"
+    format: str = dataclasses.field(default="webdataset", metadata={"choices": "clips.data.sources.base:FORMATS"})
     path: str
     image: str | None = None
     web: str = AUTO
