@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import clips_world
@@ -78,11 +77,10 @@ def test_what_is_none_stays(text: str) -> None:
     assert without_secrets({"n": 3, "x": None, "y": (1.5, True)}) == {"n": 3, "x": None, "y": [1.5, True]}
 
 
-@pytest.mark.parametrize("text", ["://" + ":" * 60_000, "x-" * 30_000, "?" + "a_" * 30_000])
-def test_a_hostile_text_takes_no_minutes(text: str) -> None:
-    started = time.process_time()
+@pytest.mark.timeout(60)  # what grows with the square of the length takes many minutes
+@pytest.mark.parametrize("text", ["://" + ":" * 500_000, "x-" * 250_000, "?" + "a_" * 250_000])
+def test_a_hostile_text_ends(text: str) -> None:
     assert without_secrets(text) == text
-    assert time.process_time() - started < 5
 
 
 @given(st.text())
