@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
@@ -46,9 +47,17 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
+def _is_place(value: str) -> bool:
+    """Whether a variable says where a key lies, which is none itself (``SSH_KEY=/home/me/.ssh/id``)."""
+    try:
+        return Path(value).is_absolute() and Path(value).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _masked(text: str) -> str:
     for name, known in os.environ.items():
-        if len(known) >= _SHORTEST and known in text and _ENVIRONMENT.search(name):
+        if len(known) >= _SHORTEST and known in text and _ENVIRONMENT.search(name) and not _is_place(known):
             text = text.replace(known, HIDDEN)
     for shape, instead in _SHAPES:
         text = shape.sub(instead, text)

@@ -15,9 +15,10 @@ from repo_server import Hub
 from report_material import items_table, put_result
 from report_study import make_study
 
+from benchmarks.publishing import layout
 from benchmarks.publishing.publish import PublishConfig, publish
 from benchmarks.publishing.scrubbing import without_machine_paths
-from clips.artifact import write_manifest
+from clips.artifact import write_file, write_manifest
 from clips.errors import UserError
 
 TOKEN = "hf_" + "a1B2" * 9
@@ -183,6 +184,19 @@ def test_results_go_without_the_benchmarks_pictures(
     assert any(path == "/api/datasets/org/mine/commit/main" for _, path, _ in hub.seen)
     push(tmp_path / "results", pictures=True)
     assert (pushed / "row/gqa.items.parquet").is_file()
+
+
+def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path, monkeypatch)
+    monkeypatch.setattr(layout, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
+    put_result(study / "results", "former", "gqa", items_table(0.5, benchmark="gqa"))
+    for step in ("former", "encoder-clip-s0"):
+        write_file(study / "steps" / step / "config.yaml", "a: 1\n")
+    files = layout.shipment(study, pictures=True).files
+    assert "results/clip-s0/retrieval.json" in files
+    assert "results/clip-s0/retrieval.items.parquet" in files
+    assert "steps/encoder-clip-s0/config.yaml" in files
+    assert not [name for name in files if "former" in name]
 
 
 def test_an_unfinished_study_stays(hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,11 @@ def test_masking_twice_is_masking_once(text: str) -> None:
     assert without_secrets(without_secrets(text)) == without_secrets(text)
 
 
-def test_values_of_the_environment_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_the_environment_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", PLANTED)
     monkeypatch.setenv("WANDB_API_KEY", "short")
+    monkeypatch.setenv("MY_KEY", str(tmp_path))  # where something lies is no secret
+    assert without_secrets(f"{tmp_path}/shards") == f"{tmp_path}/shards"
     assert without_secrets(f"curl {PLANTED} short") == f"curl {HIDDEN} short"
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import read_results
+from benchmarks.results import Result, read_results
 from benchmarks.study.record import RECORD_FILE, StudyRecord, read_study_record
-from benchmarks.study.state import read_record
+from benchmarks.study.state import CONFIG, RECORD, read_record, step_directory
 from clips.artifact import MANIFEST, RECORDS, file_hash, read_manifest
 from clips.errors import UserError
 
@@ -111,16 +111,16 @@ def _licence(parent: Path) -> str:
 
 
 def _results(directory: Path, pictures: bool) -> Shipment:
-    is_study = (directory / RECORD_FILE).is_file()
-    if is_study:
-        _refuse_unfinished(directory, read_study_record(directory))
+    study = read_study_record(directory) if (directory / RECORD_FILE).is_file() else None
+    if study:
+        _refuse_unfinished(directory, study)
     root = directory / "results" if (directory / "results").is_dir() else directory
-    results = read_results(root)
+    results = [result for result in read_results(root) if study is None or _is_of(study, directory, result)]
     if not results:
         raise UserError(f"{directory}: expected an encoder, a LLaVA, a study's output or a directory of results")
     found = [result.path for result in results if result.path is not None]
-    if is_study:
-        found += [directory / RECORD_FILE, *(path for path in _steps(directory))]
+    if study:
+        found += [directory / RECORD_FILE, *_steps(directory, study)]
     report = [path for path in sorted((directory / "report").glob("*")) if path.name in _REPORT]
     report += sorted((directory / "report" / "figures").glob("*.*"))
     shown = [path.with_name(Path(result.items).name) for result in results if (path := result.path) and result.items]
@@ -143,9 +143,16 @@ def _summed_up(names: list[str]) -> tuple[str, ...]:
     return (*([f"{tables} tables of items (.items.parquet)"] if tables else []), *others)
 
 
-def _steps(directory: Path) -> Iterator[Path]:
-    for step in sorted((directory / "steps").glob("*")):
-        yield from (path for path in (step / "step.json", step / "config.yaml") if path.is_file())
+def _is_of(study: StudyRecord, directory: Path, result: Result) -> bool:
+    """Whether a result is of the study as it stands now: rows that left it leave theirs behind."""
+    cells = {cell.result for row in study.rows for cell in row.cells.values()}
+    return result.path is not None and result.path.relative_to(directory).as_posix() in cells
+
+
+def _steps(directory: Path, study: StudyRecord) -> Iterator[Path]:
+    for step in sorted(study.steps):
+        files = (step_directory(directory, step) / name for name in (RECORD, CONFIG))
+        yield from (path for path in files if path.is_file())
 
 
 def _refuse_unfinished(directory: Path, study: StudyRecord) -> None:
