@@ -148,6 +148,8 @@ def run_study(config: StudyConfig) -> None:
         check_configs(missing)
     begun = time.monotonic()
     with locked(output, wait=config.wait) as lock:
+        if config.wait:  # the study or its code may have changed meanwhile
+            keyed = resolve(config)
         summary = _run_locked(keyed, config, lock)
         _report(output)
     if missing:
