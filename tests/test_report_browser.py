@@ -165,6 +165,11 @@ def test_a_long_path_in_a_reason_stays_in_its_cell(page, tmp_path):
     assert lines == 1
 
 
+def test_a_long_row_name_leaves_room_for_the_answers(page):
+    answer = page.locator("#examples dl:not(.pictures) dd:visible").first  # beside LONG_NAME
+    assert answer.evaluate("at => at.clientWidth") >= 60
+
+
 def test_row_names_stay_where_the_table_scrolls(page):
     page.add_style_tag(content="table.main { min-width: 120rem }")
     box = page.locator(".wide")

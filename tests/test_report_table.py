@@ -77,6 +77,23 @@ def test_unlike_protocols_are_not_ranked_together_and_said(tmp_path):
     )
 
 
+@pytest.mark.parametrize("baseline", ["clip", "another"])
+def test_the_row_that_is_unlike_the_others_is_marked_wherever_it_stands(tmp_path, baseline):
+    put_results(tmp_path)
+    put_result(tmp_path, "another", "gqa", items_table(0.9, benchmark="gqa", seed=9), protocol={"prompt": "other"})
+    report = build_report(tmp_path, baseline=baseline)
+    groups = {row.name: cell(report, row.name).group for row in report.table.rows}
+    assert next(iter(groups)) == "another"
+    assert {name for name, group in groups.items() if group} == {"another"}
+
+
+def test_of_two_protocols_of_as_many_rows_the_baseline_s_is_the_main_one(tmp_path):
+    put_result(tmp_path, "a", "gqa", items_table(0.9, benchmark="gqa"), protocol={"prompt": "other"})
+    put_result(tmp_path, "b", "gqa", items_table(0.5, benchmark="gqa"))
+    assert cell(build_report(tmp_path, baseline="b"), "a").group == 1
+    assert cell(build_report(tmp_path, baseline="a"), "b").group == 1
+
+
 def test_the_models_own_resolution_is_part_of_the_model_and_said(tmp_path):
     put_results(tmp_path)
     put_result(tmp_path, "large", "gqa", items_table(0.9, benchmark="gqa", seed=2), protocol={"input_size": 224})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from benchmarks.protocol import INPUT, differences, fingerprint
+from benchmarks.protocol import differences
 from benchmarks.report.comparing import with_comparisons
 from benchmarks.report.seeds import has_seeds
 from benchmarks.report.source import Gap, ReportSource, absence
@@ -65,24 +65,27 @@ def _columns(
 
 
 def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
-    groups: dict[str, int] = {}
-    main: Result | None = None
+    measured = _measured(source, column)
+    groups = source.protocol_groups(measured)
+    main = next((result for name, result in measured.items() if groups[name] == 0), None)
     cells = []
     for row in source.rows:
         outcome = source.outcomes[row.name, column.benchmark]
         if isinstance(outcome, Gap):
             cells.append(Cell(row=row.name, column=column, gap=outcome))
-            continue
-        metric = outcome.metrics.get(column.metric)
-        if metric is None:
+        elif main is None or row.name not in measured:
             reason = outcome.absent.get(column.metric, "this metric was not computed for this row")
             cells.append(Cell(row=row.name, column=column, gap=absence(reason)))
-            continue
-        main = main or outcome
-        group = groups.setdefault(fingerprint(outcome.protocol, across=(INPUT,)), len(groups))
-        unlike = tuple(differences(main.protocol, outcome.protocol)) if group else ()
-        cells.append(_number(row, column, metric, group, unlike))
+        else:
+            group = groups[row.name]
+            unlike = tuple(differences(main.protocol, outcome.protocol)) if group else ()
+            cells.append(_number(row, column, outcome.metrics[column.metric], group, unlike))
     return cells
+
+
+def _measured(source: ReportSource, column: Column) -> dict[str, Result]:
+    results = source.results(column.benchmark)
+    return {name: result for name, result in results.items() if column.metric in result.metrics}
 
 
 def _number(row: RowRecord, column: Column, metric: Metric, group: int, unlike: tuple[str, ...]) -> Cell:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from benchmarks import statistics
-from benchmarks.protocol import INPUT, fingerprint
 from benchmarks.report.drawing import SERIES_COLOURS, Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.forest import direction
@@ -67,15 +66,11 @@ class _Breakdown:
         self.metrics: dict[str, Metric] = {}
         self.items: dict[str, pd.DataFrame] = {}
         self.columns: tuple[Column, ...] = ()
-        main: Result | None = None
-        for row, result in source.results(benchmark).items():
-            name = next((each for each in result.primary if each in result.metrics), None)
-            if name is None or result.items is None or result.metrics[name].formula is None:
-                continue
-            main = main or result
-            if name == next(iter(main.primary)) and _alike(result, main):
-                self.metrics[row] = result.metrics[name]
-                self.items[row] = read_items(result).sort_values("item")
+        countable = {row: result for row, result in source.results(benchmark).items() if _has_formula(result)}
+        for row, group in source.protocol_groups(countable).items():
+            if group == 0:
+                self.metrics[row] = countable[row].metrics[countable[row].primary[0]]
+                self.items[row] = read_items(countable[row]).sort_values("item")
         self._name_kinds()
 
     def _name_kinds(self) -> None:
@@ -134,8 +129,10 @@ class _Breakdown:
         )
 
 
-def _alike(result: Result, main: Result) -> bool:
-    return fingerprint(result.protocol, across=(INPUT,)) == fingerprint(main.protocol, across=(INPUT,))
+def _has_formula(result: Result) -> bool:
+    """Whether its first primary metric can be computed on some of its items."""
+    first = result.metrics.get(result.primary[0]) if result.primary else None
+    return result.items is not None and first is not None and first.formula is not None
 
 
 def _with_differences(tables: Sequence[Table], breakdowns: Sequence[_Breakdown]) -> list[Table]:

@@ -34,7 +34,7 @@ from benchmarks.report.settings import setting_figures
 from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
-from benchmarks.wording import group_sign, visible
+from benchmarks.wording import column_title, group_sign, visible
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -134,7 +134,7 @@ def _visible(value: Any) -> Any:
 def note_of(cell: Cell, notes: Sequence[str]) -> int | None:
     """Which of the notes below the table says why a cell is empty or not ranked; None where none does."""
     if cell.gap is None:
-        start = f"{group_sign(cell)} {cell.row} "
+        start = f"{group_sign(cell)} {cell.row} on {column_title(cell.column)} "
         return next((place for place, note in enumerate(notes) if note.startswith(start)), None)
     told = f"{cell.gap.kind}: {cell.gap.reason.rstrip('.')}."
     about = [place for place, note in enumerate(notes) if note.endswith(told)]

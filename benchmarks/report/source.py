@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.mllm.judge import NO_JUDGE
+from benchmarks.protocol import INPUT, fingerprint
 from benchmarks.results import Result, read_result, result_files
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
@@ -66,6 +67,17 @@ class ReportSource:
         """Row → result, of the rows that have numbers on a benchmark."""
         found = {row.name: self.outcomes.get((row.name, benchmark)) for row in self.rows}
         return {name: result for name, result in found.items() if isinstance(result, Result)}
+
+    def protocol_groups(self, results: Mapping[str, Result]) -> dict[str, int]:
+        """Row → 0 where it was measured as most rows were, among equals as a baseline or else the first; 1, 2, … for
+        other protocols, as they come."""
+        rows: dict[str, list[str]] = {}
+        for name, result in results.items():
+            rows.setdefault(fingerprint(result.protocol, across=(INPUT,)), []).append(name)
+        baselines = {row.baseline for row in self.rows}
+        alike = sorted(rows.values(), key=lambda names: (-len(names), baselines.isdisjoint(names)))
+        ordered = [*alike[:1], *(names for names in rows.values() if names is not alike[0])]
+        return {name: group for group, names in enumerate(ordered) for name in names}
 
 
 def read_source(directory: str | Path, *, baseline: str | None = None) -> ReportSource:
