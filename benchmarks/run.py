@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import shlex
 import sys
 import time
@@ -30,6 +31,7 @@ from clips.artifact import git_state, say, versions
 from clips.commandline.commands import plain
 from clips.errors import UserError
 
+NO_VALUE = "no item has a value"
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
 
 
@@ -154,11 +156,12 @@ def _result(
     )
     if outcome is None:
         return result
+    empty = [name for name, metric in outcome.metrics.items() if math.isnan(metric.value)]
     return dataclasses.replace(
         result,
-        metrics=outcome.metrics,
+        metrics={name: metric for name, metric in outcome.metrics.items() if name not in empty},
         primary=outcome.primary,
-        absent=outcome.absent,
+        absent={**dict.fromkeys(empty, NO_VALUE), **outcome.absent},
         without_skill=entry.without_skill,
         protocol=outcome.protocol,
         fingerprint=fingerprint(outcome.protocol),

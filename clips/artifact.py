@@ -29,6 +29,8 @@ from clips.secrets import without_secrets
 from clips.visible import visible
 
 MANIFEST = "manifest.json"
+STAGES = ".stages"
+"""Behind an encoder's name: the directory with what the earlier stages of its training left."""
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
 RECORDS = frozenset({MANIFEST, "README.md", "config.yaml", "metrics.jsonl", "summary.json"})
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}

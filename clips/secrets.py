@@ -10,15 +10,19 @@ from typing import Any
 HIDDEN = "***"
 _NAME = r"(?:token|api[_-]?key|access[_-]?key(?:[_-]?id)?|key|secret|signature|sig|password|passwd|credential)"
 _SHAPES = (
-    (re.compile(r"(://)[^/\s\"'@\\]*:[^/\s\"'@\\]*@"), rf"\1{HIDDEN}@"),  # user:password in an address
-    (re.compile(rf"(?i)([?&;](?:[\w.%-]*[_.-])?{_NAME}=)[^&;#\s\"'\\]+"), rf"\1{HIDDEN}"),  # in its query
-    (re.compile(rf"(?i)((?:^|\s)--(?:[\w.-]*[_.-])?{_NAME}[ =])[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # a flag
-    (re.compile(rf"\b((?:[A-Z0-9_]*_)?{_NAME.upper()}=)[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # set for a command
-    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"), rf"\1{HIDDEN}"),
+    (re.compile(r"(://)[^/\s\"'@\\:]*:[^/\s\"'\\]*@"), rf"\1{HIDDEN}@"),  # user:password in an address
+    (re.compile(r"(\bcurl\b[^\n]{0,500}?\s(?:-u|--user)[ =]?)[^\s\"'\\]+"), rf"\1{HIDDEN}"),
+    (re.compile(rf"(?i)([?&;](?:[\w.%-]{{0,80}}[_.-])?{_NAME}=)[^&;#\s\"'\\]+"), rf"\1{HIDDEN}"),  # in its query
+    (re.compile(rf"(?i)((?:^|\s)--(?:[\w.-]{{0,80}}[_.-])?{_NAME}[ =])[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # a flag
+    (re.compile(rf"\b((?:[A-Z0-9_]{{0,80}}_)?{_NAME.upper()}=)[^\s\"'\\]+"), rf"\1{HIDDEN}"),  # set for a command
+    # in a header; or anywhere, if it is no word: "a basic comparison" is none of our business
+    (re.compile(r"(?i)(authorization[\"']?\s{0,9}[:=]\s{0,9}[\"']?(?:[\w-]{1,40}\s+)?)[^\s\"'\\]+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)(\bx-[\w-]{0,80}(?:key|token|secret)[\"']?\s{0,9}:\s{0,9}[\"']?)[^\s\"'\\]+"), rf"\1{HIDDEN}"),
+    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)(?=[\w.~+/-]*[\d=])[\w.~+/=-]{8,}"), rf"\1{HIDDEN}"),
     (
         re.compile(
             r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|A[KS]IA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|AIza[\w-]{30,}"
-            r"|xox[abps]-[\w-]{10,})"
+            r"|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abps]-[\w-]{10,})"
         ),
         HIDDEN,
     ),
@@ -36,7 +40,7 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, str):
         return _masked(value)
     if isinstance(value, Mapping):
-        return {name: without_secrets(item) for name, item in value.items()}
+        return {without_secrets(name): without_secrets(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return value

@@ -19,6 +19,7 @@ import benchmarks.cli
 import clips.cli
 import llava_bridge.cli
 from clips.commandline.commands import Command, config_type, run_commands
+from clips.visible import visible
 
 PROGRAMS = {
     "clips": ("", clips.cli.COMMANDS),
@@ -75,7 +76,7 @@ def check_end(ended: Ended, program: str, *culprits: str, alone: bool = False) -
         assert ended.line().startswith(program), ended.err
         assert len(ended.line()) > len(program) + 5, ended.err
         assert not alone or len(ended.err.strip().splitlines()) == 1, ended.err
-        assert not culprits or any(culprit and culprit in ended.line() for culprit in culprits), (
+        assert not culprits or any(culprit and visible(culprit) in ended.line() for culprit in culprits), (
             f"names none of {culprits}: {ended.line()}"
         )
 

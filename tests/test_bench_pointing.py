@@ -192,6 +192,18 @@ def test_a_tower_that_sees_colours_points_at_them(phrases, use):
     assert whole.metrics["auc"].value == 0.5
 
 
+def test_a_measure_that_has_no_value_is_absent_and_the_others_are_told(phrases, use):
+    """Boxes of whole pictures leave nothing outside to be told from them."""
+    line = json.loads(phrases.read_text(encoding="utf-8").splitlines()[0])
+    with Image.open(phrases.parent / line["image"]) as picture:
+        line["box"] = [0, 0, *picture.size]
+    phrases.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    result = evaluate(phrases, use(ColourTower()))
+    assert result.metrics["pointing"].value == 1.0
+    assert "auc" not in result.metrics
+    assert result.absent["auc"] == "no item has a value"
+
+
 def test_the_page_shows_the_maps_row_beside_row(phrases, use):
     for row, side in (("fine", 4), ("coarse", 2)):
         evaluate(phrases, use(ColourTower(side)), row)

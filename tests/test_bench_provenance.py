@@ -74,6 +74,25 @@ def test_what_was_changed_or_is_gone_is_said(copied, capsys):
     assert last.endswith("not on this machine")
 
 
+def test_paths_are_found_from_any_folder_and_where_a_study_was_moved_to(copied, tmp_path, monkeypatch, capsys):
+    study = tmp_path / "runs/study"
+    (study / "encoders").mkdir(parents=True)
+    (copied / "small").rename(study / "encoders/small")
+    shutil.move(copied / "results", study / "results")
+    result = study / "results/small/retrieval.json"
+    content = json.loads(result.read_text())
+    content["model"]["path"] = "runs/study/encoders/small"
+    result.write_text(json.dumps(content))
+    for folder, where in ((tmp_path, study), (tmp_path / "made", study), (tmp_path, tmp_path / "moved")):
+        if where != study:
+            study.rename(where)
+        monkeypatch.chdir(folder)
+        assert bench("provenance", str(where / "results/small")) == 0
+        said = capsys.readouterr().out
+        assert "encoders/small (" in said
+        assert "sources: " in said
+
+
 def test_a_model_of_others_has_no_past(copied, capsys):
     (copied / "small" / MANIFEST).unlink()
     assert bench("provenance", str(copied / "results/small"), "--check", "false") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -124,6 +125,15 @@ def test_what_a_killed_runner_left_is_not_called_running(study: Path) -> None:
     (study / ".lock").write_text("999999999\n")
     assert seen(study).state == "stopped"
     assert not snapshot(study).goes_on
+
+
+def test_a_job_that_outlives_its_runner_goes_on(study: Path) -> None:
+    (study / ".lock").write_text("999999999\n")
+    record = read_record(study, STEP)
+    assert record is not None
+    write_record(study, dataclasses.replace(record, token="of-a-job"))
+    assert seen(study).state == "running"
+    assert snapshot(study).goes_on
 
 
 def test_once_prints_and_ends(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,7 @@ class JobConfig:
         pair: two numbers.
         names: names of things.
         quiet: say nothing.
+        seeds: of the dice.
         log_every: steps between lines.
         helpers: who helps.
     """
@@ -71,6 +72,7 @@ class JobConfig:
     quiet: bool = False
     log_every: int = 1
     helpers: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
 
 
 received: list[JobConfig] = []
@@ -144,6 +146,14 @@ def test_further_words_make_a_list(capsys: pytest.CaptureFixture[str]):
     assert received[1].helpers == ()
     assert run("crew", "--help") == 0
     assert capsys.readouterr().out.startswith("usage: tool crew PLACE HELPERS … [--config FILE]")
+
+
+@pytest.mark.parametrize("words", [("--helpers", "a*, b c"), ("--helpers=a*,b c",), ("--helpers", '["a*", "b c"]')])
+def test_a_list_of_texts_may_be_written_with_commas(words: tuple[str, ...]):
+    assert run("job", "there", *words) == 0
+    assert received == [JobConfig(place="there", helpers=("a*", "b c"))]
+    assert run("job", "there", "--seeds", "3, 4") == run("job", "there", "--seeds=[3, 4]") == 0
+    assert [job.seeds for job in received[1:]] == [(3, 4), (3, 4)]
 
 
 def test_a_config_survives_yaml(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -67,6 +68,24 @@ def test_configs_that_broke_a_command_once(program: str, text: str, told: str, t
     ended = run(program, ["train", "--config", str(path)], parsing(program))
     assert ended.status == 2
     check_end(ended, program, told, alone=True)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_a_config_that_no_file_could_be(name: str) -> None:
+    ended = run("clips", ["train", "--config", name])
+    assert ended.status == 2
+    check_end(ended, "clips", "--config: no such file", alone=True)
+
+
+def test_a_result_whose_model_has_no_path_is_explained(world: World) -> None:
+    place = world.fresh() / "results"
+    shutil.copytree(world.results, place)
+    paths = [place / row / "pope.json" for row in ("clip", "clips")]
+    for path, model in zip(paths, ({"hash": "a"}, {"hash": "a", "path": "b"}), strict=True):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model": model}))
+    ended = run("clips-bench", ["diff", *map(str, paths)])
+    assert ended.status == 0
+    assert "The model is the same (a, once as None, once as b)" in ended.out
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from benchmarks.study.source_code import PACKAGES, module_file
+from benchmarks.source_code import PACKAGES, module_file
 from clips import cli, train
 from clips.training import step
 

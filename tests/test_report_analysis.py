@@ -14,16 +14,25 @@ from report_material import SKILLS, items_table, put_result, put_results
 from scipy import stats
 
 from benchmarks.mllm.metrics import items_table as answered
+from benchmarks.publishing.card import facts
 from benchmarks.report.categories import category_figures, category_tables
-from benchmarks.report.cost import COSTS, Training, cost_figures, cost_points, encoder_flops, training_hours
+from benchmarks.report.cost import (
+    COSTS,
+    Training,
+    cost_figures,
+    cost_points,
+    encoder_flops,
+    samples_seen,
+    training_hours,
+)
 from benchmarks.report.drawing import inline_svg
 from benchmarks.report.figure import FigureSet
 from benchmarks.report.forest import forest_plots
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.relation import correlation, relations_of, retrieval_against_mllm
 from benchmarks.report.source import read_source
-from benchmarks.report.wording import short_name
 from benchmarks.study.record import RowRecord
+from benchmarks.wording import short_name
 
 FOUR = SKILLS | {"best": 0.9}
 
@@ -113,10 +122,17 @@ def test_three_rows_are_no_correlation_and_the_page_says_so(tmp_path):
     assert found.lead.startswith("3 rows have both a retrieval and an MLLM score. A correlation takes 4 rows")
 
 
-def test_rows_of_two_llms_and_cells_measured_otherwise_are_not_mixed(report):
+def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(report):
     rows = tuple(dataclasses.replace(row, llm="a" if row.name == "clip" else "b") for row in report.table.rows)
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
     assert retrieval_against_mllm(mixed).figures == ()
+    rows = tuple(dataclasses.replace(row, recipe="r" if row.name == "clip" else "s") for row in report.table.rows)
+    mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
+    assert retrieval_against_mllm(mixed).figures == ()
+    rows = tuple(dataclasses.replace(row, llm="big", recipe="r") for row in report.table.rows)
+    named = retrieval_against_mllm(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
+    assert named.figures[0].name == "relation-retrieval-gqa-big-r"
+    assert named.figures[0].title.endswith(", big, r")
     put_result(
         report.source.directory,
         "clip",
@@ -150,6 +166,24 @@ def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
     ]
     (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     assert encoder_flops(Training(encoder=encoder)) == pytest.approx(2000 * 1e11 + 1000 * 4e11)
+
+
+def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
+    """Its manifest's own fields are the last stage's; what the first one logged lies beside it."""
+    line = {"samples_seen": 1000, "tflops": 5.0, "samples_per_second": 100.0}
+    first = {"steps": 10, "samples_seen": 9000, "seconds": 3600}
+    stages = [first, {"steps": 1, "samples_seen": 1000, "seconds": 1800}]
+    encoder = write_training(tmp_path / "e", samples_seen=1000, seconds=1800, stages=stages)
+    (encoder / "metrics.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    training = Training(encoder=encoder)
+    assert samples_seen(training) == 10_000
+    assert training_hours(training) == 1.5
+    assert encoder_flops(training) is None  # the first stage is not there any more
+    earlier = write_training(tmp_path / "e.stages" / "1", processes=2)
+    (earlier / "metrics.jsonl").write_text(json.dumps(line | {"samples_seen": 9000}), encoding="utf-8")
+    assert encoder_flops(training) == pytest.approx(1000 * 5e10 + 9000 * 1e11)
+    assert facts({"kind": "encoder", "stages": stages, "seconds": 1800})["training time"] == "1 h 30 min"
+    assert facts({"kind": "encoder", "seconds": 1800})["training time"] == "30 min 00 s"
 
 
 def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report, tmp_path):

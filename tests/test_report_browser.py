@@ -147,6 +147,24 @@ def test_nothing_sticks_out_to_the_side(page, file, study_file, width, which):
     assert page.locator(".wide").is_visible() == (width != 360)
 
 
+def test_a_long_path_in_a_reason_stays_in_its_cell(page, tmp_path):
+    results = put_results(tmp_path / "results", {"clip": 0.4, "untrained": 0.3})
+    put_failure(results, "broken", "pope", "/a/path/of/many/folders" * 9 + ": expected the data of pope")
+    (tmp_path / "study0").mkdir()
+    file = tmp_path / "study0/index.html"
+    file.write_text(render_page(build_report(results, baseline="clip")), encoding="utf-8")
+    for width in (360, 1440):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(file.as_uri())
+        failed = page.locator("a.gap.failed:visible").first
+        beyond = failed.evaluate("at => at.scrollWidth - at.closest('td').clientWidth")
+        assert beyond <= 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": 360, "height": 800})
+    lines = page.locator(".narrow .row span", has_text="untrained").first.evaluate("at => at.getClientRects().length")
+    assert lines == 1
+
+
 def test_row_names_stay_where_the_table_scrolls(page):
     page.add_style_tag(content="table.main { min-width: 120rem }")
     box = page.locator(".wide")

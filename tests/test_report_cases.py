@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 from report_material import items_table, put_failure, put_result, put_results
 
-from benchmarks.report.answer import answer
+from benchmarks.report.answer import answer, sentence
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.page import note_of, render_page
 from benchmarks.report.remarks import PAGE
+from benchmarks.report.table import Delta
 
 VOID = {"meta", "link", "br", "img", "input", "col", "path", "use", "rect", "circle", "line"}
 
@@ -128,6 +130,24 @@ def test_the_answer_counts_measures_where_there_are_too_many_to_name(tmp_path):
             put_result(tmp_path, row, f"gqa{number}", items_table(skill, benchmark="gqa", seed=number))
     said = answer(build_report(tmp_path, baseline="clip").table)
     assert said.endswith("on gqa1 exact match, and also on 7 other measures.")
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"), [((-0.3, 8.0), "beats clip by 4.0 points [−0.3, 8.0]"), ((-8.0, 0.3), "loses to clip by 4.0")]
+)
+def test_an_interval_that_reaches_over_zero_is_told_as_it_is(tmp_path, ends: tuple[float, float], said: str):
+    """The test of a difference and its interval are two things: the one may be shown although the other holds 0."""
+    put_results(tmp_path, {"clip": 0.4, "clips": 0.6})
+    table = build_report(tmp_path, baseline="clip").table
+    value = 4.0 if ends[1] > 1 else -4.0
+    delta = Delta(baseline="clip", value=value, low=ends[0], high=ends[1], p_value=0.01, smallest=1.0)
+    cells = {
+        place: dataclasses.replace(cell, delta=delta if place[0] == "clips" else None)
+        for place, cell in table.cells.items()
+    }
+    told = sentence(dataclasses.replace(table, cells=cells), "clips")
+    assert said in told
+    assert "[−0.3, 8.0]" in told
 
 
 def test_the_answer_says_where_nothing_beats_the_baseline(tmp_path):

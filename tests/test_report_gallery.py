@@ -121,7 +121,7 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
         (True, ""),
         (False, ""),
     }
-    assert {answer.score for example in shown["pope"] for answer in example.answers} == {"0.00", "0.50"}
+    assert {answer.score for example in shown["pope"] for answer in example.answers} == {"0", "50"}  # as the column
     assert shown["gqa"][0].target == "yes (or 2 others)"
 
 

@@ -16,7 +16,7 @@ from benchmarks.report.command import report as write_report
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.table import Cell, Column
-from benchmarks.report.wording import margin, number
+from benchmarks.wording import margin, number
 from clips.errors import UserError
 
 

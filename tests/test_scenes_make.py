@@ -216,3 +216,11 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         make_scenes(ScenesConfig(output=str(tmp_path / "s"), size=3))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "least"), [("pope", 6), ("mme", 2)])
+def test_fewer_rows_than_belong_together_are_refused_and_not_left_out_in_silence(name, least):
+    assert getattr(BenchmarkSizes(**{name: 0}), name) == 0
+    assert getattr(BenchmarkSizes(**{name: least}), name) == least
+    with pytest.raises(UserError, match=f"benchmarks.{name}: expected 0 or at least {least}, got {least - 1}"):
+        BenchmarkSizes(**{name: least - 1})

@@ -39,6 +39,17 @@ def test_pictures_in_the_folder_are_read(folder: Path) -> None:
     assert picture_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
 
 
+def test_a_folder_behind_a_link_goes_by_both_of_its_names(folder: Path) -> None:
+    link, deep = folder.parent / "link", folder.parent / "elsewhere"
+    link.symlink_to(folder)
+    deep.symlink_to(folder / "deep")
+    for name in (link / "a.png", folder / "a.png"):
+        assert picture_bytes(str(name), link) == PICTURE
+    assert picture_bytes("a.png", deep / "..") == PICTURE  # what the system takes it for, as it does elsewhere
+    with pytest.raises(BadSampleError, match="outside"):
+        picture_bytes(str(folder.parent / "beside.png"), link)
+
+
 @pytest.mark.parametrize(
     "name",
     ["../beside.png", "deep/../../beside.png", "{root}/beside.png", "file://{root}/beside.png", "file:///etc/passwd"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import clips_world
@@ -15,7 +14,8 @@ from hypothesis import strategies as st
 from benchmarks import cli as bench
 from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
-from clips.artifact import read_manifest, say, write_manifest
+from clips.artifact import read_manifest, say, write_file, write_manifest
+from clips.commandline.commands import to_yaml
 from clips.secrets import HIDDEN, without_secrets
 from clips.train import train
 from clips.training.rundir import is_finished, record_run
@@ -38,6 +38,7 @@ PLANTED = "Zq9wXkT2vB7nLm4R"
         f"clips-bench run --judge_key {PLANTED} --row a",
         f"clips-bench run --hf-token={PLANTED}",
         f"pipe:curl -H 'Authorization: Bearer {PLANTED}' https://host",
+        f"curl -H 'authorization: basic {PLANTED.translate(str.maketrans('0123456789', 'abcdefghij'))}'",
         f"pipe:AWS_SECRET_ACCESS_KEY={PLANTED} aws s3 cp s3://a -",
         f"hf_{PLANTED}",
         f"sk-{PLANTED}",
@@ -67,6 +68,7 @@ def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
         "clips train --config a.yaml -u x, user: b",
         "https://host/a:b@c and d@e",
         "a key=value pair, basic shapes, the token",
+        "A basic comparison of encoders; basic retrieval, and the bearer certificates of Basic English",
         "9a0364b9e99bb480dd25e1f0284c8555",
     ],
 )
@@ -75,11 +77,10 @@ def test_what_is_none_stays(text: str) -> None:
     assert without_secrets({"n": 3, "x": None, "y": (1.5, True)}) == {"n": 3, "x": None, "y": [1.5, True]}
 
 
-@pytest.mark.parametrize("text", ["://" + ":" * 60_000, "x-" * 30_000, "?" + "a_" * 30_000])
-def test_a_hostile_text_takes_no_minutes(text: str) -> None:
-    started = time.process_time()
+@pytest.mark.timeout(60)  # what grows with the square of the length takes many minutes
+@pytest.mark.parametrize("text", ["://" + ":" * 500_000, "x-" * 250_000, "?" + "a_" * 250_000])
+def test_a_hostile_text_ends(text: str) -> None:
     assert without_secrets(text) == text
-    assert time.process_time() - started < 5
 
 
 @given(st.text())
@@ -100,6 +101,15 @@ def test_a_run_is_known_again_without_them(tmp_path: Path) -> None:
     record_run(config.output, config)
     assert PLANTED not in (tmp_path / "out" / "config.yaml").read_text()
     assert HIDDEN in (tmp_path / "out" / "config.yaml").read_text()
+    write_manifest(tmp_path / "out", kind="encoder", config=config)
+    assert is_finished(config.output, config, {})
+
+
+def test_a_run_that_was_recorded_before_secrets_were_taken_out_is_known_again(tmp_path: Path) -> None:
+    config = clips_world.train_config(
+        tmp_path, tmp_path / "out", data={"sources": [{"path": f"https://me:{PLANTED}@h/a"}]}
+    )
+    write_file(tmp_path / "out" / "config.yaml", to_yaml(config))
     write_manifest(tmp_path / "out", kind="encoder", config=config)
     assert is_finished(config.output, config, {})
 

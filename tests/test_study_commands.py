@@ -21,6 +21,7 @@ from benchmarks.study.plan import make_plan
 from benchmarks.study.programs import check_command
 from benchmarks.study.reading import study_from
 from benchmarks.study.record import read_study_record
+from benchmarks.study.state import read_record, write_record
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -73,6 +74,21 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
         "llava-clips-tiny-s0",
         "evaluate-llava-clips-tiny-s0",
     }
+
+
+def test_the_record_has_the_study_that_ran_not_the_file_as_it_was_edited_meanwhile(tmp_path, monkeypatch):
+    config = write_study(tmp_path)
+    file = Path(config.study)
+    text = file.read_text(encoding="utf-8")
+    run_locked = commands._run_locked
+
+    def edited(*args: Any) -> Any:
+        file.write_text("name: another\n", encoding="utf-8")
+        return run_locked(*args)
+
+    monkeypatch.setattr(commands, "_run_locked", edited)
+    run_study(config)
+    assert read_study_record(tmp_path / "out").text == text
 
 
 def test_a_failed_branch_is_reported_and_the_exit_status_is_1(tmp_path, capsys):
@@ -161,6 +177,22 @@ def test_plan_and_status_say_what_would_run_and_what_ran(tmp_path, capsys):
     capsys.readouterr()
     study_status(config)
     assert capsys.readouterr().out.count(" done ") == 13
+
+
+def test_what_a_killed_runner_left_is_not_called_running(tmp_path, capsys):
+    config = write_study(tmp_path)
+    run_study(config)
+    output = tmp_path / "out"
+    record = read_record(output, "llm-tiny")
+    assert record is not None
+    write_record(output, dataclasses.replace(record, outcome="running"))
+    assert states(config)["llm-tiny"] == "running"  # this process held the lock last, and is there
+    (output / ".lock").write_text("999999999\n")
+    assert states(config)["llm-tiny"] == "stopped"
+    study_status(config)
+    assert " stopped " in capsys.readouterr().out
+    write_record(output, dataclasses.replace(record, outcome="running", token="t", job="7"))
+    assert states(config)["llm-tiny"] == "running"  # a job outlives its runner
 
 
 def test_the_command_line_overrides_output_jobs_and_paths(tmp_path):

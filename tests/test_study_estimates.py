@@ -17,6 +17,8 @@ from benchmarks.study.reading import study_from
 from benchmarks.study.resources import Resources, resources_of
 from benchmarks.study.state import StepRecord, write_record
 from benchmarks.study.steps import Step
+from clips.artifact import write_file
+from clips.commandline.commands import to_yaml
 from clips.errors import UserError
 
 ENCODER = {"batch_size": 10, "optim": {}}
@@ -51,6 +53,32 @@ def test_a_step_is_estimated_by_its_last_run_or_by_like_ones(tmp_path):
     assert longer.basis == "the last runs of 1 like steps, by samples"
     assert found["data-train"] == Estimate(basis="has not run yet")
     assert found["encoder-other-s0"].seconds is None  # another recipe
+
+
+def test_a_step_that_was_changed_since_is_estimated_by_what_it_was(tmp_path):
+    """Ten times the samples take ten times as long, also for the steps that are like it."""
+    plan = planned(tmp_path)
+    ran(plan, "encoder-clip-s0", 50.0)
+    config = next(step.config for step in plan.steps if step.name == "encoder-clip-s0")
+    write_file(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "steps": 10}))
+    found = estimated(plan)
+    assert found["encoder-clip-s0"].seconds == 500.0
+    assert found["encoder-clip-s0"].basis == "the last runs of 1 like steps, by samples"
+    assert found["encoder-longer-s0"].seconds == 1500.0
+    write_file(tmp_path / "steps/encoder-clip-s0/config.yaml", to_yaml({**config, "recipe": "clips"}))
+    found = estimated(plan)
+    assert found["encoder-clip-s0"].seconds is None  # another recipe tells nothing
+
+
+def test_an_evaluation_of_pictures_in_tiles_reads_all_of_them():
+    def asked(**config: object) -> float:
+        llava = llava_step(**config)
+        benchmarks = {"benchmarks": [{"name": "pope"}]}
+        step = Step(name="evaluate-llava-a", kind="evaluation", command=("clips-bench", "run"), config=benchmarks,
+                    outputs=(Path("out"),), parents=("llava-a",))  # fmt: skip
+        return worked_out(step, {"llava-a": llava}, Resources(gpus=1), "h200").seconds or 0.0
+
+    assert 4 < asked(image_fit="anyres") / asked() < 6
 
 
 def test_a_record_on_gpus_tells_gpu_hours_and_one_on_a_cpu_does_not(tmp_path):

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from study_material import SMALL
 
+from benchmarks.source_code import reachable_files, source_hash
 from benchmarks.study.plan import make_plan
 from benchmarks.study.reading import study_from
 from benchmarks.study.schema import Study
-from benchmarks.study.source_code import reachable_files, source_hash
 from benchmarks.study.state import step_keys
 
 

@@ -97,9 +97,12 @@ def test_another_key_removes_the_old_output_before_the_step_runs(tmp_path):
     run(tmp_path, steps)
     hidden = tmp_path / "made" / ".data.work"
     hidden.mkdir()
+    stage = tmp_path / "made" / "data.stages" / "1"
+    stage.mkdir(parents=True)
     run(tmp_path, steps, mark=" changed")
     assert visits(tmp_path, "data") == 1
     assert not hidden.exists()
+    assert not stage.exists()  # else a training in stages would go on from the old one, or refuse it
 
 
 def test_an_output_that_was_deleted_is_made_again(tmp_path):

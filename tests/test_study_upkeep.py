@@ -61,6 +61,8 @@ def test_only_what_no_step_makes_is_removed(tmp_path, capsys):
     run_study(write_study(tmp_path))
     (tmp_path / "out/notes.txt").write_text("mine")
     (tmp_path / "out/results/.kept/vectors").mkdir(parents=True)
+    for name in ("clip-s0", "clips-s0"):
+        (tmp_path / f"out/encoders/{name}.stages/1").mkdir(parents=True)
     encoders = {name: value for name, value in SMALL["encoders"].items() if name != "clips"}
     config = write_study(tmp_path, encoders=encoders)
     everything = set((tmp_path / "out").rglob("*"))
@@ -74,7 +76,7 @@ def test_only_what_no_step_makes_is_removed(tmp_path, capsys):
     clean(CleanConfig(study=config.study, really=True))
     left = set((tmp_path / "out").rglob("*"))
     gone = {path.relative_to(tmp_path / "out").as_posix() for path in everything - left}
-    assert {"encoders/clips-s0", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
+    assert {"encoders/clips-s0", "encoders/clips-s0.stages", "llava/clips-tiny-s0", "steps/encoder-clips-s0"} <= gone
     assert all("clips" in path for path in gone)
     assert (tmp_path / "out/notes.txt").exists()
     assert (tmp_path / "out/results/.kept").exists()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.remarks import SCENES_CAVEAT
-from benchmarks.report.wording import decimals, duration, number
 from benchmarks.results import Metric, Result
 from benchmarks.study.record import RECORD_FILE, read_study_record
 from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
+from benchmarks.wording import decimals, duration, number
 from clips.artifact import directory_hash, read_manifest, say, write_file
 from clips.errors import UserError, reason_of
 from clips.modelcard import MODEL_CARD
@@ -185,12 +185,12 @@ def _new_card(manifest: Mapping[str, Any], name: str) -> str:
 def facts(manifest: Mapping[str, Any]) -> dict[str, str]:
     """How a model came to be, as its manifest tells; what that does not tell is said to be not stated."""
     stages = manifest.get("stages") or {}
-    named = stages.items() if isinstance(stages, Mapping) else enumerate(stages, 1)
+    named = [*(stages.items() if isinstance(stages, Mapping) else enumerate(stages, 1))]
     found = {name: f"{parent.get('path')} ({parent.get('hash', '')[:12]})" for name, parent in _parents(manifest)}
     found |= {f"stage {name}": _stage(stage) for name, stage in named}
     git = manifest.get("git") or {}
     commit = str(git.get("commit", ""))[:12]
-    seconds = manifest.get("seconds")
+    seconds = _seconds(manifest, [stage for _, stage in named])
     return found | {
         "training data": ", ".join(dict.fromkeys(_paths(manifest.get("data")))) or _NOT_STATED,
         "seed": str(manifest.get("seed", _NOT_STATED)),
@@ -198,6 +198,13 @@ def facts(manifest: Mapping[str, Any]) -> dict[str, str]:
         "licence of the weights": str(manifest.get("licence") or _NOT_STATED),
         "suite": commit + (" (changed)" if git.get("dirty") else "") if commit else _NOT_STATED,
     }
+
+
+def _seconds(manifest: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Any:
+    """Of all stages together; an encoder's manifest states those of the last one."""
+    seconds = [stage.get("seconds") for stage in stages]
+    counted = [each for each in seconds if isinstance(each, int | float)]
+    return sum(counted) if counted and len(counted) == len(seconds) else manifest.get("seconds")
 
 
 def _parents(manifest: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

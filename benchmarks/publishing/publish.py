@@ -15,7 +15,7 @@ from benchmarks.publishing.scrubbing import (
     refuse_secrets,
     without_machine_paths,
 )
-from benchmarks.report.wording import visible
+from benchmarks.wording import visible
 from clips.artifact import say
 from clips.errors import UserError, reason_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.report.table import Cell, Table
-from benchmarks.report.wording import column_title, decimals, listed, number
+from benchmarks.wording import column_title, decimals, listed, number
 
 _WITH_SIZE = 2
 _MOST_NAMED = 6
@@ -112,6 +112,7 @@ def _gains(table: Table, row: str) -> tuple[int, int]:
 def _by(cell: Cell) -> str:
     assert cell.delta is not None
     places = decimals(cell.column)
-    low, high = sorted((abs(cell.delta.low), abs(cell.delta.high)))
+    sign = 1 if cell.delta.value > 0 else -1
+    low, high = sorted((sign * cell.delta.low, sign * cell.delta.high))
     span = f"[{number(low, places)}, {number(high, places)}]"
     return f"by {number(abs(cell.delta.value), places)} points {span} on {column_title(cell.column)}"

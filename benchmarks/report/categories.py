@@ -23,8 +23,8 @@ from benchmarks.report.pairing import paired
 from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, few_rows
 from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.report.wording import column_title, decimals, listed, margin, number, short_name
 from benchmarks.results import Metric, Result, columns_of, read_items
+from benchmarks.wording import column_title, decimals, listed, margin, number, short_name
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -48,8 +48,8 @@ def category_figures(report: Report) -> FigureSet | None:
 
 def category_tables(source: ReportSource) -> list[Table]:
     """For each benchmark with kinds of items: rows × kinds, with differences to the baseline corrected together."""
-    looked_at = {(row.encoder, row.llm) for row in few_rows(source).rows}
-    rows = tuple(row for row in source.rows if (row.encoder, row.llm) in looked_at)
+    looked_at = {row.but_for_seed for row in few_rows(source).rows}
+    rows = tuple(row for row in source.rows if row.but_for_seed in looked_at)
     few = dataclasses.replace(source, rows=rows)
     seeds = has_seeds(few)
     found = [_Breakdown(few, name) for name in source.benchmarks]

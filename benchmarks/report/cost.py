@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,9 @@ from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.source import read_metrics
 from benchmarks.report.table import Cell, Column
-from benchmarks.report.wording import column_head, column_title, decimals, listed, margin, number
 from benchmarks.study.record import RowRecord
-from clips.artifact import read_manifest
+from benchmarks.wording import column_head, column_title, decimals, listed, margin, number
+from clips.artifact import STAGES, read_manifest
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,27 +56,35 @@ class Cost:
 
 
 def samples_seen(training: Training) -> float | None:
-    """Pictures that the encoder was shown while it was trained, repeated ones counted again."""
-    return _field(training.encoder, "samples_seen")
+    """Pictures that the encoder was shown in all stages of its training, repeated ones counted again."""
+    return _in_all(training.encoder, "samples_seen")
 
 
 def encoder_flops(training: Training) -> float | None:
     """FLOPs of the encoder's training, from the rate that its log has where the device's peak is known."""
+    encoder = training.encoder
+    earlier = encoder.with_name(encoder.name + STAGES)
+    stages = [_logged_flops(earlier / str(number)) for number in range(1, len(_stages(encoder)))]
+    known = [flops for flops in [*stages, _logged_flops(encoder)] if flops]
+    return sum(known) if len(known) == len(stages) + 1 else None
+
+
+def _logged_flops(directory: Path) -> float:
     names = ("tflops", "samples_per_second", "samples_seen")
-    processes = _field(training.encoder, "processes") or 1.0
+    processes = _field(directory, "processes") or 1.0
     total, seen = 0.0, 0.0
-    for entry in read_metrics(training.encoder):
+    for entry in read_metrics(directory):
         found = [float(entry[name]) for name in names if isinstance(entry.get(name), int | float) and entry[name] > 0]
         if len(found) == len(names):
             rate, speed, now = found
             total += rate * 1e12 * processes / speed * max(0.0, now - seen)
             seen = max(seen, now)
-    return total or None
+    return total
 
 
 def training_hours(training: Training) -> float | None:
     """Hours of wall time, all trainings of the row together; as measured, on whatever each of them ran."""
-    seconds = [_field(directory, "seconds") for directory in (training.encoder, *training.others)]
+    seconds = [_in_all(training.encoder, "seconds"), *(_field(directory, "seconds") for directory in training.others)]
     return None if None in seconds else sum(each for each in seconds if each is not None) / 3600
 
 
@@ -87,11 +95,31 @@ COSTS: tuple[Cost, ...] = (
 )
 
 
+def _in_all(encoder: Path, name: str) -> float | None:
+    """A field of an encoder's manifest, summed over the stages of its training: the field itself is the last one's."""
+    stages = [_number(stage.get(name)) for stage in _stages(encoder)]
+    if not stages:
+        return _field(encoder, name)
+    return None if None in stages else sum(each for each in stages if each is not None)
+
+
+def _stages(encoder: Path) -> list[Mapping[str, Any]]:
+    stages = _manifest(encoder).get("stages")
+    return [stage for stage in stages if isinstance(stage, Mapping)] if isinstance(stages, list) else []
+
+
 def _field(directory: Path, name: str) -> float | None:
+    return _number(_manifest(directory).get(name))
+
+
+def _manifest(directory: Path) -> Mapping[str, Any]:
     try:
-        value = read_manifest(directory).get(name)
+        return read_manifest(directory)
     except UserError:
-        return None
+        return {}
+
+
+def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and value >= 0 else None
 
 

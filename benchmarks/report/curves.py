@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.report.drawing import SERIES_COLOURS, Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.source import ReportSource, read_metrics
-from benchmarks.report.wording import listed, number
+from benchmarks.wording import listed, number
 
 
 @dataclass(frozen=True, kw_only=True)

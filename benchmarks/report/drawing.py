@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.report.figure import Figure
-from benchmarks.report.wording import short_name, visible
+from benchmarks.wording import short_name, visible
 
 SERIES_COLOURS = 8
 _STYLE = Path(__file__).parent / "templates" / "style.css"

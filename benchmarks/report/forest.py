@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, file_name
 from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.report.wording import column_head, column_title, decimals, listed, number, short_name
+from benchmarks.wording import column_head, column_title, decimals, listed, number, short_name
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report

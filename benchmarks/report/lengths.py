@@ -11,7 +11,7 @@ from benchmarks.encoders.retrieval import ARROWS
 from benchmarks.report.drawing import SERIES_COLOURS, Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.table import Cell, Table
-from benchmarks.report.wording import decimals, margin, number
+from benchmarks.wording import decimals, margin, number
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report

@@ -79,7 +79,7 @@ def build_report(
     source, by_row, table = of_benchmarks(source, places), only(tested, places), only(whole, places)
     details = build_table(source, primary_only=False)
     shown = published or (source.study.published if source.study else ())
-    rows = {(row.encoder, row.llm) if whole.seeds else row.name for row in everything.rows}
+    rows = {row.but_for_seed if whole.seeds else row.name for row in everything.rows}
     left_out = selection.remark(whole, table, len(rows))
     return Report(
         source=source,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report import wording
+from benchmarks import wording
 from benchmarks.report.categories import category_figures
 from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
@@ -34,7 +34,7 @@ from benchmarks.report.settings import setting_figures
 from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
-from benchmarks.report.wording import group_sign
+from benchmarks.wording import group_sign
 from clips.visible import shown
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.published.rows import PublishedRow, published_rows, select_rows
-from benchmarks.report.wording import number
+from benchmarks.wording import number
 from clips.errors import UserError, suggest
 
 REMARK = (

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.table import Cell, Column
-from benchmarks.report.wording import column_title, decimals, margin, number, short_name
 from benchmarks.statistics import holm
+from benchmarks.wording import column_title, decimals, margin, number, short_name
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -41,12 +41,21 @@ class Correlation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relation:
-    """Two measures of the rows that have both, all of one LLM; no correlations where a measure is the same for all."""
+    """Two measures of the rows that have both, all of one LLM and recipe.
+
+    There are no correlations where a measure is the same for all.
+    """
 
     llm: str | None
+    recipe: str | None = None
     pairs: tuple[tuple[Cell, Cell], ...]
     spearman: Correlation | None
     pearson: Correlation | None
+
+    @property
+    def common(self) -> str:
+        """What the rows have in common, to be put behind a title."""
+        return ", ".join(filter(None, (self.llm, self.recipe)))
 
 
 def correlation(kind: Literal["spearman", "pearson"], x: Sequence[float], y: Sequence[float]) -> Correlation | None:
@@ -103,7 +112,8 @@ def retrieval_against_mllm(report: Report) -> FigureSet | None:
     return FigureSet(
         lead=(
             "A point is a row: across its retrieval, upwards its score as a LLaVA's eyes, strokes their 95 % "
-            "intervals. Rows of different LLMs are not mixed. A correlation over rows says nothing about causes."
+            "intervals. Rows of different LLMs or recipes are not mixed. A "
+            "correlation over rows says nothing about causes."
         ),
         figures=tuple(_figure(report, each) for each in first),
         remarks=(
@@ -126,18 +136,21 @@ def _columns(report: Report, kind: str) -> list[Column]:
 
 
 def relations_of(report: Report, x: Column, y: Column) -> list[Relation]:
-    """Two columns against each other, for each LLM with which four rows have both, measured alike."""
-    by_llm: dict[str | None, list[tuple[Cell, Cell]]] = {}
+    """Two columns against each other, for each LLM and recipe by which four rows have both, measured alike.
+
+    Rows of one encoder and two recipes are no two observations: their retrieval is the same number twice.
+    """
+    alike: dict[tuple[str | None, str | None], list[tuple[Cell, Cell]]] = {}
     for row in report.table.rows:
         pair = report.table.cell(row, x), report.table.cell(row, y)
         if all(cell.value is not None and cell.group == 0 for cell in pair):
-            by_llm.setdefault(row.llm, []).append(pair)
+            alike.setdefault((row.llm, row.recipe), []).append(pair)
     found = []
-    for llm, pairs in by_llm.items():
+    for (llm, recipe), pairs in alike.items():
         if len(pairs) >= FEWEST_ROWS:
             values = [[cell.value or 0.0 for cell in cells] for cells in zip(*pairs, strict=True)]
             spearman, pearson = correlation("spearman", *values), correlation("pearson", *values)
-            found.append(Relation(llm=llm, pairs=tuple(pairs), spearman=spearman, pearson=pearson))
+            found.append(Relation(llm=llm, recipe=recipe, pairs=tuple(pairs), spearman=spearman, pearson=pearson))
     return found
 
 
@@ -150,14 +163,14 @@ def _too_few(report: Report, retrieval: Sequence[Column], mllm: Sequence[Column]
     )
     had = "No row has" if most == 0 else "One row has" if most == 1 else f"{most} rows have"
     return (
-        f"{had} both a retrieval and an MLLM score. A correlation takes {FEWEST_ROWS} rows of one LLM at the least: "
-        "with fewer its interval would reach from −1 to 1 whatever the scores."
+        f"{had} both a retrieval and an MLLM score. A correlation takes {FEWEST_ROWS} rows of one LLM and recipe "
+        "at the least: with fewer its interval would reach from −1 to 1 whatever the scores."
     )
 
 
 def _line(relation: Relation, p_value: float) -> tuple[str, ...]:
     x, y = (cell.column for cell in relation.pairs[0])
-    said = f"{column_title(x)} and {column_title(y)}" + (f", {relation.llm}" if relation.llm else "")
+    said = f"{column_title(x)} and {column_title(y)}" + (f", {relation.common}" if relation.common else "")
     spearman, pearson = _said(relation.spearman), _said(relation.pearson)
     return (said, str(len(relation.pairs)), *spearman, number(p_value, 3), *pearson)
 
@@ -175,8 +188,8 @@ def _figure(report: Report, relation: Relation) -> Figure:
     value, span = _said(relation.spearman)
     title = f"{column_title(y)}: ρ = {value} ({span}), n = {len(relation.pairs)}"
     return Figure(
-        name=file_name("relation", x.benchmark, y.benchmark, relation.llm or ""),
-        title=title + (f", {relation.llm}" if relation.llm else ""),
+        name=file_name("relation", x.benchmark, y.benchmark, relation.llm or "", relation.recipe or ""),
+        title=title + (f", {relation.common}" if relation.common else ""),
         alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} rows; "
         f"Spearman's correlation {value}, 95 % interval {span}.",
         plot=lambda axes, inks: _plot(relation, places if named else {}, axes, inks),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from benchmarks.protocol import INPUT
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
-from benchmarks.report.wording import LONGEST_TEXT, column_title, decimals, listed, number, visible
 from benchmarks.study.record import NOT_ASKED
+from benchmarks.wording import LONGEST_TEXT, column_title, decimals, listed, number, visible
 
 SCENES_CAVEAT = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "

@@ -16,9 +16,9 @@ from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.report.wording import column_title, decimals, margin, number
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
+from benchmarks.wording import column_title, decimals, margin, number
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -75,20 +75,22 @@ def setting_panels(report: Report) -> list[SettingPanel]:
 
 
 def _panel(figure: FigureSpec, table: Table, column: Column, *, name: str) -> SettingPanel | None:
-    points: dict[str, dict[float, Cell]] = {}
-    for row in table.rows:
-        cell = table.cell(row, column)
-        if row.entry == figure.encoders and cell.value is not None:
-            points.setdefault(_name(row, figure), {})[float(row.settings[figure.x])] = cell
-    if not points:
+    measured = [(row, cell) for row in table.rows if (cell := table.cell(row, column)).value is not None]
+    of_entry = [(row, cell) for row, cell in measured if row.entry == figure.encoders]
+    if not of_entry:
         return None
+    group = min(cell.group for _, cell in of_entry)  # what was measured otherwise is on no curve
+    also = [name for name in ("llm", "recipe") if len({getattr(row, name) for row, _ in of_entry}) > 1]
+    points: dict[str, dict[float, Cell]] = {}
+    for row, cell in of_entry:
+        if cell.group == group:
+            points.setdefault(_name(row, figure, also), {})[float(row.settings[figure.x])] = cell
     curves = [
         SettingCurve(name=curve, colour=place, points=found, slope=mean_slope([found]))
         for place, (curve, found) in enumerate(points.items())
     ]
-    for row in table.rows:
-        cell = table.cell(row, column)
-        if cell.value is not None and {row.encoder, row.entry} & set(figure.beside):
+    for row, cell in measured:
+        if cell.group == group and {row.encoder, row.entry} & set(figure.beside):
             curves.append(SettingCurve(name=row.name, colour=len(curves), points={}, level=cell))
     label = figure.label or figure.x
     return SettingPanel(
@@ -125,9 +127,10 @@ def _slope(points: Mapping[float, float]) -> float:
     return linear_regression([math.log2(x) for x in points], [*points.values()]).slope
 
 
-def _name(row: RowRecord, figure: FigureSpec) -> str:
-    """The settings that tell this row's curve from the others."""
-    return ", ".join(str(value) for setting, value in row.settings.items() if setting != figure.x) or row.entry
+def _name(row: RowRecord, figure: FigureSpec, also: Sequence[str]) -> str:
+    """The settings that tell this row's curve from the others; ``also`` are fields of the row that do."""
+    own = ", ".join(str(value) for setting, value in row.settings.items() if setting != figure.x) or row.entry
+    return ", ".join([own, *(str(getattr(row, name)) for name in also)])
 
 
 _LEAD = (

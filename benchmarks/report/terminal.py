@@ -9,7 +9,7 @@ from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK, PublishedTable
 from benchmarks.report.remarks import PLAIN, TERMINAL
 from benchmarks.report.table import Cell
-from benchmarks.report.wording import column_head, decimals, group_sign, margin, number, short_gap, visible
+from benchmarks.wording import column_head, decimals, group_sign, margin, number, short_gap, visible
 
 if TYPE_CHECKING:
     from rich.console import Console

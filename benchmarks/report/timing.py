@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.report.wording import duration
 from benchmarks.study.state import StepRecord
+from benchmarks.wording import duration
 
 _LONGEST_PAUSE = 30.0
 

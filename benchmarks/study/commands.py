@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.study.lock import locked
+from benchmarks.study.lock import locked, runner_lives
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.programs import check_command, code_hash, launched
 from benchmarks.study.reading import read_study
@@ -80,10 +80,11 @@ class StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyedPlan:
-    """A plan with the key of each step."""
+    """A plan with the key of each step, and the text of the study file that it was read from."""
 
     plan: Plan
     keys: dict[str, StepKey]
+    text: str
 
     @property
     def resources(self) -> dict[str, Resources]:
@@ -96,13 +97,18 @@ class KeyedPlan:
         return self.plan.study.directory
 
     def state(self, name: str) -> str:
-        """``done``, ``changed``, ``failed``, ``interrupted``, ``running`` or ``new``."""
+        """``done``, ``changed``, ``failed``, ``interrupted``, ``running``, ``new``, ``missing`` or ``stopped``.
+
+        ``missing``: its outputs are gone. ``stopped``: it says that it runs, and no runner is there.
+        """
         step = next(step for step in self.plan.steps if step.name == name)
         record = read_record(self.output, name)
         if record is None:
             return "new"
         if record.key != self.keys[name].key:
             return "changed"
+        if record.outcome == "running" and not record.at_work and not runner_lives(self.output):
+            return "stopped"
         return record.outcome if record.outcome != "done" or is_done(step, self.keys[name], self.output) else "missing"
 
 
@@ -113,11 +119,12 @@ def resolve(config: StudyConfig) -> KeyedPlan:
         UserError: what is wrong with the study file.
     """
     plan = make_plan(config.read())
+    text = Path(config.file).read_text(encoding="utf-8")  # now: while the study runs it may be edited for the next run
     check_patterns(plan.study.resources, plan.steps)
     for step in plan.steps:
         check_command(step.command)
         launched(step.command, Path(), resources_of(plan.study.resources, step))
-    return KeyedPlan(plan=plan, keys=current_keys(plan))
+    return KeyedPlan(plan=plan, keys=current_keys(plan), text=text)
 
 
 def current_keys(plan: Plan) -> dict[str, StepKey]:
@@ -129,8 +136,8 @@ def current_keys(plan: Plan) -> dict[str, StepKey]:
 
 def run_study(config: StudyConfig) -> None:
     """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
-    from benchmarks.report.wording import duration
     from benchmarks.study.check import check_configs, check_files
+    from benchmarks.wording import duration
 
     keyed = resolve(config)
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
@@ -204,7 +211,7 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
         notes=study.notes,
         published=study.published,
         file=file,
-        text=Path(file).read_text(encoding="utf-8"),
+        text=keyed.text,
         rows=keyed.plan.rows,
         benchmarks=keyed.plan.benchmarks,
         steps=steps,
@@ -289,7 +296,7 @@ def study_status(config: StudyConfig) -> None:
     """Print how far a study is: state, time and memory of each step, and the last line of those that failed."""
     from rich.text import Text
 
-    from benchmarks.report.wording import duration, visible
+    from benchmarks.wording import duration, visible
 
     keyed = resolve(config)
     console, table = _table("step", "state", "time", "memory", "")

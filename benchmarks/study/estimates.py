@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.wording import duration
 from benchmarks.study.resources import Resources
-from benchmarks.study.state import StepRecord, read_record
+from benchmarks.study.state import CONFIG, StepRecord, read_record, step_directory
 from benchmarks.study.steps import Step
+from benchmarks.wording import duration
 from clips.errors import UserError
 
 _GB = 1e9
@@ -67,22 +67,34 @@ def estimate_steps(
         resources: what each step is given.
         gpu: kind of GPU, an entry of ``clips.planning.hardware.GPUS``; None where none is named.
     """
-    records = {
-        step.name: record
+    ran = {
+        step.name: (_as_it_ran(step, output), record)
         for step in steps
         if (record := read_record(output, step.name)) is not None and record.outcome == "done"
     }
     by_name = {step.name: step for step in steps}
     found = {}
     for step in steps:
-        like = [name for name in records if likeness(by_name[name]) == likeness(step)]
-        if step.name in records:
-            found[step.name] = _of_record(step, records[step.name], resources[step.name])
+        before, record = ran.get(step.name, (None, None))
+        like = [each for each in ran.values() if likeness(each[0]) == likeness(step)]
+        if before and record and samples_of(before) == samples_of(step) and likeness(before) == likeness(step):
+            found[step.name] = _of_record(step, record, resources[step.name])
         elif like and gpu is None:
-            found[step.name] = _of_like([(by_name[name], records[name]) for name in like], step)
+            found[step.name] = _of_like(like, step)
         else:
             found[step.name] = worked_out(step, by_name, resources[step.name], gpu)
     return found
+
+
+def _as_it_ran(step: Step, output: Path) -> Step:
+    """The step with the config of its last run, which the study may have changed since."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((step_directory(output, step.name) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return step
+    return dataclasses.replace(step, config=config) if isinstance(config, dict) else step
 
 
 def likeness(step: Step) -> tuple[str, ...]:
@@ -268,7 +280,7 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     """Of a LLaVA the least: that it reads pictures and questions. Generating, decoding and scoring come on top."""
     from benchmarks.catalogue import find
     from clips.planning.hardware import GPUS
-    from llava_bridge.planning.plan import MFU, TEXT_TOKENS
+    from llava_bridge.planning.plan import MFU, MOST_TILES, TEXT_TOKENS
     from llava_bridge.planning.sizes import projector_size
     from llava_bridge.training.config import TrainConfig
 
@@ -277,10 +289,11 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
         return Estimate(basis="has not run yet")
     config = _parsed(TrainConfig, trained.config)
     vision, llm = _vision(trained, steps, config), _llm(trained, steps, config)
-    tokens = projector_size(config.projector, vision, llm)[1]
+    pictures = MOST_TILES if config.image_fit == "anyres" else 1
+    tokens = pictures * projector_size(config.projector, vision, llm)[1]
     asked = [(find(each.get("uses") or each["name"]).items, each.get("limit")) for each in step.config["benchmarks"]]
     items = sum(min(limit or total, total) for total, limit in asked if total)
-    flops = vision.flops + llm.forward_flops(tokens + TEXT_TOKENS["align"])
+    flops = pictures * vision.flops + llm.forward_flops(tokens + TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * MFU * count)
     missing = sum(total is None for total, _ in asked)
     more = f"; {missing} benchmarks of unknown length left out" if missing else ""

@@ -15,6 +15,15 @@ from clips.errors import UserError
 _LOCK = ".lock"
 
 
+def runner_lives(output: Path) -> bool:
+    """Whether the process that last held the study's lock is on this machine; the lock itself is not touched."""
+    try:
+        os.kill(int((output / _LOCK).read_text(encoding="utf-8").strip()), 0)
+    except (OSError, ValueError) as error:
+        return isinstance(error, PermissionError)  # it is there, and somebody else's
+    return True
+
+
 @contextlib.contextmanager
 def locked(output: Path, *, wait: bool = False) -> Iterator[int]:
     """Hold the study's directory; yields the lock's file descriptor, for children to share.

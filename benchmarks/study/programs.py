@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.source_code import script_hash, source_hash
 from benchmarks.study.resources import Resources
-from benchmarks.study.source_code import script_hash, source_hash
 from clips.commandline.commands import Command
 from clips.errors import UserError, suggest
 

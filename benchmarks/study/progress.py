@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.report.wording import duration, visible
 from benchmarks.study.runner import Observer, log_tail
 from benchmarks.study.state import StepRecord, read_record
 from benchmarks.study.steps import Step
+from benchmarks.wording import duration, visible
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
-from clips.artifact import write_file
+from clips.artifact import STAGES, write_file
 from clips.commandline.commands import plain
 from clips.data.files import expand
 
@@ -194,6 +194,11 @@ def _stamp(path: Path) -> str:
     return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
+def stages_beside(output: Path) -> Path:
+    """Where a training in stages keeps the earlier ones, which belong to its output; there or not."""
+    return output.with_name(f"{output.name}{STAGES}")
+
+
 def is_done(step: Step, key: StepKey, output: Path) -> bool:
     """Whether the step's last run succeeded under this key and its outputs are still there."""
     record = read_record(output, step.name)
@@ -208,7 +213,8 @@ def clear_outputs(step: Step, key: StepKey, before: StepRecord | None) -> None:
             continue
         if path.suffix == ".json":
             path.with_name(f"{path.stem}.items.parquet").unlink(missing_ok=True)  # a result's second file
-        for left in (path, *path.parent.glob(f".{path.name}.*")):  # hidden: what an interrupted command kept
+        hidden = path.parent.glob(f".{path.name}.*")  # what an interrupted command kept
+        for left in (path, stages_beside(path), *hidden):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:

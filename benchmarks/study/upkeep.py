@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.kept import KEPT
 from benchmarks.study.commands import KeyedPlan, StudyConfig, resolve, run_study
 from benchmarks.study.lock import locked
-from benchmarks.study.state import RECORD, read_record, step_directory, write_record
+from benchmarks.study.state import RECORD, read_record, stages_beside, step_directory, write_record
 from benchmarks.study.steps import Step, in_order
 from clips.artifact import say
 from clips.errors import UserError, suggest
@@ -138,7 +138,7 @@ def _left_over(keyed: KeyedPlan) -> Iterator[Path]:
     """Files and directories of former steps. Hidden ones and what lies outside of the study's own folders stay."""
     mine = {step_directory(keyed.output, step.name) for step in keyed.plan.steps}
     for step in keyed.plan.steps:
-        mine |= set(step.outputs)
+        mine |= {*step.outputs, *map(stages_beside, step.outputs)}
     mine |= {path.with_name(f"{path.stem}.items.parquet") for path in mine if path.suffix == ".json"}
     above = {parent for path in mine for parent in path.parents}
     waiting = [keyed.output / folder for folder in _MADE]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from benchmarks.protocol import INPUT, differences, fingerprint
 from benchmarks.report.pairing import Pairing
-from benchmarks.report.wording import listed
 from benchmarks.results import Metric, Result
 from benchmarks.statistics import DRAWS, LEVEL, Difference, holm
 from benchmarks.trust.compare_formats import WRITERS, print_comparison
 from benchmarks.trust.sides import Side, read_side, told_apart
+from benchmarks.wording import listed
 from clips.artifact import say, write_file
 from clips.errors import UserError, suggest
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.report.wording import column_head, decimals, number, visible
 from benchmarks.trust.diff import column_of
+from benchmarks.wording import column_head, decimals, number, visible
 from clips.visible import markdown_text, shown
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from benchmarks.protocol import INPUT, Protocol, differences
 from benchmarks.report.table import Column
-from benchmarks.report.wording import decimals, number, visible
 from benchmarks.results import Metric, Result
 from benchmarks.trust.rows import find_result
+from benchmarks.wording import decimals, number, visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,9 @@ def explain(first: Result, second: Result) -> Iterator[str]:
 def _about_model(first: Result, second: Result) -> Iterator[str]:
     one, other = dict(first.model), dict(second.model)
     if one.get("hash") == other.get("hash"):
-        where = "" if one.get("path") == other.get("path") else f", once as {one['path']}, once as {other['path']}"
+        where = (
+            "" if one.get("path") == other.get("path") else f", once as {one.get('path')}, once as {other.get('path')}"
+        )
         yield f"The model is the same ({one.get('hash', '')[:12]}{where})."
     else:
         yield "The models differ (A against B):"

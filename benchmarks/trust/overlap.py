@@ -18,8 +18,8 @@ from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.data.class_sets import load_class_set
 from benchmarks.data.shards import is_shards
 from benchmarks.data.source import CaptionSource, OnDisk
-from benchmarks.report.wording import duration
 from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
+from benchmarks.wording import duration
 from clips.artifact import say, write_file
 from clips.commandline.commands import plain
 from clips.data.sources.base import SourceConfig

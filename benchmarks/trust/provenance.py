@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.wording import visible
 from benchmarks.results import Result
 from benchmarks.study.state import record_behind
 from benchmarks.trust.rows import find_result
+from benchmarks.wording import visible
 from clips.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
 
@@ -72,12 +72,23 @@ def trace(result: Result, *, check: bool = True) -> Node:
         for metric in (result.metrics[name] for name in result.primary if name in result.metrics)
     )
     title = f"{result.row} on {result.benchmark}: {numbers or result.reason or 'no metric'}  ({result.path})"
-    return Node(title, facts, [_artifact("model", result.model, check=check)])
+    study = Path(result.path).absolute().parents[2] if result.path else Path.cwd()
+    return Node(title, facts, [_artifact("model", result.model, study, check=check)])
 
 
-def _artifact(name: str, described: Mapping[str, str], *, check: bool, seen: frozenset[str] = frozenset()) -> Node:
+def _today(path: str, study: Path) -> Path:
+    """Where a recorded path is: as it was written, or in the result's study, which may have been moved, and whose
+    paths may be relative to another folder than this one."""
+    written = Path(path)
+    below = (study.joinpath(*written.parts[start:]) for start in range(1, len(written.parts) - 1))
+    return next((each for each in (written, *below) if each.exists()), written)
+
+
+def _artifact(
+    name: str, described: Mapping[str, str], study: Path, *, check: bool, seen: frozenset[str] = frozenset()
+) -> Node:
     """What lies at a path, and what its manifest says that it was made from."""
-    path = str(described.get("path", ""))
+    path = str(described.get("path", "")) and str(_today(str(described["path"]), study))
     title = f"{name}: {path} ({_short(str(described.get('hash', '')))})"
     directory = Path(path)
     if not path or not directory.exists():
@@ -91,14 +102,14 @@ def _artifact(name: str, described: Mapping[str, str], *, check: bool, seen: fro
     except UserError as error:
         return Node(f"{title}, {error}")
     parents = [
-        _artifact(parent, each, check=check, seen=seen | {path})
+        _artifact(parent, each, study, check=check, seen=seen | {path})
         for parent, each in _mapping(manifest.get("parents")).items()
         if isinstance(each, Mapping)
     ]
     return Node(
         title,
         [*_about(manifest), *_step(directory)],
-        [*parents, *_sources(_mapping(manifest.get("data")), check=check)],
+        [*parents, *_sources(_mapping(manifest.get("data")), study, check=check)],
     )
 
 
@@ -138,16 +149,16 @@ def _step(made: Path) -> Iterator[str]:
         yield f"step's machine: {', '.join(f'{name} {value}' for name, value in record.machine.items())}"
 
 
-def _sources(data: Mapping[str, Any], *, check: bool) -> Iterator[Node]:
+def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[Node]:
     """What was read that is no artifact: files and shards, by the paths and hashes that are recorded."""
     for name, described in data.items():
         for each in described if isinstance(described, list) else [described]:
             if isinstance(each, Mapping) and "path" in each:
-                yield _source(name, each, check=check)
+                yield _source(name, each, study, check=check)
 
 
-def _source(name: str, described: Mapping[str, Any], *, check: bool) -> Node:
-    path = Path(str(described["path"]))
+def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool) -> Node:
+    path = _today(str(described["path"]), study)
     facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, int | str)]
     rest = [fact for fact in facts if not fact.startswith(("path ", "hash "))]
     said = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
@@ -155,7 +166,7 @@ def _source(name: str, described: Mapping[str, Any], *, check: bool) -> Node:
     if not path.exists():
         return Node(f"{said}, not on this machine", [", ".join(rest)] if rest else [])
     if made_here:
-        node = _artifact(name, {"path": str(path)}, check=check)
+        node = _artifact(name, {"path": str(path)}, study, check=check)
         return Node(said, [*([", ".join(rest)] if rest else []), *node.facts], node.made_from)
     return Node(said, [", ".join(rest)] if rest else [])
 

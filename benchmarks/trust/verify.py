@@ -10,10 +10,10 @@ from typing import Literal
 from benchmarks.catalogue import find as find_benchmark
 from benchmarks.mllm.tasks import data_root
 from benchmarks.published.rows import select_rows
-from benchmarks.report.wording import visible
 from benchmarks.trust import check_lmms, check_published, check_recall, check_scorers
 from benchmarks.trust.checking import Check, CheckFailedError, CheckSkippedError, VerifyConfig
 from benchmarks.trust.rows import find_rows
+from benchmarks.wording import visible
 from clips.errors import UserError, suggest
 
 CHECKS: dict[str, Check] = {

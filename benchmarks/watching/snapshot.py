@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report.source import read_metrics
+from benchmarks.study.lock import runner_lives
 from benchmarks.study.progress import Estimates
 from benchmarks.study.reading import read_study
 from benchmarks.study.record import RECORD_FILE, StepPlan, read_study_record
@@ -21,7 +21,6 @@ from clips.artifact import MANIFEST
 from clips.errors import UserError
 from clips.training.runlog import METRICS
 
-_LOCK = ".lock"
 _COUNTED = re.compile(r"(?:step |: )([\d,]+)(?:/| of )([\d,]+)")
 _LOSSES = 60  # so many points make a curve in the terminal
 
@@ -145,7 +144,7 @@ def _study(directory: Path) -> Snapshot:
     study = read_study_record(directory)
     steps = [_as_step(name, plan) for name, plan in study.steps.items()]
     estimates = Estimates(steps, directory)
-    alive = _runner_lives(directory)
+    alive = runner_lives(directory)
     watched = [_step(directory, step, study.steps[step.name], estimates, alive) for step in steps]
     open_steps = [(step, seen) for step, seen in zip(steps, watched, strict=True) if seen.state in _OPEN]
     guesses = [seen.left if seen.left is not None else estimates.seconds(step) for step, seen in open_steps]
@@ -154,7 +153,7 @@ def _study(directory: Path) -> Snapshot:
         title=study.title,
         steps=tuple(watched),
         left=sum(known) if len(known) == len(guesses) else None,
-        goes_on=alive and any(seen.state in _OPEN for seen in watched),
+        goes_on=any(seen.state in (_OPEN if alive else _OPEN - {"waiting"}) for seen in watched),
     )
 
 
@@ -178,7 +177,8 @@ def _step(directory: Path, step: Step, plan: StepPlan, estimates: Estimates, ali
             training=_training(_output(directory, step.name)),
             last=record.log_tail[-1] if record.log_tail else "",
         )
-    return _running(directory, step, record, estimates) if alive else _stopped(directory, step, record)
+    going = alive or record.at_work  # a job outlives its runner
+    return _running(directory, step, record, estimates) if going else _stopped(directory, step, record)
 
 
 def _stopped(directory: Path, step: Step, record: StepRecord) -> Watched:
@@ -272,16 +272,6 @@ def _total(directory: Path) -> int | None:
     if isinstance(steps, int):
         return steps
     return samples // batch if isinstance(samples, int) and isinstance(batch, int) and batch else None
-
-
-def _runner_lives(directory: Path) -> bool:
-    """Whether the process that last held the study's lock is there; the lock itself is not touched."""
-    try:
-        pid = int((directory / _LOCK).read_text(encoding="utf-8").strip())
-        os.kill(pid, 0)
-    except (OSError, ValueError) as error:
-        return isinstance(error, PermissionError)  # it is there, and somebody else's
-    return True
 
 
 def _memory(config: str) -> int | None:

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.report.wording import duration, visible
 from benchmarks.watching.snapshot import Snapshot, Watched
+from benchmarks.wording import duration, visible
 
 if TYPE_CHECKING:
     from rich.console import Group

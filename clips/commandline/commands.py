@@ -37,6 +37,8 @@ _LAUNCHER_FLAG = re.compile(r"--local[_-]rank=\d+")  # the deepspeed launcher ad
 _LAUNCHER_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun looks for what a process has to say of its end
 _HELP = {"-h", "--help", "help"}
 _FLAG = re.compile(r"--\w[\w.-]*")
+_TEXTS = (tuple[str, ...], list[str])
+_LISTS = (*_TEXTS, tuple[int, ...], tuple[int, ...] | None)  # fields that may be written ``a,b``
 _ALONE = ("--help", "--print_config")  # flags without a value
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")  # safetensors raises no OSError
 
@@ -183,7 +185,8 @@ def parse_config(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            parsed = parser.parse_args(_name_positionals(arguments, positional, rest))
+            named = _name_positionals(arguments, positional, rest)
+            parsed = parser.parse_args(_listed(named, config_class))
             _check_groups(parsed, config_class)
             built = parser.instantiate(parsed)
             return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
@@ -309,6 +312,27 @@ def _name_positionals(arguments: Sequence[str], positional: Sequence[str], rest:
     if rest and further:
         return [*named, f"--{rest}", json.dumps(further)]
     return named + further
+
+
+def _listed(arguments: Sequence[str], config_class: type) -> list[str]:
+    """``[--only, a,b]`` becomes ``[--only, ["a", "b"]]``: lists of texts and whole numbers may have commas alone."""
+    lists = {f"--{name}": kind for name, kind in field_types(config_class) if kind in _LISTS}
+    written = list[str]()
+    for place, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        if equals and flag in lists:
+            written.append(f"{flag}={_as_list(value, lists[flag])}")
+        else:
+            kind = lists.get(arguments[place - 1]) if place else None
+            written.append(_as_list(word, kind) if kind else word)
+    return written
+
+
+def _as_list(text: str, kind: Any) -> str:
+    names = [each.strip() for each in text.split(",")]
+    if text.lstrip().startswith("[") or (kind not in _TEXTS and not all(map(str.isdecimal, names))):
+        return text
+    return json.dumps([name if kind in _TEXTS else int(name) for name in names if name])
 
 
 def to_yaml(config: Any) -> str:

@@ -63,9 +63,19 @@ def check_config_files(arguments: Sequence[str], prog: str) -> None:
     """
     for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, mark, value = word.partition("=")
-        path = Path(value if mark else following)
-        if flag == "--config" and path.is_file():
-            _check_file(path, f"{prog}: --config: {path}")
+        name = value if mark else following
+        if flag == "--config" and _is_file(name, prog):
+            _check_file(Path(name), f"{prog}: --config: {name}")
+
+
+def _is_file(name: str, prog: str) -> bool:
+    """Whether there is such a file; UserError where no file could be called so."""
+    try:
+        if "\0" not in name:
+            return Path(name).is_file()
+    except OSError:  # longer than names may be
+        pass
+    raise UserError(f"{prog}: --config: no such file: {name:.80}")
 
 
 def _check_file(path: Path, where: str) -> None:

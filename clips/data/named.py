@@ -9,7 +9,7 @@ import os
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,22 @@ def read_named(name: str, folders: list[Path], *, own_network: bool = False) -> 
 
 
 def _inside(name: str, folders: list[Path]) -> Path:
-    """The path ``name`` stands for; by its letters alone, so that links inside a folder stay usable."""
-    wanted = os.path.normpath(os.path.join(folders[0], name))  # noqa: PTH118  pathlib does not take ".." away
-    for folder in folders:
-        root = os.path.normpath(folder)
-        if os.path.commonpath([os.path.abspath(root), os.path.abspath(wanted)]) == os.path.abspath(root):  # noqa: PTH100
-            return Path(wanted)
+    """The path ``name`` stands for; by its letters alone, so that links inside a folder stay usable.
+
+    The folder itself may be behind a link; then it is known by both of its names.
+    """
+    wanted = os.path.normpath(name)  # pathlib does not take ".." away
+    if not Path(wanted).is_absolute():
+        if Path(wanted).parts[:1] != (os.pardir,):
+            return folders[0] / wanted
+    elif any(Path(wanted).is_relative_to(root) for folder in folders for root in _names_of(folder)):
+        return Path(wanted)
     raise NotAllowedError("a path outside the folder of pictures (data source's 'images')")
+
+
+def _names_of(folder: Path) -> Iterator[str]:
+    yield os.path.abspath(folder)  # noqa: PTH100  which takes ".." away
+    yield os.path.realpath(folder)
 
 
 def _fetched(address: str, *, own_network: bool) -> bytes:

@@ -52,11 +52,14 @@ class BenchmarkSizes:
         """Check the fields.
 
         Raises:
-            UserError: a negative number of rows.
+            UserError: a negative number of rows, or fewer than a picture or fact has.
         """
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 0:
                 raise UserError(f"benchmarks.{field.name}: expected 0 or more, got {getattr(self, field.name)}")
+        for name, together in (("pope", 2 * len(_POPE_CATEGORIES)), ("mme", 2)):
+            if 0 < getattr(self, name) < together:
+                raise UserError(f"benchmarks.{name}: expected 0 or at least {together}, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,8 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
 
     The run's own record is no measure: it is that of the latest attempt, which may not have come to a checkpoint.
     """
-    there, here = (dict(leaves(values)) for values in (read_run_config(checkpoint), without_secrets(plain(config))))
+    both = (read_run_config(checkpoint), plain(config))
+    there, here = (dict(leaves(without_secrets(values))) for values in both)
     return [
         f"{name} {there.get(name)} → {here.get(name)}"
         for name in sorted(there.keys() | here.keys())
@@ -95,7 +96,7 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
 def _refuse_other_config(directory: Path, recorded: Path, config: Any, may_change: Sequence[str]) -> None:
     there, here = (
         {name: _bound(value) for name, value in leaves(values) if not _is_under(name, (*_FREE, *may_change))}
-        for values in (read_run_config(recorded), without_secrets(plain(config)))
+        for values in (without_secrets(read_run_config(recorded)), without_secrets(plain(config)))
     )
     if found := difference(there, here):
         raise UserError(

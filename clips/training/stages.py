@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import MANIFEST, read_manifest
+from clips.artifact import MANIFEST, STAGES, read_manifest
 from clips.commandline.commands import from_plain, plain
 from clips.errors import UserError
 from clips.training.config import TrainConfig
 
 _LENGTHS = ("steps", "samples", "epochs")
-_STAGES = ".stages"
 
 
 def stage_configs(config: TrainConfig) -> list[TrainConfig]:
@@ -38,7 +37,7 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
         if any(name in fields for name in _LENGTHS):
             values |= dict.fromkeys(_LENGTHS)
         _lay_over(values, fields, f"stages[{number}]")
-        values["output"] = config.output if last else f"{config.output}{_STAGES}/{number}"
+        values["output"] = config.output if last else f"{config.output}{STAGES}/{number}"
         values["seed"] = config.seed + number - 1
         if found:
             values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
@@ -67,7 +66,7 @@ def stages_so_far(config: Mapping[str, Any], loop: Mapping[str, Any], image_size
 def _folder(output: str) -> Path:
     """Where the stages of a training are whose last, or another of whose stages, writes into ``output``."""
     parent = Path(output).parent
-    return parent if parent.name.endswith(_STAGES) else Path(f"{output}{_STAGES}")
+    return parent if parent.name.endswith(STAGES) else Path(f"{output}{STAGES}")
 
 
 def _lay_over(values: dict[str, Any], fields: Mapping[str, Any], what: str) -> None:

@@ -26,7 +26,7 @@ _RESERVE = 2e9  # bytes for context, libraries, NCCL: as clips.planning.plan all
 _ACTIVATIONS = (
     34  # bytes of activations a token, layer and unit of width, in half precision (arXiv 2205.05198, table 2)
 )
-_MOST_TILES = 5  # with tiles: an overview and the four of LLaVA-NeXT's largest
+MOST_TILES = 5  # with tiles: an overview and the four of LLaVA-NeXT's largest
 _CHECKPOINTS = 3  # two are kept, and one is being written
 
 
@@ -100,7 +100,7 @@ def plan_llava(
     if config.encoder is not None and config.stages[-1] != "pretrain":
         seen = vision or vision_size(config.encoder, config.image_size)
     projector, tokens = (0, 0) if seen is None else projector_size(config.projector, seen, language)
-    tokens *= _MOST_TILES if config.image_fit == "anyres" else 1
+    tokens *= MOST_TILES if config.image_fit == "anyres" else 1
     parts = {"vision": seen.parameters if seen else 0, "projector": projector, "llm": language.parameters}
     stages = tuple(_stage(config, name, parts, seen, language, tokens, count) for name in config.stages)
     weight = 4 if config.precision == "fp32" else 2
@@ -136,7 +136,7 @@ def _stage(
     learning = stage.trained(name)
     length = (stage.max_length or 0) if name == "pretrain" else tokens + TEXT_TOKENS[name]
     length = min(length, stage.max_length or length)
-    pictures = _MOST_TILES if config.image_fit == "anyres" else 1
+    pictures = MOST_TILES if config.image_fit == "anyres" else 1
     flops = llm.forward_flops(length) * (3 if "llm" in learning and stage.lora is None else 2)
     if vision is not None and name != "pretrain":
         flops += pictures * vision.flops * (3 if "vision" in learning else 1)

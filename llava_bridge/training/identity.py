@@ -60,7 +60,7 @@ def _made_as(output: Path) -> dict[str, Any]:
     manifest = read_manifest(output)
     try:
         hashes = {name: parent["hash"] for name, parent in manifest["parents"].items()}
-        return _identity(manifest["config"], {**hashes, **manifest["data"]})
+        return _identity(*without_secrets((manifest["config"], {**hashes, **manifest["data"]})))
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{output / MANIFEST}: expected config, data and parents of a finished run") from None
 

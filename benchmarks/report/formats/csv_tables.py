@@ -8,7 +8,7 @@ from benchmarks.report.formats.json_lines import mean_fields
 from benchmarks.report.model import Report
 from benchmarks.report.settings import setting_panels
 from benchmarks.report.table import Cell
-from benchmarks.report.wording import visible
+from benchmarks.wording import visible
 
 
 def render_csv(report: Report) -> str:

@@ -11,7 +11,7 @@ from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK, PublishedTable
 from benchmarks.report.remarks import LATEX
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.report.wording import decimals, gap_words, group_sign, margin, number, visible
+from benchmarks.wording import decimals, gap_words, group_sign, margin, number, visible
 
 _NEEDS = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
 

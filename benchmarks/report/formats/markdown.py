@@ -6,7 +6,7 @@ from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import MARKDOWN
 from benchmarks.report.table import Cell
-from benchmarks.report.wording import column_head, decimals, gap_words, group_sign, margin, number
+from benchmarks.wording import column_head, decimals, gap_words, group_sign, margin, number
 from clips.visible import markdown_text
 
 

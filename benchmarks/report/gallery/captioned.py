@@ -11,8 +11,8 @@ import pandas as pd
 from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.report.gallery.pictures import Picture, fitted, pictures_of
 from benchmarks.report.source import ReportSource
-from benchmarks.report.wording import visible
 from benchmarks.results import Result, read_items
+from benchmarks.wording import visible
 
 MOST_PER_BENCHMARK = 6
 REFERENCES = 3

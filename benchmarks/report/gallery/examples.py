@@ -13,8 +13,8 @@ from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.protocol import INPUT, fingerprint
 from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
 from benchmarks.report.source import ReportSource
-from benchmarks.report.wording import visible
 from benchmarks.results import Result, read_items
+from benchmarks.wording import visible
 
 MOST_PER_BENCHMARK = 6
 MOST_EACH_WAY = 3
@@ -111,6 +111,7 @@ class _Items:
         images: item → picture.
         pictures: picture → thumbnail.
         graded: whether there are scores other than right and wrong.
+        scale: what scores are multiplied by to be shown, as the benchmark's first metric is.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -118,6 +119,7 @@ class _Items:
     images: Mapping[Any, str]
     pictures: Mapping[str, Picture]
     graded: bool
+    scale: float
 
     @staticmethod
     def of(results: Mapping[str, Result]) -> _Items | None:
@@ -127,7 +129,8 @@ class _Items:
         scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
         images = {name: str(image) for name, image in next(iter(tables.values()))["image"].items()}
         graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
-        return _Items(tables, scores, images, pictures_of(tables.values()), bool(graded))
+        scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
+        return _Items(tables, scores, images, pictures_of(tables.values()), bool(graded), scale)
 
     def seen(self, names: Sequence[Any]) -> list[Any]:
         """Those of some items whose pictures can be shown, of many pictures not all being kept; else all of them."""
@@ -142,7 +145,7 @@ class _Items:
             question=visible(str(first["question"]), _LONGEST_TEXT),
             target=SHOWN if finds_pictures else _target(str(first["target"])),
             answers=tuple(
-                _answer(row, entry, self.pictures if finds_pictures else {}, graded=self.graded)
+                _answer(row, entry, self.pictures if finds_pictures else {}, self.scale if self.graded else None)
                 for row, entry in there.items()
             ),
         )
@@ -248,7 +251,7 @@ def _target(text: str) -> str:
     return visible(first, _LONGEST_TEXT) + visible(more, _LONGEST_TEXT)
 
 
-def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture], *, graded: bool) -> Answer:
+def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture], scale: float | None) -> Answer:
     score = float(item["score"]) if item["score"] is not None else math.nan
     known = not math.isnan(score)
     found = pictures.get(str(item["prediction"]))
@@ -256,6 +259,6 @@ def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture], *, grade
         row=row,
         text="" if found else visible(str(item["prediction"]), _LONGEST_TEXT),
         picture=found,
-        right=score > 0 if known and not graded else None,
-        score=f"{score:.2f}" if known and graded else "",
+        right=score > 0 if known and scale is None else None,
+        score=f"{score * scale:.3g}" if known and scale is not None else "",
     )

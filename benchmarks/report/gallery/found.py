@@ -13,8 +13,8 @@ import pandas as pd
 from benchmarks.lots import by_lot
 from benchmarks.report.gallery.pictures import Picture, fitted, pictures_of
 from benchmarks.report.source import ReportSource
-from benchmarks.report.wording import number, visible
 from benchmarks.results import read_items
+from benchmarks.wording import number, visible
 
 QUERIES = {"t2i": 5, "i2t": 3}
 _LONGEST_TEXT = 280

@@ -10,8 +10,8 @@ import pandas as pd
 from benchmarks.lots import by_lot
 from benchmarks.report.gallery.pictures import Picture, fitted, picture, pictures_of
 from benchmarks.report.source import ReportSource
-from benchmarks.report.wording import visible
 from benchmarks.results import Result, read_items
+from benchmarks.wording import visible
 
 MOST_PER_BENCHMARK = 8
 _LONGEST_TEXT = 140

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from markupsafe import Markup
 
-from benchmarks.report.wording import visible
+from benchmarks.wording import visible
 
 SECTION_BYTES = 2_000_000
 """What the pictures of one gallery may take of the page, which is to stay below 15 MB."""
