@@ -36,7 +36,7 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     assert "16.7% of the web captions are another sample's" in told
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 6
-    assert "http" not in html
+    assert "://" not in html
     assert "shard.tar/000000007" in html
 
 
