@@ -20,10 +20,11 @@ from clips.errors import UserError, reason_of
 from clips.model import towers
 from clips.model.captioner import Captioner
 from clips.model.tokenizer import BOS, EOS, PAD, ClipsTokenizer
-from clips.visible import visible
+from clips.visible import shown, visible
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ caption }}</title>
 <body style="font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem">
 <img alt="" style="max-width: 100%" src="data:;base64,{{ picture }}">
@@ -151,7 +152,7 @@ def _write_page(config: CaptionConfig, content: bytes, said: str) -> None:
     import jinja2
 
     assert config.page is not None
-    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    page = jinja2.Environment(autoescape=True, finalize=shown).from_string(_PAGE)
     picture = base64.b64encode(content).decode()
     write_file(Path(config.page), page.render(caption=said, picture=picture, web=config.web, encoder=config.encoder))
     say(f"page: {config.page}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -20,3 +21,8 @@ def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     special = {character: f"\\{character}" for character in "\\`*_{}[]|#~$!"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
     return "".join(special.get(character, character) for character in visible(" ".join(text.split())))
+
+
+def shown(value: Any) -> Any:
+    """What a template is to show of a value, for Jinja's ``finalize``: text as `visible` has it, markup as it is."""
+    return visible(value) if type(value) is str else value  # Markup is a str, but not of that very type

@@ -36,7 +36,7 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     assert "16.7% of the web captions are another sample's" in told
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 6
-    assert "http" not in html
+    assert "://" not in html
     assert "shard.tar/000000007" in html
 
 
@@ -131,10 +131,14 @@ def test_some_samples_stand_for_many(tmp_path: Path):
 
 
 def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
-    samples = {"0": {**clips_world.sample(0), "json": b'{"web_caption": "<script>alert(1)</script>"}'}}
+    samples = {"0": {**clips_world.sample(0), "json": b'{"web_caption": "<script>alert(1)</script>\\u001b]0;x"}'}}
     folder = clips_world.write_shard(tmp_path / "data" / "a.tar", samples).parent
     inspect(InspectConfig(path=str(folder), synthetic=None, page=str(tmp_path / "page.html")))
-    assert "<script>" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\N{REPLACEMENT CHARACTER}]0;x" in page
+    assert "<script>" not in page
+    assert "\x1b" not in page
+    assert "default-src 'none'" in page
 
 
 def test_histograms_count_everything_once():

@@ -34,7 +34,8 @@ from benchmarks.report.settings import setting_figures
 from benchmarks.report.source import few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.report.timing import step_timing
-from benchmarks.wording import column_title, group_sign, visible
+from benchmarks.wording import column_title, group_sign
+from clips.visible import shown
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -94,7 +95,7 @@ def render_page(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_visible,
+        finalize=shown,
     )
     environment.globals.update(
         number=wording.number,
@@ -125,10 +126,6 @@ def render_page(report: Report) -> str:
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _visible(value: Any) -> Any:
-    return visible(value) if type(value) is str else value  # Markup is a str, but not of that very type
 
 
 def note_of(cell: Cell, notes: Sequence[str]) -> int | None:

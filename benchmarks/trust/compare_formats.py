@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.trust.diff import column_of
 from benchmarks.wording import column_head, decimals, number, visible
-from clips.visible import markdown_text
+from clips.visible import markdown_text, shown
 
 if TYPE_CHECKING:
     from benchmarks.trust.compare import Comparison, Line
@@ -140,7 +140,7 @@ def render_html(comparison: Comparison) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=shown,
     )
     return environment.get_template("comparison.html.jinja").render(
         comparison=comparison,

@@ -30,7 +30,7 @@ from clips.data.sources.webdataset import SIZES, list_shards
 from clips.errors import UserError
 from clips.method.captions import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
-from clips.visible import visible
+from clips.visible import shown, visible
 
 _THUMBNAIL = 160
 _BARS = 24
@@ -217,7 +217,7 @@ def render(config: InspectConfig, found: Survey) -> str:
     import jinja2
 
     template = (Path(__file__).parent / "survey.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown)
     charts = {
         "Tokens of a web caption": histogram(found.tokens["web"]),
         "Tokens of a synthetic caption": histogram(found.tokens["synthetic"]),

@@ -19,6 +19,7 @@ from typing import Any
 
 from clips.artifact import say, write_file
 from clips.errors import UserError
+from clips.visible import shown as as_shown
 from clips.visible import visible
 from llava_bridge.data.samples import DataConfig, Sample
 from llava_bridge.model.anyres import ImageFit, check_pinpoints, joins, pinpoints_for, tile_maker, tokens_of_picture
@@ -211,7 +212,7 @@ def page(config: InspectConfig, lines: list[str], found: Look) -> str:
     shown = [
         (sample.name, pieces, [_thumbnail(picture) for picture in images]) for sample, pieces, images in found.shown
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=as_shown)
     return environment.from_string(template).render(path=config.path, lines=lines, shown=shown)
 
 
