@@ -192,3 +192,14 @@ def test_a_look_from_afar_copies_few_shards(tmp_path: Path, capsys: pytest.Captu
     assert survey(open_source(config), config).scanned == 16
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 16
     assert "only 16 of 40 shards are looked at" in capsys.readouterr().err
+
+
+def test_a_source_of_which_nothing_can_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "t.csv").write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
+    config = InspectConfig(
+        path=str(tmp_path / "t.csv"), format="table", web="caption", synthetic=None, page=str(tmp_path / "page.html")
+    )
+    with pytest.raises(UserError, match=r"t\.csv: none of 2 samples can be used"):
+        inspect(config)
+    assert "2 × missing picture" in capsys.readouterr().out
+    assert not (tmp_path / "page.html").exists()

@@ -164,3 +164,15 @@ def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path
 def test_a_gpu_that_nobody_knows_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown kind of GPU 'h20'"):
         planned(tmp_path, gpu="h20")
+
+
+def test_a_config_that_its_command_will_refuse_breaks_no_plan(tmp_path, capsys):
+    encoders = {"clip": {**ENCODER, "steps": 100}, "longer": {**ENCODER, "steps": "six"}}
+    plan = planned(tmp_path, encoders=encoders)
+    ran(plan, "encoder-clip-s0", 50.0)
+    assert estimated(plan)["encoder-longer-s0"] == Estimate(basis="its config has values of the wrong kind")
+    file = tmp_path / "study.yaml"
+    write_file(file, yaml.safe_dump({**SMALL, "output": str(tmp_path), "encoders": encoders}))
+    with pytest.raises(UserError, match=r"^step encoder-clip-s0: clips train: "):
+        plan_study(PlanConfig(study=str(file)))
+    assert "its config has values of the wrong kind" in capsys.readouterr().out

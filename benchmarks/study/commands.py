@@ -253,16 +253,17 @@ def plan_study(config: PlanConfig) -> None:
     """Print the steps of a study, what each depends on, what would run, and what that will take.
 
     Raises:
-        UserError: files that they need are missing.
+        UserError: a step's command would refuse its config, or files that steps need are missing.
     """
     from rich.console import Console
     from rich.text import Text
 
-    from benchmarks.study.check import check_files
+    from benchmarks.study.check import check_configs, check_files
     from benchmarks.study.estimates import estimate_steps, in_all
 
     keyed = resolve(config)
     study = keyed.plan.study
+    would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
     estimates = {}
     if config.estimates:
         given = keyed.resources
@@ -278,7 +279,6 @@ def plan_study(config: PlanConfig) -> None:
             console.print(Text(f"    from the hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
         if step.name in estimates:
             console.print(Text(f"    {estimates[step.name].words()}"), soft_wrap=True)
-    would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
     rows = ", ".join(row.name for row in keyed.plan.rows)
     facts = f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"
     console.print(Text(facts), soft_wrap=True)
@@ -287,6 +287,7 @@ def plan_study(config: PlanConfig) -> None:
         console.print(Text(in_all([estimates[step.name] for step in would_run], study.jobs)), soft_wrap=True)
     if config.check:
         check_files(would_run, study)
+        check_configs(would_run)
 
 
 def _pinned(name: str) -> str:

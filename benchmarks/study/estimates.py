@@ -77,12 +77,15 @@ def estimate_steps(
     for step in steps:
         before, record = ran.get(step.name, (None, None))
         like = [each for each in ran.values() if likeness(each[0]) == likeness(step)]
-        if before and record and samples_of(before) == samples_of(step) and likeness(before) == likeness(step):
-            found[step.name] = _of_record(step, record, resources[step.name])
-        elif like and gpu is None:
-            found[step.name] = _of_like(like, step)
-        else:
-            found[step.name] = worked_out(step, by_name, resources[step.name], gpu)
+        try:
+            if before and record and samples_of(before) == samples_of(step) and likeness(before) == likeness(step):
+                found[step.name] = _of_record(step, record, resources[step.name])
+            elif like and gpu is None:
+                found[step.name] = _of_like(like, step)
+            else:
+                found[step.name] = worked_out(step, by_name, resources[step.name], gpu)
+        except (TypeError, ValueError):  # of fields that the step's command will refuse, naming them
+            found[step.name] = Estimate(basis="its config has values of the wrong kind")
     return found
 
 

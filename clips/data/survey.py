@@ -92,11 +92,17 @@ class Survey:
 
 
 def inspect(config: InspectConfig) -> None:
-    """Carry out ``config``: a summary on the terminal, and the page."""
+    """Carry out ``config``: a summary on the terminal, and the page.
+
+    Raises:
+        UserError: the source cannot be read, or none of its samples is of use.
+    """
     source = open_source(config)
     found = survey(source, config)
     for line in summary(found):
         print(visible(line))
+    if found.scanned and not found.sizes:
+        raise UserError(f"{config.path}: none of {found.scanned:,} samples can be used; the reasons stand above")
     write_file(Path(config.page), render(config, found))
     say(f"samples with pictures and histograms: {config.page}")
 
