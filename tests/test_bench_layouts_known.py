@@ -207,7 +207,7 @@ def test_long_captions_by_machines(shared, tmp_path):
     prepare(PrepareConfig(what="coco_long", source=str(shared / "data"), output=str(tmp_path / "out")))
     rows = [json.loads(line) for line in (tmp_path / "out/both.jsonl").read_text().splitlines()]
     file = _write(tmp_path / "long.jsonl", [{"image": row["image"], "caption": row["long"][0]} for row in rows[:9]])
-    found = _load(file, images=str(shared / "data/coco_long"))
+    found = _load(file, images=str(shared / "data"))
     assert len(found.texts) == 9
     assert min(len(text.split()) for text in found.texts) > 20
     assert min(found.open(0).size) >= 192

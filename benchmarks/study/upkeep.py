@@ -26,7 +26,8 @@ class RerunConfig(StudyConfig):
 
     Args:
         study: the study file, or the name of a study that is shipped (``mini``).
-        steps: names of steps, or patterns such as ``evaluate-*`` (``study plan`` shows them).
+        steps: names of steps, or patterns such as ``evaluate-*`` (``study plan`` shows them); where none is given, all
+            that make and evaluate the rows of ``only``, but not their data and LLMs.
         output: another directory for what it makes.
         jobs: steps that run at the same time; as the study says where not given.
         paths: name → directory, instead of those in the study's ``paths``.
@@ -36,7 +37,12 @@ class RerunConfig(StudyConfig):
         wait: for another runner that is at work in the study's directory, instead of refusing.
     """
 
-    steps: tuple[str, ...]
+    steps: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.steps and not self.only:
+            raise UserError("steps: expected names of steps, or 'only' with those of rows")
 
 
 def rerun(config: RerunConfig) -> None:
@@ -46,7 +52,8 @@ def rerun(config: RerunConfig) -> None:
         UserError: a name that no step has, or another runner works in this directory.
     """
     keyed = resolve(config)
-    chosen = _with_descendants(_matching(keyed.plan.steps, config.steps), keyed.plan.steps)
+    named = _matching(keyed.plan.steps, config.steps) if config.steps else _of_rows(keyed.plan.steps)
+    chosen = _with_descendants(named, keyed.plan.steps)
     known = [step for step in chosen if step_directory(keyed.output, step.name).is_dir()]
     if known:
         with locked(keyed.output, wait=config.wait):
@@ -78,6 +85,11 @@ def _matching(steps: Sequence[Step], patterns: Iterable[str]) -> set[str]:
     if not found:
         raise UserError("steps: expected at least one")
     return found
+
+
+def _of_rows(steps: Sequence[Step]) -> set[str]:
+    """The steps of the rows alone, without what other rows share with them."""
+    return {step.name for step in steps if step.kind not in {"data", "llm"}}
 
 
 def _with_descendants(chosen: set[str], steps: Sequence[Step]) -> list[Step]:

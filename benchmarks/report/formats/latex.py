@@ -13,7 +13,9 @@ from benchmarks.report.remarks import LATEX
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.wording import decimals, gap_words, group_sign, margin, number, visible
 
-_NEEDS = r"% \usepackage{booktabs}; names with accents: \usepackage[T1]{fontenc}"
+_NEEDS = r"% \usepackage{booktabs,graphicx}; names with accents: \usepackage[T1]{fontenc}"
+# a table that is wider than the column is made narrower, others stay as they are
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 def render_latex(report: Report) -> str:
@@ -46,7 +48,7 @@ def _caption(report: Report) -> str:
 
 def _float(caption: str, label: str, tabular: Sequence[str]) -> list[str]:
     opening = [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
-    return [*opening, rf"\caption{{{caption}}}", rf"\label{{{label}}}", *tabular, r"\end{table}"]
+    return [*opening, rf"\caption{{{caption}}}", rf"\label{{{label}}}", _FITTED, *tabular, "}", r"\end{table}"]
 
 
 def _rows(table: Table) -> list[str]:
