@@ -85,7 +85,8 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
         ]
         llava[stage] |= {"data": data, "steps": 1, "batch_size": 2, "micro_batch": 1, "max_length": 512}
     for rule in study.get("overrides", []):
-        rule["llava"]["image_size"] = 64  # as there larger than their own
+        if "image_size" in rule["llava"]:
+            rule["llava"]["image_size"] = 64  # as there larger than their own
     study["defaults"]["benchmark"]["max_new_tokens"] = 2
 
 
