@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from colours import contrast
 from test_report_page import Loads
 
 from llava_bridge.asking.reply import Decoding, Reply
@@ -140,17 +141,6 @@ def test_the_page_loads_nothing() -> None:
     assert found.without_alt == 0
     assert len(found.ids) == len(set(found.ids))
     assert not re.search(r"@import|url\(|innerHTML", page)
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, two: str) -> float:
-    high, low = sorted((luminance(one), luminance(two)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])

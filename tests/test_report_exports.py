@@ -16,7 +16,7 @@ from report_study import make_study
 
 from benchmarks.report.command import ReportConfig
 from benchmarks.report.command import report as write_report
-from benchmarks.report.formats import FORMATS
+from benchmarks.report.formats import FORMATS, latex
 from benchmarks.report.formats.json_lines import SCHEMA, SCHEMA_FILE
 from benchmarks.report.formats.latex import latex_text
 from benchmarks.report.model import Report, build_report
@@ -53,13 +53,29 @@ def nasty(tmp_path: Path) -> Report:
 def test_the_latex_table_compiles(nasty: Report, tmp_path: Path) -> None:
     if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
         pytest.skip("needs booktabs")
-    (tmp_path / "table.tex").write_text(FORMATS["latex"].render(nasty), encoding="utf-8")
+    said = compiled(FORMATS["latex"].render(nasty), tmp_path)
+    assert "undefined" not in said.casefold()
+
+
+@pytest.mark.skipif(not TEX, reason="needs pdflatex")
+def test_a_table_that_is_wider_than_its_column_is_made_narrower(tmp_path: Path) -> None:
+    if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
+        pytest.skip("needs booktabs")
+    cells = "&".join(["as wide as this"] * 30)
+    wide = [rf"\begin{{tabular}}{{{'l' * 30}}}", rf"{cells}\\", r"\end{tabular}"]
+    assert "Overfull" in compiled("\n".join(wide), tmp_path)
+    assert "Overfull" not in compiled("\n".join(latex._float("wide", "tab:wide", wide)), tmp_path)
+
+
+def compiled(table: str, folder: Path) -> str:
+    """What pdflatex says of an article with ``table`` in it."""
+    (folder / "table.tex").write_text(table, encoding="utf-8")
     document = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table}\end{document}"
-    (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
+    (folder / "paper.tex").write_text(document, encoding="utf-8")
     command = ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60)
     assert done.returncode == 0, done.stdout[-2000:]
-    assert "undefined" not in done.stdout.casefold()
+    return done.stdout
 
 
 @pytest.mark.parametrize(

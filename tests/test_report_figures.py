@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from colours import contrast
 from report_study import make_study
 
 from benchmarks.report import drawing
@@ -78,17 +79,6 @@ def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
     assert figure.rows[0] == ("clip", "19", "5.00", "0.25", "0.25")
     with pytest.raises(KeyError):
         found["../nothing"]
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: str, two: str) -> float:
-    high, low = sorted((luminance(one), luminance(two)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])

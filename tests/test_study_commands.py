@@ -266,3 +266,16 @@ def test_progress_in_a_terminal_shows_states_and_time_left(tmp_path):
         assert progress.left() == 20
     assert "about 20 s left" in text.getvalue()
     assert "running" in text.getvalue()
+
+
+def test_a_runner_that_waited_runs_the_study_as_it_is_then(tmp_path, monkeypatch):
+    config = dataclasses.replace(write_study(tmp_path), wait=True)
+    held = commands.locked
+
+    def edited_meanwhile(*args, **options):
+        write_study(tmp_path, encoders={**SMALL["encoders"], "late": {"recipe": "clip"}})
+        return held(*args, **options)
+
+    monkeypatch.setattr(commands, "locked", edited_meanwhile)
+    run_study(config)
+    assert states(config)["encoder-late-s0"] == "done"
