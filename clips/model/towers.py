@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def lock(towers: Towers, config: ModelConfig) -> None:
     """
     try:
         if config.lock_image:
-            towers.lock_image_tower(unlocked_groups=config.unlocked_image_groups)
+            with warnings.catch_warnings():  # open_clip imports timm's helpers by a name that timm has given up
+                warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)
+                towers.lock_image_tower(unlocked_groups=config.unlocked_image_groups)
         if config.lock_text:
             towers.lock_text_tower(unlocked_layers=config.unlocked_text_groups)
     except (AssertionError, IndexError) as error:
