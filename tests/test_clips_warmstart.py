@@ -229,7 +229,8 @@ def test_a_timm_tower_is_frozen_in_part_without_a_warning():
     fields = {"architecture": "timm:test_vit", "image_size": 160, "lock_image": True, "unlocked_image_groups": 1}
     parameters = model(**fields).clip.named_parameters()
     trunk = {name: value.requires_grad for name, value in parameters if name.startswith("visual.trunk.")}
-    assert trunk["visual.trunk.norm.weight"] and not trunk["visual.trunk.patch_embed.proj.weight"]
+    assert trunk["visual.trunk.norm.weight"]
+    assert not trunk["visual.trunk.patch_embed.proj.weight"]
 
 
 def test_batch_norms_of_frozen_layers_keep_their_statistics():
