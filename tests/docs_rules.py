@@ -79,6 +79,7 @@ RULES = (
     # ------------------------------------------------------------ what the world has otherwise
     Rule(has="clips-bench report runs/results --published 'clips:*Llama-3'", swap=(("runs/results", "results/mine"),)),
     Rule(has="languages: [ar, bn, de, en]", swap=(("[ar, bn, de, en]", "[de, en]"),)),
+    Rule(has="pope:precision", swap=(("pope:precision", "pope:yes"),)),
     Rule(has="clips-bench score", skip="LLaVA's own files; tests/test_bench_score.py has them"),
 )
 SWAPS = {

@@ -16,9 +16,12 @@ import exchange_world
 import original_world
 import pandas as pd
 from docs_blocks import ROOT
-from report_material import METRICS, items_table, put_result
+from report_material import items_table, put_result
 from test_bench_compositional import _sugarcrepe, _winoground
 from test_bench_layouts_known import LONG, _xm3600, _xtd10
+
+from benchmarks.study.steps import Step
+from clips.scenes.make import ScenesConfig, make_scenes
 
 PICTURES = 20
 LLAVA = """\
@@ -175,19 +178,30 @@ def _models(root: Path) -> None:
 
 def _demo(output: Path, root: Path) -> None:
     """The demo's directory as a finished run of it looks, with parts of the world in the place of what it trains."""
-    from benchmarks.study import commands
+    from benchmarks.study import commands, state
     from benchmarks.study.record import write_study_record
-    from clips.scenes.make import ScenesConfig, make_scenes
 
     study = ROOT / "scripts" / "studies" / "demo.yaml"
     keyed = commands.resolve(commands.StudyConfig(study=str(study), output=str(output), check=False))
     write_study_record(output, commands.study_record(keyed, str(study)))
-    make_scenes(ScenesConfig(output=str(output / "data" / "test"), split="test", size=8, kinds=8))
-    for name, skill in (("untrained", 0.1), ("clip", 0.4), ("clips", 0.7)):
-        copy_tree(root / "runs" / "mine", output / "encoders" / f"{name}-s0")
-        copy_tree(root / "runs" / "mine-llava", output / "llava" / f"{name}-tiny-s0")
-        for benchmark in METRICS:
-            row = f"{name}-s0" if benchmark == "retrieval" else f"{name}-tiny-s0"
-            put_result(output / "results", row, benchmark, items_table(skill, benchmark=benchmark))
+    for step in keyed.plan.steps:
+        for path in step.outputs:
+            _made(step, path, root)
+        key = keyed.keys[step.name]
+        words = {"kind": step.kind, "command": " ".join(step.command), "outputs": key.outputs, "started": 1.0}
+        state.write_record(output, state.StepRecord(name=step.name, key=key.key, outcome="done", seconds=9.0, **words))
+        assert state.is_done(step, key, output), step.name
     for name, skill in (("mine", 0.4), ("theirs", 0.6)):
         put_result(root / "results" / name, name, "retrieval", items_table(skill, benchmark="retrieval"))
+
+
+def _made(step: Step, path: Path, root: Path) -> None:
+    """One output of one step of the demo."""
+    if step.kind == "data":
+        make_scenes(ScenesConfig(output=str(path), split=step.config["split"], size=8, kinds=8))
+    elif step.kind == "evaluation":
+        skill = {"untrained": 0.1, "clip": 0.4, "clips": 0.7}[path.parent.name.split("-")[0]]
+        put_result(path.parent.parent, path.parent.name, path.stem, items_table(skill, benchmark=path.stem))
+    else:
+        parts = {"encoder": "runs/mine", "llm": "models/llm", "llava": "runs/mine-llava"}
+        copy_tree(root / parts[step.kind], path)

@@ -198,6 +198,7 @@ def test_rows_are_chosen_before_the_tests(tmp_path: Path) -> None:
         (Selection(rows=("clap",)), r"unknown row in 'rows' 'clap'; did you mean 'clip"),
         (Selection(columns=("pop",)), r"unknown benchmark in 'columns' 'pop'; did you mean 'pope'"),
         (Selection(columns=("pope:accurate",)), r"unknown metric of pope in 'columns' 'accurate'; did you mean 'acc"),
+        (Selection(columns=("pope:beauty",)), r"\(known: accuracy, share of yes, yes\)"),
     ],
 )
 def test_an_unknown_row_or_column_is_named(tmp_path: Path, selection: Selection, message: str) -> None:
