@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +96,36 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
     is_study = (root / RECORD_FILE).is_file()
     source = _study_source(root, read_study_record(root)) if is_study else _plain_source(root)
     return _with_baseline(source, baseline) if baseline else source
+
+
+def out_of_date(results: Iterable[Result]) -> dict[Path, str]:
+    """File → why, of those results that lie in a study and do not belong to it as it stands now."""
+    files: dict[Path, list[Result]] = {}
+    for result in results:
+        if result.path is not None:
+            root = list(result.path.absolute().parents)[:3][-1]
+            files.setdefault(root, []).append(result)
+    return {
+        path: why
+        for root, mine in files.items()
+        if (root / RECORD_FILE).is_file()
+        for path, why in _out_of_date(read_source(root), mine)
+    }
+
+
+def _out_of_date(source: ReportSource, results: Iterable[Result]) -> Iterator[tuple[Path, str]]:
+    told = {
+        source.directory / cell.result: source.outcomes[row.name, benchmark]
+        for row in source.rows
+        for benchmark, cell in row.cells.items()
+    }
+    for result in results:
+        assert result.path is not None
+        found = told.get(result.path.absolute())
+        if found is None:
+            yield result.path, "no row of the study has it any more"
+        elif isinstance(found, Gap) and (found.kind == "missing" or (found.kind == "failed" and result.status == "ok")):
+            yield result.path, found.reason
 
 
 def few_rows(source: ReportSource) -> ReportSource:
