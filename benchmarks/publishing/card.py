@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.data.source import WHOLE
 from benchmarks.report.remarks import SCENES_CAVEAT
 from benchmarks.report.source import out_of_date
 from benchmarks.results import Metric, Result
@@ -137,7 +138,7 @@ def eval_results(result: Result) -> list[EvalResult]:
             task_type=_TASKS.get(result.kind, result.kind),
             dataset_type=result.benchmark,
             dataset_name=result.benchmark,
-            dataset_split=str(split) if split else None,
+            dataset_split=str(split) if split not in {None, WHOLE} else None,
             dataset_args={"data_hash": str(result.protocol.get("data_hash", _NOT_STATED))},
             metric_type=metric_name,
             metric_name=metric.label,

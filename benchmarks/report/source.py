@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.mllm.judge import NO_JUDGE
-from benchmarks.protocol import INPUT, fingerprint
+from benchmarks.protocol import ranked_by
 from benchmarks.results import Result, read_result, result_files
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
@@ -73,7 +73,7 @@ class ReportSource:
         other protocols, as they come."""
         rows: dict[str, list[str]] = {}
         for name, result in results.items():
-            rows.setdefault(fingerprint(result.protocol, across=(INPUT,)), []).append(name)
+            rows.setdefault(ranked_by(result.protocol), []).append(name)
         baselines = {row.baseline for row in self.rows}
         alike = sorted(rows.values(), key=lambda names: (-len(names), baselines.isdisjoint(names)))
         ordered = [*alike[:1], *(names for names in rows.values() if names is not alike[0])]

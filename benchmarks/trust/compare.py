@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.protocol import INPUT, differences, fingerprint
+from benchmarks.protocol import INPUT, differences, ranked_by
 from benchmarks.report.pairing import Pairing
 from benchmarks.results import Metric, Result
 from benchmarks.statistics import DRAWS, LEVEL, Difference, holm
@@ -279,8 +279,7 @@ def _same_model(first: Result, second: Result) -> bool:
 
 
 def _line(first: Result, second: Result, metric: str, training: Apart | None) -> Line:
-    across = (INPUT,)
-    alike = fingerprint(first.protocol, across=across) == fingerprint(second.protocol, across=across)
+    alike = ranked_by(first.protocol) == ranked_by(second.protocol)
     harness = [
         {name: value for name, value in result.protocol.items() if not name.startswith(INPUT)}
         for result in (first, second)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.protocol import INPUT, Protocol, differences
+from benchmarks.protocol import INPUT, Protocol, differences, ranked_by
 from benchmarks.report.source import out_of_date
 from benchmarks.report.table import Column
 from benchmarks.results import Metric, Result
@@ -61,7 +61,10 @@ def explain(first: Result, second: Result) -> Iterator[str]:
     if harness:
         yield "What the harness did (A against B):"
         yield from (f"  {line}" for line in harness)
+    if ranked_by(first.protocol) != ranked_by(second.protocol):
         yield "They are not ranked together: numbers of unlike protocols are shown, never compared."
+    elif harness:
+        yield "They are ranked together: the data are the same, whatever their split is called."
     else:
         yield "What the harness did is the same in both: they are ranked together."
 
