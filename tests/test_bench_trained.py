@@ -21,10 +21,16 @@ from clips.artifact import directory_hash, write_manifest
 
 
 def put_encoder(
-    directory: Path, *, data: str = "d" * 64, steps: int = 6, precision: str = "bf16", **config: Any
+    directory: Path,
+    *,
+    data: str = "d" * 64,
+    steps: int = 6,
+    precision: str = "bf16",
+    begun_with: Path | None = None,
+    **config: Any,
 ) -> Path:
     directory.mkdir(parents=True)
-    (directory / "model.safetensors").write_bytes(str(directory).encode())
+    (directory / "model.safetensors").write_bytes(f"{directory} {steps}".encode())
     described = {"path": f"{directory.parent}/data", "samples": 9, "hash": data}
     write_manifest(
         directory,
@@ -38,7 +44,7 @@ def put_encoder(
         } | config,
         seed=config.get("seed", 0),
         data={"sources": [described]},
-        parents={},
+        parents={"pretrained": begun_with} if begun_with else {},
         stages=[{"steps": steps, "samples_seen": 8 * steps, "seconds": 1.0}],
         precision=precision,
     )  # fmt: skip
@@ -131,6 +137,22 @@ def test_of_a_llava_its_encoder_is_told_too_and_no_stage_that_did_not_run(tmp_pa
     assert read_training(first).main["llm"] == "org/llm (cccccccccccc)"
 
 
+def test_what_training_began_with_is_weighed_by_how_it_was_trained(tmp_path):
+    others = [put_encoder(tmp_path / f"begun{seed}", seed=seed) for seed in (0, 1)]
+    others.append(put_encoder(tmp_path / "longer", steps=60))
+    first, second, third = (
+        read_training(put_encoder(tmp_path / f"from{number}", begun_with=other)) for number, other in enumerate(others)
+    )
+    assert "model.pretrained.seed: 0 against 1" in apart(first, second).differing
+    assert apart(first, second).uneven == ()
+    assert apart(first, third).uneven[0] == "model.pretrained.steps 6 against 60"
+    (others[0] / "manifest.json").unlink()
+    assert apart(read_training(tmp_path / "from0"), second).uneven == (
+        f"model.pretrained {others[0]} ({directory_hash(others[0])[:12]}) "
+        f"against {others[1]} ({directory_hash(others[1])[:12]})",
+    )
+
+
 def test_another_llm_is_unfair(tmp_path):
     first, second = (put_llava(tmp_path / name, "timm:net") for name in ("one", "two"))
     manifest = second / "manifest.json"
@@ -162,9 +184,10 @@ def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
     put_row(study / "results", model)
     study.rename(tmp_path / "moved")
     put_encoder(Path("runs/demo/encoders/eyes"), steps=60)  # another in the old place
-    monkeypatch.chdir("/")
-    settings = training_of(read_result(tmp_path / "moved/results/one/gqa.json")).settings
-    assert settings["align.steps"].text == settings["encoder.steps"].text == "6"
+    for folder in (Path("/"), tmp_path):
+        monkeypatch.chdir(folder)
+        settings = training_of(read_result(tmp_path / "moved/results/one/gqa.json")).settings
+        assert settings["align.steps"].text == settings["encoder.steps"].text == "6"
 
 
 def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
