@@ -38,6 +38,12 @@ def fingerprint(protocol: Protocol, *, across: Sequence[str] = ()) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def ranked_by(protocol: Protocol) -> str:
+    """What is equal where results are ranked together: the fingerprint without what the model decides, and without the
+    split's name where the hash of the data is stated, which says what the data are whatever they are called."""
+    return fingerprint(protocol, across=(INPUT, "split") if protocol.get("data_hash") else (INPUT,))
+
+
 def _left_out(name: str, across: Sequence[str]) -> bool:
     return any(name == other or (other.endswith("_") and name.startswith(other)) for other in across)
 

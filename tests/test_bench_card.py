@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from report_material import items_table, put_failure, put_result
+from report_study import make_study
 
 from benchmarks.publishing.card import CardConfig, card
+from benchmarks.trust.compare import CompareConfig, comparison
+from benchmarks.trust.diff import DiffConfig, diff
 from clips.artifact import directory_hash, write_manifest
 from clips.errors import UserError
 
@@ -69,8 +72,10 @@ def test_the_table_says_what_is_there_and_what_is_not(model: Path) -> None:
     assert "- mme: failed (out of memory)" in text
     assert "- gqa, meteor: no Java &lt;script&gt;" in text
     assert "| data hash | abc |" in text
-    assert "| training data | not stated |" in text
-    assert "| stage align | 5 steps, 40 samples, loss 2.000 at its end |" in text
+    assert "| data | not stated |" in text
+    assert "| align.steps | 5 |" in text
+    assert "| align.samples | 40 |" in text
+    assert "| align, loss at its end | 2.000 |" in text
     assert "<script>" not in text
     assert "\x1b" not in text
 
@@ -106,3 +111,39 @@ def test_a_broken_card_is_one_line(model: Path) -> None:
 def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.json: missing"):
         card(CardConfig(directory=str(tmp_path), results=str(tmp_path)))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, model = make_study(tmp_path, monkeypatch), make_model(tmp_path / "model")
+    described = {"path": str(model), "hash": directory_hash(model)}
+    for name in ("clip-s0/retrieval", "clip-tiny-s0/pope", "clips-tiny-s0/pope"):
+        edit(study / f"results/{name}.json", model=described)
+    put_own(study / "results", model, "gqa")  # in a row that the study does not have
+    config = CardConfig(directory=str(model), results=str(study))
+    edit(study / "steps/evaluate-llava-clip-tiny-s0/step.json", key="of an older study")
+    card(config)
+    said, text = capsys.readouterr().err, ModelCard.load(model / "README.md").text
+    assert "with pope, retrieval\n" in said or "with retrieval, pope\n" in said
+    assert "left out: pope: out of date (not run since the study or its code changed)\n" in said
+    assert "- pope: out of date (not run since the study or its code changed)" in text
+    assert "- gqa: out of date (no row of the study has it any more)" in text
+    assert text.count("| pope | accuracy |") == 1
+    old = str(study / "results/clip-tiny-s0")
+    diff(DiffConfig(first=old, second=str(study / "results/clips-tiny-s0"), benchmark="pope"))
+    assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^first: .+ no result is up to date \(clip-tiny-s0 on gqa: not run since"):
+        comparison(CompareConfig(first=old, second=str(study / "results/clips-tiny-s0")))
+    (model / "README.md").unlink()
+    for name in ("encoder-clip-s0", "llava-clips-tiny-s0"):
+        edit(study / f"steps/evaluate-{name}/step.json", key="of an older study")
+    with pytest.raises(
+        UserError, match=r"^results: .+ nothing of .+model is up to date: .*pope: out of date \(not run"
+    ):
+        card(config)
+    assert not (model / "README.md").exists()

@@ -125,8 +125,9 @@ def test_the_same_pictures_in_every_layout(tmp_path, monkeypatch):
     datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / "dict")
     (tmp_path / "parquet/data").mkdir(parents=True)
     table.to_parquet(tmp_path / "parquet/data/test-00000-of-00001.parquet")
-    for layout in ("saved", "dict", "parquet"):
+    for layout, split in (("saved", "taken whole"), ("dict", "test"), ("parquet", "test")):
         found = load_class_set(str(tmp_path / layout))
+        assert found.split == split
         assert list(found.classes) == list(wds.classes)
         assert found.targets.tolist() == [number % 4 for number in range(12)]
         assert found.open(5).tobytes() == world.picture(5).tobytes()

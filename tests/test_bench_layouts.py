@@ -150,12 +150,15 @@ def test_layouts_of_the_same_data_are_recognised_and_have_the_same_hash(tmp_path
     ]
     assert found.hash == _load(_json_lines(tmp_path / "reference")).hash
     assert _load(path, layout=name).hash == found.hash
+    parted = write in {_karpathy, _clip_benchmark_shards, _parquet, _saved}
+    assert found.split == ("test" if parted else "taken whole")
 
 
 def test_splits(tmp_path):
     karpathy = _karpathy(tmp_path)
     assert list(_load(karpathy).images) == [f"val2014/{n}.png" for n in range(COUNT)]
     assert len(_load(karpathy, split="all").images) == COUNT + 1
+    assert _load(karpathy, split="all").split == "all"
     with pytest.raises(UserError, match=r"has no split 'val' \(it has: test, train\)"):
         _load(karpathy, split="val")
     shards = _clip_benchmark_shards(tmp_path)

@@ -51,7 +51,7 @@ def test_from_the_number_to_the_shards(made, capsys):
     record = json.loads((made / "results/small/retrieval.json").read_text())
     manifest = json.loads((made / "small" / MANIFEST).read_text())
     assert said[0].startswith("small on retrieval: T→I R@1 ")
-    assert f"data: {record['protocol']['data_hash'][:12]}, split test" in said[2] + said[3]
+    assert f"data: {record['protocol']['data_hash'][:12]}, split taken whole" in said[2] + said[3]
     model, source = (next(line for line in said if line.strip().startswith(name)) for name in ("model:", "sources:"))
     assert str(made / "small") in model
     assert manifest["hash"][:12] in model

@@ -11,6 +11,8 @@ import pytest
 from report_material import items_table, put_failure, put_result, put_results
 
 from benchmarks.cli import COMMANDS
+from benchmarks.protocol import ranked_by
+from benchmarks.report.source import read_source
 from benchmarks.results import read_result
 from benchmarks.trust.compare import CompareConfig, compare, compared
 from benchmarks.trust.diff import DiffConfig, diff
@@ -43,6 +45,24 @@ def test_what_the_harness_did_otherwise_keeps_rows_apart(tmp_path, capsys):
     assert "part of the model (A against B):\n  size: 64 against 224\n" in said
     assert '(A against B):\n  prompt: not stated against "Say it."\n' in said
     assert said.endswith("not ranked together: numbers of unlike protocols are shown, never compared.\n")
+
+
+def test_what_a_split_is_called_does_not_matter_where_the_data_are_the_same(tmp_path, capsys):
+    put_results(tmp_path)
+    for row, changes in (("old", {"split": "test"}), ("new", {"split": "taken whole"}), ("other", {"data_hash": "x"})):
+        changes = {"split": "taken whole"} | changes
+        put_result(tmp_path, row, "gqa", items_table(0.6, benchmark="gqa"), protocol=changes)
+    said = told(capsys, tmp_path / "old", tmp_path / "new", "gqa")
+    assert 'split: "test" against "taken whole"\n' in said
+    assert said.endswith("They are ranked together: the data are the same, whatever their split is called.\n")
+    assert "not ranked together" in told(capsys, tmp_path / "old", tmp_path / "other", "gqa")
+    (line,) = lines_of(tmp_path, "old", "new").values()
+    assert line.unlike == ()
+    source = read_source(tmp_path)
+    groups = source.protocol_groups(source.results("gqa"))
+    assert groups["old"] == groups["new"] != groups["other"]
+    nameless = [{"split": name, "scorer": "x"} for name in ("test", "taken whole")]
+    assert len({ranked_by(protocol) for protocol in nameless}) == 2  # nothing else says what the data are
 
 
 def test_a_model_that_only_takes_its_input_otherwise_is_ranked(tmp_path, capsys):

@@ -182,8 +182,8 @@ def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):
     earlier = write_training(tmp_path / "e.stages" / "1", processes=2)
     (earlier / "metrics.jsonl").write_text(json.dumps(line | {"samples_seen": 9000}), encoding="utf-8")
     assert encoder_flops(training) == pytest.approx(1000 * 5e10 + 9000 * 1e11)
-    assert facts({"kind": "encoder", "stages": stages, "seconds": 1800})["training time"] == "1 h 30 min"
-    assert facts({"kind": "encoder", "seconds": 1800})["training time"] == "30 min 00 s"
+    assert facts({"kind": "encoder", "stages": stages, "seconds": 1800}, {})["training time"] == "1 h 30 min"
+    assert facts({"kind": "encoder", "seconds": 1800}, {})["training time"] == "30 min 00 s"
 
 
 def test_the_pareto_front_is_of_rows_that_nothing_cheaper_beats(report, tmp_path):

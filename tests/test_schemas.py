@@ -174,7 +174,7 @@ def test_settings_in_a_study_lack_what_they_are_laid_over():
         "llms": {"l": {"instruct": {"steps": 3}}},
         "data": {"own": {"command": "python make.py", "anything": 1}, "scenes": {"split": "test"}},
         "benchmarks": {"pope": None, "gqa": {"encoders": ["a"]}},
-        "overrides": [{"encoder": "a", "llava": {"align": {"steps": 3}}}],
+        "overrides": [{"encoder": "a", "llava": {"align": {"steps": 3}}, "evaluation": {"batch_size": 2}}],
     }
     assert [error.message for error in validator("study.json").iter_errors(study)] == []
 

@@ -64,6 +64,28 @@ def test_an_llm_may_be_varied_and_exceptions_take_patterns_and_recipes():
     assert [row.encoder for row in plan.rows if row.recipe == "high"] == ["net", "net"]
 
 
+def test_exceptions_change_how_rows_are_evaluated():
+    overrides = [
+        {"encoder": "clip", "evaluation": {"batch_size": 2}},
+        {"recipe": "low", "evaluation": {"batch_size": 3, "precision": "fp32"}},
+        {"encoder": "clips", "seed": 1, "evaluation": {"device": "cpu"}},
+    ]
+    defaults = {**SMALL["defaults"], "evaluation": {"batch_size": 64}}
+    plan = planned(recipes={"low": {}, "high": {}}, overrides=overrides, defaults=defaults, seeds=[0, 1])
+
+    def settings(name: str) -> tuple[object, ...]:
+        config = step(plan, f"evaluate-{name}").config
+        return tuple(config.get(key) for key in ("batch_size", "precision", "device"))
+
+    assert settings("llava-clip-tiny-low-s0") == (3, "fp32", None)
+    assert settings("llava-clip-tiny-high-s0") == (2, None, None)
+    assert settings("llava-clips-tiny-high-s0") == (64, None, None)
+    assert settings("llava-clips-tiny-high-s1") == (64, None, "cpu")
+    assert settings("encoder-clip-s0") == (2, None, None)  # once for both recipes
+    assert settings("encoder-clips-s1") == (64, None, "cpu")
+    assert step(plan, "evaluate-llava-clip-tiny-low-s0").config["llava"].endswith("llava/clip-tiny-low-s0")
+
+
 def test_llavas_that_are_there_already_are_rows_which_answer_questions():
     plan = planned(
         llavas=LLAVAS, paths={"shared": "afar"}, defaults={**SMALL["defaults"], "evaluation": {"again": True}}
@@ -133,6 +155,11 @@ def test_several_rows_of_the_baseline_leave_an_existing_llava_without_one():
         ({"encoders": {}, "baseline": None}, "encoders: expected at least one, or one of 'llavas'"),
         ({"overrides": [{"recipe": "a", "skip": True}]}, "unknown recipe in 'overrides' 'a'"),
         ({"overrides": [{"encoder": "x*", "skip": True}]}, r"unknown encoder in 'overrides' 'x\*'"),
+        (
+            {"overrides": [{"encoder": "theirs", "skip": True}], "llavas": {"theirs": "a/llava"}},
+            "unknown encoder in 'overrides' 'theirs'",
+        ),
+        ({"overrides": [{"evaluation": {"llava": "x"}}]}, r"unknown key 'overrides\[0\].evaluation.llava'"),
         (
             {"recipes": {"a": {"vary": {"b": [float("nan")]}}}},
             r"recipes\.a\.vary\.b: expected names or numbers, got nan",

@@ -37,6 +37,7 @@ class CaptionSet:
         texts: (M,) captions, those of a picture side by side; equal ones of two pictures are two.
         pairs: (P, 2) numbers of a picture and of a caption that is right for it, by caption.
         source: the file or directory that was read, for messages.
+        split: which split that is; ``source.WHOLE`` where there are none.
     """
 
     pictures: Pictures
@@ -44,6 +45,7 @@ class CaptionSet:
     texts: Sequence[str]
     pairs: np.ndarray
     source: str
+    split: str
 
     @functools.cached_property
     def captions(self) -> list[list[str]]:
@@ -147,7 +149,12 @@ def _load(source: CaptionSource, per_image: int, limit: int | None, _stamp: obje
     kept = _choose(owners, per_image, limit)
     pairs = [(image, number) for number, (_, owned) in enumerate(kept) for image in owned]
     return CaptionSet(
-        found.pictures, images[:limit], [texts[caption] for caption, _ in kept], np.array(pairs), source.data
+        found.pictures,
+        images[:limit],
+        [texts[caption] for caption, _ in kept],
+        np.array(pairs),
+        source.data,
+        found.split,
     )
 
 

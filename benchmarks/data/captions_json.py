@@ -22,7 +22,7 @@ def is_karpathy(found: OnDisk) -> bool:
 def read_karpathy(found: OnDisk) -> Found:
     """Karpathy's splits of COCO, Flickr30k and Flickr8k; captions as people wrote them (``raw``)."""
     root = found.folder("images")
-    return Found(Files(root), found.of_split(_karpathy(found, root)))
+    return Found(Files(root), found.of_split(_karpathy(found, root)), found.asked.split)
 
 
 def _karpathy(found: OnDisk, root: Path) -> Iterator[tuple[str, Row]]:

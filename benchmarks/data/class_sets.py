@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.data.hub_tables import holds_table, open_table, picture_bytes, picture_columns
+from benchmarks.data.hub_tables import has_splits, holds_table, open_table, picture_bytes, picture_columns
+from benchmarks.data.source import WHOLE
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ClassSet:
     named_by: str
     templates: Sequence[str]
     read: Callable[[int], bytes]
+    split: str
 
     def open(self, index: int) -> Image:
         """Picture ``index`` as RGB."""
@@ -114,6 +116,7 @@ def load_class_set(data: str, *, split: str = "test", limit: int | None = None) 
         named_by=CLASS_NAMES if lines else found.named_by,
         templates=_lines(root, folder, TEMPLATES),
         read=lambda index: found.read(int(kept[index])),
+        split=split if folder != root or (holds_table(root) and has_splits(root)) else WHOLE,
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.source import Found, OnDisk, Row
+from benchmarks.data.hub_tables import has_splits
+from benchmarks.data.source import WHOLE, Found, OnDisk, Row
 from clips.errors import UserError, suggest
 
 _CAPTIONS = ("captions", "caption", "sentences", "texts", "text", "raw")
@@ -51,7 +52,8 @@ def read_hub(found: OnDisk) -> Found:
         raise suggest(asked.image_column, data.column_names, f"column for image_column in {asked.data}")
     columns = _caption_columns(found, data.column_names)
     data = undecoded(data.select_columns([asked.image_column, *columns]))
-    return Found(Rows(data.select_columns([asked.image_column]), asked.image_column, asked.data), _rows(data, columns))
+    pictures = Rows(data.select_columns([asked.image_column]), asked.image_column, asked.data)
+    return Found(pictures, _rows(data, columns), asked.split if has_splits(found.path) else WHOLE)
 
 
 def _rows(data: Any, columns: Sequence[str]) -> Iterator[Row]:

@@ -14,6 +14,11 @@ def holds_table(directory: Path) -> bool:
     return any((directory / mark).is_file() for mark in marks) or next(directory.rglob("*.parquet"), None) is not None
 
 
+def has_splits(directory: Path) -> bool:
+    """Whether it has splits: ``save_to_disk`` also writes a single table."""
+    return (directory / "dataset_dict.json").is_file() or not (directory / "state.json").is_file()
+
+
 def open_table(directory: Path, split: str) -> Any:
     """The ``datasets.Dataset`` of one split, its pictures left as they were stored (``{"bytes": …, "path": …}``).
 

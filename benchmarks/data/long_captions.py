@@ -41,7 +41,7 @@ def is_sharegpt4v(found: OnDisk) -> bool:
 
 def read_sharegpt4v(found: OnDisk) -> Found:
     """The first 1,000 as the split ``test``, which Long-CLIP kept out of its training; or ``all``."""
-    return Found(Files(found.folder("data", "images")), _sharegpt4v(found))
+    return Found(Files(found.folder("data", "images")), _sharegpt4v(found), found.asked.split)
 
 
 def _sharegpt4v(found: OnDisk) -> Iterator[Row]:
@@ -68,7 +68,7 @@ def read_docci(found: OnDisk) -> Found:
     """Pictures of 15 k with one description by a person each; the split ``test`` has 5,000."""
     rows = read_lines(found.file(_DOCCI), texts=("split", "image_file", "description"))
     parted = ((row["split"], ([row["image_file"]], [row["description"]])) for _, row in rows)
-    return Found(Files(found.folder("images")), found.of_split(parted))
+    return Found(Files(found.folder("images")), found.of_split(parted), found.asked.split)
 
 
 def is_iiw(found: OnDisk) -> bool:
@@ -97,7 +97,7 @@ def is_dci(found: OnDisk) -> bool:
 
 def read_dci(found: OnDisk) -> Found:
     """Densely Captioned Images: the short caption and its extension. Papers take all 7,805 pictures: ``split: all``."""
-    return Found(Files(found.folder("photos")), found.of_split(_dci(found)))
+    return Found(Files(found.folder("photos")), found.of_split(_dci(found)), found.asked.split)
 
 
 def _dci(found: OnDisk) -> Iterator[tuple[str, Row]]:

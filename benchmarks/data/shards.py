@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data.json_files import parse_object
-from benchmarks.data.source import Files, Found, OnDisk, Row
+from benchmarks.data.source import WHOLE, Files, Found, OnDisk, Row
 from clips.errors import UserError
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -25,7 +25,8 @@ def is_shards(found: OnDisk) -> bool:
 
 def read_shards(found: OnDisk) -> Found:
     """The pictures that have a caption beside them."""
-    return Found(Files(found.path), _rows(found))
+    parted = bool(_shards(found.path / found.asked.split))
+    return Found(Files(found.path), _rows(found), found.asked.split if parted else WHOLE)
 
 
 def _rows(found: OnDisk) -> Iterator[Row]:

@@ -14,6 +14,8 @@ from clips.errors import UserError, suggest
 
 ALL = "all"
 """As a split: every one that there is."""
+WHOLE = "taken whole"
+"""What a protocol says where there are no splits."""
 
 Row = tuple[Sequence[str], Any]
 """References of pictures, and captions each of which is right for all of them (a list of texts, checked later)."""
@@ -67,10 +69,17 @@ class Files:
 
 @dataclass(frozen=True)
 class Found:
-    """What a layout finds."""
+    """What a layout finds.
+
+    Args:
+        pictures: what the references are read from.
+        rows: references and captions.
+        split: which split that is; `WHOLE` where there are none.
+    """
 
     pictures: Pictures
     rows: Iterable[Row]
+    split: str = WHOLE
 
 
 @dataclass(frozen=True)

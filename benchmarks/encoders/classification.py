@@ -76,7 +76,7 @@ def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
     return {
         "benchmark": config.name,
         "data_hash": found.hash,
-        "split": config.split,
+        "split": found.split,
         "pictures": len(found.pictures),
         "classes": len(found.classes),
     }

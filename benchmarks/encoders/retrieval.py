@@ -79,7 +79,7 @@ def protocol_of(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
         "task": "zero-shot retrieval, both directions",
         "benchmark": config.name,
         "data_hash": captions.hash,
-        "split": config.split,
+        "split": captions.split,
         "pictures": len(captions.images),
         "captions": len(captions.texts),
         "captions_per_picture": captions_per_picture(captions),

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.data.source import WHOLE
 from benchmarks.report.remarks import SCENES_CAVEAT
+from benchmarks.report.source import out_of_date
 from benchmarks.results import Metric, Result
 from benchmarks.study.record import RECORD_FILE, read_study_record
+from benchmarks.trained import read_training
 from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
 from benchmarks.wording import decimals, duration, number
@@ -36,8 +39,8 @@ _NOT_STATED = "not stated"
 class CardConfig:
     """Write what was measured into a model's card, README.md: a table for people, ``model-index`` for the hub.
 
-    Only results of this very model are taken, by its hash. What else the card says stays; a model without a card gets
-    one from its manifest.
+    Only results of this very model are taken, by its hash, and of a study's only those that are up to date. What else
+    the card says stays; a model without a card gets one from its manifest.
 
     Args:
         directory: the encoder or LLaVA.
@@ -54,7 +57,8 @@ def card(config: CardConfig) -> None:
     """Write the card.
 
     Raises:
-        UserError: no model there or not a finished one, no results of it, or a card that cannot be read.
+        UserError: no model there or not a finished one, no results of it or none that is up to date, or a card that
+            cannot be read.
     """
     directory = Path(config.directory)
     manifest = read_manifest(directory)
@@ -67,11 +71,18 @@ def card(config: CardConfig) -> None:
         raise UserError(
             f"results: none of the {len(everything)} results in {config.results} is of {directory} ({model[:12]})"
         )
+    old = out_of_date(own)
+    left_out = [f"{each.benchmark}: out of date ({old[each.path]})" for each in own if each.path in old]
+    own = [result for result in own if result.path not in old]
+    if not own:
+        raise UserError(f"results: {config.results}: nothing of {directory} is up to date: {'; '.join(left_out)}")
     name = config.name or directory.resolve().name
     notes = [SCENES_CAVEAT] if _of_scenes(Path(config.results)) else []
-    filled = with_results(_card(directory, manifest, name), own, name, notes)
+    filled = with_results(_card(directory, manifest, name), own, name, notes, left_out)
     write_file(directory / MODEL_CARD, str(filled))
     say(f"card: {directory / MODEL_CARD}, with {', '.join(result.benchmark for result in own)}")
+    for line in left_out:
+        say(f"left out: {line}")
 
 
 def _of_scenes(directory: Path) -> bool:
@@ -81,7 +92,13 @@ def _of_scenes(directory: Path) -> bool:
     return any(step.command.startswith("clips scenes") for step in read_study_record(directory).steps.values())
 
 
-def with_results(existing: ModelCard, results: Sequence[Result], name: str, notes: Sequence[str] = ()) -> ModelCard:
+def with_results(
+    existing: ModelCard,
+    results: Sequence[Result],
+    name: str,
+    notes: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> ModelCard:
     """The card with its part on evaluation, and its metadata, made from ``results``.
 
     Args:
@@ -89,6 +106,7 @@ def with_results(existing: ModelCard, results: Sequence[Result], name: str, note
         results: of this model.
         name: of the model, in the metadata.
         notes: what a reader of the numbers must know.
+        left_out: in words, results that were not taken, and why.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -101,7 +119,7 @@ def with_results(existing: ModelCard, results: Sequence[Result], name: str, note
         begin=_BEGIN,
         end=_END,
         results=[result for result in results if result.metrics],
-        missing=[*_missing(results)],
+        missing=[*_missing(results), *left_out],
         notes=notes,
         shown=lambda result: [*_shown(result).values()],
         value=_value,
@@ -120,7 +138,7 @@ def eval_results(result: Result) -> list[EvalResult]:
             task_type=_TASKS.get(result.kind, result.kind),
             dataset_type=result.benchmark,
             dataset_name=result.benchmark,
-            dataset_split=str(split) if split else None,
+            dataset_split=str(split) if split not in {None, WHOLE} else None,
             dataset_args={"data_hash": str(result.protocol.get("data_hash", _NOT_STATED))},
             metric_type=metric_name,
             metric_name=metric.label,
@@ -166,34 +184,40 @@ def _card(directory: Path, manifest: Mapping[str, Any], name: str) -> ModelCard:
 
     path = directory / MODEL_CARD
     try:
-        return ModelCard.load(path) if path.is_file() else ModelCard(_new_card(manifest, name))
+        return ModelCard.load(path) if path.is_file() else ModelCard(_new_card(directory, manifest, name))
     except Exception as error:  # YAML's, the hub's own checks and the file system's
         raise UserError(f"{path}: not a model card that the hub would read ({reason_of(error)})") from None
 
 
-def _new_card(manifest: Mapping[str, Any], name: str) -> str:
+def _new_card(directory: Path, manifest: Mapping[str, Any], name: str) -> str:
     import yaml
 
     kind = manifest["kind"]
     metadata = {"license": str(manifest.get("licence") or "unknown")}
     if kind == "llava":
         metadata |= {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    body = _render("model.md.jinja", title=name, kind=kind, facts=facts(manifest))
+    body = _render("model.md.jinja", title=name, kind=kind, facts=facts(manifest, read_training(directory).main))
     return f"---\n{yaml.safe_dump(metadata)}---\n{body}"
 
 
-def facts(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """How a model came to be, as its manifest tells; what that does not tell is said to be not stated."""
+def facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> dict[str, str]:
+    """How a model came to be, as its manifest tells; what that does not tell is said to be not stated.
+
+    Args:
+        manifest: the model's.
+        training: the main settings of its training, in words.
+    """
     stages = manifest.get("stages") or {}
     named = [*(stages.items() if isinstance(stages, Mapping) else enumerate(stages, 1))]
-    found = {name: f"{parent.get('path')} ({parent.get('hash', '')[:12]})" for name, parent in _parents(manifest)}
-    found |= {f"stage {name}": _stage(stage) for name, stage in named}
+    losses = {f"{name}, loss at its end": stage.get("loss") for name, stage in named}
     git = manifest.get("git") or {}
     commit = str(git.get("commit", ""))[:12]
     seconds = _seconds(manifest, [stage for _, stage in named])
-    return found | {
-        "training data": ", ".join(dict.fromkeys(_paths(manifest.get("data")))) or _NOT_STATED,
-        "seed": str(manifest.get("seed", _NOT_STATED)),
+    return {
+        **({} if any(name.endswith("data") for name in training) else {"data": _NOT_STATED}),
+        "seed": _NOT_STATED,
+        **training,
+        **{name: f"{loss:.3f}" for name, loss in losses.items() if isinstance(loss, int | float)},
         "training time": duration(seconds) if isinstance(seconds, int | float) else _NOT_STATED,
         "licence of the weights": str(manifest.get("licence") or _NOT_STATED),
         "suite": commit + (" (changed)" if git.get("dirty") else "") if commit else _NOT_STATED,
@@ -205,29 +229,6 @@ def _seconds(manifest: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -
     seconds = [stage.get("seconds") for stage in stages]
     counted = [each for each in seconds if isinstance(each, int | float)]
     return sum(counted) if counted and len(counted) == len(seconds) else manifest.get("seconds")
-
-
-def _parents(manifest: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    parents = manifest.get("parents")
-    return [*parents.items()] if isinstance(parents, Mapping) else []
-
-
-def _stage(stage: Mapping[str, Any]) -> str:
-    loss = stage.get("loss")
-    said = f"{stage.get('steps', '?')} steps, {stage.get('samples_seen', '?')} samples"
-    return said + (f", loss {loss:.3f} at its end" if isinstance(loss, int | float) else "")
-
-
-def _paths(data: Any) -> Iterator[str]:
-    """Every ``path`` in what a manifest says of its data."""
-    if isinstance(data, Mapping):
-        if "path" in data:
-            yield str(data["path"])
-        for item in data.values():
-            yield from _paths(item)
-    elif isinstance(data, list):
-        for item in data:
-            yield from _paths(item)
 
 
 def _render(template: str, **values: Any) -> str:

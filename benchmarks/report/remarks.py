@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from benchmarks.protocol import INPUT
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
+from benchmarks.results import Result
 from benchmarks.study.record import NOT_ASKED
+from benchmarks.trained import Training, apart, training_of
 from benchmarks.wording import LONGEST_TEXT, column_title, decimals, listed, number, visible
 
 SCENES_CAVEAT = (
@@ -50,6 +52,7 @@ def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
         *_about_intervals(table),
         *_about_power(table),
         *_about_skill(source),
+        *_about_training(source),
         *_about_gaps(source, by_row),
         *_about_protocols(source, by_row),
     ]
@@ -126,6 +129,37 @@ def _about_skill(source: ReportSource) -> list[str]:
         name: {result.without_skill for result in source.results(name).values()} - {""} for name in source.benchmarks
     }
     return [f"{name}: {visible(text, LONGEST_TEXT)}" for name, texts in said.items() for text in sorted(texts)]
+
+
+def _about_training(source: ReportSource) -> list[str]:
+    """Which rows were given other data, steps, batches, rates, … than what they are compared with; seeds are fine."""
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # sentence → rows, what they are compared with
+    trainings: dict[str, Training] = {}
+
+    def training(result: Result) -> Training:
+        model = repr(result.model)
+        if model not in trainings:
+            trainings[model] = training_of(result)
+        return trainings[model]
+
+    for benchmark in source.benchmarks:
+        results = source.results(benchmark)
+        first = None if any(row.baseline for row in source.rows) else next(iter(results), None)
+        for row in source.rows:
+            other = row.baseline or first
+            if row.name in results and other in results and row.name != other:
+                for what in apart(training(results[row.name]), training(results[other])).uneven:
+                    rows, others = found.setdefault(what, ({}, {}))
+                    rows[row.name], others[other] = None, None
+    told: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for what, (rows, others) in found.items():
+        told.setdefault((tuple(rows), tuple(others)), []).append(what)
+    return [
+        f"{_few([*rows])} {'were' if len(rows) > 1 else 'was'} not trained like {_few([*others])}: "
+        f"{'; '.join(what for what in whats if f'encoder.{what}' not in whats)}. "
+        "A difference between the numbers may come of that."
+        for (rows, others), whats in told.items()
+    ]
 
 
 def _about_gaps(source: ReportSource, table: Table) -> list[str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.mllm.judge import NO_JUDGE
-from benchmarks.protocol import INPUT, fingerprint
+from benchmarks.protocol import ranked_by
 from benchmarks.results import Result, read_result, result_files
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
@@ -73,7 +73,7 @@ class ReportSource:
         other protocols, as they come."""
         rows: dict[str, list[str]] = {}
         for name, result in results.items():
-            rows.setdefault(fingerprint(result.protocol, across=(INPUT,)), []).append(name)
+            rows.setdefault(ranked_by(result.protocol), []).append(name)
         baselines = {row.baseline for row in self.rows}
         alike = sorted(rows.values(), key=lambda names: (-len(names), baselines.isdisjoint(names)))
         ordered = [*alike[:1], *(names for names in rows.values() if names is not alike[0])]
@@ -96,6 +96,36 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
     is_study = (root / RECORD_FILE).is_file()
     source = _study_source(root, read_study_record(root)) if is_study else _plain_source(root)
     return _with_baseline(source, baseline) if baseline else source
+
+
+def out_of_date(results: Iterable[Result]) -> dict[Path, str]:
+    """File → why, of those results that lie in a study and do not belong to it as it stands now."""
+    files: dict[Path, list[Result]] = {}
+    for result in results:
+        if result.path is not None:
+            root = list(result.path.absolute().parents)[:3][-1]
+            files.setdefault(root, []).append(result)
+    return {
+        path: why
+        for root, mine in files.items()
+        if (root / RECORD_FILE).is_file()
+        for path, why in _out_of_date(read_source(root), mine)
+    }
+
+
+def _out_of_date(source: ReportSource, results: Iterable[Result]) -> Iterator[tuple[Path, str]]:
+    told = {
+        source.directory / cell.result: source.outcomes[row.name, benchmark]
+        for row in source.rows
+        for benchmark, cell in row.cells.items()
+    }
+    for result in results:
+        assert result.path is not None
+        found = told.get(result.path.absolute())
+        if found is None:
+            yield result.path, "no row of the study has it any more"
+        elif isinstance(found, Gap) and (found.kind == "missing" or (found.kind == "failed" and result.status == "ok")):
+            yield result.path, found.reason
 
 
 def few_rows(source: ReportSource) -> ReportSource:

@@ -33,7 +33,7 @@ def study_schema() -> dict[str, Any]:
     settings, further = _settings()
     for record, keys in (
         ("Defaults", ("encoder", "llm", "llava", "benchmark", "evaluation")),
-        ("Override", ("llava",)),
+        ("Override", ("llava", "evaluation")),
     ):
         for key in keys:
             _fill(defs[record]["properties"][key], {"$ref": f"#/$defs/settings.{key}"})

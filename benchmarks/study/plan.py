@@ -27,6 +27,7 @@ TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
 MAKE_DATA = "clips scenes"
 _OUTPUTS = ("output", "results")  # fields that say where a step writes
+_OF_ROWS = ("batch_size", "precision", "device", "again")  # and those that exceptions for rows may change
 _OWN = ("row", "results", "benchmarks", "encoder")  # fields of ``clips-bench run`` that the study itself gives
 
 
@@ -143,6 +144,8 @@ def make_plan(study: Study) -> Plan:
     Raises:
         UserError: a ``$`` path that nothing makes, an unknown benchmark setting, no row left.
     """
+    for number, rule in enumerate(study.overrides):
+        known_keys(rule.evaluation, _OF_ROWS, f"overrides[{number}].evaluation.")
     maker = _Maker(study)
     for name, settings in study.data.items():
         _data_step(maker, name, settings)
@@ -252,11 +255,13 @@ def _row(
     cells: dict[str, CellRecord] = {}
     artifacts = {"encoder": tower.made, "llm": language.made if language else None}
     if asked_of["encoder"]:
-        cells |= _evaluate(maker, columns, asked_of["encoder"], tower.name, "encoder", {"encoder": tower.spec})
+        model = _evaluated(study, row, {"encoder": tower.spec}, whole_row=False)
+        cells |= _evaluate(maker, columns, asked_of["encoder"], tower.name, "encoder", model)
     if asked_of["llava"] and language is not None:
-        model = _llava(maker, row, tower, language)
-        artifacts["llava"] = model.made
-        cells |= _evaluate(maker, columns, asked_of["llava"], model.name, "llava", {"llava": model.spec})
+        made = _llava(maker, row, tower, language)
+        artifacts["llava"] = made.made
+        model = _evaluated(study, row, {"llava": made.spec}, whole_row=True)
+        cells |= _evaluate(maker, columns, asked_of["llava"], made.name, "llava", model)
     baseline = study.baseline_of(row.encoder)
     if baseline is not None and baseline not in study.llavas:
         baseline = study.label(dataclasses.replace(row, encoder=baseline))
@@ -274,6 +279,22 @@ def _row(
         settings=study.varied[row.encoder].settings if row.encoder in study.varied else {},
         entry=study.varied[row.encoder].entry if row.encoder in study.varied else "",
     )
+
+
+def _evaluated(study: Study, row: Combination, model: Settings, *, whole_row: bool) -> Settings:
+    """How a row's model is evaluated, by the exceptions that are for it.
+
+    Args:
+        study: the study.
+        row: of the model.
+        model: the settings that name it.
+        whole_row: whether it is of this row alone, and not of all rows with its encoder.
+    """
+    settings: Settings = {}
+    for rule in study.overrides:
+        if study.applies(rule, row) and (whole_row or (rule.llm is None and rule.recipe is None)):
+            settings = merged(settings, rule.evaluation)
+    return merged(settings, model)
 
 
 def _llava(maker: _Maker, row: Combination, tower: _Part, language: _Part) -> _Part:

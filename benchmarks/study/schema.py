@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,6 +78,8 @@ class Override:
         seed: rows with this seed.
         skip: leave these rows out.
         llava: laid over ``defaults.llava`` for these rows.
+        evaluation: laid over ``defaults.evaluation`` for these rows: batch_size, precision, device, again. An encoder
+            is evaluated once for all its LLaVAs, so that a rule for an LLM or a recipe is not for its own benchmarks.
     """
 
     encoder: str | None = None
@@ -86,6 +88,7 @@ class Override:
     seed: int | None = None
     skip: bool = False
     llava: Settings = field(default_factory=dict)
+    evaluation: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +196,7 @@ class Study:
             raise UserError(f"seeds: expected different whole numbers from 0 on, got {list(self.seeds)}")
         for override in self.overrides:
             if override.encoder is not None:
-                self._check_encoder(override.encoder, "overrides")
+                self._check_encoder(override.encoder, "overrides", [*self.encoders])
             for what, known in (("llm", self.llms), ("recipe", self.recipes)):
                 name = getattr(override, what)
                 if name is not None and not fnmatch.filter(known, name):
@@ -204,9 +207,11 @@ class Study:
         for number, figure in enumerate(self.figures):
             self._check_figure(figure, f"figures[{number}]")
 
-    def _check_encoder(self, name: str, where: str) -> None:
-        if not any(self.means(name, model) for model in self.models):
-            raise suggest(name, [*self.models, *self.entries], f"encoder in '{where}'")
+    def _check_encoder(self, name: str, where: str, among: Sequence[str] | None = None) -> None:
+        """Refuse what means none of some models, of all where not given."""
+        known = self.models if among is None else among
+        if not any(self.means(name, model) for model in known):
+            raise suggest(name, [*known, *self.entries], f"encoder in '{where}'")
 
     def _check_figure(self, figure: FigureSpec, where: str) -> None:
         if figure.benchmark not in self.benchmarks:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.protocol import INPUT, differences, fingerprint
+from benchmarks.protocol import INPUT, differences, ranked_by
 from benchmarks.report.pairing import Pairing
 from benchmarks.results import Metric, Result
 from benchmarks.statistics import DRAWS, LEVEL, Difference, holm
+from benchmarks.trained import Apart, apart, training_of
 from benchmarks.trust.compare_formats import WRITERS, print_comparison
 from benchmarks.trust.sides import Side, read_side, told_apart
 from benchmarks.wording import listed
@@ -59,6 +60,7 @@ class Line:
         difference: A minus B; None where it cannot be tested.
         p_value: corrected for all lines.
         same_model: whether both were measured on the same files.
+        training: how the two models' trainings differ; None where it is the same model.
     """
 
     rows: tuple[str, str]
@@ -70,6 +72,7 @@ class Line:
     difference: Difference | None = None
     p_value: float = 1.0
     same_model: bool = False
+    training: Apart | None = None
 
     @property
     def unchanged(self) -> bool:
@@ -127,7 +130,20 @@ class Comparison:
     def said(self) -> list[str]:
         """The answer where there is more than one pair of rows, then what was left out, then the context."""
         left_out = [f"Not compared: {reason}." for reason in self.left_out]
-        return [self.answer, *left_out, *self.context]
+        return [self.answer, *self.trained(), *left_out, *self.context]
+
+    def trained(self) -> list[str]:
+        """In words, how the trainings of the models differ, warnings last; what several pairs share is said once."""
+        told: dict[str, dict[str, list[str]]] = {}  # sentence → rows → benchmarks
+        for last in (False, True):
+            for line in {(line.rows, line.benchmark): line for line in self.lines if line.training}.values():
+                assert line.training is not None
+                for sentence in line.training.warnings if last else line.training.sentences:
+                    told.setdefault(sentence, {}).setdefault(_rows(line), []).append(line.benchmark)
+        return [
+            f"{_few(f'{rows} on {listed(benchmarks)}' for rows, benchmarks in where.items())}: {sentence}"
+            for sentence, where in told.items()
+        ]
 
     def by_rows(self) -> dict[tuple[str, str], list[Line]]:
         """The lines of each pair of rows."""
@@ -199,9 +215,10 @@ def _paired(first: Rows, second: Rows) -> list[tuple[Mapping[str, Result], Mappi
     return [(first[name], second[name]) for name in common]
 
 
-def _few(names: Rows) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join([*names][:_NAMED]) + more
+def _few(names: Iterable[str]) -> str:
+    found = [*names]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(found[:_NAMED]) + more
 
 
 def compared(
@@ -212,12 +229,16 @@ def compared(
 ) -> list[Line]:
     """One line a metric that both rows have; the p-values of all lines are Holm-corrected together."""
     found: list[tuple[Line, Result, Result]] = []
+    trainings: dict[str, Apart] = {}
     for mine, other in pairs:
         for name in [name for name in mine if name in other and (not benchmarks or name in benchmarks)]:
             one, two = mine[name], other[name]
+            models = repr((one.model, two.model))
+            if not _same_model(one, two) and models not in trainings:
+                trainings[models] = apart(training_of(one), training_of(two))
             for metric in one.metrics if all_metrics else one.primary:
                 if metric in one.metrics and metric in two.metrics:
-                    found.append((_line(one, two, metric), one, two))
+                    found.append((_line(one, two, metric, trainings.get(models)), one, two))
     draws = max(DRAWS, 80 * len(found))  # so that the correction leaves p < 0.05 within reach
     pairings: dict[tuple[str, str], Pairing] = {}
     tested = []
@@ -253,9 +274,12 @@ def _why(result: Result) -> str:
     return f"failed: {result.reason}" if result.reason else "; ".join(dict.fromkeys(result.absent.values()))
 
 
-def _line(first: Result, second: Result, metric: str) -> Line:
-    across = (INPUT,)
-    alike = fingerprint(first.protocol, across=across) == fingerprint(second.protocol, across=across)
+def _same_model(first: Result, second: Result) -> bool:
+    return bool(first.model.get("hash")) and first.model.get("hash") == second.model.get("hash")
+
+
+def _line(first: Result, second: Result, metric: str, training: Apart | None) -> Line:
+    alike = ranked_by(first.protocol) == ranked_by(second.protocol)
     harness = [
         {name: value for name, value in result.protocol.items() if not name.startswith(INPUT)}
         for result in (first, second)
@@ -267,5 +291,6 @@ def _line(first: Result, second: Result, metric: str) -> Line:
         first=first.metrics[metric],
         second=second.metrics[metric],
         unlike=() if alike else tuple(differences(*harness)),
-        same_model=bool(first.model.get("hash")) and first.model.get("hash") == second.model.get("hash"),
+        same_model=_same_model(first, second),
+        training=training,
     )

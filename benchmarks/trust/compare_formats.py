@@ -98,6 +98,8 @@ def as_fields(line: Line) -> dict[str, Any]:
         "items": line.first.n,
         "same_model": line.same_model,
         "unlike": "; ".join(line.unlike) or None,
+        "training": (line.training.in_short or None) if line.training else None,
+        "uneven_training": ("; ".join(line.training.uneven) or None) if line.training else None,
         "verdict": line.verdict,
     }
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.protocol import INPUT, Protocol, differences
+from benchmarks.protocol import INPUT, Protocol, differences, ranked_by
+from benchmarks.report.source import out_of_date
 from benchmarks.report.table import Column
 from benchmarks.results import Metric, Result
+from benchmarks.trained import apart, training_of
 from benchmarks.trust.rows import find_result
 from benchmarks.wording import decimals, number, visible
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffConfig:
-    """Say what differs between two results: the model, how it takes its input, and the protocol.
+    """Say what differs between two results: the model, how it was trained and takes its input, and the protocol.
 
     Args:
         first: a result file, or a directory (of a row, or of results with one row).
@@ -42,6 +44,10 @@ def explain(first: Result, second: Result) -> Iterator[str]:
     """The differences in lines of text, a verdict last."""
     for letter, result in (("A", first), ("B", second)):
         yield f"{letter}: {result.row} on {result.benchmark}, {_numbers(result)}  ({result.path})"
+    old = out_of_date((first, second))
+    for letter, result in (("A", first), ("B", second)):
+        if result.path in old:
+            yield f"{letter} is out of date: {old[result.path]}."
     yield ""
     yield from _about_model(first, second)
     if "failed" in {first.status, second.status}:
@@ -55,7 +61,10 @@ def explain(first: Result, second: Result) -> Iterator[str]:
     if harness:
         yield "What the harness did (A against B):"
         yield from (f"  {line}" for line in harness)
+    if ranked_by(first.protocol) != ranked_by(second.protocol):
         yield "They are not ranked together: numbers of unlike protocols are shown, never compared."
+    elif harness:
+        yield "They are ranked together: the data are the same, whatever their split is called."
     else:
         yield "What the harness did is the same in both: they are ranked together."
 
@@ -70,6 +79,16 @@ def _about_model(first: Result, second: Result) -> Iterator[str]:
     else:
         yield "The models differ (A against B):"
         yield "  " + " against ".join(f"{model.get('path')} ({model.get('hash', '')[:12]})" for model in (one, other))
+        yield from _about_training(first, second)
+
+
+def _about_training(first: Result, second: Result) -> Iterator[str]:
+    found = apart(training_of(first), training_of(second))
+    if found.rest:
+        yield "How they were trained (A against B):"
+        yield from (f"  {line}" for line in (*found.differing, found.rest))
+    yield from found.unknown
+    yield from found.warnings
 
 
 def _split(result: Result) -> tuple[Protocol, Protocol]:

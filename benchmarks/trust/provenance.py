@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.results import Result
 from benchmarks.study.state import record_behind
+from benchmarks.trained import found_today
 from benchmarks.trust.rows import find_result
 from benchmarks.wording import visible
 from clips.artifact import MANIFEST, directory_hash, read_manifest
@@ -76,19 +77,11 @@ def trace(result: Result, *, check: bool = True) -> Node:
     return Node(title, facts, [_artifact("model", result.model, study, check=check)])
 
 
-def _today(path: str, study: Path) -> Path:
-    """Where a recorded path is: as it was written, or in the result's study, which may have been moved, and whose
-    paths may be relative to another folder than this one."""
-    written = Path(path)
-    below = (study.joinpath(*written.parts[start:]) for start in range(1, len(written.parts) - 1))
-    return next((each for each in (written, *below) if each.exists()), written)
-
-
 def _artifact(
     name: str, described: Mapping[str, str], study: Path, *, check: bool, seen: frozenset[str] = frozenset()
 ) -> Node:
     """What lies at a path, and what its manifest says that it was made from."""
-    path = str(described.get("path", "")) and str(_today(str(described["path"]), study))
+    path = str(described.get("path", "")) and str(found_today(str(described["path"]), study))
     title = f"{name}: {path} ({_short(str(described.get('hash', '')))})"
     directory = Path(path)
     if not path or not directory.exists():
@@ -158,7 +151,7 @@ def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[N
 
 
 def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool) -> Node:
-    path = _today(str(described["path"]), study)
+    path = found_today(str(described["path"]), study)
     facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, int | str)]
     rest = [fact for fact in facts if not fact.startswith(("path ", "hash "))]
     said = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")

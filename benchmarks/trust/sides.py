@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.source import Gap, ReportSource, read_source
+from benchmarks.report.source import Gap, ReportSource, out_of_date, read_source
 from benchmarks.results import Result
 from benchmarks.study.record import NOT_ASKED, RECORD_FILE
 from benchmarks.trust.rows import find_rows
@@ -44,8 +44,18 @@ def read_side(path: str, field: str) -> Side:
     """
     if (Path(path) / RECORD_FILE).is_file():
         return _of_study(read_source(path), path, field)
-    rows = find_rows(path, field)
-    return Side(name=path, rows=rows, facts=_facts(rows))
+    found = find_rows(path, field)
+    old = out_of_date(result for row in found.values() for result in row.values())
+    gaps = [f"{result.row} on {result.benchmark}: {old[result.path]}"
+            for row in found.values() for result in row.values() if result.path in old]  # fmt: skip
+    rows = {
+        name: {benchmark: result for benchmark, result in row.items() if result.path not in old}
+        for name, row in found.items()
+    }
+    rows = {name: row for name, row in rows.items() if row}
+    if not rows:
+        raise UserError(f"{field}: {path}: no result is up to date ({'; '.join(gaps[:1])})")
+    return Side(name=path, rows=rows, gaps=tuple(gaps), facts=_facts(rows))
 
 
 def _of_study(source: ReportSource, path: str, field: str) -> Side:

@@ -13,15 +13,9 @@ from clips.commandline.commands import difference, leaves, plain, to_yaml
 from clips.errors import UserError
 from clips.secrets import without_secrets
 from clips.training.checkpoint import CONFIG, checkpoints, read_loop
+from clips.training.free import FREE, FREE_OF_SOURCES
 
 _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
-
-# These say how a run is carried out, not what comes of it: a run may go on with others.
-_FREE = (
-    *("output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "keep_after_training", "may_change"),
-    *("micro_batch", "scale", "validation", "data.workers", "data.cache_images", "data.max_bad_share", "licence"),
-)
-_FREE_OF_SOURCES = ("cache", "cache_gb")
 
 
 def is_finished(output: str | Path, config: Any, inputs: Mapping[str, str]) -> bool:
@@ -95,7 +89,7 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
 
 def _refuse_other_config(directory: Path, recorded: Path, config: Any, may_change: Sequence[str]) -> None:
     there, here = (
-        {name: _bound(value) for name, value in leaves(values) if not _is_under(name, (*_FREE, *may_change))}
+        {name: _bound(value) for name, value in leaves(values) if not _is_under(name, (*FREE, *may_change))}
         for values in (without_secrets(read_run_config(recorded)), without_secrets(plain(config)))
     )
     if found := difference(there, here):
@@ -113,7 +107,7 @@ def _bound(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
     return [
-        {name: item for name, item in entry.items() if name not in _FREE_OF_SOURCES}
+        {name: item for name, item in entry.items() if name not in FREE_OF_SOURCES}
         if isinstance(entry, Mapping)
         else entry
         for entry in value

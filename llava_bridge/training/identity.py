@@ -23,9 +23,9 @@ from llava_bridge.encoders.spec import paths_of
 from llava_bridge.training.config import STAGES, TrainConfig
 
 # These say how a run is carried out, not what comes of it: a run may go on with others.
-_FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
-_FREE |= {f"{stage}.{field}" for stage in STAGES for field in ("keep_features", "gradient_checkpointing")}
-_FREE_OF_SOURCES = {"missing_images", "cache_gb"}
+FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
+FREE |= {f"{stage}.{field}" for stage in STAGES for field in ("keep_features", "gradient_checkpointing")}
+FREE_OF_SOURCES = {"missing_images", "cache_gb"}
 _WITH_PICTURES = {".parquet", ".arrow", ".tar"}
 _END_BYTES = 1 << 20  # parquet's footer, which knows all row groups, lies at its end
 
@@ -66,14 +66,14 @@ def _made_as(output: Path) -> dict[str, Any]:
 
 
 def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _decisive(value) for name, value in leaves({**config, "inputs": inputs}) if name not in _FREE}
+    return {name: _decisive(value) for name, value in leaves({**config, "inputs": inputs}) if name not in FREE}
 
 
 def _decisive(value: Any) -> Any:
     """Of a list of data sources what the samples depend on; any other value as it is."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return value
-    return [{name: one for name, one in item.items() if name not in _FREE_OF_SOURCES} for item in value]
+    return [{name: one for name, one in item.items() if name not in FREE_OF_SOURCES} for item in value]
 
 
 def inputs(config: TrainConfig) -> dict[str, Any]:

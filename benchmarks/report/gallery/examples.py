@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.lots import by_lot, of_different_pictures
-from benchmarks.protocol import INPUT, fingerprint
+from benchmarks.protocol import ranked_by
 from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
 from benchmarks.report.source import ReportSource
 from benchmarks.results import Result, read_items
@@ -184,7 +184,7 @@ def _pairs(source: ReportSource, results: Mapping[str, Result]) -> Iterator[tupl
     for row in measured:
         other = row.baseline or (None if any(each.baseline for each in source.rows) else measured[0].name)
         if other is not None and other in results and other != row.name:
-            alike = {fingerprint(results[name].protocol, across=(INPUT,)) for name in (other, row.name)}
+            alike = {ranked_by(results[name].protocol) for name in (other, row.name)}
             if len(alike) == 1:
                 yield other, row.name
 

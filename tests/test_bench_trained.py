@@ -1,0 +1,239 @@
+"""How models were trained: what `diff`, `compare` and reports say of it, and when they warn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_material import items_table, put_result
+
+from benchmarks.report.model import build_report
+from benchmarks.report.remarks import remarks
+from benchmarks.results import read_result
+from benchmarks.study.state import StepRecord, step_directory, write_record
+from benchmarks.trained import apart, read_training, training_of
+from benchmarks.trust.compare import CompareConfig, compare, comparison
+from benchmarks.trust.diff import DiffConfig, diff
+from clips.artifact import directory_hash, write_manifest
+
+
+def put_encoder(
+    directory: Path,
+    *,
+    data: str = "d" * 64,
+    steps: int = 6,
+    precision: str = "bf16",
+    begun_with: Path | None = None,
+    **config: Any,
+) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(f"{directory} {steps}".encode())
+    described = {"path": f"{directory.parent}/data", "samples": 9, "hash": data}
+    write_manifest(
+        directory,
+        kind="encoder",
+        config={
+            "output": str(directory), "recipe": {"name": "clip"},
+            "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
+            "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
+                     "workers": len(str(directory))},
+            "steps": steps, "samples": None, "batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
+        } | config,
+        seed=config.get("seed", 0),
+        data={"sources": [described]},
+        parents={"pretrained": begun_with} if begun_with else {},
+        stages=[{"steps": steps, "samples_seen": 8 * steps, "seconds": 1.0}],
+        precision=precision,
+    )  # fmt: skip
+    return directory
+
+
+def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int = 0, lr: float = 1e-3) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "model.safetensors").write_bytes(str(directory).encode())
+    stage = {"data": [{"path": "talk.json", "limit": None}], "steps": steps, "epochs": 1.0, "batch_size": 4, "lr": lr}
+    config = {
+        "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
+        "align": stage, "instruct": stage | {"lr": directory.name}, "new_llm": {"layers": directory.name},
+    }  # fmt: skip
+    write_manifest(
+        directory,
+        kind="llava",
+        config=config,
+        seed=seed,
+        data={"align": [{"path": "talk.json", "hash": "e" * 64}], "llm": "c" * 40},
+        parents={"encoder": encoder} if Path(encoder).is_dir() else {},
+        stages={"align": {"steps": steps, "samples_seen": 4 * steps}},
+    )
+    return directory
+
+
+def put_row(results: Path, model: Path | str, benchmark: str = "gqa", digest: str | None = None) -> Path:
+    """A result of a model, in a row of its name."""
+    name = Path(model).name
+    path = put_result(results, name, benchmark, items_table(0.1 * len(name), benchmark=benchmark))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"] = {"path": str(model), "hash": digest or directory_hash(model)}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def told(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    diff(DiffConfig(first=str(first), second=str(second)))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys):
+    one = put_encoder(tmp_path / "one")
+    two = put_encoder(tmp_path / "two", recipe={"name": "clips"}, seed=1)
+    said = told(put_row(tmp_path / "results", one), put_row(tmp_path / "results", two), capsys)
+    start = said.index("How they were trained (A against B):")
+    assert said[start + 1 : start + 4] == [
+        "  recipe.name: clip against clips",
+        "  seed: 0 against 1",
+        "  the other 9 settings are the same",
+    ]  # output, workers, cache and the data's path are none of them
+    assert not any("Not trained alike" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
+        ({"batch_size": 16}, "batch_size 8 against 16"),
+        ({"optim": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optim.learning_rate 0.001 against 0.002"),
+        ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
+        ({"precision": "fp32"}, "precision bf16 against fp32"),
+    ],
+)
+def test_an_unfair_comparison_is_warned_of(changes, warned, tmp_path, capsys):
+    first = put_row(tmp_path / "results", put_encoder(tmp_path / "one"))
+    second = put_row(tmp_path / "results", put_encoder(tmp_path / "two", **changes))
+    sentence = f"Not trained alike: {warned.format(tmp_path)}. A difference between the numbers may come of that."
+    assert sentence in told(first, second, capsys)
+
+
+def test_the_same_data_elsewhere_are_the_same(tmp_path):
+    first, second = put_encoder(tmp_path / "here" / "one"), put_encoder(tmp_path / "there" / "two")
+    assert apart(read_training(first), read_training(second)).differing == ()
+    other = put_encoder(tmp_path / "here" / "three", data="")  # of data without a hash the path decides
+    assert apart(read_training(first), read_training(other)).differing == ()
+    assert len(apart(read_training(second), read_training(other)).uneven) == 1
+
+
+def test_of_a_llava_its_encoder_is_told_too_and_no_stage_that_did_not_run(tmp_path):
+    first = put_llava(tmp_path / "one", put_encoder(tmp_path / "eyes"))
+    second = put_llava(tmp_path / "two", put_encoder(tmp_path / "other", steps=60), lr=2e-3, seed=3)
+    found = apart(read_training(first), read_training(second))
+    assert [line.partition(":")[0] for line in found.differing] == [
+        "encoder", "seed", "align.lr", "encoder.steps", "encoder.samples",
+    ]  # fmt: skip
+    assert found.uneven == (
+        "align.lr 0.001 against 0.002", "encoder.steps 6 against 60", "encoder.samples 48 against 480",
+    )  # fmt: skip
+    assert read_training(first).main["llm"] == "org/llm (cccccccccccc)"
+
+
+def test_what_training_began_with_is_weighed_by_how_it_was_trained(tmp_path):
+    others = [put_encoder(tmp_path / f"begun{seed}", seed=seed) for seed in (0, 1)]
+    others.append(put_encoder(tmp_path / "longer", steps=60))
+    first, second, third = (
+        read_training(put_encoder(tmp_path / f"from{number}", begun_with=other)) for number, other in enumerate(others)
+    )
+    assert "model.pretrained.seed: 0 against 1" in apart(first, second).differing
+    assert apart(first, second).uneven == ()
+    assert apart(first, third).uneven[0] == "model.pretrained.steps 6 against 60"
+    (others[0] / "manifest.json").unlink()
+    assert apart(read_training(tmp_path / "from0"), second).uneven == (
+        f"model.pretrained {others[0]} ({directory_hash(others[0])[:12]}) "
+        f"against {others[1]} ({directory_hash(others[1])[:12]})",
+    )
+
+
+def test_another_llm_is_unfair(tmp_path):
+    first, second = (put_llava(tmp_path / name, "timm:net") for name in ("one", "two"))
+    manifest = second / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("c" * 40, "b" * 40))
+    found = apart(read_training(first), read_training(second))
+    assert found.uneven == ("llm org/llm (cccccccccccc) against org/llm (bbbbbbbbbbbb)",)
+    assert found.unknown[0] == "Not known of A: how its encoder was trained (timm:net is no directory on this machine)."
+
+
+def test_where_nothing_is_known_it_is_said(tmp_path, capsys):
+    one = put_row(tmp_path / "results", put_encoder(tmp_path / "one"))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    said = told(one, put_row(tmp_path / "results", theirs), capsys)
+    assert f"Not known of B: how it was trained ({theirs} has no manifest of this suite)." in said
+    assert not any(line.startswith("How they were trained") for line in said)
+    said = told(one, put_row(tmp_path / "results", "org/model", digest="a" * 64), capsys)
+    assert "Not known of B: how it was trained (org/model is no directory on this machine)." in said
+    said = told(one, put_row(tmp_path / "results", put_encoder(tmp_path / "new"), digest="a" * 64), capsys)
+    assert f"Not known of B: how it was trained ({tmp_path}/new holds another model by now)." in said
+    (tmp_path / "new/manifest.json").write_text('{"hash": 3, "config": [1], "stages": 7, "data": "x", "parents": [2]}')
+    assert read_training(tmp_path / "new").settings == {}
+
+
+def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
+    study = tmp_path / "runs/demo"
+    monkeypatch.chdir(tmp_path)
+    model = put_llava(Path("runs/demo/llava/one"), put_encoder(Path("runs/demo/encoders/eyes")))
+    put_row(study / "results", model)
+    study.rename(tmp_path / "moved")
+    put_encoder(Path("runs/demo/encoders/eyes"), steps=60)  # another in the old place
+    for folder in (Path("/"), tmp_path):
+        monkeypatch.chdir(folder)
+        settings = training_of(read_result(tmp_path / "moved/results/one/gqa.json")).settings
+        assert settings["align.steps"].text == settings["encoder.steps"].text == "6"
+
+
+def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
+    put_row(tmp_path / "study/results", put_encoder(tmp_path / "study/encoders/one"))
+    shutil.rmtree(tmp_path / "study/encoders")
+    record = StepRecord(
+        name="encoder-one", kind="encoder", command="", key="", outcome="done", started=1.0, made=("encoders/one",)
+    )
+    write_record(tmp_path / "study", record)
+    config = step_directory(tmp_path / "study", "encoder-one") / "config.yaml"
+    config.write_text("{data: {sources: [{path: x/data}]}, batch_size: 16, output: y}", encoding="utf-8")
+    found = training_of(read_result(tmp_path / "study/results/one/gqa.json"))
+    assert {name: each.text for name, each in found.settings.items()} == {
+        "batch_size": "16", "seed": "not set", "data": "x/data",
+    }  # fmt: skip
+
+
+def test_a_comparison_tells_it_once_for_all_benchmarks(tmp_path, capsys):
+    one, two = put_encoder(tmp_path / "one"), put_encoder(tmp_path / "other", steps=60, average=0.5)
+    for model in (one, two):
+        for benchmark in ("gqa", "pope"):
+            put_row(tmp_path / "results", model, benchmark)
+    paths = {"first": str(tmp_path / "results/one"), "second": str(tmp_path / "results/other")}
+    assert comparison(CompareConfig(**paths)).trained() == [
+        "one against other on gqa and pope: trained (A against B): steps 6 against 60; samples 48 against 480; the "
+        "other 9 settings are the same, 1 more stated of one alone.",
+        "one against other on gqa and pope: Not trained alike: steps 6 against 60; samples 48 against 480. A "
+        "difference between the numbers may come of that.",
+    ]
+    compare(CompareConfig(**paths, output=str(tmp_path / "x.json")))
+    assert " ".join(capsys.readouterr().out.split()).count("Not trained alike: ") == 1
+    line = json.loads((tmp_path / "x.json").read_text())[0]
+    assert line["uneven_training"] == "steps 6 against 60; samples 48 against 480"
+    assert line["training"].startswith(line["uneven_training"])
+    compare(CompareConfig(first=paths["first"], second=paths["first"], output=str(tmp_path / "x.json")))
+    assert json.loads((tmp_path / "x.json").read_text())[0]["training"] is None
+
+
+def test_a_report_names_rows_that_had_more_training(tmp_path):
+    for name, steps in (("one", 6), ("more", 60), ("much", 60)):
+        encoder = put_encoder(tmp_path / name, steps=steps)
+        put_row(tmp_path / "results", encoder, "retrieval")
+        put_row(tmp_path / "results", put_llava(tmp_path / "llava" / name, encoder))
+    report = build_report(tmp_path / "results", baseline="one")
+    notes = remarks(report.source, report.table, report.table)
+    assert (
+        "more and much were not trained like one: encoder.steps 60 against 6; encoder.samples 480 against 48. A "
+        "difference between the numbers may come of that."
+    ) in notes
