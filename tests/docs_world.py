@@ -21,6 +21,7 @@ from test_bench_compositional import _sugarcrepe, _winoground
 from test_bench_layouts_known import LONG, _xm3600, _xtd10
 
 from benchmarks.study.steps import Step
+from clips.artifact import write_manifest
 from clips.scenes.make import ScenesConfig, make_scenes
 
 PICTURES = 20
@@ -160,7 +161,8 @@ def _models(root: Path) -> None:
     train(clips_world.train_config(root / "shards", root / "runs" / "mine", steps=1))
     (root / "runs" / "mine.json").unlink()
     copy_tree(root / "runs" / "mine", root / "runs" / "clips")
-    bench_world.write_llava(root / "runs" / "mine-llava")
+    llava = bench_world.write_llava(root / "runs" / "mine-llava")
+    write_manifest(llava, kind="llava", config={}, seed=0, stages={"align": {"steps": 1, "samples_seen": 8}})
     copy_tree(root / "runs" / "mine-llava", root / "mine")
     exchange_world.hf_clip(root / "openai-clip")
     talk = bridge_world.make_talk(root / "talk")
@@ -191,6 +193,8 @@ def _demo(output: Path, root: Path) -> None:
         words = {"kind": step.kind, "command": " ".join(step.command), "outputs": key.outputs, "started": 1.0}
         state.write_record(output, state.StepRecord(name=step.name, key=key.key, outcome="done", seconds=9.0, **words))
         assert state.is_done(step, key, output), step.name
+    for day in ("monday", "friday"):
+        copy_tree(output, output.with_name(day))
     for name, skill in (("mine", 0.4), ("theirs", 0.6)):
         put_result(root / "results" / name, name, "retrieval", items_table(skill, benchmark="retrieval"))
 
@@ -201,7 +205,9 @@ def _made(step: Step, path: Path, root: Path) -> None:
         make_scenes(ScenesConfig(output=str(path), split=step.config["split"], size=8, kinds=8))
     elif step.kind == "evaluation":
         skill = {"untrained": 0.1, "clip": 0.4, "clips": 0.7}[path.parent.name.split("-")[0]]
-        put_result(path.parent.parent, path.parent.name, path.stem, items_table(skill, benchmark=path.stem))
+        rows = [path.parents[2] / kind / path.parent.name for kind in ("encoders", "llava")]
+        items, model = items_table(skill, benchmark=path.stem), next(row for row in rows if row.is_dir())
+        put_result(path.parents[1], path.parent.name, path.stem, items, model=model)
     else:
         parts = {"encoder": "runs/mine", "llm": "models/llm", "llava": "runs/mine-llava"}
         copy_tree(root / parts[step.kind], path)

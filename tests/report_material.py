@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from benchmarks.outcome import MetricSpec, measure
 from benchmarks.protocol import fingerprint
 from benchmarks.results import Result, write_result
+from clips.artifact import directory_hash
 
 KINDS = ("dog", "cup", "kite", "tree", "boat", "clock")
 SKILLS = {"untrained": 0.05, "clip": 0.45, "clips": 0.62}
@@ -80,15 +81,21 @@ def put_result(
     *,
     protocol: dict[str, str | int] | None = None,
     primary: tuple[str, ...] | None = None,
+    model: Path | None = None,
 ) -> Path:
-    """Write one result as the harness would; a benchmark of another name than those above has gqa's metric."""
+    """Write one result as the harness would, of a made-up ``model`` unless there is one; a benchmark of another name
+    than those above has gqa's metric.
+    """
+    measured = {"path": f"encoders/{row}", "hash": "0123456789abcdef" * 4}
+    if model is not None:
+        measured = {"path": str(model), "hash": directory_hash(model)}
     stated = {"benchmark": benchmark, "data_hash": "abc", "items": len(items), "input_size": 64, **(protocol or {})}
     result = Result(
         row=row,
         benchmark=benchmark,
         kind="retrieval" if benchmark == "retrieval" else "mllm",
         status="ok",
-        model={"path": f"encoders/{row}", "hash": "0123456789abcdef" * 4},
+        model=measured,
         metrics={name: measure(items, spec) for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()},
         primary=primary or PRIMARY.get(benchmark, PRIMARY["gqa"]),
         protocol=stated,

@@ -29,10 +29,8 @@ def make_model(directory: Path, **details: Any) -> Path:
 
 def put_own(results: Path, model: Path, benchmark: str, **changes: Any) -> None:
     """A result of ``model``."""
-    path = put_result(results, "row", benchmark, items_table(0.5, benchmark=benchmark))
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content |= {"model": {"path": str(model), "hash": directory_hash(model)}, **changes}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    path = put_result(results, "row", benchmark, items_table(0.5, benchmark=benchmark), model=model)
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.fixture
