@@ -60,6 +60,8 @@ RULES = (
     Rule(has="sbatch ", skip="needs SLURM; tests/test_slurm.py plays it"),
     Rule(has="--hostfile", skip="needs several machines"),
     Rule(has="--nnodes", skip="needs several machines"),
+    Rule(has="--dry-run true"),
+    Rule(has="clips-bench publish", add="--dry-run true"),
     Rule(has="clips-bench fetch", skip="needs the hub; tests/test_bench_fetch.py plays it"),
     Rule(has="llava-hf/", skip="needs the hub; tests/test_bridge_hub.py plays it"),
     Rule(has="transformers:openai/", skip="needs the hub"),
