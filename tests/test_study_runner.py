@@ -17,7 +17,7 @@ from benchmarks.study import runner
 from benchmarks.study.executors import children
 from benchmarks.study.lock import locked
 from benchmarks.study.runner import run_steps
-from benchmarks.study.state import StepKey, read_record
+from benchmarks.study.state import StepKey, clear_outputs, read_record
 from benchmarks.study.steps import Step, in_order
 from clips.errors import UserError
 
@@ -103,6 +103,16 @@ def test_another_key_removes_the_old_output_before_the_step_runs(tmp_path):
     assert visits(tmp_path, "data") == 1
     assert not hidden.exists()
     assert not stage.exists()  # else a training in stages would go on from the old one, or refuse it
+
+
+def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_goes_on_from_it(tmp_path):
+    step = make(tmp_path, "a")
+    names = [".a.work", ".a.partial", ".a.replaced", f".a.{'0' * 32}.partial"]
+    others = [".a.b.work", ".a.b.partial", f".a.b.{'0' * 32}.partial", ".a.work.work"]
+    for name in (*names, *others):
+        (tmp_path / "made" / name).mkdir(parents=True)
+    clear_outputs(step, StepKey(key="another", outputs={}), None)
+    assert {path.name for path in (tmp_path / "made").iterdir()} == set(others)
 
 
 def test_an_output_that_was_deleted_is_made_again(tmp_path):

@@ -269,6 +269,23 @@ def test_a_run_is_claimed_by_one_alone(tmp_path):
     assert claims.claimed_by(tmp_path, "other") is None
 
 
+def test_two_machines_whose_processes_have_one_number_do_not_both_claim_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    link, other = os.link, []
+
+    def link_late(partial: Path, path: Path) -> None:
+        if not other:
+            other.append(False)
+            other[0] = claims.claim(tmp_path, "token", "8")  # the other machine's begins and ends meanwhile
+        link(partial, path)
+
+    monkeypatch.setattr(os, "link", link_late)
+    assert not claims.claim(tmp_path, "token", "7")
+    assert other == [True]
+    assert claims.claimed_by(tmp_path, "token")[0] == "8"
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_what_a_step_asks_for_is_what_sbatch_is_told(tmp_path):
     from benchmarks.study.executors.base import Site
 

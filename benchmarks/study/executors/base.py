@@ -87,8 +87,6 @@ class Site:
 class Executor(Protocol):
     """Runs jobs. The runner calls it from one thread."""
 
-    width: int
-    """How many jobs run at the same time, about; for estimates."""
     queues: bool
     """Whether a job that was started may have to wait, and outlives the runner."""
 
@@ -120,6 +118,15 @@ class Executor(Protocol):
 
 class ExecutorConfig(ABC):
     """Settings of an executor: a frozen dataclass that checks itself."""
+
+    @abstractmethod
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+        """Step → how much of the executor it takes while it runs, at most 1; for estimates.
+
+        Args:
+            resources: step → what it is given.
+            jobs: of the study: steps at the same time.
+        """
 
     @abstractmethod
     def open(self, site: Site) -> Executor:

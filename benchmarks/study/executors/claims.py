@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import write_file
+from clips.artifact import partial_beside, write_file
 
 _NOBODY = "nobody"
 
@@ -28,7 +28,7 @@ def claim(directory: Path, token: str, who: str) -> bool:
         who: the job's id.
     """
     path = _claim_file(directory, token)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = partial_beside(path)
     try:
         partial.write_text(who, encoding="utf-8")
         os.link(partial, path)  # whole at once, and only if nothing is there

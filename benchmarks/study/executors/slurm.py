@@ -70,6 +70,10 @@ class SlurmConfig(ExecutorConfig):
         if self.requeues < 0:
             raise UserError(f"requeues: expected 0 or more, got {self.requeues}")
 
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+        """Each is one of ``at_once``, should the cluster be free; how long its queue is nobody knows."""
+        return dict.fromkeys(resources, 1 / self.at_once)
+
     def open(self, site: Site) -> Executor:
         """Jobs of SLURM's.
 
@@ -108,7 +112,6 @@ class Slurm:
 
     def __init__(self, site: Site, config: SlurmConfig) -> None:
         self.site, self.config = site, config
-        self.width = config.at_once
         self.folder = site.output.resolve() / ".slurm"
         self.queued: dict[str, _Queued] = {}
         self._looked = self._asked = 0.0
