@@ -42,7 +42,8 @@ class StepRecord:
         key: what the run depended on.
         outcome: how it ended.
         started: when it began, seconds since the epoch.
-        seconds: wall time, over all the runs that went on from where the last was interrupted.
+        seconds: wall time over all runs that went on from what an interrupted, killed or failed one left, theirs
+            included, and with it what was lost and done again. Noted every half minute while it runs.
         peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
         exit_status: of the command; None while running or when it was killed by the runner.
         log_tail: the last lines of its log, where it failed.
