@@ -137,7 +137,7 @@ def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
     assert (PLANTED in (tmp_path / "out" / "config.yaml").read_text()) == (where == "here")
     assert is_finished(same.output, same, {})
     for other in (f"pipe:fetch {PLANTED} b.tar", f"pipe:send {PLANTED} a.tar", "pipe:fetch  a.tar"):
-        with pytest.raises(UserError, match="holds a run of another config: data.sources"):
+        with pytest.raises(UserError, match=r"holds a run of another config: data\.sources"):
             is_finished(same.output, config(other), {})
 
 
