@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.protocol import CODE
 from benchmarks.sharing import of_first, together
 from benchmarks.source_code import source_hash
-from clips.artifact import writing
+from clips.artifact import partial_beside, writing
 from clips.parallel.processes import Processes
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _in_order(batches: Batches, parts: Sequence[torch.Tensor]) -> torch.Tensor:
 def _store(path: Path, vectors: torch.Tensor) -> None:
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_beside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

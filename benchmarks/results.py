@@ -14,7 +14,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import re
 import types
 import typing
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.artifact import versions, write_file, writing
+from clips.artifact import partial_beside, versions, write_file, writing
 from clips.commandline.commands import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
@@ -172,7 +171,7 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
 
 
 def _write_items(table: Path, items: pd.DataFrame) -> None:
-    partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
+    partial = partial_beside(table)
     with writing(table):
         table.parent.mkdir(parents=True, exist_ok=True)
         try:

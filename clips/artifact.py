@@ -13,11 +13,11 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from clips.secrets import without_secrets
 from clips.visible import visible
 
 MANIFEST = "manifest.json"
+UNIQUE = "[0-9a-f]{32}"
+"""What `partial_beside` makes names of, as a pattern."""
 STAGES = ".stages"
 """Behind an encoder's name: the directory with what the earlier stages of its training left."""
 # How an artifact came to be, told for people and reports: not part of what it is, so not of its hash.
@@ -115,10 +117,15 @@ def added_files(directory: str | Path) -> Iterator[Path]:
         (target / ".added").rmdir()
 
 
+def partial_beside(path: Path) -> Path:
+    """A hidden name for ``path`` while it is written, which no other process takes, on this machine or another."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
 def write_file(path: str | Path, content: str | bytes) -> None:
     """Write ``content``, a text as UTF-8, so that a crash leaves either the old file or the new one, never a part."""
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = partial_beside(target)
     with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -29,6 +29,7 @@ _SHAPES = (
     ),
 )
 _ENVIRONMENT = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD)$")
+_STARS = re.compile(r"\*{3,}")
 _SHORTEST = 8  # of a value of the environment that is looked for; "true" or "1" is no secret
 
 
@@ -45,6 +46,36 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return value
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values may be one: equal, but for what is masked in either of them.
+
+    What was recorded under one environment is compared under another, which may know fewer secrets, or more.
+    """
+    if isinstance(one, str) and isinstance(other, str):
+        return one == other or _stands_for(one, other) or _stands_for(other, one)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == other
+
+
+def _stands_for(masked: str, text: str) -> bool:
+    """Whether ``masked`` is ``text`` with ``***`` in place of parts that are long enough for secrets, or masked too."""
+    first, *others = _STARS.split(masked)
+    if not others or not text.startswith(first):
+        return False
+    place = len(first)
+    for number, piece in enumerate(others, 1):
+        shortest = len(HIDDEN) if text.startswith(HIDDEN, place) else _SHORTEST
+        find = text.rfind if number == len(others) else text.find
+        found = find(piece, place + shortest)
+        if found < 0:
+            return False
+        place = found + len(piece)
+    return place == len(text)
 
 
 def _is_place(value: str) -> bool:

@@ -101,11 +101,18 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (directory / "killed").exists()
+    for mark in checkpoint.parents[1].glob("*/complete"):
+        known = json.loads(mark.read_text())
+        assert 0 < known["seconds"] < 1000
+        mark.write_text(json.dumps(known | {"seconds": known["seconds"] + 10_000}))
     resumed = bridge_world.run_python(*command[1:], **launched, MASTER_PORT=str(launching._free_port()))
     assert resumed.returncode == 0, resumed.stderr
     assert "going on with the unfinished run" in resumed.stderr
     assert "align: done before" in resumed.stderr
     assert losses(directory / "killed") == losses(trained)
+    manifest = json.loads((directory / "killed" / "manifest.json").read_text())
+    assert 10_000 < manifest["stages"]["instruct"]["seconds"] < 11_000  # the killed attempt's are in it
+    assert 10_000 < manifest["seconds"] < 12_000
     assert not list(directory.glob(".killed.*"))
     one, again = (load_file(directory / name / "model.safetensors") for name in ("one", "killed"))
     assert one.keys() == again.keys()
@@ -288,7 +295,7 @@ def stage_callback(tmp_path: Path) -> Any:
     from llava_bridge.training.callback import StageCallback
     from llava_bridge.training.progress import Progress
 
-    progress, nobody = Progress("align", 4, tmp_path / "metrics.jsonl"), SimpleNamespace(of_any_process=lambda: 0)
+    progress, nobody = Progress("align", 4, tmp_path / "metrics.jsonl", 0.0), SimpleNamespace(of_any_process=lambda: 0)
     return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody)  # type: ignore[arg-type]
 
 
@@ -319,10 +326,11 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", bad.found)
+        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", bad.found, 1.5 * step)
     (tmp_path / "checkpoint-12").mkdir()  # its writing was interrupted
     start = checkpoints.last_checkpoint(tmp_path)
     assert start == tmp_path / "checkpoint-10"
+    assert (checkpoints.seconds_before(start), checkpoints.seconds_before(None)) == (15.0, 0.0)
     again = BadSamples("align", 2, checkpoints.bad_before(start))
     with pytest.raises(UserError, match="align: 3 samples cannot be used"):
         again.add([("c", "after resuming")])

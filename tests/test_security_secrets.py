@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import clips_world
 import pytest
@@ -16,8 +17,10 @@ from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
 from clips.artifact import read_manifest, say, write_file, write_manifest
 from clips.commandline.commands import to_yaml
-from clips.secrets import HIDDEN, without_secrets
+from clips.errors import UserError
+from clips.secrets import HIDDEN, alike, without_secrets
 from clips.train import train
+from clips.training.config import TrainConfig
 from clips.training.rundir import is_finished, record_run
 
 PLANTED = "Zq9wXkT2vB7nLm4R"
@@ -114,6 +117,56 @@ def test_a_run_that_was_recorded_before_secrets_were_taken_out_is_known_again(tm
     write_file(tmp_path / "out" / "config.yaml", to_yaml(config))
     write_manifest(tmp_path / "out", kind="encoder", config=config)
     assert is_finished(config.output, config, {})
+
+
+@pytest.mark.parametrize("where", ["there", "here"])
+def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(path: str) -> TrainConfig:
+        return clips_world.train_config(tmp_path, tmp_path / "out", data={"sources": [{"path": path}]})
+
+    same = config(f"pipe:fetch {PLANTED} a.tar")
+    with monkeypatch.context() as context:
+        if where == "there":
+            context.setenv("MY_KEY", PLANTED)
+        record_run(same.output, same)
+        write_manifest(tmp_path / "out", kind="encoder", config=same)
+    if where == "here":
+        monkeypatch.setenv("MY_KEY", PLANTED)
+    assert (PLANTED in (tmp_path / "out" / "config.yaml").read_text()) == (where == "here")
+    assert is_finished(same.output, same, {})
+    for other in (f"pipe:fetch {PLANTED} b.tar", f"pipe:send {PLANTED} a.tar", "pipe:fetch  a.tar"):
+        with pytest.raises(UserError, match=r"holds a run of another config: data\.sources"):
+            is_finished(same.output, config(other), {})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("a/***/b", f"a/{PLANTED}/b", True),
+        ("***", PLANTED, True),
+        ("***.a.***", f"{PLANTED}.a.{PLANTED}", True),
+        ("***.a.***", f"***.a.{PLANTED}", True),
+        ("***.a.***", f"{PLANTED}.b.{PLANTED}", False),
+        ("a/***/b", f"a/{PLANTED}/c", False),
+        ("a/***/b", "a/short/b", False),
+        ({"x": ["***", 1]}, {"x": (PLANTED, 1)}, True),
+        ({"x": ["***", 1]}, {"x": [PLANTED, 2]}, False),
+        ({"x": "***"}, {"x": "***", "y": 1}, False),
+        (["***"], "***", False),
+        (1, 1, True),
+        (None, "***", False),
+    ],
+)
+def test_what_is_masked_stands_for_any_secret(one: Any, other: Any, expected: bool) -> None:
+    assert alike(one, other) == expected
+    assert alike(other, one) == expected
+
+
+@given(st.text("*ab"), st.text("*ab"))
+def test_a_text_is_alike_with_itself_masked(before: str, after: str) -> None:
+    assert alike(f"{before}{PLANTED}{after}", f"{before}{HIDDEN}{after}")
 
 
 @pytest.mark.slow

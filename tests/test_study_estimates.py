@@ -12,11 +12,14 @@ from study_material import SMALL
 from benchmarks.study import commands
 from benchmarks.study.commands import PlanConfig, plan_study
 from benchmarks.study.estimates import Estimate, estimate_steps, in_all, worked_out
+from benchmarks.study.executors.gpus import GpusConfig
+from benchmarks.study.executors.local import LocalConfig
+from benchmarks.study.executors.slurm import SlurmConfig
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import study_from
 from benchmarks.study.resources import Resources, resources_of
 from benchmarks.study.state import StepRecord, write_record
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Step, time_left
 from clips.artifact import write_file
 from clips.commandline.commands import to_yaml
 from clips.errors import UserError
@@ -97,22 +100,43 @@ def test_a_failed_run_tells_nothing(tmp_path):
 
 
 def test_the_sum_names_what_is_unknown_and_what_cannot_be_shared():
-    known = [
-        Estimate(basis="", seconds=100.0, memory=1e9, disk=1e6, most=5e6, gpu_hours=2.0),
-        Estimate(basis="", seconds=20.0, memory=2e9, disk=1e6, gpu_hours=1.0),
-        Estimate(basis=""),
-    ]
-    text = in_all(known, jobs=4)
+    known = {
+        "long": Estimate(basis="", seconds=100.0, memory=1e9, disk=1e6, most=5e6, gpu_hours=2.0),
+        "short": Estimate(basis="", seconds=20.0, memory=2e9, disk=1e6, gpu_hours=1.0),
+        "dark": Estimate(basis=""),
+    }
+    steps = [bare(name) for name in known]
+    text = in_all(known, steps, dict.fromkeys(known, 0.25))
     for part in (
         "about 2 min 00 s of steps",
-        "4 at a time not less than 1 min 40 s",  # the longest step
+        "side by side not less than 1 min 40 s",  # the longest step
         "3 GPU hours",
         "2 GB memory",
         "2 MB disk, and 4 MB for checkpoints",
         "the time of 1 steps is unknown",
     ):
         assert part in text
-    assert in_all([Estimate(basis="")], jobs=1) == "in all: time unknown"
+    assert "side by side" not in in_all(known, steps, dict.fromkeys(known, 1.0))
+    assert in_all({"dark": Estimate(basis="")}, steps, {"dark": 1.0}) == "in all: time unknown"
+
+
+def bare(name: str, *parents: str) -> Step:
+    return Step(name=name, kind="encoder", command=("clips", "train"), config={}, outputs=(), parents=parents)
+
+
+def test_time_left_knows_the_room_of_the_executor_and_that_children_wait_for_parents():
+    steps = [bare("one"), bare("two"), bare("wide"), bare("child", "one"), bare("done")]
+    rests = {"one": 10.0, "two": 10.0, "wide": 10.0, "child": 10.0}
+    given = {name: Resources(gpus=1) for name in ("one", "two", "child", "done")} | {"wide": Resources(gpus=4)}
+    four = GpusConfig(devices=("0", "1", "2", "3")).shares(given, 1)
+    assert four == {"one": 0.25, "two": 0.25, "child": 0.25, "done": 0.25, "wide": 1.0}
+    assert time_left(steps, rests, four) == 20  # the chain; the GPUs are busy for 17.5
+    assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(given, 8)) == 40
+    assert GpusConfig(devices=("0",)).shares({"data": Resources(gpus=0)}, 8) == {"data": 0.125}
+    assert time_left(steps, rests, LocalConfig().shares(given, 2)) == 20
+    assert time_left(steps, rests, LocalConfig().shares(given, 1)) == 40
+    assert time_left(steps, rests, SlurmConfig(at_once=100).shares(given, 1)) == 20  # no sooner, however wide
+    assert time_left(steps, {}, four) == 0
 
 
 def llava_step(**config: object) -> Step:

@@ -17,7 +17,7 @@ from benchmarks.study import runner
 from benchmarks.study.executors import children
 from benchmarks.study.lock import locked
 from benchmarks.study.runner import run_steps
-from benchmarks.study.state import StepKey, read_record
+from benchmarks.study.state import StepKey, clear_outputs, read_record, write_record
 from benchmarks.study.steps import Step, in_order
 from clips.errors import UserError
 
@@ -105,6 +105,16 @@ def test_another_key_removes_the_old_output_before_the_step_runs(tmp_path):
     assert not stage.exists()  # else a training in stages would go on from the old one, or refuse it
 
 
+def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_goes_on_from_it(tmp_path):
+    step = make(tmp_path, "a")
+    names = [".a.work", ".a.partial", ".a.replaced", f".a.{'0' * 32}.partial"]
+    others = [".a.b.work", ".a.b.partial", f".a.b.{'0' * 32}.partial", ".a.work.work"]
+    for name in (*names, *others):
+        (tmp_path / "made" / name).mkdir(parents=True)
+    clear_outputs(step, StepKey(key="another", outputs={}), None)
+    assert {path.name for path in (tmp_path / "made").iterdir()} == set(others)
+
+
 def test_an_output_that_was_deleted_is_made_again(tmp_path):
     steps = [make(tmp_path, "data")]
     run(tmp_path, steps)
@@ -112,6 +122,27 @@ def test_an_output_that_was_deleted_is_made_again(tmp_path):
         path.unlink()
     (tmp_path / "made" / "data").rmdir()
     assert run(tmp_path, steps)[0].done == ("data",)
+
+
+@pytest.mark.parametrize("outcome", ["running", "interrupted", "failed"])
+def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeypatch, outcome):
+    monkeypatch.setattr(runner, "NOTE_SECONDS", 0.05)
+    steps, noted = [make(tmp_path, "data", sleep=0.4)], []
+    monkeypatch.setattr(Quiet, "tick", lambda _: noted.append(read_record(tmp_path, "data").seconds))
+    run(tmp_path, steps)
+    record = read_record(tmp_path, "data")
+    assert 0 < noted[-1] <= record.seconds < 100
+    assert noted[0] < noted[-1]
+    killed = dataclasses.replace(record, outcome=outcome, seconds=100.0, energy_wh={"gpus": 5.0})
+    write_record(tmp_path, killed)
+    run(tmp_path, steps)
+    record = read_record(tmp_path, "data")
+    assert (record.outcome, record.energy_wh["gpus"]) == ("done", 5.0)
+    assert 100 < record.seconds < 200
+    assert noted[-1] > 100
+    write_record(tmp_path, killed)
+    run(tmp_path, steps, mark=" changed")
+    assert read_record(tmp_path, "data").seconds < 100  # nothing of it is in what was made
 
 
 def test_a_failed_step_stops_its_branch_only(tmp_path):

@@ -13,13 +13,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 from test_study_runner import FAKE, RUNNER, Quiet, keys_of, make, visits
 
 from benchmarks.study import runner
-from benchmarks.study.executors import claims, slurm
+from benchmarks.study.executors import claims, job, slurm
+from benchmarks.study.executors.base import Ended, Job, Site, Spent
 from benchmarks.study.executors.slurm import SlurmConfig
 from benchmarks.study.lock import locked
 from benchmarks.study.resources import Resources
@@ -262,16 +264,51 @@ def test_a_run_is_claimed_by_one_alone(tmp_path):
     assert claims.claim(tmp_path, "token", "7_1")  # queued again
     assert not claims.claim(tmp_path, "token", "8")
     assert not claims.take_away(tmp_path, "token")
-    claims.write_end(tmp_path, "token", {"status": 0})
+    claims.write_end(tmp_path, "token", Ended(name="long", status=0, spent=Spent(seconds=2.0)))
+    assert claims.read_end(tmp_path, "token").spent.seconds == 2
     assert claims.take_away(tmp_path, "token")  # it has ended
     assert claims.take_away(tmp_path, "other")
     assert not claims.claim(tmp_path, "other", "9")
     assert claims.claimed_by(tmp_path, "other") is None
 
 
-def test_what_a_step_asks_for_is_what_sbatch_is_told(tmp_path):
-    from benchmarks.study.executors.base import Site
+def test_what_a_job_took_is_known_when_it_is_queued_again_or_killed(tmp_path, monkeypatch):
+    step = make(tmp_path, "long")
+    run_of = Job(step=step, resources=Resources(), words=(), directory=tmp_path, append=False, threads=1, token="token")
+    claims.write_spent(tmp_path, "token", Spent(seconds=1000.0, energy_wh={"gpus": 3.0}))  # by a former allocation
+    meter = types.SimpleNamespace(watt_hours=lambda: {"gpus": 0.5, "processors": 0.25})
+    told = job._noting(run_of, meter)()
+    assert 1000 < told.seconds < 1100
+    assert told.energy_wh == {"gpus": 3.5, "processors": 0.25}
+    assert claims.read_spent(tmp_path, "token") == told
 
+    executor = slurm.Slurm(Site(output=tmp_path, jobs=1, lock=0, resources={}), SlurmConfig())
+    monkeypatch.setattr(executor, "_obituary", lambda _: "gone")
+    killed = slurm._Queued(run_of, "7", began=time.time() - 5, missed=1)
+    assert executor._event(killed, set()) == Ended(name="long", status=None, spent=told, problem="gone")
+    claims.forget(tmp_path, "token")
+    assert 5 <= killed.spent().seconds < 100
+    assert not list(tmp_path.glob(".token*"))
+
+
+def test_two_machines_whose_processes_have_one_number_do_not_both_claim_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    link, other = os.link, []
+
+    def link_late(partial: Path, path: Path) -> None:
+        if not other:
+            other.append(False)
+            other[0] = claims.claim(tmp_path, "token", "8")  # the other machine's begins and ends meanwhile
+        link(partial, path)
+
+    monkeypatch.setattr(os, "link", link_late)
+    assert not claims.claim(tmp_path, "token", "7")
+    assert other == [True]
+    assert claims.claimed_by(tmp_path, "token")[0] == "8"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_a_step_asks_for_is_what_sbatch_is_told(tmp_path):
     config = SlurmConfig(partition="gpu", account="vision", setup=("module load cuda",), options={"nice": 100})
     site = Site(output=tmp_path, jobs=1, lock=0, resources={})
     asked = slurm.Slurm(site, config).parameters(

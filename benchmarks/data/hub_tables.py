@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from clips.data.unpacking import check_unpacked
 from clips.errors import UserError, reason_of
 
 
@@ -39,7 +40,10 @@ def open_table(directory: Path, split: str) -> Any:
             table = splits.get(split)
         else:
             splits = _parquet_files(directory)
+            check_unpacked(splits.get(split, ()))
             table = datasets.Dataset.from_parquet(splits[split]) if split in splits else None
+    except UserError:
+        raise
     except Exception as error:  # pyarrow and datasets raise their own
         raise UserError(f"{directory}: not a data set that can be read ({reason_of(error)})") from None
     if table is None:

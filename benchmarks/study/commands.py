@@ -92,6 +92,11 @@ class KeyedPlan:
         return {step.name: resources_of(self.plan.study.resources, step) for step in self.plan.steps}
 
     @property
+    def shares(self) -> dict[str, float]:
+        """How much of the study's executor each step takes."""
+        return self.plan.study.executor.shares(self.resources, self.plan.study.jobs)
+
+    @property
     def output(self) -> Path:
         """The study's directory."""
         return self.plan.study.directory
@@ -168,7 +173,7 @@ def _run_locked(keyed: KeyedPlan, config: StudyConfig, lock: int) -> Summary:
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
     if not (output / RECORD_FILE).is_file() or not all(is_done(step, keyed.keys[step.name], output) for step in steps):
         write_study_record(output, study_record(keyed, config.file))
-    with Progress(steps, output, jobs=study.jobs) as progress:
+    with Progress(steps, output, shares=keyed.shares) as progress:
         summary = run_steps(
             steps,
             lambda: current_keys(keyed.plan),
@@ -284,7 +289,8 @@ def plan_study(config: PlanConfig) -> None:
     console.print(Text(facts), soft_wrap=True)
     console.print(Text(f"{len(would_run)} of {len(keyed.plan.steps)} steps would run"))
     if would_run and estimates:
-        console.print(Text(in_all([estimates[step.name] for step in would_run], study.jobs)), soft_wrap=True)
+        known = {step.name: estimates[step.name] for step in would_run}
+        console.print(Text(in_all(known, keyed.plan.steps, keyed.shares)), soft_wrap=True)
     if config.check:
         check_files(would_run, study)
         check_configs(would_run)

@@ -11,13 +11,13 @@ import functools
 import json
 import statistics
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study.resources import Resources
 from benchmarks.study.state import CONFIG, StepRecord, read_record, step_directory
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Step, time_left
 from benchmarks.wording import duration
 from clips.errors import UserError
 
@@ -109,17 +109,24 @@ def likeness(step: Step) -> tuple[str, ...]:
     return step.kind, *step.command, own
 
 
-def in_all(estimates: Iterable[Estimate], jobs: int) -> str:
-    """The sum in a line; what is not known is counted."""
-    known = list(estimates)
-    seconds = [one.seconds for one in known if one.seconds is not None]
+def in_all(estimates: Mapping[str, Estimate], steps: Sequence[Step], shares: Mapping[str, float]) -> str:
+    """The sum in a line; what is not known is counted.
+
+    Args:
+        estimates: of the steps that would run.
+        steps: all of the study.
+        shares: how much of the executor each takes.
+    """
+    known = list(estimates.values())
+    rests = {name: one.seconds for name, one in estimates.items() if one.seconds is not None}
+    seconds, least = list(rests.values()), time_left(steps, rests, shares)
     memory = [one.memory for one in known if one.memory is not None]
     hours = [one.gpu_hours for one in known if one.gpu_hours is not None]
     kept = [one.disk for one in known if one.disk is not None]
     more = max([one.most - (one.disk or 0) for one in known if one.most is not None], default=0.0)
     parts = [f"in all about {duration(sum(seconds))} of steps" if seconds else "in all: time unknown"]
-    if seconds and jobs > 1:
-        parts.append(f"{jobs} at a time not less than {duration(max(sum(seconds) / jobs, *seconds))}")
+    if least < sum(seconds):
+        parts.append(f"side by side not less than {duration(least)}")
     parts += [f"{sum(hours):,.3g} GPU hours"] if hours else []
     parts += [f"at most {size(max(memory))} memory at once in a step"] if memory else []
     parts += [f"{size(sum(kept))} disk"] if kept else []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.study.runner import Observer, log_tail
 from benchmarks.study.state import StepRecord, read_record
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Step, time_left
 from benchmarks.wording import duration, visible
 
 if TYPE_CHECKING:
@@ -66,15 +66,17 @@ class Progress(Observer):
     Args:
         steps: in the order of the study.
         output: the study's directory.
-        jobs: steps at the same time, for the time left.
+        shares: step → how much of the executor it takes, for the time left.
         console: where to; standard error where None.
     """
 
-    def __init__(self, steps: Sequence[Step], output: Path, *, jobs: int, console: Console | None = None) -> None:
+    def __init__(
+        self, steps: Sequence[Step], output: Path, *, shares: Mapping[str, float], console: Console | None = None
+    ) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self.steps, self.output, self.jobs = steps, output, jobs
+        self.steps, self.output, self.shares = steps, output, shares
         self.console = console or Console(file=sys.stderr, highlight=False)
         self.states: dict[str, str] = {step.name: "waiting" for step in steps}
         self.records: dict[str, StepRecord] = {}
@@ -112,17 +114,16 @@ class Progress(Observer):
 
     def left(self) -> float | None:
         """Seconds until all is done, guessed; None where the time of a step is not known."""
-        work = 0.0
-        longest = 0.0
+        rests: dict[str, float] = {}
         for step in self.steps:
             if self.states[step.name] not in {"waiting", "queued", "running"}:
                 continue
             guess = self.estimates.seconds(step)
             if guess is None:
                 return None
-            rest = max(guess - self._elapsed(step.name), 0.0) if self.states[step.name] == "running" else guess
-            work, longest = work + rest, max(longest, rest)
-        return max(work / self.jobs, longest)
+            passed = self._elapsed(step.name) if self.states[step.name] == "running" else 0.0
+            rests[step.name] = max(guess - passed, 0.0)
+        return time_left(self.steps, rests, self.shares)
 
     def _elapsed(self, name: str) -> float:
         record = self.records.get(name)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import Began, Ended, Executor, ExecutorConfig, Job, Site
+from benchmarks.study.executors.base import NOTE_SECONDS, Began, Ended, Executor, ExecutorConfig, Job, Site, Spent
 from benchmarks.study.executors.local import LocalConfig
 from benchmarks.study.programs import executable, launched
 from benchmarks.study.resources import Resources
@@ -38,6 +38,7 @@ from benchmarks.study.state import (
 from benchmarks.study.steps import Step, in_order
 from clips.artifact import git_state, versions, write_file
 from clips.commandline.commands import to_yaml
+from clips.errors import UserError
 
 LOG_TAIL_LINES = 20
 _POLL_SECONDS = 0.1
@@ -70,11 +71,15 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A step at work: its record, and what earlier runs have spent that it goes on from."""
+    """A step at work, and its record, whose seconds and energy are those of the runs that it goes on from."""
 
     step: Step
     record: StepRecord
-    before: StepRecord | None = None
+
+    def after(self, spent: Spent) -> StepRecord:
+        """The record when this run has taken so much."""
+        whole = Spent(seconds=self.record.seconds, energy_wh=self.record.energy_wh) + spent
+        return dataclasses.replace(self.record, seconds=whole.seconds, energy_wh=whole.energy_wh)
 
 
 def run_steps(
@@ -121,6 +126,7 @@ def run_steps(
             while waiting or state.running:
                 state.start_ready(waiting)
                 state.note(opened.poll())
+                state.note_spent()
                 observer.tick()
                 if state.running:
                     time.sleep(_POLL_SECONDS)
@@ -150,6 +156,7 @@ class _State:
         self.done: list[str] = []
         self.failed: list[str] = []
         self.blocked: list[str] = []
+        self.spent_noted = time.monotonic()
 
     def find_again(self, waiting: dict[str, Step], keys: Mapping[str, StepKey]) -> None:
         """Take over the jobs of an earlier runner that still are what the study asks for."""
@@ -196,6 +203,8 @@ class _State:
             key=key.key,
             outcome="queued" if self.executor.queues else "running",
             started=time.time(),
+            seconds=before.seconds if goes_on and before else 0.0,
+            energy_wh=before.energy_wh if goes_on and before else {},
             outputs=key.outputs,
             made=tuple(
                 made.relative_to(self.output).as_posix() for made in step.outputs if made.is_relative_to(self.output)
@@ -205,8 +214,7 @@ class _State:
             versions=versions(),
         )
         write_record(self.output, record)
-        interrupted = goes_on and before is not None and before.outcome == "interrupted"
-        self.running[step.name] = _Run(step, record, before if interrupted else None)
+        self.running[step.name] = _Run(step, record)
         return job
 
     def _job(self, step: Step, token: str, *, append: bool) -> Job:
@@ -230,6 +238,15 @@ class _State:
                 self._noted(dataclasses.replace(run, record=record))
             else:
                 self._finish(self.running.pop(event.name), event)
+
+    def note_spent(self) -> None:
+        """Record from time to time what the steps have taken, should the runner be killed."""
+        if time.monotonic() - self.spent_noted < NOTE_SECONDS:
+            return
+        self.spent_noted = time.monotonic()
+        for name, spent in self.executor.spent().items():
+            with contextlib.suppress(UserError):  # a full disk is the step's to tell
+                write_record(self.output, self.running[name].after(spent))
 
     def _noted(self, run: _Run) -> None:
         self.running[run.step.name] = run
@@ -260,14 +277,8 @@ class _State:
 
 
 def _with_end(run: _Run, ended: Ended) -> StepRecord:
-    earlier = run.before.energy_wh if run.before else {}
     return dataclasses.replace(
-        run.record,
-        seconds=(run.before.seconds if run.before else 0.0) + ended.seconds,
-        peak_memory_mb=ended.peak_memory_mb,
-        exit_status=ended.status,
-        energy_wh={name: earlier.get(name, 0.0) + value for name, value in ended.energy_wh.items()},
-        machine=ended.machine,
+        run.after(ended.spent), peak_memory_mb=ended.peak_memory_mb, exit_status=ended.status, machine=ended.machine
     )
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
-from clips.artifact import STAGES, write_file
+from clips.artifact import STAGES, UNIQUE, write_file
 from clips.commandline.commands import plain
 from clips.data.files import expand
 
@@ -41,7 +42,8 @@ class StepRecord:
         key: what the run depended on.
         outcome: how it ended.
         started: when it began, seconds since the epoch.
-        seconds: wall time, over all the runs that went on from where the last was interrupted.
+        seconds: wall time over all runs that went on from what an interrupted, killed or failed one left, theirs
+            included, and with it what was lost and done again. Noted every half minute while it runs.
         peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
         exit_status: of the command; None while running or when it was killed by the runner.
         log_tail: the last lines of its log, where it failed.
@@ -213,9 +215,15 @@ def clear_outputs(step: Step, key: StepKey, before: StepRecord | None) -> None:
             continue
         if path.suffix == ".json":
             path.with_name(f"{path.stem}.items.parquet").unlink(missing_ok=True)  # a result's second file
-        hidden = path.parent.glob(f".{path.name}.*")  # what an interrupted command kept
-        for left in (path, stages_beside(path), *hidden):
+        for left in (path, stages_beside(path), *_left_behind(path)):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:
                 left.unlink(missing_ok=True)
+
+
+def _left_behind(path: Path) -> Iterator[Path]:
+    """What an interrupted command kept beside an output ``a``; that of an output ``a.b`` is not touched."""
+    names = re.compile(rf"\.{re.escape(path.name)}\.(?:lock|replaced|work|(?:{UNIQUE}\.)?partial)")
+    found = path.parent.iterdir() if path.parent.is_dir() else ()
+    yield from [beside for beside in found if names.fullmatch(beside.name)]

@@ -107,3 +107,18 @@ def descendants(steps: Sequence[Step], name: str) -> set[str]:
         if found.intersection(step.parents):
             found.add(step.name)
     return found - {name}
+
+
+def time_left(steps: Sequence[Step], rests: Mapping[str, float], shares: Mapping[str, float]) -> float:
+    """Seconds until all steps are done: as the executor has room for them, and no step before its parents.
+
+    Args:
+        steps: of the study.
+        rests: of those that are not done, what each still takes.
+        shares: how much of the executor each takes meanwhile, see ``ExecutorConfig.shares``.
+    """
+    ends: dict[str, float] = {}
+    for step in in_order(steps):
+        ends[step.name] = rests.get(step.name, 0.0) + max((ends[parent] for parent in step.parents), default=0.0)
+    room = sum(rest * shares[name] for name, rest in rests.items())
+    return max(room, *ends.values(), 0.0)

@@ -23,6 +23,7 @@ from benchmarks.wording import duration
 from clips.artifact import say, write_file
 from clips.commandline.commands import plain
 from clips.data.sources.base import SourceConfig
+from clips.data.unpacking import unpacked
 from clips.errors import UserError
 
 _THREADS = 2
@@ -236,7 +237,7 @@ def _from_parquet(path: Path) -> Iterator[Named]:
             table = parquet.ParquetFile(file)
             columns = [field.name for field in table.schema_arrow if _holds_pictures(field.type)]
             row = 0
-            for batch in table.iter_batches(256, columns=columns) if columns else ():
+            for batch in unpacked(str(file), file, columns=columns, footer=table.metadata) if columns else ():
                 for values in batch.to_pylist():
                     for name, value in values.items():
                         if value and value["bytes"]:

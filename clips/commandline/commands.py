@@ -28,7 +28,7 @@ from clips.commandline.complaints import describe_type, field_types, one_line
 from clips.commandline.configfile import check_config_files
 from clips.commandline.helptext import add_help, item_help, summary
 from clips.errors import UserError
-from clips.secrets import without_secrets
+from clips.secrets import alike, without_secrets
 from clips.visible import visible
 
 EXIT_USER_ERROR = 2
@@ -363,8 +363,11 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """How two mappings differ, in words: the first name with both values, and how many more; None if they are equal."""
-    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    """How two mappings differ, in words: the first name with both values, and how many more; None if they do not.
+
+    Values that are equal but for secrets which one of them does not show are taken for equal.
+    """
+    differing = sorted(name for name in there.keys() | here.keys() if not alike(there.get(name), here.get(name)))
     if not differing:
         return None
     name, more = differing[0], f" and {len(differing) - 1} more" if len(differing) > 1 else ""

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _try(make: Callable[[Path], None], key: str, target: Path, tries: int) -> None:
-    partial = target.with_name(f"{target.name}.{os.getpid()}{_PARTIAL}")
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{_PARTIAL}")
     for attempt in range(tries):
         try:
             make(partial)

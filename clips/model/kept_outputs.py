@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class KeptOutputs:
 
 
 def _write(file: Path, output: Tensor) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({"features": output}, partial)

@@ -11,7 +11,7 @@ import yaml
 from clips.artifact import MANIFEST, read_manifest, write_file, writing
 from clips.commandline.commands import difference, leaves, plain, to_yaml
 from clips.errors import UserError
-from clips.secrets import without_secrets
+from clips.secrets import alike, without_secrets
 from clips.training.checkpoint import CONFIG, checkpoints, read_loop
 from clips.training.free import FREE, FREE_OF_SOURCES
 
@@ -83,7 +83,7 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
     return [
         f"{name} {there.get(name)} → {here.get(name)}"
         for name in sorted(there.keys() | here.keys())
-        if _is_under(name, config.may_change) and there.get(name) != here.get(name)
+        if _is_under(name, config.may_change) and not alike(there.get(name), here.get(name))
     ]
 
 

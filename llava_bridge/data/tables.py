@@ -13,6 +13,7 @@ from typing import Any
 
 from clips.caches import cache_directory
 from clips.data.files import ShardCache
+from clips.data.unpacking import unpacked
 from clips.errors import UserError, suggest
 from clips.model.loading import refusing
 from llava_bridge.data.files import image_root, named_files, read_json, read_json_lines
@@ -96,7 +97,7 @@ def _parquet(file: Path, root: Path, cache_gb: float) -> Iterator[Row]:
         paths = [leaf for leaf in leaves if leaf.startswith(f"{column}.") and leaf.endswith(".path")]
         wanted += paths or [column]  # of pictures with paths those tell how many there are: no need to read any
     with refusing(f"{file}: cannot be read as parquet"):
-        batches = reader.iter_batches(_ROWS_AT_ONCE, columns=wanted)
+        batches = unpacked(str(file), file, columns=wanted, footer=reader.metadata)
         yield from _of_batches(batches, talk, kept, file.name)
 
 

@@ -76,7 +76,7 @@ class StageCallback(TrainerCallback):
         """Mark the checkpoint as whole."""
         bad = self.bad.gather()  # and so all processes have written their parts
         if is_main_process():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", bad)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", bad, self.progress.seconds)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Compare what is frozen with what it was."""

@@ -19,9 +19,15 @@ from llava_bridge.training.workspace import COMPLETE, SHARDS
 _UNIVERSAL = "latest_universal"  # by that name DeepSpeed looks for it
 
 
-def mark_complete(checkpoint: Path, bad: Mapping[str, str]) -> None:
-    """Say that all processes have written their parts, how many they are, and which samples were unusable so far."""
-    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad}
+def mark_complete(checkpoint: Path, bad: Mapping[str, str], seconds: float) -> None:
+    """Say that all processes have written their parts, and what is known of the stage so far.
+
+    Args:
+        checkpoint: the directory.
+        bad: the unusable samples.
+        seconds: that the stage has taken.
+    """
+    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad, "seconds": seconds}
     write_file(checkpoint / COMPLETE, json.dumps(mark, ensure_ascii=False))
 
 
@@ -84,3 +90,9 @@ def _writers(checkpoint: Path) -> str:
 def bad_before(checkpoint: Path | None) -> dict[str, str]:
     """The unusable samples that were met before ``checkpoint``."""
     return {} if checkpoint is None else json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["bad"]
+
+
+def seconds_before(checkpoint: Path | None) -> float:
+    """What the stage had taken before ``checkpoint``; 0 where an older version wrote that."""
+    known = {} if checkpoint is None else json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    return float(known.get("seconds", 0.0))

@@ -19,15 +19,22 @@ class Progress:
         stage: its name.
         batch_size: samples in a step.
         metrics: the JSON lines file; lines of other stages in it are kept.
+        since: when the stage began, on the clock ``time.monotonic``, interruptions and lost work left out.
     """
 
-    def __init__(self, stage: str, batch_size: int, metrics: Path) -> None:
+    def __init__(self, stage: str, batch_size: int, metrics: Path, since: float) -> None:
         self.stage = stage
         self.batch_size = batch_size
         self.metrics = metrics
+        self.since = since
         self.last_loss = float("nan")
         self._total = self._first = 0
         self._started = self._said = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What the stage has taken until now: of earlier attempts, as much as this one goes on from."""
+        return time.monotonic() - self.since
 
     def begin(self, step: int, total: int) -> None:
         """Training starts after ``step`` of ``total``; lines of later steps, from a lost attempt, are dropped."""

@@ -28,7 +28,7 @@ from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.training.adapters import adapt
 from llava_bridge.training.bad_samples import BadSamples
 from llava_bridge.training.callback import StageCallback
-from llava_bridge.training.checkpoints import bad_before, is_of_others, last_checkpoint, make_universal
+from llava_bridge.training.checkpoints import bad_before, is_of_others, last_checkpoint, make_universal, seconds_before
 from llava_bridge.training.config import Parallel, Part, StageConfig, TrainConfig
 from llava_bridge.training.fsdp import ShardedTrainer, shard
 from llava_bridge.training.launch import StopAsked, deepspeed_config, end_stopped, report
@@ -64,7 +64,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     rounded = precision(config) == "bf16" and not all(fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS)
     bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
-    progress = Progress(name, stage.batch_size, work / "metrics.jsonl")
+    progress = Progress(name, stage.batch_size, work / "metrics.jsonl", started - seconds_before(start))
     if reshaped := start is not None and is_of_others(start):
         make_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
@@ -95,7 +95,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         report(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
         end_stopped(callback.stopped_by)
     unset_hf_deepspeed_config()  # under ZeRO-3 transformers would load every further model in parts
-    summary = _summary(trainer, stage, progress, started)
+    summary = _summary(trainer, stage, progress)
     last = name == config.stages[-1]
     again = functools.partial(set_up, config, name, work)
     save_stage(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, last=last)
@@ -286,13 +286,13 @@ def training_arguments(
     )
 
 
-def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress, started: float) -> dict[str, Any]:
+def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
         "samples_seen": trainer.state.global_step * stage.batch_size,
         "loss": progress.last_loss,
         "skipped": len(trainer.bad.gather()),
-        "seconds": round(time.monotonic() - started, 2),
+        "seconds": round(progress.seconds, 2),
     }
 
 

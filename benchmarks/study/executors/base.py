@@ -12,6 +12,9 @@ from typing import Protocol
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Step
 
+NOTE_SECONDS = 30.0
+"""How often it is noted what a job has taken: so much of it is lost when all are killed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -37,6 +40,26 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a job has taken.
+
+    Args:
+        seconds: wall time.
+        energy_wh: what the machine's counters tell, see ``energy.Meter``.
+    """
+
+    seconds: float = 0.0
+    energy_wh: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __add__(self, other: Spent) -> Spent:
+        energy = {
+            name: self.energy_wh.get(name, 0.0) + other.energy_wh.get(name, 0.0)
+            for name in {**self.energy_wh, **other.energy_wh}
+        }
+        return Spent(seconds=self.seconds + other.seconds, energy_wh=energy)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Began:
     """A job that was queued has begun, at ``started`` (seconds since the epoch)."""
 
@@ -51,18 +74,16 @@ class Ended:
     Args:
         name: of the step.
         status: exit status of its command; None where nobody could see it.
-        seconds: wall time.
+        spent: what it took.
         peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
-        energy_wh: what the machine's counters tell, see ``energy.Meter``.
         machine: where it ran, see ``machine.describe_machine``.
         problem: why there is no status.
     """
 
     name: str
     status: int | None
-    seconds: float
+    spent: Spent
     peak_memory_mb: float | None = None
-    energy_wh: Mapping[str, float] = dataclasses.field(default_factory=dict)
     machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problem: str = ""
 
@@ -87,8 +108,6 @@ class Site:
 class Executor(Protocol):
     """Runs jobs. The runner calls it from one thread."""
 
-    width: int
-    """How many jobs run at the same time, about; for estimates."""
     queues: bool
     """Whether a job that was started may have to wait, and outlives the runner."""
 
@@ -114,12 +133,24 @@ class Executor(Protocol):
     def poll(self) -> list[Began | Ended]:
         """What has happened since it was last asked; does not wait."""
 
+    def spent(self) -> Mapping[str, Spent]:
+        """Step → what its job has taken until now, of jobs that end with the runner; others note it themselves."""
+
     def stop(self) -> list[Ended]:
         """The runner was interrupted: end what shall not go on without it."""
 
 
 class ExecutorConfig(ABC):
     """Settings of an executor: a frozen dataclass that checks itself."""
+
+    @abstractmethod
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+        """Step → how much of the executor it takes while it runs, at most 1; for estimates.
+
+        Args:
+            resources: step → what it is given.
+            jobs: of the study: steps at the same time.
+        """
 
     @abstractmethod
     def open(self, site: Site) -> Executor:

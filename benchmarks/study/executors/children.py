@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.study.energy import Meter
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import Began, Ended, Job, Site
+from benchmarks.study.executors.base import Began, Ended, Job, Site, Spent
 from benchmarks.study.machine import cores, describe_machine
 from benchmarks.study.state import LOG
 from benchmarks.study.steps import Step
@@ -48,6 +48,10 @@ class Child:
     log: IO[bytes]
     began: float
     meter: Meter
+
+    def spent(self) -> Spent:
+        """What it has taken until now."""
+        return Spent(seconds=time.time() - self.began, energy_wh=self.meter.watt_hours())
 
 
 class Children:
@@ -113,6 +117,10 @@ class Children:
                 ended.append(self._ended(child, child.process.returncode, usage.ru_maxrss / 1024))
         return ended
 
+    def spent(self) -> Mapping[str, Spent]:
+        """Of each child."""
+        return {child.job.step.name: child.spent() for child in self.running}
+
     def stop(self) -> list[Ended]:
         """End all of them."""
         stop_children([child.process for child in self.running], _GRACE_SECONDS)
@@ -125,9 +133,8 @@ class Children:
         return Ended(
             name=child.job.step.name,
             status=status,
-            seconds=time.time() - child.began,
+            spent=child.spent(),
             peak_memory_mb=None if peak_mb is None else round(peak_mb, 1),
-            energy_wh=child.meter.watt_hours(),
             machine=self.machine,
         )
 

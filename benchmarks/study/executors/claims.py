@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from clips.artifact import write_file
+from benchmarks.study.executors.base import Ended, Spent
+from clips.artifact import partial_beside, write_file
+from clips.commandline.commands import plain
 
 _NOBODY = "nobody"
 
@@ -28,7 +28,7 @@ def claim(directory: Path, token: str, who: str) -> bool:
         who: the job's id.
     """
     path = _claim_file(directory, token)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = partial_beside(path)
     try:
         partial.write_text(who, encoding="utf-8")
         os.link(partial, path)  # whole at once, and only if nothing is there
@@ -55,28 +55,46 @@ def claimed_by(directory: Path, token: str) -> tuple[str, float] | None:
     return None if who == _NOBODY else (who, began)
 
 
-def write_end(directory: Path, token: str, told: Mapping[str, Any]) -> None:
+def write_end(directory: Path, token: str, ended: Ended) -> None:
     """Note how the job ended."""
-    write_file(_end_file(directory, token), json.dumps(told) + "\n")
+    write_file(_end_file(directory, token), json.dumps(plain(ended)) + "\n")
 
 
-def read_end(directory: Path, token: str) -> dict[str, Any] | None:
+def read_end(directory: Path, token: str) -> Ended | None:
     """How the job ended; None where it has not."""
     try:
-        return json.loads(_end_file(directory, token).read_text(encoding="utf-8"))
+        told = json.loads(_end_file(directory, token).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Ended(**told | {"spent": Spent(**told["spent"])})
+
+
+def write_spent(directory: Path, token: str, spent: Spent) -> None:
+    """Note what the job has taken until now, should it be killed or queued again."""
+    write_file(_spent_file(directory, token), json.dumps(plain(spent)) + "\n")
+
+
+def read_spent(directory: Path, token: str) -> Spent | None:
+    """What the job has taken when it last noted that; None where it has not."""
+    try:
+        return Spent(**json.loads(_spent_file(directory, token).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
 
 def forget(directory: Path, token: str) -> None:
     """Remove what is known of a run that has been recorded (of none where ``token`` is empty)."""
-    for path in (_claim_file(directory, token), _end_file(directory, token)):
+    for path in (each(directory, token) for each in (_claim_file, _spent_file, _end_file)):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
 
 
 def _claim_file(directory: Path, token: str) -> Path:
     return directory / f".{token}.claim"
+
+
+def _spent_file(directory: Path, token: str) -> Path:
+    return directory / f".{token}.spent"
 
 
 def _end_file(directory: Path, token: str) -> Path:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.study.executors.base import Executor, ExecutorConfig, Site
 from benchmarks.study.executors.children import Children, one_node
+from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -34,6 +35,14 @@ class GpusConfig(ExecutorConfig):
     def __post_init__(self) -> None:
         if len(set(self.devices)) < len(self.devices):
             raise UserError(f"devices: expected different GPUs, got {', '.join(self.devices)}")
+
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+        """Of each its GPUs, or one of ``jobs`` where it wants none; where no GPU is visible it is alone."""
+        count = len(self.devices or visible_devices())
+        return {
+            name: min(1.0, wanted.gpus / max(count, 1)) if wanted.gpus else 1 / jobs
+            for name, wanted in resources.items()
+        }
 
     def open(self, site: Site) -> Executor:
         """Children of the runner, each with GPUs of its own.

@@ -5,22 +5,24 @@ On every node of the job one such task starts the node's processes; the first on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study.energy import Meter
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import Ended, Job
+from benchmarks.study.executors.base import NOTE_SECONDS, Ended, Job, Spent
 from benchmarks.study.executors.children import child_environment, end_group, start_child, stop_children
 from benchmarks.study.machine import cores, describe_machine
 from benchmarks.study.state import LOG
-from clips.commandline.commands import plain
+from clips.errors import UserError
 
 _WAIT_SECONDS = 1.0
 _PORTS = range(20_000, 32_000)
@@ -39,6 +41,7 @@ class StepJob:
     def __init__(self, job: Job, folder: str, saves: float, *, again: bool = False) -> None:
         self.job, self.folder, self.saves, self.again = job, folder, saves, again
         self.process: subprocess.Popen[bytes] | None = None
+        self.note: Callable[[], Spent] = Spent
 
     @classmethod
     def of(cls, job: Job, saves: float) -> StepJob:
@@ -55,27 +58,29 @@ class StepJob:
         if first and not claims.claim(job.directory, job.token, place.job_id):
             print("the study does not want this run any more", file=sys.stderr)
             return
-        began, append = time.time(), job.append or self.again
+        append = job.append or self.again
         threads = job.threads or max(1, cores() // job.resources.processes)
         environment = child_environment(threads) | _rendezvous(place, job)
         meter = Meter(environment.get("CUDA_VISIBLE_DEVICES"))
+        if first:
+            self.note = _noting(job, meter)
         log = job.directory / (LOG if first else f"node-{place.node}.{LOG}")
         with log.open("ab" if append else "wb") as stream:
             self.process = start_child(job.words, stream, environment)
             status, peak_mb = self._wait(meter)
-        ended = Ended(
-            name=job.step.name,
-            status=status,
-            seconds=time.time() - began,
-            peak_memory_mb=peak_mb,
-            energy_wh=meter.watt_hours(),
-            machine=describe_machine(),
-        )
         if first:
-            claims.write_end(job.directory, job.token, plain(ended))
+            ended = Ended(
+                name=job.step.name,
+                status=status,
+                spent=self.note(),
+                peak_memory_mb=peak_mb,
+                machine=describe_machine(),
+            )
+            claims.write_end(job.directory, job.token, ended)
 
     def _wait(self, meter: Meter) -> tuple[int, float]:
         assert self.process is not None
+        noted = time.monotonic()
         while True:
             pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
             if pid:
@@ -83,6 +88,9 @@ class StepJob:
                 end_group(self.process.pid, signal.SIGKILL)
                 return self.process.returncode, round(usage.ru_maxrss / 1024, 1)
             meter.sample()
+            if time.monotonic() - noted > NOTE_SECONDS:
+                noted = time.monotonic()
+                self.note()
             time.sleep(_WAIT_SECONDS)
 
     def checkpoint(self) -> Any:
@@ -94,7 +102,21 @@ class StepJob:
 
         if self.process is not None:
             stop_children([self.process], self.saves)
+            self.note()
         return DelayedSubmission(StepJob(self.job, self.folder, self.saves, again=True))
+
+
+def _noting(job: Job, meter: Meter) -> Callable[[], Spent]:
+    """A function that notes what the run has taken until now, that of former allocations included, and returns it."""
+    before, began = claims.read_spent(job.directory, job.token) or Spent(), time.time()
+
+    def note() -> Spent:
+        now = before + Spent(seconds=time.time() - began, energy_wh=meter.watt_hours())
+        with contextlib.suppress(UserError):  # a full disk is the step's to tell
+            claims.write_spent(job.directory, job.token, now)
+        return now
+
+    return note
 
 
 def _rendezvous(place: Any, job: Job) -> dict[str, str]:

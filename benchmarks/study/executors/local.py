@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.study.executors.base import Executor, ExecutorConfig, Site
 from benchmarks.study.executors.children import Children, one_node
+from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig(ExecutorConfig):
     """No settings: the study's ``jobs`` says how many."""
+
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+        """Each is one of ``jobs``."""
+        return dict.fromkeys(resources, 1 / jobs)
 
     def open(self, site: Site) -> Executor:
         """Children of the runner, which all see the same devices."""

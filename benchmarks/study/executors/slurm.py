@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import Began, Ended, Executor, ExecutorConfig, Job, Site
+from benchmarks.study.executors.base import Began, Ended, Executor, ExecutorConfig, Job, Site, Spent
 from benchmarks.study.executors.job import StepJob
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Step
@@ -70,6 +70,10 @@ class SlurmConfig(ExecutorConfig):
         if self.requeues < 0:
             raise UserError(f"requeues: expected 0 or more, got {self.requeues}")
 
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+        """Each is one of ``at_once``, should the cluster be free; how long its queue is nobody knows."""
+        return dict.fromkeys(resources, 1 / self.at_once)
+
     def open(self, site: Site) -> Executor:
         """Jobs of SLURM's.
 
@@ -95,6 +99,11 @@ class _Queued:
     began: float | None = None
     missed: int = 0
 
+    def spent(self) -> Spent:
+        """What it has noted, at most half a minute ago; before the first note the time since it began."""
+        noted = claims.read_spent(self.job.directory, self.job.token)
+        return noted or Spent(seconds=time.time() - self.began if self.began else 0.0)
+
 
 class Slurm:
     """The executor ``slurm``.
@@ -108,7 +117,6 @@ class Slurm:
 
     def __init__(self, site: Site, config: SlurmConfig) -> None:
         self.site, self.config = site, config
-        self.width = config.at_once
         self.folder = site.output.resolve() / ".slurm"
         self.queued: dict[str, _Queued] = {}
         self._looked = self._asked = 0.0
@@ -220,9 +228,9 @@ class Slurm:
         directory, token, name = queued.job.directory, queued.job.token, queued.job.step.name
         if there is not None:
             queued.missed = 0 if queued.id in there else queued.missed + 1
-        told = claims.read_end(directory, token)
-        if told is not None:
-            return Ended(**told | {"name": name})
+        ended = claims.read_end(directory, token)
+        if ended is not None:
+            return ended
         claimed = claims.claimed_by(directory, token)
         if claimed and queued.began is None:
             queued.began = claimed[1]
@@ -230,8 +238,7 @@ class Slurm:
         if queued.missed < _GONE_AFTER:
             return None
         claims.take_away(directory, token)  # nothing comes after what is told now
-        seconds = time.time() - queued.began if queued.began else 0.0
-        return Ended(name=name, status=None, seconds=seconds, problem=self._obituary(queued.id))
+        return Ended(name=name, status=None, spent=queued.spent(), problem=self._obituary(queued.id))
 
     def _obituary(self, number: str) -> str:
         """Why a job is gone that told nothing: what SLURM's accounting knows, and the end of what submitit wrote."""
@@ -245,6 +252,10 @@ class Slurm:
         words = [f"SLURM job {number} is gone", *([f"it says {state}"] if state else []), *([said] if said else [])]
         return "; ".join(words)
 
+    def spent(self) -> Mapping[str, Spent]:
+        """Nothing: jobs outlive the runner, and note it themselves."""
+        return {}
+
     def stop(self) -> list[Ended]:
         """Cancel what is queued or at work, if the settings say so."""
         if not self.config.cancel or not self.queued:
@@ -253,8 +264,7 @@ class Slurm:
         ended = []
         for name, queued in self.queued.items():
             claims.take_away(queued.job.directory, queued.job.token)
-            seconds = time.time() - queued.began if queued.began else 0.0
-            ended.append(Ended(name=name, status=None, seconds=seconds))
+            ended.append(Ended(name=name, status=None, spent=queued.spent()))
         self.queued.clear()
         return ended
 

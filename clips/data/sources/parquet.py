@@ -11,6 +11,7 @@ import concurrent.futures
 import copy
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from clips.artifact import write_file
 from clips.data.files import ShardCache, UnreachableError, is_remote
 from clips.data.sources.base import BadSampleError
+from clips.data.unpacking import unpacked
 from clips.errors import UserError, reason_of
 
 _FOOTERS_AT_ONCE = 16
@@ -104,18 +106,21 @@ class ParquetRows:
 
     def _copy_group(self, file: str, group: int, target: Path) -> None:
         import pyarrow as pa
-        import pyarrow.parquet
 
+        footer = self._footer_of(file)
         with _open(file) as stream:
-            reader = pyarrow.parquet.ParquetFile(stream, metadata=self._footer_of(file), pre_buffer=True)
+            parts = unpacked(file, stream, columns=self.column_names, group=group, footer=footer)
             try:
-                table = reader.read_row_group(group, columns=self.column_names)
+                first = next(parts, None)
+                if first is None:
+                    raise UserError(f"{file}: row group {group} is broken (it has no rows)")
+                with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+                    for part in itertools.chain([first], parts):
+                        writer.write_batch(part)
             except (pa.ArrowException, OSError) as error:  # an OSError for the network's faults and the file's
                 if any(sign in str(error).lower() for sign in _BROKEN):
                     raise UserError(f"{file}: row group {group} is broken ({reason_of(error)})") from None
                 raise
-        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
 
     @staticmethod
     def _footer(file: str) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from clips.data.files import ShardCache, expand, is_remote
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, one_of, picture_bytes
 from clips.data.sources.parquet import ParquetRows
+from clips.data.unpacking import check_unpacked
 from clips.errors import UserError, reason_of, suggest
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -146,6 +147,8 @@ class Table(HubDataset):
         kind = Path(files[0]).suffix.lstrip(".")
         if kind not in _READERS:
             raise UserError(f"{files[0]}: expected a file that ends in {', '.join(_READERS)}")
+        if kind == "parquet":
+            check_unpacked(file for file in files if not is_remote(file))
         reader, options = _READERS[kind]
         return datasets.load_dataset(reader, data_files=files, split="train", **options)
 
@@ -193,6 +196,7 @@ def hub_rows(path: str, subset: str | None, split: str) -> Any:
     import datasets
 
     if not is_saved(path):
+        check_unpacked(_parquet_of_split(path, subset, split))
         return datasets.load_dataset(path, subset, split=split)
     saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.Dataset):
@@ -200,6 +204,16 @@ def hub_rows(path: str, subset: str | None, split: str) -> Any:
     if split not in saved:
         raise suggest(split, saved, f"split of {path}")
     return saved[split]
+
+
+def _parquet_of_split(path: str, subset: str | None, split: str) -> list[str]:
+    """The parquet files of a directory that ``datasets`` would read of a split."""
+    import datasets
+
+    if not Path(path).is_dir():
+        return []
+    files = datasets.load_dataset_builder(path, subset).config.data_files or {}
+    return [file for file in files.get(split, ()) if file.endswith(".parquet")]
 
 
 @contextlib.contextmanager

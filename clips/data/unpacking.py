@@ -1,0 +1,193 @@
+"""Parquet files a few rows at a time, and no more of them than their size allows: a kilobyte can stand for gigabytes.
+
+Texts and bytes are read as parquet keeps them, each different one once, so that their sizes are known before they are
+laid out row by row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from clips.artifact import write_file
+from clips.caches import cache_directory
+from clips.errors import UserError
+
+MOST_OF_A_ROW = 256 << 20
+_ANYWAY, _RATIO = 256 << 20, 100  # bytes that any file may unpack to, and how many for each that it has
+_AT_ONCE, _MOST_ROWS = 64 << 20, 8192
+_MB = 1 << 20
+
+
+def unpacked(
+    file: str,
+    stream: Any,
+    *,
+    columns: Sequence[str],
+    group: int | None = None,
+    footer: Any = None,
+    whole: bool = True,
+) -> Iterator[Any]:
+    """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row.
+
+    Args:
+        file: its name, for messages.
+        stream: path or open file.
+        columns: that are read; ``images.list.element.path`` for a part of one.
+        group: the row group that is read; all of them where None.
+        footer: of the file, where it is known.
+        whole: lay texts and bytes out row by row; otherwise they are only measured.
+
+    Raises:
+        UserError: it unpacks to more than 256 MB and a hundred times its size, or a row of it to more than 256 MB.
+        pyarrow.ArrowException: it is broken.
+    """
+    import pyarrow.parquet
+
+    if footer is None:
+        footer = pyarrow.parquet.read_metadata(stream)
+    groups = list(range(footer.num_row_groups)) if group is None else [group]
+    chunks = [chunk for number in groups for chunk in _chunks(footer.row_group(number), columns)]
+    allowance = _ANYWAY + _RATIO * sum(chunk.total_compressed_size for chunk in chunks)
+    _check(file, sum(chunk.total_uncompressed_size + 4 * chunk.num_values for chunk in chunks), allowance)
+    leaves = [footer.schema.column(number) for number in range(len(footer.schema))]
+    texts = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and _is_plain(leaf)}
+    shared = {chunk.path_in_schema for chunk in chunks if any("DELTA" in each for each in chunk.encodings)}
+    reader = pyarrow.parquet.ParquetFile(
+        stream, metadata=footer, read_dictionary=sorted(texts - shared), pre_buffer=True
+    )
+    schema = footer.schema.to_arrow_schema()
+    total = 0
+    for number in groups:
+        rows = _rows_at_once(footer.row_group(number), columns, shared)
+        for batch in reader.iter_batches(rows, row_groups=[number], columns=list(columns)):
+            total += _size(batch)
+            _check(file, total, allowance)
+            target = pyarrow.schema([_laid_out(field, schema.field(field.name)) for field in batch.schema])
+            yield from (_lay_out(part, target) if whole else part for part in _parts(file, batch))
+
+
+def check_unpacked(files: Iterable[str]) -> None:
+    """Refuse parquet files of this machine that a library which lays them out whole had better not read.
+
+    Each is read once for that; a note in the user's cache says which have passed.
+
+    Raises:
+        UserError: as for `unpacked`.
+        pyarrow.ArrowException: one is broken.
+    """
+    import pyarrow.parquet
+
+    for file in files:
+        facts = Path(file).stat()
+        identity = f"{Path(file).resolve()} {facts.st_size} {facts.st_mtime_ns}"
+        passed = cache_directory("rows") / f"unpacks-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+        if passed.exists():
+            continue
+        footer = pyarrow.parquet.read_metadata(file)
+        for _ in unpacked(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
+            pass
+        with contextlib.suppress(UserError):  # a cache that cannot be written: then it is read again the next time
+            write_file(passed, "")
+
+
+def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
+    """What is known of the columns of a row group that are read."""
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
+            yield chunk
+
+
+def _is_plain(leaf: Any) -> bool:
+    return str(leaf.logical_type) in {"None", "String"}
+
+
+def _rows_at_once(group: Any, columns: Sequence[str], shared: set[str]) -> int:
+    """Rows that hold about 64 MB. Where texts share beginnings, each may be as long as all that is there."""
+    chunks = list(_chunks(group, columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks)
+    longest = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in shared)
+    rows = min(_MOST_ROWS, _AT_ONCE * group.num_rows // max(size, 1), _AT_ONCE // max(longest, 1))
+    return max(rows, 1)
+
+
+def _check(file: str, size: int, allowance: int) -> None:
+    if size > allowance:
+        raise UserError(
+            f"{file}: unpacks to more than {allowance // _MB:,} MB, that is {_ANYWAY // _MB} MB and {_RATIO} times its "
+            "size; expected a table whose rows repeat less, or in smaller files"
+        )
+
+
+def _parts(file: str, batch: Any) -> Iterator[Any]:
+    """A batch in pieces of 64 MB or one row; UserError where that is too large."""
+    size = _size(batch)
+    if size <= _AT_ONCE or batch.num_rows == 1:
+        if size > MOST_OF_A_ROW:
+            raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MOST_OF_A_ROW // _MB}")
+        yield batch
+        return
+    half = batch.num_rows // 2
+    yield from _parts(file, batch.slice(0, half))
+    yield from _parts(file, batch.slice(half))
+
+
+def _lay_out(batch: Any, schema: Any) -> Any:
+    import pyarrow as pa
+
+    pairs = zip(batch.columns, schema, strict=True)
+    columns = [column if column.type == field.type else column.cast(field.type) for column, field in pairs]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _laid_out(field: Any, plain: Any) -> Any:
+    """A field as it was read, each of its texts in its row.
+
+    Args:
+        field: of a batch.
+        plain: the same of the whole file, which may have more parts.
+    """
+    import pyarrow as pa
+
+    kind, wanted = field.type, plain.type
+    if pa.types.is_dictionary(kind):
+        wanted = wanted.value_type if pa.types.is_dictionary(wanted) else wanted
+        views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # no dictionary can be made these
+        return field.with_type(views.get(wanted, wanted))
+    if pa.types.is_struct(kind):
+        return field.with_type(pa.struct([_laid_out(part, wanted.field(part.name)) for part in kind]))
+    if pa.types.is_map(kind):
+        keys, items = _laid_out(kind.key_field, wanted.key_field), _laid_out(kind.item_field, wanted.item_field)
+        return field.with_type(pa.map_(keys, items))
+    if pa.types.is_fixed_size_list(kind):
+        return field.with_type(pa.list_(_laid_out(kind.value_field, wanted.value_field), kind.list_size))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return field.with_type(make(_laid_out(kind.value_field, wanted.value_field)))
+    return field
+
+
+def _size(found: Any) -> int:
+    """Bytes of an array or batch, its texts laid out row by row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(found, pa.RecordBatch):
+        return sum(map(_size, found.columns))
+    if isinstance(found, pa.DictionaryArray):
+        if pa.types.is_primitive(found.dictionary.type):
+            return len(found) * found.dictionary.type.bit_width // 8
+        lengths = pc.take(pc.binary_length(found.dictionary).cast(pa.int64()), found.indices)
+        return int(found.indices.nbytes) + (pc.sum(lengths).as_py() or 0)
+    if isinstance(found, pa.StructArray):
+        return sum(map(_size, found.flatten()))
+    if isinstance(found, pa.MapArray):
+        first, last = found.offsets[0].as_py(), found.offsets[-1].as_py()
+        return 8 * len(found) + sum(_size(part.slice(first, last - first)) for part in (found.keys, found.items))
+    if isinstance(found, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return 8 * len(found) + _size(found.flatten())
+    return int(found.nbytes)
