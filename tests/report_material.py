@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from benchmarks.outcome import MetricSpec, measure
+from benchmarks.outcome import Blind, MetricSpec, measure
 from benchmarks.protocol import fingerprint
 from benchmarks.results import Result, write_result
 
@@ -80,6 +80,7 @@ def put_result(
     *,
     protocol: dict[str, str | int] | None = None,
     primary: tuple[str, ...] | None = None,
+    blind: Blind | None = None,
 ) -> Path:
     """Write one result as the harness would; a benchmark of another name than those above has gqa's metric."""
     stated = {"benchmark": benchmark, "data_hash": "abc", "items": len(items), "input_size": 64, **(protocol or {})}
@@ -89,7 +90,10 @@ def put_result(
         kind="retrieval" if benchmark == "retrieval" else "mllm",
         status="ok",
         model={"path": f"encoders/{row}", "hash": "0123456789abcdef" * 4},
-        metrics={name: measure(items, spec) for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()},
+        metrics={
+            name: measure(items, spec, blind=blind or {})
+            for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()
+        },
         primary=primary or PRIMARY.get(benchmark, PRIMARY["gqa"]),
         protocol=stated,
         fingerprint=fingerprint(stated),

@@ -115,7 +115,13 @@ def _option_sample(task: str, doc: dict[str, Any]) -> dict[str, Any]:
     return {
         "doc": doc,
         "exact_match": 1.0,
-        "mmmu_acc": {"id": "a", "subdomain": "a", "question_type": "multiple-choice", "answer": "A", "parsed_pred": "A"},
+        "mmmu_acc": {
+            "id": "a",
+            "subdomain": "a",
+            "question_type": "multiple-choice",
+            "answer": "A",
+            "parsed_pred": "A",
+        },
         "seed_all": answer,
         "seed_image": answer,
         "average": {"score": 1.0, "l2_category": "a"},

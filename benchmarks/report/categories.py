@@ -116,8 +116,6 @@ class _Breakdown:
         if intervals:
             found = statistics.interval(metric.formula, columns, metric.columns, items["image"].to_numpy())
         low, high = (None if end is None else end * column.scale for end in (found.low, found.high))
-        if low == high:  # items that all came out alike tell a bootstrap nothing of their spread
-            low = high = None
         return Cell(
             row=row,
             seed=seed,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import wording
 from benchmarks.report.categories import category_figures
+from benchmarks.report.chance import chance_parts, chance_words, has_chance
 from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
@@ -102,6 +103,12 @@ def render_page(report: Report) -> str:
         decimals=wording.decimals,
         column_head=wording.column_head,
         margin=wording.margin,
+        ends=wording.ends,
+        enough=wording.enough,
+        span=wording.span,
+        has_chance=has_chance,
+        chance_parts=chance_parts,
+        chance_words=chance_words,
         short_gap=wording.short_gap,
         gap_words=wording.gap_words,
         whisker=whisker,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.report.chance import chance_words, has_chance
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK, PublishedTable
 from benchmarks.report.remarks import LATEX
@@ -66,7 +67,9 @@ def _rows(table: Table) -> list[str]:
         first += len(columns)
     heads = ["", *(_head(column) for column in table.columns)]
     body = [[latex_text(row.name), *(_cell(table.cell(row, column)) for column in table.columns)] for row in table.rows]
-    return _tabular(len(table.columns), [_line(above), " ".join(rules), _line(heads)], body)
+    foot = [["chance", *(latex_text(chance_words(column)) or "---" for column in table.columns)]]
+    head = [_line(above), " ".join(rules), _line(heads)]
+    return _tabular(len(table.columns), head, body, foot if has_chance(table) else ())
 
 
 def _head(column: Column) -> str:
@@ -81,8 +84,11 @@ def _published(table: PublishedTable) -> list[str]:
     return _tabular(len(heads) - 1, [_line(heads)], body)
 
 
-def _tabular(columns: int, head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def _tabular(
+    columns: int, head: Sequence[str], body: Sequence[Sequence[str]], foot: Sequence[Sequence[str]] = ()
+) -> list[str]:
     lines = [rf"\begin{{tabular}}{{l{'r' * columns}}}", r"\toprule", *head, r"\midrule", *map(_line, body)]
+    lines += [r"\midrule", *map(_line, foot)] if foot else []
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
