@@ -26,6 +26,7 @@ from benchmarks.report.gallery.examples import galleries
 from benchmarks.report.gallery.found import retrieved
 from benchmarks.report.gallery.maps import similarity_maps
 from benchmarks.report.gallery.pictures import Album
+from benchmarks.report.glossary import Glossary
 from benchmarks.report.lengths import length_figures
 from benchmarks.report.published import REMARK
 from benchmarks.report.relation import retrieval_against_mllm
@@ -117,6 +118,8 @@ def render_page(report: Report) -> str:
         series=lambda place: place % SERIES_COLOURS,
         svg=inline_svg,
     )
+    glossary = Glossary()
+    environment.globals.update(glossary=glossary, gloss=glossary.link, look_up=glossary.look_up)
     sections = [
         (section, "figures" if isinstance(content, FigureSet) else section.id, content)
         for section in SECTIONS

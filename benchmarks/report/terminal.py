@@ -41,9 +41,8 @@ def print_table(report: Report, console: Console) -> None:
         table.add_row(Text(visible(name), style="bold"), *line)
     console.print(table)
     console.print(Text(visible(report.answer), style="bold"))
-    for sentence in report.sentences:
-        if sentence != report.answer:
-            console.print(Text(visible(sentence)))
+    for sentence in report.other_sentences:
+        console.print(Text(visible(sentence)))
     if report.published:
         _print_published(report.published, console)
     for remark in report.below(TERMINAL if console.color_system else PLAIN):
