@@ -43,7 +43,7 @@ def test_every_format_has_chance_beside_the_scores(tmp_path):
     )  # wide, and narrow for the one column
     assert "always yes 61.0" in page
     assert "| chance | — | 50.0 (always yes 61.0) |" in rendered(built, "markdown")
-    assert r"chance & --- & 50.0 (always yes 61.0)" in rendered(built, "latex")
+    assert r"chance & {\textemdash} & \shortstack[r]{50.0\\{\scriptsize always yes 61.0}}" in rendered(built, "latex")
     (line, _) = csv.DictReader(io.StringIO(rendered(built, "csv")))
     assert (float(line["pope/accuracy chance"]), float(line["pope/accuracy always yes"])) == (50, 61)
     assert "gqa/exact_match chance" not in line
@@ -63,8 +63,8 @@ def test_a_way_that_gives_less_than_guessing_is_not_shown(tmp_path):
     ("chance", "yes", "answer", "below"),
     [
         (0.05, None, "", None),
-        (0.45, None, "", "Not told from chance, since the interval is not wholly above it: clip on pope accuracy."),
-        (0.05, 0.45, "", "Not told from chance, since the interval is not wholly above it: clip on pope accuracy."),
+        (0.45, None, "", "not wholly above it: clip on pope accuracy."),
+        (0.05, 0.45, "", "not wholly above it: clip on pope accuracy (always yes)."),
         (
             0.9,
             None,

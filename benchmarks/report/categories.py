@@ -33,7 +33,7 @@ _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
 _LEAD = (
     "The first measure of each benchmark on the items of one kind alone, with 95 % intervals. Triangles differ from "
     "the baseline (▲ better, ▼ worse) after correction for all comparisons of this section; circles were not shown to. "
-    "The fewer items a kind has, the more of a difference it takes."
+    "Where no stroke stands, all items came out alike. The fewer items a kind has, the more of a difference it takes."
 )
 
 

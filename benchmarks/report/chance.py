@@ -40,6 +40,12 @@ def told_from_chance(cell: Cell) -> bool | None:
     return cell.low > max(blind.values()) if cell.column.higher_is_better else cell.high < min(blind.values())
 
 
+def _measure(column: Column) -> str:
+    """The measure, and what gives more on it than guessing does: ``pope F1 (always yes)``."""
+    others = [way for way in chance_parts(column) if way != CHANCE]
+    return column_title(column) + (f" ({' or '.join(others)})" if others else "")
+
+
 def nothing_told(table: Table) -> str:
     """A sentence on the measures on which no row at all is told from chance; empty where there is none."""
     told = {column: [told_from_chance(cell) for cell in table.column_cells(column)] for column in table.columns}
@@ -49,7 +55,7 @@ def nothing_told(table: Table) -> str:
         return ""
     if len(lost) == len(known) > 1:
         return "No row can be told from chance on any measure of which chance is known."
-    return f"No row can be told from chance on {counted([column_title(column) for column in lost], 'measures')}."
+    return f"No row can be told from chance on {counted([_measure(column) for column in lost], 'measures')}."
 
 
 def about_chance(table: Table) -> list[str]:
@@ -60,7 +66,7 @@ def about_chance(table: Table) -> list[str]:
     for column in table.columns:
         for cell in table.column_cells(column):
             if told_from_chance(cell) is False:
-                lost.setdefault(cell.row, []).append(column_title(column))
+                lost.setdefault(cell.row, []).append(_measure(column))
     ways = list(dict.fromkeys(way for column in table.columns for way in chance_parts(column)))
     beside = f", beside it {listed([way for way in ways if way != CHANCE])} where that gives more" if ways[1:] else ""
     where = [f"{row} on {counted(names, 'measures')}" for row, names in lost.items()]
