@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "study run": Command(
         help="run what is missing of a study, then report it",
-        target="benchmarks.study.commands:run_study",
+        target="benchmarks.reported_study:run_study",
         positional=("study",),
     ),
     "study plan": Command(
@@ -50,7 +50,7 @@ COMMANDS = {
     ),
     "study rerun": Command(
         help="make chosen steps of a study again, and what depends on them",
-        target="benchmarks.study.upkeep:rerun",
+        target="benchmarks.reported_study:rerun",
         positional=("study",),
     ),
     "study clean": Command(

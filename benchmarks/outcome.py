@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import statistics
 from benchmarks.results import Metric, columns_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 _TOLERANCE = 1e-6
+Blind = Mapping[str, Mapping[str, "np.ndarray"]]
+"""A way to answer without looking (``results.CHANCE``, ``"always yes"``) → item column → (N,) what it would hold."""
 MOST_THUMBNAILS = 1000
 
 
@@ -59,7 +63,9 @@ class Outcome:
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure(items: pd.DataFrame, spec: MetricSpec, value: float | None = None) -> Metric:
+def measure(
+    items: pd.DataFrame, spec: MetricSpec, value: float | None = None, blind: Blind = MappingProxyType({})
+) -> Metric:
     """A metric with its 95 % interval, clustered by picture.
 
     Args:
@@ -67,6 +73,9 @@ def measure(items: pd.DataFrame, spec: MetricSpec, value: float | None = None) -
         spec: how to compute it.
         value: what the benchmark's own scorer says, where there is one; the formula must agree with it,
             otherwise the formula is not used and there is no interval.
+        blind: the item columns as they would be, had the answers been made without looking. A column that holds the
+            probability of a hit gives the expected score, but for that of a ratio or F1, where it gives the ratio of
+            the expected sums.
     """
     names = spec.columns
     present = items[names[0]].notna() if names else items["item"].notna()
@@ -95,7 +104,20 @@ def measure(items: pd.DataFrame, spec: MetricSpec, value: float | None = None) -
         interval=interval.method,
         formula=formula,
         columns=names if formula else (),
+        blind=_blind(items, spec, blind) if formula else {},
     )
+
+
+def _blind(items: pd.DataFrame, spec: MetricSpec, ways: Blind) -> dict[str, float]:
+    """The metric, had the answers been made without looking; left out where none of its columns depends on them."""
+    found: dict[str, float] = {}
+    for way, columns in ways.items():
+        if spec.formula and spec.higher_is_better is not None and set(spec.columns) & set(columns):
+            answered = columns_of(items, spec.columns)
+            answered |= {name: columns[name] for name in spec.columns if name in columns}
+            value = statistics.evaluate(spec.formula, answered, spec.columns)
+            found |= {} if math.isnan(value) else {way: value}
+    return found
 
 
 def thumbnail(image: Any, longest: int = 160) -> bytes:

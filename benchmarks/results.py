@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-SCHEMA = 2
+SCHEMA = 3
+CHANCE = "chance"
 ITEM_COLUMNS: dict[str, str] = {
     "item": "unique within the benchmark; pairs the same item of two rows",
     "image": "the picture's reference; items with the same one form a cluster",
@@ -68,6 +69,8 @@ class Metric:
         interval: ``"wilson"``, ``"bootstrap"`` (over pictures) or ``"none"``.
         formula: a name in ``statistics.FORMULAS``; None where the value cannot be computed from the items.
         columns: the item columns that the formula takes.
+        blind: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each option is
+            drawn as often as any other), ``"always yes"``, ``"commonest class"``; empty where nothing can be guessed.
     """
 
     value: float
@@ -81,6 +84,7 @@ class Metric:
     interval: str
     formula: str | None = None
     columns: tuple[str, ...] = ()
+    blind: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from benchmarks.outcome import Outcome
 from benchmarks.output import writable_directory
 from benchmarks.protocol import CODE, fingerprint
 from benchmarks.registry import Benchmark
-from benchmarks.results import Result, read_result, refuse_newer, result_path, write_result
+from benchmarks.results import SCHEMA, Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
 from clips.artifact import git_state, say, versions
 from clips.commandline.commands import plain
@@ -100,7 +100,7 @@ def _one(row: Row, config: BenchmarkConfig) -> Result:
     reason = None
     try:
         key = _key(row, entry, config, model["hash"])
-        if earlier is not None and earlier.key == key and not row.config.again:
+        if earlier is not None and (earlier.key, earlier.schema) == (key, SCHEMA) and not row.config.again:
             _say(row, f"{row.config.row} {config.name}: done already ({_headline(earlier)})")
             return earlier
         row.load(entry.needs)  # now, so that the time of a benchmark is its own

@@ -21,6 +21,7 @@ DRAWS = 2000
 LEVEL = 0.05
 POWER = 0.8
 _Z95 = 1.959963984540054
+_ROUNDING = 1e-12
 _CELLS_AT_ONCE = 4_000_000
 _SHARES = frozenset({"mean", "mean_of_group_means", "ratio", "f1"})
 
@@ -43,7 +44,7 @@ class Difference:
 
     Args:
         value: metric of A minus metric of B, in the metric's own unit (not scaled).
-        low: lower end of the 95 % interval of the difference.
+        low: lower end of the 95 % interval of the difference; NaN, like the upper one, where none can be given.
         high: upper end.
         p_value: two-sided p-value of "no difference", by exchanging the rows.
         n: items compared.
@@ -96,9 +97,10 @@ def interval(
     A share (mean of a column of zeros and ones) gets Wilson's interval, its sample size the *effective* number of
     items: so many independent ones would leave as much uncertainty (Korn and Graubard 1998). All else gets the
     percentile bootstrap over clusters, widened as Student's t is against the normal, without which it is too narrow
-    where clusters are few (Hesterberg 2015, section 3.3). The same seed gives the same interval. Where every draw of
-    an F1 or a ratio gives 0, or every one 1, the bootstrap would claim certainty: Wilson's interval stands in, its
-    sample size the number of clusters.
+    where clusters are few (Hesterberg 2015, section 3.3). The same seed gives the same interval.
+
+    A bootstrap whose draws all agree would claim certainty, from six items as from six thousand. Where a share is
+    0 or 1 in every draw, Wilson's interval stands in, its sample size the number of clusters; else there is none.
 
     Args:
         formula: a name in ``FORMULAS``.
@@ -123,10 +125,18 @@ def interval(
     found = found[~np.isnan(found)]
     if not len(found):
         return Interval(low=None, high=None, method="none")
-    if formula in _SHARES and found.min() == found.max() and found[0] in {0.0, most}:
-        return _wilson_interval(found[0] / most * count, count, most)
+    if _agree(found):
+        right = found[0] / most
+        if formula in _SHARES and min(abs(right), abs(right - 1)) <= _ROUNDING:
+            return _wilson_interval(round(right) * count, count, most)
+        return Interval(low=None, high=None, method="none")
     low, high = _quantiles(found, count)
     return Interval(low=low, high=high, method="bootstrap")
+
+
+def _agree(draws: np.ndarray) -> bool:
+    """Whether bootstrap draws tell nothing of the spread, but for rounding."""
+    return float(np.ptp(draws)) <= _ROUNDING * max(1.0, float(np.abs(draws).max()))
 
 
 def _wilson_interval(successes: float, n: float, most: float) -> Interval:
@@ -197,6 +207,8 @@ def paired_difference(
     answers, so both are exchanged in each cluster by a coin's toss, again and again. It is exact however few items
     differ, where a bootstrap's p-value is too small by a factor of ten and more (eight answers that differ, all to
     one side, have 2/2⁸). The interval is that of a paired bootstrap, and reaches zero where the test shows nothing.
+    Where all of its draws agree, as they do for rows that answer alike, the difference of two shares has Tango's score
+    interval (Statistics in Medicine 17, 1998), its sample size the number of clusters, and any other none.
 
     Args:
         formula: a name in ``FORMULAS``.
@@ -220,15 +232,40 @@ def paired_difference(
     if not len(differences):
         return Difference(value=value, low=math.nan, high=math.nan, p_value=1.0, n=len(clusters), smallest=math.nan)
     count = len(np.unique(clusters))
-    low, high = _quantiles(differences, count)
+    if _agree(differences):
+        low, high = _tango(float(differences[0]), count) if _of_shares(formula, first, second) else (math.nan, math.nan)
+    else:
+        low, high = _quantiles(differences, count)
     p_value = _exchange_test(formula, first, second, names, clusters, draws=draws, seed=seed)
-    if p_value >= LEVEL:
+    if p_value >= LEVEL and math.isfinite(low):
         low, high = min(low, 0.0), max(high, 0.0)
     error = float(differences.std()) * math.sqrt(count / max(1, count - 1))
     smallest = (_student(1 - LEVEL / 2, count) + _student(POWER, count)) * error
     return Difference(
         value=value, low=low, high=high, p_value=p_value, n=len(clusters), smallest=smallest if error else math.nan
     )
+
+
+def _of_shares(formula: str, *rows: Columns) -> bool:
+    """Whether a metric is a mean of columns of zeros and ones, or of what lies between."""
+    if formula != "mean":
+        return False
+    values = np.concatenate([column.astype(float) for row in rows for column in row.values()])
+    return bool(np.nanmin(values) >= 0 and np.nanmax(values) <= 1)
+
+
+def _tango(difference: float, n: int) -> tuple[float, float]:
+    """95 % score interval of the difference of two shares of n pairs that all differ by the same -1, 0 or 1.
+
+    There it is Wilson's interval: of the pairs that differ, none, for 0; of twice as far, all, for 1.
+    """
+    step = round(difference)
+    if abs(difference - step) > _ROUNDING:
+        return math.nan, math.nan
+    low, high = wilson(abs(step) * n, n)
+    if step == 0:
+        return -high, high
+    return (2 * low - 1, 1.0) if step > 0 else (-1.0, 1 - 2 * low)
 
 
 def _exchange_test(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 600
 _LOPSIDED = 0.25  # of an interval's width: how much longer one side may be before both are told
-
 _LONGEST_REASON = 60
+_MOST_PLACES = 9
+_MOST_NAMED = 6
 
 
 def short_name(name: str, longest: int = 28) -> str:
@@ -38,6 +40,13 @@ def number(value: float | None, places: int, *, sign: bool = False) -> str:
     return text.replace("-", "−").replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
+def enough(value: float | None, places: int) -> int:
+    """``places``, or as many as it takes until a value that is not 0 does not look like 0."""
+    if value is None or not math.isfinite(value) or value == 0 or float(f"{value:.{places}f}") != 0:
+        return places
+    return min(-math.floor(math.log10(abs(value))), _MOST_PLACES)
+
+
 def column_title(column: Column) -> str:
     """The column named in a sentence: ``"pope F1"``; the benchmark is left out where the label names it."""
     label, benchmark = column.label, column.benchmark
@@ -55,8 +64,25 @@ def margin(cell: Cell) -> str:
         return ""
     places, above, below = decimals(cell.column), cell.high - cell.value, cell.value - cell.low
     if abs(above - below) <= _LOPSIDED * (above + below):
-        return f"±{number((above + below) / 2, places)}"
-    return f"+{number(above, places)}/\N{MINUS SIGN}{number(below, places)}"
+        half = (above + below) / 2
+        return f"±{number(half, enough(half, places))}"
+    return f"+{number(above, enough(above, places))}/\N{MINUS SIGN}{number(below, enough(below, places))}"
+
+
+def ends(cell: Cell) -> str:
+    """The 95 % interval by its ends, ``51.0 – 57.6``; empty without one."""
+    if cell.low is None or cell.high is None:
+        return ""
+    places = enough(cell.high - cell.low, decimals(cell.column))
+    return f"{number(cell.low, places)} – {number(cell.high, places)}"
+
+
+def span(low: float, high: float, places: int) -> str:
+    """The 95 % interval of a difference, ``−1.2 to +3.4``; an em dash without one."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return number(None, places)
+    places = enough(high - low, places)
+    return f"{number(low, places, sign=True)} to {number(high, places, sign=True)}"
 
 
 def group_sign(cell: Cell) -> str:
@@ -84,6 +110,11 @@ def gap_words(cell: Cell) -> str:
 def listed(words: Sequence[str]) -> str:
     """``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def counted(words: Sequence[str], what: str) -> str:
+    """``a, b and c``, or ``12 measures`` where a sentence would drown in them."""
+    return f"{len(words)} {what}" if len(words) > _MOST_NAMED else listed(words)
 
 
 def duration(seconds: float) -> str:

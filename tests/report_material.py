@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from benchmarks.outcome import MetricSpec, measure
+from benchmarks.outcome import Blind, MetricSpec, measure
 from benchmarks.protocol import fingerprint
 from benchmarks.results import Result, write_result
 from clips.artifact import directory_hash
@@ -82,6 +82,7 @@ def put_result(
     protocol: dict[str, str | int] | None = None,
     primary: tuple[str, ...] | None = None,
     model: Path | None = None,
+    blind: Blind | None = None,
 ) -> Path:
     """Write one result as the harness would, of a made-up ``model`` unless there is one; a benchmark of another name
     than those above has gqa's metric.
@@ -96,7 +97,10 @@ def put_result(
         kind="retrieval" if benchmark == "retrieval" else "mllm",
         status="ok",
         model=measured,
-        metrics={name: measure(items, spec) for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()},
+        metrics={
+            name: measure(items, spec, blind=blind or {})
+            for name, spec in METRICS.get(benchmark, METRICS["gqa"]).items()
+        },
         primary=primary or PRIMARY.get(benchmark, PRIMARY["gqa"]),
         protocol=stated,
         fingerprint=fingerprint(stated),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from benchmarks.statistics import (
     FORMULAS,
+    Interval,
     bootstrap,
     evaluate,
     holm,
@@ -167,8 +170,45 @@ def test_paired_difference_sees_what_separate_intervals_hide():
 def test_paired_difference_of_a_row_with_itself_is_nothing():
     columns = {"x": np.random.default_rng(4).normal(size=30)}
     found = paired_difference("mean", columns, columns, ("x",), np.arange(30))
-    assert (found.value, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+    assert (found.value, found.p_value) == (0.0, 1.0)
+    assert np.isnan([found.low, found.high, found.smallest]).all()  # scores without bounds: it cannot be said how sure
     assert not found.significant
+
+
+def _tango(difference: float, gained: int, lost: int, n: int) -> float:
+    """Tango's score statistic of a difference of paired shares (Statistics in Medicine 17, 1998)."""
+    b = (2 * n - gained + lost) * difference - gained - lost
+    lost_share = (math.sqrt(b * b + 8 * n * lost * difference * (1 - difference)) - b) / (4 * n)
+    return (gained - lost - n * difference) / math.sqrt(n * (2 * lost_share + difference * (1 - difference)))
+
+
+@pytest.mark.parametrize("n", [6, 40])
+def test_shares_that_all_differ_alike_have_the_score_interval(n):
+    wrong, right = {"x": np.zeros(n)}, {"x": np.ones(n)}
+    same = paired_difference("mean", right, right, ("x",), np.arange(n))
+    assert same.low == -same.high
+    assert abs(_tango(same.high, 0, 0, n)) == pytest.approx(1.959964)
+    apart = paired_difference("mean", right, wrong, ("x",), np.arange(n))
+    assert apart.value == apart.high == 1
+    assert _tango(apart.low, n, 0, n) == pytest.approx(1.959964)
+    back = paired_difference("mean", wrong, right, ("x",), np.arange(n))
+    assert (back.low, back.high) == (-apart.high, -apart.low)
+
+
+@pytest.mark.parametrize(
+    ("formula", "columns"),
+    [
+        ("mean", {"x": np.full(6, 0.5)}),
+        ("median", {"x": np.full(6, 3.0)}),
+        ("sum_of_group_means", {"x": np.full(6, 200.0), "g": np.array(["a"] * 6, object)}),
+        ("mean", {"x": np.array([0.2])}),  # of one picture a bootstrap draws always the same
+    ],
+)
+def test_draws_that_all_agree_give_no_interval(formula, columns):
+    size = len(columns["x"])
+    assert interval(formula, columns, tuple(columns), np.arange(size)) == Interval(low=None, high=None, method="none")
+    found = paired_difference(formula, columns, {**columns, "x": columns["x"] + 0.1}, tuple(columns), np.arange(size))
+    assert np.isnan([found.low, found.high]).all()
 
 
 def test_false_alarms_are_rare_when_rows_are_equally_good():

@@ -214,6 +214,22 @@ def test_scripts_are_needed_for_sorting_and_filtering_only(browser, file):
     page.close()
 
 
+def test_a_word_leads_to_its_meaning_without_scripts_and_by_keyboard(browser, file):
+    page = browser.new_page(java_script_enabled=False, viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    page.goto(file.as_uri())
+    meaning = page.locator("#word-interval dd")
+    assert meaning.is_visible()  # unfolded: where scripts are off, not all browsers unfold what a link leads to
+    link = page.locator("a.word[href='#word-interval']").first
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**#word-interval")
+    box = meaning.bounding_box()
+    assert 0 <= box["y"] < 900
+    page.locator("#words summary").click()
+    assert not meaning.is_visible()
+    page.close()
+
+
 def test_colours_follow_the_system_and_the_choice(page):
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)

@@ -30,11 +30,13 @@ class Words(HTMLParser):
         self.words: list[str] = []
         self.ids: list[str] = []
         self.links: list[str] = []
+        self.inline = False
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
         self.ids += [given["id"]] if given.get("id") else []
         self.links += [given["href"][1:]] if tag == "a" else []
+        self.inline = given.get("class") == "word"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -47,7 +49,8 @@ class Words(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not {"style", "script"} & {*self.open}:
-            self.words.append(data)
+            self.words.append(data if self.inline else f" {data}")
+            self.inline = self.inline and self.open[-1] == "a"  # what follows a link goes on where it ended
 
 
 def read(report: Report) -> str:
@@ -57,7 +60,7 @@ def read(report: Report) -> str:
     assert page.open == []
     assert len(page.ids) == len({*page.ids})
     assert {*page.links} <= {*page.ids}
-    text = " ".join(" ".join(page.words).split())
+    text = " ".join("".join(page.words).split())
     assert not re.search(r"\b(nan|None|inf|Undefined)\b", text), re.findall(r".{40}\b(?:nan|None|inf)\b.{20}", text)
     return text
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from colours import contrast
 from report_study import make_study
 
 from benchmarks.report import drawing
 from benchmarks.report.curves import Curve, plot_curves
-from benchmarks.report.drawing import inline_svg, light_inks, pdf, standalone_svg
-from benchmarks.report.figure import Figure, Key, file_name
+from benchmarks.report.drawing import drawn_on_sheet, inline_svg, light_inks, pdf, standalone_svg
+from benchmarks.report.figure import Figure, Key, Label, file_name
 from benchmarks.report.figures import figures, report_figures
 from benchmarks.report.model import build_report
 
@@ -91,3 +93,46 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     for place in range(drawing.SERIES_COLOURS):
         assert contrast(colours[f"series-{place}"], colours["paper"]) >= 3
+
+
+def _crowded() -> Figure:
+    """Twelve points, most of them in a heap, and three at one place."""
+    generator = np.random.default_rng(0)
+    points = [*(0.01 * generator.normal(size=(8, 2)) + 0.5), *[np.full(2, 0.9)] * 3, np.zeros(2)]
+
+    def plot(axes, inks):
+        axes.plot(*zip(*points, strict=True), "o", color=inks["ink"], markersize=5)
+
+    return Figure(
+        name="crowded",
+        title="crowded",
+        alt="crowded",
+        plot=plot,
+        x_label="x",
+        y_label="y",
+        legend=tuple(Key(colour=place, label=f"{place + 1} a row") for place in range(12)),
+        labels=tuple(Label(x=x, y=y, text=str(place + 1)) for place, (x, y) in enumerate(points)),
+        heads=("row",),
+        rows=(),
+    )
+
+
+@pytest.mark.parametrize("legend", [False, True])
+def test_no_label_lies_on_another_or_on_a_point(legend):
+    sheet = drawn_on_sheet(_crowded(), light_inks(), legend=legend)
+    sheet.draw_without_rendering()
+    (axes,) = sheet.axes
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == 12
+    overlaps = [1 for one, other in itertools.combinations(boxes, 2) if one.overlaps(other)]
+    points = axes.transData.transform(axes.lines[0].get_xydata())
+    covered = [1 for box in boxes for point in points if box.contains(*point)]
+    assert (overlaps, covered) == ([], [])
+    inside = axes.get_window_extent()
+    assert all(inside.containsx(box.x0) and inside.containsy(box.y1) for box in boxes)
+
+
+def test_labels_are_placed_the_same_every_time_in_every_format():
+    for draw in (inline_svg, standalone_svg, pdf):
+        assert draw(_crowded()) == draw(_crowded())
+    assert all(f">{number}</text>" in inline_svg(_crowded()) for number in range(1, 13))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from report_study import make_study
 from benchmarks.report.command import ReportConfig, report
 from benchmarks.report.model import build_report
 from benchmarks.report.page import SECTIONS, render_page
-from benchmarks.report.source import Gap, read_source
+from benchmarks.report.source import NO_RECORDS, Gap, read_source
 from benchmarks.report.timing import without_pauses
 from clips.errors import UserError
 
@@ -60,6 +61,26 @@ def test_results_of_another_key_are_not_shown(study):
     gap = read_source(study).outcomes["clips", "pope"]
     assert isinstance(gap, Gap)
     assert gap.reason == "not run since the study or its code changed"
+
+
+def test_results_without_records_of_their_steps_are_shown_as_they_lie(study):
+    before = {place for place, cell in build_report(study).table.cells.items() if cell.value is not None}
+    shutil.rmtree(study / "steps")
+    report = build_report(study)
+    assert {place for place, cell in report.table.cells.items() if cell.value is not None} == before
+    assert NO_RECORDS in report.remarks
+    for file in (study / "results").rglob("*.json"):
+        file.unlink()
+    bare = build_report(study)
+    assert {cell.gap.reason for cell in bare.table.cells.values() if cell.gap.kind == "missing"} == {"not run yet"}
+    assert NO_RECORDS not in bare.remarks
+
+
+def test_a_result_without_the_record_of_its_step_is_not_said_never_to_have_run(study):
+    (record,) = study.glob("steps/evaluate-encoder-clip-*/step.json")
+    record.unlink()
+    gaps = {cell.gap.reason for cell in build_report(study).table.cells.values() if cell.gap}
+    assert "there is a result, but no record of the step that made it" in gaps
 
 
 def test_a_broken_result_of_a_study_fails_its_cell_only(study):

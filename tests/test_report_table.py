@@ -16,6 +16,7 @@ from benchmarks.report.command import report as write_report
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.table import Cell, Column
+from benchmarks.statistics import wilson
 from benchmarks.wording import margin, number
 from clips.errors import UserError
 
@@ -62,7 +63,7 @@ def test_pairing_is_by_item_and_not_by_place(tmp_path):
     put_result(tmp_path, "one", "gqa", items)
     put_result(tmp_path, "two", "gqa", items.sample(frac=1, random_state=0))
     delta = cell(build_report(tmp_path, baseline="one"), "two").delta
-    assert (delta.value, delta.low, delta.high) == (0, 0, 0)
+    assert (delta.value, delta.p_value) == (0, 1)
 
 
 def test_unlike_protocols_are_not_ranked_together_and_said(tmp_path):
@@ -179,6 +180,38 @@ def test_rows_that_agree_in_every_item_say_nothing_of_what_could_have_been_shown
     assert json.loads(FORMATS["json"].render(report).splitlines()[1])["delta"]["smallest_shown"] is None
 
 
+def test_rows_that_agree_in_every_item_are_no_more_certain_than_their_number(tmp_path):
+    for row in ("one", "two"):
+        put_result(tmp_path, row, "gqa", items_table(0.5, benchmark="gqa", count=12))
+    report = build_report(tmp_path, baseline="one")
+    delta, share = cell(report, "two").delta, 100 * wilson(0, 6)[1]  # of six pictures
+    assert (delta.value, delta.low, delta.high) == pytest.approx((0, -share, share))
+    assert f"{-share:+.1f} to {share:+.1f}".replace("-", "−") in FORMATS["html"].render(report)
+
+
+def test_where_no_interval_can_be_given_the_page_says_so(tmp_path):
+    items = items_table(0.5, benchmark="gqa").assign(hit=0.5)
+    for row in ("one", "two"):
+        put_result(tmp_path, row, "gqa", items)
+    put_result(tmp_path, "three", "gqa", items_table(0.7, benchmark="gqa"))
+    report = build_report(tmp_path, baseline="one")
+    assert cell(report, "two").low is None
+    assert any(line.startswith("No interval: one on gqa exact match and two on gqa") for line in report.remarks)
+    found = {line["row"]: line for line in map(json.loads, FORMATS["json"].render(report).splitlines())}
+    assert (found["two"]["low"], found["two"]["high"]) == (None, None)
+    assert found["three"]["low"] is not None
+
+
+def test_a_small_difference_is_not_shown_as_none(tmp_path):
+    table = items_table(0.5, benchmark="gqa")
+    for row, gain in (("one", 0.0), ("two", 1e-4)):
+        put_result(tmp_path, row, "gqa", table.assign(hit=table["hit"] + gain * (table.index % 3)))
+    report = build_report(tmp_path, baseline="one")
+    said = next(remark for remark in report.remarks if remark.startswith("The smallest difference"))
+    assert 0 < cell(report, "two").delta.smallest < 0.05
+    assert f": {cell(report, 'two').delta.smallest:.3f} on gqa" in said
+
+
 def test_a_report_below_its_results_is_no_result(tmp_path):
     put_results(tmp_path)
     for _ in range(2):
@@ -191,9 +224,9 @@ def test_what_needs_no_skill_is_said_once_below_the_table(tmp_path):
     for path in tmp_path.glob("*/pope.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         assert content["without_skill"] == ""
-        path.write_text(json.dumps(content | {"without_skill": BENCHMARKS["pope"].without_skill}), encoding="utf-8")
-    said = [remark for remark in build_report(tmp_path).remarks if "always saying yes" in remark]
-    assert said == [f"pope: {BENCHMARKS['pope'].without_skill}"]
+        path.write_text(json.dumps(content | {"without_skill": BENCHMARKS["pointing"].without_skill}), encoding="utf-8")
+    said = [remark for remark in build_report(tmp_path).remarks if "all phrases at once" in remark]
+    assert said == [f"pope: {BENCHMARKS['pointing'].without_skill}"]
 
 
 def test_without_items_intervals_decide(tmp_path):

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from study_material import SMALL
 
+from benchmarks.reported_study import run_study
 from benchmarks.study import commands, runner
 from benchmarks.study.check import check_configs, check_files, first_problem
-from benchmarks.study.commands import PlanConfig, StudyConfig, plan_study, run_study, study_status
+from benchmarks.study.commands import PlanConfig, StudyConfig, plan_study, study_status
 from benchmarks.study.plan import make_plan
 from benchmarks.study.programs import check_command
 from benchmarks.study.reading import study_from

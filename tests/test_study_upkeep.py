@@ -9,11 +9,11 @@ import pytest
 from study_material import SMALL
 from test_study_commands import _fakes, states, write_study  # noqa: F401  (the fixture counts)
 
+from benchmarks.reported_study import rerun, run_study
 from benchmarks.study import commands, upkeep
-from benchmarks.study.commands import run_study
 from benchmarks.study.lock import locked
 from benchmarks.study.state import read_record, write_record
-from benchmarks.study.upkeep import CleanConfig, RerunConfig, clean, rerun
+from benchmarks.study.upkeep import CleanConfig, RerunConfig, clean
 from clips.errors import UserError
 
 

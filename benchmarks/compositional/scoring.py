@@ -21,6 +21,7 @@ from benchmarks.data.pair_sets import Case, PairSet, Picture, load_pair_set
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from benchmarks.protocol import Entries
+from benchmarks.results import CHANCE
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ def outcome(
         specs[name] = spec
     first = "accuracy_of_kinds" if pairs.by_kinds and "accuracy_of_kinds" in specs else "accuracy"
     return Outcome(
-        metrics={name: measure(items, spec) for name, spec in specs.items() if name not in absent},
+        metrics={
+            name: measure(items, spec, blind={CHANCE: _guessed(pairs)})
+            for name, spec in specs.items()
+            if name not in absent
+        },
         primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
         absent=absent,
         protocol=protocol,
@@ -120,6 +125,16 @@ def _won(scores: np.ndarray, order: np.ndarray) -> tuple[bool, bool]:
     text = all(beats((i, i), (i, j)) for i in range(pictures) for j in range(captions) if j != i)
     image = all(beats((i, i), (k, i)) for i in range(pictures) for k in range(pictures) if k != i)
     return text, image
+
+
+def _guessed(pairs: PairSet) -> dict[str, np.ndarray]:
+    """The columns of hits, were all scores alike."""
+    shapes = [(len(case.pictures), len(case.captions)) for case in pairs.cases]
+    of_shape = {shape: wins(np.zeros(shape)) for shape in set(shapes)}
+    text, image, both = np.array([of_shape[shape] for shape in shapes]).T
+    kinds = np.array([case.kind for case in pairs.cases])
+    parts = {f"score_{kind}": np.where(kinds == kind, text, np.nan) for kind in _kinds(pairs)}
+    return {"score": text, "image_score": image, "group_score": both, **parts}
 
 
 def _specs(pairs: PairSet) -> dict[str, MetricSpec]:

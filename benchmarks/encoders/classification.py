@@ -14,7 +14,7 @@ from benchmarks.encoders.prompts import class_vectors, prompts
 from benchmarks.encoders.recall import TIE, Ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from benchmarks.protocol import Entries
-from benchmarks.results import Metric
+from benchmarks.results import CHANCE, Metric
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PRIMARY = ("acc1",)
 CUTS = (1, 5)
+COMMONEST = "commonest class"
 METRICS: dict[str, MetricSpec] = {
     **{f"acc{k}": MetricSpec(label=f"acc@{k}", columns=(f"acc{k}",)) for k in CUTS},
     "mean_per_class_recall": MetricSpec(
@@ -84,7 +85,22 @@ def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
 
 def metrics(items: pd.DataFrame, found: ClassSet) -> dict[str, Metric]:
     """The metrics that say something of so many classes."""
-    return {name: measure(items, spec) for name, spec in METRICS.items() if name not in absent(found)}
+    blind = {CHANCE: guessed(found), COMMONEST: by_frequency(found)}
+    return {name: measure(items, spec, blind=blind) for name, spec in METRICS.items() if name not in absent(found)}
+
+
+def guessed(found: ClassSet) -> dict[str, np.ndarray]:
+    """The hits of one that draws classes by lot."""
+    none, ones = np.zeros(len(found.targets), int), np.ones(len(found.targets), int)
+    ranks = Ranks(above=none, tied=len(found.classes) * ones, right=ones, first=none)
+    return {f"acc{k}": ranks.hit(k) for k in CUTS}
+
+
+def by_frequency(found: ClassSet) -> dict[str, np.ndarray]:
+    """The hits of one that always names the commonest classes, the commonest first."""
+    common = np.argsort(-np.bincount(found.targets, minlength=len(found.classes)), kind="stable")
+    place = np.argsort(common)[found.targets]
+    return {f"acc{k}": (place < k).astype(float) for k in CUTS}
 
 
 def absent(found: ClassSet) -> Mapping[str, str]:

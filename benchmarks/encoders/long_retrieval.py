@@ -8,7 +8,7 @@ shorter. A picture's or caption's place in the bins is that of the whole caption
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +16,10 @@ import numpy as np
 from benchmarks.data.caption_sets import CaptionSet, caption_set_of
 from benchmarks.encoders.found import with_found
 from benchmarks.encoders.recall import ranks
-from benchmarks.encoders.retrieval import ARROWS, METRICS, PRIMARY, hits, items_of, protocol_of, recalls
+from benchmarks.encoders.retrieval import ARROWS, METRICS, PRIMARY, guessed, hits, items_of, protocol_of, recalls
 from benchmarks.outcome import MetricSpec, Outcome, measure
 from benchmarks.protocol import Entries
+from benchmarks.results import CHANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +56,13 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     for name in versions:
         columns |= hits(found[name], name) if name else {}
     items = items.assign(**columns, **_by_length(items, captions, config.words))
+    by_chance: dict[str, np.ndarray] = {}
+    for name in versions:
+        by_chance |= hits(guessed(captions), name)
+    by_chance |= _by_length(by_chance, captions, config.words)
+    specs = _specs(config.words, items)
     return Outcome(
-        metrics={name: measure(items, spec) for name, spec in _specs(config.words, items).items()},
+        metrics={name: measure(items, spec, blind={CHANCE: by_chance}) for name, spec in specs.items()},
         primary=PRIMARY,
         protocol=protocol_of(captions, config)
         | _protocol(captions, config)
@@ -97,7 +103,9 @@ def _bins(words: Sequence[int]) -> dict[str, tuple[int, float]]:
     return closed | {f"_of_{words[-1] + 1}_up": (words[-1] + 1, np.inf)}
 
 
-def _by_length(items: pd.DataFrame, captions: CaptionSet, words: Sequence[int]) -> dict[str, np.ndarray]:
+def _by_length(
+    items: pd.DataFrame | Mapping[str, np.ndarray], captions: CaptionSet, words: Sequence[int]
+) -> dict[str, np.ndarray]:
     """R@1 columns of each bin that holds a caption; a picture's length is the mean of its captions'."""
     lengths = np.array([len(text.split()) for text in captions.texts])
     total, count = np.zeros(len(captions.images)), np.zeros(len(captions.images))
@@ -108,7 +116,7 @@ def _by_length(items: pd.DataFrame, captions: CaptionSet, words: Sequence[int]) 
     for name, (low, high) in _bins(words).items():
         inside = (of_items >= low) & (of_items <= high)
         for direction in ARROWS:
-            values = items[f"{direction}_r1"].where(inside).to_numpy()
+            values = np.where(inside, items[f"{direction}_r1"], np.nan)
             if not np.isnan(values).all():
                 columns[f"{direction}_r1{name}"] = values
     return columns

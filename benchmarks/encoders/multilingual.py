@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from benchmarks.data.caption_sets import CaptionSet, caption_set_of
 from benchmarks.encoders.recall import CUTS, ranks
-from benchmarks.encoders.retrieval import ARROWS, PRIMARY, captions_per_picture, items_of, protocol_of
+from benchmarks.encoders.retrieval import ARROWS, PRIMARY, captions_per_picture, guessed, items_of, protocol_of
 from benchmarks.outcome import MetricSpec, Outcome, measure
 from benchmarks.protocol import Entries
+from benchmarks.results import CHANCE
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         found = ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes)
         tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
+    guesses = {name: items_of(each, guessed(each), with_thumbnails=False) for name, each in sets.items()}
+    by_chance = _join({name: table.set_index("item") for name, table in guesses.items()})[_columns(list(sets))]
+    blind = {CHANCE: {name: by_chance[name].to_numpy() for name in by_chance}}
     return Outcome(
-        metrics={name: measure(items, spec) for name, spec in _specs(list(sets)).items()},
+        metrics={name: measure(items, spec, blind=blind) for name, spec in _specs(list(sets)).items()},
         primary=PRIMARY,
         protocol=_protocol(sets, config) | row.encoder.how | computed_by(row.encoder),
         items=items,
@@ -82,6 +86,10 @@ def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _hit_columns() -> list[str]:
     return [f"{direction}_r{k}" for direction in ARROWS for k in CUTS]
+
+
+def _columns(languages: list[str]) -> list[str]:
+    return [f"{name}_{language}" for name in _hit_columns() for language in languages]
 
 
 def _specs(languages: list[str]) -> dict[str, MetricSpec]:

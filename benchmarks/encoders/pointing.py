@@ -15,6 +15,7 @@ from benchmarks.data.phrases import Box, Phrase, PhraseSet, phrase_set_of
 from benchmarks.encoders.seen import RASTER, Seen, fine, overlay
 from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.outcome import MOST_THUMBNAILS, MetricSpec, Outcome, measure, thumbnail
+from benchmarks.results import CHANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
         return None
     items, places = _items(row, data, texts)
     return Outcome(
-        metrics={name: measure(items, spec) for name, spec in METRICS.items()},
+        metrics={name: measure(items, spec, blind={CHANCE: _guessed(items)}) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol={
             "task": "pointing by the similarity of a phrase with each place of a picture",
@@ -112,6 +113,11 @@ def _items(row: Row, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame
                     }
                 )
     return pd.DataFrame(rows), grid
+
+
+def _guessed(items: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Hits of a place at random, and the area of a map without any sense."""
+    return {"hit": items["chance"].to_numpy(), "auc": items["auc"].where(items["auc"].isna(), 0.5).to_numpy()}
 
 
 def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: Seen) -> dict[str, Any]:

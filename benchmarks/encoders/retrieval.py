@@ -12,6 +12,7 @@ from benchmarks.encoders.found import with_found
 from benchmarks.encoders.recall import CUTS, TIE, Ranks, ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from benchmarks.protocol import Entries
+from benchmarks.results import CHANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     texts = text_vectors(row, captions.texts)
     items = items_of(captions, ranks(images, texts, captions.pairs, row.processes))
     return Outcome(
-        metrics={name: measure(items, spec) for name, spec in METRICS.items()},
+        metrics={name: measure(items, spec, blind={CHANCE: hits(guessed(captions))}) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol=protocol_of(captions, config) | row.encoder.how | computed_by(row.encoder),
         items=with_found(items, captions, images, texts),
@@ -161,6 +162,16 @@ def hits(found: tuple[Ranks, Ranks], suffix: str = "") -> dict[str, np.ndarray]:
             parts = (values, texts) if direction == "i2t" else (pictures, values)
             columns[f"{direction}_{name}{suffix}"] = np.concatenate(parts)
     return columns
+
+
+def guessed(captions: CaptionSet) -> tuple[Ranks, Ranks]:
+    """Ranks of picture → caption and caption → picture queries to a model that finds everything equally similar."""
+    sides = []
+    for side, answers in enumerate((len(captions.texts), len(captions.images))):
+        right = np.bincount(captions.pairs[:, side])
+        none = np.zeros_like(right)
+        sides.append(Ranks(above=none, tied=np.full_like(right, answers), right=right, first=none))
+    return sides[0], sides[1]
 
 
 def _right_pictures(captions: CaptionSet) -> list[str]:

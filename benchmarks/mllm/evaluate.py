@@ -19,7 +19,7 @@ from benchmarks.mllm.metrics import READERS, Reader, generic_reader, items_table
 from benchmarks.mllm.other_models import described
 from benchmarks.mllm.pictures import pictures_of
 from benchmarks.mllm.tasks import data_root, go_offline, keep_questions, load_task
-from benchmarks.outcome import Outcome, measure
+from benchmarks.outcome import Blind, Outcome, measure
 from benchmarks.protocol import Entries
 from benchmarks.registry import Benchmark
 from benchmarks.results import Metric
@@ -90,7 +90,7 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
     items = items_table(samples, pictures, columns, reader.score)
     if only:
         items["item"] = [str(only[sample["doc_id"]]) for sample in samples]  # as in a row that was asked them all
-    metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, absent)
+    metrics = {} if scored.no_judge else _metrics(reader, scored.values, items, reader.blind(samples), absent)
     return Outcome(
         metrics=metrics,
         primary=tuple(name for name in reader.primary if name in metrics or name in absent),
@@ -161,19 +161,19 @@ def _leave_out(task: Any, config: BenchmarkConfig) -> dict[str, str]:
 
 
 def _metrics(
-    reader: Reader, values: Mapping[str, float], items: pd.DataFrame, absent: dict[str, str]
+    reader: Reader, values: Mapping[str, float], items: pd.DataFrame, blind: Blind, absent: dict[str, str]
 ) -> dict[str, Metric]:
     """The metrics that lmms-eval gave; those that it did not give are added to ``absent`` with the reason."""
     metrics: dict[str, Metric] = {}
     for name, spec in reader.metrics.items():
         if name in values and math.isfinite(values[name]):
-            metrics[name] = measure(items, spec, values[name])
+            metrics[name] = measure(items, spec, values[name], blind)
         else:
             absent.setdefault(
                 name, "lmms-eval gives no number" if name in values else "no question of this data enters it"
             )
     for name, spec in reader.extra.items():
-        metrics[name] = measure(items, spec)
+        metrics[name] = measure(items, spec, blind=blind)
     return metrics
 
 

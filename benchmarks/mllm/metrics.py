@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.mllm import blind
 from benchmarks.mllm.captioning import PictureScores
-from benchmarks.outcome import MetricSpec
+from benchmarks.outcome import Blind, MetricSpec
+from benchmarks.results import CHANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,7 @@ class Reader:
         primary: for the main table.
         score: the column that is each item's part in the first primary metric.
         extra: metrics of ours beside lmms-eval's, computed from the items alone.
+        blind: samples → the columns, had the answers been made without looking.
     """
 
     columns: Callable[[Sequence[Sample], PictureScores], Mapping[str, Any]]
@@ -39,6 +42,7 @@ class Reader:
     primary: tuple[str, ...]
     score: str
     extra: Mapping[str, MetricSpec]
+    blind: Callable[[Sequence[Sample]], Blind] = blind.nothing
 
 
 def _pope(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
@@ -54,22 +58,7 @@ def _pope(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
 
 
 def _mme(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
-    """A pair's points (accuracy plus 100 for both right) stand at its first question, NaN at its second."""
-    columns = {name: np.full(len(samples), np.nan) for name in ("perception", "cognition", "correct")}
-    pairs: dict[tuple[str, Any], list[int]] = {}
-    for index, sample in enumerate(samples):
-        answer = _mme_answer(sample)
-        columns["correct"][index] = answer["score"]
-        pairs.setdefault((answer["category"], answer["question_id"]), []).append(index)
-    for members in pairs.values():
-        right = columns["correct"][members].sum()
-        part = "perception" if "mme_perception_score" in samples[members[0]] else "cognition"
-        columns[part][members[0]] = 100.0 * right / len(members) + 100.0 * (right == 2)
-    return columns | {"points": np.fmax(columns["perception"], columns["cognition"])}
-
-
-def _mme_answer(sample: Sample) -> Mapping[str, Any]:
-    return sample.get("mme_perception_score") or sample["mme_cognition_score"]
+    return blind.mme_columns(samples, np.array([blind.mme_answer(sample)["score"] for sample in samples], float))
 
 
 def _exact_match(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
@@ -118,6 +107,16 @@ def _seed(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
     for kind in ("image", "video"):
         columns[f"on_{kind}s"] = np.where([f"seed_{kind}" in sample for sample in samples], right, np.nan)
     return columns
+
+
+def _seed_blind(samples: Sequence[Sample]) -> Blind:
+    """Guesses, for each kind of question NaN outside it."""
+    guessed = blind.of_options(blind.of_seed, "correct")(samples)[CHANCE]["correct"]
+    parts = {
+        f"on_{kind}s": np.where([f"seed_{kind}" in sample for sample in samples], guessed, np.nan)
+        for kind in ("image", "video")
+    }
+    return {CHANCE: {"correct": guessed, **parts}}
 
 
 def _seed_right(answer: Mapping[str, str]) -> bool:
@@ -179,6 +178,7 @@ READERS: dict[str, Reader] = {
         },
         primary=("pope_accuracy", "pope_f1_score"),
         score="correct",
+        blind=blind.pope,
     ),
     "mme": Reader(
         columns=_mme,
@@ -196,6 +196,7 @@ READERS: dict[str, Reader] = {
         },
         primary=("mme_total",),
         score="correct",
+        blind=blind.mme,
     ),
     **{
         task: Reader(
@@ -204,8 +205,16 @@ READERS: dict[str, Reader] = {
             extra={},
             primary=("exact_match",),
             score="correct",
+            blind=blind.of_options(blind.listed_in(options), "correct") if options else blind.nothing,
         )
-        for task in ("gqa", "textvqa_val", "scienceqa_img", "ai2d", "vqav2_val", "realworldqa")
+        for task, options in {
+            "gqa": "",
+            "textvqa_val": "",
+            "scienceqa_img": "choices",
+            "ai2d": "options",
+            "vqav2_val": "",
+            "realworldqa": "",
+        }.items()
     },
     **{
         task: Reader(
@@ -223,6 +232,7 @@ READERS: dict[str, Reader] = {
         extra={},
         primary=("mmmu_acc",),
         score="correct",
+        blind=blind.of_options(blind.of_mmmu, "correct"),
     ),
     "chartqa": Reader(
         columns=_numbers("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split"),
@@ -282,6 +292,7 @@ READERS: dict[str, Reader] = {
         extra={},
         primary=("seed_image", "seed_all"),
         score="correct",
+        blind=_seed_blind,
     ),
     "mmstar": Reader(
         columns=_mmstar,
@@ -293,6 +304,7 @@ READERS: dict[str, Reader] = {
         extra={"mmstar_accuracy": MetricSpec(label="accuracy", columns=("correct",))},
         primary=("average",),
         score="correct",
+        blind=blind.of_options(blind.of_mmstar, "correct"),
     ),
     "nocaps_val": Reader(
         columns=_captions,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from benchmarks.report.chance import nothing_told
 from benchmarks.report.table import Cell, Table
-from benchmarks.wording import column_title, decimals, listed, number
+from benchmarks.wording import column_title, counted, decimals, listed, number
 
 _WITH_SIZE = 2
-_MOST_NAMED = 6
 
 
 def answer(table: Table) -> str:
+    """The sentence for the row that differs most from its baseline, and where no row is told from chance."""
+    return " ".join(filter(None, (_comparison(table), nothing_told(table))))
+
+
+def _comparison(table: Table) -> str:
     """The sentence for the row that differs most from its baseline, gains counted before losses."""
     compared = [row.name for row in table.rows if _deltas(table, row.name)]
     if compared:
@@ -71,10 +77,7 @@ def _on(cells: Sequence[Cell]) -> str:
 
 
 def _named(cells: Sequence[Cell]) -> str:
-    """The measures' names, or how many there are where a sentence would drown in them."""
-    if len(cells) > _MOST_NAMED:
-        return f"{len(cells)} other measures"
-    return listed([column_title(cell.column) for cell in cells])
+    return counted([column_title(cell.column) for cell in cells], "other measures")
 
 
 def _deltas(table: Table, row: str) -> list[Cell]:
@@ -100,7 +103,7 @@ def _wins(table: Table, row: str) -> bool:
 
 def _none_beats(behind: Sequence[str]) -> str:
     """``No row beats its baseline on any measure; a and b lose to it on some.``"""
-    names = listed(behind) if len(behind) <= _MOST_NAMED else f"{len(behind)} rows"
+    names = counted(behind, "rows")
     return f"No row beats its baseline on any measure; {names} {'loses' if len(behind) == 1 else 'lose'} to it on some."
 
 
@@ -114,5 +117,5 @@ def _by(cell: Cell) -> str:
     places = decimals(cell.column)
     sign = 1 if cell.delta.value > 0 else -1
     low, high = sorted((sign * cell.delta.low, sign * cell.delta.high))
-    span = f"[{number(low, places)}, {number(high, places)}]"
-    return f"by {number(abs(cell.delta.value), places)} points {span} on {column_title(cell.column)}"
+    span = f" [{number(low, places)}, {number(high, places)}]" if math.isfinite(low) else ""
+    return f"by {number(abs(cell.delta.value), places)} points{span} on {column_title(cell.column)}"

@@ -59,9 +59,18 @@ def _columns(
             scale=metrics[0].scale,
             higher_is_better=metrics[0].higher_is_better,
             largest=max(abs(metric.value * metric.scale) for metric in metrics),
+            blind=_blind(source, benchmark, name),
         )
         for name, metrics in found.items()
     ]
+
+
+def _blind(source: ReportSource, benchmark: str, metric: str) -> dict[str, float]:
+    """What answers without looking give, of the rows that were measured as most were."""
+    measured = {row: result for row, result in source.results(benchmark).items() if metric in result.metrics}
+    groups = source.protocol_groups(measured)
+    main = next(result.metrics[metric] for row, result in measured.items() if groups[row] == 0)
+    return {way: value * main.scale for way, value in main.blind.items()}
 
 
 def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:

@@ -33,7 +33,7 @@ _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
 _LEAD = (
     "The first measure of each benchmark on the items of one kind alone, with 95 % intervals. Triangles differ from "
     "the baseline (▲ better, ▼ worse) after correction for all comparisons of this section; circles were not shown to. "
-    "The fewer items a kind has, the more of a difference it takes."
+    "Where no stroke stands, all items came out alike. The fewer items a kind has, the more of a difference it takes."
 )
 
 
@@ -116,8 +116,6 @@ class _Breakdown:
         if intervals:
             found = statistics.interval(metric.formula, columns, metric.columns, items["image"].to_numpy())
         low, high = (None if end is None else end * column.scale for end in (found.low, found.high))
-        if low == high:  # items that all came out alike tell a bootstrap nothing of their spread
-            low = high = None
         return Cell(
             row=row,
             seed=seed,

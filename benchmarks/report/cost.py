@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.report.drawing import Inks
-from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.figure import Figure, FigureSet, Key, Label, file_name
 from benchmarks.report.source import read_metrics
 from benchmarks.report.table import Cell, Column
 from benchmarks.study.record import RowRecord
@@ -190,7 +190,16 @@ def _figure(cost: Cost, column: Column, points: Sequence[Point]) -> Figure:
         plot=lambda axes, inks: _plot(points, axes, inks),
         x_label=cost.label,
         y_label=column.label,
-        legend=tuple(Key(colour=point.colour, label=point.cell.row) for point in points if len(points) <= _MOST_NAMES),
+        legend=tuple(
+            Key(colour=point.colour, label=f"{point.colour + 1} {point.cell.row}")
+            for point in sorted(points, key=lambda each: each.colour)
+            if len(points) <= _MOST_NAMES
+        ),
+        labels=tuple(
+            Label(x=point.cost, y=point.cell.value or 0.0, text=str(point.colour + 1))
+            for point in points
+            if len(points) <= _MOST_NAMES
+        ),
         heads=("row", cost.label, column_title(column), "on the front"),
         rows=tuple(
             (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.report.figure import Figure
+from benchmarks.report.labels import put_labels
 from benchmarks.wording import short_name, visible
 
 SERIES_COLOURS = 8
@@ -69,23 +70,31 @@ def _saved(figure: Figure, inks: Inks, kind: Literal["svg", "pdf"], *, legend: b
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import figure as drawn
-
     with matplotlib.rc_context(_settings(inks, figure.name)):
-        sheet = drawn.Figure(figsize=(_WIDTH, figure.height), layout="constrained")
-        axes = sheet.add_subplot()
-        figure.plot(axes, inks)
-        axes.set_xlabel(visible(figure.x_label))
-        axes.set_ylabel(visible(figure.y_label))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x" if figure.upright else "y", linewidth=0.5, alpha=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=3)
-        if legend and figure.legend:
-            _add_legend(sheet, figure, inks)
+        sheet = drawn_on_sheet(figure, inks, legend=legend)
         stream = io.BytesIO()
         sheet.savefig(stream, format=kind, transparent=True, metadata=_NO_DATE[kind])
     return stream.getvalue()
+
+
+def drawn_on_sheet(figure: Figure, inks: Inks, *, legend: bool) -> Any:
+    """The figure as matplotlib's, ready to be saved."""
+    from matplotlib import figure as drawn
+
+    sheet = drawn.Figure(figsize=(_WIDTH, figure.height), layout="constrained")
+    axes = sheet.add_subplot()
+    figure.plot(axes, inks)
+    axes.set_xlabel(visible(figure.x_label))
+    axes.set_ylabel(visible(figure.y_label))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x" if figure.upright else "y", linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=3)
+    if legend and figure.legend:
+        _add_legend(sheet, figure, inks)
+    if figure.labels:
+        put_labels(sheet, axes, figure.labels, inks)
+    return sheet
 
 
 _NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}

@@ -27,6 +27,15 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """What stands beside a point, where there is room: its data coordinates and the text."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """One figure.
 
@@ -38,6 +47,7 @@ class Figure:
         x_label: name of the x axis.
         y_label: name of the y axis; may be empty.
         legend: which colour is what.
+        labels: of points; numbers that stand in the legend.
         heads: of the table of what was drawn.
         rows: of that table; the first cell of each names it.
         height: in inches; figures are 4.4 wide.
@@ -51,6 +61,7 @@ class Figure:
     x_label: str
     y_label: str = ""
     legend: tuple[Key, ...] = ()
+    labels: tuple[Label, ...] = ()
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     height: float = 2.7

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, file_name
 from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.wording import column_head, column_title, decimals, listed, number, short_name
+from benchmarks.wording import column_head, column_title, decimals, enough, listed, number, short_name, span
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -58,10 +58,10 @@ def _figure(column: Column, cells: list[tuple[Cell, Delta]]) -> Figure:
             (
                 name,
                 number(delta.value, places, sign=True),
-                f"{number(delta.low, places, sign=True)} to {number(delta.high, places, sign=True)}",
+                span(delta.low, delta.high, places),
                 f"{delta.p_value:.3g}",
                 direction(cell, delta),
-                number(delta.smallest, places),
+                number(delta.smallest, enough(delta.smallest, places)),
             )
             for name, (cell, delta) in zip(names, cells, strict=True)
         ),

@@ -47,6 +47,11 @@ class Report:
 
         return {section.id: content for section in SECTIONS if (content := section.build(self))}
 
+    @property
+    def other_sentences(self) -> list[str]:
+        """Those on the rows of which the answer does not speak."""
+        return [sentence for sentence in self.sentences if not self.answer.startswith(sentence)]
+
     def below(self, signs: Signs) -> list[str]:
         """What stands below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""
         return [*legend(self.table, signs), *self.remarks]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import wording
 from benchmarks.report.categories import category_figures
+from benchmarks.report.chance import chance_parts, chance_words, has_chance
 from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
@@ -25,6 +26,7 @@ from benchmarks.report.gallery.examples import galleries
 from benchmarks.report.gallery.found import retrieved
 from benchmarks.report.gallery.maps import similarity_maps
 from benchmarks.report.gallery.pictures import Album
+from benchmarks.report.glossary import Glossary
 from benchmarks.report.lengths import length_figures
 from benchmarks.report.published import REMARK
 from benchmarks.report.relation import retrieval_against_mllm
@@ -102,6 +104,12 @@ def render_page(report: Report) -> str:
         decimals=wording.decimals,
         column_head=wording.column_head,
         margin=wording.margin,
+        ends=wording.ends,
+        enough=wording.enough,
+        span=wording.span,
+        has_chance=has_chance,
+        chance_parts=chance_parts,
+        chance_words=chance_words,
         short_gap=wording.short_gap,
         gap_words=wording.gap_words,
         whisker=whisker,
@@ -110,6 +118,8 @@ def render_page(report: Report) -> str:
         series=lambda place: place % SERIES_COLOURS,
         svg=inline_svg,
     )
+    glossary = Glossary()
+    environment.globals.update(glossary=glossary, gloss=glossary.link, look_up=glossary.look_up)
     sections = [
         (section, "figures" if isinstance(content, FigureSet) else section.id, content)
         for section in SECTIONS

@@ -67,4 +67,4 @@ def paired(metric: Metric, mine: pd.DataFrame, other: pd.DataFrame, *, draws: in
         mine["image"].to_numpy(),
         draws=draws,
     )
-    return None if math.isnan(found.low) else found
+    return found if found.n and math.isfinite(found.value) else None

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.report.drawing import Inks
-from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.figure import Figure, FigureSet, Key, Label, file_name
 from benchmarks.report.table import Cell, Column
 from benchmarks.statistics import holm
-from benchmarks.wording import column_title, decimals, margin, number, short_name
+from benchmarks.wording import column_title, decimals, margin, number
 
 if TYPE_CHECKING:
     from benchmarks.report.model import Report
@@ -195,7 +195,16 @@ def _figure(report: Report, relation: Relation) -> Figure:
         plot=lambda axes, inks: _plot(relation, places if named else {}, axes, inks),
         x_label=column_title(x),
         y_label=y.label,
-        legend=tuple(Key(colour=places[cell.row], label=cell.row) for cell, _ in relation.pairs if named),
+        legend=tuple(
+            Key(colour=places[cell.row], label=f"{places[cell.row] + 1} {cell.row}")
+            for cell, _ in relation.pairs
+            if named
+        ),
+        labels=tuple(
+            Label(x=across.value or 0.0, y=up.value or 0.0, text=str(places[across.row] + 1))
+            for across, up in relation.pairs
+            if named
+        ),
         heads=("row", column_title(x), column_title(y)),
         rows=tuple((across.row, _score(across), _score(up)) for across, up in relation.pairs),
     )
@@ -206,7 +215,7 @@ def _score(cell: Cell) -> str:
 
 
 def _plot(relation: Relation, places: dict[str, int], axes: Any, inks: Inks) -> None:
-    """The points, named and coloured by the rows' places; grey where there are none."""
+    """The points, coloured by the rows' places; grey where there are none."""
     for across, up in relation.pairs:
         colour = inks.series(places[across.row]) if places else inks["ink-soft"]
         if across.low is not None:
@@ -214,12 +223,3 @@ def _plot(relation: Relation, places: dict[str, int], axes: Any, inks: Inks) -> 
         if up.low is not None:
             axes.vlines(across.value, up.low, up.high, color=colour, linewidth=1, alpha=0.5)
         axes.plot(across.value, up.value, "o", color=colour, markersize=5)
-        if places:
-            axes.annotate(
-                short_name(across.row, 20),
-                (across.value, up.value),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=7.5,
-                color=inks["ink-soft"],
-            )

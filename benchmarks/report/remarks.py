@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 
 from benchmarks.protocol import INPUT
+from benchmarks.report.chance import about_chance
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
 from benchmarks.results import Result
 from benchmarks.study.record import NOT_ASKED
 from benchmarks.trained import Training, apart, training_of
-from benchmarks.wording import LONGEST_TEXT, column_title, decimals, listed, number, visible
+from benchmarks.wording import LONGEST_TEXT, column_title, counted, decimals, enough, listed, number, visible
 
 SCENES_CAVEAT = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "
@@ -51,6 +52,7 @@ def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
         *found,
         *_about_intervals(table),
         *_about_power(table),
+        *about_chance(table),
         *_about_skill(source),
         *_about_training(source),
         *_about_gaps(source, by_row),
@@ -100,9 +102,17 @@ def _about_intervals(table: Table) -> list[str]:
             "noise of training, measured on the same pictures. The noise of sampling pictures is told apart, seed by "
             "seed."
         ]
+    lines = []
     if any(cell.low is not None for cell in table.cells.values()):
-        return ["Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them."]
-    return []
+        lines.append("Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them.")
+    bare = [cell for cell in table.cells.values() if cell.value is not None and cell.low is None]
+    if bare:
+        where = dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in bare)
+        lines.append(
+            f"No interval: {counted([*where], 'numbers')}. Where all items came out alike, or only a scorer's total is "
+            "known, nothing tells how far the number is to be trusted."
+        )
+    return lines
 
 
 def _about_power(table: Table) -> list[str]:
@@ -112,7 +122,7 @@ def _about_power(table: Table) -> list[str]:
         found = [cell.delta.smallest for cell in table.column_cells(column) if cell.delta]
         known = [value for value in found if math.isfinite(value)]
         if known and column.higher_is_better is not None:
-            smallest[column_title(column)] = number(max(known), decimals(column))
+            smallest[column_title(column)] = number(max(known), enough(max(known), decimals(column)))
     if not smallest:
         return []
     over = "seeds" if table.seeds else "pictures"

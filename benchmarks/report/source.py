@@ -1,7 +1,8 @@
 """Read what a report is made of: a study's directory, or any directory of result files.
 
 Only what belongs to the study *as it stands now* is read: a result whose step has not succeeded under the
-study's current key counts as missing, with the reason.
+study's current key counts as missing, with the reason. Where the steps have left no records at all, as where results
+were copied, results are read as they lie, and a note says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from benchmarks.study.state import StepRecord, read_record
 from clips.errors import UserError, suggest
 
 _LOOKED_AT = 12
+NO_RECORDS = (
+    "The study's directory has results but no records of its steps: the results are shown as they lie there, and "
+    "whether they are of the study as it stands is not known."
+)
 GapKind = Literal["failed", "not applicable", "no judge", "missing"]
 
 
@@ -150,11 +155,12 @@ def _study_source(root: Path, study: StudyRecord) -> ReportSource:
         for row in study.rows
         for benchmark in study.benchmarks
     }
+    copied = not any(records.values()) and any(isinstance(outcome, Result) for outcome in outcomes.values())
     ran = sorted((record for record in records.values() if record), key=lambda record: record.started)
     return ReportSource(
         title=study.title or study.name,
         question=study.question,
-        notes=study.notes,
+        notes=(*study.notes, *([NO_RECORDS] if copied else [])),
         rows=study.rows,
         benchmarks=study.benchmarks,
         outcomes=outcomes,
@@ -174,14 +180,19 @@ def _outcome(
     blocker = _failed_ancestor(study, cell.step, records)
     if blocker is not None:
         return Gap(kind="failed", reason=f"step {blocker.name} failed: {_last_line(blocker)}")
-    if record is None or record.key != study.steps[cell.step].key:
-        return Gap(kind="missing", reason="not run since the study or its code changed" if record else "not run yet")
     path = root / cell.result
+    if record is None and any(records.values()):
+        left = "there is a result, but no record of the step that made it" if path.is_file() else "not run yet"
+        return Gap(kind="missing", reason=left)
+    if record is not None and record.key != study.steps[cell.step].key:
+        return Gap(kind="missing", reason="not run since the study or its code changed")
     if path.is_file():
         try:
             return _result_or_gap(read_result(path))
         except UserError as error:
             return Gap(kind="failed", reason=str(error))
+    if record is None:
+        return Gap(kind="missing", reason="not run yet")
     if record.outcome == "failed":
         return Gap(kind="failed", reason=f"step {record.name} failed: {_last_line(record)}")
     return Gap(kind="missing", reason=f"its step is {record.outcome} and has not written it yet")

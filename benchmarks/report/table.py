@@ -34,6 +34,7 @@ class Column:
         scale: values are shown times this.
         higher_is_better: None where neither is better; such a column is not ranked.
         largest: the largest value shown, without its sign.
+        blind: what answers give that are made without looking (`results.Metric`), scaled as shown.
     """
 
     benchmark: str
@@ -42,6 +43,7 @@ class Column:
     scale: float
     higher_is_better: bool | None
     largest: float = 0.0
+    blind: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Delta:
     Args:
         baseline: the row that it is taken from.
         value: row minus baseline.
-        low: lower end of the 95 % interval.
+        low: lower end of the 95 % interval; NaN, like the upper one, where none can be given.
         high: upper end.
         p_value: corrected for the tests of the whole table.
         smallest: the smallest true difference that a single such test would show four times in five; NaN where nothing

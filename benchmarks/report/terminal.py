@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from benchmarks.report.chance import chance_words, has_chance
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK, PublishedTable
 from benchmarks.report.remarks import PLAIN, TERMINAL
@@ -27,6 +28,9 @@ def print_table(report: Report, console: Console) -> None:
     heads = [column_head(column) for column in model.columns]
     names = [row.name for row in model.rows]
     cells = [[_text(model.cell(row, column)) for column in model.columns] for row in model.rows]
+    if has_chance(model):
+        names.append("chance")
+        cells.append([Text(chance_words(column) or "—", style="dim") for column in model.columns])
     if len(heads) > len(names):
         heads, names, cells = names, heads, [list(column) for column in zip(*cells, strict=True)]
     table = Table(title=Text(visible(report.source.title)), title_style="bold", title_justify="left", pad_edge=False)
@@ -37,9 +41,8 @@ def print_table(report: Report, console: Console) -> None:
         table.add_row(Text(visible(name), style="bold"), *line)
     console.print(table)
     console.print(Text(visible(report.answer), style="bold"))
-    for sentence in report.sentences:
-        if sentence != report.answer:
-            console.print(Text(visible(sentence)))
+    for sentence in report.other_sentences:
+        console.print(Text(visible(sentence)))
     if report.published:
         _print_published(report.published, console)
     for remark in report.below(TERMINAL if console.color_system else PLAIN):

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -139,8 +140,13 @@ def current_keys(plan: Plan) -> dict[str, StepKey]:
     return step_keys(plan.steps, plan.study.directory, version=version, code=hashes.__getitem__)
 
 
-def run_study(config: StudyConfig) -> None:
-    """Run what is missing, then write the report and print its table. Exit status 1 where a step failed."""
+def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
+    """Run what is missing, then report it, before another runner may begin. Exit status 1 where a step failed.
+
+    Args:
+        config: the study.
+        report: is given the study's directory.
+    """
     from benchmarks.study.check import check_configs, check_files
     from benchmarks.wording import duration
 
@@ -156,7 +162,7 @@ def run_study(config: StudyConfig) -> None:
         if config.wait:  # the study or its code may have changed meanwhile
             keyed = resolve(config)
         summary = _run_locked(keyed, config, lock)
-        _report(output)
+        report(output)
     if missing:
         say(f"{study.name}: {duration(time.monotonic() - begun)} in all")
     if not summary.complete:
@@ -188,12 +194,6 @@ def _run_locked(keyed: KeyedPlan, config: StudyConfig, lock: int) -> Summary:
     now = dataclasses.replace(keyed, keys=current_keys(keyed.plan))
     write_study_record(output, study_record(now, config.file))
     return summary
-
-
-def _report(output: Path) -> None:
-    from benchmarks.report.command import ReportConfig, report
-
-    report(ReportConfig(directory=str(output)))
 
 
 def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,12 @@ class RerunConfig(StudyConfig):
             raise UserError("steps: expected names of steps, or 'only' with those of rows")
 
 
-def rerun(config: RerunConfig) -> None:
+def rerun(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
     """Forget that the steps were done, then run the study.
+
+    Args:
+        config: the study and its steps.
+        report: is given the study's directory at the end.
 
     Raises:
         UserError: a name that no step has, or another runner works in this directory.
@@ -62,7 +66,7 @@ def rerun(config: RerunConfig) -> None:
                 if step.kind == "evaluation":  # else it would find there what the model gave before
                     shutil.rmtree(keyed.output / "results" / KEPT, ignore_errors=True)
     say(f"{keyed.plan.study.name}: again {', '.join(step.name for step in chosen)}")
-    run_study(config)
+    run_study(config, report=report)
 
 
 def _forget(output: Path, name: str) -> None:

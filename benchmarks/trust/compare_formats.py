@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.trust.diff import column_of
-from benchmarks.wording import column_head, decimals, number, visible
+from benchmarks.wording import column_head, decimals, enough, number, span, visible
 from clips.visible import markdown_text, shown
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def _cells(line: Line) -> list[str]:
     found = line.difference
     if found is None:
         return [column_head(column), *values, gain, "", "", "", line.verdict]
-    interval = [number(end * scale, places, sign=True) for end in (found.low, found.high)]
-    smallest = number(found.smallest * scale, places)
-    return [column_head(column), *values, gain, " to ".join(interval), f"{line.p_value:.2g}", smallest, line.verdict]
+    interval = span(found.low * scale, found.high * scale, places)
+    smallest = number(found.smallest * scale, enough(found.smallest * scale, places))
+    return [column_head(column), *values, gain, interval, f"{line.p_value:.2g}", smallest, line.verdict]
 
 
 def as_fields(line: Line) -> dict[str, Any]:
@@ -91,8 +91,8 @@ def as_fields(line: Line) -> dict[str, Any]:
         "value_a": line.first.value * scale,
         "value_b": line.second.value * scale,
         "difference": None if line.unlike else (line.first.value - line.second.value) * scale,
-        "low": found.low * scale if found else None,
-        "high": found.high * scale if found else None,
+        "low": found.low * scale if found and math.isfinite(found.low) else None,
+        "high": found.high * scale if found and math.isfinite(found.high) else None,
         "p_corrected": line.p_value if found else None,
         "smallest_shown": found.smallest * scale if found and math.isfinite(found.smallest) else None,
         "items": line.first.n,

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Delta
 
-SCHEMA = 1
+SCHEMA = 2
 SCHEMA_FILE = Path(__file__).with_name("cell.schema.json")
 """JSON Schema of a line; a change that a reader must know of raises ``SCHEMA`` and its ``version``."""
 
@@ -28,6 +28,7 @@ def render_json(report: Report) -> str:
             "label": column.label,
             **mean_fields(cell),
             "items": cell.n or None,
+            "blind": dict(column.blind),
             "protocol_group": cell.group,
             "unlike": list(cell.unlike),
             "mark": cell.mark or None,
@@ -47,11 +48,15 @@ def _json_delta(delta: Delta | None) -> dict[str, object] | None:
     return {
         "baseline": delta.baseline,
         "value": delta.value,
-        "low": delta.low,
-        "high": delta.high,
+        "low": _finite(delta.low),
+        "high": _finite(delta.high),
         "p_corrected": delta.p_value,
-        "smallest_shown": delta.smallest if math.isfinite(delta.smallest) else None,
+        "smallest_shown": _finite(delta.smallest),
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def mean_fields(cell: Cell) -> dict[str, object]:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.report.chance import chance_parts, has_chance
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK, PublishedTable
 from benchmarks.report.remarks import LATEX
 from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results import CHANCE
 from benchmarks.wording import decimals, gap_words, group_sign, margin, number, visible
 
 _NEEDS = r"% \usepackage{booktabs,graphicx}; names with accents: \usepackage[T1]{fontenc}"
@@ -66,7 +68,17 @@ def _rows(table: Table) -> list[str]:
         first += len(columns)
     heads = ["", *(_head(column) for column in table.columns)]
     body = [[latex_text(row.name), *(_cell(table.cell(row, column)) for column in table.columns)] for row in table.rows]
-    return _tabular(len(table.columns), [_line(above), " ".join(rules), _line(heads)], body)
+    foot = [["chance", *map(_chance, table.columns)]]
+    head = [_line(above), " ".join(rules), _line(heads)]
+    return _tabular(len(table.columns), head, body, foot if has_chance(table) else ())
+
+
+def _chance(column: Column) -> str:
+    """Chance, and below it what gives more."""
+    lines = [text if way == CHANCE else f"{way} {text}" for way, text in chance_parts(column).items()]
+    first, *others = map(latex_text, lines or ["—"])
+    small = "".join(rf"\\{{\scriptsize {other}}}" for other in others)
+    return rf"\shortstack[r]{{{first}{small}}}" if others else first
 
 
 def _head(column: Column) -> str:
@@ -81,8 +93,11 @@ def _published(table: PublishedTable) -> list[str]:
     return _tabular(len(heads) - 1, [_line(heads)], body)
 
 
-def _tabular(columns: int, head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def _tabular(
+    columns: int, head: Sequence[str], body: Sequence[Sequence[str]], foot: Sequence[Sequence[str]] = ()
+) -> list[str]:
     lines = [rf"\begin{{tabular}}{{l{'r' * columns}}}", r"\toprule", *head, r"\midrule", *map(_line, body)]
+    lines += [r"\midrule", *map(_line, foot)] if foot else []
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 

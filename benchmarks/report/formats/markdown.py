@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.report.chance import chance_words, has_chance
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import MARKDOWN
@@ -18,6 +19,9 @@ def render_markdown(report: Report) -> str:
     for row in table.rows:
         cells = [_markdown_cell(table.cell(row, column)) for column in table.columns]
         lines.append(_pipes([markdown_text(row.name), *cells]))
+    if has_chance(table):
+        chance = [markdown_text(chance_words(column)) or "—" for column in table.columns]
+        lines.append(_pipes(["chance", *chance]))
     remarks = [f"- {markdown_text(remark)}" for remark in report.below(MARKDOWN)]
     title, question, answer = (
         markdown_text(text) for text in (report.source.title, report.source.question, report.answer)

@@ -1,0 +1,76 @@
+"""Which scores are told from those of answers that are made without looking, and how the latter are put into words.
+
+A score is told from chance where its 95 % interval lies above all that such answers give: a guess among the options,
+and, where it gives more, always saying yes or always naming the commonest class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results import CHANCE
+from benchmarks.wording import column_title, counted, decimals, enough, listed, number
+
+
+def has_chance(table: Table) -> bool:
+    """Whether chance is known of some column."""
+    return any(column.blind for column in table.columns)
+
+
+def chance_parts(column: Column) -> dict[str, str]:
+    """Way of answering without looking → its score as shown; beside chance itself only ways that give more."""
+    best = column.blind.get(CHANCE)
+    kept = {way: value for way, value in column.blind.items() if way == CHANCE or best is None or value > best}
+    return {way: number(value, enough(value, decimals(column))) for way, value in kept.items()}
+
+
+def chance_words(column: Column) -> str:
+    """``"50.0"``, or ``"50.0 (always yes 66.7)"``; empty where chance is not known."""
+    parts = chance_parts(column)
+    others = ", ".join(f"{way} {text}" for way, text in parts.items() if way != CHANCE)
+    return parts.get(CHANCE, "") + (f" ({others})" if others else "")
+
+
+def told_from_chance(cell: Cell) -> bool | None:
+    """Whether a cell's interval lies above all that answers without looking give; None where that cannot be said."""
+    blind: Mapping[str, float] = cell.column.blind
+    if not blind or cell.group or cell.low is None or cell.high is None or cell.column.higher_is_better is None:
+        return None
+    return cell.low > max(blind.values()) if cell.column.higher_is_better else cell.high < min(blind.values())
+
+
+def _measure(column: Column) -> str:
+    """The measure, and what gives more on it than guessing does: ``pope F1 (always yes)``."""
+    others = [way for way in chance_parts(column) if way != CHANCE]
+    return column_title(column) + (f" ({' or '.join(others)})" if others else "")
+
+
+def nothing_told(table: Table) -> str:
+    """A sentence on the measures on which no row at all is told from chance; empty where there is none."""
+    told = {column: [told_from_chance(cell) for cell in table.column_cells(column)] for column in table.columns}
+    known = [column for column, said in told.items() if set(said) - {None}]
+    lost = [column for column in known if True not in told[column]]
+    if not lost:
+        return ""
+    if len(lost) == len(known) > 1:
+        return "No row can be told from chance on any measure of which chance is known."
+    return f"No row can be told from chance on {counted([_measure(column) for column in lost], 'measures')}."
+
+
+def about_chance(table: Table) -> list[str]:
+    """Lines for below the table: what chance is, and which scores are not told from it."""
+    if not has_chance(table):
+        return []
+    lost: dict[str, list[str]] = {}
+    for column in table.columns:
+        for cell in table.column_cells(column):
+            if told_from_chance(cell) is False:
+                lost.setdefault(cell.row, []).append(_measure(column))
+    ways = list(dict.fromkeys(way for column in table.columns for way in chance_parts(column)))
+    beside = f", beside it {listed([way for way in ways if way != CHANCE])} where that gives more" if ways[1:] else ""
+    where = [f"{row} on {counted(names, 'measures')}" for row, names in lost.items()]
+    return [
+        f"Chance is what guessing among the answers gives, computed from the same items{beside}.",
+        *([f"Not told from chance, since the interval is not wholly above it: {'; '.join(where)}."] if where else []),
+    ]

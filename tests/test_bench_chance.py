@@ -1,0 +1,154 @@
+"""What answers give that are made without looking: from the items at hand, against counting it out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from math import comb
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bench_reader import write_pictures
+
+from benchmarks.compositional.scoring import _guessed
+from benchmarks.data.caption_sets import CaptionSource, load_caption_set
+from benchmarks.encoders.classification import by_frequency, guessed
+from benchmarks.encoders.recall import ranks
+from benchmarks.encoders.retrieval import METRICS, hits, items_of
+from benchmarks.encoders.retrieval import guessed as guessed_ranks
+from benchmarks.mllm.blind import ALWAYS_YES
+from benchmarks.mllm.metrics import READERS
+from benchmarks.outcome import MetricSpec, measure
+from benchmarks.results import CHANCE
+
+
+def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
+    captions_of = [3, 1, 2, 2, 4]
+    write_pictures(tmp_path / "images", len(captions_of))
+    rows = [
+        {"image": f"images/{n}.png", "captions": [f"thing {n} {k}" for k in range(count)]}
+        for n, count in enumerate(captions_of)
+    ]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    captions = load_caption_set(CaptionSource(data=str(tmp_path / "set.jsonl")))
+    texts, pictures = sum(captions_of), len(captions_of)
+    vectors = torch.nn.functional.normalize(torch.randn(texts, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    items = items_of(captions, ranks(vectors[:pictures], vectors, captions.pairs), with_thumbnails=False)
+    blind = {CHANCE: hits(guessed_ranks(captions))}
+    found = {name: measure(items, spec, blind=blind).blind[CHANCE] for name, spec in METRICS.items()}
+
+    def missed(right: int, answers: int, k: int) -> float:
+        return comb(answers - right, k) / comb(answers, k)
+
+    for k in (1, 5):
+        assert found[f"t2i_r{k}"] == pytest.approx(1 - missed(1, pictures, k))
+        assert found[f"i2t_r{k}"] == pytest.approx(1 - np.mean([missed(each, texts, k) for each in captions_of]))
+    assert found["mean_r1"] == pytest.approx((found["t2i_r1"] + found["i2t_r1"]) / 2)
+    assert found["t2i_median_rank"] == pytest.approx((pictures + 1) / 2)
+
+
+def test_classes_by_lot_and_the_commonest():
+    found: Any = SimpleNamespace(targets=np.array([2, 2, 2, 0, 1, 6]), classes=list("abcdefgh"))
+    assert guessed(found)["acc1"] == pytest.approx([1 / 8] * 6)
+    assert guessed(found)["acc5"] == pytest.approx([5 / 8] * 6)
+    assert by_frequency(found)["acc1"].tolist() == [1, 1, 1, 0, 0, 0]
+    assert by_frequency(found)["acc5"].tolist() == [1, 1, 1, 1, 1, 1]
+
+
+def test_pairs_of_captions_by_chance():
+    def case(pictures: int, captions: int, kind: str) -> SimpleNamespace:
+        return SimpleNamespace(pictures=range(pictures), captions=range(captions), kind=kind)
+
+    pairs: Any = SimpleNamespace(cases=[case(1, 2, "two"), case(1, 5, "five")])
+    assert _guessed(pairs)["score"] == pytest.approx([1 / 2, 1 / 5])
+    assert _guessed(pairs)["score_five"] == pytest.approx([np.nan, 1 / 5], nan_ok=True)
+    pairs = SimpleNamespace(cases=[case(2, 2, "")])
+    assert [_guessed(pairs)[name][0] for name in ("score", "image_score", "group_score")] == pytest.approx(
+        [1 / 4, 1 / 4, 1 / 6]
+    )
+
+
+def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    reader = READERS[task]
+    items = pd.DataFrame({**reader.columns(samples, None), "category": "a"})  # type: ignore[arg-type]
+    items = items.assign(item=items.index.astype(str), image=items.index.astype(str))
+    blind = reader.blind(samples)
+    specs: dict[str, MetricSpec] = {**reader.metrics, **reader.extra}
+    return {name: dict(measure(items, specs[name], blind=blind).blind) for name in specs}
+
+
+def test_yes_and_no_by_a_coin_and_by_always_saying_yes():
+    truth = ["yes", "yes", "yes", "no"]
+    samples = [{"pope_accuracy": {"prediction": "no", "ground_truth": each, "score": each == "no"}} for each in truth]
+    found = _measured("pope", samples)
+    assert found["pope_accuracy"] == {CHANCE: 0.5, ALWAYS_YES: 0.75}
+    assert found["pope_f1_score"] == pytest.approx({CHANCE: 2 * 1.5 / (2 + 3), ALWAYS_YES: 2 * 3 / (4 + 3)})
+    assert found["pope_yes_ratio"] == found["said_yes"] == {}
+
+
+def test_points_of_pairs_are_those_of_every_toss_of_coins():
+    def sample(picture: str, answer: str, right: bool) -> dict[str, Any]:
+        score = {"category": "a", "question_id": picture, "score": float(right)}
+        return {"doc": {"answer": answer}, "mme_perception_score": score}
+
+    asked = [("one", "Yes"), ("one", "No"), ("two", "Yes"), ("two", "Yes"), ("alone", "No")]
+    every = [
+        READERS["mme"].columns([sample(*each, right) for each, right in zip(asked, toss, strict=True)], None)  # type: ignore[arg-type]
+        for toss in itertools.product((False, True), repeat=len(asked))
+    ]
+    expected = np.mean([columns["points"] for columns in every], axis=0)
+    samples = [sample(*each, right=True) for each in asked]
+    assert READERS["mme"].blind(samples)[CHANCE]["points"] == pytest.approx(expected, nan_ok=True)
+    assert expected == pytest.approx([75, np.nan, 75, np.nan, 50], nan_ok=True)
+    assert READERS["mme"].blind(samples)[ALWAYS_YES]["points"] == pytest.approx(
+        [50, np.nan, 200, np.nan, 0], nan_ok=True
+    )
+    assert _measured("mme", samples)["mme_total"] == pytest.approx({CHANCE: 200 / 3, ALWAYS_YES: 250 / 3})
+
+
+def _option_sample(task: str, doc: dict[str, Any]) -> dict[str, Any]:
+    answer = {"pred": "A", "answer": "A"}
+    return {
+        "doc": doc,
+        "exact_match": 1.0,
+        "mmmu_acc": {
+            "id": "a",
+            "subdomain": "a",
+            "question_type": "multiple-choice",
+            "answer": "A",
+            "parsed_pred": "A",
+        },
+        "seed_all": answer,
+        "seed_image": answer,
+        "average": {"score": 1.0, "l2_category": "a"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "docs", "expected"),
+    [
+        ("scienceqa_img", [{"choices": ["a", "b"]}, {"choices": ["a", "b", "c", "d"]}], 3 / 8),
+        ("ai2d", [{"options": ["a", "b", "c", "d"]}, {"options": ["a", "b", "c"]}], 7 / 24),
+        (
+            "mmmu_val",
+            [
+                {"options": "['a', 'b', 'c', 'd']", "question_type": "multiple-choice"},
+                {"options": "[]", "question_type": "open"},
+            ],
+            1 / 8,
+        ),
+        ("seedbench", [{f"choice_{letter}": "x" for letter in "abcd"}], 1 / 4),
+        ("mmstar", [{}], 1 / 4),
+    ],
+)
+def test_options_are_counted_question_by_question(task, docs, expected):
+    found = _measured(task, [_option_sample(task, doc) for doc in docs])
+    assert found[READERS[task].primary[0]] == pytest.approx({CHANCE: expected})
+
+
+def test_free_answers_have_no_chance():
+    assert _measured("gqa", [{"exact_match": 1.0}])["exact_match"] == {}

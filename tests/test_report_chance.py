@@ -1,0 +1,88 @@
+"""Chance beside the scores: in the table, below it, in the answer and in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_material import items_table, put_result
+
+from benchmarks.report.formats import FORMATS
+from benchmarks.report.model import Report, build_report
+
+COUNT = 120
+
+
+def report(folder: Path, skills: dict[str, float], chance: float = 0.02, yes: float | None = None) -> Report:
+    """Rows of some skill on pope, and on gqa of which chance is not known."""
+    ways = {"chance": chance} | ({} if yes is None else {"always yes": yes})
+    blind = {way: {"hit": np.full(COUNT, value)} for way, value in ways.items()}
+    for row, skill in skills.items():
+        put_result(folder, row, "pope", items_table(skill, benchmark="pope", count=COUNT), blind=blind)
+        put_result(folder, row, "gqa", items_table(skill, benchmark="gqa", count=COUNT))
+    return build_report(folder)
+
+
+def rendered(built: Report, name: str) -> str:
+    return FORMATS[name].files(built)[{"csv": "table.csv", "json": "table.jsonl"}.get(name, _FILES.get(name, ""))]  # type: ignore[return-value]
+
+
+_FILES = {"html": "index.html", "markdown": "table.md", "latex": "table.tex"}
+
+
+def test_every_format_has_chance_beside_the_scores(tmp_path):
+    built = report(tmp_path, {"clip": 0.4, "clips": 0.7}, chance=0.5, yes=0.61)
+    page = rendered(built, "html")
+    assert (
+        len(re.findall(r'<th scope="row"><a [^>]*>chance</a></th>', page)) == 2
+    )  # wide, and narrow for the one column
+    assert "always yes 61.0" in page
+    assert "| chance | — | 50.0 (always yes 61.0) |" in rendered(built, "markdown")
+    assert r"chance & {\textemdash} & \shortstack[r]{50.0\\{\scriptsize always yes 61.0}}" in rendered(built, "latex")
+    (line, _) = csv.DictReader(io.StringIO(rendered(built, "csv")))
+    assert (float(line["pope/accuracy chance"]), float(line["pope/accuracy always yes"])) == (50, 61)
+    assert "gqa/exact_match chance" not in line
+    cells = [json.loads(line) for line in rendered(built, "json").splitlines()]
+    assert {cell["benchmark"]: cell["blind"] for cell in cells} == {"pope": {"chance": 50, "always yes": 61}, "gqa": {}}
+
+
+def test_chance_of_many_answers_is_not_rounded_to_nothing(tmp_path):
+    assert "| chance | — | 0.02 |" in rendered(report(tmp_path, {"clip": 0.4}, chance=0.0002), "markdown")
+
+
+def test_a_way_that_gives_less_than_guessing_is_not_shown(tmp_path):
+    assert "always yes" not in rendered(report(tmp_path, {"clip": 0.4}, chance=0.5, yes=0.5), "html")
+
+
+@pytest.mark.parametrize(
+    ("chance", "yes", "answer", "below"),
+    [
+        (0.05, None, "", None),
+        (0.45, None, "", "not wholly above it: clip on pope accuracy."),
+        (0.05, 0.45, "", "not wholly above it: clip on pope accuracy (always yes)."),
+        (
+            0.9,
+            None,
+            "No row can be told from chance on pope accuracy.",
+            "clip on pope accuracy; clips on pope accuracy.",
+        ),
+    ],
+)
+def test_what_is_not_told_from_chance_is_said(tmp_path, chance, yes, answer, below):
+    built = report(tmp_path, {"clip": 0.45, "clips": 0.7}, chance=chance, yes=yes)
+    assert built.answer.endswith(answer or built.answer)
+    assert ("chance" in built.answer) == bool(answer)
+    said = [line for line in built.remarks if line.startswith("Not told from chance")]
+    assert bool(said) == (below is not None)
+    assert not below or said[0].endswith(below)
+
+
+def test_where_chance_is_not_known_nothing_is_said_of_it(tmp_path):
+    put_result(tmp_path / "study", "clip", "gqa", items_table(0.4, benchmark="gqa"))
+    built = build_report(tmp_path / "study")
+    assert not any("chance" in rendered(built, name) for name in ("html", "markdown", "latex", "json"))
