@@ -1,8 +1,8 @@
 """How sure a benchmark's number is: intervals, and whether two rows really differ.
 
-A metric is a *formula* over columns of the per-item table (see ``FORMULAS``). A formula takes weights, one per
-item, so that the same few lines give the value (all weights 1), its bootstrap interval (an image drawn twice
-counts twice) and the paired test between two rows (each image's items counted for the one row or for the other).
+A metric is a *formula* over columns of the per-item table (``formulas.py``), which takes weights, one per item: all of
+1 for the value, as often as its image was drawn for the bootstrap interval, and 1 or 0 for the paired test between two
+rows, in which each image's items are counted for the one row or for the other.
 ``scripts/check_statistics.py`` measures by simulation that all of it holds what it promises.
 
 Letters: N items, B bootstrap draws, C clusters (images).
@@ -11,11 +11,13 @@ Letters: N items, B bootstrap draws, C clusters (images).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from benchmarks.formulas import FORMULAS, Columns
 
 DRAWS = 2000
 LEVEL = 0.05
@@ -24,9 +26,6 @@ _Z95 = 1.959963984540054
 _ROUNDING = 1e-12
 _CELLS_AT_ONCE = 4_000_000
 _SHARES = frozenset({"mean", "mean_of_group_means", "ratio", "f1"})
-
-Columns = Mapping[str, np.ndarray]
-Formula = Callable[[Columns, Sequence[str], np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def interval(
     0 or 1 in every draw, Wilson's interval stands in, its sample size the number of clusters; else there is none.
 
     Args:
-        formula: a name in ``FORMULAS``.
+        formula: a name in ``formulas.FORMULAS``.
         columns: column name → (N,) array.
         names: the columns that the formula takes.
         clusters: (N,) cluster of each item.
@@ -211,7 +210,7 @@ def paired_difference(
     interval (Statistics in Medicine 17, 1998), its sample size the number of clusters, and any other none.
 
     Args:
-        formula: a name in ``FORMULAS``.
+        formula: a name in ``formulas.FORMULAS``.
         first: columns of row A.
         second: columns of row B, item i being the same item as in A.
         names: the columns that the formula takes.
@@ -336,93 +335,3 @@ def _draws(clusters: Sequence[Any], draws: int, seed: int) -> Iterator[np.ndarra
         size = min(block, draws - start)
         picked = generator.integers(0, count, size=(size, count)) + count * np.arange(size)[:, None]
         yield np.bincount(picked.ravel(), minlength=size * count).reshape(size, count)[:, owner].astype(float)
-
-
-def _share(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
-
-
-def _mean(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """Mean of a column over the items that have it; of several columns: the mean of their means."""
-    means = []
-    for name in names:
-        values = columns[name].astype(float)
-        present = ~np.isnan(values)
-        means.append(_share(weights[:, present] @ values[present], weights[:, present].sum(axis=1)))
-    return np.mean(means, axis=0)
-
-
-def _ratio(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """Sum of the first column over the sum of the second; 0 where the second sums to 0."""
-    return np.nan_to_num(_share(weights @ columns[names[0]].astype(float), weights @ columns[names[1]].astype(float)))
-
-
-def _f1(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """F1 from 0/1 columns ``predicted`` and ``actual``: 2 true positives / (predicted + actual); 0 where undefined."""
-    predicted, actual = (columns[name].astype(float) for name in names)
-    return np.nan_to_num(_share(2 * (weights @ (predicted * actual)), weights @ (predicted + actual)))
-
-
-def _sum_of_group_means(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """Mean of the first column within each group of the second, summed over groups (MME's total score).
-
-    Items without a value are left out. A group that a draw misses altogether makes that draw NaN.
-    """
-    values, groups = columns[names[0]].astype(float), columns[names[1]]
-    total = np.zeros(len(weights))
-    present = ~np.isnan(values)
-    for group in sorted(set(groups[present])):
-        chosen = present & (groups == group)
-        total += _share(weights[:, chosen] @ values[chosen], weights[:, chosen].sum(axis=1))
-    return total
-
-
-def _mean_of_group_means(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """Mean over the groups of the second column of the first one's mean in each (mean per-class recall).
-
-    Items without a value or a group are left out, and so is from a draw a group of which it has no item.
-    """
-    values, groups = columns[names[0]].astype(float), columns[names[1]]
-    present = ~np.isnan(values) & np.array([isinstance(group, str) for group in groups])
-    order = np.flatnonzero(present)[np.argsort(groups[present], kind="stable")]
-    starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]][: len(order)])
-    drawn = weights[:, order]
-    means = _share(np.add.reduceat(drawn * values[order], starts, axis=1), np.add.reduceat(drawn, starts, axis=1))
-    return _share(np.nansum(means, axis=1), (~np.isnan(means)).sum(axis=1))
-
-
-def _median(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """Median of a column over the items that have it: the mean of the two middle ones where their number is even."""
-    values = columns[names[0]].astype(float)
-    present = ~np.isnan(values)
-    order = np.argsort(values[present], kind="stable")
-    ordered = values[present][order]
-    reached = np.cumsum(weights[:, present][:, order], axis=1)
-    half = reached[:, -1:] / 2
-    low = (reached >= half).argmax(axis=1)
-    high = (reached > half).argmax(axis=1)
-    return (ordered[low] + ordered[high]) / 2
-
-
-def _bleu(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """Corpus BLEU-n from n columns of matched and n of possible n-grams, then candidate and reference lengths.
-
-    The same arithmetic as pycocoevalcap's ``BleuScorer``, its tiny constants included.
-    """
-    sums = np.stack([weights @ columns[name].astype(float) for name in names], axis=1)
-    order = (len(names) - 2) // 2
-    matched, possible, lengths = sums[:, :order], sums[:, order : 2 * order], sums[:, 2 * order :]
-    precision = ((matched + 1e-15) / (possible + 1e-9)).prod(axis=1) ** (1 / order)
-    ratio = (lengths[:, 0] + 1e-15) / (lengths[:, 1] + 1e-9)
-    return np.where(ratio < 1, precision * np.exp(1 - 1 / ratio), precision)
-
-
-FORMULAS: dict[str, Formula] = {
-    "mean": _mean,
-    "ratio": _ratio,
-    "f1": _f1,
-    "sum_of_group_means": _sum_of_group_means,
-    "mean_of_group_means": _mean_of_group_means,
-    "median": _median,
-    "bleu": _bleu,
-}

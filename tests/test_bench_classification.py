@@ -15,9 +15,10 @@ from benchmarks.data.class_sets import load_class_set
 from benchmarks.encoders import embed
 from benchmarks.encoders.classification import placed
 from benchmarks.encoders.prompts import class_vectors, prompts
+from benchmarks.formulas import FORMULAS
 from benchmarks.results import ITEM_COLUMNS, Result, read_items, read_result, result_path
 from benchmarks.run import run
-from benchmarks.statistics import FORMULAS, evaluate
+from benchmarks.statistics import evaluate
 from clips.errors import UserError
 
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.formulas import FORMULAS
 from benchmarks.statistics import (
-    FORMULAS,
     Interval,
     bootstrap,
     evaluate,

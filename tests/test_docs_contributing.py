@@ -54,7 +54,7 @@ USES = {
         assert result.status == "ok" and result.metrics["accuracy"].n == 4, result
         assert result.protocol["pictures"] == 4
     """,
-    "benchmarks/report/page.py": """
+    "benchmarks/report/sections.py": """
         from pathlib import Path
         import report_material
         from benchmarks.report.model import build_report

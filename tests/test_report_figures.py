@@ -13,11 +13,12 @@ import pytest
 from colours import contrast
 from report_study import make_study
 
-from benchmarks.report import drawing
+from benchmarks.report import drawing, inks
 from benchmarks.report.curves import Curve, plot_curves
-from benchmarks.report.drawing import drawn_on_sheet, inline_svg, light_inks, pdf, standalone_svg
+from benchmarks.report.drawing import drawn_on_sheet, inline_svg, pdf, standalone_svg
 from benchmarks.report.figure import Figure, Key, Label, file_name
 from benchmarks.report.figures import figures, report_figures
+from benchmarks.report.inks import light_inks
 from benchmarks.report.model import build_report
 
 CURVE = Curve(name="clip", colour=1, x=(0.0, 1.0, 2.0), y=(3.0, 2.0, 1.0))
@@ -91,7 +92,7 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
     for ground in ("paper", "sheet", "tint"):
         for text in ("ink", "ink-soft", "accent", "gain", "loss"):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-    for place in range(drawing.SERIES_COLOURS):
+    for place in range(inks.SERIES_COLOURS):
         assert contrast(colours[f"series-{place}"], colours["paper"]) >= 3
 
 

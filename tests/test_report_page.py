@@ -15,7 +15,8 @@ from report_study import make_study
 
 from benchmarks.report.command import ReportConfig, report
 from benchmarks.report.model import build_report
-from benchmarks.report.page import SECTIONS, render_page
+from benchmarks.report.page import render_page
+from benchmarks.report.sections import SECTIONS
 from benchmarks.report.source import NO_RECORDS, Gap, read_source
 from benchmarks.report.timing import without_pauses
 from clips.errors import UserError

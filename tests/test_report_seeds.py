@@ -15,6 +15,7 @@ from benchmarks.report.figures import report_figures
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
+from benchmarks.report.sections import contents
 from benchmarks.report.seeds import t_interval, t_test
 from benchmarks.report.source import few_rows
 from benchmarks.study import commands
@@ -143,7 +144,8 @@ def test_figures_survive_the_record_and_galleries_look_at_the_first_seed(study):
 
 def test_figures_of_several_seeds_are_of_the_means(study):
     built = build_report(study)
-    forest = {figure.name: figure for figure in built.contents["forest"].figures}["forest-retrieval-t2i-r1"]
+    shown = {section.id: content for section, content in contents(built)}
+    forest = {figure.name: figure for figure in shown["forest"].figures}["forest-retrieval-t2i-r1"]
     assert [row[0] for row in forest.rows] == ["part.block.8", "part.block.16", "pretrained"]
     assert forest.rows[0][1] == "+30.0"
     assert "setting-0-t2i-r1" in report_figures(built)

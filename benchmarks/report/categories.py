@@ -10,23 +10,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from benchmarks import statistics
-from benchmarks.report.drawing import SERIES_COLOURS, Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.forest import direction
+from benchmarks.report.inks import SERIES_COLOURS, Inks
+from benchmarks.report.model import Report
 from benchmarks.report.pairing import paired
 from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, few_rows
 from benchmarks.report.table import Cell, Column, Delta, Table
 from benchmarks.results import Metric, Result, columns_of, read_items
 from benchmarks.wording import column_title, decimals, listed, margin, number, short_name
-
-if TYPE_CHECKING:
-    from benchmarks.report.model import Report
 
 MOST_KINDS = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}

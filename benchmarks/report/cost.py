@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, Label, file_name
+from benchmarks.report.inks import Inks
+from benchmarks.report.model import Report
 from benchmarks.report.source import read_metrics
 from benchmarks.report.table import Cell, Column
 from benchmarks.study.record import RowRecord
 from benchmarks.wording import column_head, column_title, decimals, listed, margin, number
 from clips.artifact import STAGES, read_manifest
 from clips.errors import UserError
-
-if TYPE_CHECKING:
-    from benchmarks.report.model import Report
 
 _LOG_SCALE_FROM = 20
 _MOST_NAMES = 12

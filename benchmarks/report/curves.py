@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report.drawing import SERIES_COLOURS, Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.inks import SERIES_COLOURS, Inks
 from benchmarks.report.source import ReportSource, read_metrics
 from benchmarks.wording import listed, number
 

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import io
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.report.figure import Figure
+from benchmarks.report.inks import NAMES, STAND_INS, Inks, light_inks
 from benchmarks.report.labels import put_labels
 from benchmarks.wording import short_name, visible
 
-SERIES_COLOURS = 8
-_STYLE = Path(__file__).parent / "templates" / "style.css"
-_NAMES = ("ink", "ink-soft", "line", "sheet", "gain", "loss", *(f"series-{place}" for place in range(SERIES_COLOURS)))
 _WIDTH = 4.4
-
-
-@dataclass(frozen=True)
-class Inks:
-    """Name of a colour in ``style.css`` → what to give to matplotlib for it."""
-
-    colours: Mapping[str, str]
-
-    def __getitem__(self, name: str) -> str:
-        return self.colours[name]
-
-    def series(self, place: int) -> str:
-        """The colour of a row's place in the table."""
-        return self.colours[f"series-{place % SERIES_COLOURS}"]
-
-
-_STAND_INS = Inks({name: f"#0a0b{number:02x}" for number, name in enumerate(_NAMES)})
 
 
 def inline_svg(figure: Figure) -> str:
     """The figure as an ``<svg>`` of the page: safe markup, whose colours follow the page's scheme."""
-    text = _saved(figure, _STAND_INS, "svg", legend=False).decode()
-    for name in _NAMES:
-        text = text.replace(_STAND_INS[name], f"var(--{name})")
+    text = _saved(figure, STAND_INS, "svg", legend=False).decode()
+    for name in NAMES:
+        text = text.replace(STAND_INS[name], f"var(--{name})")
     return _bare(text, f'role="img" aria-label="{html.escape(visible(figure.alt))}"')
 
 
@@ -57,13 +34,6 @@ def standalone_svg(figure: Figure) -> str:
 def pdf(figure: Figure) -> bytes:
     """The figure as a page of PDF, as `standalone_svg`."""
     return _saved(figure, light_inks(), "pdf", legend=True)
-
-
-@functools.cache
-def light_inks() -> Inks:
-    """The colours of the page in its light scheme."""
-    found = dict(re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}),", _STYLE.read_text(encoding="utf-8")))
-    return Inks({name: found[name] for name in _NAMES})
 
 
 def _saved(figure: Figure, inks: Inks, kind: Literal["svg", "pdf"], *, legend: bool) -> bytes:

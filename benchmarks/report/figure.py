@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from benchmarks.report.drawing import Inks
+from benchmarks.report.inks import Inks
 
-Plot = Callable[[Any, "Inks"], None]
+Plot = Callable[[Any, Inks], None]
 
 
 def file_name(*parts: str) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from benchmarks.report.drawing import pdf, standalone_svg
 from benchmarks.report.figure import Figure, FigureSet
-
-if TYPE_CHECKING:
-    from benchmarks.report.model import Report
+from benchmarks.report.model import Report
+from benchmarks.report.sections import contents
 
 
 def report_figures(report: Report) -> dict[str, Figure]:
     """The figures of all sections, in the order of the page, by their names."""
-    sets = [content for content in report.contents.values() if isinstance(content, FigureSet)]
+    sets = [content for _, content in contents(report) if isinstance(content, FigureSet)]
     return {figure.name: figure for each in sets for figure in each.figures}
 
 

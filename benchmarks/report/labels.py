@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.report.figure import Label
-
-if TYPE_CHECKING:
-    from benchmarks.report.drawing import Inks
+from benchmarks.report.inks import Inks
 
 _DIRECTIONS = (45, 135, 315, 225, 0, 180, 90, 270)  # degrees; slanting ones first, away from the intervals' strokes
 _DISTANCES = (6, 11, 17, 24, 32, 42)  # from the point's middle to the label's edge

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.encoders.long_retrieval import CURVE, suffix
 from benchmarks.encoders.retrieval import ARROWS
-from benchmarks.report.drawing import SERIES_COLOURS, Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.inks import SERIES_COLOURS, Inks
+from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Table
 from benchmarks.wording import decimals, margin, number
-
-if TYPE_CHECKING:
-    from benchmarks.report.model import Report
 
 _WHOLE = "whole"
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
@@ -18,7 +16,7 @@ from benchmarks.report.source import ReportSource, read_source
 from benchmarks.report.table import Table
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # one is as good as another only if it is the same
 class Report:
     """What the formats print.
 
@@ -39,13 +37,6 @@ class Report:
     sentences: tuple[str, ...]
     remarks: tuple[str, ...]
     published: PublishedTable | None = None
-
-    @cached_property
-    def contents(self) -> dict[str, Any]:
-        """Section → what it shows, of those that have something to show; worked out once for all formats."""
-        from benchmarks.report.page import SECTIONS
-
-        return {section.id: content for section in SECTIONS if (content := section.build(self))}
 
     @property
     def other_sentences(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page: its sections, one entry each in ``SECTIONS``, put into the templates beside this file.
+"""The page: the sections of ``sections.py``, put into the templates beside this file.
 
 Everything that comes from a file is escaped by Jinja; only a figure's drawing is markup, which matplotlib has escaped.
 The page loads nothing: its content security policy forbids it to.
@@ -8,83 +8,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from benchmarks import wording
-from benchmarks.report.categories import category_figures
 from benchmarks.report.chance import chance_parts, chance_words, has_chance
-from benchmarks.report.cost import cost_figures
-from benchmarks.report.curves import learning_curves
-from benchmarks.report.drawing import SERIES_COLOURS, inline_svg
+from benchmarks.report.drawing import inline_svg
 from benchmarks.report.figure import FigureSet
-from benchmarks.report.forest import forest_plots
-from benchmarks.report.gallery.captioned import captioned
-from benchmarks.report.gallery.examples import galleries
-from benchmarks.report.gallery.found import retrieved
-from benchmarks.report.gallery.maps import similarity_maps
 from benchmarks.report.gallery.pictures import Album
 from benchmarks.report.glossary import Glossary
-from benchmarks.report.lengths import length_figures
-from benchmarks.report.published import REMARK
-from benchmarks.report.relation import retrieval_against_mllm
+from benchmarks.report.inks import SERIES_COLOURS
+from benchmarks.report.model import Report
 from benchmarks.report.remarks import PAGE
-from benchmarks.report.reproduce import reproduction
-from benchmarks.report.settings import setting_figures
-from benchmarks.report.source import few_rows
+from benchmarks.report.sections import contents
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.report.timing import step_timing
 from benchmarks.wording import column_title, group_sign
 from clips.visible import shown
 
-if TYPE_CHECKING:
-    from benchmarks.report.model import Report
-
 _TEMPLATES = Path(__file__).parent / "templates"
 _STYLES = ("style.css", "gallery.css")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of the page.
-
-    Args:
-        id: anchor; and, unless it shows a ``FigureSet``, which needs none of its own, name of the template
-            ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
-        title: heading, and entry of the contents.
-        build: what is shown; a false value leaves the section out.
-    """
-
-    id: str
-    title: str
-    build: Callable[[Report], Any]
-
-
-SECTIONS: tuple[Section, ...] = (
-    Section(id="table", title="Results", build=lambda report: report.table),
-    Section(
-        id="published",
-        title="Published numbers",
-        build=lambda report: report.published and {"table": report.published, "remark": REMARK},
-    ),
-    Section(id="forest", title="Differences to the baseline", build=forest_plots),
-    Section(id="settings", title="Scores against settings", build=setting_figures),
-    Section(id="lengths", title="Recall against the length of captions", build=length_figures),
-    Section(id="relation", title="Retrieval against MLLM benchmarks", build=retrieval_against_mllm),
-    Section(id="cost", title="Scores against their cost", build=cost_figures),
-    Section(id="kinds", title="Kind by kind", build=category_figures),
-    Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
-    Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
-    Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
-    Section(id="examples", title="Examples", build=lambda report: galleries(few_rows(report.source))),
-    Section(id="found", title="What queries find", build=lambda report: retrieved(few_rows(report.source))),
-    Section(id="captioned", title="Captions", build=lambda report: captioned(few_rows(report.source))),
-    Section(id="maps", title="Where a phrase is seen", build=lambda report: similarity_maps(few_rows(report.source))),
-    Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
-    Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
-)
 
 
 def render_page(report: Report) -> str:
@@ -122,8 +65,7 @@ def render_page(report: Report) -> str:
     environment.globals.update(glossary=glossary, gloss=glossary.link, look_up=glossary.look_up)
     sections = [
         (section, "figures" if isinstance(content, FigureSet) else section.id, content)
-        for section in SECTIONS
-        if (content := report.contents.get(section.id))
+        for section, content in contents(report)
     ]
     notes = report.below(PAGE)
     script = (_TEMPLATES / "table.js").read_text(encoding="utf-8")

@@ -10,16 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, Label, file_name
+from benchmarks.report.inks import Inks
+from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.statistics import holm
 from benchmarks.wording import column_title, decimals, margin, number
-
-if TYPE_CHECKING:
-    from benchmarks.report.model import Report
 
 FEWEST_ROWS = 4
 _DRAWS = 9999  # scipy tries all orders where they are no more

@@ -10,18 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.report.drawing import Inks
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.inks import Inks
+from benchmarks.report.model import Report
 from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
 from benchmarks.wording import column_title, decimals, margin, number
-
-if TYPE_CHECKING:
-    from benchmarks.report.model import Report
 
 
 @dataclass(frozen=True, kw_only=True)

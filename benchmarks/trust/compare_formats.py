@@ -6,14 +6,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.trust.comparison import Comparison, Line
 from benchmarks.trust.diff import column_of
 from benchmarks.wording import column_head, decimals, enough, number, span, visible
 from clips.visible import markdown_text, shown
-
-if TYPE_CHECKING:
-    from benchmarks.trust.compare import Comparison, Line
 
 _INTERVAL = "95 % interval"
 _HEADS = ("", "A", "B", "A−B", _INTERVAL, "p", "smallest", "")

@@ -1,0 +1,72 @@
+"""The sections of a report, one entry each in ``SECTIONS``: what they are called and what they show."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.report.categories import category_figures
+from benchmarks.report.cost import cost_figures
+from benchmarks.report.curves import learning_curves
+from benchmarks.report.forest import forest_plots
+from benchmarks.report.gallery.captioned import captioned
+from benchmarks.report.gallery.examples import galleries
+from benchmarks.report.gallery.found import retrieved
+from benchmarks.report.gallery.maps import similarity_maps
+from benchmarks.report.lengths import length_figures
+from benchmarks.report.model import Report
+from benchmarks.report.published import REMARK
+from benchmarks.report.relation import retrieval_against_mllm
+from benchmarks.report.reproduce import reproduction
+from benchmarks.report.settings import setting_figures
+from benchmarks.report.source import few_rows
+from benchmarks.report.timing import step_timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page.
+
+    Args:
+        id: anchor; and, unless it shows a ``FigureSet``, which needs none of its own, name of the template
+            ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
+        title: heading, and entry of the contents.
+        build: what is shown; a false value leaves the section out.
+    """
+
+    id: str
+    title: str
+    build: Callable[[Report], Any]
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section(id="table", title="Results", build=lambda report: report.table),
+    Section(
+        id="published",
+        title="Published numbers",
+        build=lambda report: report.published and {"table": report.published, "remark": REMARK},
+    ),
+    Section(id="forest", title="Differences to the baseline", build=forest_plots),
+    Section(id="settings", title="Scores against settings", build=setting_figures),
+    Section(id="lengths", title="Recall against the length of captions", build=length_figures),
+    Section(id="relation", title="Retrieval against MLLM benchmarks", build=retrieval_against_mllm),
+    Section(id="cost", title="Scores against their cost", build=cost_figures),
+    Section(id="kinds", title="Kind by kind", build=category_figures),
+    Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
+    Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
+    Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
+    Section(id="examples", title="Examples", build=lambda report: galleries(few_rows(report.source))),
+    Section(id="found", title="What queries find", build=lambda report: retrieved(few_rows(report.source))),
+    Section(id="captioned", title="Captions", build=lambda report: captioned(few_rows(report.source))),
+    Section(id="maps", title="Where a phrase is seen", build=lambda report: similarity_maps(few_rows(report.source))),
+    Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
+    Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
+)
+
+
+@functools.lru_cache(maxsize=1)  # for all formats
+def contents(report: Report) -> tuple[tuple[Section, Any], ...]:
+    """The sections that have something to show, with what they show."""
+    return tuple((section, content) for section in SECTIONS if (content := section.build(report)))
