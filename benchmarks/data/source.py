@@ -30,8 +30,8 @@ class CaptionSource:
         images: folder of the pictures, for files that name them.
         language: of data in several languages.
         subset: a data set's configuration (``datasets``).
-        image_column: where the pictures are (``datasets``).
-        caption_columns: where the captions are (``datasets``); one that holds lists, or several.
+        image_column: where the pictures are, or their names (``datasets``, ``table``).
+        caption_columns: where the captions are (likewise); one that holds lists, or several.
     """
 
     data: str
@@ -62,7 +62,11 @@ class Files:
         """See `Pictures`."""
         from clips.data.images import read_reference
 
-        return read_reference(self.root, reference)
+        try:
+            return read_reference(self.root, reference)
+        except UserError as error:
+            advice = "" if ".tar/" in reference else "; 'images: FOLDER' says where the pictures are"
+            raise UserError(f"{error}{advice}") from None
 
 
 @dataclass(frozen=True)
