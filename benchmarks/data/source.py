@@ -65,8 +65,10 @@ class Files:
         try:
             return read_reference(self.root, reference)
         except UserError as error:
-            advice = "" if ".tar/" in reference else "; 'images: FOLDER' says where the pictures are"
-            raise UserError(f"{error}{advice}") from None
+            if ".tar/" in reference:
+                raise
+            place = self.root.absolute()
+            raise UserError(f"{error} (looked for in {place}; give 'images: FOLDER' if it is elsewhere)") from None
 
 
 @dataclass(frozen=True)
