@@ -48,7 +48,7 @@ class BenchmarkConfig:
         language: of data in several languages.
         languages: multilingual retrieval: those whose mean is the result.
         subset: a data set's configuration on the hub.
-        image_column: of data in the hub's layout.
+        image_column: of a table (CSV, TSV, parquet) or data in the hub's layout.
         caption_columns: likewise; one column of lists, or several. By default captions, caption, sentences, texts,
             text, raw, or caption_0, caption_1, …, whichever is there.
         words: long retrieval: the captions are also cut to their first so many words.

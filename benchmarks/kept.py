@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import CODE
-from benchmarks.sharing import of_first, together
+from benchmarks.sharing import join, of_first, together
 from benchmarks.source_code import source_hash
 from clips.artifact import partial_beside, writing
-from clips.parallel.processes import Processes
 
 if TYPE_CHECKING:
     import torch
+
+    from clips.parallel.processes import Processes
 
 KEPT = ".kept"
 Batches = Sequence[Sequence[int]]
@@ -67,7 +68,7 @@ class KeptVectors:
 
     folder: Path
     key: str
-    processes: Processes = field(default_factory=Processes)
+    processes: Processes = field(default_factory=join)
     again: bool = False
 
     def collect(self, batches: Batches, compute: Compute) -> torch.Tensor:
@@ -178,7 +179,7 @@ class KeptAnswers:
         self._file: Path | None = None
         if folder is None:
             return
-        processes = processes or Processes()
+        processes = processes or join()
         self._file = folder / f"{processes.rank}.jsonl"
         # One reads for all: each must know the same, for what is missing is shared by it, and another run may write.
         self.known = of_first(processes, lambda: _read(folder, again=again))

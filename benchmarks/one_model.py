@@ -14,9 +14,9 @@ from benchmarks.kept import KEPT, key_of
 from benchmarks.output import writable_directory
 from benchmarks.run import run
 from clips.artifact import directory_hash, file_hash
-from clips.encoder import CONFIG
-from clips.training.checkpoint import CONFIG as RECORDED
-from clips.training.checkpoint import checkpoints, read_loop
+from clips.references import CONFIG
+from clips.training.standing import CONFIG as RECORDED
+from clips.training.standing import checkpoints, read_loop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from benchmarks.study.file_schema import study_schema
 from benchmarks.study.programs import PROGRAMS, commands_of
 from benchmarks.study.record import StudyRecord
 from clips.artifact import say, write_file
-from clips.commandline.commands import config_type
 from clips.commandline.config_schema import config_schema
 
 
@@ -69,7 +68,7 @@ def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
     """File name → schema: one for each command, then those of files."""
     for program in PROGRAMS:
         for name, command in commands_of(program).items():
-            kind = config_type(command.function())
+            kind = command.config_class()
             yield f"{program}-{name.replace(' ', '-')}.json", config_schema(kind, f"{program} {name}")
     yield "study.json", study_schema()
     yield "study-record.json", config_schema(StudyRecord, "study.json, a study as it was run")

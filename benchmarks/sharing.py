@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from clips.errors import UserError
-from clips.parallel.processes import Processes, gather_objects, start_processes
+
+if TYPE_CHECKING:
+    from clips.parallel.processes import Processes
 
 Found = TypeVar("Found")
 _PATIENCE = 43_200  # seconds: the first may wait for another run, or for a judge, while the others wait for it
@@ -21,6 +23,8 @@ _PATIENCE = 43_200  # seconds: the first may wait for another run, or for a judg
 
 def join() -> Processes:
     """This process's place among those that the launcher started, or alone."""
+    from clips.parallel.processes import Processes, start_processes
+
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return start_processes(patience=_PATIENCE)
     return Processes()
@@ -35,6 +39,8 @@ def together(processes: Processes, work: Callable[[], Found]) -> Found:
     """
     if processes.count == 1:
         return work()
+    from clips.parallel.processes import gather_objects
+
     problem: BaseException | None = None
     try:
         found = work()
@@ -53,4 +59,8 @@ def together(processes: Processes, work: Callable[[], Found]) -> Found:
 def of_first(processes: Processes, find: Callable[[], Found]) -> Found:
     """What the first process finds, for all of them. Raises as `together` does."""
     found = together(processes, lambda: find() if processes.is_main else None)
-    return found if processes.count == 1 else gather_objects(found)[0]  # type: ignore[return-value]
+    if processes.count == 1:
+        return found  # type: ignore[return-value]
+    from clips.parallel.processes import gather_objects
+
+    return gather_objects(found)[0]

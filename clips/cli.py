@@ -24,10 +24,14 @@ COMMANDS = {
         target="clips.recaption.run:recaption",
         positional=("path",),
     ),
-    "train": Command(help="train an encoder on pictures with captions", target="clips.train:train"),
+    "train": Command(
+        help="train an encoder on pictures with captions",
+        target="clips.train:train",
+        config="clips.training.config:TrainConfig",
+    ),
     "plan": Command(
         help="what a training will need: memory, time, GPUs, storage",
-        target="clips.planning.plan:plan",
+        target="clips.planning.command:plan",
         positional=("training",),
     ),
     "export": Command(

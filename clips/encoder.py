@@ -20,10 +20,7 @@ from clips.jsontext import parse_json
 from clips.method.model import ClipsModel
 from clips.model.captioner import Captioner, CaptionerShape
 from clips.model.tokenizer import shortened
-from clips.references import CONFIG, WEIGHTS
-
-CAPTIONER_CONFIG = "captioner_config.json"
-CAPTIONER_WEIGHTS = "captioner.safetensors"
+from clips.references import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS, check_captioner
 
 
 def write_encoder(model: ClipsModel, directory: Path) -> None:
@@ -107,10 +104,7 @@ def load_captioner(directory: str | Path) -> Captioner:
     from safetensors.torch import load_file
 
     directory = Path(directory)
-    if not (directory / CAPTIONER_WEIGHTS).is_file():
-        raise UserError(
-            f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
-        )
+    check_captioner(directory)
     try:
         shape = parse_json((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
         captioner = Captioner(CaptionerShape(**shape))

@@ -9,21 +9,24 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clips.artifact import MANIFEST, artifact_directory, say, write_manifest
-from clips.encoder import CONFIG, write_encoder
 from clips.errors import UserError, reason_of, suggest
 from clips.interchange.exporting import EXPORTS, export_as
 from clips.jsontext import parse_json
-from clips.method.model import ClipsModel, ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
+from clips.model.architectures import ModelConfig
 from clips.modelcard import write_model_card
-from clips.training.checkpoint import CONFIG as RUN_CONFIG
-from clips.training.checkpoint import checkpoints, load_exported, read_loop
+from clips.references import CONFIG
 from clips.training.rundir import read_run_config
 from clips.training.runlog import METRICS
 from clips.training.stages import stages_so_far
+from clips.training.standing import CONFIG as RUN_CONFIG
+from clips.training.standing import checkpoints, read_loop
+
+if TYPE_CHECKING:
+    from clips.method.model import ClipsModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ def _export_checkpoint(config: ExportConfig) -> None:
     recorded, loop = read_run_config(checkpoint), read_loop(checkpoint)
     if Path(config.output).exists():
         raise UserError(f"{config.output}: exists already; choose another output or remove it")
+    from clips.encoder import write_encoder
+
     model = _rebuild(recorded, checkpoint)
     done: dict[str, Any] = {"steps": loop.step, "samples_seen": loop.samples_seen, "seconds": loop.seconds}
     with artifact_directory(config.output, kind="encoder") as partial:
@@ -122,6 +127,9 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     except (KeyError, TypeError, ValueError, ArgumentError) as error:
         where = checkpoint / RUN_CONFIG
         raise UserError(f"{where}: expected the config of a training run ({reason_of(error)})") from None
+    from clips.method.model import build_model
+    from clips.training.checkpoint import load_exported
+
     # The checkpoint holds every weight: what training began with need not be there any more.
     bare = dataclasses.replace(parts.model, pretrained_trunk=None, pretrained=None)
     model = build_model(bare, parts.recipe, seed)

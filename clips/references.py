@@ -12,6 +12,8 @@ from clips.jsontext import parse_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+CAPTIONER_CONFIG = "captioner_config.json"
+CAPTIONER_WEIGHTS = "captioner.safetensors"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 HUB = "hf-hub:"
 TIMM = "timm:"
@@ -102,3 +104,11 @@ def model_directory(reference: str, field: str) -> Path:
         if reference.startswith(HUB):
             raise
         raise UserError(f"{field}: {reference} is not a directory; {str(error).removeprefix(f'{field}: ')}") from None
+
+
+def check_captioner(directory: Path) -> None:
+    """Raises UserError where an encoder directory has no captioner, or is none."""
+    if not (directory / CAPTIONER_WEIGHTS).is_file():
+        raise UserError(
+            f"{directory}: expected an encoder directory with {CAPTIONER_WEIGHTS} (a recipe with a captioner)"
+        )

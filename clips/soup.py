@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from clips.artifact import RECORDS, artifact_directory, say, write_manifest
-from clips.encoder import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 from clips.modelcard import recorded_licence, write_card
+from clips.references import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _KEPT = (".json", ".txt", ".model")  # endings of configs and of all tokenizers' files
 
@@ -74,6 +74,7 @@ def _read_settings(folder: Path) -> Any:
 
 def _average(files: list[Path], output: Path) -> None:
     """Write the mean of the floating-point weights; whole numbers, as batch norms count, are the first file's."""
+    import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 

@@ -29,11 +29,12 @@ from clips.parallel.base import whole
 from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
 from clips.planning.utilisation import Utilisation
-from clips.training.checkpoint import Checkpointer, checkpoints, remove_checkpoints
+from clips.training.checkpoint import Checkpointer
 from clips.training.config import TrainConfig
 from clips.training.rundir import changes, is_finished, record_run
 from clips.training.runlog import Clock, RunLog
 from clips.training.stages import stage_configs, stages_so_far
+from clips.training.standing import checkpoints, remove_checkpoints
 from clips.training.start import bare_model, check_stages, open_data, parents_of, start_run
 from clips.training.step import Run, to_device, training_step
 from clips.training.trackers import open_trackers

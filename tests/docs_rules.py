@@ -77,6 +77,11 @@ RULES = (
     Rule(has="llava-bridge train --llava llava-1.5-7b", add=_FEW),
     Rule(has="llava-bridge train", add=_FEW),
     Rule(has="llava-bridge chat runs/mine-llava", typed="What is it?\n\n"),
+    Rule(
+        has="--model models/captioner",
+        swap=(("models/captioner", "runs/mine-llava"),),
+        add="--imports '[llava_bridge]' --batch_size 4",
+    ),
     Rule(has="clips recaption", add="--batch_size 4"),
     # ------------------------------------------------------------ what the world has otherwise
     Rule(has="clips-bench report runs/results --published 'clips:*Llama-3'", swap=(("runs/results", "results/mine"),)),
@@ -94,7 +99,7 @@ SWAPS = {
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
     ("docs/tutorial.md", "study.yaml"): (
-        ("  untrained: {model: {pretrained_trunk: null}, recipe: {name: clip}, steps: 0}\n", ""),
+        ("  untrained: {model: {pretrained_trunk: null}, recipe: {name: clip}, steps: 0}   # random weights\n", ""),
         ("steps: 170", "steps: 1"),
         ("batch_size: 64", "batch_size: 4"),
         ("steps: 60", "steps: 1"),

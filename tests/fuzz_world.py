@@ -18,7 +18,7 @@ from PIL import Image
 import benchmarks.cli
 import clips.cli
 import llava_bridge.cli
-from clips.commandline.commands import Command, config_type, run_commands
+from clips.commandline.commands import Command, run_commands
 from clips.visible import visible
 
 PROGRAMS = {
@@ -92,7 +92,7 @@ class Parsing(Command):
 
     def function(self) -> Any:
         """One that takes the same config and does nothing."""
-        kind = config_type(super().function())
+        kind = self.config_class()
 
         def nothing(config: Any) -> None:
             pass

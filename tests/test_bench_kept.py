@@ -135,7 +135,7 @@ def two(monkeypatch) -> Callable[[Callable[[Processes], Any]], list[Any]]:
         except Exception as error:
             return error
 
-    monkeypatch.setattr("benchmarks.sharing.gather_objects", gather)
+    monkeypatch.setattr("clips.parallel.processes.gather_objects", gather)
     with ThreadPoolExecutor(2) as pool:
         yield lambda work: list(pool.map(lambda rank: one(work, rank), range(2)))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_world as world
+import pandas as pd
 import pytest
 from bench_reader import evaluate, write_pictures
 
@@ -86,6 +87,30 @@ def _token(folder: Path) -> Path:
     return folder / "results_20130124.token"
 
 
+def _csv(folder: Path) -> Path:
+    return _table(folder, folder / "captions.csv")
+
+
+def _tsv(folder: Path) -> Path:
+    return _table(folder, folder / "captions.tsv", sep="\t")
+
+
+def _table(folder: Path, file: Path, **options: Any) -> Path:
+    write_pictures(folder / "images", COUNT)
+    rows = [
+        {"image": f"{n}.png", "caption": text, "source": 'a, "b"\n'} for n in range(COUNT) for text in world.captions(n)
+    ]
+    pd.DataFrame(rows).to_csv(file, index=False, **options)
+    return file
+
+
+def _parquet_file(folder: Path) -> Path:
+    write_pictures(folder / "images", COUNT)
+    rows = [{"image": f"{n}.png", "captions": world.captions(n)} for n in range(COUNT)]
+    pd.DataFrame(rows).to_parquet(folder / "captions.parquet")
+    return folder / "captions.parquet"
+
+
 def _clip_benchmark_shards(folder: Path) -> Path:
     """A shard a picture, of which the last two are out of the alphabet's order."""
     split = folder / "wds" / "test"
@@ -133,6 +158,7 @@ LAYOUT_OF: dict[str, list[Callable[[Path], Path]]] = {
     "list": [_list],
     "lines": [_json_lines],
     "text": [_text, _token],
+    "table": [_csv, _tsv, _parquet_file],
     "shards": [_clip_benchmark_shards, _img2dataset],
     "datasets": [_parquet, _saved],
 }
@@ -282,8 +308,33 @@ def test_faults_of_files(tmp_path):
     with pytest.raises(UserError, match=r"picture val2014/1\.png: undecodable picture"):
         _load(karpathy).open(1)
     shutil.rmtree(tmp_path / "images")
-    with pytest.raises(UserError, match=r"images/val2014/0\.png|0\.png: no such picture"):
+    with pytest.raises(UserError, match=r"0\.png: no such picture \(looked for in .*; give 'images: FOLDER' if"):
         _ = _load(karpathy).hash
+
+
+def test_columns_of_a_table(tmp_path):
+    write_pictures(tmp_path, 2)
+    file = tmp_path / "rows.csv"
+    file.write_text('picture,web,long\n0.png,"a ""dog"", running",\n1.png,a cat,"A cat.\nOn a mat."\n', "utf-8-sig")
+    found = _load(file, image_column="picture", caption_columns=("web", "long"))
+    assert found.captions == [['a "dog", running'], ["a cat", "A cat.\nOn a mat."]]
+    with pytest.raises(UserError, match=r"column for image_column in .*rows\.csv 'image'"):
+        _load(file)
+    with pytest.raises(
+        UserError, match=r"caption_columns: expected those of the captions in .*rows\.csv \(it has: pic"
+    ):
+        _load(file, image_column="picture")
+    file.write_text("image,caption\n0.png,a dog\n1.png\n")
+    with pytest.raises(UserError, match=r"rows\.csv line 3: expected 2 cells, as the head has"):
+        _load(file)
+    (tmp_path / "one.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"one\.parquet: cannot be read as a table"):
+        _load(tmp_path / "one.parquet")
+    world.write_parquet(tmp_path / "two.parquet", {"image": [world.picture(0)], "caption": ["a dog"]})
+    with pytest.raises(
+        UserError, match=r"row 1: image: expected the name of a picture's file.*give the folder as 'data'"
+    ):
+        _load(tmp_path / "two.parquet")
 
 
 def test_a_missing_shard_is_noticed(tmp_path):

@@ -17,7 +17,7 @@ from benchmarks.results import read_result
 from clips.commandline.commands import run_commands
 from clips.export import ExportConfig, export
 from clips.train import train
-from clips.training.checkpoint import checkpoints
+from clips.training.standing import checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run import run
 from clips import caption
 from clips.errors import UserError
+from clips.model import generation
 from clips.model.captioner import Captioner, CaptionerShape
 from clips.model.tokenizer import ClipsTokenizer
 from clips.train import train
@@ -42,7 +43,7 @@ def evaluate(places: Path, results: Path, row: str = "clips", **settings: object
 def _saying(monkeypatch, texts: list[str]) -> None:
     """The captioner says these, one after the other."""
     rest = iter(ClipsTokenizer().encode_target(texts, 40).tolist())
-    monkeypatch.setattr(caption, "generate_each", lambda _, images, __: [next(rest) for _ in images])
+    monkeypatch.setattr(generation, "generate_each", lambda _, images, __: [next(rest) for _ in images])
 
 
 def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, tmp_path, monkeypatch):
@@ -88,8 +89,8 @@ def test_many_captions_are_those_of_one_after_the_other(forced):
     images, texts = torch.randn(3, 5, 6), torch.randn(3, 3, 4)
     with torch.no_grad():
         captioner.blocks[0].out.weight *= 50  # so that the pictures count beside the words
-        one_by_one = [caption.generate(captioner, images[n : n + 1], texts[n : n + 1]) for n in range(3)]
-        assert caption.generate_each(captioner, images, texts) == one_by_one
+        one_by_one = [generation.generate(captioner, images[n : n + 1], texts[n : n + 1]) for n in range(3)]
+        assert generation.generate_each(captioner, images, texts) == one_by_one
     assert len({tuple(each) for each in one_by_one}) > 1
 
 

@@ -9,9 +9,10 @@ import clips_world
 import pytest
 import torch
 
-from clips.caption import CaptionConfig, caption, generate
+from clips.caption import CaptionConfig, caption
 from clips.errors import UserError
 from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.generation import generate
 from clips.model.tokenizer import BOS, EOS, PAD
 from clips.train import train
 

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from clips.errors import UserError
-from clips.model.captioner import Captioner, CaptionerConfig, CaptionerShape, combination_mask, shifted
+from clips.model.captioner import Captioner, CaptionerShape, combination_mask, shifted
+from clips.model.config import CaptionerConfig
 
 SHAPE = CaptionerShape(image_width=12, text_width=8, width=16, layers=2, heads=2, length=6, vocabulary=50)
 

@@ -11,17 +11,9 @@ import torch
 from clips.errors import UserError
 from clips.parallel.processes import Processes, start_processes
 from clips.training import checkpoint as checkpointing
-from clips.training.checkpoint import (
-    CHECKPOINTS,
-    Checkpointer,
-    LoopState,
-    checkpoints,
-    load_tensors,
-    read_loop,
-    remove_checkpoints,
-    verify,
-)
+from clips.training.checkpoint import Checkpointer, load_tensors, verify
 from clips.training.rundir import is_finished, read_run_config, record_run
+from clips.training.standing import CHECKPOINTS, LoopState, checkpoints, read_loop, remove_checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from clips.data import BadImageError, decode_image, open_image
-from clips.data.augment import AugmentConfig, augment
-from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.augment import augment
+from clips.data.config import AugmentConfig, DataConfig
+from clips.data.loader import TrainingData, batches
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.tars import index_tar
 from clips.errors import UserError

@@ -19,7 +19,7 @@ from clips.method.model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.captioner import Captioner, CaptionerShape
 from clips.train import train
-from clips.training.checkpoint import checkpoints
+from clips.training.standing import checkpoints
 
 TEXTS = ["A red square.", "two dogs, running!", ""]
 

@@ -22,7 +22,7 @@ from clips.method.model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.soup import SoupConfig, soup
 from clips.train import train
-from clips.training.checkpoint import checkpoints
+from clips.training.standing import checkpoints
 
 NO_WARNING = "ignore:builtin type .* has no __module__:DeprecationWarning"
 pytestmark = pytest.mark.filterwarnings(NO_WARNING)

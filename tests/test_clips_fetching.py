@@ -21,9 +21,10 @@ import torch
 from serving import Quiet, address, serve
 
 from clips.data import files
+from clips.data.config import DataConfig
 from clips.data.fetching import Fetcher
 from clips.data.files import ShardCache, UnreachableError
-from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.loader import TrainingData, batches
 from clips.data.order import Order
 from clips.data.shardindex import index_shard, load_index
 from clips.data.sources import BadSampleError, SourceConfig, blocks_of, open_source

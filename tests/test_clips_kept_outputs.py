@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clips.data.augment import AugmentConfig
-from clips.data.loader import DataConfig
+from clips.data.config import AugmentConfig, DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.model import architectures, kept_outputs, towers

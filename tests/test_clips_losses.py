@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clips.model.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss, linear_cross_entropy
+from clips.model.config import CONTRASTIVE_LOSSES
+from clips.model.losses import caption_loss, contrastive_loss, linear_cross_entropy
 
 
 def unit(*shape, seed=0):
@@ -185,7 +186,7 @@ def batch_of(count):
 
 
 def small_captioner():
-    from clips.model.captioner import CaptionerConfig
+    from clips.model.config import CaptionerConfig
 
     return CaptionerConfig(width=16, heads=2, layers=1, length=20)
 

@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 from clips.method.model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig, build
 from clips.model import towers
-from clips.model.captioner import CaptionerConfig
+from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
 CAPTIONER = CaptionerConfig(length=16)

@@ -16,7 +16,7 @@ from clips.errors import UserError
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.train import train
-from clips.training.checkpoint import checkpoints
+from clips.training.standing import checkpoints
 
 PATCHES = 16
 

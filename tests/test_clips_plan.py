@@ -22,6 +22,8 @@ from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.parallel.config import ScaleConfig
 from clips.planning import dryrun
+from clips.planning.command import plan
+from clips.planning.config import PlanConfig
 from clips.planning.dryrun import (
     SIGN,
     Step,
@@ -34,7 +36,7 @@ from clips.planning.dryrun import (
 from clips.planning.footprint import PARALLELS, Allowance, Rehearsal, Spread, largest
 from clips.planning.hardware import GPUS, gpu_of
 from clips.planning.instruments import FlopCount, MemoryTrace
-from clips.planning.plan import PlanConfig, StagePlan, bandwidth, cluster, make_plan, mfu_of
+from clips.planning.plan import StagePlan, bandwidth, cluster, mfu_of
 from clips.planning.utilisation import Utilisation, flops_per_sample
 from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs
@@ -358,7 +360,7 @@ def test_a_measured_mfu_is_taken(tmp_path: Path):
 def test_mistakes_are_one_line(tmp_path: Path, fields: dict[str, Any], options: dict[str, Any], message: str):
     path = write_config(tmp_path, **fields)
     with pytest.raises(UserError, match=message):
-        make_plan(PlanConfig(**{"training": str(path), "gpu": "l4", **options}))
+        plan(PlanConfig(**{"training": str(path), "gpu": "l4", **options}))
 
 
 def test_gpus():

@@ -7,7 +7,7 @@ from torch.utils.data import default_collate
 
 from clips.errors import UserError
 from clips.method.recipes import RecipeConfig, build, cosine_gap
-from clips.model.captioner import CaptionerConfig
+from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
 WEB, SYNTHETIC = "my dog pic", "A dog runs on grass. It is brown! A ball lies near."

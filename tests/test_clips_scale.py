@@ -27,7 +27,7 @@ from clips.parallel.base import DataParallel, layers_of
 from clips.parallel.processes import Processes
 from clips.parallel.watchdog import EXIT_HUNG, blame
 from clips.train import train
-from clips.training.checkpoint import checkpoints, read_loop
+from clips.training.standing import checkpoints, read_loop
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {"optim": {"clip_gradient": 5.0}, "validation": {"every": 3, "samples": 5}}

@@ -17,8 +17,9 @@ import pytest
 import torch
 from serving import Quiet, address, serve
 
+from clips.data.config import DataConfig
 from clips.data.files import expand
-from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.loader import TrainingData, batches
 from clips.data.sources import BadSampleError, Record, SourceConfig, blocks_of, open_source
 from clips.errors import UserError
 

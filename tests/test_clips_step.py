@@ -28,9 +28,9 @@ from clips.method.optim import OptimConfig, learning_rate_at
 from clips.parallel.base import DataParallel
 from clips.parallel.processes import Processes
 from clips.train import exported, to_device, train
-from clips.training.checkpoint import LoopState, checkpoints
 from clips.training.runlog import RunLog
 from clips.training.spikes import stands_out
+from clips.training.standing import LoopState, checkpoints
 from clips.training.start import open_data, start_run
 from clips.training.step import gradients, training_step
 

@@ -19,7 +19,7 @@ from clips.export import ExportConfig, export
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.train import train
-from clips.training.checkpoint import checkpoints
+from clips.training.standing import checkpoints
 
 NAME = "test_vit"  # timm's own for tests: 160 pixels, 0.4 M parameters
 

@@ -31,8 +31,8 @@ from clips.model.precision import choose_precision
 from clips.parallel.processes import Processes
 from clips.train import train, training_step
 from clips.training import start as beginning
-from clips.training.checkpoint import CHECKPOINTS, LoopState, checkpoints
 from clips.training.runlog import Clock, RunLog
+from clips.training.standing import CHECKPOINTS, LoopState, checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 

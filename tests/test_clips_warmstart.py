@@ -14,7 +14,7 @@ from clips.errors import UserError
 from clips.method.model import ClipsModel, ModelConfig, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import NORMALISATIONS
-from clips.model.captioner import CaptionerConfig
+from clips.model.config import CaptionerConfig
 from clips.model.positions import authors_positions, stretch_positions
 from clips.train import train
 

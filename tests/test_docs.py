@@ -15,7 +15,7 @@ from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
 
 from benchmarks.study.reading import study_from
-from clips.commandline.commands import config_type, from_plain, parse_config
+from clips.commandline.commands import from_plain, parse_config
 from clips.commandline.complaints import field_types
 from clips.errors import UserError
 
@@ -58,7 +58,7 @@ def test_commands_parse(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         name, command, arguments = split(words)
         try:
             parse_config(
-                config_type(command.function()),
+                command.config_class(),
                 arguments,
                 prog=f"{words[0]} {name}",
                 positional=command.positional,
@@ -91,7 +91,7 @@ def test_commands_within_sentences_have_the_flags_that_they_name(page: str):
         if words[1] not in commands(words[0]) and " ".join(words[1:3]) not in commands(words[0]):
             continue  # a family of commands
         _, command, arguments = split(words)
-        known = {"help", "config", "print_config", *(name for name, _ in field_types(config_type(command.function())))}
+        known = {"help", "config", "print_config", *(name for name, _ in field_types(command.config_class()))}
         for word in arguments:
             flag = word.removeprefix("--").partition("=")[0].replace("-", "_").rstrip(",.;)")
             first = flag.partition(".")[0]
@@ -123,7 +123,7 @@ def build(what: str, content: dict[str, Any]) -> None:
     program, name = what.split()
     if what == "clips train" and not content.keys() & {"steps", "samples", "epochs", "stages"}:
         content["steps"] = 1
-    from_plain(config_type(commands(program)[name].function()), content, what=what)
+    from_plain(commands(program)[name].config_class(), content, what=what)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_fields_say_what_they_mean_and_which_choices_there_are():
 
 @pytest.mark.parametrize("words", [("clips", "train"), ("llava-bridge", "train")])
 def test_help_that_a_help_text_points_to_is_there(words):
-    kind = config_type(find_command(words).function())
+    kind = find_command(words).config_class()
     named = set(re.findall(r"--([\w.]+)\.help", json.dumps(made()[f"{'-'.join(words)}.json"])))
     assert all(item_help(kind, [f"--{name}.help"]) for name in named), named
     assert words[0] != "clips" or named == {"data.sources"}
@@ -193,7 +193,7 @@ VALUES = st.recursive(
 def test_schema_and_command_refuse_the_same(words):
     """Of null, empty mappings and numbers in quotes commands take more than schemas; these are left out."""
     base = yaml.safe_load(CONFIGS[words].read_text(encoding="utf-8"))
-    parser = _parser(config_type(find_command(words).function()), "x", ())
+    parser = _parser(find_command(words).config_class(), "x", ())
     checks = validator(f"{'-'.join(words)}.json")
     spots = [path for path in places(base) if path and not FREE.intersection(path)]
 

@@ -105,8 +105,8 @@ def _of_language(found: OnDisk, row: Row) -> Row:
 
 
 def is_text(found: OnDisk) -> bool:
-    """``.txt``, ``.csv`` or ``.token``."""
-    return found.path.suffix in {".txt", ".csv", ".token"} and found.path.is_file()
+    """``.txt`` or ``.token``."""
+    return found.path.suffix in {".txt", ".token"} and found.path.is_file()
 
 
 def read_text(found: OnDisk) -> Found:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.hub_tables import has_splits
+from benchmarks.data.hub_tables import has_splits, picture_bytes
 from benchmarks.data.source import WHOLE, Found, OnDisk, Row
 from clips.errors import UserError, suggest
 
@@ -26,12 +26,8 @@ class Rows:
 
     def read(self, reference: str) -> bytes:
         """See `Pictures`."""
-        from clips.data.sources.base import BadSampleError, picture_bytes
-
-        try:
-            return picture_bytes(self.data[int(reference)][self.column], self.path)
-        except BadSampleError as error:
-            raise UserError(f"{self.path} row {reference}: {self.column}: {error}") from None
+        where = f"{self.path} row {reference}: {self.column}"
+        return picture_bytes(self.data[int(reference)][self.column], Path(self.path), where)
 
 
 def is_hub(found: OnDisk) -> bool:
@@ -50,7 +46,7 @@ def read_hub(found: OnDisk) -> Found:
         data = hub_rows(asked.data, asked.subset, asked.split)
     if asked.image_column not in data.column_names:
         raise suggest(asked.image_column, data.column_names, f"column for image_column in {asked.data}")
-    columns = _caption_columns(found, data.column_names)
+    columns = caption_columns(found, data.column_names)
     data = undecoded(data.select_columns([asked.image_column, *columns]))
     pictures = Rows(data.select_columns([asked.image_column]), asked.image_column, asked.data)
     return Found(pictures, _rows(data, columns), asked.split if has_splits(found.path) else WHOLE)
@@ -64,7 +60,8 @@ def _rows(data: Any, columns: Sequence[str]) -> Iterator[Row]:
         yield [str(number)], [text.get("raw") if isinstance(text, dict) else text for text in texts]
 
 
-def _caption_columns(found: OnDisk, columns: Sequence[str]) -> list[str]:
+def caption_columns(found: OnDisk, columns: Sequence[str]) -> list[str]:
+    """The columns that were asked for, else those that are called as captions are. Raises UserError where none is."""
     for name in found.asked.caption_columns:
         if name not in columns:
             raise suggest(name, columns, f"column for caption_columns in {found.asked.data}")

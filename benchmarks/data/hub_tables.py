@@ -71,12 +71,13 @@ def picture_columns(table: Any) -> list[str]:
     return [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
 
 
-def picture_bytes(cell: dict[str, Any] | None, directory: Path) -> bytes:
+def picture_bytes(cell: Any, directory: Path, where: str = "") -> bytes:
     """The file behind a cell of such a column.
 
     Args:
         cell: what stands there.
         directory: the data set's, which a path that stands there may not leave.
+        where: the cell's place, for messages; by default the path that stands there.
 
     Raises:
         UserError: it holds no picture, or names a file that is not there or lies elsewhere.
@@ -85,7 +86,10 @@ def picture_bytes(cell: dict[str, Any] | None, directory: Path) -> bytes:
     from clips.data.sources.base import picture_bytes as read
 
     try:
-        return read(cell, directory)
+        return read(cell, directory, settings=False)
     except BadSampleError as error:
-        where = (cell or {}).get("path") or "a row of the table"
-        raise UserError(f"{where}: {'no such picture' if 'missing' in str(error) else error}") from None
+        path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+        place = ": ".join(each for each in (where, path) if each) or "a row of the table"
+        problem = "no such picture" if "missing" in str(error) else str(error)
+        below = f"; paths in the table are looked for below the benchmark's 'data', {directory}" if path else ""
+        raise UserError(f"{place}: {problem}{below}") from None

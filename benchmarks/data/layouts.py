@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.data import captions_json, hub, languages, long_captions, shards
+from benchmarks.data import captions_json, hub, languages, long_captions, shards, tables
 from benchmarks.data.source import CaptionSource, Found, OnDisk
 from clips.errors import UserError, suggest
 
@@ -112,6 +112,12 @@ LAYOUTS: dict[str, Layout] = {
         fits=captions_json.is_lines,
         read=captions_json.read_json_lines,
         takes=("images", "language"),
+    ),
+    "table": Layout(
+        about="a CSV, TSV or parquet file with columns for the picture's name and its captions",
+        fits=tables.is_table,
+        read=tables.read_table,
+        takes=("images", "image_column", "caption_columns"),
     ),
     "text": Layout(
         about="lines of picture,caption or picture#0<tab>caption, as Flickr30k's",

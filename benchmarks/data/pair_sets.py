@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data.aro_relations import SYMMETRIC
 from benchmarks.data.caption_sets import read_lines
 from benchmarks.data.hub_tables import holds_table, open_table, picture_bytes
+from benchmarks.data.source import Files
 from clips.errors import UserError
 from clips.jsontext import parse_json
 
@@ -286,9 +287,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def _files(root: Path) -> Callable[[str], bytes]:
-    from clips.data.images import read_reference
-
-    return functools.partial(read_reference, root)
+    return Files(root).read
 
 
 def _beside(path: Path) -> Path:

@@ -32,8 +32,8 @@ class CaptionSource:
         images: folder of the pictures, for files that name them.
         language: of data in several languages.
         subset: a data set's configuration (``datasets``).
-        image_column: where the pictures are (``datasets``).
-        caption_columns: where the captions are (``datasets``); one that holds lists, or several.
+        image_column: where the pictures are, or their names (``datasets``, ``table``).
+        caption_columns: where the captions are (likewise); one that holds lists, or several.
     """
 
     data: str
@@ -64,7 +64,13 @@ class Files:
         """See `Pictures`."""
         from clips.data.images import read_reference
 
-        return read_reference(self.root, reference)
+        try:
+            return read_reference(self.root, reference)
+        except UserError as error:
+            if ".tar/" in reference:
+                raise
+            place = self.root.absolute()
+            raise UserError(f"{error} (looked for in {place}; give 'images: FOLDER' if it is elsewhere)") from None
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,7 @@ def look(config: LookConfig) -> None:
     Raises:
         UserError: no such encoder or picture, or a tower that has no places.
     """
-    import torch
-
-    from benchmarks.encoders.embed import embed_texts, load_dual_encoder
-    from benchmarks.encoders.places import place_vectors, similarity_maps
-    from benchmarks.encoders.seen import Seen, fine, overlay
     from clips.data.images import BadImageError, decode_image
-    from llava_bridge.encoders.files import open_clip_directory
 
     try:
         picture = decode_image(Path(config.image).read_bytes())
@@ -58,6 +52,13 @@ def look(config: LookConfig) -> None:
         raise UserError(f"image: {config.image}: expected a picture ({error.strerror})") from None
     except BadImageError as error:
         raise UserError(f"image: {config.image}: {error}") from None
+    import torch
+
+    from benchmarks.encoders.embed import embed_texts, load_dual_encoder
+    from benchmarks.encoders.places import place_vectors, similarity_maps
+    from benchmarks.encoders.seen import Seen, fine, overlay
+    from llava_bridge.encoders.files import open_clip_directory
+
     encoder = load_dual_encoder(str(open_clip_directory(config.encoder)), "cpu", "auto")
     with torch.inference_mode():
         places = place_vectors(encoder.model, encoder.preprocess(picture)[None])[0]

@@ -21,8 +21,8 @@ from benchmarks.mllm.captioning import score_captions, tokenizer_name
 from benchmarks.mllm.metrics import caption_columns, caption_metrics
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from clips.commandline.progress import track
-from clips.encoder import CAPTIONER_WEIGHTS
 from clips.errors import UserError
+from clips.references import CAPTIONER_WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,8 +162,8 @@ def _drawer(number: int) -> np.random.Generator:
 
 def _written(row: Row, samples: Recaptions) -> list[str] | None:
     """The captioner's captions; None where there is no captioner."""
-    from clips.caption import generate_each
     from clips.encoder import load_captioner
+    from clips.model.generation import generate_each
     from clips.model.tokenizer import ClipsTokenizer
 
     directory = row.path("encoder")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lmms_eval.api.instance import GenerationResult, Instance
@@ -14,6 +13,7 @@ from PIL.Image import Image
 
 from benchmarks.kept import KeptAnswers
 from benchmarks.mllm.dealing import share
+from benchmarks.mllm.pictures import Picture, picture_name
 from benchmarks.mllm.tasks import outer_stderr
 from benchmarks.outcome import MOST_THUMBNAILS, thumbnail
 from benchmarks.sharing import together
@@ -23,26 +23,6 @@ from clips.parallel.processes import Processes, gather_objects
 
 DEFAULT_NEW_TOKENS = 128  # where neither the task nor the user says how long an answer may be
 _WINDOW = 16  # batches whose pictures are held at once
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is kept of a question's first picture.
-
-    Args:
-        name: hash of its pixels; questions about the same picture share it.
-        thumbnail: a small JPEG, for the first question about it only, and of so many pictures only.
-    """
-
-    name: str
-    thumbnail: bytes | None
-
-
-def picture_name(picture: Image) -> str:
-    """A name made of a picture's pixels as a model sees them: the same wherever it comes from."""
-    rgb = picture.convert("RGB")  # the bytes of a picture with a palette do not tell its colours
-    content = f"{rgb.mode}{rgb.size}".encode() + rgb.tobytes()
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class LlavaBridge(lmms):

@@ -1,18 +1,39 @@
-"""The pictures of a task's questions, for models that do not keep them."""
+"""The pictures of a task's questions: what is kept of them, and how they are called."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL.Image import Image
 
-from benchmarks.mllm.answering import Picture, picture_name
 from benchmarks.outcome import MOST_THUMBNAILS, thumbnail
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What is kept of a question's first picture.
+
+    Args:
+        name: hash of its pixels; questions about the same picture share it.
+        thumbnail: a small JPEG, for the first question about it only, and of so many pictures only.
+    """
+
+    name: str
+    thumbnail: bytes | None
+
+
+def picture_name(picture: Image) -> str:
+    """A name made of a picture's pixels as a model sees them: the same wherever it comes from."""
+    rgb = picture.convert("RGB")  # the bytes of a picture with a palette do not tell its colours
+    content = f"{rgb.mode}{rgb.size}".encode() + rgb.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def pictures_of(task: Any, numbers: Sequence[int]) -> Mapping[int, Picture]:
-    """Question number → its first picture, of those questions that have one.
+    """Question number → its first picture, for models that keep none; of those questions that have one.
 
     Args:
         task: lmms-eval's task with its data.

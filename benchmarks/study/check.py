@@ -20,7 +20,7 @@ from benchmarks.study.programs import SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
 from clips.artifact import say
-from clips.commandline.commands import config_type, parse_config, plain, to_yaml
+from clips.commandline.commands import parse_config, plain, to_yaml
 from clips.data.files import expand
 from clips.errors import UserError
 
@@ -87,7 +87,7 @@ def _parse(words: tuple[str, ...], config: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(to_yaml(config), encoding="utf-8")
-        parse_config(config_type(command.function()), ["--config", str(file)], prog=" ".join(words))
+        parse_config(command.config_class(), ["--config", str(file)], prog=" ".join(words))
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ from benchmarks.study.plan import EVALUATE, MAKE_DATA, TRAIN_ENCODER, TRAIN_LLAV
 from benchmarks.study.programs import find_command
 from benchmarks.study.resources import Resources
 from benchmarks.study.schema import Study
-from clips.commandline.commands import config_type
 from clips.commandline.config_schema import config_schema, partial_schemas
 
 _VARY = {
@@ -58,8 +57,7 @@ def study_schema() -> dict[str, Any]:
 def _settings() -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings that a study file holds, by the field of ``Defaults`` or ``Study`` that they stand in."""
     encoder, llava, evaluation, data = (
-        config_type(find_command(words).function())
-        for words in (TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE, tuple(MAKE_DATA.split()))
+        find_command(words).config_class() for words in (TRAIN_ENCODER, TRAIN_LLAVA, EVALUATE, tuple(MAKE_DATA.split()))
     )
     kinds = {"encoder": encoder, "llm": llava, "llava": llava, "benchmark": BenchmarkConfig, "evaluation": evaluation}
     settings, defs = partial_schemas({**kinds, "data": data, "resources": Resources, **EXECUTORS})

@@ -3,7 +3,8 @@
 Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Its YAML file
 (``--config FILE``) is the record of a run, dotted flags (``--optim.lr 1e-3``) override it,
 ``--print_config`` shows what would run. The module of a command is imported when that command is
-called, so ``clips --help`` is quick although training needs torch.
+called, so ``clips --help`` is quick although training needs torch; what is wrong with a config is
+told before that, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 from clips.commandline.complaints import describe_type, field_types, one_line
 from clips.commandline.configfile import check_config_files
 from clips.commandline.helptext import add_help, item_help, summary
+from clips.commandline.lean_imports import evaluate_annotations
 from clips.errors import UserError
 from clips.secrets import alike, without_secrets
 from clips.visible import visible
@@ -50,19 +52,31 @@ class Command:
     Args:
         help: one line for the list of commands.
         target: ``module:function``; the function takes one config dataclass, which its annotation names.
+        config: ``module:Class`` of that dataclass where a module without torch holds it and the function's does not:
+            what is wrong with a config is then told at once.
         positional: fields of the config that may be given without a flag, in this order.
         rest: a list field that takes all further words without a flag.
     """
 
     help: str
     target: str
+    config: str | None = None
     positional: tuple[str, ...] = ()
     rest: str | None = None
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""
-        module, _, name = self.target.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _named(self.target)
+
+    def config_class(self) -> type:
+        """The dataclass that the function takes."""
+        return config_type(self.function()) if self.config is None else _named(self.config)
+
+
+def _named(reference: str) -> Any:
+    """What ``module:name`` names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def run_commands(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
@@ -116,12 +130,11 @@ def _dispatch(program: str, about: str, commands: Mapping[str, Command], argumen
     name = _command_name(commands, arguments)
     command = commands[name]
     rest = arguments[len(name.split()) :]
-    function = command.function()
     config = parse_config(
-        config_type(function), rest, prog=f"{program} {name}", positional=command.positional, rest=command.rest
+        command.config_class(), rest, prog=f"{program} {name}", positional=command.positional, rest=command.rest
     )
     if config is not None:
-        function(config)
+        command.function()(config)
     return 0
 
 
@@ -279,6 +292,7 @@ def _given(arguments: Sequence[str], field: str) -> Any:
 def _parser(config_class: type, prog: str, positional: Sequence[str], rest: str | None = None) -> Any:
     import jsonargparse
 
+    evaluate_annotations(config_class)
     words = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
     parser = jsonargparse.ArgumentParser(
         prog=prog,

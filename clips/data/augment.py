@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from clips.errors import UserError
+from clips.data.config import AugmentConfig
 
 _ASPECT = (3 / 4, 4 / 3)
 _JITTER_PROBABILITY = 0.8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """How training pictures are varied; evaluation always sees the whole picture.
-
-    Args:
-        min_area: a random crop covers at least this share of the picture; 1 squashes the whole picture instead.
-        colour_jitter: brightness, contrast and saturation change by up to this share, in four pictures of five.
-        greyscale: the share of pictures that lose their colour.
-        flip: mirror half of the pictures; wrong where captions say left and right.
-    """
-
-    min_area: float = 0.4
-    colour_jitter: float = 0.0
-    greyscale: float = 0.0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_area <= 1:
-            raise UserError(f"data.augment.min_area: expected a share above 0 and at most 1, got {self.min_area}")
-        for name in ("colour_jitter", "greyscale"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.augment.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
-
-    @property
-    def varies(self) -> bool:
-        """Whether a picture can look different from one time to the next."""
-        return self.min_area < 1 or self.flip or self.colour_jitter > 0 or self.greyscale > 0
 
 
 def decoding_size(size: int, config: AugmentConfig) -> int:

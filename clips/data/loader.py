@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import contextlib
-import dataclasses
 import math
 import multiprocessing
 import signal
@@ -17,11 +16,12 @@ import numpy as np
 import torch
 
 from clips.artifact import MANIFEST
-from clips.data.augment import AugmentConfig, augment, decoding_size
+from clips.data.augment import augment, decoding_size
+from clips.data.config import DataConfig
 from clips.data.fetching import fetching
 from clips.data.images import BadImageError, decode_image
 from clips.data.order import Order, Place, positions_of_step
-from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
+from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError, reason_of
 
 _READ_AHEAD = 3  # batches
@@ -31,45 +31,6 @@ _REPLACEMENT = 3  # a stream of random numbers, beside those of clips.data.order
 _TOGETHER = 32  # samples: more would only take more memory
 
 Prepare = Callable[[str, str, np.random.Generator], dict[str, torch.Tensor]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is trained on.
-
-    Args:
-        sources: pictures with captions, each an entry of format, path, web, synthetic (see `--data.sources.help`);
-            several are read as one, or mixed by their weights.
-        shuffle_window: shards (or blocks of 10,000 rows, or streamed row groups) that are shuffled together. null
-            shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
-            number, such as 100, keeps the reading to few shards at a time.
-        augment: how pictures are varied.
-        workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
-        cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
-        max_bad_share: stop once more than this share of the samples is undecodable or lacks a caption.
-    """
-
-    sources: tuple[SourceConfig, ...]
-    shuffle_window: int | None = None
-    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    workers: int = 0
-    cache_images: bool = False
-    max_bad_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise UserError("data.sources: expected at least one source")
-        given = [source.weight is not None for source in self.sources]
-        if any(given) and not all(given):
-            raise UserError("data.sources: expected a weight for each source or for none")
-        if self.shuffle_window is not None and self.shuffle_window < 1:
-            raise UserError(f"data.shuffle_window: expected 1 or more, got {self.shuffle_window}")
-        if self.shuffle_window is None and any(source.stream for source in self.sources):
-            raise UserError("data.shuffle_window: expected a number, such as 100, where a source is streamed")
-        if self.workers < 0:
-            raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"data.max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
 
 
 class Sources:

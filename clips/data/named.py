@@ -22,7 +22,16 @@ _STORES = ("s3", "gs", "gcs", "hf")  # object stores: whose objects is what the 
 
 
 class NotAllowedError(Exception):
-    """Data name something that is none of theirs; the message is a short reason, the same for all of a kind."""
+    """Data name something that is none of theirs; the message is a short reason, the same for all of a kind.
+
+    Args:
+        reason: why.
+        setting: of a training data source, the one that would allow it; None where none does.
+    """
+
+    def __init__(self, reason: str, setting: str | None = None) -> None:
+        super().__init__(reason)
+        self.setting = setting
 
 
 def read_named(name: str, folders: list[Path], *, own_network: bool = False) -> bytes:
@@ -66,7 +75,7 @@ def _inside(name: str, folders: list[Path]) -> Path:
             return folders[0] / wanted
     elif any(Path(wanted).is_relative_to(root) for folder in folders for root in _names_of(folder)):
         return Path(wanted)
-    raise NotAllowedError("a path outside the folder of pictures (data source's 'images')")
+    raise NotAllowedError("a path outside the folder of pictures", "images")
 
 
 def _names_of(folder: Path) -> Iterator[str]:
@@ -87,7 +96,7 @@ def _fetched(address: str, *, own_network: bool) -> bytes:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, _OwnNetworkError):
             cause = cause.__cause__ or cause.__context__
-        raise (OSError(str(error)) if cause is None else NotAllowedError(str(cause))) from None
+        raise (OSError(str(error)) if cause is None else NotAllowedError(str(cause), "own_network")) from None
 
 
 def _at_most(read: Callable[[int], bytes]) -> bytes:
@@ -107,7 +116,7 @@ def _outside_socket(info: tuple[Any, ...]) -> socket.socket:
     """A socket for one address; whatever name or redirection led there, and whenever the name was resolved."""
     family, kind, protocol, _, where = info
     if not ip_address(where[0].partition("%")[0]).is_global:
-        raise _OwnNetworkError("an address of this machine or a private network (data source's 'own_network')")
+        raise _OwnNetworkError("an address of this machine or a private network")
     return socket.socket(family, kind, protocol)
 
 

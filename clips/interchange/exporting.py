@@ -6,11 +6,9 @@ import importlib
 from pathlib import Path
 
 from clips.artifact import artifact_directory, say, write_manifest
-from clips.encoder import CAPTIONER_WEIGHTS, load_encoder
 from clips.errors import UserError
-from clips.interchange.parity import largest_difference
-from clips.model.loading import quiet
 from clips.modelcard import recorded_licence, write_card
+from clips.references import CAPTIONER_WEIGHTS
 
 EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> features
     "hf_clip": "clips.interchange.hf_clip",
@@ -27,6 +25,10 @@ def export_as(encoder_directory: str | Path, output: str, *, format: str, licenc
     Raises:
         UserError: the other library cannot compute what this encoder does, or features would differ.
     """
+    from clips.encoder import load_encoder
+    from clips.interchange.parity import largest_difference
+    from clips.model.loading import quiet
+
     source = Path(encoder_directory)
     encoder = load_encoder(source)
     licence = licence or recorded_licence(source)

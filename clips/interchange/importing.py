@@ -13,15 +13,15 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
-from clips.encoder import CONFIG, WEIGHTS, load_encoder
 from clips.errors import UserError, suggest
-from clips.interchange.parity import largest_difference
-from clips.interchange.source import Found, tower_shapes
-from clips.interchange.tensors import fitted
 from clips.modelcard import write_card
+from clips.references import CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from clips.interchange.source import Found
 
 IMPORTS: dict[str, str] = {  # modules with recognises(path) and read(path, architecture)
     "hf_clip": "clips.interchange.hf_clip",
@@ -70,6 +70,9 @@ def import_encoder(config: ImportConfig) -> None:
     check_replaceable(config.output, "encoder")
     if Path(config.output).resolve() == path.resolve():
         raise UserError(f"output: expected another directory than {path}, which is read")
+    from clips.interchange.source import tower_shapes
+    from clips.interchange.tensors import fitted
+
     name = config.format or _recognised(path)
     found: Found = importlib.import_module(IMPORTS[name]).read(path, config.architecture)
     weights = fitted(found.weights, tower_shapes(found.model_cfg, path), found.where)
@@ -115,6 +118,9 @@ def _write(found: Found, weights: dict[str, Any], directory: Path) -> None:
 
 def _checked(partial: Path, found: Found, config: ImportConfig) -> float | None:
     """How far the new encoder's features are from the source's; None where there is nobody to ask."""
+    from clips.encoder import load_encoder
+    from clips.interchange.parity import largest_difference
+
     encoder = load_encoder(partial)
     if found.features is None:
         return None

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clips.encoder import CONFIG
 from clips.errors import UserError, reason_of
 from clips.interchange.source import Found, named_configs, no_tokenizer, stated_licence, stock_preprocess
 from clips.interchange.tensors import Weights, read_weights
 from clips.jsontext import parse_json
 from clips.model.text_tokens import copy_tokenizer
 from clips.model.tokenizer import ClipsTokenizer, text_config
+from clips.references import CONFIG
 
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")

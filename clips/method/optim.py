@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-
-import torch
+from typing import TYPE_CHECKING
 
 from clips.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ def build_optimizer(
     model: torch.nn.Module, config: OptimConfig, no_decay: Collection[str] = ()
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters of ``model``; those named in ``no_decay`` are not decayed."""
+    import torch
+
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trainable if name not in no_decay]
     kept = [parameter for name, parameter in trainable if name in no_decay]

@@ -1,7 +1,7 @@
 """Recipes: which captions a sample yields, which losses they enter, and what a captioner predicts.
 
 A recipe is one entry of ``RECIPES`` and combines named pieces: the texts that are contrasted with the image
-(``TEXTS``), a contrastive loss (``clips.model.losses.CONTRASTIVE_LOSSES``) and a captioner. A config can replace what
+(``TEXTS``), a contrastive loss (``clips.model.config.CONTRASTIVE_LOSSES``) and a captioner. A config can replace what
 the recipe sets, so that an ablation is a config.
 """
 
@@ -10,18 +10,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from clips.errors import UserError, suggest
 from clips.method.captions import STRATEGIES, sentences
-from clips.model.captioner import CaptionerConfig, shifted
-from clips.model.losses import CONTRASTIVE_LOSSES, caption_loss, contrastive_loss
-from clips.model.text_tokens import TextTokenizer
+from clips.model.config import CONTRASTIVE_LOSSES, CaptionerConfig
 from clips.model.tokenizer import PAD, ClipsTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clips.model.text_tokens import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class RecipeConfig:
 
     name: str = field(default="clips", metadata={"choices": "clips.method.recipes:RECIPES"})
     texts: tuple[str, ...] | None = field(default=None, metadata={"choices": "clips.method.recipes:TEXTS"})
-    loss: str = field(default="softmax", metadata={"choices": "clips.model.losses:CONTRASTIVE_LOSSES"})
+    loss: str = field(default="softmax", metadata={"choices": "clips.model.config:CONTRASTIVE_LOSSES"})
     strategy: str | None = field(default=None, metadata={"choices": "clips.method.captions:STRATEGIES"})
     web_strategy: str | None = field(default=None, metadata={"choices": "clips.method.captions:STRATEGIES"})
     target_tokens: int = 32
@@ -215,6 +216,8 @@ class Recipe:
         The means of the losses over processes are the global values. "cosine_gap" is how much nearer an image is to its
         own first text than to those of this process's other images, on average: with smaller shares it varies more.
         """
+        from clips.model.losses import caption_loss, contrastive_loss
+
         texts = [outputs[name] for name in self.spec.texts]
         scale, bias = outputs["logit_scale"], outputs.get("logit_bias")
         parts = {"contrastive_loss": contrastive_loss(outputs["image"], texts, scale, bias, kind=self.config.loss)}
@@ -239,9 +242,11 @@ def build(config: RecipeConfig) -> Recipe:
 
 
 def _counted(target: Tensor, rng: np.random.Generator, positions: int | None) -> Tensor:
+    from clips.model.captioner import shifted
+
     counted = shifted(target) != PAD
     places = counted.nonzero()[:, 0].numpy()
     if positions is not None and len(places) > positions:
-        counted = torch.zeros_like(counted)
+        counted = counted.new_zeros(counted.shape)
         counted[rng.choice(places, positions, replace=False)] = True
     return counted

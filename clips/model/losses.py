@@ -10,6 +10,8 @@ tokens, D decoder width, V vocabulary rows.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from clips.model.config import CONTRASTIVE_LOSSES
 
 _CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB of float32
 
@@ -63,11 +67,10 @@ def sigmoid_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Te
     return torch.stack(sums).mean() / len(image)
 
 
-CONTRASTIVE_LOSSES: dict[str, Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], Tensor]] = {
-    "softmax": softmax_loss,
-    "supcon": supcon_loss,
-    "sigmoid": sigmoid_loss,
-}
+@functools.cache
+def _loss_function(kind: str) -> Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], Tensor]:
+    module, _, name = CONTRASTIVE_LOSSES[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def contrastive_loss(
@@ -85,7 +88,7 @@ def contrastive_loss(
         kind: the loss's name.
     """
     with torch.autocast(image.device.type, enabled=False):
-        return CONTRASTIVE_LOSSES[kind](
+        return _loss_function(kind)(
             image.float(), [text.float() for text in texts], scale.float(), None if bias is None else bias.float()
         )
 

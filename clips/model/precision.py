@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Precision = Literal["auto", "fp32", "bf16"]
+from clips.model.config import Precision
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:

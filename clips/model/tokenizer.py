@@ -14,13 +14,14 @@ import json
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from torch import Tensor
 
 from clips.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAD, BOS, EOS, UNKNOWN, CLASS = 0, 1, 2, 100, 101
 EMBEDDING_ROWS = 32_000  # rows of the embedding table and of the caption head; the vocabulary fills 30,522 of them
@@ -49,14 +50,11 @@ class ClipsTokenizer:
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Rows for the text tower, (n, context_length) int64: ``[BOS] tokens [EOS] 0 … [CLASS]``."""
-        rows = torch.full((1 if isinstance(texts, str) else len(texts), self.context_length), PAD)
-        rows[:, -1] = CLASS
-        return self._fill(rows, texts, self.context_length - 1)
+        return self._rows(texts, self.context_length, last=CLASS)
 
     def encode_target(self, texts: str | Sequence[str], length: int = 128) -> Tensor:
         """Rows for the captioner to predict, (n, length) int64: ``[BOS] tokens [EOS] 0 …``."""
-        rows = torch.full((1 if isinstance(texts, str) else len(texts), length), PAD)
-        return self._fill(rows, texts, length)
+        return self._rows(texts, length)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
         """The text of one row up to its first end token, without the special tokens."""
@@ -78,10 +76,16 @@ class ClipsTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
 
-    def _fill(self, rows: Tensor, texts: str | Sequence[str], length: int) -> Tensor:
+    def _rows(self, texts: str | Sequence[str], length: int, last: int | None = None) -> Tensor:
+        import torch  # what only counts tokens does without
+
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = torch.full((len(texts), length), PAD)
         filled = rows.numpy()  # the same memory
-        for row, text in zip(filled, [texts] if isinstance(texts, str) else texts, strict=True):
-            kept = [BOS, *_first_ids(text, length - 2), EOS]
+        if last is not None:
+            filled[:, -1] = last
+        for row, text in zip(filled, texts, strict=True):
+            kept = [BOS, *_first_ids(text, length - 2 - (last is not None)), EOS]
             row[: len(kept)] = kept
         return rows
 

@@ -1,26 +1,23 @@
 """What a training will need before it costs anything: memory, time, GPUs, storage.
 
-    clips plan scripts/configs/clips-l-14.yaml --gpu h200 --count 64
-
 Nothing is trained and no data is opened; the model is built without content (see `clips.planning.dryrun`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.artifact import say, write_file
-from clips.commandline.commands import parse_config
+from clips.artifact import say
 from clips.data.files import is_remote
 from clips.data.sources import open_source
-from clips.errors import UserError, suggest
+from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.planning.config import PlanConfig
 from clips.planning.footprint import DIVIDED, PARALLELS, Allowance, Rehearsal, Spread, largest
 from clips.planning.hardware import GPUS, Gpu
 from clips.training.config import TrainConfig
@@ -31,70 +28,13 @@ _COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _GB = 1e9
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """Tell what a training will need, stage by stage: memory of a GPU by part, time, GPU hours, storage.
+def make_plan(config: PlanConfig, training: TrainConfig) -> dict[str, Any]:
+    """The plan as plain data; sizes in bytes, times in seconds unless a name says otherwise.
 
     Args:
-        training: a YAML file of `clips train`.
-        gpu: the kind of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
-        count: how many of them.
-        mfu: model FLOPs utilisation, the share of the GPU's peak that goes into the model; an assumption.
-        measured: a metrics.jsonl whose median "mfu" is taken instead.
-        caption_tokens: tokens of a synthetic caption that enter the caption loss on average; null takes all places of
-            the captioner, the most that can happen.
-        reserve_gb: GB of a GPU for what no tensor holds: context, libraries, buffers of NCCL.
-        fragmentation: bytes lost to gaps between tensors, as a share of the tensors.
-        pictures: how many different ones the training data have, where they are not on this machine.
-        bytes_per_picture: of one with its captions, as stored.
-        json: a file for the whole plan, for machines.
+        config: of the plan.
+        training: what ``config.training`` holds.
     """
-
-    training: str
-    gpu: str = "h200"
-    count: int = 8
-    mfu: float = 0.4
-    measured: str | None = None
-    caption_tokens: int | None = None
-    reserve_gb: float = 2.0
-    fragmentation: float = 0.05
-    pictures: int | None = None
-    bytes_per_picture: float | None = None
-    json: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.gpu not in GPUS:
-            raise suggest(self.gpu, GPUS, "kind of GPU")
-        if self.count < 1:
-            raise UserError(f"count: expected 1 or more, got {self.count}")
-        if not 0 < self.mfu <= 1:
-            raise UserError(f"mfu: expected a share above 0, up to 1, got {self.mfu}")
-        if self.caption_tokens is not None and self.caption_tokens < 1:
-            raise UserError(f"caption_tokens: expected 1 or more, got {self.caption_tokens}")
-        if (self.pictures is None) != (self.bytes_per_picture is None):
-            raise UserError("bytes_per_picture: expected together with pictures, or neither")
-        for name in ("pictures", "bytes_per_picture"):
-            if not (getattr(self, name) is None or getattr(self, name) > 0):
-                raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        for name in ("reserve_gb", "fragmentation"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-
-
-def plan(config: PlanConfig) -> None:
-    """Carry out ``config``: tables on the terminal, and the file."""
-    from clips.planning.table import show
-
-    found = make_plan(config)
-    show(found)
-    if config.json is not None:
-        write_file(Path(config.json), json.dumps(found, indent=1) + "\n")
-
-
-def make_plan(config: PlanConfig) -> dict[str, Any]:
-    """The plan as plain data; sizes in bytes, times in seconds unless a name says otherwise."""
-    training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
-    assert training is not None
     stages, told = [StagePlan(config, stage) for stage in stage_configs(training)], []
     for number, stage in enumerate(stages, 1):
         say(f"{config.training}: going through stage {number} of {len(stages)} without its numbers …")

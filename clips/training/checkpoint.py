@@ -31,40 +31,11 @@ from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 from clips.parallel.processes import Processes, gather_objects
 from clips.secrets import without_secrets
+from clips.training.standing import CHECKPOINTS, CONFIG, LOOP, LoopState, checkpoints
 
-CONFIG = "config.yaml"
-CHECKPOINTS = ".checkpoints"
-_LOOP, _HASHES = "loop.json", "hashes.json"
+_HASHES = "hashes.json"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of directories, by file systems that know no such thing
 _LONGEST_WRITING = datetime.timedelta(hours=2)
-
-
-@dataclasses.dataclass(kw_only=True)
-class LoopState:
-    """Where a training run stands.
-
-    Args:
-        step: steps done.
-        samples_seen: samples trained on, over all processes.
-        seconds: time spent in training, interruptions left out.
-        bad: unusable samples met so far: name → reason.
-        inputs: what the run reads, each with its hash.
-        sources: what the data say of themselves: path, size, hash.
-        norms: the gradient's norms of the latest steps.
-        skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
-        changes: fields of the config that became others on the way.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    seconds: float = 0.0
-    bad: dict[str, str] = dataclasses.field(default_factory=dict)
-    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
-    sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    norms: list[float] = dataclasses.field(default_factory=list)
-    skipped: int = 0
-    spikes_in_a_row: int = 0
-    changes: list[str] = dataclasses.field(default_factory=list)
 
 
 class Checkpointer:
@@ -101,7 +72,7 @@ class Checkpointer:
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         records = {
             CONFIG: to_yaml(without_secrets(plain(config))),
-            _LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False),
+            LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False),
         }
         self._writing = self._thread.submit(self._write, partial, checkpoint, copied, records)
 
@@ -190,22 +161,6 @@ def _cause(error: dcp.CheckpointException) -> BaseException:
     return next((cause for cause in causes if isinstance(cause, OSError | UserError)), error)
 
 
-def checkpoints(output: str | Path) -> list[Path]:
-    """The checkpoints of a run, the latest last."""
-    found = (Path(output) / CHECKPOINTS).glob(f"[!.]*/{_LOOP}")
-    return [path.parent for path in sorted(found, key=lambda path: read_loop(path.parent).step)]
-
-
-def read_loop(checkpoint: Path) -> LoopState:
-    """Where the run stood at ``checkpoint``; UserError where its record is broken."""
-    path = checkpoint / _LOOP
-    try:
-        loop = LoopState(**parse_json(path.read_text(encoding="utf-8")))
-        return dataclasses.replace(loop, step=int(loop.step), bad=dict(loop.bad), inputs=dict(loop.inputs))
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
-
-
 def verify(checkpoint: Path) -> None:
     """Refuse a checkpoint of which a file is missing or has other content than was written; UserError names it."""
     advice = "remove this checkpoint to go on without it"
@@ -267,8 +222,3 @@ def load_exported(checkpoint: Path, model: torch.nn.Module) -> None:
     verify(checkpoint)
     kept = "average." if any(name.startswith("average.") for name in stored_names(checkpoint)) else "model."
     load_tensors(checkpoint, model.state_dict(), kept)
-
-
-def remove_checkpoints(output: str | Path) -> None:
-    """Delete all checkpoints of a run."""
-    shutil.rmtree(Path(output) / CHECKPOINTS, ignore_errors=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from clips.data.loader import DataConfig
+from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.method.optim import OptimConfig
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.precision import Precision
+from clips.model.config import Precision
 from clips.parallel.config import ScaleConfig
 
 _MAY_CHANGE = ("optim.", "precision")  # what else a run is cannot change without it being another run

@@ -12,8 +12,8 @@ from clips.artifact import MANIFEST, read_manifest, write_file, writing
 from clips.commandline.commands import difference, leaves, plain, to_yaml
 from clips.errors import UserError
 from clips.secrets import alike, without_secrets
-from clips.training.checkpoint import CONFIG, checkpoints, read_loop
 from clips.training.free import FREE, FREE_OF_SOURCES
+from clips.training.standing import CONFIG, checkpoints, read_loop
 
 _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
 

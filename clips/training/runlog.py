@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clips.artifact import say, write_file, writing
 from clips.errors import reason_of
-from clips.training.checkpoint import LoopState
+from clips.training.standing import LoopState
 from clips.training.trackers import Tracker
 
 METRICS = "metrics.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from clips.errors import UserError
-from clips.training.checkpoint import LoopState
+from clips.training.standing import LoopState
 
 _KEPT, _NEEDED, _IN_A_ROW = 100, 20, 10
 

@@ -27,8 +27,9 @@ from clips.parallel.processes import gather_objects, start_processes
 from clips.parallel.ways import spread
 from clips.references import is_config_file
 from clips.training.average import Average
-from clips.training.checkpoint import LoopState, checkpoints, load_tensors, read_loop, stored_names, verify_together
+from clips.training.checkpoint import load_tensors, stored_names, verify_together
 from clips.training.config import TrainConfig
+from clips.training.standing import LoopState, checkpoints, read_loop
 from clips.training.step import Run
 
 

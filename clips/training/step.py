@@ -18,9 +18,9 @@ from clips.model.precision import quick_attention
 from clips.parallel.base import DataParallel
 from clips.parallel.processes import Processes
 from clips.training.average import Average
-from clips.training.checkpoint import LoopState
 from clips.training.config import TrainConfig
 from clips.training.spikes import stands_out
+from clips.training.standing import LoopState
 
 Batch = dict[str, Tensor]
 _SUMMED = {"caption_loss_sum", "caption_tokens"}  # outputs that add up over samples

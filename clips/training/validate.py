@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clips.data.augment import AugmentConfig, augment
+from clips.data.augment import augment
+from clips.data.config import AugmentConfig
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, open_source
 from clips.errors import UserError

@@ -16,6 +16,7 @@ from PIL import Image
 from clips.artifact import say
 from clips.errors import UserError
 from clips.visible import visible
+from llava_bridge.asking.directory import llava_directory
 from llava_bridge.pictures import open_picture
 
 
@@ -50,6 +51,7 @@ def chat(config: ChatConfig) -> None:
         UserError: no such directory or picture; a prompt that cannot be answered.
     """
     pictures = [] if config.image is None else [open_picture(config.image)]
+    llava_directory(config.directory)  # told before torch is imported
     from llava_bridge.asking.inference import load_llava
 
     talk = _Talk(*load_llava(config.directory), pictures, config.max_new_tokens)

@@ -26,6 +26,7 @@ from clips.commandline.commands import difference
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.references import model_directory
+from llava_bridge.asking.directory import llava_directory
 from llava_bridge.pictures import find_pictures, open_picture
 
 _READERS = 4  # threads that decode pictures ahead
@@ -72,6 +73,7 @@ def describe(config: DescribeConfig) -> None:
         UserError: no such pictures or LLaVA, an output of another prompt or model, or not one picture can be read.
     """
     names = find_pictures(config.images)
+    llava_directory(config.directory)  # told before torch is imported
     output = _Output(config) if config.output else None
     done = output.pictures() if output else set()
     missing = [name for name in names if name not in done]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clips.errors import UserError
 from clips.model.loading import load_pretrained, refusing
-from clips.references import model_directory
+from llava_bridge.asking.directory import llava_directory
 from llava_bridge.asking.shared_prefix import ComputedPrefixes, Prefix, batches_of_prefixes, shared_prefixes
 from llava_bridge.chat import IMAGE, Chat, Message
 from llava_bridge.training.adapters import ADAPTER, with_adapter
@@ -38,12 +38,7 @@ def load_llava(directory: str | Path, device: str | None = None, *, adapter: boo
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    path = model_directory(str(directory), "llava")
-    if not (path / "config.json").is_file():
-        what = "no config.json in it" if path.is_dir() else "no such directory"
-        raise UserError(f"{path}: {what}; expected a LLaVA directory")
-    if not any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: no weights here (expected *.safetensors)")
+    path = llava_directory(directory)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if chosen.type == "cuda" else torch.float32
     model = load_pretrained(AutoModelForImageTextToText, path, f"{path}: this LLaVA", dtype=dtype)

@@ -23,7 +23,7 @@ from measure import add_common, machine, spread, table
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.captioner import CaptionerConfig
+from clips.model.config import CaptionerConfig
 from clips.parallel.config import ScaleConfig
 from clips.parallel.processes import end_processes, gather_objects, start_processes, wait_for_main_process
 from clips.parallel.ways import PARALLELISMS

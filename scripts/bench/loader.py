@@ -36,8 +36,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clips.data.augment import AugmentConfig, augment, decoding_size
-from clips.data.loader import DataConfig, TrainingData, batches
+from clips.data.augment import augment, decoding_size
+from clips.data.config import AugmentConfig, DataConfig
+from clips.data.loader import TrainingData, batches
 from clips.data.sources import SourceConfig
 from clips.data.tars import index_tar
 from clips.method.recipes import RecipeConfig, build

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clips.data.loader import DataConfig
+from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.method.model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
@@ -27,8 +27,8 @@ from clips.model.tokenizer import ClipsTokenizer
 from clips.parallel.config import ScaleConfig
 from clips.parallel.processes import Processes
 from clips.parallel.ways import spread as spread_model
-from clips.training.checkpoint import LoopState
 from clips.training.config import TrainConfig
+from clips.training.standing import LoopState
 from clips.training.step import Run
 
 # ---------------------------------------------------------------- time

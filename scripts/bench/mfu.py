@@ -25,7 +25,7 @@ from measure import add_common, flops, machine, spread, table, take_turns
 
 from clips.method.recipes import RECIPES, RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.captioner import CaptionerConfig
+from clips.model.config import CaptionerConfig
 from clips.parallel.config import ScaleConfig
 from clips.training.step import training_step
 

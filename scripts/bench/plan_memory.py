@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from clips.data.loader import DataConfig
+from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.model.architectures import ModelConfig
 from clips.parallel.config import Parallel, ScaleConfig

@@ -26,7 +26,7 @@ from torch import Tensor
 from clips.method.model import ClipsModel
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
-from clips.model.captioner import CaptionerConfig
+from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import PAD
 from clips.training.step import training_step
 

@@ -19,7 +19,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from clips.commandline.commands import Command, config_type, plain
+from clips.commandline.commands import Command, plain
 from clips.commandline.complaints import describe_type, field_types
 from clips.commandline.helptext import field_help, item_classes
 
@@ -108,7 +108,7 @@ def overview() -> str:
 
 def command_lines(program: str, name: str, command: Command) -> Iterator[str]:
     """The page of one command: what it does, what stands without a flag, its fields."""
-    config = config_type(command.function())
+    config = command.config_class()
     words = "".join(f" {word.upper()}" for word in command.positional)
     words += f" {command.rest.upper()} …" if command.rest else ""
     yield f"# {program} {name}"

@@ -208,13 +208,14 @@ def one_of(captions: Sequence[str], rng: np.random.Generator) -> str:
     return there[rng.integers(len(there))] if len(there) > 1 else "".join(there)
 
 
-def picture_bytes(found: Any, folder: str | Path, *, own_network: bool = False) -> bytes:
+def picture_bytes(found: Any, folder: str | Path, *, own_network: bool = False, settings: bool = True) -> bytes:
     """The encoded picture behind a table's value: bytes, ``{"bytes", "path"}``, or a path or address.
 
     Args:
         found: the value.
         folder: where paths start, and which they may not leave; see `clips.data.named`.
         own_network: whether an address may lead to this machine or a private network.
+        settings: whether a refusal names the setting of a data source that would allow it.
 
     Raises:
         BadSampleError: there is none, or it cannot or may not be read.
@@ -230,7 +231,8 @@ def picture_bytes(found: Any, folder: str | Path, *, own_network: bool = False) 
     try:
         return read_named(found, folders, own_network=own_network)
     except NotAllowedError as error:
-        raise BadSampleError(f"picture refused: {error}") from None
+        allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
+        raise BadSampleError(f"picture refused: {error}{allowed_by}") from None
     except (OSError, ValueError, ImportError):
         raise BadSampleError("missing picture") from None
 

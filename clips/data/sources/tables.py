@@ -137,20 +137,23 @@ class Table(HubDataset):
     writes webdataset shards with all columns in the JSON).
     """
 
+    def __init__(self, config: SourceConfig) -> None:
+        self.files = _table_files(config.path)  # before datasets is imported, which takes seconds
+        super().__init__(config)
+
     def read_rows(self) -> Any:
         """See `HubDataset`."""
+        if self.config.stream:
+            return self.streamed(self.files)
         import datasets
 
-        files = _table_files(self.config.path)
-        if self.config.stream:
-            return self.streamed(files)
-        kind = Path(files[0]).suffix.lstrip(".")
+        kind = Path(self.files[0]).suffix.lstrip(".")
         if kind not in _READERS:
-            raise UserError(f"{files[0]}: expected a file that ends in {', '.join(_READERS)}")
+            raise UserError(f"{self.files[0]}: expected a file that ends in {', '.join(_READERS)}")
         if kind == "parquet":
-            check_unpacked(file for file in files if not is_remote(file))
+            check_unpacked(file for file in self.files if not is_remote(file))
         reader, options = _READERS[kind]
-        return datasets.load_dataset(reader, data_files=files, split="train", **options)
+        return datasets.load_dataset(reader, data_files=self.files, split="train", **options)
 
     def folder_of_pictures(self) -> str:
         """See `HubDataset`."""

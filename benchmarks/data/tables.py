@@ -1,0 +1,70 @@
+"""Tables that name pictures: CSV, TSV and parquet files with a row for each picture, or for each of its captions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data.hub import caption_columns
+from benchmarks.data.source import Files, Found, OnDisk, Row
+from clips.errors import UserError, reason_of, suggest
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def is_table(found: OnDisk) -> bool:
+    """``.csv``, ``.tsv``, or one ``.parquet`` file."""
+    return found.path.suffix in {*_DELIMITERS, ".parquet"} and found.path.is_file()
+
+
+def read_table(found: OnDisk) -> Found:
+    """Each row names a picture; its captions stand in one column, or in several. Cells without a caption are left out.
+
+    Raises:
+        UserError: no such columns, or it cannot be read.
+    """
+    columns, rows = _opened(found.path)
+    picture = found.asked.image_column
+    if picture not in columns:
+        raise suggest(picture, columns, f"column for image_column in {found.path}")
+    return Found(Files(found.folder("images")), _rows(found.path, rows, picture, caption_columns(found, columns)))
+
+
+def _rows(path: Path, rows: Iterator[Mapping[str, Any]], picture: str, captions: Sequence[str]) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row[picture], str) and row[picture]):
+            raise UserError(
+                f"{path} row {number}: {picture}: expected the name of a picture's file, got {row[picture]!r:.40} "
+                "(of parquet files that hold the pictures themselves, give the folder as 'data')"
+            )
+        cells = [cell for name in captions for cell in (row[name] if isinstance(row[name], list) else [row[name]])]
+        yield [row[picture]], [cell for cell in cells if cell is not None and cell != ""]
+
+
+def _opened(path: Path) -> tuple[Sequence[str], Iterator[Mapping[str, Any]]]:
+    """The columns and the rows of a table."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            file = pyarrow.parquet.ParquetFile(path)
+            return file.schema_arrow.names, (row for batch in file.iter_batches() for row in batch.to_pylist())
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            columns = next(csv.reader(stream, delimiter=_DELIMITERS[path.suffix]), [])
+    except Exception as error:  # Arrow's own, csv's, or the system's
+        raise UserError(f"{path}: cannot be read as a table ({reason_of(error)})") from None
+    return columns, _of_text(path, columns)
+
+
+def _of_text(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, delimiter=_DELIMITERS[path.suffix])
+        try:
+            for row in reader:
+                if row.keys() != set(columns) or None in row.values():
+                    raise UserError(f"{path} line {reader.line_num}: expected {len(columns)} cells, as the head has")
+                yield row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path} line {reader.line_num}: cannot be read ({reason_of(error)})") from None

@@ -1,0 +1,76 @@
+"""What is trained on and how it is varied; without torch, so that a mistake is told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clips.data.sources import SourceConfig
+from clips.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How training pictures are varied; evaluation always sees the whole picture.
+
+    Args:
+        min_area: a random crop covers at least this share of the picture; 1 squashes the whole picture instead.
+        colour_jitter: brightness, contrast and saturation change by up to this share, in four pictures of five.
+        greyscale: the share of pictures that lose their colour.
+        flip: mirror half of the pictures; wrong where captions say left and right.
+    """
+
+    min_area: float = 0.4
+    colour_jitter: float = 0.0
+    greyscale: float = 0.0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= 1:
+            raise UserError(f"data.augment.min_area: expected a share above 0 and at most 1, got {self.min_area}")
+        for name in ("colour_jitter", "greyscale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.augment.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+
+    @property
+    def varies(self) -> bool:
+        """Whether a picture can look different from one time to the next."""
+        return self.min_area < 1 or self.flip or self.colour_jitter > 0 or self.greyscale > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on.
+
+    Args:
+        sources: pictures with captions, each an entry of format, path, web, synthetic (see `--data.sources.help`);
+            several are read as one, or mixed by their weights.
+        shuffle_window: shards (or blocks of 10,000 rows, or streamed row groups) that are shuffled together. null
+            shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
+            number, such as 100, keeps the reading to few shards at a time.
+        augment: how pictures are varied.
+        workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
+        cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
+        max_bad_share: stop once more than this share of the samples is undecodable or lacks a caption.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    shuffle_window: int | None = None
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    workers: int = 0
+    cache_images: bool = False
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("data.sources: expected at least one source")
+        given = [source.weight is not None for source in self.sources]
+        if any(given) and not all(given):
+            raise UserError("data.sources: expected a weight for each source or for none")
+        if self.shuffle_window is not None and self.shuffle_window < 1:
+            raise UserError(f"data.shuffle_window: expected 1 or more, got {self.shuffle_window}")
+        if self.shuffle_window is None and any(source.stream for source in self.sources):
+            raise UserError("data.shuffle_window: expected a number, such as 100, where a source is streamed")
+        if self.workers < 0:
+            raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"data.max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")

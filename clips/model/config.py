@@ -1,0 +1,48 @@
+"""What a config chooses of a model's parts; without torch, so that a mistake is told at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from clips.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+CONTRASTIVE_LOSSES: dict[str, str] = {
+    "softmax": "clips.model.losses:softmax_loss",
+    "supcon": "clips.model.losses:supcon_loss",
+    "sigmoid": "clips.model.losses:sigmoid_loss",
+}
+"""Name → the function, as ``module:name``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig:
+    """The decoder's size; what is not given is taken from the text tower.
+
+    Args:
+        width: channels.
+        layers: number of blocks.
+        heads: attention heads of a block.
+        length: learnable tokens = longest target, begin and end token included.
+        teacher_forced: whether it is fed the target's tokens before the one it predicts; by default as the recipe says.
+        positions: at most so many target tokens of a sample, drawn at random, enter the caption loss (all if not
+            given, as the authors do). The 32,000-way head gets that much cheaper, and long captions weigh no
+            more than short ones.
+    """
+
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    length: int = 128
+    teacher_forced: bool | None = None
+    positions: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "positions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"captioner.{name}: expected at least 1, got {value}")
+        if self.length < 3:
+            raise UserError(f"captioner.length: expected at least 3 (begin, a token, end), got {self.length}")

@@ -1,0 +1,73 @@
+"""Words from a captioner: all at once, or each after those before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clips.errors import UserError
+from clips.model.captioner import Captioner
+from clips.model.tokenizer import BOS, EOS, PAD
+
+
+def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None, *, beams: int = 1) -> list[int]:
+    """The tokens of one picture's caption, without begin and end token.
+
+    A captioner of learnable tokens predicts all words at once, none knowing the others. A teacher-forced one is fed
+    its own words: greedily, or by beam search over the mean log-probability of a word.
+
+    Args:
+        captioner: in evaluation mode.
+        image_tokens: (1, I, image width).
+        text_tokens: (1, W, text width), or None if it reads no text.
+        beams: captions kept at a time.
+
+    Raises:
+        UserError: more than one beam where the words do not depend on each other.
+    """
+    if captioner.embedding is None:
+        if beams > 1:
+            raise UserError("beams: expected 1, since this captioner predicts all words at once")
+        return _until_end(captioner.logits(image_tokens, text_tokens)[0].argmax(dim=-1).tolist())
+    kept, done = [([BOS], 0.0)], []
+    for _ in range(captioner.config.length - 1):
+        rows = torch.tensor([tokens for tokens, _ in kept], device=image_tokens.device)
+        images = image_tokens.expand(len(kept), -1, -1)
+        texts = None if text_tokens is None else text_tokens.expand(len(kept), -1, -1)
+        scores = captioner.logits(images, texts, rows)[:, -1].log_softmax(dim=-1)
+        scores[:, [PAD, BOS]] = -torch.inf
+        best, tokens = scores.topk(beams, dim=-1)
+        grown = [
+            ([*kept[row][0], int(tokens[row, rank])], kept[row][1] + float(best[row, rank]))
+            for row in range(len(kept))
+            for rank in range(beams)
+        ]
+        grown.sort(key=lambda item: -item[1])
+        done += [item for item in grown[:beams] if item[0][-1] == EOS]
+        kept = [item for item in grown if item[0][-1] != EOS][:beams]
+        if len(done) >= beams:
+            break
+    best_of = max(done or kept, key=lambda item: item[1] / (len(item[0]) - 1))
+    return _until_end(best_of[0][1:])
+
+
+def generate_each(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
+    """What `generate` gives for each of B pictures, with one beam.
+
+    Args:
+        captioner: in evaluation mode.
+        image_tokens: (B, I, image width).
+        text_tokens: (B, W, text width), or None if it reads no text.
+    """
+    if captioner.embedding is None:
+        hidden = captioner.decode(image_tokens, text_tokens)  # the head one by one: its logits are 32,000 a word
+        return [_until_end(captioner.head(row).argmax(dim=-1).tolist()) for row in hidden]
+    return [
+        generate(captioner, image_tokens[n : n + 1], None if text_tokens is None else text_tokens[n : n + 1])
+        for n in range(len(image_tokens))
+    ]
+
+
+def _until_end(tokens: list[int]) -> list[int]:
+    kept = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+    return [token for token in kept if token not in {PAD, BOS}]

@@ -1,0 +1,58 @@
+"""The config of ``clips plan``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clips.errors import UserError, suggest
+from clips.planning.hardware import GPUS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Tell what a training will need, stage by stage: memory of a GPU by part, time, GPU hours, storage.
+
+    Args:
+        training: a YAML file of `clips train`.
+        gpu: the kind of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
+        count: how many of them.
+        mfu: model FLOPs utilisation, the share of the GPU's peak that goes into the model; an assumption.
+        measured: a metrics.jsonl whose median "mfu" is taken instead.
+        caption_tokens: tokens of a synthetic caption that enter the caption loss on average; null takes all places of
+            the captioner, the most that can happen.
+        reserve_gb: GB of a GPU for what no tensor holds: context, libraries, buffers of NCCL.
+        fragmentation: bytes lost to gaps between tensors, as a share of the tensors.
+        pictures: how many different ones the training data have, where they are not on this machine.
+        bytes_per_picture: of one with its captions, as stored.
+        json: a file for the whole plan, for machines.
+    """
+
+    training: str
+    gpu: str = "h200"
+    count: int = 8
+    mfu: float = 0.4
+    measured: str | None = None
+    caption_tokens: int | None = None
+    reserve_gb: float = 2.0
+    fragmentation: float = 0.05
+    pictures: int | None = None
+    bytes_per_picture: float | None = None
+    json: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpu not in GPUS:
+            raise suggest(self.gpu, GPUS, "kind of GPU")
+        if self.count < 1:
+            raise UserError(f"count: expected 1 or more, got {self.count}")
+        if not 0 < self.mfu <= 1:
+            raise UserError(f"mfu: expected a share above 0, up to 1, got {self.mfu}")
+        if self.caption_tokens is not None and self.caption_tokens < 1:
+            raise UserError(f"caption_tokens: expected 1 or more, got {self.caption_tokens}")
+        if (self.pictures is None) != (self.bytes_per_picture is None):
+            raise UserError("bytes_per_picture: expected together with pictures, or neither")
+        for name in ("pictures", "bytes_per_picture"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        for name in ("reserve_gb", "fragmentation"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")

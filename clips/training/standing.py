@@ -1,0 +1,64 @@
+"""Where a training run stands, as its checkpoints say; without torch, for those who only look."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from clips.errors import UserError, reason_of
+from clips.jsontext import parse_json
+
+CONFIG = "config.yaml"
+CHECKPOINTS = ".checkpoints"
+LOOP = "loop.json"
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoopState:
+    """Where a training run stands.
+
+    Args:
+        step: steps done.
+        samples_seen: samples trained on, over all processes.
+        seconds: time spent in training, interruptions left out.
+        bad: unusable samples met so far: name → reason.
+        inputs: what the run reads, each with its hash.
+        sources: what the data say of themselves: path, size, hash.
+        norms: the gradient's norms of the latest steps.
+        skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
+        changes: fields of the config that became others on the way.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    seconds: float = 0.0
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    norms: list[float] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+    spikes_in_a_row: int = 0
+    changes: list[str] = dataclasses.field(default_factory=list)
+
+
+def checkpoints(output: str | Path) -> list[Path]:
+    """The checkpoints of a run, the latest last."""
+    found = (Path(output) / CHECKPOINTS).glob(f"[!.]*/{LOOP}")
+    return [path.parent for path in sorted(found, key=lambda path: read_loop(path.parent).step)]
+
+
+def read_loop(checkpoint: Path) -> LoopState:
+    """Where the run stood at ``checkpoint``; UserError where its record is broken."""
+    path = checkpoint / LOOP
+    try:
+        loop = LoopState(**parse_json(path.read_text(encoding="utf-8")))
+        return dataclasses.replace(loop, step=int(loop.step), bad=dict(loop.bad), inputs=dict(loop.inputs))
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
+
+
+def remove_checkpoints(output: str | Path) -> None:
+    """Delete all checkpoints of a run."""
+    shutil.rmtree(Path(output) / CHECKPOINTS, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""What is wrong with a command line is told before torch and its kin are imported, which takes many seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench_world import picture
+from clips_world import config_text
+
+from clips.references import CONFIG, WEIGHTS
+
+PROGRAM = """
+import contextlib, importlib, io, json, sys
+heavy = {"torch", "transformers", "datasets", "lmms_eval", "open_clip", "timm", "tensorflow"}
+for package, *words in json.load(sys.stdin):
+    sys.argv, before, told = [package, *words], set(sys.modules), io.StringIO()
+    with contextlib.redirect_stderr(told):
+        status = importlib.import_module(f"{package}.cli").main()
+    print(json.dumps([status, told.getvalue(), sorted(heavy & (sys.modules.keys() - before))]))
+"""
+"""Command lines of standard input, one after the other in one process: status, what was told, what was imported."""
+RETRIEVAL = "{name: retrieval, data: captions.csv}"
+MISTAKES = [
+    ("clips data inspect none.csv --format table", "none.csv: no such file"),
+    ("clips data inspect captions.csv --format tabel", "did you mean 'table'?"),
+    ("clips data inspect captions.csv --scan many", "scan: expected a whole number, got many"),
+    ("clips data index none", "none"),
+    ("clips train --config none.yaml", "no such file: {place}/none.yaml"),
+    ("clips train --config train.yaml --batchsize 8", "unknown key 'batchsize'; did you mean 'batch_size'?"),
+    ("clips train --config train.yaml --recipe.name clup", "unknown recipe 'clup'"),
+    ("clips train --config train.yaml --recipe.loss softmix", "did you mean 'softmax'?"),
+    ("clips train --config train.yaml --steps few", "steps: expected a whole number"),
+    ("clips plan none.yaml", "no such file: {place}/none.yaml"),
+    ("clips plan train.yaml --recipe clip", "unknown key 'recipe'"),
+    ("clips export none --output out", "none: no such directory"),
+    ("clips export none --output out --format hf_clap", "did you mean 'hf_clip'?"),
+    ("clips import none --output out", "none: no such file or directory"),
+    ("clips soup none nothing --output out", "none: expected an encoder directory"),
+    ("clips caption captions.csv --encoder none", "none: expected an encoder directory"),
+    ("clips recaption none --model none --output out", "none"),
+    ("llava_bridge train --config none.yaml", "no such file: {place}/none.yaml"),
+    ("llava_bridge chat none --image photo.png", "none: no such directory"),
+    ("llava_bridge describe none photo.png", "none: no such directory"),
+    ("llava_bridge serve none", "none: no such directory"),
+    ("llava_bridge data inspect none.json --llm none", "none.json"),
+    ("benchmarks run --config none.yaml", "no such file: {place}/none.yaml"),
+    (f"benchmarks run encoder none --benchmarks [{RETRIEVAL}]", "encoder: none: no such directory"),
+    ("benchmarks run encoder encoder --benchmarks [{name: retrievel, data: captions.csv}]", "did you mean 'retrieval'"),
+    ("benchmarks run encoder encoder --benchmarks [{name: retrieval, data: none.csv}]", "none.csv: no such file"),
+    (f"benchmarks run encoder encoder --batch_size big --benchmarks [{RETRIEVAL}]", "expected a whole number"),
+    ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'data'?"),
+    ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none"),
+    ("benchmarks score --task pope --answers none.jsonl --data . --results out --row x", "none.jsonl"),
+    ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg"),
+    ("benchmarks study run none.yaml", "none.yaml"),
+    ("benchmarks study rerun none.yaml --steps x", "none.yaml"),
+    ("benchmarks study clean none.yaml", "none.yaml"),
+    ("benchmarks report none", "none"),
+    ("benchmarks card none --results none", "none"),
+    ("benchmarks watch none", "none"),
+    ("benchmarks verify --only recal", "did you mean 'recall'?"),
+    ("benchmarks overlap --benchmarks [] --data none", "overlap"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "captions.csv").write_text("picture,caption\n1.jpg,a dog\n")
+    (folder / "train.yaml").write_text(config_text(Path("shards"), Path("out"), steps=1))
+    picture(0).save(folder / "photo.png")
+    (folder / "encoder").mkdir()
+    (folder / "encoder" / CONFIG).write_text("{}")
+    (folder / "encoder" / WEIGHTS).write_bytes(b"")
+    return folder
+
+
+def words(line: str) -> list[str]:
+    """A list of benchmarks, which has spaces, is one word."""
+    head, bracket, rest = line.partition("[")
+    return [*head.split(), *([bracket + rest] if bracket else [])]
+
+
+@pytest.fixture(scope="module")
+def ended(place: Path) -> dict[str, list]:
+    asked = json.dumps([words(line) for line, _ in MISTAKES])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=asked, cwd=place, stdout=subprocess.PIPE, text=True, check=True
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {line: found for (line, _), found in zip(MISTAKES, lines, strict=True)}
+
+
+@pytest.mark.parametrize(("line", "message"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_told_without_torch(line: str, message: str, place: Path, ended: dict[str, list]) -> None:
+    status, told, heavy = ended[line]
+    assert heavy == []
+    assert status == 2
+    assert message.replace("{place}", str(place)) in told
+    assert told.count("\n") == 1
