@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.data.hub_tables import open_table
+from benchmarks.data.source import CaptionSource, OnDisk
+from benchmarks.data.tables import read_table
 from benchmarks.trust.overlap import benchmark_pictures
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.unpacking import check_unpacked, unpacked
@@ -70,6 +72,7 @@ READERS = {
     "clips, a folder of the hub": lambda file: of_clips(file.parent, format="datasets", split="train"),
     "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), source="conversations"), 0)),
     "a benchmark": lambda file: open_table(file.parent, "bomb"),
+    "a benchmark's table": lambda file: list(read_table(OnDisk(CaptionSource(data=str(file)))).rows),
     "overlap": lambda file: list(benchmark_pictures(str(file))),
 }
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.data.hub import caption_columns
 from benchmarks.data.source import Files, Found, OnDisk, Row
+from clips.data.unpacking import unpacked
 from clips.errors import UserError, reason_of, suggest
+from clips.model.loading import refusing
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -29,7 +32,8 @@ def read_table(found: OnDisk) -> Found:
     picture = found.asked.image_column
     if picture not in columns:
         raise suggest(picture, columns, f"column for image_column in {found.path}")
-    return Found(Files(found.folder("images")), _rows(found.path, rows, picture, caption_columns(found, columns)))
+    captions = caption_columns(found, columns)
+    return Found(Files(found.folder("images")), _rows(found.path, rows([picture, *captions]), picture, captions))
 
 
 def _rows(path: Path, rows: Iterator[Mapping[str, Any]], picture: str, captions: Sequence[str]) -> Iterator[Row]:
@@ -43,19 +47,22 @@ def _rows(path: Path, rows: Iterator[Mapping[str, Any]], picture: str, captions:
         yield [row[picture]], [cell for cell in cells if cell is not None and cell != ""]
 
 
-def _opened(path: Path) -> tuple[Sequence[str], Iterator[Mapping[str, Any]]]:
-    """The columns and the rows of a table."""
-    try:
+def _opened(path: Path) -> tuple[Sequence[str], Callable[[Sequence[str]], Iterator[Mapping[str, Any]]]]:
+    """The columns of a table, and the function of some of them that yields its rows."""
+    with refusing(f"{path}: cannot be read as a table"):
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            file = pyarrow.parquet.ParquetFile(path)
-            return file.schema_arrow.names, (row for batch in file.iter_batches() for row in batch.to_pylist())
+            return pyarrow.parquet.read_schema(path).names, partial(_of_parquet, path)
         with path.open(encoding="utf-8-sig", newline="") as stream:
             columns = next(csv.reader(stream, delimiter=_DELIMITERS[path.suffix]), [])
-    except Exception as error:  # Arrow's own, csv's, or the system's
-        raise UserError(f"{path}: cannot be read as a table ({reason_of(error)})") from None
-    return columns, _of_text(path, columns)
+    return columns, lambda _: _of_text(path, columns)
+
+
+def _of_parquet(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    with refusing(f"{path}: cannot be read as a table"):
+        for batch in unpacked(str(path), path, columns=columns):
+            yield from batch.to_pylist()
 
 
 def _of_text(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
