@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
 import threading
@@ -15,6 +16,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # A shell ignores Ctrl-C for what it runs in the background, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Keep what SWIG made for sentencepiece: 0.2.1 crashes where Python takes it down, and pytest then ends with status
+    139 after tests that all passed.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("swig_runtime_data"):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(module.type_pointer_capsule))
 
 
 @pytest.fixture(scope="session")
