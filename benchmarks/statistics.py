@@ -238,11 +238,9 @@ def paired_difference(
     p_value = _exchange_test(formula, first, second, names, clusters, draws=draws, seed=seed)
     if p_value >= LEVEL and math.isfinite(low):
         low, high = min(low, 0.0), max(high, 0.0)
-    error = float(differences.std()) * math.sqrt(count / max(1, count - 1))
+    error = math.nan if _agree(differences) else float(differences.std()) * math.sqrt(count / max(1, count - 1))
     smallest = (_student(1 - LEVEL / 2, count) + _student(POWER, count)) * error
-    return Difference(
-        value=value, low=low, high=high, p_value=p_value, n=len(clusters), smallest=smallest if error else math.nan
-    )
+    return Difference(value=value, low=low, high=high, p_value=p_value, n=len(clusters), smallest=smallest)
 
 
 def _of_shares(formula: str, *rows: Columns) -> bool:

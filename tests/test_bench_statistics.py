@@ -208,7 +208,7 @@ def test_draws_that_all_agree_give_no_interval(formula, columns):
     size = len(columns["x"])
     assert interval(formula, columns, tuple(columns), np.arange(size)) == Interval(low=None, high=None, method="none")
     found = paired_difference(formula, columns, {**columns, "x": columns["x"] + 0.1}, tuple(columns), np.arange(size))
-    assert np.isnan([found.low, found.high]).all()
+    assert np.isnan([found.low, found.high, found.smallest]).all()
 
 
 def test_false_alarms_are_rare_when_rows_are_equally_good():

@@ -59,6 +59,26 @@ def test_a_way_that_gives_less_than_guessing_is_not_shown(tmp_path):
     assert "always yes" not in rendered(report(tmp_path, {"clip": 0.4}, chance=0.5, yes=0.5), "html")
 
 
+def test_a_way_that_gives_more_by_rounding_alone_is_not_shown(tmp_path):
+    said = rendered(report(tmp_path, {"clip": 0.4}, chance=0.1 * 3, yes=0.1 * 3 + 1e-16), "markdown")
+    assert "| chance | — | 30.0 |" in said
+
+
+def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_path):
+    for row, protocol, blind in (
+        ("aged", {}, None),
+        ("clip", {}, {"chance": {"hit": np.full(COUNT, 0.5)}}),
+        ("other", {"shots": 5}, {"chance": {"hit": np.full(COUNT, 0.3)}}),
+    ):
+        items = items_table(0.6, benchmark="pope", count=COUNT)
+        put_result(tmp_path, row, "pope", items, protocol=protocol, blind=blind)
+    built = build_report(tmp_path)
+    cells = [json.loads(line) for line in rendered(built, "json").splitlines()]
+    assert [cell["blind"] for cell in cells] == [{"chance": 50}, {"chance": 50}, {}]
+    lines = csv.DictReader(io.StringIO(rendered(built, "csv")))
+    assert [line["pope/accuracy chance"] for line in lines] == ["50.0", "50.0", ""]
+
+
 @pytest.mark.parametrize(
     ("chance", "yes", "answer", "below"),
     [

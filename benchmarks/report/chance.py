@@ -6,6 +6,7 @@ and, where it gives more, always saying yes or always naming the commonest class
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from benchmarks.report.table import Cell, Column, Table
@@ -21,8 +22,13 @@ def has_chance(table: Table) -> bool:
 def chance_parts(column: Column) -> dict[str, str]:
     """Way of answering without looking → its score as shown; beside chance itself only ways that give more."""
     best = column.blind.get(CHANCE)
-    kept = {way: value for way, value in column.blind.items() if way == CHANCE or best is None or value > best}
+    kept = {way: value for way, value in column.blind.items() if way == CHANCE or best is None or _more(value, best)}
     return {way: number(value, enough(value, decimals(column))) for way, value in kept.items()}
+
+
+def _more(value: float, best: float) -> bool:
+    """Whether it is more, and by more than rounding: naming one of C equally common classes gives what a lot gives."""
+    return value > best and not math.isclose(value, best)
 
 
 def chance_words(column: Column) -> str:
