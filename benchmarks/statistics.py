@@ -282,7 +282,7 @@ def _exchange_test(
     count, size = int(owner.max()) + 1, len(owner)
     observed = abs(evaluate(formula, first, names) - evaluate(formula, second, names))
     generator = np.random.default_rng(seed)
-    gains = _gains(first, second, names, owner) if formula == "mean" else None
+    gains = _gains(first, second, names, owner) if FORMULAS[formula] is FORMULAS["mean"] else None
     as_far = 0
     block = max(1, _CELLS_AT_ONCE // (2 * size))
     for start in range(0, draws, block):
