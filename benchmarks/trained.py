@@ -27,7 +27,7 @@ _MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.n
 # batch, learning rates, precision, what it began with and which parts learned.
 _WEIGHS = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
-    r"(?:data|steps|samples|batch_size|optim\.learning_rate|(?:\w+_)?lr|precision|stages|trains|lora|llm|llava"
+    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|batch_size|optim\.learning_rate|(?:\w+_)?lr|precision|stages|trains|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk|new_llm\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
@@ -216,14 +216,15 @@ def _training(path: str, digest: str, study: Path, seen: frozenset[str]) -> Trai
     if not (directory / MANIFEST).is_file():
         if (told := _of_step(path, study)) is not None:
             return _read(told, study, seen | {path})
-        return _not_known(f"{path} {'has no manifest of this suite' if directory.is_dir() else _NOWHERE}")
+        return _not_known(f"{directory} {'has no manifest of this suite' if directory.is_dir() else _NOWHERE}")
     try:
         manifest = read_manifest(directory)
     except UserError as error:
         return _not_known(str(error))
     if digest and manifest.get("hash") != digest:
-        return _not_known(f"{path} holds another model by now")
-    return _read(manifest, study, seen | {path})
+        return _not_known(f"{directory} holds another model by now")
+    found = _read(manifest, study, seen | {path})
+    return found if found.settings or found.unknown else _not_known(f"{directory / MANIFEST} does not tell")
 
 
 def _not_known(why: str) -> Training:
@@ -244,7 +245,7 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
                         config = yaml.safe_load(file.read_text(encoding="utf-8"))
                     except (yaml.YAMLError, OSError, UnicodeDecodeError):
                         continue
-                    return {"kind": record.kind, "config": config, "seed": _mapping(config).get("seed")}
+                    return {"kind": record.kind, "config": config}
     return None
 
 
@@ -278,7 +279,7 @@ def _unknown_encoders(
     manifest: Mapping[str, Any], settings: Mapping[str, Setting], followed: Mapping[str, Training]
 ) -> Iterator[str]:
     for name, below in followed.items():
-        yield from (f"how its {name} was trained ({why.rpartition('(')[2]}" for why in below.unknown)
+        yield from (f"how its {name} was trained ({why.partition('(')[2]}" for why in below.unknown)
     if manifest.get("kind") == "llava" and not followed and "encoder" in settings:
         named = settings["encoder"].text
         if named != _word(None):
