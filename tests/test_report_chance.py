@@ -67,24 +67,25 @@ def test_a_way_that_gives_more_by_rounding_alone_is_not_shown(tmp_path):
 def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_path):
     for row, protocol, blind in (
         ("aged", {}, None),
-        ("clip", {}, {"chance": {"hit": np.full(COUNT, 0.5)}}),
+        ("clip", {}, {"chance": {"hit": np.full(COUNT, 0.4)}}),
+        ("crop", {}, {"chance": {"hit": np.full(COUNT, 0.5)}}),
         ("other", {"shots": 5}, {"chance": {"hit": np.full(COUNT, 0.3)}}),
     ):
         items = items_table(0.6, benchmark="pope", count=COUNT)
         put_result(tmp_path, row, "pope", items, protocol=protocol, blind=blind)
     built = build_report(tmp_path)
     cells = [json.loads(line) for line in rendered(built, "json").splitlines()]
-    assert [cell["blind"] for cell in cells] == [{"chance": 50}, {"chance": 50}, {}]
+    assert [cell["blind"] for cell in cells] == [{"chance": 50}] * 3 + [{}]
     lines = csv.DictReader(io.StringIO(rendered(built, "csv")))
-    assert [line["pope/accuracy chance"] for line in lines] == ["50.0", "50.0", ""]
+    assert [line["pope/accuracy chance"] for line in lines] == ["50.0"] * 3 + [""]
 
 
 @pytest.mark.parametrize(
     ("chance", "yes", "answer", "below"),
     [
         (0.05, None, "", None),
-        (0.45, None, "", "not wholly above it: clip on pope accuracy."),
-        (0.05, 0.45, "", "not wholly above it: clip on pope accuracy (always yes)."),
+        (0.45, None, "", "not wholly better than it: clip on pope accuracy."),
+        (0.05, 0.45, "", "not wholly better than it: clip on pope accuracy (always yes)."),
         (
             0.9,
             None,
