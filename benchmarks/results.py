@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -143,6 +144,11 @@ def check_name(name: str, what: str) -> None:
     """Refuse names that cannot be file names everywhere."""
     if not _NAME.fullmatch(name):
         raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
+
+
+def study_above(result: Path) -> Path:
+    """The directory that ``results/ROW/BENCHMARK.json`` lies in, a study's where there is one; ``..`` is no folder."""
+    return list(Path(os.path.abspath(result)).parents)[:3][-1]
 
 
 def result_path(results: str | Path, row: str, benchmark: str) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Result
+from benchmarks.results import Result, study_above
 from benchmarks.study.state import CONFIG, record_behind, step_directory
 from clips.artifact import MANIFEST, read_manifest
 from clips.errors import UserError
@@ -173,13 +174,13 @@ def _shown(settings: Mapping[str, Setting], name: str) -> str:
 
 def training_of(result: Result) -> Training:
     """How the model of a result was trained; nothing is said of a directory that holds another model by now."""
-    study = list(Path(result.path).absolute().parents)[:3][-1] if result.path else Path.cwd()
+    study = study_above(result.path) if result.path else Path.cwd()
     return _training(str(result.model.get("path") or ""), str(result.model.get("hash") or ""), study, frozenset())
 
 
 def read_training(directory: Path) -> Training:
     """How the model in a directory was trained."""
-    return _training(str(directory), "", directory.absolute().parent.parent, frozenset())
+    return _training(str(directory), "", Path(os.path.abspath(directory)).parent.parent, frozenset())
 
 
 def found_today(path: str, study: Path, digest: str = "") -> Path:
@@ -238,7 +239,7 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
     for place in _places(path, study):
         record = record_behind(place)
         if record is not None and record.kind in _MODELS:
-            for root in list(place.absolute().parents)[:3]:
+            for root in list(Path(os.path.abspath(place)).parents)[:3]:
                 file = step_directory(root, record.name) / CONFIG
                 if file.is_file():
                     try:

@@ -17,6 +17,7 @@ from benchmarks.study.state import StepRecord, step_directory, write_record
 from benchmarks.trained import Setting, Training, apart, read_training, training_of, weighs
 from benchmarks.trust.compare import CompareConfig, compare, comparison
 from benchmarks.trust.diff import DiffConfig, diff
+from benchmarks.trust.provenance import trace
 from clips.artifact import directory_hash, write_manifest
 
 
@@ -218,6 +219,13 @@ def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
         monkeypatch.chdir(folder)
         settings = training_of(read_result(tmp_path / "moved/results/one/gqa.json")).settings
         assert settings["align.steps"].text == settings["encoder.steps"].text == "6"
+    monkeypatch.chdir(tmp_path / "moved/results/one")
+    assert training_of(read_result(Path("../one/gqa.json"))).settings == settings
+    assert (
+        trace(read_result(Path("../one/gqa.json")), check=False)
+        .made_from[0]
+        .title.startswith(f"model: {tmp_path}/moved")
+    )
 
 
 def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):

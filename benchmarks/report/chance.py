@@ -78,5 +78,9 @@ def about_chance(table: Table) -> list[str]:
     where = [f"{row} on {counted(names, 'measures')}" for row, names in lost.items()]
     return [
         f"Chance is what guessing among the answers gives, computed from the same items{beside}.",
-        *([f"Not told from chance, since the interval is not wholly better than it: {'; '.join(where)}."] if where else []),
+        *(
+            [f"Not told from chance, since the interval is not wholly better than it: {'; '.join(where)}."]
+            if where
+            else []
+        ),
     ]
