@@ -90,7 +90,7 @@ def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_pa
             0.9,
             None,
             "No row can be told from chance on pope accuracy.",
-            "clip on pope accuracy; clips on pope accuracy.",
+            "better than it: clip and clips on pope accuracy.",
         ),
     ],
 )

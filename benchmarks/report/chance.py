@@ -75,7 +75,10 @@ def about_chance(table: Table) -> list[str]:
                 lost.setdefault(cell.row, []).append(_measure(column))
     ways = list(dict.fromkeys(way for column in table.columns for way in chance_parts(column)))
     beside = f", beside it {listed([way for way in ways if way != CHANCE])} where that gives more" if ways[1:] else ""
-    where = [f"{row} on {counted(names, 'measures')}" for row, names in lost.items()]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row, names in lost.items():
+        alike.setdefault(tuple(names), []).append(row)
+    where = [f"{counted(rows, 'rows')} on {counted(names, 'measures')}" for names, rows in alike.items()]
     return [
         f"Chance is what guessing among the answers gives, computed from the same items{beside}.",
         *(
