@@ -14,7 +14,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import re
 import types
 import typing
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.artifact import partial_beside, versions, write_file, writing
+from clips.artifact import lexical, partial_beside, versions, write_file, writing
 from clips.commandline.commands import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
@@ -148,7 +147,7 @@ def check_name(name: str, what: str) -> None:
 
 def study_above(result: Path) -> Path:
     """The directory that ``results/ROW/BENCHMARK.json`` lies in, a study's where there is one; ``..`` is no folder."""
-    return list(Path(os.path.abspath(result)).parents)[:3][-1]
+    return list(lexical(result).parents)[:3][-1]
 
 
 def result_path(results: str | Path, row: str, benchmark: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 from benchmarks.results import Result, study_above
 from benchmarks.study.state import CONFIG, record_behind, step_directory
-from clips.artifact import MANIFEST, read_manifest
+from clips.artifact import MANIFEST, lexical, read_manifest
 from clips.errors import UserError
 from clips.training import free
 from llava_bridge.training import identity
@@ -180,7 +179,7 @@ def training_of(result: Result) -> Training:
 
 def read_training(directory: Path) -> Training:
     """How the model in a directory was trained."""
-    return _training(str(directory), "", Path(os.path.abspath(directory)).parent.parent, frozenset())
+    return _training(str(directory), "", lexical(directory).parent.parent, frozenset())
 
 
 def found_today(path: str, study: Path, digest: str = "") -> Path:
@@ -239,7 +238,7 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
     for place in _places(path, study):
         record = record_behind(place)
         if record is not None and record.kind in _MODELS:
-            for root in list(Path(os.path.abspath(place)).parents)[:3]:
+            for root in list(lexical(place).parents)[:3]:
                 file = step_directory(root, record.name) / CONFIG
                 if file.is_file():
                     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from benchmarks.protocol import ranked_by
 from benchmarks.results import Result, read_result, result_files, study_above
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
+from clips.artifact import lexical
 from clips.errors import UserError, suggest
 
 _LOOKED_AT = 12
@@ -126,7 +126,7 @@ def _out_of_date(source: ReportSource, results: Iterable[Result]) -> Iterator[tu
     }
     for result in results:
         assert result.path is not None
-        found = told.get(Path(os.path.abspath(result.path)))
+        found = told.get(lexical(result.path))
         if found is None:
             yield result.path, "no row of the study has it any more"
         elif isinstance(found, Gap) and (found.kind == "missing" or (found.kind == "failed" and result.status == "ok")):
