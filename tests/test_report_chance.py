@@ -80,6 +80,13 @@ def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_pa
     assert [line["pope/accuracy chance"] for line in lines] == ["50.0"] * 3 + [""]
 
 
+def test_no_row_at_all_is_not_said_where_one_was_measured_otherwise(tmp_path):
+    assert "No row can be told from chance" in report(tmp_path, {"a": 0.4, "b": 0.5}, chance=0.9).answer
+    items = items_table(0.99, benchmark="pope", count=COUNT)
+    put_result(tmp_path, "other", "pope", items, protocol={"shots": 5})
+    assert "No row can be told from chance" not in build_report(tmp_path).answer
+
+
 @pytest.mark.parametrize(
     ("chance", "yes", "answer", "below"),
     [

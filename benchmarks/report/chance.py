@@ -53,10 +53,12 @@ def _measure(column: Column) -> str:
 
 
 def nothing_told(table: Table) -> str:
-    """A sentence on the measures on which no row at all is told from chance; empty where there is none."""
+    """A sentence on the measures on which no row at all is told from chance; empty where there is none. Of a measure
+    that some rows were asked by another protocol, whose chance is not that of the column, nothing is said."""
     told = {column: [told_from_chance(cell) for cell in table.column_cells(column)] for column in table.columns}
     known = [column for column, said in told.items() if set(said) - {None}]
-    lost = [column for column in known if True not in told[column]]
+    apart = {column for column in known if any(cell.group for cell in table.column_cells(column))}
+    lost = [column for column in known if True not in told[column] and column not in apart]
     if not lost:
         return ""
     if len(lost) == len(known) > 1:
