@@ -106,7 +106,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         evaluate="benchmarks.encoders.pointing:evaluate",
         data_hash="benchmarks.encoders.pointing:data_hash",
         takes=("images",),
-        without_skill=("What a map finds without the phrase, 'all phrases at once' shows."),
+        without_skill="What a map finds without the phrase, 'all phrases at once' shows.",
     ),
     "recaption": Benchmark(
         kind="captions",

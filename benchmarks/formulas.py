@@ -97,6 +97,7 @@ def _bleu(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.nda
 
 FORMULAS: dict[str, Formula] = {
     "mean": _mean,
+    "mean_of_scores": _mean,  # that have no upper end, so that a mean of 0 or 1 is no share
     "ratio": _ratio,
     "f1": _f1,
     "sum_of_group_means": _sum_of_group_means,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.artifact import partial_beside, versions, write_file, writing
+from clips.artifact import lexical, partial_beside, versions, write_file, writing
 from clips.commandline.commands import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
@@ -143,6 +143,11 @@ def check_name(name: str, what: str) -> None:
     """Refuse names that cannot be file names everywhere."""
     if not _NAME.fullmatch(name):
         raise UserError(f"{what}: expected up to 200 letters, digits, '.', '_' and '-', got '{name:.250}'")
+
+
+def study_above(result: Path) -> Path:
+    """The directory that ``results/ROW/BENCHMARK.json`` lies in, a study's where there is one; ``..`` is no folder."""
+    return list(lexical(result).parents)[:3][-1]
 
 
 def result_path(results: str | Path, row: str, benchmark: str) -> Path:

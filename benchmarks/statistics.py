@@ -238,11 +238,9 @@ def paired_difference(
     p_value = _exchange_test(formula, first, second, names, clusters, draws=draws, seed=seed)
     if p_value >= LEVEL and math.isfinite(low):
         low, high = min(low, 0.0), max(high, 0.0)
-    error = float(differences.std()) * math.sqrt(count / max(1, count - 1))
+    error = math.nan if _agree(differences) else float(differences.std()) * math.sqrt(count / max(1, count - 1))
     smallest = (_student(1 - LEVEL / 2, count) + _student(POWER, count)) * error
-    return Difference(
-        value=value, low=low, high=high, p_value=p_value, n=len(clusters), smallest=smallest if error else math.nan
-    )
+    return Difference(value=value, low=low, high=high, p_value=p_value, n=len(clusters), smallest=smallest)
 
 
 def _of_shares(formula: str, *rows: Columns) -> bool:
@@ -284,7 +282,7 @@ def _exchange_test(
     count, size = int(owner.max()) + 1, len(owner)
     observed = abs(evaluate(formula, first, names) - evaluate(formula, second, names))
     generator = np.random.default_rng(seed)
-    gains = _gains(first, second, names, owner) if formula == "mean" else None
+    gains = _gains(first, second, names, owner) if FORMULAS[formula] is FORMULAS["mean"] else None
     as_far = 0
     block = max(1, _CELLS_AT_ONCE // (2 * size))
     for start in range(0, draws, block):

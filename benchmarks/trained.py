@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Result
+from benchmarks.results import Result, study_above
 from benchmarks.study.state import CONFIG, record_behind, step_directory
-from clips.artifact import MANIFEST, read_manifest
+from clips.artifact import MANIFEST, lexical, read_manifest
 from clips.errors import UserError
 from clips.training import free
 from llava_bridge.training import identity
@@ -27,7 +27,7 @@ _MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.n
 # batch, learning rates, precision, what it began with and which parts learned.
 _WEIGHS = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
-    r"(?:data|steps|samples|batch_size|optim\.learning_rate|(?:\w+_)?lr|precision|stages|trains|lora|llm|llava"
+    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|batch_size|optim\.learning_rate|(?:\w+_)?lr|precision|stages|trains|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk|new_llm\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
@@ -173,13 +173,13 @@ def _shown(settings: Mapping[str, Setting], name: str) -> str:
 
 def training_of(result: Result) -> Training:
     """How the model of a result was trained; nothing is said of a directory that holds another model by now."""
-    study = list(Path(result.path).absolute().parents)[:3][-1] if result.path else Path.cwd()
+    study = study_above(result.path) if result.path else Path.cwd()
     return _training(str(result.model.get("path") or ""), str(result.model.get("hash") or ""), study, frozenset())
 
 
 def read_training(directory: Path) -> Training:
     """How the model in a directory was trained."""
-    return _training(str(directory), "", directory.absolute().parent.parent, frozenset())
+    return _training(str(directory), "", lexical(directory).parent.parent, frozenset())
 
 
 def found_today(path: str, study: Path, digest: str = "") -> Path:
@@ -216,14 +216,15 @@ def _training(path: str, digest: str, study: Path, seen: frozenset[str]) -> Trai
     if not (directory / MANIFEST).is_file():
         if (told := _of_step(path, study)) is not None:
             return _read(told, study, seen | {path})
-        return _not_known(f"{path} {'has no manifest of this suite' if directory.is_dir() else _NOWHERE}")
+        return _not_known(f"{directory} {'has no manifest of this suite' if directory.is_dir() else _NOWHERE}")
     try:
         manifest = read_manifest(directory)
     except UserError as error:
         return _not_known(str(error))
     if digest and manifest.get("hash") != digest:
-        return _not_known(f"{path} holds another model by now")
-    return _read(manifest, study, seen | {path})
+        return _not_known(f"{directory} holds another model by now")
+    found = _read(manifest, study, seen | {path})
+    return found if found.settings or found.unknown else _not_known(f"{directory / MANIFEST} does not tell")
 
 
 def _not_known(why: str) -> Training:
@@ -237,14 +238,14 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
     for place in _places(path, study):
         record = record_behind(place)
         if record is not None and record.kind in _MODELS:
-            for root in list(place.absolute().parents)[:3]:
+            for root in list(lexical(place).parents)[:3]:
                 file = step_directory(root, record.name) / CONFIG
                 if file.is_file():
                     try:
                         config = yaml.safe_load(file.read_text(encoding="utf-8"))
                     except (yaml.YAMLError, OSError, UnicodeDecodeError):
                         continue
-                    return {"kind": record.kind, "config": config, "seed": _mapping(config).get("seed")}
+                    return {"kind": record.kind, "config": config}
     return None
 
 
@@ -278,7 +279,7 @@ def _unknown_encoders(
     manifest: Mapping[str, Any], settings: Mapping[str, Setting], followed: Mapping[str, Training]
 ) -> Iterator[str]:
     for name, below in followed.items():
-        yield from (f"how its {name} was trained ({why.rpartition('(')[2]}" for why in below.unknown)
+        yield from (f"how its {name} was trained ({why.partition('(')[2]}" for why in below.unknown)
     if manifest.get("kind") == "llava" and not followed and "encoder" in settings:
         named = settings["encoder"].text
         if named != _word(None):

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -115,6 +116,11 @@ def added_files(directory: str | Path) -> Iterator[Path]:
         for path in sorted((target / ".added").iterdir(), key=lambda path: path.name == MANIFEST):
             path.replace(target / path.name)
         (target / ".added").rmdir()
+
+
+def lexical(path: Path) -> Path:
+    """A path from the root, without ``..``, by its words alone: links are not followed."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def partial_beside(path: Path) -> Path:

@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.mllm import captioning
 from benchmarks.mllm.captioning import caption_scorers, ptb_tokens
-from benchmarks.mllm.metrics import _bleu_columns
+from benchmarks.mllm.metrics import _bleu_columns, caption_metrics
+from benchmarks.outcome import measure
 from benchmarks.statistics import evaluate
 
 SHARED = Path(__file__).resolve().parents[1] / "../shared"
@@ -112,3 +114,11 @@ def test_patches_are_gone_afterwards():
         assert Meteor.__init__ is not before[0]
         Meteor()  # starts no Java program
     assert (Meteor.__init__, Meteor.compute_score, PTBTokenizer.tokenize) == before
+
+
+def test_cider_is_no_share_of_which_nought_would_have_an_interval():
+    names = [str(number) for number in range(6)]
+    items = pd.DataFrame({"item": names, "image": names, "cider": np.zeros(6), "rouge": np.zeros(6)})
+    found = {name: measure(items, caption_metrics()[name]) for name in ("CIDEr", "ROUGE_L")}
+    assert (found["CIDEr"].value, found["CIDEr"].low, found["CIDEr"].high) == (0, None, None)
+    assert found["ROUGE_L"].high == pytest.approx(0.39, abs=0.001)

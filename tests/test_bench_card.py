@@ -135,6 +135,10 @@ def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
     old = str(study / "results/clip-tiny-s0")
     diff(DiffConfig(first=old, second=str(study / "results/clips-tiny-s0"), benchmark="pope"))
     assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
+    with monkeypatch.context() as inside:
+        inside.chdir(study / "results/clips-tiny-s0")
+        diff(DiffConfig(first="../clip-tiny-s0", second=".", benchmark="pope"))
+    assert "A is out of date: not run since the study or its code changed.\n" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^first: .+ no result is up to date \(clip-tiny-s0 on gqa: not run since"):
         comparison(CompareConfig(first=old, second=str(study / "results/clips-tiny-s0")))
     (model / "README.md").unlink()

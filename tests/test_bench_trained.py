@@ -14,9 +14,10 @@ from benchmarks.report.model import build_report
 from benchmarks.report.remarks import remarks
 from benchmarks.results import read_result
 from benchmarks.study.state import StepRecord, step_directory, write_record
-from benchmarks.trained import apart, read_training, training_of
+from benchmarks.trained import Setting, Training, apart, read_training, training_of, weighs
 from benchmarks.trust.compare import CompareConfig, compare, comparison
 from benchmarks.trust.diff import DiffConfig, diff
+from benchmarks.trust.provenance import trace
 from clips.artifact import directory_hash, write_manifest
 
 
@@ -174,7 +175,37 @@ def test_where_nothing_is_known_it_is_said(tmp_path, capsys):
     said = told(one, put_row(tmp_path / "results", put_encoder(tmp_path / "new"), digest="a" * 64), capsys)
     assert f"Not known of B: how it was trained ({tmp_path}/new holds another model by now)." in said
     (tmp_path / "new/manifest.json").write_text('{"hash": 3, "config": [1], "stages": 7, "data": "x", "parents": [2]}')
-    assert read_training(tmp_path / "new").settings == {}
+    said = f"how it was trained ({tmp_path}/new/manifest.json does not tell)"
+    assert (read_training(tmp_path / "new").settings, read_training(tmp_path / "new").unknown) == ({}, (said,))
+
+
+def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = put_encoder(Path("study/encoders/eyes (old)"))
+    llava = put_llava(Path("study/llava/one"), encoder)
+    (tmp_path / "study").rename(tmp_path / "moved")
+    eyes = tmp_path / "moved" / "encoders" / "eyes (old)"
+    manifest = json.loads((eyes / "manifest.json").read_text())
+    (eyes / "manifest.json").write_text(json.dumps(manifest | {"hash": "9" * 64}))
+    (said,) = read_training(tmp_path / "moved" / llava.relative_to("study")).unknown
+    assert said == f"how its encoder was trained ({eyes} holds another model by now)"
+
+
+@pytest.mark.parametrize(
+    ("name", "unfair"),
+    [
+        ("align.data.limit", True),
+        ("encoder.data.sources.2.split", True),
+        ("align.data.source", False),
+        ("data.sources.image", False),
+    ],
+)
+def test_a_part_of_the_same_data_is_other_data(name, unfair):
+    one, two = (
+        Training(settings={name: Setting(text=text, weighs=weighs(name)), "seed": Setting(text="0")})
+        for text in ("not set", "100")
+    )
+    assert bool(apart(one, two).uneven) is unfair
 
 
 def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
@@ -188,6 +219,13 @@ def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
         monkeypatch.chdir(folder)
         settings = training_of(read_result(tmp_path / "moved/results/one/gqa.json")).settings
         assert settings["align.steps"].text == settings["encoder.steps"].text == "6"
+    monkeypatch.chdir(tmp_path / "moved/results/one")
+    assert training_of(read_result(Path("../one/gqa.json"))).settings == settings
+    assert (
+        trace(read_result(Path("../one/gqa.json")), check=False)
+        .made_from[0]
+        .title.startswith(f"model: {tmp_path}/moved")
+    )
 
 
 def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
@@ -201,7 +239,7 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
     config.write_text("{data: {sources: [{path: x/data}]}, batch_size: 16, output: y}", encoding="utf-8")
     found = training_of(read_result(tmp_path / "study/results/one/gqa.json"))
     assert {name: each.text for name, each in found.settings.items()} == {
-        "batch_size": "16", "seed": "not set", "data": "x/data",
+        "batch_size": "16", "data": "x/data",  # the seed was left to the default, which is not stated
     }  # fmt: skip
 
 

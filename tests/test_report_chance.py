@@ -59,17 +59,45 @@ def test_a_way_that_gives_less_than_guessing_is_not_shown(tmp_path):
     assert "always yes" not in rendered(report(tmp_path, {"clip": 0.4}, chance=0.5, yes=0.5), "html")
 
 
+def test_a_way_that_gives_more_by_rounding_alone_is_not_shown(tmp_path):
+    said = rendered(report(tmp_path, {"clip": 0.4}, chance=0.1 * 3, yes=0.1 * 3 + 1e-16), "markdown")
+    assert "| chance | — | 30.0 |" in said
+
+
+def test_chance_is_that_of_the_rows_that_know_it_and_of_no_other_protocol(tmp_path):
+    for row, protocol, blind in (
+        ("aged", {}, None),
+        ("clip", {}, {"chance": {"hit": np.full(COUNT, 0.4)}}),
+        ("crop", {}, {"chance": {"hit": np.full(COUNT, 0.5)}}),
+        ("other", {"shots": 5}, {"chance": {"hit": np.full(COUNT, 0.3)}}),
+    ):
+        items = items_table(0.6, benchmark="pope", count=COUNT)
+        put_result(tmp_path, row, "pope", items, protocol=protocol, blind=blind)
+    built = build_report(tmp_path)
+    cells = [json.loads(line) for line in rendered(built, "json").splitlines()]
+    assert [cell["blind"] for cell in cells] == [{"chance": 50}] * 3 + [{}]
+    lines = csv.DictReader(io.StringIO(rendered(built, "csv")))
+    assert [line["pope/accuracy chance"] for line in lines] == ["50.0"] * 3 + [""]
+
+
+def test_no_row_at_all_is_not_said_where_one_was_measured_otherwise(tmp_path):
+    assert "No row can be told from chance" in report(tmp_path, {"a": 0.4, "b": 0.5}, chance=0.9).answer
+    items = items_table(0.99, benchmark="pope", count=COUNT)
+    put_result(tmp_path, "other", "pope", items, protocol={"shots": 5})
+    assert "No row can be told from chance" not in build_report(tmp_path).answer
+
+
 @pytest.mark.parametrize(
     ("chance", "yes", "answer", "below"),
     [
         (0.05, None, "", None),
-        (0.45, None, "", "not wholly above it: clip on pope accuracy."),
-        (0.05, 0.45, "", "not wholly above it: clip on pope accuracy (always yes)."),
+        (0.45, None, "", "not wholly better than it: clip on pope accuracy."),
+        (0.05, 0.45, "", "not wholly better than it: clip on pope accuracy (always yes)."),
         (
             0.9,
             None,
             "No row can be told from chance on pope accuracy.",
-            "clip on pope accuracy; clips on pope accuracy.",
+            "better than it: clip and clips on pope accuracy.",
         ),
     ],
 )

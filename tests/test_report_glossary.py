@@ -48,6 +48,9 @@ def test_a_word_that_explains_another_is_explained_too():
     glossary = Glossary()
     glossary.link("by a permutation test")
     assert {"permutation", "p"} <= {word.id for word in glossary.used}
+    glossary = Glossary()
+    glossary.look_up("AUC")
+    assert [word.id for word in glossary.used] == ["interval", "chance", "auc"]  # chance by AUC, the interval by chance
 
 
 @pytest.fixture(scope="module", params=["study", "results", "many"])

@@ -33,6 +33,8 @@ def read_table(found: OnDisk) -> Found:
     if picture not in columns:
         raise suggest(picture, columns, f"column for image_column in {found.path}")
     captions = caption_columns(found, columns)
+    if twice := [name for name in (picture, *captions) if columns.count(name) > 1]:
+        raise UserError(f"{found.path}: several columns are called '{twice[0]}'")
     return Found(Files(found.folder("images")), _rows(found.path, rows([picture, *captions]), picture, captions))
 
 

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 METRICS = caption_metrics() | {
     "CIDEr_of_others": MetricSpec(
-        label="CIDEr of another picture's caption", columns=("cider_of_others",), higher_is_better=None
+        label="CIDEr of another picture's caption",
+        formula="mean_of_scores",
+        columns=("cider_of_others",),
+        higher_is_better=None,
     )
 }
 PRIMARY = ("CIDEr",)

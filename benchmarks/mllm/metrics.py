@@ -154,7 +154,7 @@ def _bleu_columns(n: int) -> tuple[str, ...]:
 def caption_metrics(prefix: str = "") -> dict[str, MetricSpec]:
     """CIDEr, BLEU-1 to 4 and ROUGE-L, their names behind ``prefix``."""
     return {
-        f"{prefix}CIDEr": MetricSpec(label="CIDEr", columns=("cider",)),
+        f"{prefix}CIDEr": MetricSpec(label="CIDEr", formula="mean_of_scores", columns=("cider",)),
         **{
             f"{prefix}Bleu_{n}": MetricSpec(label=f"BLEU-{n}", formula="bleu", columns=_bleu_columns(n))
             for n in _ORDERS

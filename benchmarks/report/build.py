@@ -66,11 +66,14 @@ def _columns(
 
 
 def _blind(source: ReportSource, benchmark: str, metric: str) -> dict[str, float]:
-    """What answers without looking give, of the rows that were measured as most were."""
+    """What answers without looking give, of the rows that were measured as most were; the best of them where that
+    depends on the row, as a place at random in what an encoder sees of a picture does."""
     measured = {row: result for row, result in source.results(benchmark).items() if metric in result.metrics}
     groups = source.protocol_groups(measured)
-    main = next(result.metrics[metric] for row, result in measured.items() if groups[row] == 0)
-    return {way: value * main.scale for way, value in main.blind.items()}
+    alike = [result.metrics[metric] for row, result in measured.items() if groups[row] == 0]
+    best = min if alike[0].higher_is_better is False else max
+    ways = dict.fromkeys(way for each in alike for way in each.blind)  # results of before schema 3 have none
+    return {way: best(each.blind[way] * each.scale for each in alike if way in each.blind) for way in ways}
 
 
 def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:

@@ -6,6 +6,7 @@ and, where it gives more, always saying yes or always naming the commonest class
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from benchmarks.report.table import Cell, Column, Table
@@ -21,8 +22,13 @@ def has_chance(table: Table) -> bool:
 def chance_parts(column: Column) -> dict[str, str]:
     """Way of answering without looking → its score as shown; beside chance itself only ways that give more."""
     best = column.blind.get(CHANCE)
-    kept = {way: value for way, value in column.blind.items() if way == CHANCE or best is None or value > best}
+    kept = {way: value for way, value in column.blind.items() if way == CHANCE or best is None or _more(value, best)}
     return {way: number(value, enough(value, decimals(column))) for way, value in kept.items()}
+
+
+def _more(value: float, best: float) -> bool:
+    """Whether it is more, and by more than rounding: naming one of C equally common classes gives what a lot gives."""
+    return value > best and not math.isclose(value, best)
 
 
 def chance_words(column: Column) -> str:
@@ -47,10 +53,12 @@ def _measure(column: Column) -> str:
 
 
 def nothing_told(table: Table) -> str:
-    """A sentence on the measures on which no row at all is told from chance; empty where there is none."""
+    """A sentence on the measures on which no row at all is told from chance; empty where there is none. Of a measure
+    that some rows were asked by another protocol, whose chance is not that of the column, nothing is said."""
     told = {column: [told_from_chance(cell) for cell in table.column_cells(column)] for column in table.columns}
     known = [column for column, said in told.items() if set(said) - {None}]
-    lost = [column for column in known if True not in told[column]]
+    apart = {column for column in known if any(cell.group for cell in table.column_cells(column))}
+    lost = [column for column in known if True not in told[column] and column not in apart]
     if not lost:
         return ""
     if len(lost) == len(known) > 1:
@@ -69,8 +77,15 @@ def about_chance(table: Table) -> list[str]:
                 lost.setdefault(cell.row, []).append(_measure(column))
     ways = list(dict.fromkeys(way for column in table.columns for way in chance_parts(column)))
     beside = f", beside it {listed([way for way in ways if way != CHANCE])} where that gives more" if ways[1:] else ""
-    where = [f"{row} on {counted(names, 'measures')}" for row, names in lost.items()]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row, names in lost.items():
+        alike.setdefault(tuple(names), []).append(row)
+    where = [f"{counted(rows, 'rows')} on {counted(names, 'measures')}" for names, rows in alike.items()]
     return [
         f"Chance is what guessing among the answers gives, computed from the same items{beside}.",
-        *([f"Not told from chance, since the interval is not wholly above it: {'; '.join(where)}."] if where else []),
+        *(
+            [f"Not told from chance, since the interval is not wholly better than it: {'; '.join(where)}."]
+            if where
+            else []
+        ),
     ]

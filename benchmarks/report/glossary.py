@@ -188,7 +188,10 @@ class Glossary:
     @property
     def used(self) -> list[Word]:
         """What is to be explained: the words that were used, and those that explain them."""
-        self.look_up(" ".join(word.meaning for word in WORDS if word in self._used))
+        known = 0
+        while known < len(self._used):
+            known = len(self._used)
+            self.look_up(" ".join(word.meaning for word in WORDS if word in self._used))
         return [word for word in WORDS if word in self._used]
 
 

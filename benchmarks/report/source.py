@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from benchmarks.mllm.judge import NO_JUDGE
 from benchmarks.protocol import ranked_by
-from benchmarks.results import Result, read_result, result_files
+from benchmarks.results import Result, read_result, result_files, study_above
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
+from clips.artifact import lexical
 from clips.errors import UserError, suggest
 
 _LOOKED_AT = 12
@@ -108,8 +109,7 @@ def out_of_date(results: Iterable[Result]) -> dict[Path, str]:
     files: dict[Path, list[Result]] = {}
     for result in results:
         if result.path is not None:
-            root = list(result.path.absolute().parents)[:3][-1]
-            files.setdefault(root, []).append(result)
+            files.setdefault(study_above(result.path), []).append(result)
     return {
         path: why
         for root, mine in files.items()
@@ -126,7 +126,7 @@ def _out_of_date(source: ReportSource, results: Iterable[Result]) -> Iterator[tu
     }
     for result in results:
         assert result.path is not None
-        found = told.get(result.path.absolute())
+        found = told.get(lexical(result.path))
         if found is None:
             yield result.path, "no row of the study has it any more"
         elif isinstance(found, Gap) and (found.kind == "missing" or (found.kind == "failed" and result.status == "ok")):

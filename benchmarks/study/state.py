@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
-from clips.artifact import STAGES, UNIQUE, write_file
+from clips.artifact import STAGES, UNIQUE, lexical, write_file
 from clips.commandline.commands import plain
 from clips.data.files import expand
 
@@ -99,10 +99,11 @@ def read_record(output: Path, name: str) -> StepRecord | None:
 
 def record_behind(made: Path) -> StepRecord | None:
     """The record of the study's step that made a file or directory; None where no study did, or none is recorded."""
-    for root in list(made.absolute().parents)[:3]:
+    made = lexical(made)
+    for root in list(made.parents)[:3]:
         for path in (root / "steps").glob(f"*/{RECORD}") if (root / "steps").is_dir() else ():
             record = read_record(root, path.parent.name)
-            if record is not None and made.absolute().relative_to(root).as_posix() in record.made:
+            if record is not None and made.relative_to(root).as_posix() in record.made:
                 return record
     return None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Result
+from benchmarks.results import Result, study_above
 from benchmarks.study.state import record_behind
 from benchmarks.trained import found_today
 from benchmarks.trust.rows import find_result
@@ -73,7 +73,7 @@ def trace(result: Result, *, check: bool = True) -> Node:
         for metric in (result.metrics[name] for name in result.primary if name in result.metrics)
     )
     title = f"{result.row} on {result.benchmark}: {numbers or result.reason or 'no metric'}  ({result.path})"
-    study = Path(result.path).absolute().parents[2] if result.path else Path.cwd()
+    study = study_above(result.path) if result.path else Path.cwd()
     return Node(title, facts, [_artifact("model", result.model, study, check=check)])
 
 

@@ -32,7 +32,7 @@ def _csv_fields(cell: Cell) -> dict[str, object]:
         f"{name} low": cell.low,
         f"{name} high": cell.high,
         f"{name} n": cell.n or None,
-        **{f"{name} {way}": value for way, value in cell.column.blind.items()},
+        **{f"{name} {way}": None if cell.group else value for way, value in cell.column.blind.items()},
         f"{name} delta": delta.value if delta else None,
         f"{name} delta low": _finite(delta.low) if delta else None,
         f"{name} delta high": _finite(delta.high) if delta else None,

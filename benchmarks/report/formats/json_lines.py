@@ -28,7 +28,7 @@ def render_json(report: Report) -> str:
             "label": column.label,
             **mean_fields(cell),
             "items": cell.n or None,
-            "blind": dict(column.blind),
+            "blind": {} if cell.group else dict(column.blind),
             "protocol_group": cell.group,
             "unlike": list(cell.unlike),
             "mark": cell.mark or None,
