@@ -159,6 +159,20 @@ def test_texts_that_share_their_beginning_are_read_few_at_a_time(tmp_path: Path,
     assert allocated.max_memory() - before < 200 * MB
 
 
+@pytest.mark.parametrize("kind", [pa.binary(MB), pa.json_()], ids=str)
+def test_what_is_laid_out_while_it_is_read_is_measured_before(kind: Any, tmp_path: Path, allocated: Any) -> None:
+    text = b"x" * MB if kind == pa.binary(MB) else '"' + "x" * MB + '"'
+    elsewhere = pa.system_memory_pool()  # which is not counted
+    storage = pa.repeat(pa.scalar(text, getattr(kind, "storage_type", kind)), 300, memory_pool=elsewhere)
+    column = storage if storage.type == kind else pa.ExtensionArray.from_storage(kind, storage)
+    file, limits = tmp_path / "bomb.parquet", {"data_page_size": 2 * MB, "dictionary_pagesize_limit": 2 * MB}
+    pq.write_table(pa.table({"t": column}), file, compression="zstd", **limits)
+    assert file.stat().st_size < 1000
+    with pytest.raises(UserError, match=REFUSED):
+        collections.deque(unpacked(str(file), str(file), columns=["t"]), maxlen=0)
+    assert allocated.max_memory() < 200 * MB
+
+
 def test_a_file_that_has_passed_is_not_read_again_until_it_changes(tmp_path: Path, allocated: Any, monkeypatch) -> None:
     from clips.data import unpacking
 
