@@ -70,6 +70,7 @@ def of_clips(file: Path, **options: Any) -> None:
 READERS = {
     "clips": lambda file: of_clips(file, format="table"),
     "clips, a folder of the hub": lambda file: of_clips(file.parent, format="datasets", split="train"),
+    "clips, a part of a split": lambda file: of_clips(file.parent, format="datasets", split="train[:3]"),
     "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), source="conversations"), 0)),
     "a benchmark": lambda file: open_table(file.parent, "bomb"),
     "a benchmark's table": lambda file: list(read_table(OnDisk(CaptionSource(data=str(file)))).rows),
