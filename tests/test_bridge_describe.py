@@ -130,13 +130,19 @@ def test_answers_of_another_prompt_or_model_are_not_mixed(llava: Path, photos: P
     before = output.read_bytes()
     with pytest.raises(UserError, match=r"^output: .* holds other answers: prompt is 'Describe this picture.' there"):
         describe(DescribeConfig(directory=str(llava), **settings, prompt="Why?"))
+    note = tmp_path / "out.jsonl.made_by.json"
+    made_by = note.read_text()
+    note.write_text(made_by.replace("this picture", "***"))  # a prompt's own stars are no secret
+    with pytest.raises(UserError, match=r"prompt is 'Describe \*\*\*.' there"):
+        describe(DescribeConfig(directory=str(llava), **settings))
+    note.write_text(made_by)
     other = tmp_path / "other"
     shutil.copytree(llava, other)
     (other / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match="holds other answers: model is"):
         describe(DescribeConfig(directory=str(other), **settings))
     assert output.read_bytes() == before
-    (tmp_path / "out.jsonl.made_by.json").unlink()
+    note.unlink()
     with pytest.raises(UserError, match=r"out\.jsonl is in the way"):
         describe(DescribeConfig(directory=str(llava), **settings))
     assert output.read_bytes() == before

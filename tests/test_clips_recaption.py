@@ -28,6 +28,7 @@ from clips.recaption.config import RecaptionConfig
 from clips.recaption.describer import Describer, Said
 from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows
 from clips.recaption.run import _begin, recaption
+from clips.recaption.shards import WORK, OpenShard
 
 PROMPT = "{web}. What colour is it?"
 
@@ -91,6 +92,15 @@ def test_captions_are_those_of_each_picture_alone_and_all_else_is_kept(settings:
         assert sample.synthetic == " ".join(alone.split())
         found.add(sample.synthetic)
     assert len(found) > 5  # so that a caption in the wrong place would have been seen
+
+
+def test_processes_of_one_number_on_two_machines_write_to_two_files(settings: Settings):
+    (Path(settings().output) / WORK).mkdir(parents=True)
+    one, other = (OpenShard(0, settings()) for _ in range(2))
+    assert one.partial != other.partial
+    one.abandon()
+    assert other.partial.exists()
+    other.abandon()
 
 
 def test_the_result_is_described_and_clips_trains_on_it(settings: Settings, llava: Path, tmp_path: Path):

@@ -70,6 +70,7 @@ def of_clips(file: Path, **options: Any) -> None:
 READERS = {
     "clips": lambda file: of_clips(file, format="table"),
     "clips, a folder of the hub": lambda file: of_clips(file.parent, format="datasets", split="train"),
+    "clips, a part of a split": lambda file: of_clips(file.parent, format="datasets", split="train[:3]"),
     "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), source="conversations"), 0)),
     "a benchmark": lambda file: open_table(file.parent, "bomb"),
     "a benchmark's table": lambda file: list(read_table(OnDisk(CaptionSource(data=str(file)))).rows),
@@ -157,6 +158,20 @@ def test_texts_that_share_their_beginning_are_read_few_at_a_time(tmp_path: Path,
     with pytest.raises(UserError, match=r"shared\.parquet: unpacks to more than"):
         collections.deque(unpacked(file.name, str(file), columns=["t"]), maxlen=0)
     assert allocated.max_memory() - before < 200 * MB
+
+
+@pytest.mark.parametrize("kind", [pa.binary(MB), pa.json_()], ids=str)
+def test_what_is_laid_out_while_it_is_read_is_measured_before(kind: Any, tmp_path: Path, allocated: Any) -> None:
+    text = b"x" * MB if kind == pa.binary(MB) else '"' + "x" * MB + '"'
+    elsewhere = pa.system_memory_pool()  # which is not counted
+    storage = pa.repeat(pa.scalar(text, getattr(kind, "storage_type", kind)), 300, memory_pool=elsewhere)
+    column = storage if storage.type == kind else pa.ExtensionArray.from_storage(kind, storage)
+    file, limits = tmp_path / "bomb.parquet", {"data_page_size": 2 * MB, "dictionary_pagesize_limit": 2 * MB}
+    pq.write_table(pa.table({"t": column}), file, compression="zstd", **limits)
+    assert file.stat().st_size < 1000
+    with pytest.raises(UserError, match=REFUSED):
+        collections.deque(unpacked(str(file), str(file), columns=["t"]), maxlen=0)
+    assert allocated.max_memory() < 200 * MB
 
 
 def test_a_file_that_has_passed_is_not_read_again_until_it_changes(tmp_path: Path, allocated: Any, monkeypatch) -> None:

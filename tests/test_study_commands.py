@@ -255,7 +255,7 @@ def test_progress_in_a_terminal_shows_states_and_time_left(tmp_path):
 
     steps = make_plan(study_from(SMALL)).steps
     text = io.StringIO()
-    shares = {step.name: 0.5 for step in steps}
+    shares = {step.name: {"jobs": 0.5} for step in steps}
     progress = Progress(steps, tmp_path, shares=shares, console=Console(file=text, force_terminal=True, width=120))
     ended = StepRecord(name="", kind="data", command="", key="", outcome="done", started=time.time() - 30, seconds=20)
     with progress:

@@ -106,7 +106,7 @@ def test_the_sum_names_what_is_unknown_and_what_cannot_be_shared():
         "dark": Estimate(basis=""),
     }
     steps = [bare(name) for name in known]
-    text = in_all(known, steps, dict.fromkeys(known, 0.25))
+    text = in_all(known, steps, {name: {"jobs": 0.25} for name in known})
     for part in (
         "about 2 min 00 s of steps",
         "side by side not less than 1 min 40 s",  # the longest step
@@ -116,8 +116,8 @@ def test_the_sum_names_what_is_unknown_and_what_cannot_be_shared():
         "the time of 1 steps is unknown",
     ):
         assert part in text
-    assert "side by side" not in in_all(known, steps, dict.fromkeys(known, 1.0))
-    assert in_all({"dark": Estimate(basis="")}, steps, {"dark": 1.0}) == "in all: time unknown"
+    assert "side by side" not in in_all(known, steps, {name: {"jobs": 1.0} for name in known})
+    assert in_all({"dark": Estimate(basis="")}, steps, {"dark": {"jobs": 1.0}}) == "in all: time unknown"
 
 
 def bare(name: str, *parents: str) -> Step:
@@ -129,10 +129,15 @@ def test_time_left_knows_the_room_of_the_executor_and_that_children_wait_for_par
     rests = {"one": 10.0, "two": 10.0, "wide": 10.0, "child": 10.0}
     given = {name: Resources(gpus=1) for name in ("one", "two", "child", "done")} | {"wide": Resources(gpus=4)}
     four = GpusConfig(devices=("0", "1", "2", "3")).shares(given, 1)
-    assert four == {"one": 0.25, "two": 0.25, "child": 0.25, "done": 0.25, "wide": 1.0}
+    assert {name: share["gpus"] for name, share in four.items()} == {
+        **dict.fromkeys(("one", "two", "child", "done"), 0.25),
+        "wide": 1.0,
+    }
     assert time_left(steps, rests, four) == 20  # the chain; the GPUs are busy for 17.5
     assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(given, 8)) == 40
-    assert GpusConfig(devices=("0",)).shares({"data": Resources(gpus=0)}, 8) == {"data": 0.125}
+    assert GpusConfig(devices=("0",)).shares({"data": Resources(gpus=0)}, 8) == {"data": {"jobs": 0.125}}
+    beside = given | {"two": Resources(gpus=0)}
+    assert time_left(steps, rests, GpusConfig(devices=("0",)).shares(beside, 1)) == 30  # it waits for no GPU
     assert time_left(steps, rests, LocalConfig().shares(given, 2)) == 20
     assert time_left(steps, rests, LocalConfig().shares(given, 1)) == 40
     assert time_left(steps, rests, SlurmConfig(at_once=100).shares(given, 1)) == 20  # no sooner, however wide

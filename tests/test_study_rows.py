@@ -69,9 +69,13 @@ def test_exceptions_change_how_rows_are_evaluated():
         {"encoder": "clip", "evaluation": {"batch_size": 2}},
         {"recipe": "low", "evaluation": {"batch_size": 3, "precision": "fp32"}},
         {"encoder": "clips", "seed": 1, "evaluation": {"device": "cpu"}},
+        {"encoder": "given", "seed": 0, "evaluation": {"precision": "bf16"}},
     ]
     defaults = {**SMALL["defaults"], "evaluation": {"batch_size": 64}}
-    plan = planned(recipes={"low": {}, "high": {}}, overrides=overrides, defaults=defaults, seeds=[0, 1])
+    encoders = {**SMALL["encoders"], "given": "models/encoder"}
+    plan = planned(
+        encoders=encoders, recipes={"low": {}, "high": {}}, overrides=overrides, defaults=defaults, seeds=[0, 1]
+    )
 
     def settings(name: str) -> tuple[object, ...]:
         config = step(plan, f"evaluate-{name}").config
@@ -83,6 +87,8 @@ def test_exceptions_change_how_rows_are_evaluated():
     assert settings("llava-clips-tiny-high-s1") == (64, None, "cpu")
     assert settings("encoder-clip-s0") == (2, None, None)  # once for both recipes
     assert settings("encoder-clips-s1") == (64, None, "cpu")
+    assert settings("encoder-given") == (64, None, None)  # once for both seeds
+    assert settings("llava-given-tiny-low-s0") == (3, "bf16", None)
     assert step(plan, "evaluate-llava-clip-tiny-low-s0").config["llava"].endswith("llava/clip-tiny-low-s0")
 
 

@@ -23,10 +23,10 @@ def is_table(found: OnDisk) -> bool:
 
 
 def read_table(found: OnDisk) -> Found:
-    """Each row names a picture; its captions stand in one column, or in several. Cells without a caption are left out.
+    """Each row names a picture; its captions stand in one column, or in several, of which some may be empty.
 
     Raises:
-        UserError: no such columns, or it cannot be read.
+        UserError: no such columns, or several of one name, a row without a caption, or it cannot be read.
     """
     columns, rows = _opened(found.path)
     picture = found.asked.image_column
@@ -46,7 +46,10 @@ def _rows(path: Path, rows: Iterator[Mapping[str, Any]], picture: str, captions:
                 "(of parquet files that hold the pictures themselves, give the folder as 'data')"
             )
         cells = [cell for name in captions for cell in (row[name] if isinstance(row[name], list) else [row[name]])]
-        yield [row[picture]], [cell for cell in cells if cell is not None and cell != ""]
+        texts = [cell for cell in cells if cell is not None and cell != ""]
+        if not texts:
+            raise UserError(f"{path} row {number}: {', '.join(captions)}: expected a caption, got none")
+        yield [row[picture]], texts
 
 
 def _opened(path: Path) -> tuple[Sequence[str], Callable[[Sequence[str]], Iterator[Mapping[str, Any]]]]:
@@ -57,7 +60,9 @@ def _opened(path: Path) -> tuple[Sequence[str], Callable[[Sequence[str]], Iterat
 
             return pyarrow.parquet.read_schema(path).names, partial(_of_parquet, path)
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            columns = next(csv.reader(stream, delimiter=_DELIMITERS[path.suffix]), [])
+            columns = next(csv.reader(stream, delimiter=_DELIMITERS[path.suffix], strict=True), [])
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"{path}: expected columns of different names, got '{twice}' twice")
     return columns, lambda _: _of_text(path, columns)
 
 
@@ -69,11 +74,11 @@ def _of_parquet(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any
 
 def _of_text(path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=_DELIMITERS[path.suffix])
+        reader = csv.DictReader(stream, delimiter=_DELIMITERS[path.suffix], strict=True)
         try:
             for row in reader:
                 if row.keys() != set(columns) or None in row.values():
                     raise UserError(f"{path} line {reader.line_num}: expected {len(columns)} cells, as the head has")
                 yield row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path} line {reader.line_num}: cannot be read ({reason_of(error)})") from None
+            raise UserError(f"{path} line {reader.reader.line_num}: cannot be read ({reason_of(error)})") from None

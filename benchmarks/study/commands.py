@@ -25,6 +25,7 @@ from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from benchmarks.study.runner import Summary
+    from benchmarks.study.steps import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class KeyedPlan:
         return {step.name: resources_of(self.plan.study.resources, step) for step in self.plan.steps}
 
     @property
-    def shares(self) -> dict[str, float]:
+    def shares(self) -> dict[str, Share]:
         """How much of the study's executor each step takes."""
         return self.plan.study.executor.shares(self.resources, self.plan.study.jobs)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.study.resources import Resources
 from benchmarks.study.state import CONFIG, StepRecord, read_record, step_directory
-from benchmarks.study.steps import Step, time_left
+from benchmarks.study.steps import Share, Step, time_left
 from benchmarks.wording import duration
 from clips.errors import UserError
 
@@ -109,7 +109,7 @@ def likeness(step: Step) -> tuple[str, ...]:
     return step.kind, *step.command, own
 
 
-def in_all(estimates: Mapping[str, Estimate], steps: Sequence[Step], shares: Mapping[str, float]) -> str:
+def in_all(estimates: Mapping[str, Estimate], steps: Sequence[Step], shares: Mapping[str, Share]) -> str:
     """The sum in a line; what is not known is counted.
 
     Args:

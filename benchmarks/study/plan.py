@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,12 +255,13 @@ def _row(
     cells: dict[str, CellRecord] = {}
     artifacts = {"encoder": tower.made, "llm": language.made if language else None}
     if asked_of["encoder"]:
-        model = _evaluated(study, row, {"encoder": tower.spec}, whole_row=False)
+        shared = ("llm", "recipe") if tower.made else ("llm", "recipe", "seed")
+        model = _evaluated(study, row, {"encoder": tower.spec}, shared)
         cells |= _evaluate(maker, columns, asked_of["encoder"], tower.name, "encoder", model)
     if asked_of["llava"] and language is not None:
         made = _llava(maker, row, tower, language)
         artifacts["llava"] = made.made
-        model = _evaluated(study, row, {"llava": made.spec}, whole_row=True)
+        model = _evaluated(study, row, {"llava": made.spec})
         cells |= _evaluate(maker, columns, asked_of["llava"], made.name, "llava", model)
     baseline = study.baseline_of(row.encoder)
     if baseline is not None and baseline not in study.llavas:
@@ -281,18 +282,18 @@ def _row(
     )
 
 
-def _evaluated(study: Study, row: Combination, model: Settings, *, whole_row: bool) -> Settings:
+def _evaluated(study: Study, row: Combination, model: Settings, shared: Sequence[str] = ()) -> Settings:
     """How a row's model is evaluated, by the exceptions that are for it.
 
     Args:
         study: the study.
         row: of the model.
         model: the settings that name it.
-        whole_row: whether it is of this row alone, and not of all rows with its encoder.
+        shared: in what other rows with this model differ from it; an exception that asks for these is not for all.
     """
     settings: Settings = {}
     for rule in study.overrides:
-        if study.applies(rule, row) and (whole_row or (rule.llm is None and rule.recipe is None)):
+        if study.applies(rule, row) and all(getattr(rule, field) is None for field in shared):
             settings = merged(settings, rule.evaluation)
     return merged(settings, model)
 

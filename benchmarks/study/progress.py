@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.study.runner import Observer, log_tail
 from benchmarks.study.state import StepRecord, read_record
-from benchmarks.study.steps import Step, time_left
+from benchmarks.study.steps import Share, Step, time_left
 from benchmarks.wording import duration, visible
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Progress(Observer):
     """
 
     def __init__(
-        self, steps: Sequence[Step], output: Path, *, shares: Mapping[str, float], console: Console | None = None
+        self, steps: Sequence[Step], output: Path, *, shares: Mapping[str, Share], console: Console | None = None
     ) -> None:
         from rich.console import Console
         from rich.live import Live

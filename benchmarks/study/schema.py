@@ -79,7 +79,8 @@ class Override:
         skip: leave these rows out.
         llava: laid over ``defaults.llava`` for these rows.
         evaluation: laid over ``defaults.evaluation`` for these rows: batch_size, precision, device, again. An encoder
-            is evaluated once for all its LLaVAs, so that a rule for an LLM or a recipe is not for its own benchmarks.
+            is evaluated once for all its LLaVAs, so that a rule for an LLM or a recipe is not for its own benchmarks;
+            nor is one for a seed, of an encoder that is not trained here.
     """
 
     encoder: str | None = None

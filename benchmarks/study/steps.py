@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 StepKind = Literal["data", "encoder", "llm", "llava", "evaluation"]
+Share = Mapping[str, float]
+"""What a step takes of its executor: its GPUs, or a place among the ``jobs``, as parts of all that there are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ def descendants(steps: Sequence[Step], name: str) -> set[str]:
     return found - {name}
 
 
-def time_left(steps: Sequence[Step], rests: Mapping[str, float], shares: Mapping[str, float]) -> float:
+def time_left(steps: Sequence[Step], rests: Mapping[str, float], shares: Mapping[str, Share]) -> float:
     """Seconds until all steps are done: as the executor has room for them, and no step before its parents.
 
     Args:
@@ -120,5 +122,8 @@ def time_left(steps: Sequence[Step], rests: Mapping[str, float], shares: Mapping
     ends: dict[str, float] = {}
     for step in in_order(steps):
         ends[step.name] = rests.get(step.name, 0.0) + max((ends[parent] for parent in step.parents), default=0.0)
-    room = sum(rest * shares[name] for name, rest in rests.items())
-    return max(room, *ends.values(), 0.0)
+    busy: dict[str, float] = {}
+    for name, rest in rests.items():
+        for room, part in shares[name].items():
+            busy[room] = busy.get(room, 0.0) + rest * part
+    return max(0.0, *busy.values(), *ends.values())

@@ -15,6 +15,7 @@ import difflib
 import importlib.metadata
 import inspect
 import json
+import operator
 import os
 import re
 import sys
@@ -376,12 +377,16 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+def difference(there: Mapping[str, Any], here: Mapping[str, Any], *, masked: bool = True) -> str | None:
     """How two mappings differ, in words: the first name with both values, and how many more; None if they do not.
 
-    Values that are equal but for secrets which one of them does not show are taken for equal.
+    Args:
+        there: as recorded.
+        here: as it is now.
+        masked: whether secrets were taken out of either: ``***`` then stands for any.
     """
-    differing = sorted(name for name in there.keys() | here.keys() if not alike(there.get(name), here.get(name)))
+    same = alike if masked else operator.eq
+    differing = sorted(name for name in there.keys() | here.keys() if not same(there.get(name), here.get(name)))
     if not differing:
         return None
     name, more = differing[0], f" and {len(differing) - 1} more" if len(differing) > 1 else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,17 @@ def unpacked(
     groups = list(range(footer.num_row_groups)) if group is None else [group]
     chunks = [chunk for number in groups for chunk in _chunks(footer.row_group(number), columns)]
     allowance = _ANYWAY + _RATIO * sum(chunk.total_compressed_size for chunk in chunks)
-    _check(file, sum(chunk.total_uncompressed_size + 4 * chunk.num_values for chunk in chunks), allowance)
     leaves = [footer.schema.column(number) for number in range(len(footer.schema))]
-    texts = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and _is_plain(leaf)}
-    shared = {chunk.path_in_schema for chunk in chunks if any("DELTA" in each for each in chunk.encodings)}
-    reader = pyarrow.parquet.ParquetFile(
-        stream, metadata=footer, read_dictionary=sorted(texts - shared), pre_buffer=True
-    )
+    widths = {leaf.path: leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY"}
+    _check(file, sum(_laid_out_size(chunk, widths) for chunk in chunks), allowance)
+    texts = {leaf.path: leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
+    delta = {chunk.path_in_schema for chunk in chunks if any("DELTA" in each for each in chunk.encodings)}
+    once = {path for path, leaf in texts.items() if _is_plain(leaf)} - delta
+    reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, read_dictionary=sorted(once), pre_buffer=True)
     schema = footer.schema.to_arrow_schema()
     total = 0
     for number in groups:
-        rows = _rows_at_once(footer.row_group(number), columns, shared)
+        rows = _rows_at_once(footer.row_group(number), columns, texts.keys() - once, widths)
         for batch in reader.iter_batches(rows, row_groups=[number], columns=list(columns)):
             total += _size(batch)
             _check(file, total, allowance)
@@ -106,11 +106,17 @@ def _is_plain(leaf: Any) -> bool:
     return str(leaf.logical_type) in {"None", "String"}
 
 
-def _rows_at_once(group: Any, columns: Sequence[str], shared: set[str]) -> int:
-    """Rows that hold about 64 MB. Where texts share beginnings, each may be as long as all that is there."""
+def _laid_out_size(chunk: Any, widths: Mapping[str, int]) -> int:
+    """Bytes of a column, as far as the footer tells: of texts each different one once, of all else every value."""
+    size: int = chunk.total_uncompressed_size + 4 * chunk.num_values
+    return max(size, widths.get(chunk.path_in_schema, 0) * chunk.num_values)
+
+
+def _rows_at_once(group: Any, columns: Sequence[str], repeated: set[str], widths: Mapping[str, int]) -> int:
+    """Rows that hold about 64 MB. Where texts cannot be read once each, each may be as long as all that is there."""
     chunks = list(_chunks(group, columns))
-    size = sum(chunk.total_uncompressed_size for chunk in chunks)
-    longest = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in shared)
+    size = sum(_laid_out_size(chunk, widths) for chunk in chunks)
+    longest = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in repeated)
     rows = min(_MOST_ROWS, _AT_ONCE * group.num_rows // max(size, 1), _AT_ONCE // max(longest, 1))
     return max(rows, 1)
 

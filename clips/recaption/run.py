@@ -95,7 +95,7 @@ def _begin(config: RecaptionConfig, samples: int) -> bool:
                 raise
         write_file(output / WORK / SETTINGS, json.dumps(settings, indent=1))
         return True
-    if differing := difference(before, settings):
+    if differing := difference(before, settings, masked=(output / MANIFEST).is_file()):
         raise UserError(f"{output}: has captions of other settings ({differing}); choose another directory")
     return not (output / MANIFEST).is_file()
 

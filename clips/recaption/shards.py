@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from clips.artifact import file_hash, write_file, writing
+from clips.artifact import file_hash, partial_beside, write_file, writing
 from clips.data.sources import Record
 from clips.recaption.config import RecaptionConfig
 
@@ -117,7 +116,7 @@ class OpenShard:
     def __init__(self, number: int, config: RecaptionConfig) -> None:
         self.target = Path(config.output) / shard_name(number, config)
         work = Path(config.output) / WORK
-        self.partial = work / f"{self.target.name}.{os.getpid()}.partial"
+        self.partial = partial_beside(work / self.target.name)
         self.counts = work / f"{self.target.name}.json"
         with writing(self.target):
             self.writer: Writer = _WRITERS[config.write](self.partial, config)

@@ -134,7 +134,7 @@ class _Output:
         except (OSError, ValueError, KeyError, TypeError):
             line = f"output: {self.path} is in the way and not of this command, or {self.note.name} beside it is lost"
             raise UserError(f"{line}; choose another output") from None
-        if unlike := difference(before, self.made_by):
+        if unlike := difference(before, self.made_by, masked=False):
             raise UserError(f"output: {self.path} holds other answers: {unlike}; choose another or remove the file")
         return found
 

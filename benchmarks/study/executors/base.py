@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.study.resources import Resources
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Share, Step
 
 NOTE_SECONDS = 30.0
 """How often it is noted what a job has taken: so much of it is lost when all are killed."""
@@ -144,8 +144,8 @@ class ExecutorConfig(ABC):
     """Settings of an executor: a frozen dataclass that checks itself."""
 
     @abstractmethod
-    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
-        """Step → how much of the executor it takes while it runs, at most 1; for estimates.
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
+        """Step → how much of the executor it takes while it runs; for estimates.
 
         Args:
             resources: step → what it is given.

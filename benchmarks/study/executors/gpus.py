@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from benchmarks.study.executors.base import Executor, ExecutorConfig, Site
 from benchmarks.study.executors.children import Children, one_node
 from benchmarks.study.resources import Resources
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Share, Step
 from clips.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -36,11 +36,11 @@ class GpusConfig(ExecutorConfig):
         if len(set(self.devices)) < len(self.devices):
             raise UserError(f"devices: expected different GPUs, got {', '.join(self.devices)}")
 
-    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
-        """Of each its GPUs, or one of ``jobs`` where it wants none; where no GPU is visible it is alone."""
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
+        """Of each its GPUs, or beside them one of ``jobs`` where it wants none; where no GPU is visible it is alone."""
         count = len(self.devices or visible_devices())
         return {
-            name: min(1.0, wanted.gpus / max(count, 1)) if wanted.gpus else 1 / jobs
+            name: {"gpus": min(1.0, wanted.gpus / max(count, 1))} if wanted.gpus else {"jobs": 1 / jobs}
             for name, wanted in resources.items()
         }
 

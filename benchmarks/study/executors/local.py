@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from benchmarks.study.executors.base import Executor, ExecutorConfig, Site
 from benchmarks.study.executors.children import Children, one_node
 from benchmarks.study.resources import Resources
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Share, Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig(ExecutorConfig):
     """No settings: the study's ``jobs`` says how many."""
 
-    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
         """Each is one of ``jobs``."""
-        return dict.fromkeys(resources, 1 / jobs)
+        return {name: {"jobs": 1 / jobs} for name in resources}
 
     def open(self, site: Site) -> Executor:
         """Children of the runner, which all see the same devices."""

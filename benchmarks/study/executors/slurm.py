@@ -22,7 +22,7 @@ from benchmarks.study.executors import claims
 from benchmarks.study.executors.base import Began, Ended, Executor, ExecutorConfig, Job, Site, Spent
 from benchmarks.study.executors.job import StepJob
 from benchmarks.study.resources import Resources
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Share, Step
 from clips.errors import UserError
 
 _LOOK_SECONDS = 1.0  # for files that jobs write
@@ -70,9 +70,9 @@ class SlurmConfig(ExecutorConfig):
         if self.requeues < 0:
             raise UserError(f"requeues: expected 0 or more, got {self.requeues}")
 
-    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, float]:
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
         """Each is one of ``at_once``, should the cluster be free; how long its queue is nobody knows."""
-        return dict.fromkeys(resources, 1 / self.at_once)
+        return {name: {"jobs": 1 / self.at_once} for name in resources}
 
     def open(self, site: Site) -> Executor:
         """Jobs of SLURM's.

@@ -210,13 +210,14 @@ def hub_rows(path: str, subset: str | None, split: str) -> Any:
 
 
 def _parquet_of_split(path: str, subset: str | None, split: str) -> list[str]:
-    """The parquet files of a directory that ``datasets`` would read of a split."""
+    """The parquet files of a directory that ``datasets`` would read of a split; all of them for ``train[:9]+test``."""
     import datasets
 
     if not Path(path).is_dir():
         return []
     files = datasets.load_dataset_builder(path, subset).config.data_files or {}
-    return [file for file in files.get(split, ()) if file.endswith(".parquet")]
+    named = files[split] if split in files else [file for each in files.values() for file in each]
+    return [file for file in named if file.endswith(".parquet")]
 
 
 @contextlib.contextmanager
