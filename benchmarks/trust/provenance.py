@@ -1,5 +1,4 @@
-"""``clips-bench provenance RESULT``: from a number, or from what was made, back to the shards, and whether what it rests
-on is still there."""
+"""``clips-bench provenance RESULT``: from a number back to the shards, and whether what it rests on is still there."""
 
 from __future__ import annotations
 
