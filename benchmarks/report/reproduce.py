@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.report.source import ReportSource
+from benchmarks.results import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ def reproduction(source: ReportSource) -> Reproduction:
     versions = dict(study.versions) if study else dict(results[0][2].versions) if results else {}
     state = study.git if study else {}
     git = {"commit": str(state["commit"]) + (" (changed)" if state.get("dirty") else "")} if state else {}
+    git |= _evaluated_by(result for *_, result in results)
     return Reproduction(
         command=f"clips-bench study run {study.file}" if study else "",
         steps=tuple((name, step.command) for name, step in study.steps.items()) if study else (),
@@ -67,6 +70,17 @@ def reproduction(source: ReportSource) -> Reproduction:
             for benchmark, row, result in results
         ),
     )
+
+
+def _evaluated_by(results: Iterable[Result]) -> dict[str, str]:
+    """The commits that made the results, each with how many: a study whose code has changed has results of several."""
+    made = Counter(
+        f"{str(result.git['commit'])[:12]}{' (changed)' if result.git.get('dirty') else ''}"
+        for result in results
+        if result.git.get("commit")
+    )
+    told = ", ".join(f"{commit} ({count} of {made.total()} results)" for commit, count in made.most_common())
+    return {"evaluated by commit": told} if made else {}
 
 
 def _protocols(source: ReportSource) -> dict[str, dict[str, str]]:
