@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.cli import COMMANDS
 from benchmarks.study.state import StepRecord, write_record
-from clips.artifact import MANIFEST
+from clips.artifact import MANIFEST, directory_hash
 from clips.commandline.commands import run_commands
 from clips.train import train
 
@@ -59,6 +59,33 @@ def test_from_the_number_to_the_shards(made, capsys):
     assert str(made / "train") in source
     assert source.index("sources") > model.index("model") > 0  # what something rests on stands below it, indented
     assert any("2 steps" in line and "cpu" in line for line in said)
+
+
+def test_from_what_was_made_to_the_shards_without_a_result(made, capsys):
+    assert bench("provenance", str(made / "small")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert (
+        said[0] == f"directory: {made / 'small'} ({json.loads((made / 'small' / MANIFEST).read_text())['hash'][:12]})"
+    )
+    assert any("2 steps" in line for line in said)
+    assert any(line.strip().startswith(f"sources: {made / 'train'}") for line in said)
+
+
+def test_a_file_that_was_read_leads_to_the_directory_that_it_is_part_of(copied, capsys):
+    data, manifest = copied / "data", copied / "small" / MANIFEST
+    shutil.copytree(copied / "small", data)  # anything with a manifest
+    (data / "told.json").write_text("[]")
+    content = json.loads(manifest.read_text())
+    read = {"path": str(data / "told.json"), "hash": "a" * 64, "directory_hash": directory_hash(data)}
+    manifest.write_text(json.dumps(content | {"data": {"align": read}}))
+    assert bench("provenance", str(copied / "results/small")) == 0
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    at = said.index(f"align: {data / 'told.json'} ({'a' * 12})")
+    assert f"part of: {data} ({directory_hash(data)[:12]})" in said[at:]
+    assert any(line.startswith("sources: ") for line in said[at:])  # and on from there
+    (data / "told.json").write_text("[1]")
+    assert bench("provenance", str(copied / "results/small")) == 0
+    assert f"part of: {data} ({read['directory_hash'][:12]}), CHANGED since" in capsys.readouterr().out
 
 
 def test_what_was_changed_or_is_gone_is_said(copied, capsys):

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -30,18 +32,27 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def elsewhere(built, tmp_path_factory) -> Path:
-    """The wheel as it would be installed, in a folder of its own."""
+    """A folder with an environment of its own, ``env``, in which nothing is installed but the wheel.
+
+    Its dependencies are those of this environment, read where they lie: no network is needed, and the clone, which may
+    be installed there for editing, is not seen.
+    """
     folder = tmp_path_factory.mktemp("elsewhere")
-    with zipfile.ZipFile(built[1]) as wheel:
-        wheel.extractall(folder / "site")
+    venv.create(folder / "env")
+    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(
+        "\n".join(dict.fromkeys(sysconfig.get_path(of) for of in ("purelib", "platlib")))
+    )
+    words = ["--python", str(folder / "env"), "install", "--no-deps", "--no-index", "--quiet", str(built[1])]
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True, capture_output=True, timeout=120)
     return folder
 
 
-def run(elsewhere: Path, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """A command of the wheel: the clone is not on the path, and not the current directory."""
-    environment = {**os.environ, "PYTHONPATH": str(elsewhere / "site")}
-    return subprocess.run([sys.executable, *words], cwd=elsewhere, env=environment, capture_output=True, text=True,
-                          timeout=timeout, check=False)  # fmt: skip
+def run(elsewhere: Path, program: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """A program of that environment: the clone is not on the path, and not the current directory."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run([elsewhere / "env" / "bin" / program, *words], cwd=elsewhere, env=environment,
+                          capture_output=True, text=True, timeout=timeout, check=False)  # fmt: skip
 
 
 def source_files(*folders: str) -> set[str]:
@@ -69,13 +80,15 @@ def test_the_source_distribution_holds_the_clone(built):
 
 
 def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
-    where = run(elsewhere, "-c", "import clips, llava_bridge, benchmarks; print(clips.__file__, benchmarks.__file__)")
-    assert all(path.startswith(str(elsewhere / "site")) for path in where.stdout.split()), where.stderr
-    for module, program in (("clips", "clips"), ("llava_bridge", "llava-bridge"), ("benchmarks", "clips-bench")):
-        ended = run(elsewhere, "-m", module, "--help")
+    code = "import clips, llava_bridge, benchmarks; print(clips.__file__, llava_bridge.__file__, benchmarks.__file__)"
+    where = run(elsewhere, "python", "-c", code)
+    assert where.stdout.split(), where.stderr
+    assert all(path.startswith(str(elsewhere / "env")) for path in where.stdout.split())
+    for program in ("clips", "llava-bridge", "clips-bench"):
+        ended = run(elsewhere, program, "--help")
         assert ended.returncode == 0, ended.stderr
         assert f"usage: {program} COMMAND" in ended.stdout
-    planned = run(elsewhere, "-m", "benchmarks", "study", "plan", "mini")
+    planned = run(elsewhere, "clips-bench", "study", "plan", "mini")
     assert planned.returncode == 0, planned.stderr
     assert "rows: untrained, clips" in planned.stdout
     assert "output: runs/mini" in planned.stdout
@@ -83,7 +96,7 @@ def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
 
 @pytest.mark.slow
 def test_the_wheel_alone_runs_the_demo_in_miniature(elsewhere):
-    ended = run(elsewhere, "-m", "benchmarks", "study", "run", "mini", timeout=1200)
+    ended = run(elsewhere, "clips-bench", "study", "run", "mini", timeout=1200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "untrained" in ended.stdout
     assert (elsewhere / "runs" / "mini" / "report" / "index.html").is_file()

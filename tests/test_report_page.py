@@ -10,12 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_material import items_table, put_result
+from report_material import items_table, put_result, put_results
 from report_study import make_study
 
 from benchmarks.report.command import ReportConfig, report
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
+from benchmarks.report.reproduce import reproduction
 from benchmarks.report.sections import SECTIONS
 from benchmarks.report.source import NO_RECORDS, Gap, read_source
 from benchmarks.report.timing import without_pauses
@@ -179,3 +180,16 @@ def test_texts_of_any_length_are_cut(tmp_path):
     put_result(tmp_path, "clip", "gqa", items)
     built = build_report(tmp_path)
     assert len(render_page(dataclasses.replace(built, remarks=()))) < 300_000
+
+
+def test_commits_that_made_the_results_are_counted(tmp_path):
+    results = put_results(tmp_path / "results")
+    files = sorted(results.glob("*/*.json"))
+    for number, file in enumerate(files):
+        git = {"commit": "a" * 40, "dirty": True} if number == 0 else {"commit": "b" * 40, "dirty": False}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"git": git}))
+    facts = reproduction(build_report(results).source).facts
+    rest, whole = len(files) - 1, len(files)
+    assert facts["evaluated by commit"] == (
+        f"{'b' * 12} ({rest} of {whole} results), {'a' * 12} (changed) (1 of {whole} results)"
+    )

@@ -23,7 +23,7 @@ class ProvenanceConfig:
     """Say where a number comes from: data, model, and what that was made from, back to the training data.
 
     Args:
-        result: a result file, or a directory (of a row, or of results with one row).
+        result: a result file, or a directory: of a row, of results with one row, of an encoder, a LLaVA or data.
         benchmark: whose result, where the directory has several.
         check: hash what is there again and say what has changed since.
     """
@@ -52,10 +52,26 @@ def provenance(config: ProvenanceConfig) -> None:
     """Print the tree.
 
     Raises:
-        UserError: a file that is missing, is no result, or was written by a newer version.
+        UserError: a file that is missing, is no result, or was written by a newer version; a manifest that cannot be
+            read.
     """
-    for line in lines(trace(find_result(config.result, config.benchmark, "result"), check=config.check)):
+    if (Path(config.result) / MANIFEST).is_file():
+        node = trace_directory(Path(config.result), check=config.check)
+    else:
+        node = trace(find_result(config.result, config.benchmark, "result"), check=config.check)
+    for line in lines(node):
         print(visible(line))
+
+
+def trace_directory(made: Path, *, check: bool = True) -> Node:
+    """The tree below an encoder, a LLaVA or data, by its manifest.
+
+    Raises:
+        UserError: its manifest cannot be read.
+    """
+    path = made.absolute()
+    described = {"path": str(path), "hash": str(read_manifest(path).get("hash", ""))}
+    return _artifact("directory", described, path.parent.parent, check=check)
 
 
 def trace(result: Result, *, check: bool = True) -> Node:
@@ -155,10 +171,12 @@ def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool
     facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, int | str)]
     rest = [fact for fact in facts if not fact.startswith(("path ", "hash "))]
     said = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
-    made_here = path.is_dir() and (path / MANIFEST).is_file()
     if not path.exists():
         return Node(f"{said}, not on this machine", [", ".join(rest)] if rest else [])
-    if made_here:
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        whole = {"path": str(path.parent), "hash": str(described.get("directory_hash", ""))}
+        return Node(said, [", ".join(rest)] if rest else [], [_artifact("part of", whole, study, check=check)])
+    if path.is_dir() and (path / MANIFEST).is_file():
         node = _artifact(name, {"path": str(path)}, study, check=check)
         return Node(said, [*([", ".join(rest)] if rest else []), *node.facts], node.made_from)
     return Node(said, [", ".join(rest)] if rest else [])
