@@ -328,7 +328,7 @@ def test_columns_of_a_table(tmp_path):
     with pytest.raises(UserError, match=r"rows\.csv line 3: expected 2 cells, as the head has"):
         _load(file)
     wrong = {
-        ",caption\n0.png,a,b": "'caption' twice",
+        ",caption\n0.png,a,b": "several columns are called 'caption'",
         '\n0.png,"a\n1.png,b': "line 3: can",
         "\n0.png,": "row 1: caption: ",
     }

@@ -61,8 +61,6 @@ def _opened(path: Path) -> tuple[Sequence[str], Callable[[Sequence[str]], Iterat
             return pyarrow.parquet.read_schema(path).names, partial(_of_parquet, path)
         with path.open(encoding="utf-8-sig", newline="") as stream:
             columns = next(csv.reader(stream, delimiter=_DELIMITERS[path.suffix], strict=True), [])
-    if twice := next((name for name in columns if columns.count(name) > 1), None):
-        raise UserError(f"{path}: expected columns of different names, got '{twice}' twice")
     return columns, lambda _: _of_text(path, columns)
 
 
