@@ -92,7 +92,7 @@ class Parsing(Command):
 
     def function(self) -> Any:
         """One that takes the same config and does nothing."""
-        kind = self.config_class()
+        kind = Command(**vars(self)).config_class()
 
         def nothing(config: Any) -> None:
             pass

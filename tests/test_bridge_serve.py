@@ -285,10 +285,12 @@ def test_a_client_that_goes_away_while_it_waits_is_never_answered(
 
 
 def test_the_command_complains_in_one_line(
-    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = address.rpartition(":")[2]
-    monkeypatch.setattr("sys.argv", ["llava-bridge", "serve", "nowhere", "--port", port])
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("sys.argv", ["llava-bridge", "serve", str(tmp_path), "--port", port])
     assert cli.main() == 2
     taken = f"llava-bridge: host, port: cannot listen at 127.0.0.1:{port} (Address already in use); expected a free"
     assert capsys.readouterr().err.startswith(taken)

@@ -85,7 +85,7 @@ class Reader:
         print("run:", shlex.join(words), flush=True)
         if words[0] == "export":
             os.environ.update(word.split("=", 1) for word in words[1:])
-        elif words[:2] == ["llava-bridge", "serve"]:
+        elif words[:2] == ["llava-bridge", "serve"] or "--tensorboard" in words:
             self.stack.enter_context(served(words, self.port))
         elif words[0] in MODULES:
             command = [sys.executable, "-m", MODULES[words[0]], *words[1:]]
@@ -99,7 +99,9 @@ class Reader:
 @contextlib.contextmanager
 def served(words: list[str], port: str):
     """A server that answers, until the page has ended."""
-    command = [sys.executable, "-m", "llava_bridge", *words[1:], "--port", port]
+    module = {"llava-bridge": "llava_bridge", "clips-bench": "benchmarks"}[words[0]]
+    place = words.index("--port") if "--port" in words else len(words)
+    command = [sys.executable, "-m", module, *words[1:place], "--port", port, *words[place + 2 :]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             for _ in range(600):
