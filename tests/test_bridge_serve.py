@@ -301,7 +301,7 @@ def test_the_command_complains_in_one_line(
     monkeypatch.delitem(sys.modules, "llava_bridge.serving.app")
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UserError, match=r"^serve needs starlette\S*: pip install 'clips-suite\[serve\]'$"):
-        serve(ServeConfig(directory="d"))
+        serve(ServeConfig(directory=str(tmp_path)))
 
 
 @pytest.mark.slow
