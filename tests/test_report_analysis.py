@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,20 +116,30 @@ def test_retrieval_is_set_against_every_mllm_benchmark(report):
     assert float(found.rows[1][4]) == pytest.approx(2 * 2 / 24, abs=1e-3)  # two tests, corrected
 
 
-def test_three_rows_are_no_correlation_and_the_page_says_so(tmp_path):
-    report = build_report(put_results(tmp_path / "results"))
-    found = retrieval_against_mllm(report)
+def test_three_rows_are_points_without_a_correlation_and_the_page_says_so(tmp_path):
+    results = put_results(tmp_path / "results")
+    found = retrieval_against_mllm(build_report(results))
+    assert [figure.title for figure in found.figures] == ["gqa exact match", "pope accuracy"]
+    assert {row[0] for row in found.figures[0].rows} == {"untrained", "clip", "clips"}
+    assert found.rows == found.remarks == ()
+    assert "3 rows have both a retrieval and an MLLM score. A correlation takes 4 rows" in found.lead
+    shutil.rmtree(results / "untrained")
+    found = retrieval_against_mllm(build_report(results))
     assert found.figures == ()
-    assert found.lead.startswith("3 rows have both a retrieval and an MLLM score. A correlation takes 4 rows")
+    assert "2 rows have both" in found.lead
 
 
 def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(report):
     rows = tuple(dataclasses.replace(row, llm="a" if row.name == "clip" else "b") for row in report.table.rows)
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
-    assert retrieval_against_mllm(mixed).figures == ()
+    found = retrieval_against_mllm(mixed)
+    assert [len(figure.rows) for figure in found.figures] == [3, 3]
+    assert found.rows == ()
     rows = tuple(dataclasses.replace(row, recipe="r" if row.name == "clip" else "s") for row in report.table.rows)
     mixed = dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows))
-    assert retrieval_against_mllm(mixed).figures == ()
+    found = retrieval_against_mllm(mixed)
+    assert [len(figure.rows) for figure in found.figures] == [3, 3]
+    assert found.rows == ()
     rows = tuple(dataclasses.replace(row, llm="big", recipe="r") for row in report.table.rows)
     named = retrieval_against_mllm(dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows)))
     assert named.figures[0].name == "relation-retrieval-gqa-big-r"
@@ -141,7 +152,11 @@ def test_rows_of_two_llms_or_recipes_and_cells_measured_otherwise_are_not_mixed(
         protocol={"prompt": "other"},
     )
     again = retrieval_against_mllm(build_report(report.source.directory))
-    assert [figure.name for figure in again.figures] == ["relation-retrieval-gqa"]
+    assert [(figure.name, len(figure.rows)) for figure in again.figures] == [
+        ("relation-retrieval-gqa", 4),
+        ("relation-retrieval-pope", 3),
+    ]
+    assert [line[0] for line in again.rows] == ["retrieval T→I R@1 and gqa exact match"]
 
 
 def write_training(directory: Path, **manifest: object) -> Path:

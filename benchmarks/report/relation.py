@@ -19,7 +19,8 @@ from benchmarks.report.table import Cell, Column
 from benchmarks.statistics import holm
 from benchmarks.wording import column_title, decimals, margin, number
 
-FEWEST_ROWS = 4
+FEWEST_ROWS = 4  # of a correlation
+_FEWEST_POINTS = 3  # of a figure: two always lie on a line
 _DRAWS = 9999  # scipy tries all orders where they are no more
 _Z95 = 1.959963984540054
 _MOST_NAMES = 12
@@ -41,14 +42,19 @@ class Correlation:
 class Relation:
     """Two measures of the rows that have both, all of one LLM and recipe.
 
-    There are no correlations where a measure is the same for all.
+    There are no correlations of fewer than four rows, or where a measure is the same for all.
     """
 
     llm: str | None
     recipe: str | None = None
     pairs: tuple[tuple[Cell, Cell], ...]
-    spearman: Correlation | None
-    pearson: Correlation | None
+    spearman: Correlation | None = None
+    pearson: Correlation | None = None
+
+    @property
+    def correlated(self) -> bool:
+        """Whether there are rows enough for a correlation."""
+        return len(self.pairs) >= FEWEST_ROWS
 
     @property
     def common(self) -> str:
@@ -96,7 +102,8 @@ def _interval(kind: str, value: float, n: int) -> tuple[float, float]:
 def retrieval_against_mllm(report: Report) -> FigureSet | None:
     """A figure for each MLLM benchmark against the first retrieval benchmark, and the correlations of all such pairs.
 
-    None where the report has not both kinds; a word of explanation alone where no four rows have both.
+    None where the report has not both kinds; three rows have a figure without a correlation, and a word on why; where
+    fewer have both there is that word alone.
     """
     retrieval, mllm = _columns(report, "retrieval"), _columns(report, "mllm")
     if not retrieval or not mllm:
@@ -105,15 +112,19 @@ def retrieval_against_mllm(report: Report) -> FigureSet | None:
     if not relations:
         return FigureSet(lead=_too_few(report, retrieval, mllm), figures=())
     corrected = iter(holm([each.spearman.p_value for each in relations if each.spearman]))
-    lines = tuple(_line(each, next(corrected) if each.spearman else math.nan) for each in relations)
+    correlated = [each for each in relations if each.correlated]
+    lines = tuple(_line(each, next(corrected) if each.spearman else math.nan) for each in correlated)
     first = [each for each in relations if each.pairs[0][0].column == relations[0].pairs[0][0].column]
+    points = (
+        "A point is a row: across its retrieval, upwards its score as a LLaVA's eyes, strokes their 95 % intervals. "
+        "Rows of different LLMs or recipes are not mixed."
+    )
+    figures = tuple(_figure(report, each) for each in first)
+    if not correlated:
+        return FigureSet(lead=f"{points} {_too_few(report, retrieval, mllm)}", figures=figures)
     return FigureSet(
-        lead=(
-            "A point is a row: across its retrieval, upwards its score as a LLaVA's eyes, strokes their 95 % "
-            "intervals. Rows of different LLMs or recipes are not mixed. A "
-            "correlation over rows says nothing about causes."
-        ),
-        figures=tuple(_figure(report, each) for each in first),
+        lead=f"{points} A correlation over rows says nothing about causes.",
+        figures=figures,
         remarks=(
             "Intervals of correlations are Fisher's, p-values of permutation tests of Spearman's ρ, Holm-corrected "
             "over the lines above. They take each row's scores as they are: the noise within a row is not in them.",
@@ -134,7 +145,7 @@ def _columns(report: Report, kind: str) -> list[Column]:
 
 
 def relations_of(report: Report, x: Column, y: Column) -> list[Relation]:
-    """Two columns against each other, for each LLM and recipe by which four rows have both, measured alike.
+    """Two columns against each other, for each LLM and recipe by which three rows have both, measured alike.
 
     Rows of one encoder and two recipes are no two observations: their retrieval is the same number twice.
     """
@@ -145,10 +156,14 @@ def relations_of(report: Report, x: Column, y: Column) -> list[Relation]:
             alike.setdefault((row.llm, row.recipe), []).append(pair)
     found = []
     for (llm, recipe), pairs in alike.items():
-        if len(pairs) >= FEWEST_ROWS:
+        if len(pairs) < _FEWEST_POINTS:
+            continue
+        relation = Relation(llm=llm, recipe=recipe, pairs=tuple(pairs))
+        if relation.correlated:
             values = [[cell.value or 0.0 for cell in cells] for cells in zip(*pairs, strict=True)]
             spearman, pearson = correlation("spearman", *values), correlation("pearson", *values)
-            found.append(Relation(llm=llm, recipe=recipe, pairs=tuple(pairs), spearman=spearman, pearson=pearson))
+            relation = dataclasses.replace(relation, spearman=spearman, pearson=pearson)
+        found.append(relation)
     return found
 
 
@@ -183,13 +198,15 @@ def _figure(report: Report, relation: Relation) -> Figure:
     x, y = (cell.column for cell in relation.pairs[0])
     places = {row.name: place for place, row in enumerate(report.table.rows)}
     named = len(relation.pairs) <= _MOST_NAMES
-    value, span = _said(relation.spearman)
-    title = f"{column_title(y)}: ρ = {value} ({span}), n = {len(relation.pairs)}"
+    title, told = column_title(y), ""
+    if relation.correlated:
+        value, span = _said(relation.spearman)
+        title += f": ρ = {value} ({span}), n = {len(relation.pairs)}"
+        told = f"; Spearman's correlation {value}, 95 % interval {span}"
     return Figure(
         name=file_name("relation", x.benchmark, y.benchmark, relation.llm or "", relation.recipe or ""),
         title=title + (f", {relation.common}" if relation.common else ""),
-        alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} rows; "
-        f"Spearman's correlation {value}, 95 % interval {span}.",
+        alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} rows{told}.",
         plot=lambda axes, inks: _plot(relation, places if named else {}, axes, inks),
         x_label=column_title(x),
         y_label=y.label,
