@@ -29,6 +29,7 @@ class KnownData:
         size: on disk with its pictures, roughly; empty where it is not known.
         licence: as its source states it.
         about: what else there is to know in a line.
+        texts: captions of the pictures, or classes, where they are needed to reckon how long an encoder takes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class KnownData:
     size: str = ""
     licence: str
     about: str
+    texts: int | None = None
 
 
 KNOWN: dict[str, tuple[KnownData, ...]] = {
@@ -46,6 +48,7 @@ KNOWN: dict[str, tuple[KnownData, ...]] = {
             size="6.6 GB",
             licence="CC BY 4.0 (captions)",
             about="25,010 captions (Karpathy's test split)",
+            texts=25010,
         ),
         KnownData(
             name="Flickr30k",
@@ -53,6 +56,7 @@ KNOWN: dict[str, tuple[KnownData, ...]] = {
             size="4.4 GB",
             licence="for research",
             about="5,000 captions (Karpathy's test split)",
+            texts=5000,
         ),
         KnownData(
             name="Flickr8k",
@@ -60,6 +64,7 @@ KNOWN: dict[str, tuple[KnownData, ...]] = {
             size="1.1 GB",
             licence="for research",
             about="5,000 captions (Karpathy's test split)",
+            texts=5000,
         ),
     ),
     "long_retrieval": (
@@ -76,12 +81,24 @@ KNOWN: dict[str, tuple[KnownData, ...]] = {
         KnownData(name="XTD10", items=1000, licence="for research", about="11 languages (pictures of COCO)"),
     ),
     "classification": (
-        KnownData(name="ImageNet-1k", items=50000, licence="for research", about="1,000 classes (validation split)"),
-        KnownData(name="ImageNet-V2", items=10000, licence="see its source", about="1,000 classes"),
-        KnownData(name="ImageNet-Sketch", items=50889, licence="see its source", about="1,000 classes"),
-        KnownData(name="ImageNet-A", items=7500, licence="see its source", about="200 classes"),
-        KnownData(name="ImageNet-R", items=30000, licence="see its source", about="200 classes"),
-        KnownData(name="ObjectNet", items=18574, licence="see its source", about="113 classes that ImageNet has too"),
+        KnownData(
+            name="ImageNet-1k",
+            items=50000,
+            licence="for research",
+            about="1,000 classes (validation split)",
+            texts=1000,
+        ),
+        KnownData(name="ImageNet-V2", items=10000, licence="see its source", about="1,000 classes", texts=1000),
+        KnownData(name="ImageNet-Sketch", items=50889, licence="see its source", about="1,000 classes", texts=1000),
+        KnownData(name="ImageNet-A", items=7500, licence="see its source", about="200 classes", texts=200),
+        KnownData(name="ImageNet-R", items=30000, licence="see its source", about="200 classes", texts=200),
+        KnownData(
+            name="ObjectNet",
+            items=18574,
+            licence="see its source",
+            about="113 classes that ImageNet has too",
+            texts=113,
+        ),
     ),
 }
 """Benchmark → sets; docs/protocols.md says in which layouts they are read, and where they come from."""

@@ -6,7 +6,7 @@ import pytest
 
 from clips.commandline.commands import parse_config
 from llava_bridge.planning.plan import plan_llava
-from llava_bridge.planning.sizes import known, llm_size, new_llm_size, projector_size, vision_size
+from llava_bridge.planning.sizes import known, llm_size, new_llm_size, pair_size, projector_size, vision_size
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.config import TrainConfig
 
@@ -21,6 +21,13 @@ def test_sizes_are_those_of_the_models():
     assert (clip.parameters, clip.tokens, clip.width) == (303_507_456, 576, 1024)
     assert clip.flops == pytest.approx(2 * 191e9, rel=0.01)  # 191 GMACs by timm's tables
     assert vision_size(CLIP, 224).tokens == 256
+
+
+def test_both_towers_of_released_encoders_take_what_open_clip_states():
+    """GFLOPs of open_clip's own table of profiles, a picture and a text."""
+    for name, stated in (("vit_large_patch14_clip_224.openai", 175.33), ("ViT-SO400M-14-SigLIP-384", 723.48)):
+        pair = pair_size(f"hf-hub:timm/{name}")
+        assert (pair.picture + pair.text) / 1e9 == pytest.approx(stated, abs=0.01)
 
 
 def test_a_projector_and_two_towers_at_once():

@@ -84,6 +84,63 @@ def test_an_evaluation_of_pictures_in_tiles_reads_all_of_them():
     assert 4 < asked(image_fit="anyres") / asked() < 6
 
 
+def encoder_evaluation(encoder: str, *benchmarks: dict[str, object]) -> Step:
+    return Step(name="evaluate-encoder-a", kind="evaluation", command=("clips-bench", "run"), outputs=(Path("out"),),
+                config={"encoder": encoder, "benchmarks": list(benchmarks)})  # fmt: skip
+
+
+COCO = {"name": "coco", "uses": "retrieval", "data": "x"}
+IMAGENET = {"name": "imagenet1k", "uses": "classification", "data": "x", "templates": "openai_imagenet"}
+CLIP = "hf-hub:timm/vit_base_patch32_clip_224.openai"
+
+
+def test_an_evaluation_of_an_encoder_reads_pictures_and_texts_of_published_sets():
+    def asked(*benchmarks: dict[str, object]) -> Estimate:
+        return worked_out(encoder_evaluation(CLIP, *benchmarks), {}, Resources(gpus=1), "h200")
+
+    whole = asked(COCO, IMAGENET)
+    assert "55,000 pictures and 105,000 texts" in whole.basis
+    assert whole.seconds == pytest.approx(asked(COCO).seconds + asked(IMAGENET).seconds)
+    assert "100 pictures and 200 texts" in asked({**COCO, "limit": 100, "captions_per_image": 2}).basis
+    assert "7,511 pictures and 15,022 texts" in asked({"name": "sugarcrepe", "data": "x"}).basis
+
+
+@pytest.mark.parametrize("unlike", [{"name": "coco_mini"}, {"split": "train"}, {"uses": "linear_probe"}])
+def test_benchmarks_of_unknown_length_are_named_and_the_others_counted(unlike):
+    unknown = {**COCO, **unlike}
+    alone = worked_out(encoder_evaluation(CLIP, unknown), {}, Resources(gpus=1), "h200")
+    assert (alone.seconds, alone.basis) == (None, f"length unknown, left out: {unknown['name']}")
+    both = worked_out(encoder_evaluation(CLIP, unknown, IMAGENET), {}, Resources(gpus=1), "h200")
+    assert both.seconds
+    assert both.basis.endswith(f"; length unknown, left out: {unknown['name']}")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "told"),
+    [
+        ("timm:vit_tiny_patch16_22@random", "encoder: timm has no model 'vit_tiny_patch16_22'"),
+        ("open_clip:ViT-L-41", "nobody knows the size of ViT-L-41 (no copy of it is here)"),
+        ("hf-hub:timm/ViT-B-61-SigLIP", "nobody knows the size of timm/ViT-B-61-SigLIP (no copy of it is here)"),
+        ("transformers:facebook/dinov2-larg", "nobody knows the size of facebook/dinov2-larg (no copy of it is here)"),
+    ],
+)
+@pytest.mark.parametrize("gpu", [None, "h200"])
+def test_a_mistyped_name_of_an_encoder_that_is_evaluated_is_told(encoder, told, gpu):
+    assert worked_out(encoder_evaluation(encoder, COCO), {}, Resources(), gpu) == Estimate(basis=told)
+
+
+def test_a_mistyped_name_is_told_beside_the_runs_of_like_steps(tmp_path):
+    steps = [dataclasses.replace(encoder_evaluation(name, COCO), name=f"evaluate-encoder-{row}")
+             for row, name in (("a", CLIP), ("wrong", "timm:net@random"))]  # fmt: skip
+    record = StepRecord(name=steps[0].name, kind="evaluation", command="", key="old", outcome="done", started=0.0,
+                        seconds=9.0)  # fmt: skip
+    write_record(tmp_path, record)
+    found = estimate_steps(steps, tmp_path, resources={step.name: Resources() for step in steps}, gpu=None)
+    wrong = found["evaluate-encoder-wrong"]
+    assert wrong.seconds == 9.0
+    assert wrong.basis == "the last runs of 1 like steps; encoder: timm has no model 'net'"
+
+
 def test_a_record_on_gpus_tells_gpu_hours_and_one_on_a_cpu_does_not(tmp_path):
     plan = planned(tmp_path)
     given = {step.name: Resources(gpus=4, nodes=2) for step in plan.steps}

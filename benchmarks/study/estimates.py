@@ -56,6 +56,9 @@ class Estimate:
         return f"{', '.join(part for part in parts if part)} ({self.basis})"
 
 
+_NOT_RUN = Estimate(basis="has not run yet")
+
+
 def estimate_steps(
     steps: Sequence[Step], output: Path, *, resources: Mapping[str, Resources], gpu: str | None
 ) -> dict[str, Estimate]:
@@ -81,7 +84,7 @@ def estimate_steps(
             if before and record and samples_of(before) == samples_of(step) and likeness(before) == likeness(step):
                 found[step.name] = _of_record(step, record, resources[step.name])
             elif like and gpu is None:
-                found[step.name] = _of_like(like, step)
+                found[step.name] = _in_doubt(step, by_name, _of_like(like, step))
             else:
                 found[step.name] = worked_out(step, by_name, resources[step.name], gpu)
         except (TypeError, ValueError):  # of fields that the step's command will refuse, naming them
@@ -218,7 +221,7 @@ def worked_out(step: Step, steps: Mapping[str, Step], given: Resources, gpu: str
 
     ways = {"encoder": _encoder, "llm": _llava, "llava": _llava, "evaluation": _evaluation}
     if step.kind not in ways:
-        return Estimate(basis="has not run yet")
+        return _NOT_RUN
     try:
         return ways[step.kind](step, steps, max(1, given.gpus or given.processes) * given.nodes, gpu)
     except UnknownSizeError as error:
@@ -288,6 +291,8 @@ def _llava(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -
 
 def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -> Estimate:
     """Of a LLaVA the least: that it reads pictures and questions. Generating, decoding and scoring come on top."""
+    if step.config.get("encoder") is not None:
+        return _encoder_evaluation(step, steps, count, gpu)
     from benchmarks.catalogue import find
     from clips.planning.hardware import GPUS
     from llava_bridge.planning.plan import MFU, MOST_TILES, TEXT_TOKENS
@@ -296,7 +301,7 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
 
     trained = next((steps[name] for name in step.parents if steps[name].kind == "llava"), None)
     if trained is None or gpu is None:
-        return Estimate(basis="has not run yet")
+        return _NOT_RUN
     config = _parsed(TrainConfig, trained.config)
     vision, llm = _vision(trained, steps, config), _llm(trained, steps, config)
     pictures = MOST_TILES if config.image_fit == "anyres" else 1
@@ -305,14 +310,49 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
     items = sum(min(limit or total, total) for total, limit in asked if total)
     flops = pictures * vision.flops + llm.forward_flops(tokens + TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * MFU * count)
-    missing = sum(total is None for total, _ in asked)
-    more = f"; {missing} benchmarks of unknown length left out" if missing else ""
+    left_out = [each["name"] for each, (total, _) in zip(step.config["benchmarks"], asked, strict=True) if not total]
+    more = f"; length unknown, left out: {', '.join(left_out)}" if left_out else ""
     return Estimate(
         basis=f"worked out for {count} × {gpu}, the least: {items:,} questions read, generating comes on top{more}",
         seconds=seconds,
         gpu_hours=seconds / 3600 * count,
         memory=2.0 * (vision.parameters + llm.parameters),
     )
+
+
+def _encoder_evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -> Estimate:
+    """Of an encoder the least: that its towers read pictures and texts. Decoding pictures and scoring come on top."""
+    from benchmarks.study.lengths import read_by_encoder
+    from clips.planning.hardware import GPUS
+    from llava_bridge.planning.plan import MFU
+    from llava_bridge.planning.sizes import pair_of_config, pair_size
+
+    made = _made_cfg(step, steps)
+    pair = pair_size(step.config["encoder"]) if made is None else pair_of_config(made)  # a name is looked up
+    if gpu is None:
+        return _NOT_RUN
+    read = {each["name"]: read_by_encoder(each) for each in step.config["benchmarks"]}
+    left_out = [name for name, numbers in read.items() if numbers is None]
+    more = f"length unknown, left out: {', '.join(left_out)}"
+    if len(left_out) == len(read):
+        return Estimate(basis=more, memory=2.0 * pair.parameters)
+    pictures, texts = (sum(column) for column in zip(*filter(None, read.values()), strict=True))
+    flops = pictures * pair.picture + texts * pair.text
+    seconds = flops / (GPUS[gpu].peak("bf16") * MFU * count)
+    words = f"{pictures:,} pictures and {texts:,} texts read, as published; decoding comes on top"
+    return Estimate(
+        basis=f"worked out for {count} × {gpu}, the least: {words}{f'; {more}' if left_out else ''}",
+        seconds=seconds,
+        gpu_hours=seconds / 3600 * count,
+        memory=2.0 * pair.parameters,
+    )
+
+
+def _in_doubt(step: Step, steps: Mapping[str, Step], found: Estimate) -> Estimate:
+    """An estimate that also tells of an evaluation whose encoder no library here knows by its name."""
+    if step.kind != "evaluation" or (looked_up := worked_out(step, steps, Resources(), None)) == _NOT_RUN:
+        return found
+    return dataclasses.replace(found, basis=f"{found.basis}; {looked_up.basis}")
 
 
 def _vision(step: Step, steps: Mapping[str, Step], config: Any) -> Any:
@@ -335,16 +375,23 @@ def _maker(step: Step, field: str, steps: Mapping[str, Step]) -> Step | None:
 
 
 def _made_vision(step: Step, steps: Mapping[str, Step]) -> Any:
-    """The size of an encoder that the study trains, after its last stage; None of another."""
+    """The size of an encoder that the study trains; None of another."""
+    from llava_bridge.planning.sizes import tower_of_config
+
+    made = _made_cfg(step, steps)
+    return None if made is None else tower_of_config(made)
+
+
+def _made_cfg(step: Step, steps: Mapping[str, Step]) -> dict[str, Any] | None:
+    """The ``model_cfg`` of an encoder that the study trains, after its last stage; None of another."""
     from clips.model.architectures import model_cfg
     from clips.training.config import TrainConfig
     from clips.training.stages import stage_configs
-    from llava_bridge.planning.sizes import tower_of_config
 
     maker = _maker(step, "encoder", steps)
     if maker is None:
         return None
-    return tower_of_config(model_cfg(stage_configs(_parsed(TrainConfig, maker.config))[-1].model))
+    return model_cfg(stage_configs(_parsed(TrainConfig, maker.config))[-1].model)
 
 
 def _made_llm(step: Step, steps: Mapping[str, Step]) -> Any:

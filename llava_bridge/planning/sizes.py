@@ -48,6 +48,21 @@ class VisionSize:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PairSize:
+    """An image tower and the text tower beside it.
+
+    Args:
+        parameters: of both.
+        picture: FLOPs of a picture's forward pass.
+        text: FLOPs of a text's, padded to the tower's length as it is when encoded.
+    """
+
+    parameters: int
+    picture: float
+    text: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LlmSize:
     """A causal language model.
 
@@ -99,6 +114,55 @@ def vision_size(spec: str, image_size: int | None = None) -> VisionSize:
 def tower_of_config(model_cfg: Mapping[str, Any]) -> VisionSize:
     """The image tower of an open_clip ``model_cfg``."""
     return _tower_size(*_open_clip_tower(model_cfg, None))
+
+
+def pair_size(spec: str) -> PairSize:
+    """Both towers of the encoder that a spec names; of a bare image tower its own, and texts take nothing.
+
+    Raises:
+        UnknownSizeError: nothing here says how large they are.
+        UserError: the library does not know the name, or cannot build it.
+    """
+    source, reference = parse_spec(spec)
+    if source == "open_clip":
+        return pair_of_config(_open_clip_config(reference))
+    vision = vision_size(spec)
+    return PairSize(parameters=vision.parameters, picture=vision.flops, text=0.0)
+
+
+def pair_of_config(model_cfg: Mapping[str, Any]) -> PairSize:
+    """Both towers of an open_clip ``model_cfg``; of one without a text tower the other, as above.
+
+    Raises:
+        UnknownSizeError: the text tower is one of transformers.
+        UserError: open_clip cannot build them.
+    """
+    if "text_cfg" in model_cfg:
+        return _pair_size(json.dumps(model_cfg, sort_keys=True))
+    vision = tower_of_config(model_cfg)
+    return PairSize(parameters=vision.parameters, picture=vision.flops, text=0.0)
+
+
+@functools.cache  # rows that differ in their seed or recipe are alike
+def _pair_size(text: str) -> PairSize:
+    from clips.model.architectures import preprocess_cfg
+    from clips.model.towers import build_towers
+    from clips.planning.instruments import FlopCount
+
+    cfg = json.loads(text)
+    if "hf_model_name" in cfg["text_cfg"]:
+        raise UnknownSizeError(f"the text tower {cfg['text_cfg']['hf_model_name']}")
+    flops = []
+    with torch.no_grad(), torch.device("meta"):
+        towers = build_towers(cfg).eval()
+        pictures = torch.empty(1, 3, *preprocess_cfg(cfg)["size"])
+        texts = torch.zeros(1, cfg["text_cfg"].get("context_length", 77), dtype=torch.long)  # open_clip's default
+        for encode, given in ((towers.encode_image, pictures), (towers.encode_text, texts)):
+            with FlopCount() as counter:
+                encode(given)
+            flops.append(counter.total)
+    whole = sum(value.numel() for value in towers.parameters())
+    return PairSize(parameters=whole, picture=flops[0], text=flops[1])
 
 
 def _tower_size(tower: VisionTower, size: int) -> VisionSize:
@@ -170,7 +234,10 @@ def _open_clip_config(reference: str) -> Mapping[str, Any]:
     name = reference.removeprefix(HUB).partition("@")[0]
     file = _file(reference, CONFIG)
     if file is not None:
-        return json.loads(file.read_text(encoding="utf-8"))["model_cfg"]
+        stated = json.loads(file.read_text(encoding="utf-8")).get("model_cfg")
+        if stated is None:
+            raise UnknownSizeError(f"{reference} (its {CONFIG} has no model_cfg)")
+        return stated
     if name in known():
         return model_cfg(ModelConfig(**known()[name]))
     architecture, size = released_name(name.rpartition("/")[2])
