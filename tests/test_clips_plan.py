@@ -23,6 +23,7 @@ from clips.model.architectures import ModelConfig
 from clips.parallel.config import ScaleConfig
 from clips.planning import dryrun
 from clips.planning.command import plan
+from clips.planning import utilisation
 from clips.planning.config import PlanConfig
 from clips.planning.dryrun import (
     SIGN,
@@ -185,14 +186,28 @@ def test_utilisation_of_a_run(tmp_path: Path, fake: ClipsModel):
     batch = fake_batch(fake, 4, 3) | {"target": torch.ones(4, 12, dtype=torch.long)}
     batch["target_mask"] = batch["target_mask"][:, :12]
     cpu: dict[str, Any] = {"device": torch.device("cpu"), "precision": "fp32"}
-    assert Utilisation(config, **cpu, processes=1).read(batch, 100.0) == {}  # a CPU's peak is not known
     flops = flops_per_sample(config, batch, 1)
+    counted = {"flops_per_sample": flops}  # alone, since a CPU's peak is not known
+    assert Utilisation(config, **cpu, processes=1).read(batch, 100.0) == counted
     assert flops < flops_per_sample(config, {**batch, "target_mask": torch.ones(4, 12, dtype=torch.bool)}, 1)
     stated = dataclasses.replace(config, scale=ScaleConfig(peak_tflops=2.0))
     read = Utilisation(stated, **cpu, processes=1).read(batch, 100.0)
-    assert read == pytest.approx({"mfu": flops * 0.5e-10, "tflops": flops * 1e-10})
+    assert read == pytest.approx(counted | {"mfu": flops * 0.5e-10, "tflops": flops * 1e-10})
     halved = Utilisation(stated, **cpu, processes=2).read(batch, 100.0)
     assert halved["mfu"] == pytest.approx(read["mfu"] / 2, rel=0.01)
+
+
+def test_a_training_goes_on_where_its_flops_cannot_be_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: Any) -> float:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(utilisation, "flops_per_sample", fail)
+    config = clips_world.train_config(tmp_path, tmp_path / "run")
+    of_run = Utilisation(config, device=torch.device("cpu"), precision="fp32", processes=1)
+    assert of_run.read({}, 1.0) == of_run.read({}, 1.0) == {}
+    assert capsys.readouterr().err.count("FLOPs: cannot be counted (no such operator)") == 1  # said once
 
 
 # ---------------------------------------------------------------- plans

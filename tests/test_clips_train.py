@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.report.cost import Training, encoder_flops
 from clips import train as training
 from clips.artifact import directory_hash, write_manifest
 from clips.errors import UserError
@@ -73,6 +74,9 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
     assert [entry["step"] for entry in entries] == [2, 4, 6]
     assert [entry["samples_seen"] for entry in entries] == [8, 16, 24]
     assert {"loss", "contrastive_loss", "caption_loss", "lr", "logit_scale", "grad_norm", "time"} <= entries[0].keys()
+    assert all(entry["flops_per_sample"] > 0 for entry in entries)
+    assert encoder_flops(Training(encoder=whole)) == pytest.approx(24 * entries[0]["flops_per_sample"])
+    assert "mfu" not in entries[-1]  # a CPU's peak is not known
     assert entries[0]["loss"] == pytest.approx(
         entries[0]["contrastive_loss"] + 2 * entries[0]["caption_loss"], rel=1e-5
     )
@@ -415,6 +419,8 @@ def test_the_clock_tells_waiting_from_working():
         with clock.waiting():
             time.sleep(0.03)
         time.sleep(0.01)
+        with clock.stopped():
+            time.sleep(1.0)
         loop.samples_seen += 10
         clock.tick()
         reading = clock.read()

@@ -181,6 +181,9 @@ def test_what_a_score_cost_is_read_from_its_trainings(tmp_path):
     ]
     (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     assert encoder_flops(Training(encoder=encoder)) == pytest.approx(2000 * 1e11 + 1000 * 4e11)
+    lines = [{"samples_seen": 1000, "flops_per_sample": 3e9}, lines[1] | {"flops_per_sample": 5e9}]
+    (encoder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert encoder_flops(Training(encoder=encoder)) == pytest.approx(1000 * 3e9 + 1000 * 5e9)
 
 
 def test_the_cost_of_an_encoder_is_that_of_all_its_stages(tmp_path):

@@ -77,6 +77,21 @@ def test_one_changed_line_runs_only_what_depends_on_it(tmp_path):
     }
 
 
+def test_plan_and_status_tell_what_changed(tmp_path, capsys):
+    run_study(write_study(tmp_path))
+    capsys.readouterr()
+    encoders = {**SMALL["encoders"], "clips": {"optim": {"lr": 4}}}
+    config = write_study(tmp_path, encoders=encoders)
+    for show in (study_status, lambda config: plan_study(PlanConfig(study=config.study, estimates=False, check=False))):
+        show(config)
+        lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+        assert "changed: config " in lines["encoder-clips-s0"]
+        assert "changed: parents " in lines["evaluate-encoder-clips-s0"]
+    record = read_record(tmp_path / "out", "encoder-clips-s0")
+    write_record(tmp_path / "out", dataclasses.replace(record, parts={}))  # as earlier versions wrote it
+    assert commands.resolve(config).told("encoder-clips-s0") == "changed"
+
+
 def test_the_record_has_the_study_that_ran_not_the_file_as_it_was_edited_meanwhile(tmp_path, monkeypatch):
     config = write_study(tmp_path)
     file = Path(config.study)

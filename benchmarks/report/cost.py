@@ -59,7 +59,7 @@ def samples_seen(training: Training) -> float | None:
 
 
 def encoder_flops(training: Training) -> float | None:
-    """FLOPs of the encoder's training, from the rate that its log has where the device's peak is known."""
+    """FLOPs of the encoder's training, from those of a sample in its log, on whatever device it ran."""
     encoder = training.encoder
     earlier = encoder.with_name(encoder.name + STAGES)
     stages = [_logged_flops(earlier / str(number)) for number in range(1, len(_stages(encoder)))]
@@ -68,16 +68,21 @@ def encoder_flops(training: Training) -> float | None:
 
 
 def _logged_flops(directory: Path) -> float:
-    names = ("tflops", "samples_per_second", "samples_seen")
     processes = _field(directory, "processes") or 1.0
     total, seen = 0.0, 0.0
     for entry in read_metrics(directory):
-        found = [float(entry[name]) for name in names if isinstance(entry.get(name), int | float) and entry[name] > 0]
-        if len(found) == len(names):
-            rate, speed, now = found
-            total += rate * 1e12 * processes / speed * max(0.0, now - seen)
+        each, now = _flops_per_sample(entry, processes), _number(entry.get("samples_seen"))
+        if each and now:
+            total += each * max(0.0, now - seen)
             seen = max(seen, now)
     return total
+
+
+def _flops_per_sample(entry: Mapping[str, Any], processes: float) -> float | None:
+    """As logged; older logs have the rate of a process alone, where the device's peak was known."""
+    rate, speed = _number(entry.get("tflops")), _number(entry.get("samples_per_second"))
+    by_rate = rate * 1e12 * processes / speed if rate and speed else None
+    return _number(entry.get("flops_per_sample")) or by_rate
 
 
 def training_hours(training: Training) -> float | None:

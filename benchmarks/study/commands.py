@@ -118,6 +118,12 @@ class KeyedPlan:
             return "stopped"
         return record.outcome if record.outcome != "done" or is_done(step, self.keys[name], self.output) else "missing"
 
+    def told(self, name: str) -> str:
+        """The state as users read it; of a changed step also what changed, such as ``changed: config, code``."""
+        state, record = self.state(name), read_record(self.output, name)
+        changes = self.keys[name].changes(record) if state == "changed" and record is not None else []
+        return f"{state}: {', '.join(changes)}" if changes else state
+
 
 def resolve(config: StudyConfig) -> KeyedPlan:
     """Read a study and work out its steps and their keys.
@@ -277,7 +283,7 @@ def plan_study(config: PlanConfig) -> None:
     console = Console(highlight=False)
     width = max(len(step.name) for step in keyed.plan.steps)
     for step in keyed.plan.steps:  # names are long: no columns that would squeeze them
-        line = Text.assemble(f"{step.name:<{width}}  ", _coloured(keyed.state(step.name)), "  ")
+        line = Text.assemble(f"{step.name:<{width}}  ", _coloured(keyed.told(step.name)), "  ")
         console.print(line.append(" ".join(step.command), style="dim"), soft_wrap=True)
         if step.parents:
             console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
@@ -311,7 +317,7 @@ def study_status(config: StudyConfig) -> None:
     keyed = resolve(config)
     console, table = _table("step", "state", "time", "memory", "")
     for step in keyed.plan.steps:
-        record, state = read_record(keyed.output, step.name), keyed.state(step.name)
+        record, state = read_record(keyed.output, step.name), keyed.told(step.name)
         time = duration(record.seconds) if record and record.seconds else ""
         memory = f"{record.peak_memory_mb / 1024:.1f} GB" if record and record.peak_memory_mb else ""
         last = record.log_tail[-1] if record and record.log_tail else ""
@@ -326,7 +332,7 @@ def _table(*heads: str):  # rich is imported only when something is printed
     table = Table(box=None, pad_edge=False)
     for head in heads:
         justify: Literal["left", "right"] = "right" if head in {"time", "memory"} else "left"
-        table.add_column(head, justify=justify, overflow="fold", no_wrap=head in {"step", "state", "time", "memory"})
+        table.add_column(head, justify=justify, overflow="fold", no_wrap=head in {"step", "time", "memory"})
     return Console(highlight=False), table
 
 

@@ -205,6 +205,7 @@ class _State:
             started=time.time(),
             seconds=before.seconds if goes_on and before else 0.0,
             energy_wh=before.energy_wh if goes_on and before else {},
+            parts=key.parts,
             outputs=key.outputs,
             made=tuple(
                 made.relative_to(self.output).as_posix() for made in step.outputs if made.is_relative_to(self.output)

@@ -27,6 +27,7 @@ from clips.data.files import expand
 RECORD = "step.json"
 LOG = "log.txt"
 CONFIG = "config.yaml"
+_SHORT = 12  # digits of a part's hash
 
 Outcome = Literal["queued", "running", "done", "failed", "interrupted"]
 
@@ -40,6 +41,7 @@ class StepRecord:
         kind: what it makes.
         command: the line that was run, as a user would type it.
         key: what the run depended on.
+        parts: of the key, see ``StepKey``; empty in records of earlier versions.
         outcome: how it ended.
         started: when it began, seconds since the epoch.
         seconds: wall time over all runs that went on from what an interrupted, killed or failed one left, theirs
@@ -67,6 +69,7 @@ class StepRecord:
     peak_memory_mb: float | None = None
     exit_status: int | None = None
     log_tail: tuple[str, ...] = ()
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     made: tuple[str, ...] = ()
     token: str = ""
@@ -116,10 +119,21 @@ def write_record(output: Path, record: StepRecord) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepKey:
-    """The key of a step, and one for each output whose dependencies are known by themselves (file name → key)."""
+    """The key of a step, and what it was made from.
+
+    Args:
+        key: a hash of everything that the step depends on.
+        outputs: file name → key, of outputs whose dependencies are known by themselves.
+        parts: command, config, parents, version, code and files → a short hash of each, which tell what has changed.
+    """
 
     key: str
     outputs: Mapping[str, str]
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def changes(self, record: StepRecord) -> list[str]:
+        """The parts that were others when a step last ran; none where its record does not have them."""
+        return [name for name, part in self.parts.items() if record.parts.get(name, part) != part]
 
 
 def step_keys(
@@ -135,8 +149,8 @@ def step_keys(
     """
     keys: dict[str, StepKey] = {}
 
-    def key_of(step: Step, part: Step | Part) -> str:
-        depends_on = {
+    def depends_on(step: Step, part: Step | Part) -> dict[str, Any]:
+        return {
             "command": step.command,
             "config": _apart_from(directory, plain(part.config)),
             "parents": {name: keys[name].key for name in part.parents},
@@ -144,13 +158,19 @@ def step_keys(
             "code": code(step.command),
             "files": {str(path): outside_state(path) for path in part.needs},
         }
-        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
     for step in in_order(steps):
+        whole = depends_on(step, step)
         keys[step.name] = StepKey(
-            key=key_of(step, step), outputs={part.output.name: key_of(step, part) for part in step.parts}
+            key=_hash(whole),
+            outputs={part.output.name: _hash(depends_on(step, part)) for part in step.parts},
+            parts={name: _hash(value)[:_SHORT] for name, value in whole.items()},
         )
     return keys
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _apart_from(directory: Path, config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How much of its devices' peak a training uses: model FLOPs utilisation (appendix B of PaLM, arXiv 2204.02311)."""
+"""What a training computes, and as a share of its devices' peak: MFU (appendix B of PaLM, arXiv 2204.02311)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clips.training.config import TrainConfig
 
 
 class Utilisation:
-    """FLOP/s of a run as a share of the peak of its devices; costs nothing where the peak is not known.
+    """FLOPs of a run's samples, and its FLOP/s as a share of the peak of its devices where that is known.
 
     Args:
         config: of the run; its ``scale.peak_tflops`` goes before what `clips.planning.hardware` says of the GPU.
@@ -36,25 +36,29 @@ class Utilisation:
         stated = config.scale.peak_tflops
         self.peak = peak_of(device, precision) if stated is None else stated * 1e12
         self._flops: float | None = None
+        self._failed = False
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
-        """The log's "mfu" and, of one process, "tflops"; nothing where there is no peak. The first call takes seconds.
+        """The log's "flops_per_sample"; with a peak "mfu" and, of one process, "tflops". The first call takes seconds.
 
         Args:
             batch: one of this process; the first one's captions say how long captions are.
             samples_per_second: of all processes.
         """
-        if self.peak is None:
+        if self._failed:
             return {}
         if self._flops is None:
             try:
                 self._flops = flops_per_sample(self.config, batch, self.processes)
             except Exception as error:  # of torch's insides; no training should end for this
-                say(f"mfu: cannot be reckoned ({reason_of(error)})")
-                self.peak = None
+                say(f"FLOPs: cannot be counted ({reason_of(error)})")
+                self._failed = True
                 return {}
+        counted = {"flops_per_sample": self._flops}
+        if self.peak is None:
+            return counted
         rate = self._flops * samples_per_second / self.processes
-        return {"mfu": rate / self.peak, "tflops": rate / 1e12}
+        return counted | {"mfu": rate / self.peak, "tflops": rate / 1e12}
 
 
 def flops_per_sample(config: TrainConfig, batch: Mapping[str, Tensor], processes: int) -> float:

@@ -119,6 +119,13 @@ class Clock:
         yield
         self._waited += time.perf_counter() - started
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time in this block is not the training's."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
+
     def tick(self) -> None:
         """Bring ``loop.seconds`` up to now."""
         self.loop.seconds = time.perf_counter() - self._started
