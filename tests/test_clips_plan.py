@@ -21,9 +21,8 @@ from clips.method.model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.parallel.config import ScaleConfig
-from clips.planning import dryrun
+from clips.planning import dryrun, utilisation
 from clips.planning.command import plan
-from clips.planning import utilisation
 from clips.planning.config import PlanConfig
 from clips.planning.dryrun import (
     SIGN,
