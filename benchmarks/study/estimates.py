@@ -340,8 +340,9 @@ def _encoder_evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: 
     flops = pictures * pair.picture + texts * pair.text
     seconds = flops / (GPUS[gpu].peak("bf16") * MFU * count)
     words = f"{pictures:,} pictures and {texts:,} texts read, as published; decoding comes on top"
+    words += f"; {more}" if left_out else ""
     return Estimate(
-        basis=f"worked out for {count} × {gpu}, the least: {words}{f'; {more}' if left_out else ''}",
+        basis=f"worked out for {count} × {gpu} at {MFU:.0%} of its peak, the least: {words}",
         seconds=seconds,
         gpu_hours=seconds / 3600 * count,
         memory=2.0 * pair.parameters,
