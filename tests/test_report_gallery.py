@@ -57,6 +57,15 @@ class Tags(HTMLParser):
         self.handlers += [name for name, _ in attributes if name.startswith("on")]
 
 
+def test_a_single_row_disagrees_with_nobody(tmp_path):
+    put_results(tmp_path, {"clip": 0.5})
+    report = build_report(tmp_path)
+    assert {gallery.disagreements for gallery in galleries(report.source)} == {None}
+    page = render_page(report)
+    assert "one row, 120 items" in page
+    assert "rows disagree on" not in page
+
+
 def test_the_lot_is_the_same_whatever_else_there_is():
     names = [f"item {number}" for number in range(50)]
     order = by_lot(names)

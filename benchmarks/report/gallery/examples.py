@@ -80,7 +80,7 @@ class Gallery:
         benchmark: its name.
         examples: items with the answers of all rows.
         pairs: rows two by two.
-        disagreements: on how many items some row is better than another.
+        disagreements: on how many items some row is better than another; None of a single row.
         items: how many there are.
         graded: whether items have scores rather than right and wrong.
         left_out: examples that would make the page too large, those of pairs included.
@@ -89,7 +89,7 @@ class Gallery:
     benchmark: str
     examples: tuple[Example, ...]
     pairs: tuple[Pair, ...]
-    disagreements: int
+    disagreements: int | None
     items: int
     graded: bool
     left_out: int
@@ -166,7 +166,7 @@ def _gallery(source: ReportSource, benchmark: str, budget: int) -> Gallery | Non
         benchmark=benchmark,
         examples=examples,
         pairs=tuple(pairs),
-        disagreements=int(_disagree(items.scores).sum()),
+        disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
         items=len(items.scores),
         graded=items.graded,
         left_out=left_out + sum(pair.left_out for pair in pairs),
@@ -260,5 +260,5 @@ def _answer(row: str, item: pd.Series, pictures: Mapping[str, Picture], scale: f
         text="" if found else visible(str(item["prediction"]), _LONGEST_TEXT),
         picture=found,
         right=score > 0 if known and scale is None else None,
-        score=f"{score * scale:.3g}" if known and scale is not None else "",
+        score=f"{round(score * scale, 1):.3g}" if known and scale is not None else "",
     )
