@@ -46,6 +46,7 @@ FORMULA_ARGUMENTS = {
     "sum_of_group_means": ("value", "group"),
     "mean_of_group_means": ("value", "group"),
     "median": ("value",),
+    "mean_of_scores": ("value",),
     "bleu": ("m1", "m2", "p1", "p2", "length", "reference"),
 }
 

@@ -32,7 +32,9 @@ TEX = shutil.which("pdflatex") and shutil.which("kpsewhich")
 def renamed(report: Report, name: str, to: str) -> Report:
     """The report with another name of a row, of any characters: result files refuse most of them."""
     rows = tuple(dataclasses.replace(row, name=to) if row.name == name else row for row in report.table.rows)
-    cells = {((to if key[0] == name else key[0]), *key[1:]): cell for key, cell in report.table.cells.items()}
+    cells = dict(report.table.cells)
+    for key in [key for key in cells if key[0] == name]:
+        cells[to, key[1], key[2]] = dataclasses.replace(cells.pop(key), row=to)
     return dataclasses.replace(report, table=dataclasses.replace(report.table, rows=rows, cells=cells))
 
 
