@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from typing import Any, Literal
 
 from benchmarks.report.figure import Figure
@@ -40,7 +41,9 @@ def _saved(figure: Figure, inks: Inks, kind: Literal["svg", "pdf"], *, legend: b
     import matplotlib
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context(_settings(inks, figure.name)):
+    with matplotlib.rc_context(_settings(inks, figure.name)), warnings.catch_warnings():
+        # SVG keeps characters, which the reader's fonts have; in PDF a box stands for those that matplotlib's lack
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         sheet = drawn_on_sheet(figure, inks, legend=legend)
         stream = io.BytesIO()
         sheet.savefig(stream, format=kind, transparent=True, metadata=_NO_DATE[kind])
