@@ -126,10 +126,8 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
             if last or validates or loop.step % config.log_every == 0:
                 refuse_bad_share(run)
                 entry = log_entry(run, values, clock)
-                # without a peak a process that is alone counts: others would wait for it in their next step
-                if is_main and (utilisation.peak is not None or run.processes.count == 1):
-                    with clock.stopped():  # counting takes longer than a small training's steps
-                        entry |= utilisation.read(batch, entry["samples_per_second"])
+                with clock.stopped():  # counting takes longer than a small training's steps
+                    entry |= utilisation.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validates:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)

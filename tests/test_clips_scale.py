@@ -32,9 +32,9 @@ from clips.training.standing import checkpoints, read_loop
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {"optim": {"clip_gradient": 5.0}, "validation": {"every": 3, "samples": 5}}
 WAYS: dict[str, dict[str, Any]] = {
-    "ddp": {},
+    "ddp": {"scale": {"peak_tflops": 1.0}},
     "ddp_in_parts": {"micro_batch": 1},
-    "fsdp": {"scale": {"parallel": "fsdp", "activation_checkpointing": True}},
+    "fsdp": {"scale": {"parallel": "fsdp", "activation_checkpointing": True, "peak_tflops": 1.0}},
     "zero1": {"scale": {"parallel": "zero1"}},
     "zero2": {"scale": {"parallel": "zero2"}, "micro_batch": 1},
     "zero3": {"scale": {"parallel": "zero3"}},
@@ -161,6 +161,19 @@ def two(tmp_path_factory: pytest.TempPathFactory, data: Path, one: dict[str, Pat
 def test_two_processes_train_what_one_trains(one: dict[str, Path], two: Path, way: str):
     assert_same_training(two / "whole" / way, one["whole"])
     assert json.loads((two / "whole" / way / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_the_main_process_counts_what_a_sample_computes_while_the_other_waits(
+    two: Path, one: dict[str, Path], way: str
+) -> None:
+    alone, shared = (metrics(folder)[-1] for folder in (one["whole"], two / "whole" / way))
+    # captions are padded to the longest of a process's batch
+    assert shared["flops_per_sample"] == pytest.approx(alone["flops_per_sample"], rel=0.05)
+    assert shared["mfu"] == pytest.approx(
+        shared["flops_per_sample"] * shared["samples_per_second"] / 2 / 1e12, rel=0.01
+    )
 
 
 @pytest.mark.slow
