@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
@@ -32,7 +31,6 @@ from clips.model.precision import choose_precision
 from clips.parallel.processes import Processes
 from clips.train import train, training_step
 from clips.training import start as beginning
-from clips.training.runlog import Clock, RunLog
 from clips.training.standing import CHECKPOINTS, LoopState, checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
@@ -380,53 +378,6 @@ def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
     for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
         sized = dataclasses.replace(config, **{"steps": None, **fields})
         assert beginning.count_steps(sized, 21) == steps
-
-
-# ---- the log
-
-
-def entry(step: int) -> dict[str, Any]:
-    return {"step": step, "samples_seen": 4 * step, "loss": 1.5, "samples_per_second": 8.0}
-
-
-def test_the_log_speaks_plain_lines_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with RunLog(tmp_path, step=0, steps=10) as log:
-        log.write(entry(5))
-    assert capsys.readouterr().err == "step 5/10 · loss 1.500 · 8 samples/s · 0:02 left\n"
-    with RunLog(tmp_path / "nothing", step=0, steps=10, quiet=True) as log:
-        log.write(entry(1))
-        log.advance()
-    assert capsys.readouterr().err == ""
-
-
-def test_the_log_shows_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    with RunLog(tmp_path, step=0, steps=10) as log:
-        log.advance()
-        log.write(entry(1))
-    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "1/10" in shown
-    assert "loss 1.500" in shown
-
-
-def test_the_clock_tells_waiting_from_working():
-    loop = LoopState(seconds=100.0, samples_seen=50)
-    with Clock(loop) as clock:
-        with clock.waiting():
-            time.sleep(0.03)
-        time.sleep(0.01)
-        with clock.stopped():
-            time.sleep(1.0)
-        loop.samples_seen += 10
-        clock.tick()
-        reading = clock.read()
-    assert 100.04 <= loop.seconds < 101
-    assert reading["samples_per_second"] == pytest.approx(10 / (reading["time"] - 100), rel=1e-6)
-    assert 0.5 < reading["data_wait"] < 1
 
 
 def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, data: Path, tmp_path: Path):

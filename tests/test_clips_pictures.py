@@ -1,0 +1,90 @@
+"""Decoding and augmenting pictures of training data."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import clips_world
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clips.data import BadImageError, decode_image
+from clips.data.augment import augment
+from clips.data.config import AugmentConfig
+
+
+def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_pictures_of_all_sorts_become_upright_rgb():
+    half = Image.new("RGBA", (8, 4), (255, 0, 0, 0))
+    assert decode_image(encode(half)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(encode(Image.new("CMYK", (8, 4)), "jpeg")).mode == "RGB"
+    palette = Image.new("P", (4, 4))
+    palette.info["transparency"] = 0
+    assert decode_image(encode(palette, transparency=0)).getpixel((1, 1)) == (255, 255, 255)
+    rotated = Image.new("RGB", (8, 4))
+    exif = rotated.getexif()
+    exif[0x0112] = 6
+    assert decode_image(encode(rotated, "jpeg", exif=exif)).size == (4, 8)
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    assert decode_image(encode(frames[0], "gif", save_all=True, append_images=frames[1:])).getpixel((0, 0))[0] > 200
+
+
+def test_pictures_that_cannot_be_used_give_a_reason(monkeypatch: pytest.MonkeyPatch):
+    good = clips_world.picture(1)
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval leaves it in its process
+    for content, reason in ((b"", "undecodable"), (b"GIF89a", "undecodable"), (good[: len(good) // 2], "truncated")):
+        with pytest.raises(BadImageError, match=reason):
+            decode_image(content)
+    with pytest.raises(BadImageError, match="8-bit"):
+        decode_image(encode(Image.new("I;16", (4, 4))))
+    monkeypatch.setattr("clips.data.images.MAX_PIXELS", 100)
+    with pytest.raises(BadImageError, match="too large"):
+        decode_image(good)
+
+
+def test_jpegs_are_decoded_at_a_fraction_but_never_too_small():
+    content = encode(Image.new("RGB", (800, 640)), "jpeg")
+    assert decode_image(content, at_least=100).size == (200, 160) or decode_image(content, at_least=100).size == (
+        100,
+        80,
+    )
+    assert min(decode_image(content, at_least=100).size) >= 100
+    assert decode_image(content).size == (800, 640)
+
+
+def test_crops_keep_to_their_area_and_squash_to_the_square():
+    ramp = Image.fromarray(np.tile(np.arange(0, 200, dtype=np.uint8)[None, :, None], (100, 1, 3)))
+    widths = []
+    for seed in range(200):
+        crop = augment(ramp, 16, AugmentConfig(min_area=0.4), np.random.default_rng(seed))
+        assert crop.shape == (3, 16, 16)
+        assert crop.dtype == torch.uint8
+        row = crop[0, 0].float()
+        widths.append(float(row[-1] - row[0]) * 16 / 15)
+    assert min(widths) > 200 * 0.4 * 0.85  # the narrowest: 40 % of the area at aspect 3/4
+    assert max(widths) < 200
+    assert np.std(widths) > 5
+    whole = augment(ramp, 16, AugmentConfig(min_area=1), np.random.default_rng(0))
+    assert torch.equal(whole, augment(ramp, 16, AugmentConfig(min_area=1), np.random.default_rng(1)))
+
+
+def test_colours_change_only_when_asked():
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    draws = [
+        augment(image, 8, AugmentConfig(colour_jitter=0.4, greyscale=0.2), np.random.default_rng(s)) for s in range(99)
+    ]
+    grey = sum(bool((draw[0] == draw[1]).all() and (draw[1] == draw[2]).all()) for draw in draws)
+    same = sum(draw[:, 0, 0].tolist() == [200, 100, 50] for draw in draws)
+    assert 8 <= grey <= 35
+    assert 5 <= same <= 35
+    assert Counter(augment(image, 8, AugmentConfig(), np.random.default_rng(7))[:, 0, 0].tolist()) == Counter(
+        [200, 100, 50]
+    )
