@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clips.artifact import lexical, partial_beside, versions, write_file, writing
-from clips.commandline.commands import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.plain import plain
 from clips.secrets import without_secrets
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from benchmarks.registry import Benchmark
 from benchmarks.results import SCHEMA, Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
 from clips.artifact import git_state, say, versions
-from clips.commandline.commands import plain
 from clips.errors import UserError
+from clips.plain import plain
 
 NO_VALUE = "no item has a value"
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")

@@ -23,9 +23,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.commandline.commands import plain
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.plain import plain
 from clips.secrets import without_secrets
 from clips.visible import visible
 

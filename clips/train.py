@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
-from clips.commandline.commands import plain
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
 from clips.data.loader import batches, told_of_dead_workers
 from clips.encoder import write_encoder
@@ -28,6 +27,7 @@ from clips.modelcard import write_model_card
 from clips.parallel.base import whole
 from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
+from clips.plain import plain
 from clips.planning.utilisation import Utilisation
 from clips.training.checkpoint import Checkpointer
 from clips.training.config import TrainConfig

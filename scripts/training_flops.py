@@ -22,11 +22,12 @@ from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import read_study
 from benchmarks.study.runner import run_steps
 from benchmarks.study.steps import Step
-from clips.commandline.commands import parse_config, to_yaml
+from clips.commandline.parsing import parse_config
 from clips.data.loader import batches
 from clips.errors import UserError, suggest
 from clips.method import recipes
 from clips.method.model import build_model
+from clips.plain import to_yaml
 from clips.planning.instruments import FlopCount
 from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs

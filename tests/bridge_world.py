@@ -147,7 +147,7 @@ def make_album(directory: Path) -> Path:
 
 def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
     """A tiny run of all stages; ``fields`` of TrainConfig override it."""
-    from clips.commandline.commands import to_yaml
+    from clips.plain import to_yaml
     from llava_bridge.data import DataConfig
     from llava_bridge.model.llm import SmallLlamaConfig
     from llava_bridge.training.config import StageConfig, TrainConfig

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clips.commandline.commands import parse_config
+from clips.commandline.parsing import parse_config
 from clips.train import TrainConfig
 
 COLOURS = ["red", "green", "blue", "yellow", "white", "black", "purple"]

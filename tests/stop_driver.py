@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from clips.commandline.commands import parse_config
+from clips.commandline.parsing import parse_config
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.progress import Progress
 from llava_bridge.training.train import train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from clips.commandline.commands import parse_config
+from clips.commandline.parsing import parse_config
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.train import train
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clips.commandline.commands import parse_config
+from clips.commandline.parsing import parse_config
 from llava_bridge.planning.plan import plan_llava
 from llava_bridge.planning.sizes import known, llm_size, new_llm_size, pair_size, projector_size, vision_size
 from llava_bridge.projectors import ProjectorConfig

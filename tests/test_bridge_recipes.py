@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clips.commandline.commands import parse_config, to_yaml
+from clips.commandline.parsing import parse_config
+from clips.plain import to_yaml
 from llava_bridge.data import DataConfig
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.config import StageConfig, TrainConfig

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from bridge_world import config_file
 
-from clips.commandline.commands import parse_config
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from llava_bridge.cli import main
 from llava_bridge.training import launch as launching

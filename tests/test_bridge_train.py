@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clips.commandline.commands import parse_config
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from llava_bridge.cli import main
 from llava_bridge.data import DataConfig

@@ -11,8 +11,10 @@ from typing import Literal
 
 import pytest
 
-from clips.commandline.commands import Command, parse_config, plain, run_commands, to_yaml
+from clips.commandline.commands import Command, run_commands
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
+from clips.plain import plain, to_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

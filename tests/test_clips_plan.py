@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from clips.cli import COMMANDS
-from clips.commandline.commands import parse_config, run_commands
+from clips.commandline.commands import run_commands
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from clips.method.model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig

@@ -15,8 +15,8 @@ from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
 
 from benchmarks.study.reading import study_from
-from clips.commandline.commands import from_plain, parse_config
 from clips.commandline.complaints import field_types
+from clips.commandline.parsing import from_plain, parse_config
 from clips.errors import UserError
 
 PAGES = pages()

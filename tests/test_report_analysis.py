@@ -14,7 +14,7 @@ import pytest
 from report_material import SKILLS, items_table, put_result, put_results
 from scipy import stats
 
-from benchmarks.mllm.metrics import items_table as answered
+from benchmarks.mllm.items import items_table as answered
 from benchmarks.publishing.card import facts
 from benchmarks.report.categories import category_figures, category_tables
 from benchmarks.report.cost import (

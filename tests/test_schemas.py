@@ -22,8 +22,9 @@ from benchmarks.schemas import SchemaConfig, schemas, text_of, write_schemas
 from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from clips.artifact import write_manifest
-from clips.commandline.commands import _parser, config_type, from_plain
+from clips.commandline.commands import config_type
 from clips.commandline.helptext import item_help
+from clips.commandline.parsing import from_plain, parser_of
 from clips.method.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -193,7 +194,7 @@ VALUES = st.recursive(
 def test_schema_and_command_refuse_the_same(words):
     """Of null, empty mappings and numbers in quotes commands take more than schemas; these are left out."""
     base = yaml.safe_load(CONFIGS[words].read_text(encoding="utf-8"))
-    parser = _parser(find_command(words).config_class(), "x", ())
+    parser = parser_of(find_command(words).config_class(), "x", ())
     checks = validator(f"{'-'.join(words)}.json")
     spots = [path for path in places(base) if path and not FREE.intersection(path)]
 

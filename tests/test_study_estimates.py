@@ -11,7 +11,8 @@ from study_material import SMALL
 
 from benchmarks.study import commands
 from benchmarks.study.commands import PlanConfig, plan_study
-from benchmarks.study.estimates import Estimate, estimate_steps, in_all, worked_out
+from benchmarks.study.estimate import Estimate, in_all
+from benchmarks.study.estimates import estimate_steps
 from benchmarks.study.executors.gpus import GpusConfig
 from benchmarks.study.executors.local import LocalConfig
 from benchmarks.study.executors.slurm import SlurmConfig
@@ -20,9 +21,10 @@ from benchmarks.study.reading import study_from
 from benchmarks.study.resources import Resources, resources_of
 from benchmarks.study.state import StepRecord, write_record
 from benchmarks.study.steps import Step, time_left
+from benchmarks.study.worked_out import worked_out
 from clips.artifact import write_file
-from clips.commandline.commands import to_yaml
 from clips.errors import UserError
+from clips.plain import to_yaml
 
 ENCODER = {"batch_size": 10, "optim": {}}
 

@@ -15,7 +15,7 @@ from benchmarks.study.estimates import estimate_steps
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import read_study
 from benchmarks.study.resources import resources_of
-from clips.commandline.commands import plain
+from clips.plain import plain
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("paper_retrieval", "paper_llava", "encoder_zoo")

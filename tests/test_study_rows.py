@@ -12,8 +12,8 @@ from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import study_from
 from benchmarks.study.record import NO_ENCODER, NO_LLAVA, NOT_ASKED
 from benchmarks.study.steps import Step
-from clips.commandline.commands import plain
 from clips.errors import UserError
+from clips.plain import plain
 
 
 def planned(**fields: object) -> Plan:

@@ -13,8 +13,8 @@ from benchmarks.study.grid import merged
 from benchmarks.study.plan import make_plan
 from benchmarks.study.reading import read_study, study_from
 from benchmarks.study.record import NOT_ASKED
-from clips.commandline.commands import plain
 from clips.errors import UserError
+from clips.plain import plain
 
 STUDIES = Path(__file__).parents[1] / "scripts" / "studies"
 

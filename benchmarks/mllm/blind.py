@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.mllm.items import Sample
 from benchmarks.outcome import Blind
 from benchmarks.results import CHANCE
 
-Sample = Mapping[str, Any]
 ALWAYS_YES = "always yes"
 _LETTERS = "abcd"
 

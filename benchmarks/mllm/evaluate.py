@@ -14,8 +14,9 @@ from benchmarks.catalogue import find
 from benchmarks.data.caption_sets import stamp
 from benchmarks.mllm.captioning import NEED_JAVA, java_works, tokenizer_name
 from benchmarks.mllm.fetched import RECORD, check_fetched
+from benchmarks.mllm.items import items_table
 from benchmarks.mllm.judge import Judge, judge_of
-from benchmarks.mllm.metrics import READERS, Reader, generic_reader, items_table
+from benchmarks.mllm.metrics import READERS, Reader, generic_reader
 from benchmarks.mllm.other_models import described
 from benchmarks.mllm.pictures import pictures_of
 from benchmarks.mllm.tasks import data_root, go_offline, keep_questions, load_task

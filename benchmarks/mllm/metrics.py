@@ -1,4 +1,4 @@
-"""From lmms-eval's samples to items, and how each task's metrics follow from them.
+"""How each task's metrics follow from lmms-eval's samples.
 
 A task listed in ``READERS`` has a function that adds the columns its metrics need; for any other task a metric is
 the mean of its per-sample numbers wherever that agrees with lmms-eval's own value.
@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from benchmarks.mllm import blind
 from benchmarks.mllm.captioning import PictureScores
+from benchmarks.mllm.items import Sample
 from benchmarks.outcome import Blind, MetricSpec
 from benchmarks.results import CHANCE
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Sample = Mapping[str, Any]
 _ORDERS = (1, 2, 3, 4)
 
 
@@ -351,61 +348,3 @@ def _number(value: Any) -> float:
     if isinstance(value, Mapping):
         value = value.get("score")
     return float(value) if isinstance(value, bool | int | float) else np.nan
-
-
-def items_table(
-    samples: Sequence[Sample], pictures: Mapping[int, Any], columns: Mapping[str, Any], score: str
-) -> pd.DataFrame:
-    """The items of a task.
-
-    Args:
-        samples: lmms-eval's logged samples.
-        pictures: question number → ``answering.Picture``.
-        columns: what the metrics need.
-        score: which of the columns is the item's score.
-    """
-    import pandas as pd
-
-    numbers = [sample["doc_id"] for sample in samples]
-    return pd.DataFrame(
-        {
-            "item": [str(number) for number in numbers],
-            "image": [pictures[number].name if number in pictures else str(number) for number in numbers],
-            "direction": "",
-            "category": [_text(_category(sample["doc"])) for sample in samples],
-            "question": [_question(sample) for sample in samples],
-            "prediction": [_text(sample["filtered_resps"][0]) for sample in samples],
-            "target": [_target(sample) for sample in samples],
-            "score": columns.get(score, np.full(len(samples), np.nan)),
-            "thumbnail": [pictures[number].thumbnail if number in pictures else None for number in numbers],
-            **columns,
-        }
-    )
-
-
-def _question(sample: Sample) -> str:
-    asked = sample["doc"].get("question")
-    return asked.strip() if isinstance(asked, str) else _text(sample["arguments"][0])
-
-
-def _target(sample: Sample) -> str:
-    """What was expected; VQA tasks list people's answers in the row, where the task's own target names a column."""
-    return _text(sample["doc"].get("answers") or sample["target"])
-
-
-def _category(doc: Mapping[str, Any]) -> Any:
-    """The task's own kind of question; GQA's is the structure of what is asked, the first of its ``types``."""
-    types = doc.get("types")
-    if isinstance(types, Mapping) and types.get("structural"):
-        return types["structural"]
-    return _first(doc, ("category", "question_type", "type", "capability", "data_type"))
-
-
-def _first(doc: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((doc[name] for name in names if doc.get(name) is not None), "")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " | ".join(dict.fromkeys(map(_text, value)))
-    return value.strip() if isinstance(value, str) else str(value)

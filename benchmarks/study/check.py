@@ -20,9 +20,10 @@ from benchmarks.study.programs import SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
 from clips.artifact import say
-from clips.commandline.commands import parse_config, plain, to_yaml
+from clips.commandline.parsing import parse_config
 from clips.data.files import expand
 from clips.errors import UserError
+from clips.plain import plain, to_yaml
 
 
 def check_files(steps: Iterable[Step], study: Study) -> None:

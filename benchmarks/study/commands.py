@@ -271,7 +271,8 @@ def plan_study(config: PlanConfig) -> None:
     from rich.text import Text
 
     from benchmarks.study.check import check_configs, check_files
-    from benchmarks.study.estimates import estimate_steps, in_all
+    from benchmarks.study.estimate import in_all
+    from benchmarks.study.estimates import estimate_steps
 
     keyed = resolve(config)
     study = keyed.plan.study

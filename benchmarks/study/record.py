@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.study.grid import FigureSpec
 from clips.artifact import write_file
-from clips.commandline.commands import plain
 from clips.errors import UserError
+from clips.plain import plain
 from clips.secrets import without_secrets
 
 RECORD_FILE = "study.json"

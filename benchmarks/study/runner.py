@@ -37,8 +37,8 @@ from benchmarks.study.state import (
 )
 from benchmarks.study.steps import Step, in_order
 from clips.artifact import git_state, versions, write_file
-from clips.commandline.commands import to_yaml
 from clips.errors import UserError
+from clips.plain import to_yaml
 
 LOG_TAIL_LINES = 20
 _POLL_SECONDS = 0.1

@@ -21,8 +21,8 @@ from typing import Any, Literal
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
 from clips.artifact import STAGES, UNIQUE, lexical, write_file
-from clips.commandline.commands import plain
 from clips.data.files import expand
+from clips.plain import plain
 
 RECORD = "step.json"
 LOG = "log.txt"

@@ -21,10 +21,10 @@ from benchmarks.data.source import CaptionSource, OnDisk
 from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
 from benchmarks.wording import duration
 from clips.artifact import say, write_file
-from clips.commandline.commands import plain
 from clips.data.sources.base import SourceConfig
 from clips.data.unpacking import unpacked
 from clips.errors import UserError
+from clips.plain import plain
 
 _THREADS = 2
 _BLOCK = 4096  # training pictures compared at once

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from clips.artifact import write_file
-from clips.commandline.commands import parse_config
+from clips.commandline.parsing import parse_config
 from clips.planning.config import PlanConfig
 from clips.training.config import TrainConfig
 

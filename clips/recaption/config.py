@@ -7,9 +7,9 @@ import os
 import re
 from typing import Any, Literal
 
-from clips.commandline.commands import plain
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.plain import plain
 
 WEB = "{web}"
 _PART = re.compile(r"(\d+)/(\d+)")

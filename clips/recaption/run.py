@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from clips.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
-from clips.commandline.commands import difference
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.plain import difference
 from clips.recaption.cleaning import fitting
 from clips.recaption.config import WEB, RecaptionConfig
 from clips.recaption.finish import complete, note_model

@@ -26,10 +26,10 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from clips.artifact import file_hash, write_file, writing
-from clips.commandline.commands import plain, to_yaml
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 from clips.parallel.processes import Processes, gather_objects
+from clips.plain import plain, to_yaml
 from clips.secrets import without_secrets
 from clips.training.standing import CHECKPOINTS, CONFIG, LOOP, LoopState, checkpoints
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from clips.artifact import MANIFEST, read_manifest, write_file, writing
-from clips.commandline.commands import difference, leaves, plain, to_yaml
 from clips.errors import UserError
+from clips.plain import difference, leaves, plain, to_yaml
 from clips.secrets import alike, without_secrets
 from clips.training.free import FREE, FREE_OF_SOURCES
 from clips.training.standing import CONFIG, checkpoints, read_loop

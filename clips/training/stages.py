@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, STAGES, read_manifest
-from clips.commandline.commands import from_plain, plain
+from clips.commandline.parsing import from_plain
 from clips.errors import UserError
+from clips.plain import plain
 from clips.training.config import TrainConfig
 
 _LENGTHS = ("steps", "samples", "epochs")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clips.artifact import write_file
-from clips.commandline.commands import leaves
 from clips.errors import UserError
+from clips.plain import leaves
 from clips.secrets import without_secrets
 
 _WANDB_RUN = ".wandb-run"  # beside metrics.jsonl: the run that a training which goes on belongs to

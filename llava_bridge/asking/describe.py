@@ -22,9 +22,9 @@ from typing import Any, TextIO
 from PIL import Image
 
 from clips.artifact import directory_hash, say, write_file, writing
-from clips.commandline.commands import difference
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.plain import difference
 from clips.references import model_directory
 from llava_bridge.asking.directory import llava_directory
 from llava_bridge.pictures import find_pictures, open_picture

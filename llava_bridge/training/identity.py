@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
-from clips.commandline.commands import difference, leaves, plain
 from clips.data.tars import read_span
 from clips.errors import UserError
+from clips.plain import difference, leaves, plain
 from clips.references import is_on_hub, model_directory
 from clips.secrets import without_secrets
 from llava_bridge.data.files import named_files

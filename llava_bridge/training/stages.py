@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import artifact_directory, write_file, write_manifest
-from clips.commandline.commands import difference
 from clips.commandline.stopping import stop_requests
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.plain import difference
 from llava_bridge.data import read_samples
 from llava_bridge.data.mixture import refuse_missing
 from llava_bridge.training.config import TrainConfig

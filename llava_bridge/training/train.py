@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 
 from clips.artifact import write_file
-from clips.commandline.commands import to_yaml
+from clips.plain import to_yaml
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.identity import is_finished
 from llava_bridge.training.launch import answers_for_run, hand_over_errors, launch, launched_processes, report

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.study.executors.base import Ended, Spent
 from clips.artifact import partial_beside, write_file
-from clips.commandline.commands import plain
+from clips.plain import plain
 
 _NOBODY = "nobody"
 

@@ -1,0 +1,54 @@
+"""Configs and records as plain data: what JSON and YAML can hold, and how two of them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clips.secrets import alike
+
+
+def plain(value: Any) -> Any:
+    """``value`` with dataclasses as dicts, tuples as lists and paths as text: what JSON and YAML can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_yaml(config: Any) -> str:
+    """A config dataclass as the YAML text that ``--config`` reads back."""
+    import yaml
+
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested plain data."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any], *, masked: bool = True) -> str | None:
+    """How two mappings differ, in words: the first name with both values, and how many more; None if they do not.
+
+    Args:
+        there: as recorded.
+        here: as it is now.
+        masked: whether secrets were taken out of either: ``***`` then stands for any.
+    """
+    same = alike if masked else operator.eq
+    differing = sorted(name for name in there.keys() | here.keys() if not same(there.get(name), here.get(name)))
+    if not differing:
+        return None
+    name, more = differing[0], f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+    return f"{name} is {there.get(name)!r} there and {here.get(name)!r} now{more}"
