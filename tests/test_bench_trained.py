@@ -221,11 +221,12 @@ def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch):
         assert settings["align.steps"].text == settings["encoder.steps"].text == "6"
     monkeypatch.chdir(tmp_path / "moved/results/one")
     assert training_of(read_result(Path("../one/gqa.json"))).settings == settings
-    assert (
-        trace(read_result(Path("../one/gqa.json")), check=False)
-        .made_from[0]
-        .title.startswith(f"model: {tmp_path}/moved")
-    )
+    for folder in (tmp_path / "moved/results", tmp_path):
+        monkeypatch.chdir(folder)
+        (model,) = trace(read_result(tmp_path / "moved/results/one/gqa.json")).made_from
+        assert model.title.startswith(f"model: {tmp_path}/moved/llava/one")
+        assert model.made_from[0].title.startswith(f"encoder: {tmp_path}/moved/encoders/eyes")
+        assert "CHANGED" not in model.title + model.made_from[0].title
 
 
 def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):

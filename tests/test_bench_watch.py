@@ -79,6 +79,29 @@ def test_a_running_training_tells_its_numbers(study: Path) -> None:
     assert files(study) == before
 
 
+def test_time_left_knows_the_executor_and_that_steps_wait_for_their_parents(study: Path) -> None:
+    file, last = study / "study.json", "evaluate-llava-net-tiny-s0"
+    content = json.loads(file.read_text())
+
+    def left(share: float, *parents: str) -> float:
+        steps = {name: step | {"share": {"jobs": share}} for name, step in content["steps"].items()}
+        steps[last]["parents"] = parents
+        file.write_text(json.dumps(content | {"steps": steps}))
+        return snapshot(study).left or 0.0
+
+    one_by_one = left(1.0)
+    assert one_by_one > 20  # which is what is left of the training
+    assert left(0.5) == max(20, one_by_one / 2)
+    assert left(0.5, STEP) == one_by_one
+
+
+def test_the_time_of_a_step_that_goes_on_is_that_of_all_its_runs(study: Path) -> None:
+    record = read_record(study, STEP)
+    assert record is not None
+    write_record(study, dataclasses.replace(record, seconds=1000.0, earlier=1000.0))
+    assert 1069 < seen(study).seconds < 1090
+
+
 def test_the_screen_has_it_all_and_nothing_raw(study: Path) -> None:
     text = text_of(view(snapshot(study)))
     line = next(line for line in text.splitlines() if line.startswith(STEP))

@@ -56,7 +56,7 @@ def test_chance_of_many_answers_is_not_rounded_to_nothing(tmp_path):
 
 
 def test_a_way_that_gives_less_than_guessing_is_not_shown(tmp_path):
-    assert "always yes" not in rendered(report(tmp_path, {"clip": 0.4}, chance=0.5, yes=0.5), "html")
+    assert "always yes" not in rendered(report(tmp_path, {"clip": 0.4}, chance=0.5, yes=0.4), "html")
 
 
 def test_a_way_that_gives_more_by_rounding_alone_is_not_shown(tmp_path):

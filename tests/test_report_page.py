@@ -19,7 +19,8 @@ from benchmarks.report.page import render_page
 from benchmarks.report.reproduce import reproduction
 from benchmarks.report.sections import SECTIONS
 from benchmarks.report.source import NO_RECORDS, Gap, read_source
-from benchmarks.report.timing import without_pauses
+from benchmarks.report.timing import step_timing, without_pauses
+from benchmarks.study.state import StepRecord
 from clips.errors import UserError
 
 
@@ -173,6 +174,16 @@ def test_pauses_between_runs_are_cut():
     starts, end = without_pauses([(100.0, 110.0), (105.0, 120.0), (5000.0, 5010.0), (9000.0, 9001.0)])
     assert starts == [0.0, 5.0, 20.0, 30.0]
     assert end == 31.0
+
+
+def test_a_step_that_went_on_is_drawn_before_what_waited_for_it():
+    parent = StepRecord(name="data", kind="data", command="", key="", outcome="done", started=0.0, seconds=100.0)
+    went_on = dataclasses.replace(parent, name="encoder", started=90_000.0, seconds=300.0, earlier=200.0)
+    child = dataclasses.replace(parent, name="llava", started=90_100.0, seconds=100.0)
+    timing = step_timing([parent, went_on, child])
+    assert timing is not None
+    assert [(bar.left, bar.width) for bar in timing.bars] == [(0, 20), (20, 60), (80, 20)]
+    assert timing.wall == timing.work == "8 min 20 s"
 
 
 def test_texts_of_any_length_are_cut(tmp_path):

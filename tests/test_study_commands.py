@@ -281,7 +281,12 @@ def test_progress_in_a_terminal_shows_states_and_time_left(tmp_path):
         assert progress.left() == 0  # it took longer than the last time
         progress.changed(steps[1], "waiting", None)
         assert progress.left() == 20
-    assert "about 20 s left" in text.getvalue()
+        going_on = dataclasses.replace(ended, started=time.time(), seconds=15, earlier=15)
+        progress.changed(steps[0], "running", going_on)
+        assert progress.left() == 20
+        progress.changed(steps[1], "done", ended)
+        assert progress.left() == pytest.approx(5, abs=1)
+    assert "about 5 s left" in text.getvalue()
     assert "running" in text.getvalue()
 
 

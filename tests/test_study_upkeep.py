@@ -26,11 +26,12 @@ def records(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "out/steps").glob("*/step.json")}
 
 
-def test_chosen_steps_run_again_with_what_depends_on_them(tmp_path, capsys):
+@pytest.mark.parametrize("chosen", [{"steps": ("encoder-clips-*",)}, {"only": ("clips",)}])
+def test_chosen_steps_run_again_with_what_depends_on_them_and_without_what_others_share(chosen, tmp_path, capsys):
     config = write_study(tmp_path)
     run_study(config)
     before = records(tmp_path)
-    rerun(RerunConfig(study=config.study, steps=("encoder-clips-*",), check=False))
+    rerun(RerunConfig(study=config.study, check=False, **chosen))
     assert ran(tmp_path, before) == {
         "encoder-clips-s0",
         "evaluate-encoder-clips-s0",
@@ -41,19 +42,9 @@ def test_chosen_steps_run_again_with_what_depends_on_them(tmp_path, capsys):
     assert "again encoder-clips-s0, " in capsys.readouterr().err
 
 
-def test_the_steps_of_a_row_run_again_without_what_others_share(tmp_path):
-    config = write_study(tmp_path)
-    run_study(config)
-    before = records(tmp_path)
-    rerun(RerunConfig(study=config.study, only=("clips",), check=False))
-    assert ran(tmp_path, before) == {
-        "encoder-clips-s0",
-        "evaluate-encoder-clips-s0",
-        "llava-clips-tiny-s0",
-        "evaluate-llava-clips-tiny-s0",
-    }
+def test_rerun_wants_to_be_told_what():
     with pytest.raises(UserError, match=r"^steps: expected names of steps, or 'only'"):
-        RerunConfig(study=config.study)
+        RerunConfig(study="study.yaml")
 
 
 def test_what_models_gave_is_forgotten_with_their_evaluation(tmp_path):

@@ -75,13 +75,10 @@ def outcome(
     for name, (spec, values) in (extra or {}).items():
         items[spec.columns[0]] = values
         specs[name] = spec
+    blind = {CHANCE: _guessed(pairs)}
     first = "accuracy_of_kinds" if pairs.by_kinds and "accuracy_of_kinds" in specs else "accuracy"
     return Outcome(
-        metrics={
-            name: measure(items, spec, blind={CHANCE: _guessed(pairs)})
-            for name, spec in specs.items()
-            if name not in absent
-        },
+        metrics={name: measure(items, spec, blind=blind) for name, spec in specs.items() if name not in absent},
         primary=tuple(name for name in (first, "text_score", *_GROUPS) if name in specs and name not in absent),
         absent=absent,
         protocol=protocol,
@@ -147,17 +144,16 @@ def _specs(pairs: PairSet) -> dict[str, MetricSpec]:
         specs[f"{name}_of_kinds"] = MetricSpec(
             label=f"{label}, mean of kinds", formula="mean_of_group_means", columns=("score", "averaged")
         )
-    kinds = _kinds(pairs)
-    if len(kinds) <= _MOST_KINDS:
-        specs |= {
-            f"{name}_{kind}": MetricSpec(label=f"{label}, {kind.replace('_', ' ')}", columns=(f"score_{kind}",))
-            for kind in kinds
-        }
-    return specs
+    return specs | {
+        f"{name}_{kind}": MetricSpec(label=f"{label}, {kind.replace('_', ' ')}", columns=(f"score_{kind}",))
+        for kind in _kinds(pairs)
+    }
 
 
 def _kinds(pairs: PairSet) -> list[str]:
-    return sorted({case.kind for case in pairs.cases if case.kind})
+    """Those that have a metric of their own."""
+    kinds = sorted({case.kind for case in pairs.cases if case.kind})
+    return kinds if len(kinds) <= _MOST_KINDS else []
 
 
 def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> pd.DataFrame:
@@ -186,9 +182,8 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     )
     if compared:
         items["image_score"], items["group_score"] = won[:, 1], won[:, 2]
-    if len(_kinds(pairs)) <= _MOST_KINDS:
-        for kind in _kinds(pairs):
-            items[f"score_{kind}"] = items["score"].where(items["category"] == kind)
+    for kind in _kinds(pairs):
+        items[f"score_{kind}"] = items["score"].where(items["category"] == kind)
     return items
 
 

@@ -46,8 +46,9 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
     if not row.processes.is_main:
         return None
     items, places = _items(row, data, texts)
+    blind = {CHANCE: _guessed(items)}
     return Outcome(
-        metrics={name: measure(items, spec, blind={CHANCE: _guessed(items)}) for name, spec in METRICS.items()},
+        metrics={name: measure(items, spec, blind=blind) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol={
             "task": "pointing by the similarity of a phrase with each place of a picture",

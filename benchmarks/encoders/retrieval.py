@@ -61,8 +61,9 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     images = image_vectors(row, captions.open, captions.images, captions.pictures_hash)
     texts = text_vectors(row, captions.texts)
     items = items_of(captions, ranks(images, texts, captions.pairs, row.processes))
+    blind = {CHANCE: hits(guessed(captions))}
     return Outcome(
-        metrics={name: measure(items, spec, blind={CHANCE: hits(guessed(captions))}) for name, spec in METRICS.items()},
+        metrics={name: measure(items, spec, blind=blind) for name, spec in METRICS.items()},
         primary=PRIMARY,
         protocol=protocol_of(captions, config) | row.encoder.how | computed_by(row.encoder),
         items=with_found(items, captions, images, texts),

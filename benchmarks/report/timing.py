@@ -1,4 +1,7 @@
-"""How long each step took, as bars on one time axis from which the pauses between runs are cut."""
+"""How long each step took, as bars on one time axis from which the pauses between runs are cut.
+
+A step that went on after interruptions is drawn as though it had run at one go up to its end.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ def step_timing(records: Sequence[StepRecord]) -> Timing | None:
     """The bars of the steps that ran; None where none did."""
     if not records:
         return None
-    spans = [(record.started, record.started + record.seconds) for record in records]
+    begins = [record.started - record.earlier for record in records]
+    spans = [(begin, begin + record.seconds) for begin, record in zip(begins, records, strict=True)]
     starts, end = without_pauses(spans)
     bars = tuple(
         Bar(

@@ -215,6 +215,7 @@ def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
             command=command_line(step, keyed.output, keyed.resources[step.name]),
             key=keyed.keys[step.name].key,
             parents=step.parents,
+            share=keyed.shares[step.name],
         )
         for step in keyed.plan.steps
     }

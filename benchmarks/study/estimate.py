@@ -59,7 +59,7 @@ def in_all(estimates: Mapping[str, Estimate], steps: Sequence[Step], shares: Map
     kept = [one.disk for one in known if one.disk is not None]
     more = max([one.most - (one.disk or 0) for one in known if one.most is not None], default=0.0)
     parts = [f"in all about {duration(sum(seconds))} of steps" if seconds else "in all: time unknown"]
-    if least < sum(seconds):
+    if least < 0.99 * sum(seconds):  # not by rounding alone
         parts.append(f"side by side not less than {duration(least)}")
     parts += [f"{sum(hours):,.3g} GPU hours"] if hours else []
     parts += [f"at most {size(max(memory))} memory at once in a step"] if memory else []

@@ -10,11 +10,11 @@ from benchmarks.config import BenchmarkConfig
 from benchmarks.encoders.prompts import prompts
 from benchmarks.listing import KNOWN
 
-_PER_PAIR = 2  # captions of an item of a compositional benchmark
-
 
 def read_by_encoder(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """Pictures and texts of a benchmark; None where nobody published how many there are, or not of this part.
+
+    Items of compositional benchmarks share pictures, and how many differ is not published.
 
     Data that anybody may bring are those of the published set that the column is called by: ``imagenet1k`` is
     ImageNet-1k, ``coco_mini`` is not COCO.
@@ -24,15 +24,11 @@ def read_by_encoder(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """
     limit = settings.get("limit")
     uses = settings.get("uses") or settings["name"]
-    entry = find(uses)
-    if entry.kind == "choice" and entry.items is not None:
-        items = min(limit or entry.items, entry.items)
-        return items, _PER_PAIR * items
     data = next((each for each in KNOWN.get(uses, ()) if _plain(each.name) == _plain(settings["name"])), None)
     if data is None or data.texts is None or settings.get("split", BenchmarkConfig.split) != BenchmarkConfig.split:
         return None
     pictures = min(limit or data.items, data.items)
-    texts = _texts(settings, data.texts, pictures, entry.kind)
+    texts = _texts(settings, data.texts, pictures, find(uses).kind)
     return None if texts is None else (pictures, texts)
 
 

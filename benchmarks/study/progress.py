@@ -129,7 +129,7 @@ class Progress(Observer):
         record = self.records.get(name)
         if record is None:
             return 0.0
-        return time.time() - record.started if self.states[name] == "running" else record.seconds
+        return record.earlier + time.time() - record.started if self.states[name] == "running" else record.seconds
 
     def _say(self, step: Step, outcome: str, record: StepRecord | None) -> None:
         ended = sum(state in {"present", "done", "failed", "blocked"} for state in self.states.values())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.grid import FigureSpec
+from benchmarks.study.steps import Share
 from clips.artifact import write_file
 from clips.errors import UserError
 from clips.plain import plain
@@ -69,12 +70,13 @@ class RowRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """One step as planned: what it makes, its command, key and parents."""
+    """One step as planned: what it makes, its command, key and parents, and how much of the executor it takes."""
 
     kind: str
     command: str
     key: str
     parents: tuple[str, ...] = ()
+    share: Share = field(default_factory=lambda: {"jobs": 1.0})
 
 
 @dataclass(frozen=True, kw_only=True)

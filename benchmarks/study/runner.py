@@ -204,6 +204,7 @@ class _State:
             outcome="queued" if self.executor.queues else "running",
             started=time.time(),
             seconds=before.seconds if goes_on and before else 0.0,
+            earlier=before.seconds if goes_on and before else 0.0,
             energy_wh=before.energy_wh if goes_on and before else {},
             parts=key.parts,
             outputs=key.outputs,

@@ -46,6 +46,7 @@ class StepRecord:
         started: when it began, seconds since the epoch.
         seconds: wall time over all runs that went on from what an interrupted, killed or failed one left, theirs
             included, and with it what was lost and done again. Noted every half minute while it runs.
+        earlier: of ``seconds`` those before ``started``.
         peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
         exit_status: of the command; None while running or when it was killed by the runner.
         log_tail: the last lines of its log, where it failed.
@@ -66,6 +67,7 @@ class StepRecord:
     outcome: Outcome
     started: float
     seconds: float = 0.0
+    earlier: float = 0.0
     peak_memory_mb: float | None = None
     exit_status: int | None = None
     log_tail: tuple[str, ...] = ()

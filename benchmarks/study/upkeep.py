@@ -86,8 +86,6 @@ def _matching(steps: Sequence[Step], patterns: Iterable[str]) -> set[str]:
         if not matched:
             raise suggest(pattern, names, "step in 'steps'")
         found |= set(matched)
-    if not found:
-        raise UserError("steps: expected at least one")
     return found
 
 

@@ -97,7 +97,8 @@ def _artifact(
     name: str, described: Mapping[str, str], study: Path, *, check: bool, seen: frozenset[str] = frozenset()
 ) -> Node:
     """What lies at a path, and what its manifest says that it was made from."""
-    path = str(described.get("path", "")) and str(found_today(str(described["path"]), study))
+    digest = str(described.get("hash") or "")
+    path = str(described.get("path", "")) and str(found_today(str(described["path"]), study, digest))
     title = f"{name}: {path} ({_short(str(described.get('hash', '')))})"
     directory = Path(path)
     if not path or not directory.exists():
@@ -169,7 +170,7 @@ def _sources(data: Mapping[str, Any], study: Path, *, check: bool) -> Iterator[N
 def _source(name: str, described: Mapping[str, Any], study: Path, *, check: bool) -> Node:
     path = found_today(str(described["path"]), study)
     facts = [f"{key} {value}" for key, value in described.items() if isinstance(value, int | str)]
-    rest = [fact for fact in facts if not fact.startswith(("path ", "hash "))]
+    rest = [fact for fact in facts if not fact.startswith(("path ", "hash ", "directory_hash "))]
     said = f"{name}: {path}" + (f" ({_short(str(described['hash']))})" if described.get("hash") else "")
     if not path.exists():
         return Node(f"{said}, not on this machine", [", ".join(rest)] if rest else [])

@@ -16,7 +16,7 @@ from benchmarks.study.reading import read_study
 from benchmarks.study.record import RECORD_FILE, StepPlan, read_study_record
 from benchmarks.study.runner import log_tail
 from benchmarks.study.state import CONFIG, StepRecord, read_record, step_directory
-from benchmarks.study.steps import Step
+from benchmarks.study.steps import Step, time_left
 from clips.artifact import MANIFEST
 from clips.errors import UserError
 from clips.training.runlog import METRICS
@@ -147,12 +147,13 @@ def _study(directory: Path) -> Snapshot:
     alive = runner_lives(directory)
     watched = [_step(directory, step, study.steps[step.name], estimates, alive) for step in steps]
     open_steps = [(step, seen) for step, seen in zip(steps, watched, strict=True) if seen.state in _OPEN]
-    guesses = [seen.left if seen.left is not None else estimates.seconds(step) for step, seen in open_steps]
-    known = [guess for guess in guesses if guess is not None]
+    guesses = {step.name: seen.left if seen.left is not None else estimates.seconds(step) for step, seen in open_steps}
+    known = {name: guess for name, guess in guesses.items() if guess is not None}
+    shares = {name: plan.share for name, plan in study.steps.items()}
     return Snapshot(
         title=study.title,
         steps=tuple(watched),
-        left=sum(known) if len(known) == len(guesses) else None,
+        left=time_left(steps, known, shares) if len(known) == len(guesses) else None,
         goes_on=any(seen.state in (_OPEN if alive else _OPEN - {"waiting"}) for seen in watched),
     )
 
@@ -161,7 +162,7 @@ _OPEN = {"waiting", "queued", "running"}
 
 
 def _as_step(name: str, plan: StepPlan) -> Step:
-    return Step(name=name, kind=plan.kind, command=(), config={}, outputs=())  # type: ignore[arg-type]
+    return Step(name=name, kind=plan.kind, command=(), config={}, outputs=(), parents=plan.parents)  # type: ignore[arg-type]
 
 
 def _step(directory: Path, step: Step, plan: StepPlan, estimates: Estimates, alive: bool) -> Watched:
@@ -193,7 +194,7 @@ def _running(directory: Path, step: Step, record: StepRecord, estimates: Estimat
     training = _training(_output(directory, step.name))
     if training is not None and done is not None:
         done = max(done, training.step)
-    elapsed = time.time() - record.started
+    elapsed = record.earlier + time.time() - record.started
     guess = estimates.seconds(step)
     left = _left(training, done, total)
     return Watched(
