@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ _WEIGHS = re.compile(
     r"|model\.pretrained|model\.pretrained_trunk|new_llm\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
+MAY_COME_OF_IT = "A difference between the numbers may come of that."
 _DIGITS = 12  # of a hash
 _NOWHERE = "is no directory on this machine"
 
@@ -137,7 +139,7 @@ class Apart:
         """The sentence that warns of an unfair comparison, where it is one."""
         if not self.uneven:
             return []
-        return [f"Not trained alike: {'; '.join(self.uneven)}. A difference between the numbers may come of that."]
+        return [f"Not trained alike: {'; '.join(self.uneven)}. {MAY_COME_OF_IT}"]
 
 
 def apart(first: Training, second: Training) -> Apart:
@@ -236,16 +238,12 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
     import yaml
 
     for place in _places(path, study):
-        record = record_behind(place)
-        if record is not None and record.kind in _MODELS:
-            for root in list(lexical(place).parents)[:3]:
-                file = step_directory(root, record.name) / CONFIG
-                if file.is_file():
-                    try:
-                        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-                    except (yaml.YAMLError, OSError, UnicodeDecodeError):
-                        continue
-                    return {"kind": record.kind, "config": config}
+        found = record_behind(place)
+        if found is not None and found[1].kind in _MODELS:
+            root, record = found
+            with contextlib.suppress(yaml.YAMLError, OSError, UnicodeDecodeError):
+                config = yaml.safe_load((step_directory(root, record.name) / CONFIG).read_text(encoding="utf-8"))
+                return {"kind": record.kind, "config": config}
     return None
 
 

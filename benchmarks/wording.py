@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from clips.visible import visible as visible  # where the wording of a report is looked for
 
@@ -69,6 +69,11 @@ def margin(cell: Cell) -> str:
     return f"+{number(above, enough(above, places))}/\N{MINUS SIGN}{number(below, enough(below, places))}"
 
 
+def score(cell: Cell) -> str:
+    """A cell's value with its interval."""
+    return f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
+
+
 def ends(cell: Cell) -> str:
     """The 95 % interval by its ends, ``51.0 – 57.6``; empty without one."""
     if cell.low is None or cell.high is None:
@@ -110,6 +115,22 @@ def gap_words(cell: Cell) -> str:
 def listed(words: Sequence[str]) -> str:
     """``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def finite(value: float | None) -> float | None:
+    """``value`` where it is a number to be written down; None of an infinite one and of none."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def commit(git: Mapping[str, Any]) -> str:
+    """A commit in short, and whether there were changes besides; empty where none is recorded."""
+    return str(git["commit"])[:12] + (" (changed)" if git.get("dirty") else "") if git.get("commit") else ""
+
+
+def rows_named(names: Sequence[str]) -> str:
+    """``a, b and c``, or the first of many and ``4 other rows``."""
+    more = len(names) - _MOST_NAMED
+    return listed(names) if more < 2 else f"{', '.join(names[:_MOST_NAMED])} and {more} other rows"
 
 
 def counted(words: Sequence[str], what: str) -> str:

@@ -27,10 +27,14 @@ def make_model(directory: Path, **details: Any) -> Path:
     return directory
 
 
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
 def put_own(results: Path, model: Path, benchmark: str, **changes: Any) -> None:
     """A result of ``model``."""
     path = put_result(results, "row", benchmark, items_table(0.5, benchmark=benchmark), model=model)
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    edit(path, **changes)
 
 
 @pytest.fixture
@@ -109,10 +113,6 @@ def test_a_broken_card_is_one_line(model: Path) -> None:
 def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"manifest\.json: missing"):
         card(CardConfig(directory=str(tmp_path), results=str(tmp_path)))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(

@@ -75,10 +75,11 @@ def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int
 def put_row(results: Path, model: Path | str, benchmark: str = "gqa", digest: str | None = None) -> Path:
     """A result of a model, in a row of its name."""
     name = Path(model).name
-    path = put_result(results, name, benchmark, items_table(0.1 * len(name), benchmark=benchmark))
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["model"] = {"path": str(model), "hash": digest or directory_hash(model)}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    items = items_table(0.1 * len(name), benchmark=benchmark)
+    path = put_result(results, name, benchmark, items, model=None if digest else Path(model))
+    if digest:
+        described = {"model": {"path": str(model), "hash": digest}}
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | described), encoding="utf-8")
     return path
 
 

@@ -130,7 +130,7 @@ def test_no_label_lies_on_another_or_on_a_point(legend):
     covered = [1 for box in boxes for point in points if box.contains(*point)]
     assert (overlaps, covered) == ([], [])
     inside = axes.get_window_extent()
-    assert all(inside.containsx(box.x0) and inside.containsy(box.y1) for box in boxes)
+    assert all(inside.contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
 def test_labels_are_placed_the_same_every_time_in_every_format():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.data.caption_sets import CaptionSet, caption_set_of
 from benchmarks.encoders.recall import CUTS, ranks
-from benchmarks.encoders.retrieval import ARROWS, PRIMARY, captions_per_picture, guessed, items_of, protocol_of
+from benchmarks.encoders.retrieval import ARROWS, PRIMARY, captions_per_picture, guessed, hits, items_of, protocol_of
 from benchmarks.outcome import MetricSpec, Outcome, measure
 from benchmarks.protocol import Entries
 from benchmarks.results import CHANCE
@@ -37,9 +37,8 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
         found = ranks(images, text_vectors(row, captions.texts), captions.pairs, row.processes)
         tables[language] = items_of(captions, found, with_thumbnails=captions is first).set_index("item")
     items = _join(tables)
-    guesses = {name: items_of(each, guessed(each), with_thumbnails=False) for name, each in sets.items()}
-    by_chance = _join({name: table.set_index("item") for name, table in guesses.items()})[_columns(list(sets))]
-    blind = {CHANCE: {name: by_chance[name].to_numpy() for name in by_chance}}
+    by_chance = _join({name: table.assign(**hits(guessed(sets[name]))) for name, table in tables.items()})
+    blind = {CHANCE: {name: by_chance[name].to_numpy() for name in _columns(list(sets), *_hit_columns())}}
     return Outcome(
         metrics={name: measure(items, spec, blind=blind) for name, spec in _specs(list(sets)).items()},
         primary=PRIMARY,
@@ -88,23 +87,19 @@ def _hit_columns() -> list[str]:
     return [f"{direction}_r{k}" for direction in ARROWS for k in CUTS]
 
 
-def _columns(languages: list[str]) -> list[str]:
-    return [f"{name}_{language}" for name in _hit_columns() for language in languages]
+def _columns(languages: list[str], *names: str) -> tuple[str, ...]:
+    return tuple(f"{name}_{language}" for name in names for language in languages)
 
 
 def _specs(languages: list[str]) -> dict[str, MetricSpec]:
     """The means over languages, then every language's R@1."""
-
-    def columns(*names: str) -> tuple[str, ...]:
-        return tuple(f"{name}_{language}" for name in names for language in languages)
-
     means = {
-        f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=columns(f"{direction}_r{k}"))
+        f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=_columns(languages, f"{direction}_r{k}"))
         for direction, arrow in ARROWS.items()
         for k in CUTS
     }
-    means["mean_r1"] = MetricSpec(label="mean R@1", columns=columns("i2t_r1", "t2i_r1"))
-    means["mean_recall"] = MetricSpec(label="mean recall", columns=columns(*_hit_columns()))
+    means["mean_r1"] = MetricSpec(label="mean R@1", columns=_columns(languages, "i2t_r1", "t2i_r1"))
+    means["mean_recall"] = MetricSpec(label="mean recall", columns=_columns(languages, *_hit_columns()))
     return means | {
         f"{direction}_r{k}_{language}": MetricSpec(
             label=f"{arrow} R@{k}, {language}", columns=(f"{direction}_r{k}_{language}",)

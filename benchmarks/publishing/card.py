@@ -16,7 +16,7 @@ from benchmarks.study.record import RECORD_FILE, read_study_record
 from benchmarks.trained import read_training
 from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
-from benchmarks.wording import decimals, duration, number
+from benchmarks.wording import commit, decimals, duration, number
 from clips.artifact import directory_hash, read_manifest, say, write_file
 from clips.errors import UserError, reason_of
 from clips.modelcard import MODEL_CARD
@@ -208,11 +208,10 @@ def facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> dict[str,
         training: the main settings of its training, in words.
     """
     stages = manifest.get("stages") or {}
-    named = [*(stages.items() if isinstance(stages, Mapping) else enumerate(stages, 1))]
-    losses = {f"{name}, loss at its end": stage.get("loss") for name, stage in named}
+    of_llava = stages if isinstance(stages, Mapping) else {}
+    losses = {f"{name}, loss at its end": stage.get("loss") for name, stage in of_llava.items()}
     git = manifest.get("git") or {}
-    commit = str(git.get("commit", ""))[:12]
-    seconds = _seconds(manifest, [stage for _, stage in named])
+    seconds = _seconds(manifest, [*of_llava.values()] if of_llava else [*stages])
     return {
         **({} if any(name.endswith("data") for name in training) else {"data": _NOT_STATED}),
         "seed": _NOT_STATED,
@@ -220,7 +219,7 @@ def facts(manifest: Mapping[str, Any], training: Mapping[str, str]) -> dict[str,
         **{name: f"{loss:.3f}" for name, loss in losses.items() if isinstance(loss, int | float)},
         "training time": duration(seconds) if isinstance(seconds, int | float) else _NOT_STATED,
         "licence of the weights": str(manifest.get("licence") or _NOT_STATED),
-        "suite": commit + (" (changed)" if git.get("dirty") else "") if commit else _NOT_STATED,
+        "suite": commit(git) or _NOT_STATED,
     }
 
 

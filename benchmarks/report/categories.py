@@ -24,7 +24,7 @@ from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import ReportSource, few_rows
 from benchmarks.report.table import Cell, Column, Delta, Table
 from benchmarks.results import Metric, Result, columns_of, read_items
-from benchmarks.wording import column_title, decimals, listed, margin, number, short_name
+from benchmarks.wording import column_title, decimals, listed, number, score, short_name
 
 MOST_KINDS = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
@@ -206,7 +206,7 @@ def _figure(table: Table, places: dict[str, int]) -> Figure:
 
 
 def _said(cell: Cell) -> str:
-    said = f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
+    said = score(cell)
     if cell.delta is None:
         return said
     sign = _SIGNS[direction(cell, cell.delta)]

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.figure import Figure, FigureSet, Key, Label, file_name
+from benchmarks.report.figure import MOST_NAMES, Figure, FigureSet, file_name, numbered
 from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
 from benchmarks.report.source import read_metrics
 from benchmarks.report.table import Cell, Column
 from benchmarks.study.record import RowRecord
-from benchmarks.wording import column_head, column_title, decimals, listed, margin, number
+from benchmarks.wording import column_head, column_title, listed, score
 from clips.artifact import STAGES, read_manifest
 from clips.errors import UserError
 
 _LOG_SCALE_FROM = 20
-_MOST_NAMES = 12
 _WORTH_A_FIGURE = 1.05
 _THOUSAND = 1000
 _LEAD = (
@@ -185,6 +184,7 @@ def _training(directory: Path, row: RowRecord, column: Column, report: Report) -
 
 def _figure(cost: Cost, column: Column, points: Sequence[Point]) -> Figure:
     front = [point.cell.row for point in points if point.front]
+    legend, labels = numbered([(point.colour, point.cell.row, point.cost, point.cell.value or 0.0) for point in points])
     return Figure(
         name=file_name("cost", cost.name, column.benchmark, column.metric),
         title=f"{column_head(column)} against {cost.title}",
@@ -193,22 +193,14 @@ def _figure(cost: Cost, column: Column, points: Sequence[Point]) -> Figure:
         plot=lambda axes, inks: _plot(points, axes, inks),
         x_label=cost.label,
         y_label=column.label,
-        legend=tuple(
-            Key(colour=point.colour, label=f"{point.colour + 1} {point.cell.row}")
-            for point in sorted(points, key=lambda each: each.colour)
-            if len(points) <= _MOST_NAMES
-        ),
-        labels=tuple(
-            Label(x=point.cost, y=point.cell.value or 0.0, text=str(point.colour + 1))
-            for point in points
-            if len(points) <= _MOST_NAMES
-        ),
+        legend=legend,
+        labels=labels,
         heads=("row", cost.label, column_title(column), "on the front"),
         rows=tuple(
             (
                 point.cell.row,
                 f"{point.cost:.3g}",
-                f"{number(point.cell.value, decimals(column))} {margin(point.cell)}".rstrip(),
+                score(point.cell),
                 "yes" if point.front else "no",
             )
             for point in points
@@ -229,7 +221,7 @@ def _plot(points: Sequence[Point], axes: Any, inks: Inks) -> None:
         drawstyle="steps-post",
     )
     for point in points:
-        colour = inks.series(point.colour) if len(points) <= _MOST_NAMES else inks["ink-soft"]
+        colour = inks.series(point.colour) if len(points) <= MOST_NAMES else inks["ink-soft"]
         if point.cell.low is not None:
             axes.vlines(point.cost, point.cell.low, point.cell.high, color=colour, linewidth=1.2, alpha=0.6)
         face = colour if point.front else inks["sheet"]

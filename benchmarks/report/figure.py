@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report.inks import Inks
+
+MOST_NAMES = 12
+"""How many points of a figure are told apart, by colour and number."""
 
 Plot = Callable[[Any, Inks], None]
 
@@ -32,6 +35,14 @@ class Label:
     x: float
     y: float
     text: str
+
+
+def numbered(points: Sequence[tuple[int, str, float, float]]) -> tuple[tuple[Key, ...], tuple[Label, ...]]:
+    """Legend and labels of points (place of the colour, name, x, y): numbers, told in the legend; of many none."""
+    if len(points) > MOST_NAMES:
+        return (), ()
+    keys = tuple(Key(colour=place, label=f"{place + 1} {name}") for place, name, _, _ in sorted(points))
+    return keys, tuple(Label(x=x, y=y, text=str(place + 1)) for place, _, x, y in points)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.inks import SERIES_COLOURS, Inks
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Table
-from benchmarks.wording import decimals, margin, number
+from benchmarks.wording import number, score
 
 _WHOLE = "whole"
 
@@ -78,7 +78,7 @@ def _cut(curve: LengthCurve) -> str:
 def _line(curve: LengthCurve, labels: Sequence[str]) -> tuple[str, ...]:
     name = f"{curve.name} ({'; '.join(curve.unlike)})" if curve.unlike else curve.name
     cells = [curve.points.get(label) for label in labels]
-    said = [f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip() if cell else "—" for cell in cells]
+    said = [score(cell) if cell else "—" for cell in cells]
     return (name, *said, _cut(curve))
 
 

@@ -12,18 +12,17 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from benchmarks.report.figure import Figure, FigureSet, Key, Label, file_name
+from benchmarks.report.figure import Figure, FigureSet, file_name, numbered
 from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Column
 from benchmarks.statistics import holm
-from benchmarks.wording import column_title, decimals, margin, number
+from benchmarks.wording import column_title, number, score
 
 FEWEST_ROWS = 4  # of a correlation
 _FEWEST_POINTS = 3  # of a figure: two always lie on a line
 _DRAWS = 9999  # scipy tries all orders where they are no more
 _Z95 = 1.959963984540054
-_MOST_NAMES = 12
 _HEADS = ("measures", "rows", "Spearman's ρ", "95 % interval", "corrected p", "Pearson's r", "95 % interval")
 
 
@@ -197,7 +196,9 @@ def _said(found: Correlation | None) -> tuple[str, str]:
 def _figure(report: Report, relation: Relation) -> Figure:
     x, y = (cell.column for cell in relation.pairs[0])
     places = {row.name: place for place, row in enumerate(report.table.rows)}
-    named = len(relation.pairs) <= _MOST_NAMES
+    legend, labels = numbered(
+        [(places[across.row], across.row, across.value or 0.0, up.value or 0.0) for across, up in relation.pairs]
+    )
     title, told = column_title(y), ""
     if relation.correlated:
         value, span = _said(relation.spearman)
@@ -207,26 +208,14 @@ def _figure(report: Report, relation: Relation) -> Figure:
         name=file_name("relation", x.benchmark, y.benchmark, relation.llm or "", relation.recipe or ""),
         title=title + (f", {relation.common}" if relation.common else ""),
         alt=f"Scatter plot of {column_title(y)} against {column_title(x)} over {len(relation.pairs)} rows{told}.",
-        plot=lambda axes, inks: _plot(relation, places if named else {}, axes, inks),
+        plot=lambda axes, inks: _plot(relation, places if legend else {}, axes, inks),
         x_label=column_title(x),
         y_label=y.label,
-        legend=tuple(
-            Key(colour=places[cell.row], label=f"{places[cell.row] + 1} {cell.row}")
-            for cell, _ in relation.pairs
-            if named
-        ),
-        labels=tuple(
-            Label(x=across.value or 0.0, y=up.value or 0.0, text=str(places[across.row] + 1))
-            for across, up in relation.pairs
-            if named
-        ),
+        legend=legend,
+        labels=labels,
         heads=("row", column_title(x), column_title(y)),
-        rows=tuple((across.row, _score(across), _score(up)) for across, up in relation.pairs),
+        rows=tuple((across.row, score(across), score(up)) for across, up in relation.pairs),
     )
-
-
-def _score(cell: Cell) -> str:
-    return f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
 
 
 def _plot(relation: Relation, places: dict[str, int], axes: Any, inks: Inks) -> None:

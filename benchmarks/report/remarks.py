@@ -11,8 +11,18 @@ from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
 from benchmarks.results import Result
 from benchmarks.study.record import NOT_ASKED
-from benchmarks.trained import Training, apart, training_of
-from benchmarks.wording import LONGEST_TEXT, column_title, counted, decimals, enough, listed, number, visible
+from benchmarks.trained import MAY_COME_OF_IT, Training, apart, training_of
+from benchmarks.wording import (
+    LONGEST_TEXT,
+    column_title,
+    counted,
+    decimals,
+    enough,
+    listed,
+    number,
+    rows_named,
+    visible,
+)
 
 SCENES_CAVEAT = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "
@@ -35,7 +45,6 @@ class Signs:
     differences: bool = False
 
 
-_MOST_NAMED = 6
 PAGE = Signs(best="bold, full mark", tied="open mark", differences=True)
 MARKDOWN = Signs(best="bold", tied="italics")
 LATEX = Signs(best="bold", tied="underlined")
@@ -165,9 +174,8 @@ def _about_training(source: ReportSource) -> list[str]:
     for what, (rows, others) in found.items():
         told.setdefault((tuple(rows), tuple(others)), []).append(what)
     return [
-        f"{_few([*rows])} {'were' if len(rows) > 1 else 'was'} not trained like {_few([*others])}: "
-        f"{'; '.join(what for what in whats if f'encoder.{what}' not in whats)}. "
-        "A difference between the numbers may come of that."
+        f"{rows_named([*rows])} {'were' if len(rows) > 1 else 'was'} not trained like {rows_named([*others])}: "
+        f"{'; '.join(what for what in whats if f'encoder.{what}' not in whats)}. " + MAY_COME_OF_IT
         for (rows, others), whats in told.items()
     ]
 
@@ -183,12 +191,7 @@ def _about_gaps(source: ReportSource, table: Table) -> list[str]:
     rows: dict[tuple[str, str], list[str]] = {}
     for (row, reason), benchmarks in places.items():
         rows.setdefault((listed([*benchmarks]), reason), []).append(row)
-    return [f"{_few(names)} on {on}: {reason.rstrip('.')}." for (on, reason), names in rows.items()]
-
-
-def _few(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return listed(names) if more < 2 else f"{', '.join(names[:_MOST_NAMED])} and {more} other rows"
+    return [f"{rows_named(names)} on {on}: {reason.rstrip('.')}." for (on, reason), names in rows.items()]
 
 
 def _about_protocols(source: ReportSource, table: Table) -> list[str]:

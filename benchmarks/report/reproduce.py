@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.report.source import ReportSource
 from benchmarks.results import Result
+from benchmarks.wording import commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def reproduction(source: ReportSource) -> Reproduction:
     results = [(name, row, result) for name in source.benchmarks for row, result in source.results(name).items()]
     versions = dict(study.versions) if study else dict(results[0][2].versions) if results else {}
     state = study.git if study else {}
-    git = {"commit": str(state["commit"]) + (" (changed)" if state.get("dirty") else "")} if state else {}
+    git = {"commit": commit(state)} if state else {}
     git |= _evaluated_by(result for *_, result in results)
     return Reproduction(
         command=f"clips-bench study run {study.file}" if study else "",
@@ -74,12 +75,8 @@ def reproduction(source: ReportSource) -> Reproduction:
 
 def _evaluated_by(results: Iterable[Result]) -> dict[str, str]:
     """The commits that made the results, each with how many: a study whose code has changed has results of several."""
-    made = Counter(
-        f"{str(result.git['commit'])[:12]}{' (changed)' if result.git.get('dirty') else ''}"
-        for result in results
-        if result.git.get("commit")
-    )
-    told = ", ".join(f"{commit} ({count} of {made.total()} results)" for commit, count in made.most_common())
+    made = Counter(commit(result.git) for result in results if result.git.get("commit"))
+    told = ", ".join(f"{code} ({count} of {made.total()} results)" for code, count in made.most_common())
     return {"evaluated by commit": told} if made else {}
 
 

@@ -19,7 +19,7 @@ from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
-from benchmarks.wording import column_title, decimals, margin, number
+from benchmarks.wording import column_title, decimals, number, score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ def _line(curve: SettingCurve, panel: SettingPanel) -> tuple[str, ...]:
 
 
 def _said(cell: Cell) -> str:
-    return f"{number(cell.value, decimals(cell.column))} {margin(cell)}".rstrip()
+    return score(cell)
 
 
 def _sloped(slope: Slope | None, column: Column) -> str:

@@ -102,14 +102,15 @@ def read_record(output: Path, name: str) -> StepRecord | None:
         return None
 
 
-def record_behind(made: Path) -> StepRecord | None:
-    """The record of the study's step that made a file or directory; None where no study did, or none is recorded."""
+def record_behind(made: Path) -> tuple[Path, StepRecord] | None:
+    """The study's directory and the record of its step that made a file or directory; None where no study did, or none
+    is recorded."""
     made = lexical(made)
     for root in list(made.parents)[:3]:
         for path in (root / "steps").glob(f"*/{RECORD}") if (root / "steps").is_dir() else ():
             record = read_record(root, path.parent.name)
             if record is not None and made.relative_to(root).as_posix() in record.made:
-                return record
+                return root, record
     return None
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.trust.comparison import Comparison, Line
 from benchmarks.trust.diff import column_of
-from benchmarks.wording import column_head, decimals, enough, number, span, visible
+from benchmarks.wording import column_head, decimals, enough, finite, number, span, visible
 from clips.visible import markdown_text, shown
 
 _INTERVAL = "95 % interval"
@@ -89,10 +88,10 @@ def as_fields(line: Line) -> dict[str, Any]:
         "value_a": line.first.value * scale,
         "value_b": line.second.value * scale,
         "difference": None if line.unlike else (line.first.value - line.second.value) * scale,
-        "low": found.low * scale if found and math.isfinite(found.low) else None,
-        "high": found.high * scale if found and math.isfinite(found.high) else None,
+        "low": finite(found.low * scale) if found else None,
+        "high": finite(found.high * scale) if found else None,
         "p_corrected": line.p_value if found else None,
-        "smallest_shown": found.smallest * scale if found and math.isfinite(found.smallest) else None,
+        "smallest_shown": finite(found.smallest * scale) if found else None,
         "items": line.first.n,
         "same_model": line.same_model,
         "unlike": "; ".join(line.unlike) or None,

@@ -145,9 +145,10 @@ def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _step(made: Path) -> Iterator[str]:
     """What the study's runner noted of the step that made it: command, time, memory, energy, and on what machine."""
-    record = record_behind(made)
-    if record is None:
+    found = record_behind(made)
+    if found is None:
         return
+    record = found[1]
     spent = [f"{record.seconds:,.0f} s"]
     if record.peak_memory_mb:
         spent.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks.report.source import Gap, ReportSource, out_of_date, read_source
 from benchmarks.results import Result
 from benchmarks.study.record import NOT_ASKED, RECORD_FILE
 from benchmarks.trust.rows import find_rows
+from benchmarks.wording import commit
 from clips.errors import UserError
 
 _LISTED = 4  # of what differs; more say less
@@ -83,16 +83,12 @@ def _facts(rows: Mapping[str, Mapping[str, Result]]) -> dict[str, str]:
         for name, version in result.versions.items():
             versions.setdefault(name, set()).add(version)
     days = sorted(result.created[:10] for result in results)
-    commits = sorted({_commit(result.git) for result in results})
+    commits = sorted({commit(result.git) or "not known" for result in results})
     return {
         "measured on": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
         "commit": ", ".join(commits),
         **{name: ", ".join(sorted(found)) for name, found in versions.items()},
     }
-
-
-def _commit(git: Mapping[str, Any]) -> str:
-    return str(git["commit"])[:12] + (" (changed)" if git.get("dirty") else "") if git.get("commit") else "not known"
 
 
 def told_apart(first: Side, second: Side) -> Iterator[str]:

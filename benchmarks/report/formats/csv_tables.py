@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from benchmarks.report.formats.json_lines import mean_fields
 from benchmarks.report.model import Report
 from benchmarks.report.settings import setting_panels
 from benchmarks.report.table import Cell
-from benchmarks.wording import visible
+from benchmarks.wording import finite, visible
 
 
 def render_csv(report: Report) -> str:
@@ -34,10 +32,10 @@ def _csv_fields(cell: Cell) -> dict[str, object]:
         f"{name} n": cell.n or None,
         **{f"{name} {way}": None if cell.group else value for way, value in cell.column.blind.items()},
         f"{name} delta": delta.value if delta else None,
-        f"{name} delta low": _finite(delta.low) if delta else None,
-        f"{name} delta high": _finite(delta.high) if delta else None,
+        f"{name} delta low": finite(delta.low) if delta else None,
+        f"{name} delta high": finite(delta.high) if delta else None,
         f"{name} delta p": delta.p_value if delta else None,
-        f"{name} delta smallest shown": _finite(delta.smallest) if delta else None,
+        f"{name} delta smallest shown": finite(delta.smallest) if delta else None,
         f"{name} mark": cell.mark or None,
         f"{name} remark": _safe_cell(remark) or None,
     }
@@ -60,10 +58,6 @@ def render_published(report: Report) -> str:
         for row in table.rows
     ]
     return _csv(lines)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def render_seeds(report: Report) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Delta
+from benchmarks.wording import finite
 
 SCHEMA = 2
 SCHEMA_FILE = Path(__file__).with_name("cell.schema.json")
@@ -48,15 +48,11 @@ def _json_delta(delta: Delta | None) -> dict[str, object] | None:
     return {
         "baseline": delta.baseline,
         "value": delta.value,
-        "low": _finite(delta.low),
-        "high": _finite(delta.high),
+        "low": finite(delta.low),
+        "high": finite(delta.high),
         "p_corrected": delta.p_value,
-        "smallest_shown": _finite(delta.smallest),
+        "smallest_shown": finite(delta.smallest),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def mean_fields(cell: Cell) -> dict[str, object]:
