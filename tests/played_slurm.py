@@ -4,6 +4,7 @@ Jobs lie in the folder PLAYED_SLURM, one file each: the pid of its shell and wha
 is submitted runs, unless a file ``hold`` is there, until it goes.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -83,7 +84,7 @@ def alive(name: str) -> bool:
     try:
         pid = int((JOBS / f"pid.{name}").read_text(encoding="utf-8"))
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -106,7 +107,8 @@ def scancel(*names: str) -> None:
         for name in names:
             for path in JOBS.glob(f"pid.{name}*"):
                 for pid in session(int(path.read_text(encoding="utf-8"))):
-                    os.kill(pid, number)
+                    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                        os.kill(pid, number)
         time.sleep(0.3)
 
 
@@ -116,7 +118,7 @@ def session(leader: int) -> list[int]:
     for path in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             parent = int((path / "stat").read_text(encoding="utf-8").rpartition(") ")[2].split()[1])
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         if int(path.name) == leader or parent in below:
             below.add(int(path.name))
