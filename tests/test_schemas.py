@@ -162,6 +162,15 @@ def at_a_command(content: Any, path: tuple[Any, ...]) -> bool:
         ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {}, "data": {"d": {"splt": "test"}}}),
         ("study.json", {"encoders": {"a": None}, "benchmarks": {"pope": None}}),
         ("study.json", {"name": "s", "encoders": {"a": None}, "benchmarks": {"pope": None}, "varied": {}}),
+        (
+            "study.json",
+            {
+                "name": "s",
+                "encoders": {"a": None},
+                "benchmarks": {"pope": None},
+                "overrides": [{"encoder": "a", "evaluation": {"results": "elsewhere"}}],
+            },
+        ),
     ],
 )
 def test_a_wrong_value_is_refused(schema, content):

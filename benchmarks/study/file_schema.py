@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.config import BenchmarkConfig
 from benchmarks.study.executors.catalogue import EXECUTORS
 from benchmarks.study.grid import VARY
-from benchmarks.study.plan import EVALUATE, MAKE_DATA, TRAIN_ENCODER, TRAIN_LLAVA
+from benchmarks.study.plan import EVALUATE, MAKE_DATA, OF_ROWS, TRAIN_ENCODER, TRAIN_LLAVA
 from benchmarks.study.programs import find_command
 from benchmarks.study.resources import Resources
 from benchmarks.study.schema import Study
@@ -30,12 +30,12 @@ def study_schema() -> dict[str, Any]:
     fields, defs = study["properties"], study["$defs"]
     del fields["varied"]  # which nobody writes
     settings, further = _settings()
-    for record, keys in (
-        ("Defaults", ("encoder", "llm", "llava", "benchmark", "evaluation")),
-        ("Override", ("llava", "evaluation")),
-    ):
-        for key in keys:
-            _fill(defs[record]["properties"][key], {"$ref": f"#/$defs/settings.{key}"})
+    for record, keys in {
+        "Defaults": {key: key for key in ("encoder", "llm", "llava", "benchmark", "evaluation")},
+        "Override": {"llava": "llava", "evaluation": "evaluation_of_rows"},
+    }.items():
+        for key, kind in keys.items():
+            _fill(defs[record]["properties"][key], {"$ref": f"#/$defs/settings.{kind}"})
     for entries, choices in {
         "data": [{"$ref": "#/$defs/settings.data"}, _any_command()],
         "encoders": [{"type": "string"}, {"$ref": "#/$defs/settings.encoders"}],
@@ -63,6 +63,8 @@ def _settings() -> tuple[dict[str, Any], dict[str, Any]]:
     settings, defs = partial_schemas({**kinds, "data": data, "resources": Resources, **EXECUTORS})
     for entries, one in (("encoders", "encoder"), ("llms", "llm"), ("recipes", "llava")):
         settings[entries] = _with(settings[one], {VARY: _VARY})
+    of_rows = {name: settings["evaluation"]["properties"][name] for name in OF_ROWS}
+    settings["evaluation_of_rows"] = {**settings["evaluation"], "properties": of_rows}
     settings["benchmarks"] = _with(settings["benchmark"], {"encoders": _ENCODERS})
     settings["data"] = _with(settings["data"], {"command": {**_COMMAND, "const": MAKE_DATA}})
     return settings, defs

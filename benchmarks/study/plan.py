@@ -27,7 +27,8 @@ TRAIN_LLAVA = ("llava-bridge", "train")
 EVALUATE = ("clips-bench", "run")
 MAKE_DATA = "clips scenes"
 _OUTPUTS = ("output", "results")  # fields that say where a step writes
-_OF_ROWS = ("batch_size", "precision", "device", "again")  # and those that exceptions for rows may change
+OF_ROWS = ("batch_size", "precision", "device", "again")
+"""Fields of ``clips-bench run`` that exceptions for rows may change."""
 _OWN = ("row", "results", "benchmarks", "encoder")  # fields of ``clips-bench run`` that the study itself gives
 
 
@@ -145,7 +146,7 @@ def make_plan(study: Study) -> Plan:
         UserError: a ``$`` path that nothing makes, an unknown benchmark setting, no row left.
     """
     for number, rule in enumerate(study.overrides):
-        known_keys(rule.evaluation, _OF_ROWS, f"overrides[{number}].evaluation.")
+        known_keys(rule.evaluation, OF_ROWS, f"overrides[{number}].evaluation.")
     maker = _Maker(study)
     for name, settings in study.data.items():
         _data_step(maker, name, settings)
