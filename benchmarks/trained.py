@@ -33,6 +33,8 @@ _WEIGHS = re.compile(
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
 MAY_COME_OF_IT = "A difference between the numbers may come of that."
+_BEGUN_WITH = ("pretrained", "pretrained_trunk", "architecture")
+_OF_SOUP = re.compile(r"\d+(?= )")  # models that were averaged are numbered, before their names
 _DIGITS = 12  # of a hash
 _NOWHERE = "is no directory on this machine"
 
@@ -288,7 +290,9 @@ def _parents(manifest: Mapping[str, Any], data: set[str]) -> Iterator[tuple[str,
     """What the model began with, by the name of the setting that says so; data are told as data."""
     for name, parent in _mapping(manifest.get("parents")).items():
         if isinstance(parent, Mapping) and str(parent.get("path")) not in data:
-            yield (f"model.{name}" if name in {"pretrained", "pretrained_trunk", "architecture"} else name), parent
+            number = _OF_SOUP.match(name)
+            part = number[0] if number else name
+            yield (f"model.{part}" if number or name in _BEGUN_WITH else name), parent
 
 
 def _without_idle_stages(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,6 +155,24 @@ def test_what_training_began_with_is_weighed_by_how_it_was_trained(tmp_path):
     )
 
 
+def test_models_that_were_averaged_are_weighed_by_how_they_were_trained(tmp_path):
+    def soup(name: str, **changes: Any) -> Path:
+        folders = [put_encoder(tmp_path / name / str(seed), seed=seed, **changes) for seed in (0, 1)]
+        made = tmp_path / f"soup-{name}"
+        made.mkdir()
+        (made / "model.safetensors").write_bytes(name.encode())
+        parents = {f"{number} {folder.name}": folder for number, folder in enumerate(folders)}
+        write_manifest(made, kind="encoder", config={"output": str(made)}, parents=parents)
+        return made
+
+    first, alike, longer = soup("first"), soup("alike"), soup("longer", steps=60)
+    assert apart(read_training(first), read_training(alike)).uneven == ()
+    assert apart(read_training(first), read_training(longer)).uneven == (
+        "model.0.steps 6 against 60", "model.0.samples 48 against 480",
+        "model.1.steps 6 against 60", "model.1.samples 48 against 480",
+    )  # fmt: skip
+
+
 def test_another_llm_is_unfair(tmp_path):
     first, second = (put_llava(tmp_path / name, "timm:net") for name in ("one", "two"))
     manifest = second / "manifest.json"
