@@ -160,6 +160,27 @@ def test_texts_that_share_their_beginning_are_read_few_at_a_time(tmp_path: Path,
     assert allocated.max_memory() - before < 200 * MB
 
 
+def written_as(encoding: str, file: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), file, use_dictionary=False, column_encoding=dict.fromkeys(columns, encoding))
+    return file
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
+def test_small_batches_are_joined(encoding: str, tmp_path: Path) -> None:
+    texts = [np.random.default_rng(0).bytes(4 * MB), *(bytes([number]) * MB for number in range(80)), None, b""]
+    file = written_as(encoding, tmp_path / "rows.parquet", text=pa.array(texts, pa.binary()))
+    batches = list(unpacked(file.name, str(file), columns=["text"]))
+    assert [text for batch in batches for text in batch.column(0).to_pylist()] == texts
+    assert len(batches) < 5
+    assert all(batch.nbytes <= 65 * MB for batch in batches)
+
+
+def test_texts_of_known_lengths_are_not_read_one_by_one(tmp_path: Path) -> None:
+    texts = pa.array([np.random.default_rng(0).bytes(MB)] * 80, pa.binary())
+    file = written_as("DELTA_LENGTH_BYTE_ARRAY", tmp_path / "rows.parquet", text=texts)
+    assert [batch.num_rows for batch in unpacked(file.name, str(file), columns=["text"], whole=False)] == [63, 17]
+
+
 @pytest.mark.parametrize("kind", [pa.binary(MB), pa.json_()], ids=str)
 def test_what_is_laid_out_while_it_is_read_is_measured_before(kind: Any, tmp_path: Path, allocated: Any) -> None:
     text = b"x" * MB if kind == pa.binary(MB) else '"' + "x" * MB + '"'

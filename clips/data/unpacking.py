@@ -31,7 +31,7 @@ def unpacked(
     footer: Any = None,
     whole: bool = True,
 ) -> Iterator[Any]:
-    """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row.
+    """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row; small ones are joined.
 
     Args:
         file: its name, for messages.
@@ -56,18 +56,21 @@ def unpacked(
     widths = {leaf.path: leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY"}
     _check(file, sum(_laid_out_size(chunk, widths) for chunk in chunks), allowance)
     texts = {leaf.path: leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
-    delta = {chunk.path_in_schema for chunk in chunks if any("DELTA" in each for each in chunk.encodings)}
-    once = {path for path, leaf in texts.items() if _is_plain(leaf)} - delta
+    plain = {path for path, leaf in texts.items() if _is_plain(leaf)}
+    once = plain - _written_as(chunks, "DELTA")
+    repeated = (texts.keys() - plain) | (_written_as(chunks, "DELTA_BYTE_ARRAY") & texts.keys())
     reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, read_dictionary=sorted(once), pre_buffer=True)
-    schema = footer.schema.to_arrow_schema()
-    total = 0
-    for number in groups:
-        rows = _rows_at_once(footer.row_group(number), columns, texts.keys() - once, widths)
-        for batch in reader.iter_batches(rows, row_groups=[number], columns=list(columns)):
-            total += _size(batch)
-            _check(file, total, allowance)
-            target = pyarrow.schema([_laid_out(field, schema.field(field.name)) for field in batch.schema])
-            yield from (_lay_out(part, target) if whole else part for part in _parts(file, batch))
+    batches = (
+        batch
+        for number in groups
+        for batch in reader.iter_batches(
+            _rows_at_once(footer.row_group(number), columns, repeated, widths),
+            row_groups=[number],
+            columns=list(columns),
+        )
+    )
+    parts = _measured(file, batches, allowance)
+    yield from _joined(parts, footer.schema.to_arrow_schema()) if whole else (part for part, _ in parts)
 
 
 def check_unpacked(files: Iterable[str]) -> None:
@@ -102,6 +105,11 @@ def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
             yield chunk
 
 
+def _written_as(chunks: Iterable[Any], encoding: str) -> set[str]:
+    """The columns that have parts in an encoding, or in one of those whose names begin so."""
+    return {chunk.path_in_schema for chunk in chunks if any(each.startswith(encoding) for each in chunk.encodings)}
+
+
 def _is_plain(leaf: Any) -> bool:
     return str(leaf.logical_type) in {"None", "String"}
 
@@ -113,7 +121,12 @@ def _laid_out_size(chunk: Any, widths: Mapping[str, int]) -> int:
 
 
 def _rows_at_once(group: Any, columns: Sequence[str], repeated: set[str], widths: Mapping[str, int]) -> int:
-    """Rows that hold about 64 MB. Where texts cannot be read once each, each may be as long as all that is there."""
+    """Rows that hold about 64 MB.
+
+    Args:
+        repeated: columns that may hold more than is there, and cannot be read each different text once: each of their
+            texts may be as long as all that is there.
+    """
     chunks = list(_chunks(group, columns))
     size = sum(_laid_out_size(chunk, widths) for chunk in chunks)
     longest = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in repeated)
@@ -129,22 +142,55 @@ def _check(file: str, size: int, allowance: int) -> None:
         )
 
 
-def _parts(file: str, batch: Any) -> Iterator[Any]:
-    """A batch in pieces of 64 MB or one row; UserError where that is too large."""
-    size = _size(batch)
+def _measured(file: str, batches: Iterable[Any], allowance: int) -> Iterator[tuple[Any, int]]:
+    """Batches in pieces of 64 MB or one row, with their bytes; UserError where a row, or all of them, has too many."""
+    total = 0
+    for batch in batches:
+        size = _size(batch)
+        total += size
+        _check(file, total, allowance)
+        yield from _parts(file, batch, size)
+
+
+def _parts(file: str, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
     if size <= _AT_ONCE or batch.num_rows == 1:
         if size > MOST_OF_A_ROW:
             raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MOST_OF_A_ROW // _MB}")
-        yield batch
+        yield batch, size
         return
     half = batch.num_rows // 2
-    yield from _parts(file, batch.slice(0, half))
-    yield from _parts(file, batch.slice(half))
+    for part in (batch.slice(0, half), batch.slice(half)):
+        yield from _parts(file, part, _size(part))
 
 
-def _lay_out(batch: Any, schema: Any) -> Any:
+def _joined(parts: Iterable[tuple[Any, int]], schema: Any) -> Iterator[Any]:
+    """Pieces with their bytes, laid out and joined where they are small: where rows are read one by one, all are."""
+    held: list[Any] = []
+    total = rows = 0
+    for part, size in parts:
+        if held and (total + size > _AT_ONCE or rows + part.num_rows > _MOST_ROWS):
+            yield _one(held)
+            held, total, rows = [], 0, 0
+        held.append(_lay_out(part, schema))
+        total, rows = total + size, rows + part.num_rows
+    if held:
+        yield _one(held)
+
+
+def _one(batches: Sequence[Any]) -> Any:
     import pyarrow as pa
 
+    if len(batches) == 1:
+        return batches[0]
+    columns = [pa.concat_arrays(parts) for parts in zip(*(batch.columns for batch in batches), strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
+
+
+def _lay_out(batch: Any, whole: Any) -> Any:
+    """A batch with each of its texts in its row; ``whole`` is the schema of the file, which may have more columns."""
+    import pyarrow as pa
+
+    schema = pa.schema([_laid_out(field, whole.field(field.name)) for field in batch.schema])
     pairs = zip(batch.columns, schema, strict=True)
     columns = [column if column.type == field.type else column.cast(field.type) for column, field in pairs]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
