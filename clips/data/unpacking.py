@@ -14,9 +14,9 @@ from typing import Any
 
 from clips.artifact import write_file
 from clips.caches import cache_directory
+from clips.data.tars import MOST_BYTES
 from clips.errors import UserError
 
-MOST_OF_A_ROW = 256 << 20
 _ANYWAY, _RATIO = 256 << 20, 100  # bytes that any file may unpack to, and how many for each that it has
 _AT_ONCE, _MOST_ROWS = 64 << 20, 8192
 _MB = 1 << 20
@@ -154,8 +154,8 @@ def _measured(file: str, batches: Iterable[Any], allowance: int) -> Iterator[tup
 
 def _parts(file: str, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
     if size <= _AT_ONCE or batch.num_rows == 1:
-        if size > MOST_OF_A_ROW:
-            raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MOST_OF_A_ROW // _MB}")
+        if size > MOST_BYTES:
+            raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MOST_BYTES // _MB}")
         yield batch, size
         return
     half = batch.num_rows // 2
