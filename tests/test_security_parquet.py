@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import datetime
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,3 +209,25 @@ def test_a_file_that_has_passed_is_not_read_again_until_it_changes(tmp_path: Pat
     write(file, text=["ab"])
     check_unpacked([str(file)])
     assert len(read) == 2
+
+
+def test_of_several_processes_one_reads_a_file_for_all(tmp_path: Path, allocated: Any, monkeypatch) -> None:
+    from clips.data import unpacking
+
+    file, read = str(write(tmp_path / "rows.parquet", text=["a"])), []
+
+    def slow(*args: Any, **named: Any) -> Iterator[Any]:
+        read.append(args[0])
+        time.sleep(0.3)
+        return iter(())
+
+    monkeypatch.setattr(unpacking, "unpacked", slow)
+    with concurrent.futures.ThreadPoolExecutor(3) as executor:
+        list(executor.map(check_unpacked, [[file]] * 3))
+    assert read == [file]
+
+
+def test_a_cache_that_cannot_be_written_keeps_nobody_from_reading(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "cache").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    check_unpacked([str(write(tmp_path / "rows.parquet", text=["a"]))])

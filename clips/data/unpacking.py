@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from clips.artifact import write_file
 from clips.caches import cache_directory
 from clips.data.tars import MOST_BYTES
@@ -76,25 +78,34 @@ def unpacked(
 def check_unpacked(files: Iterable[str]) -> None:
     """Refuse parquet files of this machine that a library which lays them out whole had better not read.
 
-    Each is read once for that; a note in the user's cache says which have passed.
+    Each is read once for that, by one process for all; a note in the user's cache says which have passed.
 
     Raises:
         UserError: as for `unpacked`.
         pyarrow.ArrowException: one is broken.
     """
-    import pyarrow.parquet
-
     for file in files:
         facts = Path(file).stat()
         identity = f"{Path(file).resolve()} {facts.st_size} {facts.st_mtime_ns}"
         passed = cache_directory("rows") / f"unpacks-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
         if passed.exists():
             continue
-        footer = pyarrow.parquet.read_metadata(file)
-        for _ in unpacked(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
-            pass
-        with contextlib.suppress(UserError):  # a cache that cannot be written: then it is read again the next time
-            write_file(passed, "")
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a cache that cannot be written: then each reads, each time
+                passed.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(passed.with_name(f".{passed.name}.lock")))
+            if not passed.exists():
+                _check_file(file)
+                with contextlib.suppress(UserError):
+                    write_file(passed, "")
+
+
+def _check_file(file: str) -> None:
+    import pyarrow.parquet
+
+    footer = pyarrow.parquet.read_metadata(file)
+    for _ in unpacked(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
+        pass
 
 
 def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
