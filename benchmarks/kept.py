@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.protocol import CODE
 from benchmarks.sharing import join, of_first, together
 from benchmarks.source_code import source_hash
-from clips.artifact import partial_beside, writing
+from clips.artifact import whole_file, writing
 
 if TYPE_CHECKING:
     import torch
@@ -133,14 +133,8 @@ def _in_order(batches: Batches, parts: Sequence[torch.Tensor]) -> torch.Tensor:
 def _store(path: Path, vectors: torch.Tensor) -> None:
     from safetensors.torch import save_file
 
-    partial = partial_beside(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({"vectors": vectors.cpu().contiguous()}, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        save_file({"vectors": vectors.cpu().contiguous()}, partial)
 
 
 def _load(path: Path) -> torch.Tensor | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.config import Needs
+from clips.imported import imported
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
@@ -61,13 +60,8 @@ class Benchmark:
 
     def run(self, row: Row, config: BenchmarkConfig) -> Outcome | None:
         """Evaluate a row on this benchmark; None in a process that leaves the scoring to the first one."""
-        return _load(self.evaluate)(row, config)
+        return imported(self.evaluate)(row, config)
 
     def hash_of_data(self, config: BenchmarkConfig) -> str:
         """SHA-256 of the data named by ``config``."""
-        return _load(self.data_hash)(config)
-
-
-def _load(target: str) -> Callable:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+        return imported(self.data_hash)(config)

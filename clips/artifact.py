@@ -130,13 +130,19 @@ def partial_beside(path: Path) -> Path:
 
 def write_file(path: str | Path, content: str | bytes) -> None:
     """Write ``content``, a text as UTF-8, so that a crash leaves either the old file or the new one, never a part."""
-    target = Path(path)
-    partial = partial_beside(target)
+    with whole_file(Path(path)) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to, whose file takes the place of ``path`` when the block ends well."""
+    partial = partial_beside(path)
     with writing(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
-            partial.replace(target)
+            yield partial
+            partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from clips.training.rundir import read_run_config
 from clips.training.runlog import METRICS
 from clips.training.stages import stages_so_far
 from clips.training.standing import CONFIG as RUN_CONFIG
-from clips.training.standing import checkpoints, read_loop
+from clips.training.standing import LOOP, checkpoints, read_loop
 
 if TYPE_CHECKING:
     from clips.method.model import ClipsModel
@@ -96,7 +96,7 @@ def _export_checkpoint(config: ExportConfig) -> None:
 def _find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory")
-    if (path / "loop.json").is_file():
+    if (path / LOOP).is_file():
         return path
     if found := checkpoints(path):
         return found[-1]

@@ -8,7 +8,7 @@ from typing import Any
 from clips.artifact import MANIFEST, read_manifest, write_file
 from clips.jsontext import parse_json
 from clips.method.recipes import RECIPES
-from clips.references import CONFIG
+from clips.references import CAPTIONER_WEIGHTS, CONFIG
 from clips.visible import markdown_text
 
 MODEL_CARD = "README.md"
@@ -51,7 +51,7 @@ def write_model_card(directory: Path, manifest: dict[str, Any]) -> None:
         config=config,
         model_cfg=parse_json((directory / CONFIG).read_text(encoding="utf-8"))["model_cfg"],
         strategy=recipe["strategy"] or RECIPES[recipe["name"]].strategy,
-        captioner=(directory / "captioner.safetensors").is_file(),
+        captioner=(directory / CAPTIONER_WEIGHTS).is_file(),
         licence=manifest.get("licence") or "unknown",
         described=manifest["data"].get("sources", []),
         stages=manifest["stages"],

@@ -114,6 +114,24 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_kept(
         _prepare(work, config)
 
 
+def test_a_run_goes_on_whose_record_was_written_before_a_secret_was_known_as_one(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path
+) -> None:
+    from llava_bridge.training.stages import _prepare
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test")
+    work = tmp_path / "work"
+    work.mkdir()
+    _prepare(work, dataclasses.replace(config, attn_implementation="https://x?key=short"))
+    (work / "align" / "model").mkdir(parents=True)
+    record = (work / "run.json").read_text()
+    assert "key=***" in record
+    (work / "run.json").write_text(record.replace("key=***", "key=short"))
+    _prepare(work, dataclasses.replace(config, attn_implementation="https://x?key=short"))
+    assert (work / "align" / "model").exists()
+
+
 def test_an_earlier_request_to_stop_does_not_stop_processes_that_another_launcher_starts(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -304,6 +304,22 @@ def test_the_command_complains_in_one_line(
         serve(ServeConfig(directory=str(tmp_path)))
 
 
+def test_nothing_is_downloaded_before_the_port_is_had(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(UserError, match="cannot listen at"):
+        serve(ServeConfig(directory="org/llava", port=int(address.rpartition(":")[2])))
+    assert asked == []
+    with pytest.raises(UserError, match="org/llava is not a directory; org/llava: cannot be had from the hub"):
+        serve(ServeConfig(directory="org/llava", port=0))
+    assert asked == ["org/llava"]
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(llava: tuple[Any, Any], tmp_path: Path) -> None:
     for part in llava:

@@ -25,7 +25,8 @@ def test_every_command_has_a_documented_config(name: str, capsys: pytest.Capture
     from clips.commandline.complaints import field_types
     from clips.commandline.helptext import field_help
 
-    config = config_type(COMMANDS[name].function())
+    config = COMMANDS[name].config_class()
+    assert config is config_type(COMMANDS[name].function())
     told = dict(field_help(config))
     fields = [field for field, _ in field_types(config) if "[]" not in field]
     assert [field for field in fields if field not in told] == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -77,6 +80,17 @@ def test_a_broken_file_is_replaced(cache, computed):
     torch.testing.assert_close(towers.encode_image(built(0), image)[1], wanted)
     towers.encode_image(built(0), image)
     assert computed == [1, 1]
+
+
+def test_what_cannot_be_written_whole_leaves_nothing(cache, computed, monkeypatch):
+    def full(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.EACCES, "no right")
+
+    monkeypatch.setattr(kept_outputs, "save_file", full)
+    with pytest.raises(UserError, match="cannot write here"):
+        towers.encode_image(built(0), torch.randn(1, 3, 64, 64))
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
 def test_pictures_that_vary_are_refused():

@@ -28,7 +28,7 @@ MISTAKES = [
     ("clips data inspect none.csv --format table", "none.csv: no such file"),
     ("clips data inspect captions.csv --format tabel", "did you mean 'table'?"),
     ("clips data inspect captions.csv --scan many", "scan: expected a whole number, got many"),
-    ("clips data index none", "none"),
+    ("clips data index none", "none: no such file or directory"),
     ("clips train --config none.yaml", "no such file: {place}/none.yaml"),
     ("clips train --config train.yaml --batchsize 8", "unknown key 'batchsize'; did you mean 'batch_size'?"),
     ("clips train --config train.yaml --recipe.name clup", "unknown recipe 'clup'"),
@@ -41,29 +41,29 @@ MISTAKES = [
     ("clips import none --output out", "none: no such file or directory"),
     ("clips soup none nothing --output out", "none: expected an encoder directory"),
     ("clips caption captions.csv --encoder none", "none: expected an encoder directory"),
-    ("clips recaption none --model none --output out", "none"),
+    ("clips recaption none --model none --output out", "none: no such file or directory"),
     ("llava_bridge train --config none.yaml", "no such file: {place}/none.yaml"),
     ("llava_bridge chat none --image photo.png", "none: no such directory"),
     ("llava_bridge describe none photo.png", "none: no such directory"),
     ("llava_bridge serve none", "none: no such directory"),
-    ("llava_bridge data inspect none.json --llm none", "none.json"),
+    ("llava_bridge data inspect none.json --llm none", "none.json: no such file"),
     ("benchmarks run --config none.yaml", "no such file: {place}/none.yaml"),
     (f"benchmarks run encoder none --benchmarks [{RETRIEVAL}]", "encoder: none: no such directory"),
     ("benchmarks run encoder encoder --benchmarks [{name: retrievel, data: captions.csv}]", "did you mean 'retrieval'"),
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, data: none.csv}]", "none.csv: no such file"),
     (f"benchmarks run encoder encoder --batch_size big --benchmarks [{RETRIEVAL}]", "expected a whole number"),
     ("benchmarks run encoder encoder --benchmarks [{name: retrieval, date: x}]", "did you mean 'data'?"),
-    ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none"),
-    ("benchmarks score --task pope --answers none.jsonl --data . --results out --row x", "none.jsonl"),
-    ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg"),
-    ("benchmarks study run none.yaml", "none.yaml"),
-    ("benchmarks study rerun none.yaml --steps x", "none.yaml"),
-    ("benchmarks study clean none.yaml", "none.yaml"),
-    ("benchmarks report none", "none"),
-    ("benchmarks card none --results none", "none"),
-    ("benchmarks watch none", "none"),
+    ("benchmarks run llava none --benchmarks [{name: pope, data: .}]", "llava: none: no such directory"),
+    ("benchmarks score --task pope --answers none.jsonl --data . --results out --row x", "none.jsonl: no such file"),
+    ("benchmarks look encoder --image none.jpg --phrase x --output x.png", "none.jpg: expected a picture"),
+    ("benchmarks study run none.yaml", "none.yaml: no such study file"),
+    ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such study file"),
+    ("benchmarks study clean none.yaml", "none.yaml: no such study file"),
+    ("benchmarks report none", "none: no such directory"),
+    ("benchmarks card none --results none", "none: no such directory"),
+    ("benchmarks watch none", "none: nothing has run yet"),
     ("benchmarks verify --only recal", "did you mean 'recall'?"),
-    ("benchmarks overlap --benchmarks [] --data none", "overlap"),
+    ("benchmarks overlap --benchmark none --training [{path: none}]", "none: no such file or directory"),
 ]
 
 
@@ -80,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(line: str) -> list[str]:
-    """A list of benchmarks, which has spaces, is one word."""
+    """A list at the end, which has spaces, is one word."""
     head, bracket, rest = line.partition("[")
     return [*head.split(), *([bracket + rest] if bracket else [])]
 

@@ -22,7 +22,6 @@ from benchmarks.schemas import SchemaConfig, schemas, text_of, write_schemas
 from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
 from clips.artifact import write_manifest
-from clips.commandline.commands import config_type
 from clips.commandline.helptext import item_help
 from clips.commandline.parsing import from_plain, parser_of
 from clips.method.recipes import RECIPES
@@ -249,7 +248,7 @@ def test_what_the_suite_writes_is_as_its_schemas_say(tmp_path):
 
 
 def test_defaults_of_a_schema_are_those_of_the_command():
-    built = from_plain(config_type(find_command(("clips", "scenes")).function()), {"output": "o"}, what="scenes")
+    built = from_plain(find_command(("clips", "scenes")).config_class(), {"output": "o"}, what="scenes")
     fields = made()["clips-scenes.json"]["properties"]
     assert {name: field["default"] for name, field in fields.items() if "default" in field} == {
         name: getattr(built, name) for name, field in fields.items() if "default" in field

@@ -26,6 +26,7 @@ from typing import Any
 
 from clips.commandline.parsing import parse_config
 from clips.errors import UserError
+from clips.imported import imported
 from clips.secrets import without_secrets
 from clips.visible import visible
 
@@ -58,17 +59,11 @@ class Command:
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""
-        return _named(self.target)
+        return imported(self.target)
 
     def config_class(self) -> type:
         """The dataclass that the function takes."""
-        return config_type(self.function()) if self.config is None else _named(self.config)
-
-
-def _named(reference: str) -> Any:
-    """What ``module:name`` names."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
+        return config_type(self.function()) if self.config is None else imported(self.config)
 
 
 def run_commands(program: str, about: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:

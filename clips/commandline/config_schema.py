@@ -8,7 +8,6 @@ refuses; ``known``, likewise, where other names do as well.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from clips.commandline.helptext import field_help, summary
+from clips.imported import imported
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -42,8 +42,7 @@ class _Generator(GenerateJsonSchema):
 
 def _add_choices(field: dict[str, Any], metadata: Mapping[str, Any]) -> None:
     for key in metadata.keys() & {"choices", "known"}:
-        module, _, registry = metadata[key].partition(":")
-        entries = getattr(importlib.import_module(module), registry)
+        entries = imported(metadata[key])
         names = sorted(entries() if callable(entries) else entries)
         if key == "known":
             field["examples"] = names

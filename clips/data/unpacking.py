@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from clips.artifact import write_file
 from clips.caches import cache_directory
+from clips.data.tars import MOST_BYTES
 from clips.errors import UserError
 
-MOST_OF_A_ROW = 256 << 20
 _ANYWAY, _RATIO = 256 << 20, 100  # bytes that any file may unpack to, and how many for each that it has
 _AT_ONCE, _MOST_ROWS = 64 << 20, 8192
 _MB = 1 << 20
@@ -31,7 +33,7 @@ def unpacked(
     footer: Any = None,
     whole: bool = True,
 ) -> Iterator[Any]:
-    """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row.
+    """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row; small ones are joined.
 
     Args:
         file: its name, for messages.
@@ -56,42 +58,54 @@ def unpacked(
     widths = {leaf.path: leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY"}
     _check(file, sum(_laid_out_size(chunk, widths) for chunk in chunks), allowance)
     texts = {leaf.path: leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
-    delta = {chunk.path_in_schema for chunk in chunks if any("DELTA" in each for each in chunk.encodings)}
-    once = {path for path, leaf in texts.items() if _is_plain(leaf)} - delta
+    plain = {path for path, leaf in texts.items() if _is_plain(leaf)}
+    once = plain - _written_as(chunks, "DELTA")
+    repeated = (texts.keys() - plain) | (_written_as(chunks, "DELTA_BYTE_ARRAY") & texts.keys())
     reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, read_dictionary=sorted(once), pre_buffer=True)
-    schema = footer.schema.to_arrow_schema()
-    total = 0
-    for number in groups:
-        rows = _rows_at_once(footer.row_group(number), columns, texts.keys() - once, widths)
-        for batch in reader.iter_batches(rows, row_groups=[number], columns=list(columns)):
-            total += _size(batch)
-            _check(file, total, allowance)
-            target = pyarrow.schema([_laid_out(field, schema.field(field.name)) for field in batch.schema])
-            yield from (_lay_out(part, target) if whole else part for part in _parts(file, batch))
+    batches = (
+        batch
+        for number in groups
+        for batch in reader.iter_batches(
+            _rows_at_once(footer.row_group(number), columns, repeated, widths),
+            row_groups=[number],
+            columns=list(columns),
+        )
+    )
+    parts = _measured(file, batches, allowance)
+    yield from _joined(parts, footer.schema.to_arrow_schema()) if whole else (part for part, _ in parts)
 
 
 def check_unpacked(files: Iterable[str]) -> None:
     """Refuse parquet files of this machine that a library which lays them out whole had better not read.
 
-    Each is read once for that; a note in the user's cache says which have passed.
+    Each is read once for that, by one process for all; a note in the user's cache says which have passed.
 
     Raises:
         UserError: as for `unpacked`.
         pyarrow.ArrowException: one is broken.
     """
-    import pyarrow.parquet
-
     for file in files:
         facts = Path(file).stat()
         identity = f"{Path(file).resolve()} {facts.st_size} {facts.st_mtime_ns}"
         passed = cache_directory("rows") / f"unpacks-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
         if passed.exists():
             continue
-        footer = pyarrow.parquet.read_metadata(file)
-        for _ in unpacked(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
-            pass
-        with contextlib.suppress(UserError):  # a cache that cannot be written: then it is read again the next time
-            write_file(passed, "")
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a cache that cannot be written: then each reads, each time
+                passed.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(passed.with_name(f".{passed.name}.lock")))
+            if not passed.exists():
+                _check_file(file)
+                with contextlib.suppress(UserError):
+                    write_file(passed, "")
+
+
+def _check_file(file: str) -> None:
+    import pyarrow.parquet
+
+    footer = pyarrow.parquet.read_metadata(file)
+    for _ in unpacked(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
+        pass
 
 
 def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
@@ -100,6 +114,11 @@ def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
         chunk = group.column(number)
         if any(chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns):
             yield chunk
+
+
+def _written_as(chunks: Iterable[Any], encoding: str) -> set[str]:
+    """The columns that have parts in an encoding, or in one of those whose names begin so."""
+    return {chunk.path_in_schema for chunk in chunks if any(each.startswith(encoding) for each in chunk.encodings)}
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -113,7 +132,12 @@ def _laid_out_size(chunk: Any, widths: Mapping[str, int]) -> int:
 
 
 def _rows_at_once(group: Any, columns: Sequence[str], repeated: set[str], widths: Mapping[str, int]) -> int:
-    """Rows that hold about 64 MB. Where texts cannot be read once each, each may be as long as all that is there."""
+    """Rows that hold about 64 MB.
+
+    Args:
+        repeated: columns that may hold more than is there, and cannot be read each different text once: each of their
+            texts may be as long as all that is there.
+    """
     chunks = list(_chunks(group, columns))
     size = sum(_laid_out_size(chunk, widths) for chunk in chunks)
     longest = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in repeated)
@@ -129,22 +153,55 @@ def _check(file: str, size: int, allowance: int) -> None:
         )
 
 
-def _parts(file: str, batch: Any) -> Iterator[Any]:
-    """A batch in pieces of 64 MB or one row; UserError where that is too large."""
-    size = _size(batch)
+def _measured(file: str, batches: Iterable[Any], allowance: int) -> Iterator[tuple[Any, int]]:
+    """Batches in pieces of 64 MB or one row, with their bytes; UserError where a row, or all of them, has too many."""
+    total = 0
+    for batch in batches:
+        size = _size(batch)
+        total += size
+        _check(file, total, allowance)
+        yield from _parts(file, batch, size)
+
+
+def _parts(file: str, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
     if size <= _AT_ONCE or batch.num_rows == 1:
-        if size > MOST_OF_A_ROW:
-            raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MOST_OF_A_ROW // _MB}")
-        yield batch
+        if size > MOST_BYTES:
+            raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MOST_BYTES // _MB}")
+        yield batch, size
         return
     half = batch.num_rows // 2
-    yield from _parts(file, batch.slice(0, half))
-    yield from _parts(file, batch.slice(half))
+    for part in (batch.slice(0, half), batch.slice(half)):
+        yield from _parts(file, part, _size(part))
 
 
-def _lay_out(batch: Any, schema: Any) -> Any:
+def _joined(parts: Iterable[tuple[Any, int]], schema: Any) -> Iterator[Any]:
+    """Pieces with their bytes, laid out and joined where they are small: where rows are read one by one, all are."""
+    held: list[Any] = []
+    total = rows = 0
+    for part, size in parts:
+        if held and (total + size > _AT_ONCE or rows + part.num_rows > _MOST_ROWS):
+            yield _one(held)
+            held, total, rows = [], 0, 0
+        held.append(_lay_out(part, schema))
+        total, rows = total + size, rows + part.num_rows
+    if held:
+        yield _one(held)
+
+
+def _one(batches: Sequence[Any]) -> Any:
     import pyarrow as pa
 
+    if len(batches) == 1:
+        return batches[0]
+    columns = [pa.concat_arrays(parts) for parts in zip(*(batch.columns for batch in batches), strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
+
+
+def _lay_out(batch: Any, whole: Any) -> Any:
+    """A batch with each of its texts in its row; ``whole`` is the schema of the file, which may have more columns."""
+    import pyarrow as pa
+
+    schema = pa.schema([_laid_out(field, whole.field(field.name)) for field in batch.schema])
     pairs = zip(batch.columns, schema, strict=True)
     columns = [column if column.type == field.type else column.cast(field.type) for column, field in pairs]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -16,9 +16,9 @@ from clips.interchange.tensors import Weights, read_weights
 from clips.jsontext import parse_json
 from clips.model.text_tokens import copy_tokenizer
 from clips.model.tokenizer import ClipsTokenizer, text_config
-from clips.references import CONFIG
+from clips.references import CAPTIONER_WEIGHTS, CONFIG, WEIGHTS
 
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_WEIGHTS = (WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _TOKENIZER = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final", "cls_emb")
@@ -54,7 +54,7 @@ def read(path: Path, architecture: str | None) -> Found:
 def _weights_in(folder: Path) -> Path:
     named = [folder / name for name in _WEIGHTS]
     others = sorted(path for path in folder.iterdir() if path.suffix in _ENDINGS)
-    found = [path for path in [*named, *others] if path.is_file() and path.name != "captioner.safetensors"]
+    found = [path for path in [*named, *others] if path.is_file() and path.name != CAPTIONER_WEIGHTS]
     if not found:
         raise UserError(f"{folder}: no weights in it; expected {_WEIGHTS[0]} or {_WEIGHTS[-1]}")
     return found[0]

@@ -8,7 +8,7 @@ the recipe sets, so that an ablation is a config.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -60,7 +60,7 @@ class RecipeConfig:
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
-        names: list[tuple[str | None, Mapping[str, object], str]] = [
+        names: list[tuple[str | None, Collection[str], str]] = [
             (self.name, RECIPES, "recipe"),
             (self.loss, CONTRASTIVE_LOSSES, "contrastive loss"),
             (self.strategy, STRATEGIES, "caption strategy"),

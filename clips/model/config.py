@@ -9,12 +9,8 @@ from clips.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-CONTRASTIVE_LOSSES: dict[str, str] = {
-    "softmax": "clips.model.losses:softmax_loss",
-    "supcon": "clips.model.losses:supcon_loss",
-    "sigmoid": "clips.model.losses:sigmoid_loss",
-}
-"""Name → the function, as ``module:name``."""
+CONTRASTIVE_LOSSES = ("softmax", "supcon", "sigmoid")
+"""Names; ``clips.model.losses`` has a function of each."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clips.artifact import writing
+from clips.artifact import whole_file
 from clips.caches import cache_directory
 
 Forward = Callable[[Tensor], Tensor]
@@ -96,11 +95,8 @@ class KeptOutputs:
 
 
 def _write(file: Path, output: Tensor) -> None:
-    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as partial:
         save_file({"features": output}, partial)
-        partial.replace(file)
 
 
 def _digest(*values: Tensor) -> str:

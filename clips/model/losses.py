@@ -10,8 +10,6 @@ tokens, D decoder width, V vocabulary rows.
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-
-from clips.model.config import CONTRASTIVE_LOSSES
 
 _CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB of float32
 
@@ -67,16 +63,18 @@ def sigmoid_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Te
     return torch.stack(sums).mean() / len(image)
 
 
-@functools.cache
-def _loss_function(kind: str) -> Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], Tensor]:
-    module, _, name = CONTRASTIVE_LOSSES[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+_LOSSES: dict[str, Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], Tensor]] = {
+    "softmax": softmax_loss,
+    "supcon": supcon_loss,
+    "sigmoid": sigmoid_loss,
+}
+"""Each of ``clips.model.config.CONTRASTIVE_LOSSES``."""
 
 
 def contrastive_loss(
     image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None, *, kind: str = "softmax"
 ) -> Tensor:
-    """The loss () of ``CONTRASTIVE_LOSSES`` that ``kind`` names, in float32 whatever the autocast.
+    """The loss () that ``kind`` names, in float32 whatever the autocast.
 
     No process ever holds more than a chunk of its rows of the global similarity matrix.
 
@@ -85,10 +83,10 @@ def contrastive_loss(
         texts: for each kind of text, (B, E) features of unit length; row *i* belongs to image *i*.
         scale: () or (1,), the factor that multiplies the cosines.
         bias: () or (1,), added to the logits of the sigmoid loss.
-        kind: the loss's name.
+        kind: the loss's name, one of ``clips.model.config.CONTRASTIVE_LOSSES``.
     """
     with torch.autocast(image.device.type, enabled=False):
-        return _loss_function(kind)(
+        return _LOSSES[kind](
             image.float(), [text.float() for text in texts], scale.float(), None if bias is None else bias.float()
         )
 

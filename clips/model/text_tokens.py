@@ -20,7 +20,7 @@ from clips.errors import UserError, reason_of
 from clips.model import architectures
 from clips.model.architectures import FIELD, ModelConfig
 from clips.model.tokenizer import ClipsTokenizer, shortened
-from clips.references import CONFIG, encoder_directory
+from clips.references import CAPTIONER_CONFIG, CONFIG, encoder_directory
 
 _ENDINGS = (".json", ".txt", ".model")
 
@@ -87,5 +87,5 @@ def _stock(reference: str, context_length: int) -> StockTokenizer:
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copy the small files of ``source`` that may be a tokenizer's; the config and records of artifacts are left."""
     for path in sorted(source.iterdir()):
-        if path.suffix in _ENDINGS and path.name not in {*RECORDS, CONFIG, "config.json", "captioner_config.json"}:
+        if path.suffix in _ENDINGS and path.name not in {*RECORDS, CONFIG, "config.json", CAPTIONER_CONFIG}:
             shutil.copyfile(path, directory / path.name)

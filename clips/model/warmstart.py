@@ -13,9 +13,8 @@ from clips.model.architectures import NORMALISATIONS
 from clips.model.captioner import Captioner
 from clips.model.positions import on_grid, on_trunks_grid, sines_on_grid, stretch_positions
 from clips.model.towers import Towers
-from clips.references import WEIGHTS, described, encoder_directory
+from clips.references import CAPTIONER_CONFIG, CAPTIONER_WEIGHTS, WEIGHTS, described, encoder_directory
 
-_CAPTIONER, _CAPTIONER_CONFIG = "captioner.safetensors", "captioner_config.json"
 _FIELD = "model.pretrained"
 _TOKENS = ("vocab_size", "hf_tokenizer_name", "tokenizer_mode")
 _VISUAL = "visual."
@@ -65,12 +64,12 @@ def load_pretrained(
     _load(towers, weights, directory / WEIGHTS)
     if captioner is None:
         return said
-    if not (directory / _CAPTIONER).is_file():
+    if not (directory / CAPTIONER_WEIGHTS).is_file():
         return [*said, f"{directory} has no captioner; a new one begins"]
-    shape = parse_json((directory / _CAPTIONER_CONFIG).read_text(encoding="utf-8"))
+    shape = parse_json((directory / CAPTIONER_CONFIG).read_text(encoding="utf-8"))
     if shape != vars(captioner.config):
         return [*said, f"the captioner of {directory} has another shape; a new one begins"]
-    _load(captioner, _read(directory / _CAPTIONER), directory / _CAPTIONER)
+    _load(captioner, _read(directory / CAPTIONER_WEIGHTS), directory / CAPTIONER_WEIGHTS)
     return said
 
 

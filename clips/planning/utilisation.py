@@ -50,7 +50,7 @@ class Utilisation:
         if self._flops is None:
             try:
                 self._flops = flops_per_sample(self.config, batch, self.processes)
-            except Exception as error:  # of torch's insides; no training should end for this
+            except Exception as error:  # of a torch whose insides are others; no training should end for this
                 say(f"FLOPs: cannot be counted ({reason_of(error)})")
                 self._failed = True
                 return {}
@@ -66,7 +66,7 @@ def flops_per_sample(config: TrainConfig, batch: Mapping[str, Tensor], processes
 
     What is computed twice to save memory counts once; products of padding count where the model makes them.
     """
-    # It rests on torch's insides, which no training should depend on before it has a use for them.
+    # Within `read`'s try: it rests on torch's insides, and without them the training goes on.
     from clips.planning.dryrun import contrast_flops, dry_step, fake_model
 
     model = fake_model(config.model, config.recipe)

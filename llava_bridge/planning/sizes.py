@@ -126,8 +126,7 @@ def pair_size(spec: str) -> PairSize:
     source, reference = parse_spec(spec)
     if source == "open_clip":
         return pair_of_config(_open_clip_config(reference))
-    vision = vision_size(spec)
-    return PairSize(parameters=vision.parameters, picture=vision.flops, text=0.0)
+    return _alone(vision_size(spec))
 
 
 def pair_of_config(model_cfg: Mapping[str, Any]) -> PairSize:
@@ -139,7 +138,10 @@ def pair_of_config(model_cfg: Mapping[str, Any]) -> PairSize:
     """
     if "text_cfg" in model_cfg:
         return _pair_size(json.dumps(model_cfg, sort_keys=True))
-    vision = tower_of_config(model_cfg)
+    return _alone(tower_of_config(model_cfg))
+
+
+def _alone(vision: VisionSize) -> PairSize:
     return PairSize(parameters=vision.parameters, picture=vision.flops, text=0.0)
 
 
@@ -166,15 +168,15 @@ def _pair_size(text: str) -> PairSize:
 
 
 def _tower_size(tower: VisionTower, size: int) -> VisionSize:
-    from torch.utils.flop_counter import FlopCounterMode
+    from clips.planning.instruments import FlopCount
 
     tower.eval()
-    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), torch.device("meta"), FlopCount() as counter:
         layer = tower.default_layer % (tower.depth + 1)
         state = next(itertools.islice(tower.states(torch.empty(1, 3, size, size), layer), layer, None))
     return VisionSize(
         parameters=sum(value.numel() for value in tower.parameters()),
-        flops=float(counter.get_total_flops()),
+        flops=counter.total,
         tokens=state.shape[1] - int(tower.class_token),
         width=state.shape[2],
     )

@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 
 from clips.errors import UserError
+from clips.references import is_on_hub
 from llava_bridge.asking.directory import llava_directory
 
 _CONNECTIONS = 256
@@ -50,7 +51,8 @@ def serve(config: ServeConfig) -> None:
     Raises:
         UserError: no such LLaVA; the address is taken or is not this machine's; the extra ``serve`` is not installed.
     """
-    llava_directory(config.directory)  # told before torch is imported
+    if not is_on_hub(config.directory):  # what has to be downloaded is, once nothing else is in the way
+        llava_directory(config.directory)  # told before torch is imported
     try:
         import uvicorn
 

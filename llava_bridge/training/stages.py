@@ -20,6 +20,7 @@ from clips.commandline.stopping import stop_requests
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import difference
+from clips.secrets import without_secrets
 from llava_bridge.data import read_samples
 from llava_bridge.data.mixture import refuse_missing
 from llava_bridge.training.config import TrainConfig
@@ -80,7 +81,7 @@ def _prepare(work: Path, config: TrainConfig) -> None:
         (work / STOP).unlink(missing_ok=True)
     record = json.dumps(identity(config), indent=2)
     path = work / "run.json"
-    found = difference(_recorded(path), parse_json(record))
+    found = difference(without_secrets(_recorded(path)), parse_json(record))
     if found is None:
         report(f"going on with the unfinished run in {work}")
         return

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 from clips.data.sources.base import FORMATS, Afar, BadSampleError, Record, Sample, Source, SourceConfig, blocks_of
 from clips.errors import UserError
+from clips.imported import imported
 
 __all__ = [
     "FORMATS",
@@ -26,8 +25,7 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         UserError: a file is missing or broken, or all of the first samples lack what ``config`` names.
     """
-    module, _, name = FORMATS[config.format].reader.partition(":")
-    source: Source = getattr(importlib.import_module(module), name)(config)
+    source: Source = imported(FORMATS[config.format].reader)(config)
     if not len(source):
         raise UserError(f"{config.path}: no samples")
     return source
