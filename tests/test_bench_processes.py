@@ -71,6 +71,7 @@ def finish(words: list[str]) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(places, tmp_path):
     finish(command(places, tmp_path / "one", *BENCHMARKS))
     said = finish(command(places, tmp_path / "two", *BENCHMARKS, processes=2))

@@ -73,6 +73,7 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
     assert answer(model, processor, [None], ["What?"], max_new_tokens=2) is not None
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
     from llava_bridge.training.config import LaunchConfig
 
@@ -87,6 +88,7 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
         assert one[2] == pytest.approx(two[2], abs=2e-5), one[:2]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
     directory = trained.parent
     config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), checkpoint_every=2)

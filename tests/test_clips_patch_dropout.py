@@ -55,6 +55,7 @@ def test_a_picture_loses_other_patches_than_its_neighbour():
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_drops_the_same_patches(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
     model = {"architecture": "clips-tiny", "image_size": 64, "context_length": 12}

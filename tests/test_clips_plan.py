@@ -114,6 +114,7 @@ def test_bytes_grow_with_the_samples(fake: ClipsModel):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.slow
 def test_many_samples_are_told_from_one_step(checkpointing: bool):
     recipe = RecipeConfig(name="coca", captioner=dataclasses.replace(RECIPE.captioner, layers=2))
     model = fake_model(dataclasses.replace(MODEL, text_attention="causal"), recipe)

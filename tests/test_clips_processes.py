@@ -25,6 +25,7 @@ def drive_each(folder: Path, configs: dict[str, dict[str, Any]], stop: int | Non
     drive(folder, [{"config": str(folder / f"{name}.json"), "stop": stop} for name in configs], processes)
 
 
+@pytest.mark.slow
 def test_four_processes_begin_and_two_go_on(data: Path, tmp_path: Path):
     """A batch of four: every process has one sample of it, and its losses need those of the others."""
     clips_world.train_config(data, tmp_path / "many", **fields(data))
