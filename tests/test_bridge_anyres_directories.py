@@ -128,7 +128,7 @@ print(processor.decode(made, skip_special_tokens=True).strip().encode())
     assert said == str(own.encode())
 
 
-@pytest.mark.parametrize("name", ["linear", "pixel_shuffle"])
+@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), "pixel_shuffle"])
 def test_one_with_a_projector_of_ours_loads_after_the_import(
     name: str, encoders: dict[str, str], llm: str, tmp_path: Path
 ) -> None:

@@ -124,7 +124,13 @@ def test_stock_auto_classes_load_it_after_the_import(bridge_encoder: Path, bridg
     assert "LlavaProcessor" in done.stdout
 
 
-@pytest.mark.parametrize("first", ["AutoConfig", "AutoModel", "LlavaForConditionalGeneration"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "AutoModel",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("AutoConfig", "LlavaForConditionalGeneration")),
+    ],
+)
 def test_whatever_of_transformers_is_imported_first(first: str) -> None:
     code = (
         f"import llava_bridge; from transformers import {first}; from transformers import AutoConfig, AutoModel; "

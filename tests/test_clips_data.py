@@ -123,7 +123,7 @@ def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
         next(batches(data, first_step=0, last_step=1))
 
 
-@pytest.mark.parametrize("there", [1500, 20, 0])
+@pytest.mark.parametrize("there", [pytest.param(1500, marks=pytest.mark.slow), 20, 0])
 def test_what_a_shard_lacks_is_replaced_by_many_others(tmp_path: Path, there: int):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(40, there or 1, 40))
     if not there:

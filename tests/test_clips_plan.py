@@ -76,6 +76,7 @@ def test_a_dry_step_holds_what_a_real_one_holds(fake: ClipsModel):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # profilers look for GPUs
+@pytest.mark.slow
 def test_the_allocator_tells_the_same(fake: ClipsModel):
     model = build_model(MODEL, RECIPE, seed=0)
     real_step(model, 2, fake)
@@ -108,6 +109,7 @@ def test_saved_tensors_are_what_a_real_forward_pass_saves(fake: ClipsModel):
     assert step.timeline[step.turn - 1, 2] == pytest.approx(sum(saved.values()) + features, rel=0.01)
 
 
+@pytest.mark.slow
 def test_bytes_grow_with_the_samples(fake: ClipsModel):
     small, middle, large = (dry(fake, size, device="cuda", bf16=True).timeline[:, 2].max() for size in (32, 64, 128))
     assert large - middle == pytest.approx(2 * (middle - small), rel=0.01)
@@ -327,6 +329,7 @@ def test_the_shipped_schedule_is_the_papers():
     assert rehearsal.flops(64) == pytest.approx(6 * (visual + text + captioner), rel=0.05)
 
 
+@pytest.mark.slow
 def test_clipa_is_shipped_with_smaller_pictures_and_shorter_texts_first():
     first, last = stage_configs(read_config(SHIPPED.with_name("clipa-b-16.yaml")))
     assert (first.model.image_size, last.model.image_size) == (112, 224)

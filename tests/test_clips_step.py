@@ -202,7 +202,9 @@ def test_a_tracker_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.usefixtures("listening")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_asked_to_stop_it_saves_and_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
 ):
