@@ -30,7 +30,9 @@ def sbatch(file: str) -> None:
     tasks = range(int(asked["array"].split("%")[0].split("-")[1]) + 1) if "array" in asked else [None]
     for task in tasks:
         name = str(main) if task is None else f"{main}_{task}"
-        (JOBS / name).write_text(json.dumps({"options": asked, "script": file}), encoding="utf-8")
+        spooled = JOBS / f"script.{name}"  # SLURM keeps a copy, too: submitit moves the file once sbatch has returned
+        spooled.write_text(script, encoding="utf-8")
+        (JOBS / name).write_text(json.dumps({"options": asked, "script": str(spooled)}), encoding="utf-8")
         start(name)
     print(f"Submitted batch job {main}")
 
