@@ -174,6 +174,8 @@ def test_the_main_process_counts_what_a_sample_computes_while_the_other_waits(
     assert shared["mfu"] == pytest.approx(
         shared["flops_per_sample"] * shared["samples_per_second"] / 2 / 1e12, rel=0.01
     )
+    assert metrics(two / "whole" / "zero1")[-1]["flops_per_sample"] == shared["flops_per_sample"]  # without a peak, too
+    assert "mfu" not in metrics(two / "whole" / "zero1")[-1]
 
 
 @pytest.mark.slow
