@@ -49,6 +49,7 @@ SHOWN_COLUMNS: dict[str, str] = {
     "found": "retrieval: what a query found, as JSON (`encoders.found`); null where it was not drawn",
     "map": "pointing: JPEG bytes, how similar each place of the picture is to the phrase (`encoders.pointing`)",
 }
+_GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail", *SHOWN_COLUMNS})
 _LARGEST = 1e100  # of a number; NaN is not below it either
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -286,15 +287,22 @@ def read_results(results: str | Path) -> list[Result]:
     return [read_result(file) for file in result_files(results)]
 
 
-def read_items(result: Result) -> pd.DataFrame:
-    """The items of a result that was read from a file; see ``ITEM_COLUMNS``."""
+def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
+    """The items of a result that was read from a file; see ``ITEM_COLUMNS``.
+
+    ``numbers_only`` leaves out what galleries show, which is most of the file.
+    """
     import pandas as pd
+    import pyarrow.parquet
 
     if result.path is None or result.items is None:
         raise UserError(f"{result.row}/{result.benchmark}: has no items")
     table = result.path.with_name(Path(result.items).name)
     try:
-        return pd.read_parquet(table)
+        if not numbers_only:
+            return pd.read_parquet(table)
+        names = pyarrow.parquet.read_schema(table).names
+        return pd.read_parquet(table, columns=[name for name in names if name not in _GALLERY_COLUMNS])
     except FileNotFoundError:
         raise UserError(f"{table}: the items of {result.path.name} are missing") from None
     except (OSError, ValueError) as error:

@@ -1,142 +1,293 @@
-"""Do the intervals, tests and smallest differences of the reports hold what they promise? By simulation.
+"""Do the intervals and tests of the reports hold what they promise? By simulation of benchmarks, models and seeds.
 
-    python scripts/check_statistics.py                       (five minutes on one core)
-    python scripts/check_statistics.py --trials 200          (a look)
+    python scripts/check_statistics.py                       (about half an hour on one core)
+    python scripts/check_statistics.py --trials 50           (a look)
 
-Benchmarks are drawn at random: pictures of unlike difficulty, several questions about each, which succeed together.
-A 95 % interval must hold the truth 95 times in 100; of rows that are equally good, a family of tests with Holm's
-correction may tell some apart 5 times in 100; a true difference of the size that a benchmark states as the smallest
-must be shown 80 times in 100. Beside each share stands what chance leaves of it: twice its standard error.
+In each world all models are equally good for the population of images and of trainings, and differ by luck alone: each
+answers some images in its own lasting way, each training answers some anew and is a little better or worse at all.
+A 95 % interval must hold the truth 95 times in 100, of a model's score as of a difference; of all tests of a table,
+Holm-corrected, any may distinguish two models in 5 tables of 100. Then models differ, and the share of the true
+differences that is found is compared with a t test over seeds (differences at equal seed, Holm-corrected), which knows
+the noise of training alone. Behind each figure stands twice its standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+from scipy import stats
 
-from benchmarks.statistics import LEVEL, Difference, holm, interval, paired_difference
+from benchmarks.noise import Scores, TrainingNoise, difference_estimate, p_values, training_noise
+from benchmarks.statistics import LEVEL, compare, holm, image_scores, scores_interval
 
 Generator = np.random.Generator
+Kind = Literal["share", "F1", "MME", "CIDEr", "rare CIDEr", "median"]
+COLUMNS: Mapping[Kind, tuple[str, tuple[str, ...]]] = {
+    "share": ("mean", ("x",)),
+    "F1": ("f1", ("said", "is")),
+    "MME": ("sum_of_group_means", ("x", "group")),
+    "CIDEr": ("mean_of_scores", ("x",)),
+    "rare CIDEr": ("mean_of_scores", ("x",)),
+    "median": ("median", ("x",)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A table of equal models.
+
+    Args:
+        kind: of the metric.
+        images: of each benchmark.
+        questions: about each image.
+        models: rows of the table.
+        pretrained: so many of them are evaluated once.
+        seeds: of each other.
+        tests: metrics, each on a benchmark of its own.
+        lasting: share of the images that a model answers in its own way, whatever the seed.
+        anew: share of the answers that each training gives anew.
+        training: standard deviation of a training's ability, in standard deviations of a score over 300 images.
+        unequal: how many times that the trainings of the first model vary.
+        right: share of right answers.
+    """
+
+    kind: Kind = "share"
+    images: int = 300
+    questions: int = 1
+    models: int = 2
+    pretrained: int = 0
+    seeds: int = 1
+    tests: int = 1
+    lasting: float = 0.25
+    anew: float = 0.15
+    training: float = 0.0
+    unequal: float = 1.0
+    right: float = 0.6
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a training's share of right answers."""
+        return self.training * 0.5 / math.sqrt(300)
+
+    def __str__(self) -> str:
+        rows = f"{self.models} models" + (f", {self.pretrained} of them pretrained" if self.pretrained else "")
+        varied = f", training ±{self.training:g}" if self.seeds > 1 and self.training else ""
+        varied += f", one of them ×{self.unequal:g}" if self.unequal != 1 else ""
+        about = f"{self.kind} {self.right:.0%}" if self.kind == "share" else self.kind
+        seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        return f"{about}, {self.images} images × {self.questions}, {rows}, {seeds}, {self.tests} tests{varied}"
+
+
+class Column:
+    """One metric of a world: its images, and models on them."""
+
+    def __init__(self, world: World, rng: Generator) -> None:
+        self.world, self.rng = world, rng
+        self.owner = np.repeat(np.arange(world.images), world.questions)
+        self.ease = self._ease()
+        self.yes = rng.integers(0, 2, len(self.owner)).astype(float)
+        self.groups = np.array([f"category {place % 10}" for place in self.owner], dtype=object)
+        self.luck = rng.random(len(self.owner))
+
+    def _ease(self) -> np.ndarray:
+        """(images,) the chance of a right answer, or the mean score, of each image."""
+        world, rng = self.world, self.rng
+        if world.kind in {"share", "MME"}:
+            return rng.beta(3 * world.right, 3 * (1 - world.right), world.images)
+        return rng.gamma(4.0, 0.25, world.images)
+
+    def model(self, place: int, gain: float = 0.0) -> Scores:
+        """A model, right more often than the others by ``gain``."""
+        world, rng = self.world, self.rng
+        own = rng.random(world.images) < world.lasting
+        ease = np.where(own, self._ease(), self.ease)[self.owner]
+        luck = np.where(own[self.owner], rng.random(len(ease)), self.luck)
+        trained = place >= world.pretrained
+        spread = world.spread * (world.unequal if place == world.pretrained else 1.0)
+        tables = []
+        for _ in range(world.seeds if trained else 1):
+            shift = gain + (rng.normal() * spread if trained else 0.0)
+            fresh = np.where(rng.random(len(luck)) < world.anew, rng.random(len(luck)), luck) if trained else luck
+            tables.append(self._answers(place, ease, fresh, shift))
+        formula, names = COLUMNS[world.kind]
+        return image_scores(
+            formula, tables, names, self.owner, items=range(len(ease)), trained=trained and world.seeds > 1
+        )
+
+    def _answers(self, place: int, ease: np.ndarray, luck: np.ndarray, shift: float) -> dict[str, np.ndarray]:
+        """The items of one training: ``luck`` decides, ``shift`` is how much more often it is right."""
+        kind = self.world.kind
+        if kind == "F1":  # models say yes unequally often, with the same F1 of 0.8
+            hits = 0.72 + 0.25 * (place % 5) / 4
+            alarms = 2 * hits / 0.8 - hits - 1
+            return {"said": (luck < np.where(self.yes == 1, hits + shift, alarms)).astype(float), "is": self.yes}
+        if kind in {"share", "MME"}:
+            right = self.world.right
+            chance = ease + shift * ease * (1 - ease) / (0.75 * right * (1 - right))
+            answers = (luck < chance).astype(float)
+            return {"x": answers if kind == "share" else 100 * answers, "group": self.groups}
+        if kind == "rare CIDEr":  # most captions share nothing with people's
+            return {"x": (1 + 2 * shift) * ease * stats.gamma.ppf(np.maximum(0, luck - 0.7) / 0.3, 1.5) / 0.45}
+        return {"x": (1 + 2 * shift) * ease * stats.gamma.ppf(luck, 1.5) / 1.5}
+
+    @property
+    def truth(self) -> float:
+        """The metric of every model for the population; the median's by a large sample."""
+        return {"share": self.world.right, "F1": 0.8, "MME": 1000 * self.world.right, "median": _MEDIAN}.get(
+            self.world.kind, 1.0
+        )
+
+
+def _population_median() -> float:
+    rng = np.random.default_rng(0)
+    return float(np.median(rng.gamma(4.0, 0.25, 4_000_000) * rng.gamma(1.5, 1 / 1.5, 4_000_000)))
+
+
+_MEDIAN = _population_median()
 
 
 @dataclass(frozen=True)
-class World:
-    """A benchmark: so many pictures, questions about each, and the share that a row gets right."""
+class Found:
+    """Shares of tables: intervals that hold the truth (of scores, of differences), and any false alarm."""
 
-    pictures: int
-    questions: int
-    share: float
-
-    @property
-    def owner(self) -> np.ndarray:
-        """(N,) the picture of each question."""
-        return np.repeat(np.arange(self.pictures), self.questions)
-
-    def ease(self, rng: Generator, shift: float = 0.0) -> np.ndarray:
-        """(N,) the chance of a right answer; one and the same for all questions about a picture."""
-        share = self.share + shift
-        return rng.beta(3 * share, 3 * (1 - share), self.pictures)[self.owner]
+    scores: float
+    differences: float
+    alarms: float
 
 
-def draw(chance: np.ndarray, rng: Generator) -> np.ndarray:
-    """(N,) zeros and ones."""
-    return (rng.random(len(chance)) < chance).astype(float)
+def simulate(world: World, trials: int) -> Found:
+    """Draw tables of equal models and count."""
+    rng, alarms = np.random.default_rng(7), 0
+    scores, differences = [], []
+    for _ in range(trials):
+        found = []
+        for _test in range(world.tests):
+            column = Column(world, rng)
+            models = [column.model(place) for place in range(world.models)]
+            noise = training_noise(models)
+            found += [difference_estimate(*pair, noise) for pair in itertools.combinations(models, 2)]
+            if len(scores) < 20 * trials:  # enough
+                interval = scores_interval(models[-1], noise)
+                scores.append(interval.low is not None and interval.low <= column.truth <= interval.high)
+                between = compare(models[0], models[-1], noise)
+                differences.append(not (between.low > 0 or between.high < 0))
+        alarms += min(holm(p_values(found))) < LEVEL
+    return Found(float(np.mean(scores)), float(np.mean(differences)), alarms / trials)
 
 
-def coverage(world: World, trials: int, *, formula: str = "share") -> float:
-    """How often the interval of a share, or of the mean or median of lopsided scores, holds the truth."""
-    rng, hits = np.random.default_rng(0), 0
-    truth = {"share": world.share, "mean": math.exp(0.5), "median": 1.0}[formula]
-    for trial in range(trials):
-        if formula == "share":
-            values = draw(world.ease(rng), rng)
-        else:  # as CIDEr and ranks are
-            hard = rng.normal(size=world.pictures)[world.owner]
-            values = np.exp((hard + rng.normal(size=len(hard))) / math.sqrt(2))
-        name = formula.replace("share", "mean")
-        found = interval(name, {"x": values}, ("x",), world.owner, draws=1000, seed=trial)
-        assert found.low is not None
-        assert found.high is not None
-        hits += found.low <= truth <= found.high
-    return hits / trials
+def found_differences(world: World, trials: int, gain: float) -> tuple[float, float]:
+    """Shares of true differences to the first model that are found: by this model of noise, and by t tests over seeds.
 
-
-def false_alarms(world: World, trials: int, *, tests: int, apart: float) -> float:
-    """How often Holm-corrected tests tell some of ``tests`` rows from a baseline that all of them equal.
-
-    Each answers ``apart`` of the questions by its own luck, the rest as the baseline does.
+    The first model is worse than the others by ``gain`` standard deviations of training in every column.
     """
-    rng, alarms = np.random.default_rng(1), 0
-    for trial in range(trials):
-        p_values = []
-        for test in range(tests):
-            ease = world.ease(rng)
-            one, lucky = draw(ease, rng), rng.random(len(ease)) < apart
-            other = np.where(lucky, draw(ease, rng), one)
-            found = paired_difference(
-                "mean",
-                {"x": one},
-                {"x": other},
-                ("x",),
-                world.owner,
-                draws=80 * tests + 1000,
-                seed=trial * tests + test,
-            )
-            p_values.append(found.p_value)
-        alarms += min(holm(p_values)) < LEVEL
-    return alarms / trials
+    rng = np.random.default_rng(8)
+    mine, students = [], []
+    for _ in range(trials):
+        tables = []
+        for _test in range(world.tests):
+            column = Column(world, rng)
+            tables.append([column.model(place, gain * world.spread if place else 0.0) for place in range(world.models)])
+        pairs = [
+            (first, difference_estimate(models[first], models[second], training_noise(models)))
+            for models in tables
+            for first, second in itertools.combinations(range(world.models), 2)
+        ]
+        corrected = holm(p_values([estimate for _, estimate in pairs]))
+        mine += [p < LEVEL for (first, _), p in zip(pairs, corrected, strict=True) if first == 0]
+        differences = [other.values - models[0].values for models in tables for other in models[1:]]
+        alone = [float(stats.ttest_1samp(values, 0).pvalue) for values in differences]
+        students += [p < LEVEL for p in holm(alone)]
+    return float(np.mean(mine)), float(np.mean(students))
 
 
-def power(world: World, trials: int) -> tuple[float, float]:
-    """How often a true difference of the smallest size that benchmarks of equal rows state is shown, and that size."""
-    stated = float(np.nanmedian([found.smallest for found in _compared(world, trials, gain=0.0)]))
-    return float(np.mean([found.significant for found in _compared(world, trials, gain=stated)])), stated
+def smallest_is_found(world: World, trials: int) -> tuple[float, float]:
+    """How often a true difference of the size stated as the smallest is found by a single test, and that size."""
+    rng = np.random.default_rng(9)
+    columns = [Column(world, rng) for _ in range(trials)]
+    equal = [compare(column.model(0), column.model(1), TrainingNoise()) for column in columns]
+    size = float(np.nanmedian([found.smallest for found in equal]))
+    found = [compare(column.model(1, size), column.model(0), TrainingNoise()) for column in columns]
+    return float(np.mean([each.p_value < LEVEL for each in found])), size
 
 
-def _compared(world: World, trials: int, *, gain: float) -> Iterator[Difference]:
-    """Two rows that differ in one answer of seven, whatever ``gain`` is; by it the second is better."""
-    rng, apart = np.random.default_rng(2), 1 / 7
-    for trial in range(trials):
-        ease = world.ease(rng)
-        one = draw(ease, rng)
-        to_right, to_wrong = ((apart + gain) / (1 - world.share) / 2, (apart - gain) / world.share / 2)
-        other = np.abs(one - draw(np.where(one == 1, to_wrong, to_right), rng))
-        yield paired_difference("mean", {"x": other}, {"x": one}, ("x",), world.owner, draws=1000, seed=trial)
+SINGLE = [
+    World(kind=kind, images=images, questions=questions, right=right)
+    for kind, questions, rights in (
+        ("share", 1, (0.5, 0.97)),
+        ("share", 3, (0.6, 0.9)),
+        ("F1", 1, (0.6,)),
+        ("MME", 2, (0.7,)),
+        ("CIDEr", 1, (0.6,)),
+        ("rare CIDEr", 1, (0.6,)),
+        ("median", 1, (0.6,)),
+    )
+    for right in rights
+    for images in (50, 300, 5000)
+]
+SEEDS = [
+    World(models=models, pretrained=pretrained, seeds=seeds, training=training, tests=tests, kind=kind, images=images)
+    for kind, images, models, pretrained, seeds, training, tests in (
+        ("share", 300, 2, 0, 2, 0.0, 12),
+        ("share", 300, 2, 0, 3, 0.0, 12),
+        ("share", 300, 2, 0, 3, 1.0, 12),
+        ("share", 300, 2, 1, 3, 1.0, 12),
+        ("share", 300, 2, 0, 5, 2.0, 12),
+        ("share", 1000, 10, 3, 3, 0.5, 12),
+        ("share", 5000, 5, 1, 3, 0.3, 6),
+        ("share", 120, 4, 1, 2, 1.0, 9),
+        ("F1", 500, 5, 2, 3, 0.5, 6),
+        ("MME", 300, 5, 2, 3, 0.5, 6),
+        ("CIDEr", 500, 5, 2, 3, 0.5, 6),
+        ("CIDEr", 100, 3, 1, 5, 1.0, 12),
+    )
+] + [World(models=5, seeds=3, training=1.0, unequal=3.0, tests=6)]
+TABLES = [
+    World(models=models, tests=tests, images=images, kind=kind)
+    for kind, images, models, tests in (
+        ("share", 100, 10, 1),
+        ("share", 500, 20, 1),
+        ("share", 50, 2, 120),
+        ("share", 300, 2, 120),
+        ("share", 300, 10, 12),
+        ("F1", 300, 10, 4),
+        ("MME", 200, 10, 4),
+        ("CIDEr", 100, 2, 1),
+        ("CIDEr", 300, 10, 4),
+        ("CIDEr", 50, 2, 30),
+        ("rare CIDEr", 300, 5, 4),
+    )
+]
+POWER = World(models=10, tests=13, seeds=3, images=1000, training=0.5)
 
 
-def chance(share: float, trials: int) -> float:
-    """Twice the standard error of a share, in per cent."""
-    return 200 * math.sqrt(max(share * (1 - share), 0.01) / trials)
+def percent(share: float, trials: int) -> str:
+    """A share and twice its standard error, in per cent."""
+    return f"{100 * share:5.1f} ±{200 * math.sqrt(max(share * (1 - share), 0.01) / trials):.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=400)
     trials = parser.parse_args().trials
-    print("95 % intervals: how often they hold the truth")
-    for formula, pictures, share in (
-        *(("share", pictures, share) for pictures in (10, 30, 100, 300) for share in (0.5, 0.9, 0.97)),
-        *(("mean", pictures, 0.5) for pictures in (10, 30, 100, 300)),
-        *(("median", pictures, 0.5) for pictures in (30, 300)),
-    ):
-        found = coverage(World(pictures, 3, share), trials, formula=formula)
-        name = f"{formula}, {pictures} pictures × 3" + (f", {share:.0%} right" if formula == "share" else "")
-        print(f"  {name:<42} {found:6.1%} ±{chance(found, trials):.1f}")
-    print("equal rows: how often a family of tests tells any apart")
-    for tests, pictures, apart in ((1, 100, 0.1), (1, 300, 0.5), (10, 100, 0.1), (10, 300, 0.5), (30, 100, 0.1)):
-        rounds = max(100, 2 * trials // tests)
-        found = false_alarms(World(pictures, 3, 0.6), rounds, tests=tests, apart=apart)
-        name = f"{tests} tests, {pictures} pictures × 3, {apart:.0%} apart"
-        print(f"  {name:<42} {found:6.1%} ±{chance(found, rounds):.1f}")
-    print("the smallest difference: how often it is shown")
-    for pictures, questions in ((30, 3), (100, 1), (100, 5), (500, 2)):
-        found, smallest = power(World(pictures, questions, 0.6), trials // 2)
-        name = f"{pictures} pictures × {questions}: {100 * smallest:.1f} points"
-        print(f"  {name:<42} {found:6.1%} ±{chance(found, trials // 2):.1f}")
+    for title, worlds in (("one training", SINGLE), ("several seeds", SEEDS), ("tables", TABLES)):
+        print(f"{title}: % of intervals that hold the truth (scores, differences), % of tables with a false alarm")
+        for world in worlds:
+            rounds = trials if world.tests > 1 else 4 * trials
+            found = simulate(world, rounds)
+            figures = (percent(share, rounds) for share in (found.scores, found.differences, found.alarms))
+            print(f"  {world!s:<92}", *figures, flush=True)
+    print("differences of 5 standard deviations of training: % found by this model of noise, by t tests over seeds")
+    print(f"  {POWER!s:<92}", *(percent(share, trials) for share in found_differences(POWER, trials // 10 + 1, 5.0)))
+    print("the smallest difference: its size in points, % of single tests that find it")
+    for images, questions in ((50, 3), (100, 5), (500, 2)):
+        share, size = smallest_is_found(World(images=images, questions=questions), 2 * trials)
+        print(f"  {images} images × {questions}: {100 * size:.1f}", percent(share, 2 * trials), flush=True)
 
 
 if __name__ == "__main__":

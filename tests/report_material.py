@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def put_result(
     """Write one result as the harness would, of a made-up ``model`` unless there is one; a benchmark of another name
     than those above has gqa's metric.
     """
-    measured = {"path": f"encoders/{row}", "hash": "0123456789abcdef" * 4}
+    measured = {"path": f"encoders/{row}", "hash": hashlib.sha256(row.encode()).hexdigest()}
     if model is not None:
         measured = {"path": str(model), "hash": directory_hash(model)}
     stated = {"benchmark": benchmark, "data_hash": "abc", "items": len(items), "input_size": 64, **(protocol or {})}

@@ -16,7 +16,7 @@ from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 from benchmarks.report.sections import contents
-from benchmarks.report.seeds import t_interval, t_test
+from benchmarks.report.seeds import t_interval
 from benchmarks.report.source import few_rows
 from benchmarks.study import commands
 from benchmarks.study.record import read_study_record, write_study_record
@@ -76,28 +76,27 @@ def test_the_interval_is_students_over_the_seeds():
     expected = stats.t.interval(0.95, 2, loc=0.25, scale=stats.sem(values))
     assert t_interval(values) == pytest.approx(expected)
     assert t_interval([0.3]) is None
-    assert t_test([0.1, 0.2, 0.3]) == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.3], 0).pvalue)
-    assert (t_test([0.0, 0.0]), t_test([0.5, 0.5, 0.5 + 1e-16])) == (1.0, 0.0)
 
 
-def test_the_table_shows_means_and_differences_at_equal_seed(study):
+def test_the_table_shows_means_with_both_kinds_of_noise(study):
     built = build_report(study)
     (column,) = built.table.columns
     assert [row.name for row in built.table.rows] == ["pretrained", "whole", "part.block.8", "part.block.16"]
     cell = built.table.cell(built.table.rows[3], column)
     assert cell.value == pytest.approx(36)
-    assert cell.high - cell.value == pytest.approx(stats.t.ppf(0.975, 2) * 6 / 3**0.5)
+    # over seeds 0, 5, 5 and 6 points, pooled: 4.6 with 8 degrees of freedom; nothing but luck makes images less than it
+    pooled = ((0 + 25 + 25 + 36) / 4) ** 0.5
+    assert cell.high - cell.low > 2 * stats.t.ppf(0.975, 8) * pooled / 3**0.5
     assert cell.by_seed == pytest.approx({0: 30, 1: 36, 2: 42})
     assert 8.5 < cell.sampling < 9.5  # 1.96 × sqrt(0.36 × 0.64 / 100 pictures) is 9.4; the other seeds have less
     assert cell.delta.baseline == "whole"
     assert cell.delta.value == pytest.approx(11)
-    alone = stats.ttest_1samp([10, 11, 12], 0).pvalue
-    assert cell.delta.p_value == pytest.approx(2 * alone)  # Holm: the second least of three
-    assert built.table.cell(built.table.rows[0], column).low is None  # the seeds do not differ
+    assert cell.delta.low < 11 - stats.t.ppf(0.975, 8) * pooled * (2 / 3) ** 0.5
+    assert built.table.comparisons == 6  # every pair, since the top was chosen by its score
     constant = built.table.cell(built.table.rows[2], column).delta
-    assert (constant.value, constant.low, constant.high) == pytest.approx((30, 30, 30))
+    assert constant.low < 25 < 30 < 35 < constant.high  # equal differences are no certainty
     assert "part.block.8 beats whole by 30.0 points" in " ".join([built.answer, *built.sentences])
-    assert any("Student's t over seeds" in remark for remark in built.remarks)
+    assert any("hold both kinds of noise" in remark for remark in built.remarks)
 
 
 def test_both_kinds_of_noise_and_every_seed_are_in_the_csv(study):

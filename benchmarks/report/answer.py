@@ -30,8 +30,6 @@ def _comparison(table: Table) -> str:
         return "There is no number yet; the table says why."
     if len(table.rows) == 1:
         return "One row: there is nothing to compare it with."
-    if table.seeds and not table.comparisons:
-        return "The rows were not compared: no row names a baseline."
     best = [cell for cell in table.cells.values() if cell.mark == "best"]
     if not best:
         return "No row can be told from all the others on any measure."

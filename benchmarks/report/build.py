@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from benchmarks.protocol import differences
-from benchmarks.report.comparing import with_comparisons
-from benchmarks.report.seeds import has_seeds
+from benchmarks.report.comparing import Evidence, with_comparisons
+from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.source import Gap, ReportSource, absence
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
 from benchmarks.study.record import NOT_ASKED, RowRecord
 
 
-def build_table(source: ReportSource, *, primary_only: bool = True, also: Collection[tuple[str, str]] = ()) -> Table:
-    """Make the table of a source's primary metrics, or of all its metrics.
+def build_table(
+    source: ReportSource,
+    evidence: Evidence | None = None,
+    *,
+    primary_only: bool = True,
+    also: Collection[tuple[str, str]] = (),
+    by_seed: bool = False,
+) -> Table:
+    """Make the table of a source's primary metrics, with differences and marks, or of all its metrics, without.
+
+    Rows that differ in their seed alone are one, whose numbers are means.
 
     Args:
         source: what was read.
+        evidence: of the source, to read its items once for several tables.
         primary_only: leave the other metrics out.
         also: (benchmark, metric) of others that shall be there, and be tested, as well.
-
-    Differences and marks are those of primary metrics between rows of one seed each; rows of several seeds are
-    compared over their seeds (``seeds.over_seeds``).
+        by_seed: the plain table: each seed is a row of its own, without differences and marks.
     """
     asked = [name for name in source.benchmarks if _is_asked(source, name)]
     columns = [column for name in asked for column in _columns(source, name, primary_only, also)]
@@ -31,7 +39,12 @@ def build_table(source: ReportSource, *, primary_only: bool = True, also: Collec
         for cell in _plain_cells(source, column):
             cells[cell.row, column.benchmark, column.metric] = cell
     table = Table(rows=source.rows, columns=tuple(columns), cells=cells, comparisons=0)
-    return with_comparisons(table, source) if primary_only and not has_seeds(source) else table
+    if by_seed:
+        return table
+    evidence = evidence or Evidence(source)
+    if has_seeds(source):
+        table = over_seeds(table, evidence)
+    return with_comparisons([table], evidence)[0] if primary_only else table
 
 
 def _is_asked(source: ReportSource, benchmark: str) -> bool:

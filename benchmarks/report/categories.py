@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from benchmarks import statistics
+from benchmarks.item_scores import ItemScores
+from benchmarks.report.comparing import Evidence, with_comparisons
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.forest import direction
 from benchmarks.report.inks import SERIES_COLOURS, Inks
 from benchmarks.report.model import Report
-from benchmarks.report.pairing import paired
-from benchmarks.report.seeds import has_seeds, over_seeds
+from benchmarks.report.seeds import has_seeds, over_seeds, with_intervals
 from benchmarks.report.source import ReportSource, few_rows
-from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.results import Metric, Result, columns_of, read_items
+from benchmarks.report.table import Cell, Column, Table
+from benchmarks.results import Result, columns_of
+from benchmarks.study.record import RowRecord
 from benchmarks.wording import column_title, decimals, listed, number, score, short_name
 
 MOST_KINDS = 24
@@ -46,135 +48,79 @@ def category_figures(report: Report) -> FigureSet | None:
 def category_tables(source: ReportSource) -> list[Table]:
     """For each benchmark with kinds of items: rows × kinds, with differences to the baseline corrected together."""
     looked_at = {row.but_for_seed for row in few_rows(source).rows}
-    rows = tuple(row for row in source.rows if row.but_for_seed in looked_at)
-    few = dataclasses.replace(source, rows=rows)
-    seeds = has_seeds(few)
-    found = [_Breakdown(few, name) for name in source.benchmarks]
-    tables = [breakdown.table(intervals=not seeds) for breakdown in found if breakdown.columns]
-    if not seeds:
-        return _with_differences(tables, [breakdown for breakdown in found if breakdown.columns])
-    return _corrected([over_seeds(table) for table in tables])
+    few = dataclasses.replace(source, rows=tuple(row for row in source.rows if row.but_for_seed in looked_at))
+    items = ItemScores()
+    tables = [table for name in source.benchmarks if (table := _by_kind(few, name, items)) is not None]
+    metrics = {table.columns[0].benchmark: _first_metrics(few, table.columns[0].benchmark) for table in tables}
+
+    def place(cell: Cell) -> tuple[str, str, str]:
+        metric = metrics[cell.column.benchmark][(cell.members or (cell.row,))[0]]
+        return cell.column.benchmark, metric, cell.column.metric
+
+    evidence = Evidence(few, place, items)
+    if has_seeds(few):
+        tables = [over_seeds(table, evidence) for table in tables]
+    else:
+        tables = [with_intervals(table, evidence) for table in tables]
+    return with_comparisons(tables, evidence, ranked=False)
 
 
-class _Breakdown:
-    """One benchmark's items by row and kind."""
+def _first_metrics(source: ReportSource, benchmark: str) -> dict[str, str]:
+    """Row → its first primary metric, of the rows that were measured alike and whose metric follows from items."""
+    countable = {row: result for row, result in source.results(benchmark).items() if _has_formula(result)}
+    groups = source.protocol_groups(countable)
+    return {row: result.primary[0] for row, result in countable.items() if groups[row] == 0}
 
-    def __init__(self, source: ReportSource, benchmark: str) -> None:
-        self.source, self.benchmark = source, benchmark
-        self.metrics: dict[str, Metric] = {}
-        self.items: dict[str, pd.DataFrame] = {}
-        self.columns: tuple[Column, ...] = ()
-        countable = {row: result for row, result in source.results(benchmark).items() if _has_formula(result)}
-        for row, group in source.protocol_groups(countable).items():
-            if group == 0:
-                self.metrics[row] = countable[row].metrics[countable[row].primary[0]]
-                self.items[row] = read_items(countable[row]).sort_values("item")
-        self._name_kinds()
 
-    def _name_kinds(self) -> None:
-        kinds = sorted({str(kind) for items in self.items.values() for kind in items["category"].dropna()} - {""})
-        if not 2 <= len(kinds) <= MOST_KINDS:
-            return
-        first = next(iter(self.metrics.values()))
-        self.columns = tuple(
-            Column(
-                benchmark=self.benchmark,
-                metric=kind,
-                label=first.label,
-                scale=first.scale,
-                higher_is_better=first.higher_is_better,
-                largest=abs(first.value * first.scale),
-            )
-            for kind in kinds
+def _by_kind(source: ReportSource, benchmark: str, items: ItemScores) -> Table | None:
+    """A table of a benchmark's kinds of items; None where there are none, or too many."""
+    results, metrics = source.results(benchmark), _first_metrics(source, benchmark)
+    tables = {row: table for row in metrics if (table := items.items(results[row])) is not None}
+    kinds = sorted({str(kind) for table in tables.values() for kind in table["category"].dropna()} - {""})
+    if not 2 <= len(kinds) <= MOST_KINDS:
+        return None
+    first = next(results[row].metrics[metric] for row, metric in metrics.items())
+    columns = tuple(
+        Column(
+            benchmark=benchmark,
+            metric=kind,
+            label=first.label,
+            scale=first.scale,
+            higher_is_better=first.higher_is_better,
+            largest=abs(first.value * first.scale),
         )
+        for kind in kinds
+    )
+    cells = {
+        (row.name, benchmark, column.metric): _cell(row, column, tables.get(row.name), results, metrics)
+        for row in source.rows
+        for column in columns
+    }
+    rows = tuple(row for row in source.rows if row.name in tables)
+    return Table(rows=rows, columns=columns, cells=cells, comparisons=0)
 
-    def of_kind(self, row: str, kind: str) -> pd.DataFrame:
-        items = self.items[row]
-        return items[items["category"] == kind]
 
-    def table(self, *, intervals: bool) -> Table:
-        cells = {
-            (row.name, self.benchmark, column.metric): self._cell(row.name, row.seed, column, intervals=intervals)
-            for row in self.source.rows
-            for column in self.columns
-        }
-        kept = tuple(row for row in self.source.rows if row.name in self.items)
-        return Table(rows=kept, columns=self.columns, cells=cells, comparisons=0)
-
-    def _cell(self, row: str, seed: int | None, column: Column, *, intervals: bool) -> Cell:
-        metric = self.metrics.get(row)
-        items = self.of_kind(row, column.metric) if metric else pd.DataFrame()
-        if metric is None or metric.formula is None or items.empty:
-            return Cell(row=row, column=column, seed=seed)
-        columns = columns_of(items, metric.columns)
-        value = statistics.evaluate(metric.formula, columns, metric.columns) * column.scale
-        if math.isnan(value):
-            return Cell(row=row, column=column, seed=seed)
-        found = statistics.Interval(low=None, high=None, method="none")
-        if intervals:
-            found = statistics.interval(metric.formula, columns, metric.columns, items["image"].to_numpy())
-        low, high = (None if end is None else end * column.scale for end in (found.low, found.high))
-        return Cell(
-            row=row,
-            seed=seed,
-            column=column,
-            value=value,
-            low=low,
-            high=high,
-            n=len(items),
-        )
+def _cell(
+    row: RowRecord,
+    column: Column,
+    items: pd.DataFrame | None,
+    results: Mapping[str, Result],
+    metrics: Mapping[str, str],
+) -> Cell:
+    empty = Cell(row=row.name, column=column, seed=row.seed)
+    if items is None:
+        return empty
+    metric, kept = results[row.name].metrics[metrics[row.name]], items[items["category"] == column.metric]
+    if kept.empty or metric.formula is None:
+        return empty
+    value = statistics.evaluate(metric.formula, columns_of(kept, metric.columns), metric.columns)
+    return empty if math.isnan(value) else dataclasses.replace(empty, value=value * column.scale, n=len(kept))
 
 
 def _has_formula(result: Result) -> bool:
     """Whether its first primary metric can be computed on some of its items."""
     first = result.metrics.get(result.primary[0]) if result.primary else None
     return result.items is not None and first is not None and first.formula is not None
-
-
-def _with_differences(tables: Sequence[Table], breakdowns: Sequence[_Breakdown]) -> list[Table]:
-    """The tables with paired tests over pictures."""
-    wanted = [(place, cell, base) for place, table in enumerate(tables) for cell, base in _against_baseline(table)]
-    draws = max(statistics.DRAWS, 80 * len(wanted))  # so that the correction leaves p < 0.05 within reach
-    cells = [dict(table.cells) for table in tables]
-    for place, cell, base in wanted:
-        breakdown, kind, scale = breakdowns[place], cell.column.metric, cell.column.scale
-        mine, other = breakdown.of_kind(cell.row, kind), breakdown.of_kind(base.row, kind)
-        found = paired(breakdown.metrics[cell.row], mine, other, draws=draws)
-        if found is not None:
-            delta = Delta(
-                baseline=base.row,
-                value=found.value * scale,
-                low=found.low * scale,
-                high=found.high * scale,
-                p_value=found.p_value,
-                smallest=found.smallest * scale,
-            )
-            cells[place][cell.row, cell.column.benchmark, kind] = dataclasses.replace(cell, delta=delta)
-    return _corrected([dataclasses.replace(table, cells=new) for table, new in zip(tables, cells, strict=True)])
-
-
-def _against_baseline(table: Table) -> Iterator[tuple[Cell, Cell]]:
-    for row in table.rows:
-        for column in table.columns:
-            cell, base = table.cell(row, column), table.cells.get((row.baseline or "", column.benchmark, column.metric))
-            if cell.value is not None and base is not None and base.value is not None:
-                yield cell, base
-
-
-def _corrected(tables: Sequence[Table]) -> list[Table]:
-    """The tables with the p-values of all their differences Holm-corrected as one family."""
-    places = [
-        (number, place) for number, table in enumerate(tables) for place, cell in table.cells.items() if cell.delta
-    ]
-    p_values = [delta.p_value for number, place in places if (delta := tables[number].cells[place].delta)]
-    cells = [dict(table.cells) for table in tables]
-    for (which, place), p_value in zip(places, statistics.holm(p_values), strict=True):
-        cell = cells[which][place]
-        assert cell.delta is not None
-        cells[which][place] = dataclasses.replace(cell, delta=dataclasses.replace(cell.delta, p_value=p_value))
-    return [
-        dataclasses.replace(table, cells=new, comparisons=len(places)) for table, new in zip(tables, cells, strict=True)
-    ]
 
 
 def _figure(table: Table, places: dict[str, int]) -> Figure:

@@ -1,91 +1,173 @@
-"""Which cells differ: the paired tests behind a table's marks and its differences to the baselines.
+"""Which cells differ: the tests behind a table's marks and its differences to the baselines.
 
-The tests that a table consults are found first and corrected together; marks and differences only read them.
+Every pair of models that a column may rank is tested, since the model at the top was chosen by its score; all tests of
+a table, or of the tables of one section, are corrected together. Marks and differences only read them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.report.pairing import Pairing
+from benchmarks.item_scores import ItemScores, comparable
+from benchmarks.noise import Estimate, Scores, TrainingNoise, difference_estimate, p_values, training_noise
 from benchmarks.report.source import ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Cell, Delta, Mark, Table
-from benchmarks.statistics import DRAWS, Difference, holm
+from benchmarks.results import Result
+from benchmarks.statistics import compare, holm
 
 Group = list[Cell]
-_Pair = tuple[str, str, frozenset[str]]
+_Key = tuple[str, str, frozenset[str]]
 
 
-def with_comparisons(table: Table, source: ReportSource) -> Table:
-    """``table`` with its marks and differences, and the number of tests behind them."""
-    tests = Tests(table, source)
+class Evidence:
+    """What the cells of a source rest on: their items, and the training noise of each column.
+
+    Args:
+        source: what was read.
+        place: of a cell → its benchmark, metric and the category of its items (None for all).
+        items: tables that were read already.
+    """
+
+    def __init__(
+        self,
+        source: ReportSource,
+        place: Callable[[Cell], tuple[str, str, str | None]] | None = None,
+        items: ItemScores | None = None,
+    ) -> None:
+        self._source = source
+        self._place = place or (lambda cell: (cell.column.benchmark, cell.column.metric, None))
+        self._items = items or ItemScores()
+        self._rows = {row.name: row for row in source.rows}
+        self._scores: dict[tuple[object, ...], Scores | None] = {}
+        self._noise: dict[tuple[object, ...], TrainingNoise] = {}
+
+    def scores(self, cell: Cell) -> Scores | None:
+        """The metric of a cell's model with each image's influence; None where it cannot be computed from items."""
+        if cell.value is None:
+            return None
+        benchmark, metric, category = self._place(cell)
+        names = cell.members or (cell.row,)
+        key = (benchmark, metric, category, names)
+        if key not in self._scores:
+            results = [self._source.outcomes[name, benchmark] for name in names]
+            found = [result for result in results if isinstance(result, Result)]
+            single = bool(cell.members) and any(self._is_trained(name, found[0]) for name in names)
+            self._scores[key] = self._items.of_model(found, metric, single_training=single, category=category)
+        return self._scores[key]
+
+    def _is_trained(self, name: str, result: Result) -> bool:
+        """Whether a result is of a model that the study trained for a row."""
+        path = str(result.model.get("path", ""))
+        return any(path.endswith(made) for made in self._rows[name].artifacts.values())
+
+    def learn_noise(self, cells: Sequence[Cell]) -> None:
+        """Pool the training noise of the cells of one column that were measured alike."""
+        scores = [found for cell in cells if cell.members and (found := self.scores(cell)) is not None]
+        noise = training_noise(scores)
+        for cell in cells:
+            self._noise[cell.row, cell.column.benchmark, cell.column.metric] = noise
+
+    def training_noise(self, cell: Cell) -> TrainingNoise:
+        """The training noise of a cell's column."""
+        return self._noise.get((cell.row, cell.column.benchmark, cell.column.metric), TrainingNoise())
+
+
+def pool_training_noise(table: Table, evidence: Evidence) -> None:
+    """Let ``evidence`` know the training noise of every column of a table over seeds."""
+    for column in table.columns:
+        numbers = [cell for cell in table.column_cells(column) if cell.value is not None]
+        for group in {cell.group for cell in numbers}:
+            evidence.learn_noise([cell for cell in numbers if cell.group == group])
+
+
+def with_comparisons(tables: Sequence[Table], evidence: Evidence, *, ranked: bool = True) -> list[Table]:
+    """Tables with their differences to the baselines, their marks, and the number of tests behind them.
+
+    Args:
+        tables: whose tests are corrected together.
+        evidence: of their cells.
+        ranked: whether each pair of models is tested and the best are marked.
+    """
+    tests = Tests(tables, evidence, ranked=ranked)
+    return [_compared(table, tests, ranked=ranked) for table in tables]
+
+
+def _compared(table: Table, tests: Tests, *, ranked: bool) -> Table:
     cells = dict(table.cells)
     for cell, base in _against_baseline(table):
         cells[_place(cell)] = dataclasses.replace(cell, delta=tests.delta(cell, base))
-    for group in _ranked_groups(table):
+    for group in _ranked_groups(table) if ranked else ():
         for cell, mark in _marks(group, tests):
             cells[_place(cell)] = dataclasses.replace(cells[_place(cell)], mark=mark)
-    return dataclasses.replace(table, cells=cells, comparisons=len(tests))
+    return dataclasses.replace(table, cells=cells, comparisons=len(tests), refused=tests.refused(table))
 
 
 class Tests:
-    """Every paired test that the marks and differences of a table need, Holm-corrected as one family."""
+    """Every test that the marks and differences of some tables need, Holm-corrected as one family."""
 
-    def __init__(self, table: Table, source: ReportSource) -> None:
-        pairs = [*_against_baseline(table), *_against_top(table)]
-        wanted = {_pair(first, second): (first, second) for first, second in pairs}
-        draws = max(DRAWS, 80 * len(wanted))  # so that the correction leaves p < 0.05 within reach
-        pairings = {name: Pairing(source.results(name), draws=draws) for name in source.benchmarks}
-        found = {
-            pair: pairings[first.column.benchmark].difference(first.column.metric, *sorted(pair[2]))
-            for pair, (first, second) in wanted.items()
-        }
-        self._differences = {pair: difference for pair, difference in found.items() if difference is not None}
-        corrected = holm([difference.p_value for difference in self._differences.values()])
-        self._p_values = dict(zip(self._differences, corrected, strict=True))
+    def __init__(self, tables: Sequence[Table], evidence: Evidence, *, ranked: bool) -> None:
+        self._evidence = evidence
+        pairs = [pair for table in tables for pair in _against_baseline(table)]
+        if ranked:
+            groups = (group for table in tables for group in _ranked_groups(table))
+            pairs += [pair for group in groups for pair in itertools.combinations(group, 2)]
+        self._estimates: dict[_Key, Estimate] = {}
+        self._refused: dict[_Key, tuple[Cell, Cell]] = {}
+        for first, second in pairs:
+            key = _key(first, second)
+            if key not in self._estimates and key not in self._refused:
+                self._add(key, *sorted((first, second), key=lambda cell: cell.row))
+        corrected = holm(p_values([*self._estimates.values()]))
+        self._p_values = dict(zip(self._estimates, corrected, strict=True))
+
+    def _add(self, key: _Key, first: Cell, second: Cell) -> None:
+        mine, other = self._evidence.scores(first), self._evidence.scores(second)
+        if mine is None or other is None or not comparable(mine, other):
+            return
+        noise = self._evidence.training_noise(first)
+        if noise.without_spread and (mine.trained or other.trained):
+            self._refused[key] = first, second
+        else:
+            self._estimates[key] = difference_estimate(mine, other, noise)
 
     def __len__(self) -> int:
-        return len(self._differences)
+        return len(self._estimates)
 
     def p_value(self, first: Cell, second: Cell) -> float:
-        """Corrected p-value of "no difference"; 0 or 1 by the two intervals where no paired test is possible."""
-        pair = _pair(first, second)
-        if pair in self._p_values:
-            return self._p_values[pair]
-        if first.low is None or first.high is None or second.low is None or second.high is None:
-            return 1.0
-        return 0.0 if first.low > second.high or second.low > first.high else 1.0
+        """Corrected p-value of "no difference"; 1 where no test is possible."""
+        return self._p_values.get(_key(first, second), 1.0)
 
     def delta(self, cell: Cell, base: Cell) -> Delta | None:
-        """``cell`` minus ``base``, scaled as shown; None where no paired test is possible."""
-        pair = _pair(cell, base)
-        if pair not in self._differences:
+        """``cell`` minus ``base``, scaled as shown; None where no test is possible."""
+        key = _key(cell, base)
+        mine, other = self._evidence.scores(cell), self._evidence.scores(base)
+        if key not in self._estimates or mine is None or other is None:
             return None
-        difference = self._differences[pair]
-        if cell.row != min(pair[2]):
-            difference = _reversed(difference)
-        scale = cell.column.scale
+        noise = self._evidence.training_noise(cell)
+        found, scale = compare(mine, other, noise), cell.column.scale
         return Delta(
             baseline=base.row,
-            value=difference.value * scale,
-            low=difference.low * scale,
-            high=difference.high * scale,
-            p_value=self._p_values[pair],
-            smallest=difference.smallest * scale,
+            value=found.value * scale,
+            low=found.low * scale,
+            high=found.high * scale,
+            p_value=self._p_values[key],
+            smallest=found.smallest * scale,
         )
+
+    def refused(self, table: Table) -> tuple[tuple[Cell, Cell], ...]:
+        """Pairs of a table that no test can tell anything of, since the seeds of no model differ."""
+        shown = {(column.benchmark, column.metric) for column in table.columns}
+        return tuple(pair for key, pair in self._refused.items() if key[:2] in shown)
 
 
 def _place(cell: Cell) -> tuple[str, str, str]:
     return cell.row, cell.column.benchmark, cell.column.metric
 
 
-def _pair(first: Cell, second: Cell) -> _Pair:
+def _key(first: Cell, second: Cell) -> _Key:
     return first.column.benchmark, first.column.metric, frozenset({first.row, second.row})
-
-
-def _reversed(difference: Difference) -> Difference:
-    return dataclasses.replace(difference, value=-difference.value, low=-difference.high, high=-difference.low)
 
 
 def _against_baseline(table: Table) -> Iterator[tuple[Cell, Cell]]:
@@ -93,16 +175,9 @@ def _against_baseline(table: Table) -> Iterator[tuple[Cell, Cell]]:
     for row in table.rows:
         for column in table.columns if row.baseline else ():
             cell = table.cell(row, column)
-            base = table.cells.get((row.baseline, column.benchmark, column.metric))  # type: ignore[arg-type]
+            base = table.cells.get((row.baseline or "", column.benchmark, column.metric))
             if base and cell.value is not None and base.value is not None and cell.group == base.group:
                 yield cell, base
-
-
-def _against_top(table: Table) -> Iterator[tuple[Cell, Cell]]:
-    """The top cell of each ranked group with each other of that group."""
-    for top, *others in _ranked_groups(table):
-        for other in others:
-            yield top, other
 
 
 def _ranked_groups(table: Table) -> Iterator[Group]:

@@ -62,12 +62,12 @@ WORDS: tuple[Word, ...] = (
         "many were looked at, see Holm.",
     ),
     Word(
-        "exchange",
-        "paired exchange test",
-        r"paired (?:exchange )?tests?",
-        "Were two rows alike, it would not matter which of them gave the answers about a picture. So they are "
-        "exchanged, picture by picture, by tossing coins, thousands of times; the p-value is how often the mixtures "
-        "differ as much as the rows.",
+        "paired",
+        "paired test",
+        r"paired tests?",
+        "Two models that are evaluated on the same images are compared image by image. The p-value is how often models "
+        "that are equally good would differ as much by the luck of the images, and of training where several seeds "
+        "tell how large that is.",
     ),
     Word(
         "holm",
@@ -94,9 +94,9 @@ WORDS: tuple[Word, ...] = (
     Word(
         "student",
         "Student's t",
-        r"Student's t|t tests?",
-        "The interval, or test, of a mean of a few seeds. It is wider than the usual one, since a few numbers tell "
-        "their own spread only roughly.",
+        r"Student's t",
+        "The distribution of a mean whose spread is estimated from few values. Its intervals are wider than the usual "
+        "ones, since a few seeds tell their own spread only roughly.",
     ),
     Word(
         "spearman",

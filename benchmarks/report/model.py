@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
+from benchmarks.report.comparing import Evidence
 from benchmarks.report.published import PublishedTable, is_published, published_table
 from benchmarks.report.remarks import Signs, legend, remarks
-from benchmarks.report.seeds import has_seeds, over_seeds
 from benchmarks.report.selection import Selection, of_benchmarks, only
 from benchmarks.report.source import ReportSource, read_source
 from benchmarks.report.table import Table
@@ -70,17 +70,17 @@ def build_report(
     everything = read_source(directory, baseline=None if of_others else baseline)
     source = selection.of_source(everything)
     places = selection.places(source)
-    tested = build_table(source, also=places)
-    whole = over_seeds(tested) if has_seeds(source) else tested
-    source, by_row, table = of_benchmarks(source, places), only(tested, places), only(whole, places)
-    details = build_table(source, primary_only=False)
+    evidence = Evidence(source)
+    whole, single = build_table(source, evidence, also=places), build_table(source, also=places, by_seed=True)
+    details = build_table(source, evidence, primary_only=False)
+    source, by_row, table = of_benchmarks(source, places), only(single, places), only(whole, places)
     shown = published or (source.study.published if source.study else ())
     rows = {row.but_for_seed if whole.seeds else row.name for row in everything.rows}
     left_out = selection.remark(whole, table, len(rows))
     return Report(
         source=source,
         table=table,
-        details=over_seeds(details) if has_seeds(source) else details,
+        details=details,
         answer=answer(table),
         sentences=tuple(sentences(table)),
         remarks=(*left_out, *remarks(source, table, by_row)),

@@ -81,9 +81,7 @@ def legend(table: Table, signs: Signs) -> list[str]:
         return lines
     what = [*(["marks"] if lines else []), *(["differences to the baseline"] if _deltas(table) else [])]
     if what:
-        test = (
-            "t tests over seeds, rows of equal seed compared" if table.seeds else "paired exchange tests over pictures"
-        )
+        test = "paired tests over images and seeds" if table.seeds else "paired tests over images"
         lines.append(
             f"{' and '.join(what).capitalize()} rest on {test}, the p-values of all {table.comparisons} "
             f"Holm-corrected together{_sign_lines(table, signs)}."
@@ -107,9 +105,10 @@ def _deltas(table: Table) -> list[Delta]:
 def _about_intervals(table: Table) -> list[str]:
     if table.seeds:
         return [
-            f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals are Student's t over seeds: the "
-            "noise of training, measured on the same pictures. The noise of sampling pictures is told apart, seed by "
-            "seed."
+            f"Numbers are means over up to {table.seeds} seeds. Their 95 % intervals hold both kinds of noise, of the "
+            "benchmark's images and of training, whose variance is pooled over the trained models of a column. A "
+            "pretrained model is evaluated once and has the noise of images alone.",
+            *_about_refusals(table),
         ]
     lines = []
     if any(cell.low is not None for cell in table.cells.values()):
@@ -124,6 +123,18 @@ def _about_intervals(table: Table) -> list[str]:
     return lines
 
 
+def _about_refusals(table: Table) -> list[str]:
+    """Which differences nothing can be said of, since the seeds have no spread."""
+    where: dict[str, list[str]] = {}
+    for first, second in table.refused:
+        where.setdefault(column_title(first.column), []).append(f"{first.row} and {second.row}")
+    return [
+        f"No test on {column}: all seeds of every trained model have the same answers, so that nothing is known of the "
+        f"noise of training ({counted(pairs, 'pairs')})."
+        for column, pairs in where.items()
+    ]
+
+
 def _about_power(table: Table) -> list[str]:
     """What the comparisons could have shown at all: no difference shown is not the same as no difference."""
     smallest: dict[str, str] = {}
@@ -134,7 +145,7 @@ def _about_power(table: Table) -> list[str]:
             smallest[column_title(column)] = number(max(known), enough(max(known), decimals(column)))
     if not smallest:
         return []
-    over = "seeds" if table.seeds else "pictures"
+    over = "images and seeds" if table.seeds else "images"
     said = listed([f"{value} on {name}" for name, value in smallest.items()])
     return [
         f"The smallest difference to the baseline that these benchmarks could have shown: {said} (in a single test at "

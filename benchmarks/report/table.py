@@ -3,11 +3,12 @@
 Rules of the marks, in one place:
 - cells are compared only within a *group* of equal protocol (how a model takes its input may differ: it is
   part of the model);
-- ``best``: alone at the top, and a paired test tells it from every other cell of its group;
-- ``tied``: the top of a group and those that no test tells from it, where there is a worse cell;
-- no mark where nothing can be told apart.
-All tests of a table, for the marks and for the differences to the baselines, are one family: their p-values are
-Holm-corrected together, so that a mark and a difference never contradict each other.
+- ``best``: alone at the top, and a paired test distinguishes it from every other cell of its group;
+- ``tied``: the top of a group and those that no test distinguishes from it, where there is a worse cell;
+- no mark where nothing can be distinguished.
+The tests of a table, of every pair of cells of a group and of the differences to the baselines, are one family: their
+p-values are Holm-corrected together, so that a mark and a difference never contradict each other, and the cell at the
+top needs no luck to be there.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class Cell:
         unlike: in words, what differs from the main protocol.
         gap: why there is no number.
         seed: of the row.
-        by_seed: where the value is a mean over seeds (and the interval one over seeds): seed → value.
-        sampling: half the width of the interval over pictures that a single seed's value has, on average.
+        by_seed: where the value is a mean over seeds (and the interval one over images and seeds): seed → value.
+        members: where the value is a mean over seeds: the rows of the single seeds.
+        sampling: half the width of the interval over images that a single seed's value has, on average.
     """
 
     row: str
@@ -107,6 +109,7 @@ class Cell:
     gap: Gap | None = None
     seed: int | None = None
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
     sampling: float | None = None
 
 
@@ -114,7 +117,8 @@ class Cell:
 class Table:
     """The rows, columns and cells, and how many tests stand behind the marks and differences.
 
-    ``seeds`` is 0 unless the numbers are means over so many seeds.
+    ``seeds`` is 0 unless the numbers are means over so many seeds. ``refused`` are pairs of cells that cannot be
+    tested: all seeds of the trained models of their column have the same answers.
     """
 
     rows: tuple[RowRecord, ...]
@@ -122,6 +126,7 @@ class Table:
     cells: Mapping[tuple[str, str, str], Cell]
     comparisons: int
     seeds: int = 0
+    refused: tuple[tuple[Cell, Cell], ...] = ()
 
     @property
     def baselines(self) -> frozenset[str | None]:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks import statistics
+from benchmarks.item_scores import ItemScores, comparable
+from benchmarks.noise import TrainingNoise
 from benchmarks.protocol import INPUT, differences, ranked_by
-from benchmarks.report.pairing import Pairing
 from benchmarks.results import Result
-from benchmarks.statistics import DRAWS, holm
+from benchmarks.statistics import Difference, holm
 from benchmarks.trained import Apart, apart, training_of
 from benchmarks.trust.compare_formats import WRITERS, print_comparison
 from benchmarks.trust.comparison import Comparison, Line, few
@@ -117,19 +119,24 @@ def compared(
             for metric in one.metrics if all_metrics else one.primary:
                 if metric in one.metrics and metric in two.metrics:
                     found.append((_line(one, two, metric, trainings.get(models)), one, two))
-    draws = max(DRAWS, 80 * len(found))  # so that the correction leaves p < 0.05 within reach
-    pairings: dict[tuple[str, str], Pairing] = {}
-    tested = []
-    for line, one, two in found:
-        pairing = pairings.setdefault((line.rows[0], line.benchmark), Pairing({_A: one, _B: two}, draws=draws))
-        tested.append(
-            line if line.unlike or line.unchanged else replace(line, difference=pairing.difference(line.name, _A, _B))
-        )
+    items = ItemScores()
+    tested = [
+        line if line.unlike or line.unchanged else replace(line, difference=_difference(items, one, two, line.name))
+        for line, one, two in found
+    ]
     places = [place for place, line in enumerate(tested) if line.difference is not None]
     corrected = holm([line.difference.p_value for line in tested if line.difference is not None])
     for place, p_value in zip(places, corrected, strict=True):
         tested[place] = replace(tested[place], p_value=p_value)
     return tested
+
+
+def _difference(items: ItemScores, first: Result, second: Result, metric: str) -> Difference | None:
+    """A's metric minus B's; None where they do not share their items or the metric has no formula."""
+    mine, other = (items.of_model([result], metric) for result in (first, second))
+    if mine is None or other is None or not comparable(mine, other):
+        return None
+    return statistics.compare(mine, other, TrainingNoise())
 
 
 def without_numbers(

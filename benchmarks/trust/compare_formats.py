@@ -58,9 +58,9 @@ def about_tests(lines: Sequence[Line]) -> str:
     if not tests:
         return ""
     return (
-        f"p: paired exchange tests over pictures, Holm-corrected for {tests}; intervals are each for itself. smallest: "
-        "the smallest true difference that a single such test would show four times in five, by the spread that was "
-        "seen. The noise of training is in none of them."
+        f"p: paired tests over images, Holm-corrected for {tests}; intervals are each for itself. smallest: the "
+        "smallest true difference that a single such test would show four times in five, by the spread that was seen. "
+        "The noise of training is in none of them."
     )
 
 

@@ -1,0 +1,252 @@
+"""The noise of a number: the images that happen to be in a benchmark, and the luck of training.
+
+docs/trust.md states the model with its formulas and sources; ``scripts/check_statistics.py`` simulates it.
+The estimate of a metric, or of the difference of two models, has an error of two parts:
+
+- images: the variance of the metric's influence function over images (clusters of items). Its degrees of freedom
+  follow from the kurtosis (Satterthwaite), and an error is as unlikely as Student's t says of it both as it is and
+  after Hall's transformation, which removes skewness (Journal of the Royal Statistical Society B 54, 1992);
+- training: the variance over seeds, pooled over the trained models of one metric, with its few degrees of freedom.
+
+Their sum has the distribution of Behrens and Fisher: an error of many degrees of freedom for the images, of few for
+training.
+
+Letters: C images, S seeds, P estimates.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ALPHA = 0.05
+POWER = 0.8
+_NODES = 301  # of the integral over the training variance
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """One metric of one model, on the same C images for every seed.
+
+    Args:
+        values: (S,) the metric with each seed; one where nothing was trained or a single training was evaluated.
+        influence: (S, C) derivative of each value with respect to an image's weight.
+        enters: (C,) whether an image has items that enter the metric.
+        items: (N,) names of the items; models are compared on the same items only.
+        trained: whether seeds are trainings; a pretrained model, which is evaluated once, is not.
+        largest: the upper end of a metric that lies between 0 and it; None where there is none.
+    """
+
+    values: np.ndarray
+    influence: np.ndarray
+    enters: np.ndarray
+    items: np.ndarray
+    trained: bool = False
+    largest: float | None = None
+
+    @property
+    def num_seeds(self) -> int:
+        """S."""
+        return len(self.values)
+
+    @property
+    def value(self) -> float:
+        """Mean over seeds."""
+        return float(self.values.mean())
+
+    @functools.cached_property
+    def mean_influence(self) -> np.ndarray:
+        """(C,) influence of each image on the mean over seeds."""
+        return self.influence.mean(axis=0)
+
+    @functools.cached_property
+    def interaction(self) -> float:
+        """Variance of one seed's value due to images that the seeds answer differently; 0 for one seed."""
+        if self.num_seeds < 2:
+            return 0.0
+        deviations = self.influence - self.mean_influence
+        deviations -= deviations.mean(axis=1, keepdims=True)
+        return float((deviations**2).sum() / (self.num_seeds - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingNoise:
+    """Variance of one training's value, pooled over the trained models of a metric, and its degrees of freedom.
+
+    ``degrees`` is 0 where no model has several seeds, or where the seeds of none differ (``without_spread``): then
+    nothing is known of it.
+    """
+
+    variance: float = 0.0
+    degrees: int = 0
+    without_spread: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A metric, or a difference of two, with what is known of its error.
+
+    Args:
+        value: the estimate.
+        image_variance: of its error, due to the images.
+        training_variance: of its error, due to training.
+        image_degrees: of freedom of ``image_variance``.
+        training_degrees: of freedom of ``training_variance``; 0 where that is 0.
+        skewness: of the error.
+        clusters: images.
+    """
+
+    value: float
+    image_variance: float
+    training_variance: float
+    image_degrees: float
+    training_degrees: int
+    skewness: float
+    clusters: int
+
+    @property
+    def standard_error(self) -> float:
+        """Of the value, over images and trainings."""
+        return math.sqrt(self.image_variance + self.training_variance)
+
+    def quantile(self, probability: float) -> float:
+        """The size, in standard errors, that the absolute error exceeds with ``1 - probability``; NaN without error."""
+        from scipy import optimize, stats
+
+        if not self.standard_error:
+            return math.nan
+        if not self.training_variance:
+            return float(stats.t.isf((1 - probability) / 2, self.image_degrees))
+        wanted = math.log(1 - probability)
+        return math.exp(optimize.brentq(lambda size: math.log(self._tail(math.exp(size))) - wanted, -8.0, 40.0))
+
+    def _tail(self, size: float) -> float:
+        return max(float(_tails([self], np.array([size]))[0]), 1e-300)
+
+    def interval(self, level: float = 1 - ALPHA) -> tuple[float, float]:
+        """The values that a test at ``1 - level`` does not reject; NaN where nothing varies."""
+        reach = self.quantile(level)
+        below = max(reach, _inverse_hall(reach, self.skewness))
+        above = max(reach, -_inverse_hall(-reach, self.skewness))
+        return self.value - below * self.standard_error, self.value + above * self.standard_error
+
+    @property
+    def min_detectable(self) -> float:
+        """The smallest true value that a single test at 5 % shows four times in five; NaN where nothing varies."""
+        return (self.quantile(1 - ALPHA) + self.quantile(2 * POWER - 1)) * self.standard_error
+
+
+def training_noise(models: Sequence[Scores]) -> TrainingNoise:
+    """Pool the variance over seeds of the trained models of one metric.
+
+    It is at least what the images explain on which seeds differ (``Scores.interaction``): a smaller variance is luck,
+    as where two seeds are right equally often and on different images.
+    """
+    several = [scores for scores in models if scores.trained and scores.num_seeds > 1]
+    if not several:
+        return TrainingNoise()
+    degrees = [scores.num_seeds - 1 for scores in several]
+    over_seeds = float(np.average([scores.values.var(ddof=1) for scores in several], weights=degrees))
+    of_images = float(np.average([scores.interaction for scores in several], weights=degrees))
+    largest = max(float(np.abs(scores.values).max()) for scores in several)
+    if max(over_seeds, of_images) <= (_ROUNDING * largest) ** 2:
+        return TrainingNoise(without_spread=True)
+    return TrainingNoise(variance=max(over_seeds, of_images), degrees=sum(degrees))
+
+
+def metric_estimate(scores: Scores, noise: TrainingNoise) -> Estimate:
+    """The metric of one model: the mean over its seeds, for the population of images and of trainings."""
+    return _estimate(scores.value, scores.mean_influence[scores.enters], (scores,), noise)
+
+
+def difference_estimate(first: Scores, second: Scores, noise: TrainingNoise) -> Estimate:
+    """The metric of one model minus that of another on the same images."""
+    contrast = (first.mean_influence - second.mean_influence)[first.enters | second.enters]
+    return _estimate(first.value - second.value, contrast, (first, second), noise)
+
+
+def _estimate(value: float, influence: np.ndarray, models: Sequence[Scores], noise: TrainingNoise) -> Estimate:
+    clusters = len(influence)
+    centered = influence - influence.mean() if clusters else influence
+    squares, cubes, fourths = (float((centered**power).sum()) for power in (2, 3, 4))
+    if squares <= (_ROUNDING * max(scores.largest or abs(scores.value) for scores in models)) ** 2 / max(1, clusters):
+        squares = 0.0
+    of_images, of_training = squares * clusters / max(1, clusters - 1), 0.0
+    for scores in models:
+        if scores.trained and noise.degrees:
+            of_training += noise.variance / scores.num_seeds
+            of_images -= scores.interaction / scores.num_seeds  # part of the variance over seeds
+    of_images = max(0.0, of_images)
+    skewness, degrees = 0.0, max(1.0, clusters - 1.0)
+    if squares and of_images:
+        skewness = cubes / squares**1.5 * (of_images / (of_images + of_training)) ** 1.5
+        excess = fourths / squares**2 - 1 / clusters  # (kurtosis - 1) / clusters
+        degrees = max(1.0, min(degrees, 2 / excess if excess > 0 else math.inf))
+    return Estimate(
+        value=value,
+        image_variance=of_images,
+        training_variance=of_training,
+        image_degrees=degrees,
+        training_degrees=noise.degrees if of_training else 0,
+        skewness=skewness,
+        clusters=clusters,
+    )
+
+
+def p_values(estimates: Sequence[Estimate]) -> np.ndarray:
+    """(P,) two-sided p-values of "the value is 0", each for itself.
+
+    Where the C images all agree to the last digit there is no standard error, and the sign test's 2^(1 − C) stands.
+    """
+    if not estimates:
+        return np.zeros(0)
+    values = np.array([estimate.value for estimate in estimates], dtype=float)
+    errors = np.array([estimate.standard_error for estimate in estimates], dtype=float)
+    skewness = np.array([estimate.skewness for estimate in estimates], dtype=float)
+    sizes = np.divide(values, errors, out=np.zeros(len(values)), where=errors > 0)
+    nearest = np.minimum(np.abs(sizes), np.abs(_hall(sizes, skewness)))
+    signs = np.array([2.0 ** (1 - min(estimate.clusters, 1000)) for estimate in estimates])
+    return np.where(errors > 0, _tails(estimates, nearest), np.where(values == 0, 1.0, signs))
+
+
+def _tails(estimates: Sequence[Estimate], sizes: np.ndarray) -> np.ndarray:
+    """(P,) probability that an error is at least ``sizes`` of its standard errors, to either side."""
+    from scipy import stats
+
+    freedom = np.array([estimate.image_degrees for estimate in estimates])
+    found = 2 * stats.t.sf(sizes, freedom)
+    for degrees in {estimate.training_degrees for estimate in estimates} - {0}:
+        chosen = np.array([estimate.training_degrees == degrees for estimate in estimates])
+        training = np.array([estimate.training_variance for estimate in estimates])[chosen, None]
+        images = np.array([estimate.image_variance for estimate in estimates])[chosen, None]
+        ratios, weights = _variance_ratios(degrees)
+        spread = np.sqrt((images + training / ratios) / (images + training))
+        found[chosen] = 2 * stats.t.sf(sizes[chosen, None] / spread, freedom[chosen, None]) @ weights
+    return found
+
+
+@functools.cache
+def _variance_ratios(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for a mean over chi²/degrees: the trapezoid rule on its logarithm."""
+    from scipy import stats
+
+    low, high = (math.log(end / degrees) for end in (stats.chi2.ppf(1e-13, degrees), stats.chi2.isf(1e-13, degrees)))
+    logs = np.linspace(low, high, _NODES)
+    weights = np.exp(degrees / 2 * (logs - np.exp(logs) + 1))
+    return np.exp(logs), weights / weights.sum()
+
+
+def _hall(sizes: np.ndarray, skewness: np.ndarray) -> np.ndarray:
+    """Studentized estimates whose distribution skewness leaves almost unchanged (Hall 1992, section 2)."""
+    return sizes + skewness * (2 * sizes**2 + 1) / 6 + skewness**2 * sizes**3 / 27
+
+
+def _inverse_hall(size: float, skewness: float) -> float:
+    if abs(skewness) < _ROUNDING:
+        return size
+    return 3 * (float(np.cbrt(1 + skewness * (size - skewness / 6))) - 1) / skewness
