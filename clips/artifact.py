@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import uuid
@@ -45,12 +46,13 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
     """A fresh directory beside ``path`` that takes its place when the block ends well, and vanishes when it fails.
 
     Args:
-        path: the directory to write; only an earlier artifact is replaced.
+        path: the directory to write; only an earlier artifact is replaced, and none that was trained.
         kind: what that may be, so that anything else is refused before the work; by default, what is written now.
     """
     with writing(path):
         check_replaceable(path, kind)
         target = Path(path).resolve()
+        _refuse_trained(target)
         partial, replaced = (target.with_name(f".{target.name}.{end}") for end in ("partial", "replaced"))
         _settle(target, replaced)
         shutil.rmtree(partial, ignore_errors=True)
@@ -59,6 +61,8 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
         yield partial
         with writing(path):
             check_replaceable(path, kind or _kind(partial))
+            _refuse_trained(target)
+            open_to_umask(partial)
             if target.is_dir():
                 target.replace(replaced)
             partial.replace(target)
@@ -67,6 +71,37 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
         raise
     finally:
         _settle(target, replaced)
+
+
+def _refuse_trained(target: Path) -> None:
+    """Refuse to replace what a training made, here or in what was exported from it: it may have taken weeks."""
+    if (target / MANIFEST).is_file() and read_manifest(target).get("stages"):
+        raise UserError(f"{target}: holds trained weights; choose another output or remove the directory")
+
+
+def open_to_umask(root: Path) -> None:
+    """Give files that a library created for their owner alone the permissions that the umask gives new files.
+
+    safetensors and `tempfile` write with mode 0600.
+
+    Args:
+        root: a file, or a directory with all that is below it.
+    """
+    files = [root] if root.is_file() else [path for path in root.rglob("*") if not path.is_symlink() and path.is_file()]
+    for path in files:
+        if stat.S_IMODE(path.stat().st_mode) == 0o600:
+            path.chmod(_usual_mode(path.parent))
+
+
+@functools.cache
+def _usual_mode(directory: Path) -> int:
+    """The permissions of a new file; the umask itself cannot be read without setting it for all threads."""
+    probe = partial_beside(directory / "umask")
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
 
 
 def _settle(target: Path, replaced: Path) -> None:
@@ -142,6 +177,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            open_to_umask(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
