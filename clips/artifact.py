@@ -52,7 +52,6 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
     with writing(path):
         check_replaceable(path, kind)
         target = Path(path).resolve()
-        _refuse_trained(target)
         partial, replaced = (target.with_name(f".{target.name}.{end}") for end in ("partial", "replaced"))
         _settle(target, replaced)
         shutil.rmtree(partial, ignore_errors=True)
@@ -61,7 +60,6 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
         yield partial
         with writing(path):
             check_replaceable(path, kind or _kind(partial))
-            _refuse_trained(target)
             open_to_umask(partial)
             if target.is_dir():
                 target.replace(replaced)
@@ -71,12 +69,6 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
         raise
     finally:
         _settle(target, replaced)
-
-
-def _refuse_trained(target: Path) -> None:
-    """Refuse to replace what a training made, here or in what was exported from it: it may have taken weeks."""
-    if (target / MANIFEST).is_file() and read_manifest(target).get("stages"):
-        raise UserError(f"{target}: holds trained weights; choose another output or remove the directory")
 
 
 def open_to_umask(root: Path) -> None:
@@ -112,12 +104,13 @@ def _settle(target: Path, replaced: Path) -> None:
         replaced.replace(target)
 
 
-def check_replaceable(path: str | Path, kind: str | None = None) -> None:
+def check_replaceable(path: str | Path, kind: str | None = None, *, trained: bool = False) -> None:
     """Refuse a place where an artifact would destroy anything but an earlier one.
 
     Args:
         path: where the artifact is to be.
         kind: what an earlier artifact must be, any kind if not given.
+        trained: whether it may be the output of a training, or of an export from one, which may have taken weeks.
 
     Raises:
         UserError: the current directory or one above it, a file, or a directory that holds something else.
@@ -130,6 +123,8 @@ def check_replaceable(path: str | Path, kind: str | None = None) -> None:
     if target.is_dir() and any(target.iterdir()) and (_kind(target) is None or kind not in (None, _kind(target))):
         what = f"of kind '{kind}'" if kind else "with a manifest of this suite"
         raise UserError(f"{path}: not empty, and not an artifact {what}; choose another directory or remove it")
+    if not trained and (target / MANIFEST).is_file() and read_manifest(target).get("stages"):
+        raise UserError(f"{path}: holds trained weights; choose another directory or remove it")
 
 
 def _kind(directory: Path) -> str | None:

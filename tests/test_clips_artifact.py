@@ -57,7 +57,7 @@ def test_only_an_earlier_artifact_of_the_same_kind_is_replaced(tmp_path: Path, m
 def test_trained_weights_are_not_replaced_by_another_command(tmp_path: Path, stages: object):
     target = make(tmp_path / "encoder", weights="weeks")
     write_manifest(target, kind="encoder", config={}, stages=stages)
-    refused = pytest.raises(UserError, match="encoder: holds trained weights; choose another output or remove")
+    refused = pytest.raises(UserError, match="encoder: holds trained weights; choose another directory or remove")
     with refused, artifact_directory(target, kind="encoder"):
         pytest.fail("refused too late")
     assert (target / "weights").read_text() == "weeks"
