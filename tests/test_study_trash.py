@@ -165,6 +165,7 @@ def test_outputs_without_a_record_are_not_lost_either(tmp_path):
     assert set(states(config).values()) == {"done"}
     record = read_record(tmp_path / "out", "encoder-clip-s0")
     assert (record.seconds, record.made) == (90000.0, ("encoders/clip-s0",))
+    assert record.accepted[0]["changed"] == ["not recorded"]
 
 
 def test_plan_says_what_would_be_made_again_and_what_would_go_to_the_trash(tmp_path, capsys):

@@ -10,6 +10,7 @@ outputs in the trash and the former record: the next run moves the others and st
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import errno
@@ -140,8 +141,8 @@ def _stays(path: Path, key: StepKey, before: StepRecord | None) -> bool:
 def _left_behind(path: Path) -> Iterator[Path]:
     """What an interrupted command kept beside an output ``a``; that of an output ``a.b`` is not touched."""
     names = re.compile(rf"\.{re.escape(path.name)}\.(?:replaced|work|(?:{UNIQUE}\.)?partial)")
-    found = path.parent.iterdir() if path.parent.is_dir() else ()
-    yield from [beside for beside in found if names.fullmatch(beside.name)]
+    with contextlib.suppress(OSError):  # no such directory, or no such name is possible
+        yield from [beside for beside in path.parent.iterdir() if names.fullmatch(beside.name)]
 
 
 def size_of(path: Path) -> int:
@@ -356,7 +357,7 @@ def _found(step: Step, output: Path) -> StepRecord:
 
 
 def _accepted(step: Step, key: StepKey, before: StepRecord, output: Path) -> StepRecord:
-    changes = key.changes(before)
+    changes = key.changes(before) if before.parts else ["not recorded"]
     entry = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "key": before.key,
@@ -383,5 +384,5 @@ def acceptance(entry: Mapping[str, Any]) -> str:
     """An entry of ``StepRecord.accepted`` in words."""
     settings = [f"{name} {then!r:.60} → {now!r:.60}" for name, (then, now) in entry["settings"].items()]
     others = [name for name in entry["changed"] if name != "config" or not settings]
-    differs = ", ".join([*settings, *others]) or "not known"
+    differs = ", ".join([*settings, *others]) or "nothing"
     return f"accepted {entry['when']}; differs from what it was made with: {differs}"

@@ -136,7 +136,7 @@ def _switched(arguments: Sequence[str], config_class: type) -> list[str]:
     """``--yes`` at the end, or before another flag, is ``--yes true``."""
     switches = {f"--{name}" for name, kind in field_types(config_class) if kind is bool}
     written = list[str]()
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for word, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         written += [word, "true"] if word in switches and following.startswith("--") else [word]
     return written
 
