@@ -174,7 +174,7 @@ def _study_source(root: Path, study: StudyRecord) -> ReportSource:
 def _acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
     """A note for each step whose outputs were made with other settings, code or files than the study has now."""
     for record in ran:
-        own = [entry for entry in record.accepted if entry["changed"] not in ([], ["parents"])]  # whose own notes say it
+        own = [entry for entry in record.accepted if entry["changed"] not in ([], ["parents"])]  # parents have notes
         yield from (f"{record.name} was {acceptance(entry)}" for entry in own)
 
 
