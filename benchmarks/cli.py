@@ -53,8 +53,14 @@ COMMANDS = {
         target="benchmarks.reported_study:rerun",
         positional=("study",),
     ),
+    "study accept": Command(
+        help="take a study's outputs as they are, although something has changed",
+        target="benchmarks.study.upkeep:accept_outputs",
+        positional=("study",),
+        rest="steps",
+    ),
     "study clean": Command(
-        help="remove what no step of a study makes",
+        help="remove a study's trash and what no step of it makes",
         target="benchmarks.study.upkeep:clean",
         positional=("study",),
     ),

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.artifact import lexical, partial_beside, versions, write_file, writing
+from clips.artifact import lexical, versions, whole_file, write_file
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import plain
@@ -181,14 +181,8 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
 
 
 def _write_items(table: Path, items: pd.DataFrame) -> None:
-    partial = partial_beside(table)
-    with writing(table):
-        table.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            items.to_parquet(partial, index=False)
-            partial.replace(table)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(table) as partial:
+        items.to_parquet(partial, index=False)
 
 
 def _finite(value: Any) -> Any:

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import uuid
@@ -45,7 +46,7 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
     """A fresh directory beside ``path`` that takes its place when the block ends well, and vanishes when it fails.
 
     Args:
-        path: the directory to write; only an earlier artifact is replaced.
+        path: the directory to write; only an earlier artifact is replaced, and none that was trained.
         kind: what that may be, so that anything else is refused before the work; by default, what is written now.
     """
     with writing(path):
@@ -59,6 +60,7 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
         yield partial
         with writing(path):
             check_replaceable(path, kind or _kind(partial))
+            open_to_umask(partial)
             if target.is_dir():
                 target.replace(replaced)
             partial.replace(target)
@@ -69,6 +71,31 @@ def artifact_directory(path: str | Path, *, kind: str | None = None) -> Iterator
         _settle(target, replaced)
 
 
+def open_to_umask(root: Path) -> None:
+    """Give files that a library created for their owner alone the permissions that the umask gives new files.
+
+    safetensors and `tempfile` write with mode 0600.
+
+    Args:
+        root: a file, or a directory with all that is below it.
+    """
+    files = [root] if root.is_file() else [path for path in root.rglob("*") if not path.is_symlink() and path.is_file()]
+    for path in files:
+        if stat.S_IMODE(path.stat().st_mode) == 0o600:
+            path.chmod(_usual_mode(path.parent))
+
+
+@functools.cache
+def _usual_mode(directory: Path) -> int:
+    """The permissions of a new file; the umask itself cannot be read without setting it for all threads."""
+    probe = partial_beside(directory / "umask")
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+
+
 def _settle(target: Path, replaced: Path) -> None:
     """End a replacement: what was set aside goes, or comes back where nothing took its place."""
     if target.exists():
@@ -77,12 +104,13 @@ def _settle(target: Path, replaced: Path) -> None:
         replaced.replace(target)
 
 
-def check_replaceable(path: str | Path, kind: str | None = None) -> None:
+def check_replaceable(path: str | Path, kind: str | None = None, *, trained: bool = False) -> None:
     """Refuse a place where an artifact would destroy anything but an earlier one.
 
     Args:
         path: where the artifact is to be.
         kind: what an earlier artifact must be, any kind if not given.
+        trained: whether it may be the output of a training, or of an export from one, which may have taken weeks.
 
     Raises:
         UserError: the current directory or one above it, a file, or a directory that holds something else.
@@ -95,6 +123,8 @@ def check_replaceable(path: str | Path, kind: str | None = None) -> None:
     if target.is_dir() and any(target.iterdir()) and (_kind(target) is None or kind not in (None, _kind(target))):
         what = f"of kind '{kind}'" if kind else "with a manifest of this suite"
         raise UserError(f"{path}: not empty, and not an artifact {what}; choose another directory or remove it")
+    if not trained and (target / MANIFEST).is_file() and read_manifest(target).get("stages"):
+        raise UserError(f"{path}: holds trained weights; choose another directory or remove it")
 
 
 def _kind(directory: Path) -> str | None:
@@ -142,6 +172,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            open_to_umask(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,30 @@ def test_a_finished_run_is_left_as_it_is(
     assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
     assert "holds another run: inputs.encoder is 'another' there" in capsys.readouterr().err
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(
+    tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from clips.artifact import write_manifest
+    from llava_bridge.training.identity import data_of, parents
+    from llava_bridge.training.stages import _prepare
+
+    path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
+    config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
+    (tmp_path / "one").mkdir()
+    write_manifest(tmp_path / "one", kind="llava", config=config, data=data_of(config), parents=parents(config))
+    work = tmp_path / ".one.work"
+    for seed in (1, config.seed):
+        work.mkdir(exist_ok=True)
+        (work / "run.json").unlink(missing_ok=True)
+        _prepare(work, dataclasses.replace(config, seed=seed))
+        (work / "instruct/checkpoints/checkpoint-3/complete").mkdir(parents=True)
+        assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 0
+        told = f"{work} holds an unfinished run with other settings" in capsys.readouterr().err
+        assert told == work.exists() == (seed == 1)
+        if told:
+            shutil.rmtree(work)
 
 
 def test_finished_stages_outlive_changes_of_how_the_run_is_carried_out(

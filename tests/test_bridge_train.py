@@ -64,6 +64,8 @@ def test_three_stages_under_the_launcher(trained: Path, bridge_encoder: Path) ->
     assert "align: projector trains" in printed
     assert "[INFO]" not in printed
     assert not list(trained.parent.glob(".*"))
+    usual = (trained.parent / "printed.txt").stat().st_mode
+    assert {path.stat().st_mode for path in trained.iterdir()} == {usual}
     encoder = load_file(bridge_encoder / "open_clip_model.safetensors")
     weights = load_file(trained / "model.safetensors")
     tower = {name.rpartition("visual.")[2]: value for name, value in weights.items() if "visual." in name}

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from clips.artifact import (
     added_files,
@@ -13,6 +15,7 @@ from clips.artifact import (
     directory_hash,
     file_hash,
     read_manifest,
+    whole_file,
     write_file,
     write_manifest,
 )
@@ -48,6 +51,44 @@ def test_only_an_earlier_artifact_of_the_same_kind_is_replaced(tmp_path: Path, m
         write_manifest(partial, kind="scenes", config={})
     assert (tmp_path / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.parent.glob(f".{tmp_path.name}*")] == []
+
+
+@pytest.mark.parametrize("stages", [[{"steps": 9}], {"align": {"steps": 9}}])
+def test_trained_weights_are_not_replaced_by_another_command(tmp_path: Path, stages: object):
+    target = make(tmp_path / "encoder", weights="weeks")
+    write_manifest(target, kind="encoder", config={}, stages=stages)
+    refused = pytest.raises(UserError, match="encoder: holds trained weights; choose another directory or remove")
+    with refused, artifact_directory(target, kind="encoder"):
+        pytest.fail("refused too late")
+    assert (target / "weights").read_text() == "weeks"
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o002, 0o077], ids=lambda mask: f"{mask:03o}")
+def mask(request: pytest.FixtureRequest):
+    """A umask, for this test."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_files_have_the_permissions_of_the_umask_whatever_a_library_gave_them(tmp_path: Path, mask: int):
+    def write(path: Path) -> None:
+        save_file({"a": torch.zeros(2)}, path)
+
+    with artifact_directory(tmp_path / "encoder") as partial:
+        write(partial / "weights.safetensors")
+        (partial / "below").mkdir()
+        write(partial / "below/more.safetensors")
+        (partial / "tool.sh").touch(mode=0o700)
+        write_manifest(partial, kind="encoder", config={})
+    with added_files(tmp_path / "encoder") as partial:
+        write(partial / "added.safetensors")
+    with whole_file(tmp_path / "features.safetensors") as file:
+        write(file)
+    found = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found.pop("tool.sh") == oct(0o700)
+    assert len(found) == 5
+    assert set(found.values()) == {oct(0o666 & ~mask)}
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/", "below/.."])

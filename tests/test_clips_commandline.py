@@ -141,6 +141,24 @@ def test_yaml_flags_and_positionals_make_one_config(tmp_path: Path):
     assert run("team", "start", "--place", "x") == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "quiet"),
+    [
+        (("there", "--quiet"), True),
+        (("--quiet", "--steps", "3", "there"), True),
+        (("--quiet", "false", "there"), False),
+        (("--quiet=false", "there"), False),
+    ],
+)
+def test_a_switch_may_stand_alone(words: tuple[str, ...], quiet: bool):
+    assert run("job", *words) == 0
+    assert [(job.place, job.quiet) for job in received] == [("there", quiet)]
+
+
+def test_a_switch_before_another_word_wants_its_value(capsys: pytest.CaptureFixture[str]):
+    assert complaint(capsys, "job", "--quiet", "there").endswith("quiet: expected true or false, got there")
+
+
 def test_further_words_make_a_list(capsys: pytest.CaptureFixture[str]):
     assert run("crew", "there", "a b", "--steps", "3", "[c].jpg", "1") == 0
     assert received == [JobConfig(place="there", steps=3, helpers=("a b", "[c].jpg", "1"))]

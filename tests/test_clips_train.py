@@ -62,6 +62,19 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 # ---- a whole run
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027], ids=["022", "027"])
+def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, data: Path, mask: int):
+    before = os.umask(mask)
+    try:
+        config = clips_world.train_config(data, tmp_path / "run")
+        train(dataclasses.replace(config, steps=2, checkpoint_every=1, keep_after_training=True))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".json", ".yaml"}
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~mask)}
+
+
 def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: Path):
     assert {path.name for path in whole.iterdir()} == {
         *WEIGHTS,

@@ -59,6 +59,7 @@ MISTAKES = [
     ("benchmarks study run none.yaml", "none.yaml: no such study file"),
     ("benchmarks study rerun none.yaml --steps x", "none.yaml: no such study file"),
     ("benchmarks study clean none.yaml", "none.yaml: no such study file"),
+    ("benchmarks study accept none.yaml step", "none.yaml: no such study file"),
     ("benchmarks report none", "none: no such directory"),
     ("benchmarks card none --results none", "none: no such directory"),
     ("benchmarks watch none", "none: nothing has run yet"),

@@ -17,8 +17,9 @@ from benchmarks.study import runner
 from benchmarks.study.executors import children
 from benchmarks.study.lock import locked
 from benchmarks.study.runner import run_steps
-from benchmarks.study.state import StepKey, clear_outputs, read_record, write_record
+from benchmarks.study.state import StepKey, read_record, write_record
 from benchmarks.study.steps import Step, in_order
+from benchmarks.study.trash import move_outputs
 from clips.errors import UserError
 
 FAKE = Path(__file__).with_name("fake_step.py")
@@ -92,7 +93,7 @@ def test_everything_runs_once_and_then_is_skipped_in_no_time(tmp_path):
     assert len((tmp_path / "runs.txt").read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_another_key_removes_the_old_output_before_the_step_runs(tmp_path):
+def test_another_key_moves_the_old_output_away_before_the_step_runs(tmp_path):
     steps = [make(tmp_path, "data")]
     run(tmp_path, steps)
     hidden = tmp_path / "made" / ".data.work"
@@ -103,6 +104,13 @@ def test_another_key_removes_the_old_output_before_the_step_runs(tmp_path):
     assert visits(tmp_path, "data") == 1
     assert not hidden.exists()
     assert not stage.exists()  # else a training in stages would go on from the old one, or refuse it
+    [trashed] = (tmp_path / "trash").iterdir()
+    assert {path.relative_to(trashed).as_posix() for path in trashed.glob("*/*")} == {
+        "made/data",
+        "made/.data.work",
+        "made/data.stages",
+        "steps/data",
+    }
 
 
 def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_goes_on_from_it(tmp_path):
@@ -111,7 +119,7 @@ def test_clearing_a_step_leaves_the_unfinished_work_of_one_whose_name_goes_on_fr
     others = [".a.b.work", ".a.b.partial", f".a.b.{'0' * 32}.partial", ".a.work.work"]
     for name in (*names, *others):
         (tmp_path / "made" / name).mkdir(parents=True)
-    clear_outputs(step, StepKey(key="another", outputs={}), None)
+    move_outputs(tmp_path, step, StepKey(key="another", outputs={}), None)
     assert {path.name for path in (tmp_path / "made").iterdir()} == set(others)
 
 

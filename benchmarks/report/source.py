@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from benchmarks.protocol import ranked_by
 from benchmarks.results import Result, read_result, result_files, study_above
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
+from benchmarks.study.trash import acceptance
 from clips.artifact import lexical
 from clips.errors import UserError, suggest
 
@@ -160,7 +161,7 @@ def _study_source(root: Path, study: StudyRecord) -> ReportSource:
     return ReportSource(
         title=study.title or study.name,
         question=study.question,
-        notes=(*study.notes, *([NO_RECORDS] if copied else [])),
+        notes=(*study.notes, *([NO_RECORDS] if copied else []), *_acceptances(ran)),
         rows=study.rows,
         benchmarks=study.benchmarks,
         outcomes=outcomes,
@@ -168,6 +169,13 @@ def _study_source(root: Path, study: StudyRecord) -> ReportSource:
         study=study,
         directory=root,
     )
+
+
+def _acceptances(ran: Sequence[StepRecord]) -> Iterator[str]:
+    """A note for each step whose outputs were made with other settings, code or files than the study has now."""
+    for record in ran:
+        own = [entry for entry in record.accepted if entry["changed"] not in ([], ["parents"])]  # parents have notes
+        yield from (f"{record.name} was {acceptance(entry)}" for entry in own)
 
 
 def _outcome(

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +20,7 @@ from benchmarks.study.resources import Resources, check_patterns, resources_of
 from benchmarks.study.schema import Study
 from benchmarks.study.shipped import study_file
 from benchmarks.study.state import StepKey, is_done, read_record, step_keys
+from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
 from clips.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
 
@@ -41,6 +42,8 @@ class StudyConfig:
         only: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
         wait: for another runner that is at work in the study's directory, instead of refusing.
+        yes: make again also what took longer than ``confirm_hours``; the former outputs go to the study's trash.
+        confirm_hours: instead of the study's.
     """
 
     study: str
@@ -51,10 +54,14 @@ class StudyConfig:
     only: tuple[str, ...] = ()
     check: bool = True
     wait: bool = False
+    yes: bool = False
+    confirm_hours: float | None = None
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
+        if self.confirm_hours is not None and not self.confirm_hours >= 0:
+            raise UserError(f"confirm_hours: expected a number from 0 on, got {self.confirm_hours}")
 
     @property
     def file(self) -> str:
@@ -76,6 +83,7 @@ class StudyConfig:
             only=self.only or study.only,
             output=self.output or study.output,
             jobs=self.jobs or study.jobs,
+            confirm_hours=study.confirm_hours if self.confirm_hours is None else self.confirm_hours,
             paths={**study.paths, **self.paths},
         )
 
@@ -102,6 +110,15 @@ class KeyedPlan:
     def output(self) -> Path:
         """The study's directory."""
         return self.plan.study.directory
+
+    def replaces(self, again: Collection[str] = ()) -> list[Replacement]:
+        """What a run would make again, see ``trash.replacements``."""
+        return replacements(self.plan.steps, self.keys, self.output, again=again)
+
+    def refuse_costly(self, config: StudyConfig, again: Collection[str] = ()) -> None:
+        """Raise UserError where a run without ``yes`` would make again what took long, see ``trash.check_costly``."""
+        if not config.yes:
+            check_costly(self.replaces(again), hours=self.plan.study.confirm_hours, study=config.study)
 
     def state(self, name: str) -> str:
         """``done``, ``changed``, ``failed``, ``interrupted``, ``running``, ``new``, ``missing`` or ``stopped``.
@@ -153,11 +170,15 @@ def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
     Args:
         config: the study.
         report: is given the study's directory.
+
+    Raises:
+        UserError: the study cannot be run, or would make again what took long; then nothing has been started.
     """
     from benchmarks.study.check import check_configs, check_files
     from benchmarks.wording import duration
 
     keyed = resolve(config)
+    keyed.refuse_costly(config)
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
     missing = [step for step in steps if not is_done(step, keyed.keys[step.name], output)]
     say(f"{study.name}: {len(steps)} steps, {len(steps) - len(missing)} done before; output in {output}")
@@ -168,10 +189,11 @@ def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
     with locked(output, wait=config.wait) as lock:
         if config.wait:  # the study or its code may have changed meanwhile
             keyed = resolve(config)
+            keyed.refuse_costly(config)
         summary = _run_locked(keyed, config, lock)
         report(output)
     if missing:
-        say(f"{study.name}: {duration(time.monotonic() - begun)} in all")
+        say(f"{study.name}: {duration(time.monotonic() - begun)} in all{trash_words(output)}")
     if not summary.complete:
         names = ", ".join(summary.failed)
         say(f"{study.name}: failed: {names}; the logs are {output}/steps/<step>/log.txt. Run it again to go on.")
@@ -251,6 +273,9 @@ class PlanConfig(StudyConfig):
         seeds: instead of the study's.
         only: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check that the files that steps need are there.
+        wait: not used here.
+        yes: not used here.
+        confirm_hours: instead of the study's.
     """
 
     gpu: str | None = None
@@ -278,6 +303,7 @@ def plan_study(config: PlanConfig) -> None:
     keyed = resolve(config)
     study = keyed.plan.study
     would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
+    replaced = {each.name: each for each in keyed.replaces()}
     estimates = {}
     if config.estimates:
         given = keyed.resources
@@ -293,6 +319,8 @@ def plan_study(config: PlanConfig) -> None:
             console.print(Text(f"    from the hub {', '.join(map(_pinned, step.hub))}", style="dim"), soft_wrap=True)
         if step.name in estimates:
             console.print(Text(f"    {estimates[step.name].words()}"), soft_wrap=True)
+        if step.name in replaced:
+            console.print(Text(f"    {replaced[step.name].words(keyed.output)}"), soft_wrap=True)
     rows = ", ".join(row.name for row in keyed.plan.rows)
     facts = f"rows: {rows}\ncolumns: {', '.join(keyed.plan.benchmarks)}\noutput: {keyed.output}"
     console.print(Text(facts), soft_wrap=True)
@@ -300,6 +328,8 @@ def plan_study(config: PlanConfig) -> None:
     if would_run and estimates:
         known = {step.name: estimates[step.name] for step in would_run}
         console.print(Text(in_all(known, keyed.plan.steps, keyed.shares)), soft_wrap=True)
+    if replaced:
+        console.print(Text(replaced_in_all([*replaced.values()], study.confirm_hours)), soft_wrap=True)
     if config.check:
         check_files(would_run, study)
         check_configs(would_run)

@@ -37,7 +37,7 @@ def locked(output: Path, *, wait: bool = False) -> Iterator[int]:
             written.
     """
     path = writable_directory(output) / _LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # as the umask has it
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

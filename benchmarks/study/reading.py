@@ -64,6 +64,9 @@ def study_from(content: Any) -> Study:
         expect(fields, "baseline", str, "a name, or a mapping from names to names")
     for name in ("jobs", "threads"):
         expect(fields, name, int, "a whole number")
+    if type(fields.get("confirm_hours")) is int:
+        fields["confirm_hours"] = float(fields["confirm_hours"])
+    expect(fields, "confirm_hours", float, "a number")
     if fields.get("executor") is not None:
         fields["executor"] = executor_config(fields["executor"])
     for name in ("data", "encoders", "llms", "recipes", "llavas", "benchmarks", "resources"):

@@ -29,13 +29,13 @@ from benchmarks.study.state import (
     Outcome,
     StepKey,
     StepRecord,
-    clear_outputs,
     is_done,
     read_record,
     step_directory,
     write_record,
 )
 from benchmarks.study.steps import Step, in_order
+from benchmarks.study.trash import move_outputs
 from clips.artifact import git_state, versions, write_file
 from clips.errors import UserError
 from clips.plain import to_yaml
@@ -194,7 +194,7 @@ class _State:
         if before is not None and before.at_work:
             self.executor.abandon(self._job(step, before.token, append=goes_on), before.job)
         if not goes_on:
-            clear_outputs(step, key, before)
+            move_outputs(self.output, step, key, before)
         write_file(directory / CONFIG, to_yaml(step.config))
         record = StepRecord(
             name=step.name,
@@ -214,6 +214,7 @@ class _State:
             token=job.token if self.executor.queues else "",
             git=git_state(),
             versions=versions(),
+            accepted=before.accepted if goes_on and before else (),
         )
         write_record(self.output, record)
         self.running[step.name] = _Run(step, record)

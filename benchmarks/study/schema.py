@@ -44,7 +44,7 @@ from benchmarks.study.resources import Resources
 from clips.errors import UserError, suggest
 from clips.planning.hardware import GPUS
 
-_OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report"}
+_OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report", "trash"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
 
 
@@ -116,6 +116,7 @@ class Study:
             entries or patterns (``photos.*``) to theirs, the first that fits.
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
+        confirm_hours: steps that took longer are made again only with ``--yes``.
         executor: where steps run, see ``executors.catalogue``.
         gpu: kind of GPU that ``study plan`` reckons with, see ``clips.planning.hardware``.
         resources: kind of step, or pattern of step names → fields of ``resources.Resources``.
@@ -146,6 +147,7 @@ class Study:
     baseline: str | Mapping[str, str] | None = None
     jobs: int = 1
     threads: int | None = None
+    confirm_hours: float = 1.0
     executor: ExecutorConfig = field(default_factory=LocalConfig)
     resources: Mapping[str, Settings] = field(default_factory=dict)
     gpu: str | None = None
@@ -191,6 +193,8 @@ class Study:
             raise UserError(f"jobs: expected at least 1, got {self.jobs}")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: expected at least 1, got {self.threads}")
+        if not self.confirm_hours >= 0:
+            raise UserError(f"confirm_hours: expected a number from 0 on, got {self.confirm_hours}")
         for name, settings in self.resources.items():
             record_of(Resources, settings, f"resources.{name}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

@@ -2,8 +2,8 @@
 
 A step's *key* is a hash of everything that it depends on: command, config, the source code that it
 runs, the files outside that it reads, and the keys of its parents. A step is done when its last run
-succeeded under the key that the study gives it now. The outputs of another key are removed before the
-step runs again, so old and new results never mix.
+succeeded under the key that the study gives it now. The outputs of another key go to the study's trash before
+the step runs again, so old and new results never mix.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
-from clips.artifact import STAGES, UNIQUE, lexical, write_file
+from clips.artifact import STAGES, lexical, write_file
 from clips.data.files import expand
 from clips.plain import plain
 
@@ -58,6 +56,8 @@ class StepRecord:
         machine: where it ran, see ``machine.describe_machine``.
         git: commit of the code, and whether there were changes besides.
         versions: of the libraries.
+        accepted: each time that ``study accept`` took the outputs as they are: when, the former key, the parts of the
+            key that had changed, and the settings that differ from those that they were made with.
     """
 
     name: str
@@ -80,6 +80,7 @@ class StepRecord:
     machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
     git: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    accepted: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def at_work(self) -> bool:
@@ -96,7 +97,7 @@ def read_record(output: Path, name: str) -> StepRecord | None:
     """The record of a step; None where it never ran or the record cannot be read."""
     try:
         data = json.loads((step_directory(output, name) / RECORD).read_text(encoding="utf-8"))
-        lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "made")}
+        lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "made", "accepted")}
         return StepRecord(**{**data, **lists})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
@@ -229,25 +230,3 @@ def is_done(step: Step, key: StepKey, output: Path) -> bool:
     """Whether the step's last run succeeded under this key and its outputs are still there."""
     record = read_record(output, step.name)
     return record is not None and record.outcome == "done" and record.key == key.key and not step.problems()
-
-
-def clear_outputs(step: Step, key: StepKey, before: StepRecord | None) -> None:
-    """Remove the outputs that were made under another key, so that nothing of it survives."""
-    for path in step.outputs:
-        known = before.outputs.get(path.name) if before else None
-        if known is not None and known == key.outputs.get(path.name):
-            continue
-        if path.suffix == ".json":
-            path.with_name(f"{path.stem}.items.parquet").unlink(missing_ok=True)  # a result's second file
-        for left in (path, stages_beside(path), *_left_behind(path)):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
-
-
-def _left_behind(path: Path) -> Iterator[Path]:
-    """What an interrupted command kept beside an output ``a``; that of an output ``a.b`` is not touched."""
-    names = re.compile(rf"\.{re.escape(path.name)}\.(?:lock|replaced|work|(?:{UNIQUE}\.)?partial)")
-    found = path.parent.iterdir() if path.parent.is_dir() else ()
-    yield from [beside for beside in found if names.fullmatch(beside.name)]

@@ -1,4 +1,5 @@
-"""``clips-bench study rerun``: make chosen steps again. ``study clean``: remove what no step of the study makes."""
+"""``clips-bench study rerun``: make chosen steps again. ``study accept``: take outputs as they are, though something
+has changed. ``study clean``: remove what no step of the study makes, and the trash."""
 
 from __future__ import annotations
 
@@ -10,14 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.kept import KEPT
-from benchmarks.study.commands import KeyedPlan, StudyConfig, resolve, run_study
+from benchmarks.study.commands import KeyedPlan, StudyConfig, resolve, run_study, study_record
 from benchmarks.study.lock import locked
-from benchmarks.study.state import RECORD, read_record, stages_beside, step_directory, write_record
+from benchmarks.study.record import RECORD_FILE, write_study_record
+from benchmarks.study.state import read_record, stages_beside, step_directory, write_record
 from benchmarks.study.steps import Step, in_order
+from benchmarks.study.trash import TRASH, accept, move, size_of
+from benchmarks.wording import visible
 from clips.artifact import say
 from clips.errors import UserError, suggest
 
-_MADE = ("data", "encoders", "llms", "llava", "results", "steps")  # folders in which each entry belongs to a step
+_MADE = (
+    "data",
+    "encoders",
+    "llms",
+    "llava",
+    "results",
+    "steps",
+    TRASH,
+)  # folders in which each entry belongs to a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +47,8 @@ class RerunConfig(StudyConfig):
         only: encoders, entries or patterns such as ``photos.*``, instead of all.
         check: check every step's config, and that the files it needs are there, before the first one runs.
         wait: for another runner that is at work in the study's directory, instead of refusing.
+        yes: make again also what took longer than ``confirm_hours``; the former outputs go to the study's trash.
+        confirm_hours: instead of the study's.
     """
 
     steps: tuple[str, ...] = ()
@@ -53,29 +67,30 @@ def rerun(config: RerunConfig, *, report: Callable[[Path], None]) -> None:
         report: is given the study's directory at the end.
 
     Raises:
-        UserError: a name that no step has, or another runner works in this directory.
+        UserError: a name that no step has, another runner works in this directory, or what took long would be made
+            again; then nothing is forgotten.
     """
     keyed = resolve(config)
     named = _matching(keyed.plan.steps, config.steps) if config.steps else _of_rows(keyed.plan.steps)
     chosen = _with_descendants(named, keyed.plan.steps)
+    keyed.refuse_costly(config, again={step.name for step in chosen})
     known = [step for step in chosen if step_directory(keyed.output, step.name).is_dir()]
     if known:
         with locked(keyed.output, wait=config.wait):
             for step in known:
                 _forget(keyed.output, step.name)
-                if step.kind == "evaluation":  # else it would find there what the model gave before
-                    shutil.rmtree(keyed.output / "results" / KEPT, ignore_errors=True)
+            kept = keyed.output / "results" / KEPT
+            if kept.is_dir() and any(step.kind == "evaluation" for step in known):
+                move(keyed.output, "kept", [kept])  # else they would find there what the models gave before
     say(f"{keyed.plan.study.name}: again {', '.join(step.name for step in chosen)}")
     run_study(config, report=report)
 
 
 def _forget(output: Path, name: str) -> None:
-    """As if the step had never run; of a job that may still be at work on it the runner must know."""
+    """Have the runner make a step again. Its record stays: it tells what is in the trash, and of a job at work."""
     record = read_record(output, name)
-    if record is not None and record.at_work:
-        write_record(output, dataclasses.replace(record, key=""))
-    else:
-        (step_directory(output, name) / RECORD).unlink(missing_ok=True)
+    if record is not None:
+        write_record(output, dataclasses.replace(record, key="", outputs={}))
 
 
 def _matching(steps: Sequence[Step], patterns: Iterable[str]) -> set[str]:
@@ -104,8 +119,49 @@ def _with_descendants(chosen: set[str], steps: Sequence[Step]) -> list[Step]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AcceptConfig(StudyConfig):
+    """Record that outputs are good as they are, although settings, code or files have changed since they were made.
+
+    Args:
+        study: the study file, or the name of a study that is shipped (``mini``).
+        steps: names of steps, or patterns such as ``encoder-*``; all that have changed where none is given. Steps that
+            depend on them and of which nothing else has changed are accepted with them.
+        output: another directory for what it makes.
+        jobs: not used here.
+        paths: name → directory, instead of those in the study's ``paths``.
+        seeds: instead of the study's.
+        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        check: not used here.
+        wait: for another runner that is at work in the study's directory, instead of refusing.
+        yes: not used here.
+        confirm_hours: not used here.
+    """
+
+    steps: tuple[str, ...] = ()
+
+
+def accept_outputs(config: AcceptConfig) -> None:
+    """Carry out ``config``, and print what differs of each accepted step.
+
+    Raises:
+        UserError: a name that no step has, a step that cannot be accepted, or another runner works in this directory.
+    """
+    keyed = resolve(config)
+    chosen = _matching(keyed.plan.steps, config.steps) if config.steps else set[str]()
+    if not keyed.output.is_dir():
+        raise UserError(f"{keyed.output}: no study was run here")
+    with locked(keyed.output, wait=config.wait):
+        keyed = resolve(config)
+        told = accept(keyed.plan.steps, keyed.keys, keyed.output, chosen=chosen)
+        if told and (keyed.output / RECORD_FILE).is_file():  # the report asks it for the keys
+            write_study_record(keyed.output, study_record(keyed, config.file))
+    for line in told or [f"{keyed.output}: nothing has changed since it was made"]:
+        print(visible(line))
+
+
+@dataclass(frozen=True, kw_only=True)
 class CleanConfig(StudyConfig):
-    """Remove from a study's directory what none of its steps makes: of encoders that were renamed or taken out.
+    """Remove from a study's directory its trash, and what none of its steps makes: of encoders that were renamed.
 
     Args:
         study: the study file, or the name of a study that is shipped (``mini``).
@@ -118,6 +174,8 @@ class CleanConfig(StudyConfig):
         only: encoders, entries or patterns such as ``photos.*``, instead of all; what belongs to others is removed.
         check: not used here.
         wait: for another runner that is at work in the study's directory, instead of refusing.
+        yes: not used here.
+        confirm_hours: not used here.
     """
 
     really: bool = False
@@ -134,9 +192,9 @@ def clean(config: CleanConfig) -> None:
     left = sorted(_left_over(keyed))
     if config.kept and (keyed.output / "results" / KEPT).is_dir():
         left.append(keyed.output / "results" / KEPT)
-    total = sum(map(_size, left))
+    total = sum(map(size_of, left))
     for path in left:
-        print(f"{path.relative_to(keyed.output)}  {_size(path) / 1e6:,.1f} MB")
+        print(f"{path.relative_to(keyed.output)}  {size_of(path) / 1e6:,.1f} MB")
     if not left:
         print(f"{keyed.output}: nothing that the study does not make")
     elif not config.really:
@@ -165,8 +223,3 @@ def _left_over(keyed: KeyedPlan) -> Iterator[Path]:
                 waiting.append(path)
             else:
                 yield path
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.results import Result, study_above
 from benchmarks.study.state import record_behind
+from benchmarks.study.trash import acceptance
 from benchmarks.trained import found_today
 from benchmarks.trust.rows import find_result
 from benchmarks.wording import visible
@@ -155,6 +156,7 @@ def _step(made: Path) -> Iterator[str]:
     used = [f"{value:.1f} Wh in {name}" for name, value in record.energy_wh.items()]
     spent += used or ["energy not told by the machine"]
     yield f"step {record.name}: {', '.join(spent)}{_code(record.git)}"
+    yield from (f"step {record.name} {acceptance(entry)}" for entry in record.accepted)
     yield f"step's command: {record.command}"
     if record.machine:
         yield f"step's machine: {', '.join(f'{name} {value}' for name, value in record.machine.items())}"

@@ -51,7 +51,7 @@ def parse_config(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            named = _name_positionals(arguments, positional, rest)
+            named = _name_positionals(_switched(arguments, config_class), positional, rest)
             parsed = parser.parse_args(_listed(named, config_class))
             _check_groups(parsed, config_class)
             built = parser.instantiate(parsed)
@@ -130,6 +130,15 @@ def _underscored(word: str, config_class: type) -> str:
         parts[number] = part.replace("-", "_")
         kind = fields.get(parts[number], object)
     return f"--{'.'.join(parts)}{word[flag.end() :]}"
+
+
+def _switched(arguments: Sequence[str], config_class: type) -> list[str]:
+    """``--yes`` at the end, or before another flag, is ``--yes true``."""
+    switches = {f"--{name}" for name, kind in field_types(config_class) if kind is bool}
+    written = list[str]()
+    for word, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        written += [word, "true"] if word in switches and following.startswith("--") else [word]
+    return written
 
 
 def _check_groups(parsed: Any, config_class: type) -> None:

@@ -47,7 +47,7 @@ def is_finished(config: TrainConfig) -> bool:
         UserError: the output is something else, or made with other settings or from other inputs.
     """
     output = Path(config.output)
-    check_replaceable(output, kind_of(config))
+    check_replaceable(output, kind_of(config), trained=True)
     if not (output / MANIFEST).is_file():
         return False
     if found := difference(_made_as(output), identity(config)):

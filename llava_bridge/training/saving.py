@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clips.artifact import open_to_umask
 from llava_bridge.model.assembly import make_stock
 from llava_bridge.training.adapters import ADAPTER, adapt, save_adapter
 from llava_bridge.training.config import LoraConfig
@@ -55,6 +56,7 @@ def save_stage(
             setup.model.save_pretrained(partial, state_dict=weights)
             setup.processor.save_pretrained(partial)
         (partial / "stage.json").write_text(json.dumps(summary))
+        open_to_umask(partial)
         partial.replace(folder / "model")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     barrier()

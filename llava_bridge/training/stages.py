@@ -96,6 +96,15 @@ def _prepare(work: Path, config: TrainConfig) -> None:
     write_file(path, record)
 
 
+def remove_leftover(config: TrainConfig) -> None:
+    """Remove the work directory of a finished run; one with the progress of another run stays, and is named."""
+    work = work_directory(config)
+    if has_progress(work) and difference(without_secrets(_recorded(work / "run.json")), identity(config)):
+        report(f"{work} holds an unfinished run with other settings; remove it if it is not wanted")
+        return
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def _recorded(path: Path) -> dict[str, Any]:
     """What the run of a work directory is; empty where none has begun."""
     try:

@@ -9,14 +9,19 @@ them, and :func:`llava_bridge.training.trainer.train_stage` is one stage.
 
 from __future__ import annotations
 
-import shutil
-
 from clips.artifact import write_file
 from clips.plain import to_yaml
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.identity import is_finished
-from llava_bridge.training.launch import answers_for_run, hand_over_errors, launch, launched_processes, report
-from llava_bridge.training.stages import run_stages
+from llava_bridge.training.launch import (
+    answers_for_run,
+    hand_over_errors,
+    is_main_process,
+    launch,
+    launched_processes,
+    report,
+)
+from llava_bridge.training.stages import remove_leftover, run_stages
 from llava_bridge.training.workspace import check_inputs, held_work_directory, work_directory
 
 
@@ -34,7 +39,8 @@ def train(config: TrainConfig) -> None:
         check_inputs(config)
         if is_finished(config):
             report(f"{config.output}: already trained with this config; nothing to do")
-            shutil.rmtree(work_directory(config), ignore_errors=True)
+            if is_main_process():
+                remove_leftover(config)
         elif not answers_for_run():
             run_stages(config)
         else:
