@@ -36,9 +36,18 @@ def _ratio(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.nd
 
 
 def _f1(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:
-    """F1 from 0/1 columns ``predicted`` and ``actual``: 2 true positives / (predicted + actual); 0 where undefined."""
-    predicted, actual = (columns[name].astype(float) for name in names)
-    return np.nan_to_num(_share(2 * (weights @ (predicted * actual)), weights @ (predicted + actual)))
+    """F1 from 0/1 columns ``predicted`` and ``actual``: 2 true positives / (predicted + actual); 0 where undefined.
+
+    Items without values are left out. With a third column it is the mean over its groups of the F1 in each.
+    """
+    predicted, actual = (np.nan_to_num(columns[name].astype(float)) for name in names[:2])
+    groups = columns[names[2]] if len(names) > 2 else np.zeros(len(predicted))
+    masks = [groups == group for group in sorted(set(groups))]
+    parts = [
+        np.nan_to_num(_share(2 * (weights @ (predicted * actual * mask)), weights @ ((predicted + actual) * mask)))
+        for mask in masks
+    ]
+    return np.mean(parts, axis=0)
 
 
 def _sum_of_group_means(columns: Columns, names: Sequence[str], weights: np.ndarray) -> np.ndarray:

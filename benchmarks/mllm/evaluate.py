@@ -174,7 +174,10 @@ def _metrics(
                 name, "lmms-eval gives no number" if name in values else "no question of this data enters it"
             )
     for name, spec in reader.extra.items():
-        metrics[name] = measure(items, spec, blind=blind)
+        if set(spec.columns) <= set(items.columns):
+            metrics[name] = measure(items, spec, blind=blind)
+        else:
+            absent.setdefault(name, "no question of this data enters it")
     return metrics
 
 

@@ -30,7 +30,8 @@ class Reader:
         metrics: lmms-eval's metric name → spec.
         primary: for the main table.
         score: the column that is each item's part in the first primary metric.
-        extra: metrics of ours beside lmms-eval's, computed from the items alone.
+        extra: metrics of ours beside lmms-eval's, computed from the items alone; absent where ``columns`` gives no
+            such column of these data.
         blind: samples → the columns, had the answers been made without looking.
     """
 
@@ -51,6 +52,7 @@ def _pope(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
         "said_yes": predicted,
         "is_yes": actual,
         "hit_yes": predicted * actual,
+        **blind.pope_kinds(samples, said_yes=predicted, is_yes=actual),
     }
 
 
@@ -172,6 +174,15 @@ READERS: dict[str, Reader] = {
         },
         extra={
             "said_yes": MetricSpec(label="share of yes answered", columns=("said_yes",), higher_is_better=None),
+            **{
+                f"pope_f1_{kind}": MetricSpec(
+                    label=f"F1, {kind}", formula="f1", columns=(f"said_yes_{kind}", f"is_yes_{kind}")
+                )
+                for kind in blind.POPE_KINDS
+            },
+            "pope_f1_kinds": MetricSpec(
+                label="F1, mean of three kinds", formula="f1", columns=("said_yes", "is_yes", "kind")
+            ),
         },
         primary=("pope_accuracy", "pope_f1_score"),
         score="correct",
