@@ -30,15 +30,16 @@ class ScoreConfig:
     """Score answers that were made elsewhere, without a model.
 
     Args:
-        task: a benchmark of `clips-bench list` that asks a LLaVA, or any task of lmms-eval's.
+        task: a benchmark of `clips-bench list` that asks a LLaVA, any task of lmms-eval's, or the path of one's own.
         answers: JSON lines: ours, LLaVA's, or lmms-eval's samples.
         data: a directory in the hub's layout, as for `clips-bench run`.
         results: directory of the result files.
         row: the name of the answers in the table.
-        name: the benchmark's column; by default the task's name.
+        name: the benchmark's column; by default the task's name, or its file's.
         questions: LLaVA's file of the questions (``llava_pope_test.jsonl``), where only it tells the picture of each.
         partial: score what belongs together where questions have no answer, or answers no question; both are counted,
             and the protocol states which questions were answered.
+        scale: as for `clips-bench run`.
         without: metrics of lmms-eval's that are not to be computed.
         judge_model: as for `clips-bench run`.
         judge_url: as for `clips-bench run`.
@@ -53,6 +54,7 @@ class ScoreConfig:
     name: str | None = None
     questions: str | None = None
     partial: bool = False
+    scale: float | None = None
     without: tuple[str, ...] = ()
     judge_model: str | None = None
     judge_url: str | None = None
@@ -65,9 +67,10 @@ class ScoreConfig:
     def benchmark(self) -> BenchmarkConfig:
         """The benchmark that these answers are to."""
         return BenchmarkConfig(
-            name=self.name or self.task,
+            name=self.name or Path(self.task).name.removesuffix(".yaml"),
             uses=self.task,
             data=self.data,
+            scale=self.scale,
             without=self.without,
             judge_model=self.judge_model,
             judge_url=self.judge_url,
@@ -86,12 +89,14 @@ def score_answers(config: ScoreConfig) -> None:
     entry = find(config.task)
     if entry.kind != "mllm":
         raise UserError(f"task: '{config.task}' asks no questions (expected a benchmark that needs a LLaVA)")
+    if config.scale is not None and "scale" not in entry.takes:
+        raise UserError(f"scale: the metrics of '{config.task}' have one of their own")
     refuse_newer(config.results, config.row, benchmark.name)
     answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
     go_offline()
     from benchmarks.mllm.scoring import Recorded
 
-    task = load_task(entry.task, entry.folder, data_root(config.data))
+    task = load_task(entry.task, entry.folder, data_root(config.data), own=entry.own)
     docs = list(task.eval_docs_no_media)
     found = match(answers, docs, config.answers, partial=config.partial)
     refuse_contradictions(found.places, docs, task, config.answers)

@@ -327,14 +327,21 @@ READERS: dict[str, Reader] = {
 }
 
 
-def generic_reader(samples: Sequence[Sample], names: Sequence[str], directions: Mapping[str, bool]) -> Reader:
+def generic_reader(
+    samples: Sequence[Sample],
+    values: Mapping[str, float | None],
+    directions: Mapping[str, bool],
+    scale: float | None = None,
+) -> Reader:
     """A reader for a task that is not listed: each metric is tried as the mean of its per-sample numbers.
 
     Args:
         samples: lmms-eval's.
-        names: of its metrics.
+        values: name of a metric → lmms-eval's number, None where it gives none.
         directions: of them, whether higher is better; hallucinations and errors are better few.
+        scale: what to multiply them by to show them; by default 100 for those of which all numbers are from 0 to 1.
     """
+    names = list(values)
     found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
     usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
     return Reader(
@@ -344,7 +351,7 @@ def generic_reader(samples: Sequence[Sample], names: Sequence[str], directions: 
                 label=name.replace("_", " "),
                 formula="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
-                scale=1.0,
+                scale=scale or _scale([*found[name], values[name]]),
                 higher_is_better=directions.get(name) is not False,  # None where the definition does not say
             )
             for name in names
@@ -353,6 +360,11 @@ def generic_reader(samples: Sequence[Sample], names: Sequence[str], directions: 
         primary=tuple(names[:1]),
         score=f"score_{names[0]}" if names and names[0] in usable else "",
     )
+
+
+def _scale(numbers: Sequence[float | None]) -> float:
+    known = [number for number in numbers if number is not None and not np.isnan(number)]
+    return 100.0 if known and 0 <= min(known) and max(known) <= 1 else 1.0
 
 
 def _number(value: Any) -> float:
