@@ -33,8 +33,8 @@ class PrepareConfig:
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, beside
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
-        split: of a Karpathy JSON any that it has (``val``); of cocoqa ``held_back``, the fifth of its photos that
-            `llava-bridge data` leaves out, or ``all`` (``held_back``). By default the one in brackets; others have none.
+        split: of a Karpathy JSON any that it has, by default ``val``; of cocoqa ``held_back``, the fifth of its photos
+            that training leaves out, which is the default, or ``all``. The others have none.
         limit: the first so many pictures only; for trials.
     """
 

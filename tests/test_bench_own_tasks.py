@@ -83,13 +83,19 @@ def _score(data: Path, task: str, **more: Any) -> Result:
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = data.parent / "results"
     score_answers(
-        ScoreConfig(task=task, answers=str(answers), data=str(data), results=str(results), row="m", name="street", **more)
+        ScoreConfig(
+            task=task, answers=str(answers), data=str(data), results=str(results), row="m", name="street", **more
+        )
     )
     return read_result(result_path(results, "m", "street"))
 
 
 def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys):
-    shown = [_score(data, str(tasks / "signs.yaml")), _score(data, str(tasks)), _score(data, str(tasks / "street_signs"))]
+    shown = [
+        _score(data, str(tasks / "signs.yaml")),
+        _score(data, str(tasks)),
+        _score(data, str(tasks / "street_signs")),
+    ]
     assert {found.fingerprint for found in shown} == {shown[0].fingerprint}
     right, points = shown[0].metrics["right"], shown[0].metrics["points"]
     assert (right.value, right.scale, right.interval) == (0.4, 100.0, "wilson")
@@ -147,7 +153,7 @@ def test_what_is_no_task_takes_one_line(tasks, tmp_path, monkeypatch):
             find(uses)
         assert "\n" not in str(caught.value)
     (tasks / "third.yaml").write_text(TASK)
-    with pytest.raises(UserError, match="two files define the task street_signs: signs.yaml and third.yaml"):
+    with pytest.raises(UserError, match=r"two files define the task street_signs: signs\.yaml and third\.yaml"):
         find(str(tasks / "street_signs"))
     monkeypatch.chdir(tasks.parent)
     with pytest.raises(UserError, match="two files define"):

@@ -115,7 +115,7 @@ def test_samples_whose_targets_contradict_the_data(hub, tmp_path):
     assert len({row["doc_hash"] for row in rows}) == 1  # of `null`: it tells nothing
     assert "resps" not in rows[0]  # equal to filtered_resps
     assert _score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
-    with pytest.raises(UserError, match=r"answers.jsonl: 8 of 8 answers say otherwise .*the first of question 0: target"):
+    with pytest.raises(UserError, match=r"answers.jsonl: 8 of 8 answers say otherwise .* question 0: target"):
         _score(hub, tmp_path, "pope", _permuted(rows))
     same = [row | {"target": _pope()[(row["doc_id"] + 1) % 8][1]} for row in rows]  # then only the words tell
     with pytest.raises(UserError, match=r"4 of 8 answers .*question 1: input 'Is there a .*, in the data 'is there a"):
@@ -236,7 +236,7 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
         ([{"question_id": "0", "answer": "yes"}], "7 of 8 questions have no answer, 0 of 1 answers no question"),
         (
             [{"question_id": str(number), "answer": "yes"} for number in [*range(8), 99]],
-            "0 of 8 questions have no answer, 1 of 9 answers no question of their own (told by question_id: 8 as written)",
+            "0 of 8 questions have no answer, 1 of 9 answers no question of their own (told by question_id: 8 as",
         ),
         ([{"question_id": "0", "answer": "yes"}] * 8, "8 of 8 questions have no answer, 8 of 8 answers no question"),
         ([{"doc_id": 8, "answer": "yes"}], "8 of 8 questions have no answer, 1 of 1 answers no question"),

@@ -164,8 +164,10 @@ def refuse_contradictions(
 
 def _contradiction(answer: Answer, doc: Mapping[str, Any], task: Any) -> str:
     """The first thing that differs; empty where nothing does."""
-    return next((f"{what} {theirs[:80]!r}, in the data {ours[:80]!r}" for what, theirs, ours in _compared(answer, doc, task)
-                 if loosest(theirs) != loosest(ours)), "")  # fmt: skip
+    for what, theirs, ours in _compared(answer, doc, task):
+        if loosest(theirs) != loosest(ours):
+            return f"{what} {theirs[:80]!r}, in the data {ours[:80]!r}"
+    return ""
 
 
 def _compared(answer: Answer, doc: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str, str]]:

@@ -137,9 +137,7 @@ class Match:
         return f"told by {self.by}" + (f": {ways}" if ways else "")
 
 
-def match(
-    answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: str, *, partial: bool = False
-) -> Match:
+def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: str, *, partial: bool = False) -> Match:
     """Each answer's question.
 
     Args:

@@ -364,7 +364,7 @@ def generic_reader(
 
 def _scale(numbers: Sequence[float | None]) -> float:
     known = [number for number in numbers if number is not None and not np.isnan(number)]
-    return 100.0 if known and 0 <= min(known) and max(known) <= 1 else 1.0
+    return 100.0 if known and min(known) >= 0 and max(known) <= 1 else 1.0
 
 
 def _number(value: Any) -> float:
