@@ -76,7 +76,7 @@ def pope(samples: Sequence[Sample]) -> Blind:
 
 def pope_kinds(samples: Sequence[Sample], **columns: np.ndarray) -> dict[str, np.ndarray]:
     """Columns for each kind of POPE's questions, NaN outside it, and ``kind`` where the data have all three."""
-    kinds = np.array([str(sample["doc"].get("category")) for sample in samples])
+    kinds = np.array([str(sample.get("doc", {}).get("category")) for sample in samples])
     there = [kind for kind in POPE_KINDS if kind in kinds]
     parts = {f"{name}_{kind}": np.where(kinds == kind, values, np.nan)
              for name, values in columns.items() for kind in there}  # fmt: skip
