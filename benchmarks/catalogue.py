@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from typing import Any
 
@@ -363,20 +364,31 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find(name: str) -> Benchmark:
-    """The entry called ``name``; any other name is one of lmms-eval's tasks.
+    """The entry called ``name``; any other name is one of lmms-eval's tasks, or the path of one's own.
 
     Raises:
         UserError: neither knows it (near misses are named), or it is a group of tasks (its members are).
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
+    from benchmarks.mllm.own_tasks import own_task
     from benchmarks.mllm.tasks import data_set, task_folders, task_groups
 
     tasks = task_folders()
-    if name not in tasks:
-        if members := task_groups().get(name):
-            raise UserError(f"benchmarks: '{name}' is a group of lmms-eval's; name its members: {', '.join(members)}")
-        near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
-        raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
-    return lmms_task(f"lmms-eval's task {name}", name, tasks[name], data_set(name))
+    if name in tasks:
+        return _unlisted(lmms_task(f"lmms-eval's task {name}", name, tasks[name], data_set(name)))
+    if members := task_groups().get(name):
+        raise UserError(f"benchmarks: '{name}' is a group of lmms-eval's; name its members: {', '.join(members)}")
+    if own := own_task(name):
+        task, path = own
+        folder = str(path.parent.resolve())
+        entry = lmms_task(f"the task {task} of {path}", task, folder, data_set(task, path), own=str(path.resolve()))
+        return _unlisted(entry)
+    near = difflib.get_close_matches(name, {**BENCHMARKS, **tasks}, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(repr(each) for each in near)}?" if near else ""
+    raise UserError(f"benchmarks: unknown benchmark '{name}'{hint} (`clips-bench list` names them)")
+
+
+def _unlisted(entry: Benchmark) -> Benchmark:
+    """A task whose metrics' scale nobody has looked up."""
+    return dataclasses.replace(entry, takes=(*entry.takes, "scale"))

@@ -30,7 +30,8 @@ class BenchmarkConfig:
             (docs/protocols.md names them); classification: a directory of WebDataset shards, class folders or parquet
             files; compositional: the benchmark's own file or directory of files, or JSON lines of {image, caption,
             negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
-        uses: the benchmark to run (``clips-bench list``), or any task name of lmms-eval; by default ``name``.
+        uses: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a task of one's own: its YAML
+            file, its folder, or ``FOLDER/TASK``; by default ``name``.
         split: of data that have any; of retrieval's ``all`` takes every one.
         train_split: what a linear probe learns from.
         templates: what a class is called in zero-shot classification: ``openai_imagenet``, ``simple``, or texts with
@@ -55,6 +56,8 @@ class BenchmarkConfig:
         limit: use the first so many pictures or questions only (in classification so many spread evenly); for trials,
             stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
+        scale: a task that `clips-bench list` does not name: what its metrics are multiplied by to show them; by default
+            100 where all numbers of the questions are from 0 to 1, and 1 otherwise.
         without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
         judge_model: the model that marks answers where the scorer asks one (MM-Vet); by default $MODEL_VERSION, or the
             one that the task names.
@@ -83,6 +86,7 @@ class BenchmarkConfig:
     words: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     limit: int | None = None
     max_new_tokens: int | None = None
+    scale: float | None = None
     without: tuple[str, ...] = ()
     judge_model: str | None = None
     judge_url: str | None = None
@@ -98,7 +102,8 @@ class BenchmarkConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"benchmarks.{field}: expected at least 1, got {value} (benchmark '{self.name}')")
-
+        if self.scale is not None and not self.scale > 0:
+            raise UserError(f"benchmarks.scale: expected more than 0, got {self.scale} (benchmark '{self.name}')")
         if not self.words or list(self.words) != sorted({each for each in self.words if each > 0}):
             raise UserError(
                 f"benchmarks.words: expected growing numbers above 0, got {list(self.words)} (benchmark '{self.name}')"

@@ -134,8 +134,16 @@ def _mean_of_group_means(sums: np.ndarray) -> np.ndarray:
 
 
 def _true_positives(columns: Columns, names: Sequence[str]) -> np.ndarray:
-    predicted, actual = (columns[name].astype(float) for name in names)
-    return np.stack([2 * predicted * actual, predicted + actual], axis=1)
+    """(N, 2 · groups): twice the true positives, and predicted plus actual, each in the place of the item's group."""
+    predicted, actual = (np.nan_to_num(columns[name].astype(float)) for name in names[:2])
+    groups = columns[names[2]] if len(names) > 2 else np.zeros(len(predicted))
+    of_group = np.stack([groups == group for group in sorted(set(groups))], axis=1)
+    return np.hstack([(2 * predicted * actual)[:, None] * of_group, (predicted + actual)[:, None] * of_group])
+
+
+def _mean_f1(sums: np.ndarray) -> np.ndarray:
+    found, possible = np.hsplit(sums, 2)
+    return _ratio_of(found, possible, empty=0.0).mean(axis=1)
 
 
 def _as_they_are(columns: Columns, names: Sequence[str]) -> np.ndarray:
@@ -163,7 +171,7 @@ FORMULAS: dict[str, Formula | _Median] = {
     "mean": _MEAN,
     "mean_of_scores": Formula(summands=_values_and_counts, combine=_mean_of_ratios, bounded=False),
     "ratio": Formula(summands=_as_they_are, combine=_ratio_or_zero),
-    "f1": Formula(summands=_true_positives, combine=_ratio_or_zero),
+    "f1": Formula(summands=_true_positives, combine=_mean_f1),
     "sum_of_group_means": Formula(summands=_grouped, combine=_sum_of_group_means, bounded=False),
     "mean_of_group_means": Formula(summands=_grouped, combine=_mean_of_group_means),
     "median": _Median(),
@@ -171,5 +179,5 @@ FORMULAS: dict[str, Formula | _Median] = {
 }
 """Mean: of a column over the items that have it; of several columns, the mean of their means. ``mean_of_scores``: the
 same of scores without an upper end. Ratio: sum of the first column over that of the second, 0 where that is 0. F1: from
-0/1 columns ``predicted`` and ``actual``. Group means: of the first column within each group of the second (MME's total,
-mean per-class recall)."""
+0/1 columns ``predicted`` and ``actual``; with a third column the mean of the F1 in each of its groups. Group means: of
+the first column within each group of the second (MME's total, mean per-class recall)."""

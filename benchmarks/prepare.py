@@ -27,20 +27,21 @@ class PrepareConfig:
     """Write local data in a layout that the suite reads.
 
     Args:
-        what: ``cocoqa`` (the held-back fifth of its photos, as GQA), ``karpathy`` or ``flickr8k`` (a split of a
-            Karpathy JSON, as NoCaps), ``mmvet`` (all of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as
-            a table to train on, and others for retrieval).
+        what: ``cocoqa`` (as GQA), ``karpathy`` or ``flickr8k`` (a split of a Karpathy JSON, as NoCaps), ``mmvet`` (all
+            of MM-Vet) or ``coco_long`` (photos with long captions by MLLMs as a table to train on, and others for
+            retrieval).
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, beside
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
-        split: of a Karpathy JSON.
+        split: of a Karpathy JSON any that it has, by default ``val``; of cocoqa ``held_back``, the fifth of its photos
+            that training leaves out, which is the default, or ``all``. The others have none.
         limit: the first so many pictures only; for trials.
     """
 
     what: str
     source: str
     output: str
-    split: str = "val"
+    split: str | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +49,14 @@ class PrepareConfig:
             raise suggest(self.what, CONVERTERS, "data set")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: expected at least 1, got {self.limit}")
+        if self.split is not None and self.what in _WITHOUT_SPLITS:
+            raise UserError(f"split: {self.what} has none, got '{self.split}'")
+        if self.what == "cocoqa" and self.split not in {None, *_COCOQA_SPLITS}:
+            raise suggest(str(self.split), _COCOQA_SPLITS, "split of cocoqa")
+
+
+_COCOQA_SPLITS = ("held_back", "all")
+_WITHOUT_SPLITS = {"mmvet", "coco_long"}
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -63,14 +72,14 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """The questions about held-back photos, as GQA's balanced testdev."""
+    """The questions about held-back photos, or about all, as GQA's balanced testdev."""
     from llava_bridge.data import is_held_back
 
     source = Path(config.source)
     pictures: dict[str, None] = {}
     questions: list[dict[str, str]] = []
     for number, row in read_lines(source / "questions.jsonl", texts=("image", "question", "answer")):
-        if not is_held_back(row["image"]):
+        if config.split != "all" and not is_held_back(row["image"]):
             continue
         if row["image"] not in pictures and config.limit is not None and len(pictures) == config.limit:
             continue
@@ -85,7 +94,8 @@ def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
             }
         )
     if not questions:
-        raise UserError(f"{source / 'questions.jsonl'}: no question about a held-back photo")
+        what = "a photo" if config.split == "all" else "a held-back photo"
+        raise UserError(f"{source / 'questions.jsonl'}: no question about {what}")
     data = folder / _HUB / "GQA"
     texts = dict.fromkeys(("id", "imageId", "question", "answer", "type"), "string")
     _write(data / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", iter(questions), texts)
@@ -118,7 +128,7 @@ def _karpathy(config: PrepareConfig, folder: Path) -> dict[str, int]:
         raise UserError(f"{config.source}: expected one dataset_*.json in Karpathy's layout, found {len(found)}")
     (file,) = found
     captions = load_caption_set(
-        CaptionSource(data=str(file), split=config.split), captions_per_image=100, limit=config.limit
+        CaptionSource(data=str(file), split=config.split or "val"), captions_per_image=100, limit=config.limit
     )
     rows = (
         {"image": _bytes(file.parent / "images" / name), "image_id": number, "annotations_captions": list(texts)}

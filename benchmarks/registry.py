@@ -28,7 +28,9 @@ class Benchmark:
         data_hash: ``module:function`` of config → SHA-256 of the data that it reads.
         takes: which fields of ``BenchmarkConfig`` it reads, besides name, data, uses and limit.
         task: MLLM: lmms-eval's task name.
-        folder: MLLM: folder below lmms-eval's ``tasks`` that defines it (spares reading all 2,000 definitions).
+        folder: MLLM: folder below lmms-eval's ``tasks`` that defines it (spares reading all 2,000 definitions), or the
+            user's own.
+        own: MLLM: the YAML file that defines a task of the user's own.
         dataset: MLLM: the hub name of its data, a path below the data root.
         layout: compositional: how its data come, a name in ``data.pair_sets.LAYOUTS``.
         also: MLLM: configurations of the data set that the task's functions read beside its own.
@@ -48,6 +50,7 @@ class Benchmark:
     takes: tuple[str, ...] = ()
     task: str = ""
     folder: str = ""
+    own: str = ""
     dataset: str = ""
     layout: str = ""
     also: tuple[str, ...] = ()

@@ -83,8 +83,17 @@ def _measured(task: str, samples: list[dict[str, Any]]) -> dict[str, dict[str, f
 
 def test_yes_and_no_by_a_coin_and_by_always_saying_yes():
     truth = ["yes", "yes", "yes", "no"]
-    samples = [{"pope_accuracy": {"prediction": "no", "ground_truth": each, "score": each == "no"}} for each in truth]
+    kinds = ["random", "popular", "adversarial", "adversarial"]
+    samples = [
+        {"pope_accuracy": {"prediction": "no", "ground_truth": each, "score": each == "no"}, "doc": {"category": kind}}
+        for each, kind in zip(truth, kinds, strict=True)
+    ]
     found = _measured("pope", samples)
+    assert found["pope_f1_random"] == pytest.approx({CHANCE: 2 * 0.5 / (0.5 + 1), ALWAYS_YES: 1.0})
+    assert found["pope_f1_adversarial"] == pytest.approx({CHANCE: 2 * 0.5 / (1 + 1), ALWAYS_YES: 2 / 3})
+    assert found["pope_f1_kinds"] == pytest.approx(
+        {CHANCE: (2 / 3 + 2 / 3 + 1 / 2) / 3, ALWAYS_YES: (1 + 1 + 2 / 3) / 3}
+    )
     assert found["pope_accuracy"] == {CHANCE: 0.5, ALWAYS_YES: 0.75}
     assert found["pope_f1_score"] == pytest.approx({CHANCE: 2 * 1.5 / (2 + 3), ALWAYS_YES: 2 * 3 / (4 + 3)})
     assert found["pope_yes_ratio"] == found["said_yes"] == {}

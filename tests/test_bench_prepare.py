@@ -107,6 +107,18 @@ def test_coco_long_is_a_table_to_train_on_and_no_picture_of_it_is_tested(tmp_pat
     assert tested.open(0).size == (64, 64)
 
 
+def test_all_of_cocoqa_is_all_of_it(tmp_path):
+    source = _cocoqa(tmp_path / "in")
+    asked = [json.loads(line) for line in (source / "questions.jsonl").read_text().splitlines()]
+    prepare(PrepareConfig(what="cocoqa", source=str(source), output=str(tmp_path / "all"), split="all"))
+    prepare(PrepareConfig(what="cocoqa", source=str(source), output=str(tmp_path / "held"), split="held_back"))
+    file = f"{world.HUB}/GQA/testdev_balanced_instructions/testdev-00000-of-00001.parquet"
+    rows, held = (_read(tmp_path / name / file) for name in ("all", "held"))
+    assert [(row["imageId"], row["question"]) for row in rows] == [(row["image"], row["question"]) for row in asked]
+    assert 0 < len(held) < len(rows)
+    assert all(is_held_back(row["imageId"]) for row in held)
+
+
 def test_mmvet_is_whole(tmp_path, shared):
     prepare(PrepareConfig(what="mmvet", source=str(shared / "data/mmvet"), output=str(tmp_path / "out")))
     rows = _read(tmp_path / "out" / world.HUB / "MMVet/data/test-00000-of-00001.parquet")
@@ -142,6 +154,8 @@ def test_a_broken_picture_leaves_nothing_behind(tmp_path):
         ({"what": "cocoa"}, "unknown data set 'cocoa'; did you mean 'cocoqa'"),
         ({"source": "nowhere"}, r"nowhere/questions.jsonl: no such file"),
         ({"what": "flickr8k", "source": "nowhere"}, r"nowhere: expected one dataset_\*\.json in Karpathy's layout"),
+        ({"split": "train"}, "unknown split of cocoqa 'train'"),
+        ({"what": "mmvet", "split": "val"}, "split: mmvet has none, got 'val'"),
         ({"limit": 0}, "limit: expected at least 1"),
         ({"source": "number"}, r"number/questions\.jsonl line 1: image: expected a text, got 7"),
         ({"source": "latin"}, r"latin/questions\.jsonl line 1: not valid JSON \('utf-8' codec"),

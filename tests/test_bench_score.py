@@ -80,36 +80,68 @@ def test_lmms_evals_samples_give_what_the_run_gave(hub, tmp_path):
     assert theirs.fingerprint != ours.fingerprint  # nobody knows how they were made
 
 
-def test_llavas_playground_files(hub, tmp_path):
-    """MME's two questions share an id, TextVQA's id is the picture's, GQA's the question's."""
-    pairs = [(number, answer) for number in range(PICTURES) for answer in ("Yes", "No")]
-    mme = [
-        {"question_id": f"{number}.png", "prompt": f"{text} Please answer yes or no.{SHORT}", "text": answer}
-        for (number, answer), (text, _) in zip(pairs, _pope(), strict=True)
-    ]
-    assert _score(hub, tmp_path, "mme", mme).metrics["mme_total"].value == 400.0
+def _samples(hub: Path, folder: Path, task_name: str, answers: list[str]) -> list[dict[str, Any]]:
+    """What lmms-eval's own writer makes of answers: the lines of its ``*_samples_*.jsonl``."""
+    import datetime
+
+    from benchmarks.catalogue import find
+    from benchmarks.mllm.judge import judge_of
+    from benchmarks.mllm.scoring import Recorded, score
+    from benchmarks.mllm.tasks import data_root, go_offline, load_task
+
+    go_offline()
+    from lmms_eval.loggers import EvaluationTracker
+
+    entry = find(task_name)
+    task = load_task(entry.task, entry.folder, data_root(str(hub)))
+    judge = judge_of(BenchmarkConfig(name=task_name, data=str(hub)), entry.task, str(folder))
+    scored = score(Recorded(dict(enumerate(answers))), task, entry, {}, judge=judge)
+    tracker = EvaluationTracker(output_path=str(folder))
+    tracker.general_config_tracker.model_name_sanitized = "theirs"
+    tracker.date_id = datetime.date(2024, 1, 1).isoformat()
+    tracker.save_results_samples(task_name, [dict(sample) for sample in scored.samples])
+    (file,) = folder.rglob("*_samples_*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _permuted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "doc_id": (row["doc_id"] + 1) % len(rows)} for row in rows]
+
+
+def test_samples_whose_targets_contradict_the_data(hub, tmp_path):
+    """lmms-eval's own file with other numbers; each line still says what was asked and which answer is right."""
+    rows = _samples(hub, tmp_path, "pope", [answer for _, answer in _pope()])
+    assert rows[0].keys() >= {"doc_id", "target", "input", "doc_hash"}
+    assert len({row["doc_hash"] for row in rows}) == 1  # of `null`: it tells nothing
+    assert "resps" not in rows[0]  # equal to filtered_resps
+    assert _score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
+    with pytest.raises(UserError, match=r"answers.jsonl: 8 of 8 answers say otherwise .* question 0: target"):
+        _score(hub, tmp_path, "pope", _permuted(rows))
+    same = [row | {"target": _pope()[(row["doc_id"] + 1) % 8][1]} for row in rows]  # then only the words tell
+    with pytest.raises(UserError, match=r"4 of 8 answers .*question 1: input 'Is there a .*, in the data 'is there a"):
+        _score(hub, tmp_path, "pope", _permuted(same), partial=True)
+
+
+def test_samples_whose_rows_contradict_the_data(hub, tmp_path):
+    """Older versions of lmms-eval wrote the question's row as ``doc``."""
+    docs = [{"question_id": str(number), "question": text, "answer": answer, "category": None}
+            for number, (text, answer) in enumerate(_pope())]  # fmt: skip
+    rows = [{"doc_id": number, "doc": doc, "resps": [[doc["answer"]]]} for number, doc in enumerate(docs)]
+    assert _score(hub, tmp_path, "pope", rows).metrics["pope_accuracy"].value == 1.0
+    with pytest.raises(UserError, match=r"8 of 8 answers say otherwise .*: doc.question_id '7', in the data '0'"):
+        _score(hub, tmp_path, "pope", _permuted(rows))
+    rows[3]["doc"] = docs[3] | {"answer": "yes"}
+    with pytest.raises(UserError, match=r"1 of 8 answers say otherwise .*question 3: doc.answer 'yes', in the data"):
+        _score(hub, tmp_path, "pope", rows)
+
+
+def test_llavas_ids_of_gqa(hub, tmp_path):
+    """GQA's ids are the questions'; MME's, POPE's and TextVQA's files are tested by lines of their own."""
     gqa = [
         {"question_id": str(number), "prompt": f"What colour is the square?{SHORT}", "text": world.colour(number)}
         for number in range(PICTURES)
     ]
     assert _score(hub, tmp_path, "gqa", gqa).metrics["exact_match"].value == 1.0
-    folder = tmp_path / "textvqa"
-    world.write_parquet(
-        folder / world.HUB / "textvqa/data/validation-00000-of-00001.parquet",
-        {
-            "question_id": [10, 11],
-            "image_id": ["0a", "0a"],
-            "question": ["what does the square say?", "who made it?"],
-            "answers": [["stop"] * 10, ["acme"] * 10],
-            "image": [world.picture(0)] * 2,
-        },
-    )
-    textvqa = [
-        {"question_id": "0a", "prompt": f"who made it?\nReference OCR token: ACME{SHORT}", "text": "Acme"},
-        {"question_id": "0a", "prompt": f"what does the square say?\nReference OCR token: ACME{SHORT}", "text": "go"},
-    ]
-    found = _score(folder, tmp_path, "textvqa_val", textvqa)
-    assert read_items(found)["score"].tolist() == [0.0, 1.0]
 
 
 def test_llavas_answers_to_pope_take_their_pictures_from_its_questions(tmp_path):
@@ -169,7 +201,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
 
 
 def test_a_line_without_an_answer_is_not_answered_by_the_question(tmp_path):
-    from benchmarks.mllm.elsewhere import read_answers
+    from benchmarks.mllm.answers import read_answers
 
     asked = _write(tmp_path / "questions.jsonl", [{"question_id": 1, "text": "Is it red?", "image": "a.jpg"}])
     answers = _write(tmp_path / "answers.jsonl", [{"question_id": 1}])
@@ -204,9 +236,9 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
         ([{"question_id": "0", "answer": "yes"}], "7 of 8 questions have no answer, 0 of 1 answers no question"),
         (
             [{"question_id": str(number), "answer": "yes"} for number in [*range(8), 99]],
-            "0 of 8 questions have no answer, 1 of 9 answers no question of their own (told by question_id)",
+            "0 of 8 questions have no answer, 1 of 9 answers no question of their own (told by question_id: 8 as",
         ),
-        ([{"question_id": "0", "answer": "yes"}] * 8, "7 of 8 questions have no answer, 7 of 8 answers no question"),
+        ([{"question_id": "0", "answer": "yes"}] * 8, "8 of 8 questions have no answer, 8 of 8 answers no question"),
         ([{"doc_id": 8, "answer": "yes"}], "8 of 8 questions have no answer, 1 of 1 answers no question"),
         ([{"answer": "yes"}], "line 1: expected 'doc_id', 'question_id' or 'prompt'"),
         ([{"question_id": "0", "answer": 7}], "line 1: expected a text as 'answer'"),

@@ -187,7 +187,7 @@ def test_no_point_in_six_questions_is_not_certainly_none_in_a_thousand(llava, tm
 
 def test_hallucinations_are_better_few():
     samples = [{"amber_chair": 0.5, "amber_cover": 1.0, "unstated": 1.0}]
-    reader = generic_reader(samples, [*samples[0]], {"amber_chair": False, "amber_cover": True, "unstated": None})
+    reader = generic_reader(samples, samples[0], {"amber_chair": False, "amber_cover": True, "unstated": None})
     assert {name: spec.higher_is_better for name, spec in reader.metrics.items()} == {
         "amber_chair": False,
         "amber_cover": True,

@@ -18,6 +18,8 @@ from benchmarks.outcome import Blind
 from benchmarks.results import CHANCE
 
 ALWAYS_YES = "always yes"
+POPE_KINDS = ("random", "popular", "adversarial")
+"""How the objects were chosen that POPE asks for and that are not there."""
 _LETTERS = "abcd"
 
 
@@ -67,9 +69,19 @@ def pope(samples: Sequence[Sample]) -> Blind:
     is_yes = np.array([sample["pope_accuracy"]["ground_truth"] == "yes" for sample in samples], float)
     coin, ones = np.full(len(is_yes), 0.5), np.ones(len(is_yes))
     return {
-        CHANCE: {"correct": coin, "said_yes": coin, "hit_yes": coin * is_yes},
-        ALWAYS_YES: {"correct": is_yes, "said_yes": ones, "hit_yes": is_yes},
+        CHANCE: {"correct": coin, "said_yes": coin, "hit_yes": coin * is_yes, **pope_kinds(samples, said_yes=coin)},
+        ALWAYS_YES: {"correct": is_yes, "said_yes": ones, "hit_yes": is_yes, **pope_kinds(samples, said_yes=ones)},
     }
+
+
+def pope_kinds(samples: Sequence[Sample], **columns: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns for each kind of POPE's questions, NaN outside it, and ``kind`` where the data have all three."""
+    kinds = np.array([str(sample.get("doc", {}).get("category")) for sample in samples])
+    there = [kind for kind in POPE_KINDS if kind in kinds]
+    parts = {f"{name}_{kind}": np.where(kinds == kind, values, np.nan)
+             for name, values in columns.items() for kind in there}  # fmt: skip
+    whole = len(there) == len(POPE_KINDS) and set(kinds) == set(there)
+    return parts | ({"kind": kinds.astype(object)} if whole else {})
 
 
 def mme(samples: Sequence[Sample]) -> Blind:

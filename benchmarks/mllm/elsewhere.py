@@ -1,15 +1,7 @@
 """Answers that were made elsewhere, scored as if our model had given them: `clips-bench score`.
 
-Three kinds of JSON lines are read, told apart by their fields:
-
-- ours: ``{"doc_id" or "question_id": …, "answer": "…"}``;
-- LLaVA's playground: ``{"question_id": …, "prompt": "…", "text": "…"}`` (and ``convert_*`` files without a prompt);
-- lmms-eval's samples: ``{"doc_id": …, "resps": [["…"]], …}``, as ``--log_samples`` writes them.
-
-Which answer belongs to which question is told by the first way that fits all of them: the number of the question in the
-data, its picture with its words, its id with or without its words, its words alone. Order tells nothing: where the same
-words are asked of many pictures, a wrong order looks right. LLaVA's answers to POPE name no picture, and its ids are
-its own: its file of questions, which has the pictures, is given as well.
+`benchmarks.mllm.answers` reads the file, `benchmarks.mllm.matching` finds each answer's question, and what an answer
+brings along of its question is compared with the data before anything is scored.
 """
 
 from __future__ import annotations
@@ -22,8 +14,9 @@ from typing import Any
 
 from benchmarks.catalogue import find
 from benchmarks.config import BenchmarkConfig
-from benchmarks.data.caption_sets import read_lines
+from benchmarks.mllm.answers import Answer, read_answers
 from benchmarks.mllm.evaluate import data_hash, outcome_of
+from benchmarks.mllm.matching import Match, loosest, match
 from benchmarks.mllm.tasks import data_root, go_offline, load_task
 from benchmarks.output import writable_directory
 from benchmarks.protocol import Entries, fingerprint
@@ -31,25 +24,22 @@ from benchmarks.results import Result, check_name, refuse_newer, write_result
 from clips.artifact import file_hash, say
 from clips.errors import UserError
 
-ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
-"""The columns of lmms-eval's data sets that LLaVA's files may mean by ``question_id`` (TextVQA's is the picture)."""
-
-_MMVET = "v1_"  # LLaVA's files for MM-Vet leave this out
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """Score answers that were made elsewhere, without a model.
 
     Args:
-        task: a benchmark of `clips-bench list` that asks a LLaVA, or any task of lmms-eval's.
+        task: a benchmark of `clips-bench list` that asks a LLaVA, any task of lmms-eval's, or the path of one's own.
         answers: JSON lines: ours, LLaVA's, or lmms-eval's samples.
         data: a directory in the hub's layout, as for `clips-bench run`.
         results: directory of the result files.
         row: the name of the answers in the table.
-        name: the benchmark's column; by default the task's name.
+        name: the benchmark's column; by default the task's name, or its file's.
         questions: LLaVA's file of the questions (``llava_pope_test.jsonl``), where only it tells the picture of each.
-        partial: score the answered questions alone where others have no answer; the protocol states how many.
+        partial: score what belongs together where questions have no answer, or answers no question; both are counted,
+            and the protocol states which questions were answered.
+        scale: as for `clips-bench run`.
         without: metrics of lmms-eval's that are not to be computed.
         judge_model: as for `clips-bench run`.
         judge_url: as for `clips-bench run`.
@@ -64,6 +54,7 @@ class ScoreConfig:
     name: str | None = None
     questions: str | None = None
     partial: bool = False
+    scale: float | None = None
     without: tuple[str, ...] = ()
     judge_model: str | None = None
     judge_url: str | None = None
@@ -76,9 +67,10 @@ class ScoreConfig:
     def benchmark(self) -> BenchmarkConfig:
         """The benchmark that these answers are to."""
         return BenchmarkConfig(
-            name=self.name or self.task,
+            name=self.name or Path(self.task).name.removesuffix(".yaml"),
             uses=self.task,
             data=self.data,
+            scale=self.scale,
             without=self.without,
             judge_model=self.judge_model,
             judge_url=self.judge_url,
@@ -86,52 +78,37 @@ class ScoreConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One line of a file of answers.
-
-    Args:
-        text: the answer.
-        number: of the question in the data.
-        id: of the question.
-        prompt: the question's words, with what was said of how to answer.
-        image: the picture's file name without its ending.
-        category: the kind of question.
-    """
-
-    text: str
-    number: int | None = None
-    id: str | None = None
-    prompt: str | None = None
-    image: str | None = None
-    category: str | None = None
-
-
 def score_answers(config: ScoreConfig) -> None:
     """Match, score and store a result like any other, whose model is the file.
 
     Raises:
-        UserError: an unknown task, a malformed file, questions without an answer or answers without a question.
+        UserError: an unknown task, a malformed file, questions without an answer, answers without a question, or what
+            the file says of its questions contradicts the data.
     """
     benchmark = config.benchmark
     entry = find(config.task)
     if entry.kind != "mllm":
         raise UserError(f"task: '{config.task}' asks no questions (expected a benchmark that needs a LLaVA)")
+    if config.scale is not None and "scale" not in entry.takes:
+        raise UserError(f"scale: the metrics of '{config.task}' have one of their own")
     refuse_newer(config.results, config.row, benchmark.name)
     answers = read_answers(Path(config.answers), None if config.questions is None else Path(config.questions))
     go_offline()
     from benchmarks.mllm.scoring import Recorded
 
-    task = load_task(entry.task, entry.folder, data_root(config.data))
+    task = load_task(entry.task, entry.folder, data_root(config.data), own=entry.own)
     docs = list(task.eval_docs_no_media)
     found = match(answers, docs, config.answers, partial=config.partial)
-    numbers = sorted(found)
+    refuse_contradictions(found.places, docs, task, config.answers)
+    counted = _counted(found, len(docs))
+    say(f"{config.answers}: {counted}")
+    numbers = list(found.places)
     about: Entries = {"prompt": "made elsewhere", "decoding": "made elsewhere", "input_model": "answers made elsewhere"}
     if len(numbers) < len(docs):
         about["answered"] = hashlib.sha256(str(numbers).encode()).hexdigest()[:16]
     writable_directory(config.results)  # before a judge is asked for what could not be stored
     outcome = outcome_of(
-        Recorded({place: found[number].text for place, number in enumerate(numbers)}),
+        Recorded({place: found.places[number].text for place, number in enumerate(numbers)}),
         benchmark,
         config.results,
         about,
@@ -142,7 +119,7 @@ def score_answers(config: ScoreConfig) -> None:
         benchmark=benchmark.name,
         kind=entry.kind,
         status="ok",
-        model={"path": config.answers, "hash": file_hash(config.answers)},
+        model={"path": config.answers, "hash": file_hash(config.answers), "matched": counted},
         metrics=outcome.metrics,
         primary=outcome.primary,
         absent=outcome.absent,
@@ -152,131 +129,64 @@ def score_answers(config: ScoreConfig) -> None:
         key=f"answers {file_hash(config.answers)} {data_hash(benchmark)}",
     )
     path = write_result(config.results, result, outcome.items)
-    shown = [metric for name in result.primary if (metric := result.metrics.get(name))]
-    values = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
+    first = [name for name in result.primary if name in result.metrics]
+    shown = [result.metrics[name] for name in dict.fromkeys((*first, *result.metrics))]
+    values = ", ".join(f"{each.label} {each.value * each.scale:.1f}" for each in shown)
     say(f"{path}: {values or '; '.join(result.absent.values())} ({len(numbers)} questions)")
 
 
-def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
-    """The answers of a file in any of the three formats.
-
-    Args:
-        file: the answers.
-        questions: LLaVA's file of questions, ``{question_id, image, text, category}``, joined to them by the id.
-
-    Raises:
-        UserError: a file is missing, or a line has no answer or nothing that says to which question.
-    """
-    asked = {} if questions is None else dict(_question(row) for _, row in _lines(questions, ("question_id",)))
-    answers = [_answer(asked.get(str(row.get("question_id")), {}) | row, f"{file} line {n}") for n, row in _lines(file)]
-    if not answers:
-        raise UserError(f"{file}: no answers in it")
-    return answers
+def _counted(found: Match, questions: int) -> str:
+    """How many answers found a question which way, and what is left on either side."""
+    left = f"{len(found.strangers):,} answers without a question, {found.unanswered:,} questions without an answer"
+    return f"{len(found.places):,} of {questions:,} questions answered ({found.told()}); {left}"
 
 
-def _lines(file: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    return read_lines(file, texts=(), others=needed)
+def refuse_contradictions(
+    places: Mapping[int, Answer], docs: Sequence[Mapping[str, Any]], task: Any, file: str
+) -> None:
+    """Compare what lmms-eval's samples say of their questions with the data: other data, or another order, differ.
 
-
-def _question(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Its id and what it adds to an answer: ``text`` is the prompt here, the answer there."""
-    told = {name: row[name] for name in ("image", "category") if name in row}
-    return str(row["question_id"]), told | ({"prompt": row["text"]} if "text" in row else {})
-
-
-def _answer(row: Mapping[str, Any], place: str) -> Answer:
-    text = next((row[name] for name in ("answer", "resps", "text") if row.get(name) is not None), None)
-    while isinstance(text, list) and len(text) == 1:
-        text = text[0]
-    if not isinstance(text, str):
-        raise UserError(f"{place}: expected a text as 'answer' (ours), 'text' (LLaVA's) or 'resps' (lmms-eval's)")
-    number, name, prompt, image = (row.get(key) for key in ("doc_id", "question_id", "prompt", "image"))
-    if number is None and name is None and not isinstance(prompt, str):
-        raise UserError(f"{place}: expected 'doc_id', 'question_id' or 'prompt', to know which question it answers")
-    if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-        raise UserError(f"{place}: doc_id: expected the number of the question in the data, got {number!r:.80}")
-    return Answer(
-        text=text,
-        number=number,
-        id=None if name is None else str(name),
-        prompt=prompt if isinstance(prompt, str) else None,
-        image=Path(image).stem if isinstance(image, str) else None,
-        category=row["category"] if isinstance(row.get("category"), str) else None,
-    )
-
-
-def match(
-    answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: str, *, partial: bool = False
-) -> dict[int, Answer]:
-    """Number of the question → its answer.
-
-    Args:
-        answers: as read.
-        docs: the questions of the data.
-        file: named in errors.
-        partial: questions without an answer are allowed.
+    Compared are ``target`` with the task's, the texts and numbers of ``doc`` with the row's, and ``input`` with the
+    question's words, all without regard to case, articles and the like. ``doc_hash`` tells nothing: lmms-eval 0.7
+    writes the hash of ``null`` into every sample.
 
     Raises:
-        UserError: no way of telling fits; how many stay without a partner by the best one is said.
+        UserError: naming how many contradict the data, and the first of them.
     """
-    best: tuple[int, int, str] | None = None
-    for way, keys, asked in _ways(answers, docs):
-        places = {key: place for place, key in enumerate(asked)}
-        if len(places) < len(docs):
-            continue  # it does not tell the questions from each other
-        found = [next((places[key] for key in several if key in places), None) for several in keys]
-        known = {place for place in found if place is not None}
-        strangers, unanswered = len(answers) - len(known), len(docs) - len(known)
-        if strangers == 0 and (unanswered == 0 or partial):
-            return {place: answer for place, answer in zip(found, answers, strict=True) if place is not None}
-        best = min(best or (strangers, unanswered, way), (strangers, unanswered, way))
-    if best is None:
-        told = f"{len(answers)} answers and {len(docs)} questions"
-        raise UserError(f"{file}: neither ids nor words tell which of its {told} belong together (expected 'doc_id')")
-    hint = "; --partial true scores the answered ones" if best[0] == 0 else ""
-    raise UserError(
-        f"{file}: {best[1]} of {len(docs)} questions have no answer, {best[0]} of {len(answers)} answers no question "
-        f"of their own (told by {best[2]}){hint}"
-    )
+    wrong = [(place, said) for place, answer in places.items() if (said := _contradiction(answer, docs[place], task))]
+    if wrong:
+        place, said = wrong[0]
+        raise UserError(
+            f"{file}: {len(wrong)} of {len(places)} answers say otherwise of their question than the data, the first "
+            f"of question {place}: {said} (expected the data and the order in which they were asked)"
+        )
 
 
-Key = tuple[Any, ...]
+def _contradiction(answer: Answer, doc: Mapping[str, Any], task: Any) -> str:
+    """The first thing that differs; empty where nothing does."""
+    for what, theirs, ours in _compared(answer, doc, task):
+        if loosest(theirs) != loosest(ours):
+            return f"{what} {theirs[:80]!r}, in the data {ours[:80]!r}"
+    return ""
 
 
-def _ways(
-    answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, list[list[Key]], list[Key]]]:
-    """The ways to tell which belong together: its name, the keys that each answer may have, each question's key."""
-    if all(answer.number is not None for answer in answers):
-        yield "doc_id", [[(answer.number,)] for answer in answers], [(place,) for place in range(len(docs))]
-        return
-    words = all(answer.prompt is not None for answer in answers) and all("question" in doc for doc in docs)
-    prompts = [_prefixes(answer.prompt or "") for answer in answers]
-    asked = [_plain(str(doc.get("question", ""))) for doc in docs]
-    if words and all(answer.image for answer in answers) and all(doc.get("image_source") for doc in docs):
-        named = [[(each.image, each.category, text) for text in texts]
-                 for each, texts in zip(answers, prompts, strict=True)]  # fmt: skip
-        pictures = [(Path(doc["image_source"]).stem, doc.get("category")) for doc in docs]
-        yield "picture and words", named, [(*each, text) for each, text in zip(pictures, asked, strict=True)]
-    ids = [[answer.id, f"{_MMVET}{answer.id}"] for answer in answers if answer.id is not None]
-    for column in ID_COLUMNS if len(ids) == len(answers) else ():
-        if any(doc.get(column) is None for doc in docs):
-            continue
-        names = [str(doc[column]) for doc in docs]
-        if words:
-            both = [[(name, text) for name in each for text in texts] for each, texts in zip(ids, prompts, strict=True)]
-            yield f"{column} and words", both, list(zip(names, asked, strict=True))
-        else:
-            yield column, [[(name,) for name in each] for each in ids], [(name,) for name in names]
-    if words:
-        yield "words", [[(text,) for text in texts] for texts in prompts], [(text,) for text in asked]
+def _compared(answer: Answer, doc: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str, str]]:
+    """(what, in the file, in the data) of all that both sides have."""
+    for name, theirs in (answer.doc or {}).items():
+        ours = doc.get(name)
+        if isinstance(theirs, str | int | float) and isinstance(ours, str | int | float):
+            yield f"doc.{name}", str(theirs), str(ours)
+    if answer.target is not None and (target := _of_task(task.doc_to_target, doc)) is not None:
+        yield "target", answer.target, target
+    question = loosest(str(doc.get("question", "")))
+    if answer.input is not None and question and question in loosest(_of_task(task.doc_to_text, doc) or ""):
+        told = question in loosest(answer.input)  # a prompt for another model has the same question in other words
+        yield "input", question if told else answer.input, question
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _prefixes(prompt: str) -> list[str]:
-    """A prompt, and what is left of it when its last lines, which tell how to answer, are taken away one by one."""
-    lines = prompt.replace("<image>", "").strip().splitlines()
-    return [_plain(" ".join(lines[:count])) for count in range(len(lines), 0, -1)]
+def _of_task(function: Any, doc: Mapping[str, Any]) -> str | None:
+    """What a task's function makes of a question; None where it wants the image, which is not looked at here."""
+    try:
+        return str(function(dict(doc)))
+    except Exception:
+        return None

@@ -18,6 +18,7 @@ from benchmarks.mllm.items import items_table
 from benchmarks.mllm.judge import Judge, judge_of
 from benchmarks.mllm.metrics import READERS, Reader, generic_reader
 from benchmarks.mllm.other_models import described
+from benchmarks.mllm.own_tasks import definition_hash
 from benchmarks.mllm.pictures import pictures_of
 from benchmarks.mllm.tasks import data_root, go_offline, keep_questions, load_task
 from benchmarks.outcome import Blind, Outcome, measure
@@ -84,7 +85,9 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
     names, directions = list(task.aggregation()), task.higher_is_better()
     scored = score(model, task, entry, settings, judge=judge, limit=config.limit)
     samples = scored.samples
-    reader = READERS.get(entry.task) or generic_reader(samples, list(scored.values) or names, directions)
+    listed = None if entry.own else READERS.get(entry.task)
+    values = dict(scored.values) or dict.fromkeys(names)
+    reader = listed or generic_reader(samples, values, directions, config.scale)
     pictures = _pictures(model, task, samples)
     absent |= dict.fromkeys(names, scored.no_judge) if scored.no_judge else {}
     columns = {} if scored.no_judge else reader.columns(samples, scored.captions)
@@ -96,14 +99,22 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
         metrics=metrics,
         primary=tuple(name for name in reader.primary if name in metrics or name in absent),
         absent=absent,
-        protocol=_protocol(task, entry, config, settings, len(samples)) | _judged(entry, judge) | about,
+        protocol=_protocol(task, entry, config, settings, len(samples))
+        | ({} if listed else {"scales": _scales(reader)})
+        | _judged(entry, judge)
+        | about,
         items=items,
     )
 
 
+def _scales(reader: Reader) -> str:
+    """What the metrics of a task that is not listed are shown times: rows where it differs are not compared."""
+    return json.dumps({name: spec.scale for name, spec in reader.metrics.items()}, sort_keys=True)
+
+
 def _task(model: Any, config: BenchmarkConfig) -> Any:
     entry = find(config.entry)
-    return load_task(entry.task, entry.folder, data_root(config.data), simple=model.is_simple)
+    return load_task(entry.task, entry.folder, data_root(config.data), own=entry.own, simple=model.is_simple)
 
 
 def _pictures(model: Any, task: Any, samples: Sequence[Mapping[str, Any]]) -> Mapping[int, Any]:
@@ -122,6 +133,8 @@ def _judged(entry: Benchmark, judge: Judge) -> Entries:
 def data_hash(config: BenchmarkConfig) -> str:
     """SHA-256 of the files of the task's data set, of the whole root where its definition names none.
 
+    That of a task of one's own is of its definition as well: what is kept of other questions is not taken for it.
+
     Raises:
         UserError: there are no such files, or one of them is not as `clips-bench fetch` recorded it.
     """
@@ -129,7 +142,9 @@ def data_hash(config: BenchmarkConfig) -> str:
     dataset = root / find(config.entry).dataset
     if not dataset.is_dir():
         raise UserError(f"{root}: expected the data of {config.entry} in {find(config.entry).dataset}/ below it")
-    return _checked_hash(root, dataset, (*stamp(dataset), *stamp(root / RECORD)))
+    content = _checked_hash(root, dataset, (*stamp(dataset), *stamp(root / RECORD)))
+    own = find(config.entry).own
+    return hashlib.sha256(f"{content} {definition_hash(Path(own))}".encode()).hexdigest() if own else content
 
 
 @functools.lru_cache(maxsize=8)
@@ -174,7 +189,10 @@ def _metrics(
                 name, "lmms-eval gives no number" if name in values else "no question of this data enters it"
             )
     for name, spec in reader.extra.items():
-        metrics[name] = measure(items, spec, blind=blind)
+        if set(spec.columns) <= set(items.columns):
+            metrics[name] = measure(items, spec, blind=blind)
+        else:
+            absent.setdefault(name, "no question of this data enters it")
     return metrics
 
 
@@ -185,7 +203,7 @@ def _protocol(
     prompt = getattr(task, "lmms_eval_specific_kwargs", None) or {}
     shown = {name: value for name, value in prompt.items() if isinstance(value, str | int | bool)}
     protocol: Entries = {
-        "task": f"lmms-eval's {entry.task}",
+        "task": f"a task of one's own, {entry.task}" if entry.own else f"lmms-eval's {entry.task}",
         "benchmark": config.name,
         "data_hash": data_hash(config),
         "split": str(task.config.test_split or task.config.validation_split),

@@ -30,7 +30,8 @@ class Reader:
         metrics: lmms-eval's metric name → spec.
         primary: for the main table.
         score: the column that is each item's part in the first primary metric.
-        extra: metrics of ours beside lmms-eval's, computed from the items alone.
+        extra: metrics of ours beside lmms-eval's, computed from the items alone; absent where ``columns`` gives no
+            such column of these data.
         blind: samples → the columns, had the answers been made without looking.
     """
 
@@ -51,6 +52,7 @@ def _pope(samples: Sequence[Sample], _: PictureScores) -> Mapping[str, Any]:
         "said_yes": predicted,
         "is_yes": actual,
         "hit_yes": predicted * actual,
+        **blind.pope_kinds(samples, said_yes=predicted, is_yes=actual),
     }
 
 
@@ -172,6 +174,15 @@ READERS: dict[str, Reader] = {
         },
         extra={
             "said_yes": MetricSpec(label="share of yes answered", columns=("said_yes",), higher_is_better=None),
+            **{
+                f"pope_f1_{kind}": MetricSpec(
+                    label=f"F1, {kind}", formula="f1", columns=(f"said_yes_{kind}", f"is_yes_{kind}")
+                )
+                for kind in blind.POPE_KINDS
+            },
+            "pope_f1_kinds": MetricSpec(
+                label="F1, mean of three kinds", formula="f1", columns=("said_yes", "is_yes", "kind")
+            ),
         },
         primary=("pope_accuracy", "pope_f1_score"),
         score="correct",
@@ -316,14 +327,21 @@ READERS: dict[str, Reader] = {
 }
 
 
-def generic_reader(samples: Sequence[Sample], names: Sequence[str], directions: Mapping[str, bool]) -> Reader:
+def generic_reader(
+    samples: Sequence[Sample],
+    values: Mapping[str, float | None],
+    directions: Mapping[str, bool],
+    scale: float | None = None,
+) -> Reader:
     """A reader for a task that is not listed: each metric is tried as the mean of its per-sample numbers.
 
     Args:
         samples: lmms-eval's.
-        names: of its metrics.
+        values: name of a metric → lmms-eval's number, None where it gives none.
         directions: of them, whether higher is better; hallucinations and errors are better few.
+        scale: what to multiply them by to show them; by default 100 for those of which all numbers are from 0 to 1.
     """
+    names = list(values)
     found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
     usable = {name: np.array(values, float) for name, values in found.items() if not np.isnan(values).all()}
     return Reader(
@@ -333,7 +351,7 @@ def generic_reader(samples: Sequence[Sample], names: Sequence[str], directions: 
                 label=name.replace("_", " "),
                 formula="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
-                scale=1.0,
+                scale=scale or _scale([*found[name], values[name]]),
                 higher_is_better=directions.get(name) is not False,  # None where the definition does not say
             )
             for name in names
@@ -342,6 +360,11 @@ def generic_reader(samples: Sequence[Sample], names: Sequence[str], directions: 
         primary=tuple(names[:1]),
         score=f"score_{names[0]}" if names and names[0] in usable else "",
     )
+
+
+def _scale(numbers: Sequence[float | None]) -> float:
+    known = [number for number in numbers if number is not None and not np.isnan(number)]
+    return 100.0 if known and min(known) >= 0 and max(known) <= 1 else 1.0
 
 
 def _number(value: Any) -> float:

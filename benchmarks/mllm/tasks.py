@@ -150,25 +150,60 @@ def _members(text: str) -> list[str]:
     return [name for name in found if isinstance(name, str)]
 
 
-def data_set(task: str) -> str:
-    """The hub name of the data set that a task's definition names; empty where its data come another way."""
-    name = _definition(_definitions()[0][task]).get("dataset_path")
+def task_name(path: Path) -> str | None:
+    """The task that a YAML file defines; None where it defines none."""
+    found = _TASK_NAME.search(path.read_text(encoding="utf-8", errors="replace"))
+    return found[1] if found else None
+
+
+def data_set(task: str, own: Path | None = None) -> str:
+    """The hub name of the data set that a task's definition names; empty where its data come another way.
+
+    Args:
+        task: of lmms-eval's.
+        own: the user's file that defines it, where it is none of lmms-eval's.
+    """
+    name = definition(own or _definitions()[0][task]).get("dataset_path")
     return name if isinstance(name, str) and _HUB_NAME.fullmatch(name) else ""
 
 
 def configuration(task: str) -> str | None:
     """The configuration of its data set that a task reads; None for the data set's default."""
-    return _definition(_definitions()[0][task]).get("dataset_name")
+    return definition(_definitions()[0][task]).get("dataset_name")
 
 
-def _definition(path: Path) -> dict[str, Any]:
-    """A task's definition with those that it includes, functions left unresolved."""
-    own = yaml.load(path.read_text(encoding="utf-8", errors="replace"), _Plain)
-    included = own.get("include") or []
+def definition(path: Path) -> dict[str, Any]:
+    """A task's definition with those that it includes, functions left unresolved.
+
+    Raises:
+        UserError: it, or a file that it includes, is missing or no YAML.
+    """
     merged: dict[str, Any] = {}
-    for name in reversed([included] if isinstance(included, str) else included):
-        merged |= _definition(path.parent / name)
-    return merged | own
+    for file in reversed(_includes(path)):
+        merged |= definition(file)
+    return merged | _yaml(path)
+
+
+def included(path: Path) -> list[Path]:
+    """The files that a task's definition includes, and those that these include."""
+    return [each for file in _includes(path) for each in (file, *included(file))]
+
+
+def _includes(path: Path) -> list[Path]:
+    names = _yaml(path).get("include") or []
+    return [path.parent / name for name in ([names] if isinstance(names, str) else names)]
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8", errors="replace"), _Plain)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({reason(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected the definition of a task, 'task: NAME' and so on")
+    return found
 
 
 class _Plain(yaml.SafeLoader):
@@ -184,7 +219,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @functools.cache
 def manager(folder: str) -> Any:
-    """lmms-eval's index of the tasks in one folder below its ``tasks`` (all 2,000 would take seconds)."""
+    """lmms-eval's index of the tasks in one folder below its ``tasks`` (all 2,000 would take seconds), or at a path."""
     go_offline()
     import lmms_eval.tasks
 
@@ -193,13 +228,14 @@ def manager(folder: str) -> Any:
         return lmms_eval.tasks.TaskManager(include_path=str(path), include_defaults=False, model_name="llava_bridge")
 
 
-def load_task(name: str, folder: str, root: Path, *, simple: bool = True) -> Any:
+def load_task(name: str, folder: str, root: Path, *, own: str = "", simple: bool = True) -> Any:
     """One of lmms-eval's tasks with its data from below ``root``.
 
     Args:
         name: of the task.
-        folder: below lmms-eval's ``tasks``, where it is defined.
+        folder: below lmms-eval's ``tasks``, or any other, where it is defined.
         root: the data.
+        own: the user's file that defines it, where it is none of lmms-eval's.
         simple: whether it is for models that take a text and pictures apart, rather than a conversation.
 
     Raises:
@@ -208,7 +244,7 @@ def load_task(name: str, folder: str, root: Path, *, simple: bool = True) -> Any
     index = manager(folder)
     from lmms_eval.tasks import get_task_dict
 
-    dataset = data_set(name)
+    dataset = data_set(name, Path(own) if own else None)
     if dataset and not (root / dataset).exists():
         raise UserError(f"{root}: expected the data of {name} in {dataset}/ below it")
     try:

@@ -1,0 +1,102 @@
+"""Files of answers made elsewhere, as `clips-bench score` reads them.
+
+Three kinds of JSON lines, told apart by their fields:
+
+- ours: ``{"doc_id" or "question_id": …, "answer": "…"}``, and ``"prompt"`` where the words are to be compared;
+- LLaVA's playground: ``{"question_id": …, "prompt": "…", "text": "…"}`` (and ``convert_*`` files without a prompt);
+- lmms-eval's samples: ``{"doc_id": …, "resps": ["…"], "target": …}``, as ``--log_samples`` writes them. lmms-eval 0.7
+  leaves ``resps`` out where it equals ``filtered_resps``, writes the prompt as ``input``, and drops ``doc``, which
+  older versions kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data.caption_sets import read_lines
+from clips.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One line of a file of answers.
+
+    Args:
+        text: the answer.
+        number: of the question in the data.
+        id: of the question.
+        prompt: the question's words, with what was said of how to answer.
+        image: the image's file name without its ending.
+        category: the kind of question.
+        target: lmms-eval's: the right answer, as its data have it.
+        doc: lmms-eval's: the question's row in its data.
+        input: lmms-eval's: the whole prompt.
+    """
+
+    text: str
+    number: int | None = None
+    id: str | None = None
+    prompt: str | None = None
+    image: str | None = None
+    category: str | None = None
+    target: str | None = None
+    doc: Mapping[str, Any] | None = None
+    input: str | None = None
+
+
+def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
+    """The answers of a file in any of the three formats.
+
+    Args:
+        file: the answers.
+        questions: LLaVA's file of questions, ``{question_id, image, text, category}``, joined to them by the id.
+
+    Raises:
+        UserError: a file is missing, or a line has no answer or nothing that says to which question.
+    """
+    asked = {} if questions is None else dict(_question(row) for _, row in _lines(questions, ("question_id",)))
+    answers = [_answer(asked.get(str(row.get("question_id")), {}) | row, f"{file} line {n}") for n, row in _lines(file)]
+    if not answers:
+        raise UserError(f"{file}: no answers in it")
+    return answers
+
+
+def _lines(file: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+    return read_lines(file, texts=(), others=needed)
+
+
+def _question(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Its id and what it adds to an answer: ``text`` is the prompt here, the answer there."""
+    told = {name: row[name] for name in ("image", "category") if name in row}
+    return str(row["question_id"]), told | ({"prompt": row["text"]} if "text" in row else {})
+
+
+def _answer(row: Mapping[str, Any], place: str) -> Answer:
+    fields = ("answer", "resps", "filtered_resps", "text")
+    text = next((row[name] for name in fields if row.get(name) is not None), None)
+    while isinstance(text, list) and len(text) == 1:
+        text = text[0]
+    if not isinstance(text, str):
+        raise UserError(f"{place}: expected a text as 'answer' (ours), 'text' (LLaVA's) or 'resps' (lmms-eval's)")
+    number, name, image, doc, target = (row.get(key) for key in ("doc_id", "question_id", "image", "doc", "target"))
+    prompt, whole, category = (
+        value if isinstance(value := row.get(key), str) else None for key in ("prompt", "input", "category")
+    )
+    if number is None and name is None and prompt is None:
+        raise UserError(f"{place}: expected 'doc_id', 'question_id' or 'prompt', to know which question it answers")
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+        raise UserError(f"{place}: doc_id: expected the number of the question in the data, got {number!r:.80}")
+    return Answer(
+        text=text,
+        number=number,
+        id=None if name is None else str(name),
+        prompt=prompt,
+        image=Path(image).stem if isinstance(image, str) else None,
+        category=category,
+        target=None if target is None else str(target),
+        doc=doc if isinstance(doc, Mapping) else None,
+        input=whole,
+    )

@@ -1,0 +1,161 @@
+"""Tasks that the user wrote for lmms-eval, by ``uses:`` and by ``clips-bench score``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bench_world as world
+import pytest
+
+from benchmarks.catalogue import find
+from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
+from benchmarks.mllm.evaluate import data_hash
+from benchmarks.results import Result, read_items, read_result, result_path
+from benchmarks.run import run
+from clips.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::SyntaxWarning"
+)
+
+QUESTIONS = 5
+TEMPLATE = """
+dataset_path: mine/street
+output_type: generate_until
+doc_to_visual: !function utils.visual
+doc_to_text: !function utils.text
+doc_to_target: "answer"
+generation_kwargs: {max_new_tokens: 4}
+process_results: !function utils.results
+"""
+TASK = """
+include: _template_yaml
+task: street_signs
+test_split: test
+metric_list:
+  - {metric: right, aggregation: mean, higher_is_better: true}
+  - {metric: points, aggregation: mean, higher_is_better: true}
+"""
+UTILS = """
+def visual(doc):
+    return [doc["image"].convert("RGB")]
+
+
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"]
+
+
+def results(doc, answers):
+    right = float(answers[0].strip().lower() == doc["answer"])
+    return {"right": right, "points": 4 * right + 1}
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    world.write_parquet(
+        tmp_path / "data/mine/street/data/test-00000-of-00001.parquet",
+        {
+            "question": [f"Is sign {number} red?" for number in range(QUESTIONS)],
+            "answer": ["yes"] * QUESTIONS,
+            "image": [world.picture(number) for number in range(QUESTIONS)],
+        },
+    )
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, text in {"_template_yaml": TEMPLATE, "signs.yaml": TASK, "utils.py": UTILS}.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def _score(data: Path, task: str, **more: Any) -> Result:
+    answers = data.parent / "answers.jsonl"
+    said = ["yes", "yes", "no", "no", "no"]
+    rows = [{"doc_id": number, "answer": text} for number, text in enumerate(said)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = data.parent / "results"
+    score_answers(
+        ScoreConfig(
+            task=task, answers=str(answers), data=str(data), results=str(results), row="m", name="street", **more
+        )
+    )
+    return read_result(result_path(results, "m", "street"))
+
+
+def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys):
+    shown = [
+        _score(data, str(tasks / "signs.yaml")),
+        _score(data, str(tasks)),
+        _score(data, str(tasks / "street_signs")),
+    ]
+    assert {found.fingerprint for found in shown} == {shown[0].fingerprint}
+    right, points = shown[0].metrics["right"], shown[0].metrics["points"]
+    assert (right.value, right.scale, right.interval) == (0.4, 100.0, "wilson")
+    assert (points.value, points.scale) == (2.6, 1.0)  # numbers above 1 are no share
+    assert "right 40.0, points 2.6 (5 questions)" in capsys.readouterr().err
+    assert shown[0].protocol["task"] == "a task of one's own, street_signs"
+    assert read_items(shown[0])["question"].tolist()[0] == "Is sign 0 red?"
+
+
+def test_a_llava_is_asked_it(data, tasks, tmp_path):
+    llava = world.write_llava(tmp_path / "llava")
+    benchmark = BenchmarkConfig(name="signs", uses=str(tasks), data=str(data))
+    config = RunConfig(row="mine", results=str(tmp_path / "r"), llava=str(llava), benchmarks=[benchmark])
+    run(config)
+    found = read_result(result_path(tmp_path / "r", "mine", "signs"))
+    assert found.status == "ok"
+    assert found.metrics["right"].n == QUESTIONS
+    run(config)
+    assert read_result(result_path(tmp_path / "r", "mine", "signs")).created == found.created  # done already
+    (tasks / "utils.py").write_text(UTILS.replace('doc["question"]', '"Look. " + doc["question"]'))
+    assert data_hash(benchmark) != found.protocol["data_hash"]  # another question: not done
+
+
+def test_the_scale_can_be_said_and_differing_ones_are_not_compared(data, tasks):
+    shares = _score(data, str(tasks))
+    said = _score(data, str(tasks), scale=1.0)
+    assert said.metrics["right"].scale == said.metrics["points"].scale == 1.0
+    assert said.metrics["right"].value == shares.metrics["right"].value
+    assert shares.fingerprint != said.fingerprint
+    with pytest.raises(UserError, match="scale: the metrics of 'pope' have one of their own"):
+        _score(data, "pope", scale=1.0)
+    with pytest.raises(UserError, match=r"benchmarks.scale: expected more than 0, got 0"):
+        BenchmarkConfig(name="x", data="x", scale=0.0)
+
+
+def test_a_name_of_lmms_evals_given_to_ones_own_is_not_read_as_its(data, tasks):
+    (tasks / "signs.yaml").write_text(TASK.replace("street_signs", "pope"))
+    assert _score(data, str(tasks)).metrics.keys() == {"right", "points"}
+
+
+def test_what_is_no_task_takes_one_line(tasks, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tasks / "second.yaml").write_text(TASK.replace("street_signs", "second"))
+    (tasks / "broken.yaml").write_text("include: nowhere\ntask: broken\n")
+    for uses, said in {
+        "nowhere/mine.yaml": "uses: nowhere/mine.yaml: no such file",
+        "nowhere/mine": "uses: nowhere/mine: no such file or folder",
+        str(tmp_path / "empty"): "expected a folder with one task, or .*nowhere: no .yaml file in it has 'task: NAME'",
+        str(tasks): "expected a folder with one task, or .*/TASK; TASK is one of broken, second, street_signs",
+        str(tasks / "street"): "unknown task in .* 'street'",
+        str(tasks / "utils.py"): "unknown task in",
+        str(tasks / "broken.yaml"): "tasks/nowhere: cannot be read",
+    }.items():
+        with pytest.raises(UserError, match=said) as caught:
+            find(uses)
+        assert "\n" not in str(caught.value)
+    (tasks / "third.yaml").write_text(TASK)
+    with pytest.raises(UserError, match=r"two files define the task street_signs: signs\.yaml and third\.yaml"):
+        find(str(tasks / "street_signs"))
+    monkeypatch.chdir(tasks.parent)
+    with pytest.raises(UserError, match="two files define"):
+        find("tasks")
+    assert find("pope").task == "pope"
