@@ -17,11 +17,13 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.protocol import fingerprint
+from benchmarks.validation import check_fields, check_items
 from clips.artifact import lexical, partial_beside, versions, write_file, writing
 from clips.errors import UserError
 from clips.jsontext import parse_json
@@ -158,7 +160,7 @@ def result_path(results: str | Path, row: str, benchmark: str) -> Path:
 def refuse_newer(results: str | Path, row: str, benchmark: str) -> None:
     """Raise NewerResultError where a newer version's result stands in the place of one that is to be written."""
     try:
-        read_result(result_path(results, row, benchmark))
+        read_fields(result_path(results, row, benchmark))
     except NewerResultError:
         raise
     except UserError:
@@ -172,8 +174,10 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
     if items is not None:
         _write_items(table, items)
         result = dataclasses.replace(result, items=table.name)
-    content = {name: value for name, value in without_secrets(plain(result)).items() if name != "path"}
-    write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    content = {name: value for name, value in _finite(without_secrets(plain(result))).items() if name != "path"}
+    if result.status == "ok":
+        content["fingerprint"] = fingerprint(content["protocol"])  # of what is written, from which secrets are gone
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if items is None:
         table.unlink(missing_ok=True)
     return path
@@ -199,12 +203,21 @@ def _finite(value: Any) -> Any:
 
 
 def read_result(path: str | Path) -> Result:
-    """Read one result file.
+    """Read one result file and check it against its items.
 
     Raises:
         NewerResultError: it is of a newer layout.
-        UserError: it is missing or cannot be read, is not JSON, or a field is missing or of a wrong type.
+        UserError: it is missing or cannot be read, is not JSON, a field is missing or of a wrong type, or what it says
+            is contradicted by its other fields or by its items.
     """
+    result = read_fields(path)
+    if has_items(result):
+        check_items(result, _items_path(Path(path), result.items or ""))
+    return result
+
+
+def read_fields(path: str | Path) -> Result:
+    """As `read_result`, but its items are not read."""
     file = Path(path)
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
@@ -219,7 +232,9 @@ def read_result(path: str | Path) -> Result:
             name: Metric(**metric | {"columns": tuple(metric["columns"])})
             for name, metric in content["metrics"].items()
         }
-        return Result(**content | {"metrics": metrics, "path": file})
+        result = Result(**content | {"metrics": metrics, "path": file})
+        check_fields(result, file)
+        return result
     except FileNotFoundError:
         raise UserError(f"{file}: no such result file") from None
     except OSError as error:
@@ -280,10 +295,40 @@ def read_results(results: str | Path) -> list[Result]:
     """All results below a directory, by row and benchmark name.
 
     Raises:
-        UserError: no such directory, or a file in it that cannot be read.
+        UserError: no such directory, a file in it that cannot be read, or two of the same row and benchmark.
         PermissionError: a row's directory may not be read.
     """
-    return [read_result(file) for file in result_files(results)]
+    found = [read_result(file) for file in result_files(results)]
+    refuse_twice((result.row, result.benchmark, result.path) for result in found)
+    return found
+
+
+def refuse_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
+    """Refuse two files that name the same row and benchmark: one of them would stand for both.
+
+    Args:
+        found: row, benchmark and file of each result.
+
+    Raises:
+        UserError: naming both files.
+    """
+    files: dict[tuple[str, str], Path | None] = {}
+    for row, benchmark, file in found:
+        if (row, benchmark) in files:
+            raise UserError(
+                f"{file}: expected one result of '{row}' on '{benchmark}', but {files[row, benchmark]} is of it too; "
+                "remove one, or give its 'row' another name"
+            )
+        files[row, benchmark] = file
+
+
+def has_items(result: Result) -> bool:
+    """Whether the table of items that a result names lies beside it; `clips-bench publish` leaves it out."""
+    return result.path is not None and result.items is not None and _items_path(result.path, result.items).is_file()
+
+
+def _items_path(path: Path, items: str) -> Path:
+    return path.with_name(Path(items).name)
 
 
 def read_items(result: Result) -> pd.DataFrame:
@@ -292,7 +337,7 @@ def read_items(result: Result) -> pd.DataFrame:
 
     if result.path is None or result.items is None:
         raise UserError(f"{result.row}/{result.benchmark}: has no items")
-    table = result.path.with_name(Path(result.items).name)
+    table = _items_path(result.path, result.items)
     try:
         return pd.read_parquet(table)
     except FileNotFoundError:

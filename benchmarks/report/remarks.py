@@ -65,6 +65,7 @@ def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
         *_about_skill(source),
         *_about_training(source),
         *_about_gaps(source, by_row),
+        *_about_missing_items(source),
         *_about_protocols(source, by_row),
     ]
 
@@ -192,6 +193,17 @@ def _about_gaps(source: ReportSource, table: Table) -> list[str]:
     for (row, reason), benchmarks in places.items():
         rows.setdefault((listed([*benchmarks]), reason), []).append(row)
     return [f"{rows_named(names)} on {on}: {reason.rstrip('.')}." for (on, reason), names in rows.items()]
+
+
+def _about_missing_items(source: ReportSource) -> list[str]:
+    """Numbers that had to be believed: a result is checked against its items when it is read."""
+    found: dict[str, list[str]] = {}
+    for benchmark in source.benchmarks:
+        bare = [row for row, result in source.results(benchmark).items() if result.items is None]
+        if bare:
+            found.setdefault(rows_named(bare), []).append(benchmark)
+    where = "; ".join(f"{rows} on {counted(names, 'benchmarks')}" for rows, names in found.items())
+    return [f"Not checked against their items, which are missing: {where}."] if where else []
 
 
 def _about_protocols(source: ReportSource, table: Table) -> list[str]:

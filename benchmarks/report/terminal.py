@@ -109,7 +109,7 @@ def _text(cell: Cell):  # rich is imported only when a table is printed
     from rich.text import Text
 
     if cell.value is None:
-        return Text(short_gap(cell), style="red" if cell.gap and cell.gap.kind == "failed" else "dim")
+        return Text(short_gap(cell), style="red" if cell.gap and cell.gap.kind in {"failed", "invalid"} else "dim")
     style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
     text = Text(number(cell.value, decimals(cell.column)), style=style)
     text.append(f" {margin(cell)}{group_sign(cell)}", style="dim")
