@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.class_sets import TEMPLATES, ClassSet, load_class_set
+from benchmarks.data.class_sets import TEMPLATES, ClassSet, load_class_set, say_skipped
 from benchmarks.encoders.prompts import class_vectors, prompts
 from benchmarks.encoders.recall import TIE, Ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
@@ -42,6 +42,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     from benchmarks.encoders.vectors import image_vectors, text_vectors
 
     found = load_class_set(config.data, split=config.split, limit=config.limit)
+    say_skipped(found)
     templates = _templates(found, config)
     classes = class_vectors(functools.partial(text_vectors, row), templates, found.classes)
     pictures = image_vectors(row, found.open, found.pictures, found.hash)
