@@ -43,6 +43,7 @@ class ClassSet:
         templates: texts with ``{}`` or ``{c}`` for the class, from the file beside the data; empty where there is none.
         read: number of a picture → its file's bytes.
         split: which split that is; ``source.WHOLE`` where there are none.
+        available: pictures that there are without ``limit``.
         skipped: kind of file that is no picture → how many lie among the pictures.
     """
 
@@ -54,6 +55,7 @@ class ClassSet:
     templates: Sequence[str]
     read: Callable[[int], bytes]
     split: str
+    available: int
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, index: int) -> Image:
@@ -125,6 +127,7 @@ def load_class_set(data: str, *, split: str = "test", limit: int | None = None) 
         templates=_lines(root, folder, TEMPLATES),
         read=lambda index: found.read(int(kept[index])),
         split=split if folder != root or (holds_table(root) and has_splits(root)) else WHOLE,
+        available=count,
         skipped=found.skipped,
     )
 

@@ -13,7 +13,7 @@ from benchmarks.data.class_sets import TEMPLATES, ClassSet, load_class_set, say_
 from benchmarks.encoders.prompts import class_vectors, prompts
 from benchmarks.encoders.recall import TIE, Ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
-from benchmarks.protocol import Entries
+from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE, Metric
 from clips.errors import UserError
 
@@ -81,6 +81,7 @@ def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
         "split": found.split,
         "pictures": len(found.pictures),
         "classes": len(found.classes),
+        **full_size_entry(len(found.pictures), found.available),
     }
 
 

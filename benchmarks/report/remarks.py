@@ -10,6 +10,7 @@ from benchmarks.report.chance import about_chance
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
 from benchmarks.results import Result
+from benchmarks.sizes import parts
 from benchmarks.study.record import NOT_ASKED
 from benchmarks.trained import MAY_COME_OF_IT, Training, apart, training_of
 from benchmarks.wording import (
@@ -66,6 +67,7 @@ def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
         *_about_training(source),
         *_about_gaps(source, by_row),
         *_about_missing_items(source),
+        *_about_sizes(source),
         *_about_protocols(source, by_row),
     ]
 
@@ -204,6 +206,11 @@ def _about_missing_items(source: ReportSource) -> list[str]:
             found.setdefault(rows_named(bare), []).append(benchmark)
     where = "; ".join(f"{rows} on {counted(names, 'benchmarks')}" for rows, names in found.items())
     return [f"Not checked against their items, which are missing: {where}."] if where else []
+
+
+def _about_sizes(source: ReportSource) -> list[str]:
+    found = parts(result for name in source.benchmarks for result in source.results(name).values())
+    return [f"Measured on a part of the benchmark: {'; '.join(found)}."] if found else []
 
 
 def _about_protocols(source: ReportSource, table: Table) -> list[str]:

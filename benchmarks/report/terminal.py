@@ -31,6 +31,8 @@ def print_table(report: Report, console: Console) -> None:
     if has_chance(model):
         names.append("chance")
         cells.append([Text(chance_words(column) or "—", style="dim") for column in model.columns])
+    names.append("n")
+    cells.append([Text(report.n_words(column) or "—", style="dim") for column in model.columns])
     if len(heads) > len(names):
         heads, names, cells = names, heads, [list(column) for column in zip(*cells, strict=True)]
     table = Table(title=Text(visible(report.source.title)), title_style="bold", title_justify="left", pad_edge=False)
