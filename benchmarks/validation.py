@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import fingerprint
+from benchmarks.result_types import ITEM_COLUMNS, Metric, Result, columns_of
 from clips.errors import UserError, reason_of
 from clips.secrets import HIDDEN
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow
-
-    from benchmarks.results import Metric, Result
 
 _RATIOS = {"mean", "mean_of_group_means", "f1", "ratio", "bleu"}  # "mean_of_scores" and sums have no upper end
 _PER_CENT = 100.0  # the smallest scale of a ratio; ratios of points (LLaVA-Bench) have scale 1
@@ -112,8 +111,6 @@ def _wrong_items(result: Result, table: Path) -> Iterator[str]:
 
 
 def _wrong_schema(result: Result, schema: pyarrow.Schema, table: str) -> Iterator[str]:
-    from benchmarks.results import ITEM_COLUMNS
-
     for name in ITEM_COLUMNS:
         if name not in schema.names:
             yield f"{table}: expected a column '{name}'"
@@ -147,7 +144,6 @@ def _wrong_value(metric: Metric, items: pd.DataFrame) -> Iterator[str]:
     import numpy as np
 
     from benchmarks.formulas import FORMULAS
-    from benchmarks.results import columns_of
 
     if metric.formula is None:
         if metric.n > len(items):
