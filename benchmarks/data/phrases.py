@@ -111,12 +111,12 @@ def _load(data: str, images: str | None, limit: int | None, _stamp: object) -> P
     shards = path.is_dir()
     root = path if shards else Path(images or path.parent)
     found = list(_of_scenes(path) if shards else _of_lines(path))
-    images = list(dict.fromkeys(phrase.image for phrase in found))
-    kept = set(images[:limit])
+    there = list(dict.fromkeys(phrase.image for phrase in found))
+    kept = set(there[:limit])
     phrases = tuple(sorted((each for each in found if each.image in kept), key=lambda each: each.image))
     if not phrases:
         raise UserError(f"{data}: expected phrases with boxes, found none (JSON lines, or shards of `clips scenes`)")
-    return PhraseSet(Files(root), phrases, data, len(images))
+    return PhraseSet(Files(root), phrases, data, len(there))
 
 
 def _of_lines(path: Path) -> Iterator[Phrase]:
