@@ -199,9 +199,9 @@ def _read(folder: Path, *, again: bool) -> dict[str, str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # answers may hold other line breaks
+    for line in path.read_bytes().split(b"\n"):  # answers may hold other line breaks
         try:
-            question, answer = json.loads(line)
-        except (ValueError, TypeError):  # cut short by a crash
+            question, answer = json.loads(line.decode("utf-8"))
+        except (ValueError, TypeError):  # cut short by a crash, or damaged: the question is asked again
             continue
         yield str(question), str(answer)

@@ -19,11 +19,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 INPUT = "input_"
+FULL_SIZE = "full_size"
+"""Items of the data where only a part of them was used; how many were used is another entry."""
 CODE = 4
 """Raise it when a change of this package changes numbers: results, and what models gave, are then made again."""
 
 Entries = dict[str, str | int | float | bool | None]
 Protocol = Mapping[str, str | int | float | bool | None]
+
+
+def full_size_entry(used: int, available: int) -> Entries:
+    """The entry on data of which a part is used (``limit``, ``partial``); none where all of it is."""
+    return {FULL_SIZE: available} if available > used else {}
 
 
 def fingerprint(protocol: Protocol, *, across: Sequence[str] = ()) -> str:
@@ -39,9 +46,10 @@ def fingerprint(protocol: Protocol, *, across: Sequence[str] = ()) -> str:
 
 
 def ranked_by(protocol: Protocol) -> str:
-    """What is equal where results are ranked together: the fingerprint without what the model decides, and without the
-    split's name where the hash of the data is stated, which says what the data are whatever they are called."""
-    return fingerprint(protocol, across=(INPUT, "split") if protocol.get("data_hash") else (INPUT,))
+    """What is equal where results are ranked together: the fingerprint without what the model decides, and without
+    the split's name and the size of the rest of the data where the hash of the data is stated, which says what the
+    data are whatever they are called."""
+    return fingerprint(protocol, across=(INPUT, "split", FULL_SIZE) if protocol.get("data_hash") else (INPUT,))
 
 
 def _left_out(name: str, across: Sequence[str]) -> bool:

@@ -11,133 +11,34 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import datetime
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.artifact import lexical, versions, whole_file, write_file
+from benchmarks.protocol import fingerprint
+from benchmarks.result_types import CHANCE as CHANCE
+from benchmarks.result_types import ITEM_COLUMNS as ITEM_COLUMNS
+from benchmarks.result_types import SCHEMA, Metric, Result
+from benchmarks.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
+from benchmarks.result_types import columns_of as columns_of
+from benchmarks.validation import check_fields, check_items
+from clips.artifact import lexical, whole_file, write_file
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import plain
 from clips.secrets import without_secrets
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
-SCHEMA = 3
-CHANCE = "chance"
-ITEM_COLUMNS: dict[str, str] = {
-    "item": "unique within the benchmark; pairs the same item of two rows",
-    "image": "the picture's reference; items with the same one form a cluster",
-    "direction": "retrieval: 'i2t' or 't2i'; otherwise empty",
-    "category": "the benchmark's own kind of item, or empty",
-    "question": "what the model was asked (retrieval: the query caption, or empty for a query picture)",
-    "prediction": "what it answered (retrieval: the first caption found, or the reference of the first picture)",
-    "target": "the expected answer (several: joined by ' | ')",
-    "score": "this item's part in the first primary metric, higher is better; NaN where there is none",
-    "thumbnail": "JPEG bytes, longest side 160, in the first item of each picture; null elsewhere",
-}
-SHOWN_COLUMNS: dict[str, str] = {
-    "found": "retrieval: what a query found, as JSON (`encoders.found`); null where it was not drawn",
-    "map": "pointing: JPEG bytes, how similar each place of the picture is to the phrase (`encoders.pointing`)",
-}
 _GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail", *SHOWN_COLUMNS})
 _LARGEST = 1e100  # of a number; NaN is not below it either
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One number with its interval. To be shown: ``value * scale``, likewise ``low`` and ``high``.
-
-    Args:
-        value: what the formula, or lmms-eval's own aggregation, gives.
-        low: lower end of the 95 % interval, in the unit of ``value``; None where none can be given.
-        high: upper end.
-        n: items that enter it.
-        clusters: different pictures among them.
-        higher_is_better: None where neither is better (POPE's share of yes).
-        scale: 100 where ``value`` is a fraction that is shown in per cent, or as papers print CIDEr.
-        label: for a column's head, ``"T→I R@1"``.
-        interval: ``"wilson"``, ``"bootstrap"`` (over pictures) or ``"none"``.
-        formula: a name in ``formulas.FORMULAS``; None where the value cannot be computed from the items.
-        columns: the item columns that the formula takes.
-        blind: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each option is
-            drawn as often as any other), ``"always yes"``, ``"commonest class"``; empty where nothing can be guessed.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    clusters: int
-    higher_is_better: bool | None
-    scale: float
-    label: str
-    interval: str
-    formula: str | None = None
-    columns: tuple[str, ...] = ()
-    blind: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What is known about one model on one benchmark.
-
-    Args:
-        row: the model's name in the table.
-        benchmark: the column's name.
-        kind: ``"retrieval"``, ``"classification"``, ``"captions"``, ``"pointing"``, ``"choice"`` or
-            ``"mllm"``.
-        status: ``"ok"`` or ``"failed"``.
-        reason: one line, why it failed.
-        model: ``{"path": …, "hash": …}``.
-        metrics: name → metric; empty where it failed.
-        primary: the metrics to show in the main table, in order.
-        absent: metrics that this benchmark usually has → why not here.
-        without_skill: what a model gets that does not look at the picture, as a sentence.
-        protocol: everything that the numbers depend on besides the model, name → value.
-        fingerprint: SHA-256 of ``protocol``; numbers are ranked together only where it is equal.
-        items: file name of the items table beside the JSON; None where there is none.
-        seconds: wall time of this benchmark, model loading left out.
-        versions: of the libraries.
-        created: ISO time.
-        git: commit of the suite and whether it had uncommitted changes; empty outside of a checkout.
-        command: the command line that made it.
-        key: what ``clips-bench run`` compares to know that this is done already.
-        schema: version of this layout.
-        path: the JSON file, when read from one (not stored).
-    """
-
-    row: str
-    benchmark: str
-    kind: str
-    status: Literal["ok", "failed"]
-    reason: str | None = None
-    model: Mapping[str, str]
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    primary: Sequence[str] = ()
-    absent: Mapping[str, str] = field(default_factory=dict)
-    without_skill: str = ""
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-    fingerprint: str = ""
-    items: str | None = None
-    seconds: float = 0.0
-    versions: Mapping[str, str] = field(default_factory=versions)
-    created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-    git: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
-    key: str = ""
-    schema: int = SCHEMA
-    path: Path | None = None
 
 
 def check_name(name: str, what: str) -> None:
@@ -159,7 +60,7 @@ def result_path(results: str | Path, row: str, benchmark: str) -> Path:
 def refuse_newer(results: str | Path, row: str, benchmark: str) -> None:
     """Raise NewerResultError where a newer version's result stands in the place of one that is to be written."""
     try:
-        read_result(result_path(results, row, benchmark))
+        read_fields(result_path(results, row, benchmark))
     except NewerResultError:
         raise
     except UserError:
@@ -173,8 +74,10 @@ def write_result(results: str | Path, result: Result, items: pd.DataFrame | None
     if items is not None:
         _write_items(table, items)
         result = dataclasses.replace(result, items=table.name)
-    content = {name: value for name, value in without_secrets(plain(result)).items() if name != "path"}
-    write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    content = {name: value for name, value in _finite(without_secrets(plain(result))).items() if name != "path"}
+    if result.status == "ok":
+        content["fingerprint"] = fingerprint(content["protocol"])  # of what is written, from which secrets are gone
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if items is None:
         table.unlink(missing_ok=True)
     return path
@@ -194,12 +97,21 @@ def _finite(value: Any) -> Any:
 
 
 def read_result(path: str | Path) -> Result:
-    """Read one result file.
+    """Read one result file and check it against its items.
 
     Raises:
         NewerResultError: it is of a newer layout.
-        UserError: it is missing or cannot be read, is not JSON, or a field is missing or of a wrong type.
+        UserError: it is missing or cannot be read, is not JSON, a field is missing or of a wrong type, or what it says
+            is contradicted by its other fields or by its items.
     """
+    result = read_fields(path)
+    if has_items(result):
+        check_items(result, _items_path(Path(path), result.items or ""))
+    return result
+
+
+def read_fields(path: str | Path) -> Result:
+    """As `read_result`, but its items are not read."""
     file = Path(path)
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
@@ -214,7 +126,9 @@ def read_result(path: str | Path) -> Result:
             name: Metric(**metric | {"columns": tuple(metric["columns"])})
             for name, metric in content["metrics"].items()
         }
-        return Result(**content | {"metrics": metrics, "path": file})
+        result = Result(**content | {"metrics": metrics, "path": file})
+        check_fields(result, file)
+        return result
     except FileNotFoundError:
         raise UserError(f"{file}: no such result file") from None
     except OSError as error:
@@ -275,10 +189,40 @@ def read_results(results: str | Path) -> list[Result]:
     """All results below a directory, by row and benchmark name.
 
     Raises:
-        UserError: no such directory, or a file in it that cannot be read.
+        UserError: no such directory, a file in it that cannot be read, or two of the same row and benchmark.
         PermissionError: a row's directory may not be read.
     """
-    return [read_result(file) for file in result_files(results)]
+    found = [read_result(file) for file in result_files(results)]
+    refuse_twice((result.row, result.benchmark, result.path) for result in found)
+    return found
+
+
+def refuse_twice(found: Iterable[tuple[str, str, Path | None]]) -> None:
+    """Refuse two files that name the same row and benchmark: one of them would stand for both.
+
+    Args:
+        found: row, benchmark and file of each result.
+
+    Raises:
+        UserError: naming both files.
+    """
+    files: dict[tuple[str, str], Path | None] = {}
+    for row, benchmark, file in found:
+        if (row, benchmark) in files:
+            raise UserError(
+                f"{file}: expected one result of '{row}' on '{benchmark}', but {files[row, benchmark]} is of it too; "
+                "remove one, or give its 'row' another name"
+            )
+        files[row, benchmark] = file
+
+
+def has_items(result: Result) -> bool:
+    """Whether the table of items that a result names lies beside it; `clips-bench publish` leaves it out."""
+    return result.path is not None and result.items is not None and _items_path(result.path, result.items).is_file()
+
+
+def _items_path(path: Path, items: str) -> Path:
+    return path.with_name(Path(items).name)
 
 
 def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
@@ -291,7 +235,7 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
 
     if result.path is None or result.items is None:
         raise UserError(f"{result.row}/{result.benchmark}: has no items")
-    table = result.path.with_name(Path(result.items).name)
+    table = _items_path(result.path, result.items)
     try:
         if not numbers_only:
             return pd.read_parquet(table)
@@ -301,8 +245,3 @@ def read_items(result: Result, *, numbers_only: bool = False) -> pd.DataFrame:
         raise UserError(f"{table}: the items of {result.path.name} are missing") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{table}: not a readable parquet file ({error})") from None
-
-
-def columns_of(items: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The columns that a formula takes, as ``statistics`` wants them."""
-    return {name: items[name].to_numpy() for name in names}

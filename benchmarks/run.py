@@ -27,6 +27,7 @@ from benchmarks.protocol import CODE, fingerprint
 from benchmarks.registry import Benchmark
 from benchmarks.results import SCHEMA, Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
+from benchmarks.sizes import part_words
 from clips.artifact import git_state, say, versions
 from clips.errors import UserError
 from clips.plain import plain
@@ -205,4 +206,6 @@ def _headline(result: Result) -> str:
         return f"failed: {result.reason}"
     shown = [result.metrics[name] for name in result.primary if name in result.metrics]
     numbers = ", ".join(f"{metric.label} {metric.value * metric.scale:.1f}" for metric in shown)
+    if numbers and (part := part_words(result)):
+        numbers += f" ({part})"
     return numbers or "; ".join(dict.fromkeys(result.absent.values())) or "no metric"

@@ -97,19 +97,18 @@ def group_sign(cell: Cell) -> str:
 
 def short_gap(cell: Cell) -> str:
     """What stands in a cell without a number; empty where there is one."""
-    return (
-        ""
-        if cell.gap is None
-        else {"failed": "failed", "missing": "not run", "not applicable": "—", "no judge": "no judge"}[cell.gap.kind]
-    )
+    return "" if cell.gap is None else {"missing": "not run", "not applicable": "—"}.get(cell.gap.kind, cell.gap.kind)
 
 
 def gap_words(cell: Cell) -> str:
-    """As ``short_gap``, with the reason of a failure, cut where it is long; the whole reason stands below the table."""
-    if cell.gap is None or cell.gap.kind != "failed":
+    """As ``short_gap``, with the reason of a failure or of an invalid file, cut where it is long; the whole reason
+    stands below the table."""
+    if cell.gap is None or cell.gap.kind not in {"failed", "invalid"}:
         return short_gap(cell)
     reason = " ".join(cell.gap.reason.split())
-    return f"failed: {reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 1].rstrip() + '…'}"
+    return (
+        f"{cell.gap.kind}: {reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 1].rstrip() + '…'}"
+    )
 
 
 def listed(words: Sequence[str]) -> str:

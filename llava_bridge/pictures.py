@@ -9,10 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from clips.data import open_image
+from clips.data.images import IMAGE_SUFFIXES
 from clips.data.tars import index_tar
 from clips.errors import UserError
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm"])
+SUFFIXES = frozenset(IMAGE_SUFFIXES)
 """By which a picture is known in a folder or shard, where other things may lie as well."""
 
 

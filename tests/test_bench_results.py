@@ -15,6 +15,7 @@ import pytest
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.protocol import differences, fingerprint
 from benchmarks.results import (
+    ITEM_COLUMNS,
     Metric,
     Result,
     check_name,
@@ -31,7 +32,7 @@ from clips.errors import UserError
 
 def _result(**changes) -> Result:
     metric = Metric(
-        value=0.5, low=0.4, high=math.nan, n=10, clusters=5, higher_is_better=True, scale=100.0, label="R@1",
+        value=0.5, low=0.4, high=math.nan, n=2, clusters=2, higher_is_better=True, scale=100.0, label="R@1",
         interval="bootstrap", formula="mean", columns=("score",),
     )  # fmt: skip
     result = Result(
@@ -42,7 +43,8 @@ def _result(**changes) -> Result:
 
 
 def test_round_trip(tmp_path):
-    items = pd.DataFrame({"item": ["a", "b"], "image": ["1", "2"], "score": [1.0, 0.0], "thumbnail": [b"\xff", None]})
+    items = pd.DataFrame(dict.fromkeys(ITEM_COLUMNS, ""), index=[0, 1])
+    items = items.assign(item=["a", "b"], image=["1", "2"], score=[1.0, 0.0], thumbnail=[b"\xff", None])
     path = write_result(tmp_path, _result(), items)
     assert path == result_path(tmp_path, "clip", "retrieval")
     found = read_result(path)

@@ -20,7 +20,7 @@ from benchmarks.catalogue import find
 from benchmarks.data.pair_sets import Case, PairSet, Picture, load_pair_set
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
-from benchmarks.protocol import Entries
+from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE
 from clips.errors import UserError
 
@@ -95,6 +95,7 @@ def data_protocol(pairs: PairSet, config: BenchmarkConfig) -> Entries:
         "cases": len(pairs.cases),
         "ties": f"expected value over random order of scores within {TIE}",
         "scorer": "benchmarks.compositional 1",
+        **full_size_entry(len(pairs.cases), pairs.available),
     }
 
 

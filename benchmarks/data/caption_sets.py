@@ -38,6 +38,7 @@ class CaptionSet:
         pairs: (P, 2) numbers of a picture and of a caption that is right for it, by caption.
         source: the file or directory that was read, for messages.
         split: which split that is; ``source.WHOLE`` where there are none.
+        available: pictures that there are without ``limit``.
     """
 
     pictures: Pictures
@@ -46,6 +47,7 @@ class CaptionSet:
     pairs: np.ndarray
     source: str
     split: str
+    available: int
 
     @functools.cached_property
     def captions(self) -> list[list[str]]:
@@ -155,6 +157,7 @@ def _load(source: CaptionSource, per_image: int, limit: int | None, _stamp: obje
         np.array(pairs),
         source.data,
         found.split,
+        len(images),
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from benchmarks.data.json_files import check_keys, read_lines
 from benchmarks.data.source import Files, Found, OnDisk, Row
+from benchmarks.data.text_files import read_text_lines
+from clips.data.images import IMAGE_SUFFIXES
 from clips.errors import UserError
 
-_LINE = re.compile(r"(?P<image>.+?\.(?:jpe?g|png|webp))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE)
+_SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
+_LINE = re.compile(rf"(?P<image>.+?(?:{_SUFFIX}))(?:#\d+)?[\t,](?P<caption>.*)", re.IGNORECASE)
 
 
 def is_karpathy(found: OnDisk) -> bool:
@@ -52,6 +55,11 @@ def _coco(found: OnDisk) -> Iterator[Row]:
     names: dict[Any, str] = {}
     try:
         for row in found.json["images"]:
+            if row["id"] in names:
+                raise UserError(
+                    f"{found.path}: images: expected different ids, got {row['id']!r} twice "
+                    f"({names[row['id']]}, {row['file_name']})"
+                )
             names[row["id"]] = row["file_name"]
         captions: dict[Any, list[str]] = {number: [] for number in names}
         for row in found.json["annotations"]:
@@ -115,10 +123,9 @@ def read_text(found: OnDisk) -> Found:
 
 
 def _text(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for number, line in enumerate(stream, 1):
-            match = _LINE.fullmatch(line.rstrip("\r\n"))
-            if match:
-                yield [match["image"]], [match["caption"]]
-            elif line.strip() and number > 1:  # the first may be a head
-                raise UserError(f"{path} line {number}: expected a picture and a caption, got {line.strip()!r:.80}")
+    for number, line in enumerate(read_text_lines(path), 1):
+        match = _LINE.fullmatch(line)
+        if match:
+            yield [match["image"]], [match["caption"]]
+        elif line.strip() and number > 1:  # the first may be a head
+            raise UserError(f"{path} line {number}: expected a picture and a caption, got {line.strip()!r:.80}")

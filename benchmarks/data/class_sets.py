@@ -6,8 +6,9 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ import numpy as np
 
 from benchmarks.data.hub_tables import has_splits, holds_table, open_table, picture_bytes, picture_columns
 from benchmarks.data.source import WHOLE
+from benchmarks.data.text_files import read_text_lines
+from clips.artifact import say
+from clips.data.images import IMAGE_SUFFIXES
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_BESIDE = {"cls", "json", "txt", "key"}  # what WebDataset's writers put beside a picture
 _WORDNET = re.compile(r"n\d{8}")
 
 
@@ -38,6 +42,9 @@ class ClassSet:
         named_by: where those names are from, in words.
         templates: texts with ``{}`` or ``{c}`` for the class, from the file beside the data; empty where there is none.
         read: number of a picture → its file's bytes.
+        split: which split that is; ``source.WHOLE`` where there are none.
+        available: pictures that there are without ``limit``.
+        skipped: kind of file that is no picture → how many lie among the pictures.
     """
 
     source: str
@@ -48,6 +55,8 @@ class ClassSet:
     templates: Sequence[str]
     read: Callable[[int], bytes]
     split: str
+    available: int
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def open(self, index: int) -> Image:
         """Picture ``index`` as RGB."""
@@ -76,6 +85,7 @@ class _Found:
     names: list[str]
     named_by: str
     read: Callable[[int], bytes]
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_class_set(data: str, *, split: str = "test", limit: int | None = None) -> ClassSet:
@@ -117,6 +127,8 @@ def load_class_set(data: str, *, split: str = "test", limit: int | None = None) 
         templates=_lines(root, folder, TEMPLATES),
         read=lambda index: found.read(int(kept[index])),
         split=split if folder != root or (holds_table(root) and has_splits(root)) else WHOLE,
+        available=count,
+        skipped=found.skipped,
     )
 
 
@@ -125,10 +137,8 @@ def _lines(root: Path, folder: Path, name: str) -> list[str]:
     path = next((place / name for place in (root, folder, folder.parent) if (place / name).is_file()), None)
     if path is None:
         return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    lines = read_text_lines(path)
+    lines = lines if lines[-1] else lines[:-1]
     empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if empty is not None or not lines:
         raise UserError(f"{path} line {empty or 1}: expected a text, got an empty line")
@@ -157,12 +167,13 @@ def _from_shards(folder: Path) -> _Found:
 
     shards = sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))
     _count_shards(folder, len(shards))
-    pictures, targets = [], []
+    pictures, targets, skipped = [], [], Counter[str]()
     for shard in shards:
         index = index_tar(shard)
         for member in index.members:
             stem, dot, suffix = member.rpartition(".")
-            if f"{dot}{suffix}".lower() not in _PICTURES:
+            if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
+                skipped.update([] if suffix in _BESIDE else [f"{dot}{suffix}".lower()])
                 continue
             if f"{stem}.cls" not in index.members:
                 raise UserError(f"{shard}/{member}: expected {stem}.cls beside it, the number of its class")
@@ -177,6 +188,7 @@ def _from_shards(folder: Path) -> _Found:
         names=[],
         named_by="",
         read=lambda index: read_reference(folder, pictures[index]),
+        skipped=skipped,
     )
 
 
@@ -188,14 +200,18 @@ def _count_shards(folder: Path, found: int) -> None:
 
 
 def _from_folders(folder: Path) -> _Found:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise UserError(f"{folder}: expected .tar shards, parquet files or a folder of pictures for each class")
-    pictures, targets = [], []
+    pictures, targets, skipped = [], [], Counter[str]()
     for number, name in enumerate(names):
-        files = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in _PICTURES)
+        there = [path for path in (folder / name).iterdir() if not path.name.startswith(".")]
+        files = sorted(path for path in there if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        others = Counter(map(_kind, {*there} - {*files}))
         if not files:
-            raise UserError(f"{folder / name}: expected the pictures of a class, found none")
+            held = f" ({_listed(others)})" if others else ""
+            raise UserError(f"{folder / name}: expected the pictures of a class, found none{held}")
+        skipped += others
         pictures += [f"{name}/{path.name}" for path in files]
         targets += [number] * len(files)
     return _Found(
@@ -204,7 +220,23 @@ def _from_folders(folder: Path) -> _Found:
         names=_names_of_folders(folder, names),
         named_by="the folders' names, _ as a blank",
         read=lambda index: (folder / pictures[index]).read_bytes(),
+        skipped=skipped,
     )
+
+
+def _kind(path: Path) -> str:
+    return "directories" if path.is_dir() else path.suffix.lower() or "files without a suffix"
+
+
+def say_skipped(found: ClassSet) -> None:
+    """Say what lies among the pictures and is not used; nothing where everything is."""
+    if found.skipped:
+        say(f"{found.source}: skipped {_listed(found.skipped)}: not among the kinds of pictures that are read")
+
+
+def _listed(skipped: Mapping[str, int]) -> str:
+    """``4 .heic, 2 directories``, the most first."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items(), key=lambda each: -each[1]))
 
 
 def _names_of_folders(folder: Path, names: list[str]) -> list[str]:

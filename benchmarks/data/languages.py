@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.data.json_files import check_keys, read_lines
 from benchmarks.data.source import Files, Found, OnDisk, Row
+from benchmarks.data.text_files import read_text_lines
 from clips.errors import UserError
 
 _XM3600 = "captions.jsonl"
@@ -64,9 +65,10 @@ def _parallel(found: OnDisk) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    return path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    lines = read_text_lines(path)
+    while len(lines) > 1 and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def is_paired(found: OnDisk) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from benchmarks.data.json_files import check_keys, read_json, read_lines
 from benchmarks.data.source import ALL, Files, Found, OnDisk, Row
+from benchmarks.data.text_files import read_text_lines
 from clips.errors import UserError
 
 _SHAREGPT4V_TEST = 1000
@@ -28,9 +29,9 @@ def read_urban1k(found: OnDisk) -> Found:
 
 
 def _urban1k(found: OnDisk) -> Iterator[Row]:
-    for file in sorted(path for path in (found.path / "caption").iterdir() if path.suffix == ".txt"):
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        yield [f"{file.stem}.jpg"], lines[:1]
+    files = (path for path in (found.path / "caption").iterdir() if not path.name.startswith("."))
+    for file in sorted(path for path in files if path.suffix == ".txt"):
+        yield [f"{file.stem}.jpg"], read_text_lines(file)[:1]
 
 
 def is_sharegpt4v(found: OnDisk) -> bool:

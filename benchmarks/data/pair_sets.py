@@ -68,6 +68,7 @@ class PairSet:
         averaged: the kinds that enter the mean over kinds.
         by_kinds: whether its authors report that mean, not the share of all cases.
         read: reference → the picture file's bytes.
+        available: cases that there are without ``limit``.
     """
 
     root: Path
@@ -75,6 +76,7 @@ class PairSet:
     averaged: frozenset[str]
     by_kinds: bool
     read: Callable[[str], bytes]
+    available: int
 
     @functools.cached_property
     def pictures(self) -> list[Picture]:
@@ -144,16 +146,20 @@ def load_pair_set(data: str, layout: str, *, images: str | None = None, limit: i
     if not path.exists():
         raise UserError(f"{data}: no such file or directory")
     found, read = LAYOUTS[layout].cases(path, Path(images) if images else None)
-    cases: list[Case] = []
-    for case in found:
-        if limit is not None and len(cases) == limit:
-            break
-        cases.append(case)
+    everything = list(found)
+    cases = everything[:limit]
     if not cases:
         raise UserError(f"{data}: holds no pair of captions")
     kinds = Counter(case.kind for case in cases if case.kind)
     averaged = LAYOUTS[layout].averaged(kinds)
-    return PairSet(root=path, cases=cases, averaged=averaged, by_kinds=LAYOUTS[layout].by_kinds, read=read)
+    return PairSet(
+        root=path,
+        cases=cases,
+        averaged=averaged,
+        by_kinds=LAYOUTS[layout].by_kinds,
+        read=read,
+        available=len(everything),
+    )
 
 
 def _from_lines(path: Path, images: Path | None) -> tuple[Iterator[Case], Callable[[str], bytes]]:

@@ -63,11 +63,13 @@ class PhraseSet:
         files: what the references are read from.
         phrases: (P,) in order.
         source: the file or directory that was read, for messages.
+        available: pictures that there are without ``limit``.
     """
 
     files: Files
     phrases: tuple[Phrase, ...]
     source: str
+    available: int
 
     @functools.cached_property
     def images(self) -> tuple[str, ...]:
@@ -109,11 +111,12 @@ def _load(data: str, images: str | None, limit: int | None, _stamp: object) -> P
     shards = path.is_dir()
     root = path if shards else Path(images or path.parent)
     found = list(_of_scenes(path) if shards else _of_lines(path))
-    kept = set(list(dict.fromkeys(phrase.image for phrase in found))[:limit])
+    there = list(dict.fromkeys(phrase.image for phrase in found))
+    kept = set(there[:limit])
     phrases = tuple(sorted((each for each in found if each.image in kept), key=lambda each: each.image))
     if not phrases:
         raise UserError(f"{data}: expected phrases with boxes, found none (JSON lines, or shards of `clips scenes`)")
-    return PhraseSet(Files(root), phrases, data)
+    return PhraseSet(Files(root), phrases, data, len(there))
 
 
 def _of_lines(path: Path) -> Iterator[Phrase]:

@@ -1,7 +1,7 @@
 """WebDataset shards: ours with ``captions`` in each JSON, and CLIP_benchmark's, one folder a split, one caption a line.
 
 CLIP_benchmark's own reader and writer (``webdataset_builder.py``) are where the second is described: ``test/0.tar``,
-``test/1.tar`` and so on, their number in ``test/nshards.txt``, pictures as .webp, .png or .jpg beside a ``.txt``.
+``test/1.tar`` and so on, their number in ``test/nshards.txt``, pictures beside a ``.txt``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.data.json_files import parse_object
 from benchmarks.data.source import WHOLE, Files, Found, OnDisk, Row
+from benchmarks.data.text_files import text_lines
+from clips.data.images import IMAGE_SUFFIXES
 from clips.errors import UserError
-
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def is_shards(found: OnDisk) -> bool:
@@ -37,16 +37,14 @@ def _rows(found: OnDisk) -> Iterator[Row]:
         index = index_tar(shard)
         for member in index.members:
             stem, dot, suffix = member.rpartition(".")
-            if f"{dot}{suffix}".lower() not in _PICTURES:
+            if f"{dot}{suffix}".lower() not in IMAGE_SUFFIXES:
                 continue
             texts: Any = None
             if f"{stem}.json" in index.members:
                 texts = parse_object(index.read(f"{stem}.json"), f"{shard}/{stem}.json").get("captions")
             if texts is None and f"{stem}.txt" in index.members:  # img2dataset writes both, the JSON about the picture
-                lines = (
-                    index.read(f"{stem}.txt").decode("utf-8", "replace").split("\n")
-                )  # captions may hold other breaks
-                texts = [line.rstrip("\r") for line in lines if line.strip()]
+                lines = text_lines(index.read(f"{stem}.txt"), f"{shard}/{stem}.txt")
+                texts = [line for line in lines if line.strip()]
             yield [f"{shard.relative_to(root).as_posix()}/{member}"], texts
 
 

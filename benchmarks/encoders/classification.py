@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.data.class_sets import TEMPLATES, ClassSet, load_class_set
+from benchmarks.data.class_sets import TEMPLATES, ClassSet, load_class_set, say_skipped
 from benchmarks.encoders.prompts import class_vectors, prompts
 from benchmarks.encoders.recall import TIE, Ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
-from benchmarks.protocol import Entries
+from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE, Metric
 from clips.errors import UserError
 
@@ -42,6 +42,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     from benchmarks.encoders.vectors import image_vectors, text_vectors
 
     found = load_class_set(config.data, split=config.split, limit=config.limit)
+    say_skipped(found)
     templates = _templates(found, config)
     classes = class_vectors(functools.partial(text_vectors, row), templates, found.classes)
     pictures = image_vectors(row, found.open, found.pictures, found.hash)
@@ -80,6 +81,7 @@ def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
         "split": found.split,
         "pictures": len(found.pictures),
         "classes": len(found.classes),
+        **full_size_entry(len(found.pictures), found.available),
     }
 
 

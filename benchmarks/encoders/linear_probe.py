@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.data.class_sets import ClassSet, load_class_set
+from benchmarks.data.class_sets import ClassSet, load_class_set, say_skipped
 from benchmarks.encoders.classification import PRIMARY, absent, data_protocol, items_table, metrics, placed
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure
@@ -40,6 +40,8 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     from benchmarks.encoders.vectors import image_vectors
 
     train, test = _load(config)
+    for found in (train, test):
+        say_skipped(found)
     learnt = image_vectors(row, train.open, train.pictures, train.hash).cpu().numpy()
     asked = image_vectors(row, test.open, test.pictures, test.hash).cpu().numpy()
     strength = choose_strength(learnt, train.targets)

@@ -15,6 +15,7 @@ from benchmarks.data.phrases import Box, Phrase, PhraseSet, phrase_set_of
 from benchmarks.encoders.seen import RASTER, Seen, fine, overlay
 from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.outcome import MOST_THUMBNAILS, MetricSpec, Outcome, measure, thumbnail
+from benchmarks.protocol import full_size_entry
 from benchmarks.results import CHANCE
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
             "data_hash": data.hash,
             "pictures": len(data.images),
             "phrases": len(data.phrases),
+            **full_size_entry(len(data.images), data.available),
             "map": "cosine; each place goes through the pooling alone (MaskCLIP's value path)",
             "point": f"the middle of the most similar place, the expected value over those within {TIE} of it",
             "area": f"over {RASTER} x {RASTER} points of what the model sees, bilinear between the middles of places",

@@ -20,6 +20,7 @@ from benchmarks.data.caption_sets import stamp
 from benchmarks.mllm.captioning import score_captions, tokenizer_name
 from benchmarks.mllm.metrics import caption_columns, caption_metrics
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
+from benchmarks.protocol import full_size_entry
 from clips.commandline.progress import track
 from clips.errors import UserError
 from clips.references import CAPTIONER_WEIGHTS
@@ -89,6 +90,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
         "data_hash": samples.hash,
         "pictures": len(samples.numbers),
         "left_out": samples.left_out,
+        **full_size_entry(len(samples.numbers) + samples.left_out, len(samples.source)),
         "reference": "one, the whole synthetic caption",
         "decoding": "the likeliest word each time",
         "scorer": f"pycocoevalcap {version('pycocoevalcap')}",

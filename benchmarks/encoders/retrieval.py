@@ -11,7 +11,7 @@ from benchmarks.data.caption_sets import CaptionSet, caption_set_of
 from benchmarks.encoders.found import with_found
 from benchmarks.encoders.recall import CUTS, TIE, Ranks, ranks
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
-from benchmarks.protocol import Entries
+from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def protocol_of(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
         "hit": "any right answer among the first K",
         "ties": f"expected value over random order of answers within {TIE}",
         "scorer": "benchmarks.retrieval 1",
+        **full_size_entry(len(captions.images), captions.available),
     }
     if captions.shared:
         stated["pictures_per_caption"] = _span(np.bincount(captions.pairs[:, 1]).tolist())

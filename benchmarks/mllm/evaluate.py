@@ -22,7 +22,7 @@ from benchmarks.mllm.own_tasks import definition_hash
 from benchmarks.mllm.pictures import pictures_of
 from benchmarks.mllm.tasks import data_root, go_offline, keep_questions, load_task
 from benchmarks.outcome import Blind, Outcome, measure
-from benchmarks.protocol import Entries
+from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.registry import Benchmark
 from benchmarks.results import Metric
 from clips.artifact import directory_hash, versions
@@ -77,6 +77,7 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
     from benchmarks.mllm.scoring import score
 
     entry, task = find(config.entry), _task(model, config)
+    available = len(task.eval_docs_no_media)
     if only:
         keep_questions(task, only)
     settings = _generation_settings(task, entry, config)
@@ -101,6 +102,7 @@ def outcome_of(model: Any, config: BenchmarkConfig, results: str, about: Entries
         absent=absent,
         protocol=_protocol(task, entry, config, settings, len(samples))
         | ({} if listed else {"scales": _scales(reader)})
+        | full_size_entry(len(samples), available)
         | _judged(entry, judge)
         | about,
         items=items,

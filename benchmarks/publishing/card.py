@@ -12,6 +12,7 @@ from benchmarks.data.source import WHOLE
 from benchmarks.report.remarks import SCENES_CAVEAT
 from benchmarks.report.source import out_of_date
 from benchmarks.results import Metric, Result
+from benchmarks.sizes import n_words
 from benchmarks.study.record import RECORD_FILE, read_study_record
 from benchmarks.trained import read_training
 from benchmarks.trust.diff import column_of
@@ -123,6 +124,7 @@ def with_results(
         notes=notes,
         shown=lambda result: [*_shown(result).values()],
         value=_value,
+        n_words=n_words,
     ).strip()
     text = re.sub(f"\n*{_BEGIN}.*?{_END}\n*", "\n\n", existing.text, flags=re.DOTALL).strip()
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n\n{section}\n")

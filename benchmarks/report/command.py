@@ -51,6 +51,7 @@ def report(config: ReportConfig) -> None:
     from benchmarks.report.formats import FORMATS
     from benchmarks.report.model import build_report
     from benchmarks.report.selection import Selection
+    from benchmarks.report.source import Gap
     from benchmarks.report.terminal import print_table
 
     formats = _names(config.formats)
@@ -71,6 +72,9 @@ def report(config: ReportConfig) -> None:
     for path, content in contents.items():
         write_file(path, content)
     print_table(built, Console(highlight=False))
+    for (row, benchmark), outcome in built.source.outcomes.items():
+        if isinstance(outcome, Gap) and outcome.kind == "invalid":
+            say(f"warning: {row} on {benchmark}: {outcome.reason}")
     written = [*contents]
     say(f"report: {', '.join(map(str, written if formats else written[:1]))}")
 

@@ -13,7 +13,8 @@ from benchmarks.report.published import PublishedTable, is_published, published_
 from benchmarks.report.remarks import Signs, legend, remarks
 from benchmarks.report.selection import Selection, of_benchmarks, only
 from benchmarks.report.source import ReportSource, read_source
-from benchmarks.report.table import Table
+from benchmarks.report.table import Column, Table
+from benchmarks.sizes import full_size, n_words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # one is as good as another only if it is the same
@@ -42,6 +43,24 @@ class Report:
     def other_sentences(self) -> list[str]:
         """Those on the rows of which the answer does not speak."""
         return [sentence for sentence in self.sentences if not self.answer.startswith(sentence)]
+
+    def n_words(self, column: Column) -> str:
+        """The items of a column's numbers, ``"30 of 9,000"``; ``"90 to 120"`` where the rows of the main protocol have
+        unlike many."""
+        results = self.source.results(column.benchmark)
+        measured = {row: result for row, result in results.items() if column.metric in result.metrics}
+        groups = self.source.protocol_groups(measured)
+        found = [(result.metrics[column.metric].n, n_words(result, result.metrics[column.metric]))
+                 for row, result in measured.items() if groups[row] == 0]  # fmt: skip
+        least, most = min(found, default=(0, "")), max(found, default=(0, ""))
+        return most[1] if least == most else f"{least[1]} to {most[1]}"
+
+    def full_size(self, column: Column, row: str) -> int | None:
+        """Items of the whole benchmark where a row, or one of its seeds, was measured on fewer; None otherwise."""
+        results = self.source.results(column.benchmark)
+        mine = [each.name for each in self.source.rows if each.name in {row, f"{row} (seed {each.seed})"}]
+        sizes = [full_size(results[name]) for name in mine if name in results]
+        return max((size for size in sizes if size is not None), default=None)
 
     def below(self, signs: Signs) -> list[str]:
         """What stands below the table where it is shown with ``signs``: the legend of its marks, then the remarks."""

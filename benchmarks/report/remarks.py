@@ -10,6 +10,7 @@ from benchmarks.report.chance import about_chance
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
 from benchmarks.results import Result
+from benchmarks.sizes import parts
 from benchmarks.study.record import NOT_ASKED
 from benchmarks.trained import MAY_COME_OF_IT, Training, apart, training_of
 from benchmarks.wording import (
@@ -65,6 +66,8 @@ def remarks(source: ReportSource, table: Table, by_row: Table) -> list[str]:
         *_about_skill(source),
         *_about_training(source),
         *_about_gaps(source, by_row),
+        *_about_missing_items(source),
+        *_about_sizes(source),
         *_about_protocols(source, by_row),
     ]
 
@@ -203,6 +206,22 @@ def _about_gaps(source: ReportSource, table: Table) -> list[str]:
     for (row, reason), benchmarks in places.items():
         rows.setdefault((listed([*benchmarks]), reason), []).append(row)
     return [f"{rows_named(names)} on {on}: {reason.rstrip('.')}." for (on, reason), names in rows.items()]
+
+
+def _about_missing_items(source: ReportSource) -> list[str]:
+    """Numbers that had to be believed: a result is checked against its items when it is read."""
+    found: dict[str, list[str]] = {}
+    for benchmark in source.benchmarks:
+        bare = [row for row, result in source.results(benchmark).items() if result.items is None]
+        if bare:
+            found.setdefault(rows_named(bare), []).append(benchmark)
+    where = "; ".join(f"{rows} on {counted(names, 'benchmarks')}" for rows, names in found.items())
+    return [f"Not checked against their items, which are missing: {where}."] if where else []
+
+
+def _about_sizes(source: ReportSource) -> list[str]:
+    found = parts(result for name in source.benchmarks for result in source.results(name).values())
+    return [f"Measured on a part of the benchmark: {'; '.join(found)}."] if found else []
 
 
 def _about_protocols(source: ReportSource, table: Table) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from benchmarks.mllm.judge import NO_JUDGE
 from benchmarks.protocol import ranked_by
-from benchmarks.results import Result, read_result, result_files, study_above
+from benchmarks.results import Result, has_items, read_result, refuse_twice, result_files, study_above
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
 from benchmarks.study.trash import acceptance
@@ -27,7 +27,7 @@ NO_RECORDS = (
     "The study's directory has results but no records of its steps: the results are shown as they lie there, and "
     "whether they are of the study as it stands is not known."
 )
-GapKind = Literal["failed", "not applicable", "no judge", "missing"]
+GapKind = Literal["failed", "invalid", "not applicable", "no judge", "missing"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Gap:
     """Why a row has no number on a benchmark.
 
     Args:
-        kind: it was tried and failed, makes no sense for this row, is answered but not marked for want of a judge,
-            or has not run (or not since a change).
+        kind: it was tried and failed, its result file is invalid, it makes no sense for this row, is answered but not
+            marked for want of a judge, or has not run (or not since a change).
         reason: one line for the reader.
     """
 
@@ -95,7 +95,8 @@ def read_source(directory: str | Path, *, baseline: str | None = None) -> Report
         baseline: the row that the others are compared with; for a study, the study's own where None.
 
     Raises:
-        UserError: nothing to report there, or a file that cannot be read.
+        UserError: nothing to report there, a study's record that cannot be read, or two results of the same row on the
+            same benchmark.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -198,7 +199,7 @@ def _outcome(
         try:
             return _result_or_gap(read_result(path))
         except UserError as error:
-            return Gap(kind="failed", reason=str(error))
+            return _invalid(path, error)
     if record is None:
         return Gap(kind="missing", reason="not run yet")
     if record.outcome == "failed":
@@ -223,7 +224,7 @@ def _last_line(record: StepRecord) -> str:
 
 def _result_or_gap(result: Result) -> Result | Gap:
     if result.status == "ok" and result.metrics:
-        return result
+        return result if has_items(result) else dataclasses.replace(result, items=None)
     why = [result.absent[name] for name in (*result.primary, *result.absent) if name in result.absent]
     if result.status == "ok" and why:
         return absence(why[0])
@@ -239,6 +240,7 @@ def absence(reason: str) -> Gap:
 def _plain_source(root: Path) -> ReportSource:
     files = result_files(root / "results" if (root / "results").is_dir() else root)
     found = [_read(file) for file in files]
+    refuse_twice((row, benchmark, file) for (row, benchmark, _), file in zip(found, files, strict=True))
     if not any(isinstance(outcome, Result) for _, _, outcome in found):
         broken = next((f"; {outcome.reason}" for _, _, outcome in found if isinstance(outcome, Gap)), "")
         raise UserError(f"{root}: expected study.json or result files (<row>/<benchmark>.json), found neither{broken}")
@@ -267,8 +269,13 @@ def _read(file: Path) -> tuple[str, str, Result | Gap]:
     try:
         result = read_result(file)
     except UserError as error:
-        return file.parent.name, file.stem, Gap(kind="failed", reason=str(error))
+        return file.parent.name, file.stem, _invalid(file, error)
     return result.row, result.benchmark, result
+
+
+def _invalid(file: Path, error: UserError) -> Gap:
+    """Why a result file is not believed, its path cut short: it stands in a cell of a table."""
+    return Gap(kind="invalid", reason=str(error).replace(f"{file.parent}/", f"{file.parent.name}/"))
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ def print_table(report: Report, console: Console) -> None:
     if has_chance(model):
         names.append("chance")
         cells.append([Text(chance_words(column) or "—", style="dim") for column in model.columns])
+    names.append("n")
+    cells.append([Text(report.n_words(column) or "—", style="dim") for column in model.columns])
     if len(heads) > len(names):
         heads, names, cells = names, heads, [list(column) for column in zip(*cells, strict=True)]
     table = Table(title=Text(visible(report.source.title)), title_style="bold", title_justify="left", pad_edge=False)
@@ -109,7 +111,7 @@ def _text(cell: Cell):  # rich is imported only when a table is printed
     from rich.text import Text
 
     if cell.value is None:
-        return Text(short_gap(cell), style="red" if cell.gap and cell.gap.kind == "failed" else "dim")
+        return Text(short_gap(cell), style="red" if cell.gap and cell.gap.kind in {"failed", "invalid"} else "dim")
     style = {"best": "bold green", "tied": "green", "": ""}[cell.mark]
     text = Text(number(cell.value, decimals(cell.column)), style=style)
     text.append(f" {margin(cell)}{group_sign(cell)}", style="dim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.results import Result, read_result, read_results
+from benchmarks.results import Result, read_result, read_results, refuse_twice
 from clips.errors import UserError, suggest
 
 
@@ -38,7 +38,7 @@ def find_rows(path: str, field: str) -> dict[str, dict[str, Result]]:
     """Row → benchmark → result, of a row's directory, a directory of rows, or a study's output.
 
     Raises:
-        UserError: no such directory, no results in it, or one that cannot be read.
+        UserError: no such directory, no results in it, one that cannot be read, or two of the same row and benchmark.
     """
     root = Path(path)
     if not root.is_dir():
@@ -47,6 +47,7 @@ def find_rows(path: str, field: str) -> dict[str, dict[str, Result]]:
         results = read_results(root / "results")
     else:  # a row's own files where no directory in it has any
         results = read_results(root) or [read_result(file) for file in sorted(root.glob("*.json"))]
+        refuse_twice((result.row, result.benchmark, result.path) for result in results)
     if not results:
         raise UserError(
             f"{field}: {path}: expected result files (<benchmark>.json, <row>/<benchmark>.json), found none"

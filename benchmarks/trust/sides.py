@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.report.source import Gap, ReportSource, out_of_date, read_source
 from benchmarks.results import Result
+from benchmarks.sizes import parts
 from benchmarks.study.record import NOT_ASKED, RECORD_FILE
 from benchmarks.trust.rows import find_rows
 from benchmarks.wording import commit
@@ -98,6 +99,9 @@ def told_apart(first: Side, second: Side) -> Iterator[str]:
     for name in differing:
         one, other = (side.facts.get(name) or "not stated" for side in (first, second))
         yield f"{name[0].upper()}{name[1:]}: A {one}, B {other}."
+    for letter, side in (("A", first), ("B", second)):
+        for part in parts(result for row in side.rows.values() for result in row.values()):
+            yield f"{letter} has a part of {part}."
     if first.study and second.study and first.study != second.study:
         yield from _study_files(first.study, second.study)
 

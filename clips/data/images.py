@@ -20,6 +20,8 @@ MAX_ASPECT = 200
 shorter side to their size before they crop."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names of what is decoded; it knows others, for one of which (EPS) it starts a program on the file."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
+"""In lower case, of files in ``FORMATS``: how a picture is told from other files in a folder or shard."""
 _ORIENTATION = 0x0112
 
 

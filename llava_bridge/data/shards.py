@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from clips.data.images import IMAGE_SUFFIXES
 from clips.data.shardindex import index_shard
 from clips.data.tars import read_span
 from clips.errors import UserError
@@ -16,7 +17,6 @@ from llava_bridge.data.pictures import Picture, SpanPicture
 from llava_bridge.data.samples import DataConfig, Sample
 from llava_bridge.data.turns import EXPECTED, TALK, read_turns, with_pictures_placed
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -41,7 +41,7 @@ def _samples(shard: Path) -> Iterator[Sample]:
         with refusing(f"{where}.json: expected an object with {EXPECTED}"):
             row = parse_json(read_span(shard, *files["json"]))
             turns = read_turns(row[next(name for name in TALK if name in row)])
-        names = sorted((name for name in files if name.rpartition(".")[2] in _PICTURES), key=_by_numbers)
+        names = sorted((name for name in files if f".{name.rpartition('.')[2]}" in IMAGE_SUFFIXES), key=_by_numbers)
         pictures: list[Picture] = [SpanPicture(shard, f"{key}.{name}", *files[name]) for name in names]
         yield Sample(f"{shard.name}/{key}", pictures, with_pictures_placed(turns, len(pictures)))
 

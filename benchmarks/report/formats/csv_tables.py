@@ -16,12 +16,12 @@ def render_csv(report: Report) -> str:
     for row in table.rows:
         line: dict[str, object] = {"row": _safe_cell(row.name)}
         for column in table.columns:
-            line |= _csv_fields(table.cell(row, column))
+            line |= _csv_fields(table.cell(row, column), report.full_size(column, row.name))
         lines.append(line)
     return _csv(lines)
 
 
-def _csv_fields(cell: Cell) -> dict[str, object]:
+def _csv_fields(cell: Cell, full_size: int | None) -> dict[str, object]:
     name = f"{cell.column.benchmark}/{cell.column.metric}" if cell.column.metric else cell.column.benchmark
     delta = cell.delta
     remark = f"{cell.gap.kind}: {cell.gap.reason}" if cell.gap else "; ".join(cell.unlike)
@@ -30,6 +30,7 @@ def _csv_fields(cell: Cell) -> dict[str, object]:
         f"{name} low": cell.low,
         f"{name} high": cell.high,
         f"{name} n": cell.n or None,
+        f"{name} full size": full_size,
         **{f"{name} {way}": None if cell.group else value for way, value in cell.column.blind.items()},
         f"{name} delta": delta.value if delta else None,
         f"{name} delta low": finite(delta.low) if delta else None,

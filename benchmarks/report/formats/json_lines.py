@@ -28,6 +28,7 @@ def render_json(report: Report) -> str:
             "label": column.label,
             **mean_fields(cell),
             "items": cell.n or None,
+            "full_size": report.full_size(column, row.name),
             "blind": {} if cell.group else dict(column.blind),
             "protocol_group": cell.group,
             "unlike": list(cell.unlike),

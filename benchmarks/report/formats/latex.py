@@ -11,7 +11,7 @@ from benchmarks.report.chance import chance_parts, has_chance
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK, PublishedTable
 from benchmarks.report.remarks import LATEX
-from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.table import Cell, Column
 from benchmarks.results import CHANCE
 from benchmarks.wording import decimals, gap_words, group_sign, margin, number, visible
 
@@ -27,7 +27,7 @@ def render_latex(report: Report) -> str:
     """
     name = re.sub(r"[^a-z0-9]+", "-", report.source.title.casefold()).strip("-") or "results"
     parts = [
-        *_float(_caption(report), f"tab:{name}", _rows(report.table)),
+        *_float(_caption(report), f"tab:{name}", _rows(report)),
         *(_comment(remark) for remark in report.below(LATEX)),
     ]
     if report.published:
@@ -53,8 +53,9 @@ def _float(caption: str, label: str, tabular: Sequence[str]) -> list[str]:
     return [*opening, rf"\caption{{{caption}}}", rf"\label{{{label}}}", _FITTED, *tabular, "}", r"\end{table}"]
 
 
-def _rows(table: Table) -> list[str]:
+def _rows(report: Report) -> list[str]:
     """A tabular whose head has the benchmarks above their metrics."""
+    table = report.table
     groups: list[tuple[str, list[Column]]] = []
     for column in table.columns:
         if groups and groups[-1][0] == column.benchmark:
@@ -68,9 +69,10 @@ def _rows(table: Table) -> list[str]:
         first += len(columns)
     heads = ["", *(_head(column) for column in table.columns)]
     body = [[latex_text(row.name), *(_cell(table.cell(row, column)) for column in table.columns)] for row in table.rows]
-    foot = [["chance", *map(_chance, table.columns)]]
+    chance = [["chance", *map(_chance, table.columns)]] if has_chance(table) else []
+    foot = [*chance, ["n", *(latex_text(report.n_words(column) or "—") for column in table.columns)]]
     head = [_line(above), " ".join(rules), _line(heads)]
-    return _tabular(len(table.columns), head, body, foot if has_chance(table) else ())
+    return _tabular(len(table.columns), head, body, foot)
 
 
 def _chance(column: Column) -> str:

@@ -22,6 +22,7 @@ def render_markdown(report: Report) -> str:
     if has_chance(table):
         chance = [markdown_text(chance_words(column)) or "—" for column in table.columns]
         lines.append(_pipes(["chance", *chance]))
+    lines.append(_pipes(["n", *(report.n_words(column) or "—" for column in table.columns)]))
     remarks = [f"- {markdown_text(remark)}" for remark in report.below(MARKDOWN)]
     title, question, answer = (
         markdown_text(text) for text in (report.source.title, report.source.question, report.answer)

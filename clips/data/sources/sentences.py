@@ -83,6 +83,10 @@ class Coco(Karpathy):
         content = _json(self.path)
         try:
             files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+            if len(files) < len(content["images"]):
+                ids = [image["id"] for image in content["images"]]
+                twice = next(each for each in ids if ids.count(each) > 1)
+                raise UserError(f"{self.path}: images: expected different ids, got {twice!r} twice")
             captions: dict[Any, list[str]] = {}
             for note in content["annotations"]:
                 if text := note["caption"].strip():

@@ -14,6 +14,7 @@ import numpy as np
 
 from clips.artifact import MANIFEST, directory_hash, say
 from clips.data.files import ShardCache, UnreachableError, expand, is_remote, read_file
+from clips.data.images import IMAGE_SUFFIXES
 from clips.data.shardindex import UNREADABLE_INDEX, ShardIndex, Spans, index_shard, load_index
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, one_of
 from clips.data.tars import read_span
@@ -24,7 +25,7 @@ SIZES = "sizes.json"
 """Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
 _OF_OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _TRIED_SAMPLES = 20  # before training, for the keys that they have
-_IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _INDEXES_KEPT = 128  # of shards whose sizes are known: more than the usual shuffle window has
 _UNREADABLE_SHARE = 0.02  # of the shards may be so when they are counted; more are the user's mistake
 
@@ -173,7 +174,10 @@ class WebDataset:
         if not wanted.startswith("."):
             return drawn(captions.get(wanted), wanted, rng)
         span = spans.get(wanted[1:])
-        return drawn(read(span).decode("utf-8", "replace") if span else None, wanted, rng)
+        try:
+            return drawn(read(span).decode("utf-8") if span else None, wanted, rng)
+        except UnicodeDecodeError as error:
+            raise BadSampleError(f"{wanted} is not UTF-8 text ({error.reason})") from None
 
     def _check_keys(self) -> None:
         """A key that no sample has is the user's mistake, and is told before training; a few bad samples are not."""

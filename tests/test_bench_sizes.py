@@ -1,0 +1,157 @@
+"""A number that was measured on a part of its benchmark says so wherever it is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import bench_world as world
+import pytest
+from bench_reader import evaluate, write_pictures
+from fuzz_world import run
+from report_material import items_table, put_result
+
+from benchmarks.config import BenchmarkConfig
+from benchmarks.data.class_sets import load_class_set
+from benchmarks.data.pair_sets import load_pair_set
+from benchmarks.data.phrases import phrase_set_of
+from benchmarks.protocol import ranked_by
+from benchmarks.publishing.card import with_results
+from benchmarks.report.formats import FORMATS
+from benchmarks.report.model import build_report
+from benchmarks.results import Result, read_result
+from benchmarks.sizes import full_size, n_words, part_words
+
+TASK = "lmms-eval's pope"
+
+
+def result(folder: Path, benchmark: str, row: str = "clip", count: int = 120, **protocol: str | int) -> Result:
+    items = items_table(0.5, benchmark=benchmark, count=count)
+    return read_result(put_result(folder, row, benchmark, items, protocol=protocol))
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "protocol", "part", "n"),
+    [
+        ("pope", {"task": TASK, "questions": 120}, "120 of 9,000 questions", "120 of 9,000"),
+        ("pope", {"task": TASK, "questions": 9000}, "", "120"),
+        ("pope", {"task": TASK, "questions": 300}, "300 of 9,000 questions", "120 (300 of 9,000 questions)"),
+        ("gqa", {"task": "lmms-eval's mine", "questions": 120}, "", "120"),
+        ("gqa", {"task": "lmms-eval's mine", "questions": 120, "full_size": 500}, "120 of 500 questions", "120 of 500"),
+        ("gqa", {"layout": "winoground", "cases": 120}, "120 of 400 cases", "120 of 400"),
+        ("retrieval", {"task": "retrieval", "pictures": 30}, "", "120"),
+        ("retrieval", {"pictures": 30, "full_size": 1000}, "30 of 1,000 images", "120 (30 of 1,000 images)"),
+    ],
+)
+def test_the_words(tmp_path: Path, benchmark: str, protocol: dict[str, str | int], part: str, n: str) -> None:
+    found = result(tmp_path, benchmark, **protocol)
+    assert part_words(found) == part
+    assert n_words(found, next(iter(found.metrics.values()))) == n
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [("flickr30k", 1000), ("Flickr30k", 1000), ("urban1k", 1000), ("coco", 5000), ("imagenet", 50000),
+     ("imagenet_v2", 10000), ("mine", None)],
+)  # fmt: skip
+def test_a_published_set_is_known_by_the_name_of_its_column(tmp_path: Path, name: str, full: int | None) -> None:
+    found = result(tmp_path, "retrieval", pictures=30)
+    path = tmp_path / "clip/retrieval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"benchmark": name}))
+    assert full_size(read_result(path)) == full
+    assert found.fingerprint == read_result(path).fingerprint
+
+
+def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
+    """Before: no word of either."""
+    for row in ("clip", "clips"):
+        result(tmp_path, "pope", row, task=TASK, questions=120)
+        result(tmp_path, "gqa", row)
+    built = build_report(tmp_path)
+    for name in ("html", "markdown", "latex"):
+        text = FORMATS[name].render(built)
+        assert "120 of 9,000" in text, name
+        assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions (clip, clips)." in text, name
+    assert "| n | 120 | 120 of 9,000 |" in FORMATS["markdown"].render(built)
+    cells = [json.loads(line) for line in FORMATS["json"].render(built).splitlines()]
+    assert {(cell["benchmark"], cell["items"], cell["full_size"]) for cell in cells} == {
+        ("pope", 120, 9000),
+        ("gqa", 120, None),
+    }
+    assert "pope/accuracy full size" in FORMATS["csv"].render(built).splitlines()[0]
+    ended = run("clips-bench", ["report", str(tmp_path), "--formats=csv"])
+    assert "120 of 9,000" in ended.out
+    ended = run("clips-bench", ["compare", str(tmp_path / "clip"), str(tmp_path / "clips")])
+    assert "A has a part of pope: 120 of 9,000 questions (clip)." in " ".join(ended.out.split())
+
+
+def test_rows_with_unlike_many_items_are_told(tmp_path: Path) -> None:
+    for row, count in (("clip", 120), ("clips", 100)):
+        result(tmp_path, "pope", row, count, task=TASK, questions=9000, items=9000)
+    assert "| n | 100 to 120 |" in FORMATS["markdown"].render(build_report(tmp_path))
+
+
+def test_a_card_says_it(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    found = result(tmp_path, "pope", task=TASK, questions=120)
+    card = with_results(ModelCard("---\nlicense: mit\n---\n"), [found], "clip")
+    assert "| 120 of 9,000 |" in str(card)
+
+
+def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Before: of 4 pictures of 6 nothing was said, here, in the result or in the report."""
+    write_pictures(tmp_path / "images", 6)
+    lines = [json.dumps({"image": f"images/{n}.png", "captions": [f"thing{n}", f"a thing{n}"]}) for n in range(6)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    kinds: dict[str, Result] = {}
+    for limit in (None, 4):
+        benchmark = BenchmarkConfig(
+            name=f"mine{limit}", uses="retrieval", data=str(tmp_path / "captions.jsonl"), limit=limit
+        )
+        kinds[str(limit)] = evaluate(monkeypatch, tmp_path, benchmark, pictures=6)
+    assert "full_size" not in kinds["None"].protocol
+    assert kinds["4"].protocol["full_size"] == 6
+    assert n_words(kinds["4"], kinds["4"].metrics["t2i_r1"]) == "8 (4 of 6 images)"
+    assert n_words(kinds["4"], kinds["4"].metrics["i2t_r1"]) == "4 of 6"
+    said = capsys.readouterr().err
+    assert "T→I R@1 100.0, I→T R@1 100.0, mean R@1 100.0 (4 of 6 images)" in said
+    assert said.count(" images)") == 1
+    older = {name: value for name, value in kinds["4"].protocol.items() if name != "full_size"}
+    assert ranked_by(kinds["4"].protocol) == ranked_by(older)
+
+
+def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
+    for number, name in enumerate(("red", "blue")):
+        write_pictures(tmp_path / "classes" / name, 3 + number)
+    assert load_class_set(str(tmp_path / "classes"), limit=2).available == 7
+    pairs = [json.dumps({"image": f"{n}.png", "caption": "a", "negative": "b"}) for n in range(5)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs))
+    found = load_pair_set(str(tmp_path / "pairs.jsonl"), "lines", limit=2)
+    assert (len(found.cases), found.available) == (2, 5)
+    phrases = [json.dumps({"image": f"{n // 2}.png", "phrase": "a", "box": [0, 0, 1, 1]}) for n in range(6)]
+    (tmp_path / "phrases.jsonl").write_text("\n".join(phrases))
+    config = BenchmarkConfig(name="pointing", data=str(tmp_path / "phrases.jsonl"), limit=2)
+    seen = phrase_set_of(config)
+    assert (len(seen.images), seen.available) == (2, 3)
+
+
+def test_a_limit_of_questions_is_stated(tmp_path: Path) -> None:
+    from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
+
+    world.write_hub(tmp_path / "hub", 6)
+    answers = [json.dumps({"doc_id": number, "answer": "red"}) for number in range(4)]
+    (tmp_path / "answers.jsonl").write_text("\n".join(answers))
+    score_answers(
+        ScoreConfig(
+            task="textvqa_val",
+            answers=str(tmp_path / "answers.jsonl"),
+            data=str(tmp_path / "hub"),
+            results=str(tmp_path / "r"),
+            row="them",
+            partial=True,
+        )
+    )
+    found = read_result(tmp_path / "r/them/textvqa_val.json")
+    assert (found.protocol["questions"], found.protocol["full_size"]) == (4, 6)
+    assert part_words(found) == "4 of 5,000 questions"

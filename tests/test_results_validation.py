@@ -1,0 +1,193 @@
+"""Result files that their items contradict: refused where they are read, in a report a cell with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fuzz_world import Ended, run
+from report_material import items_table, put_result, put_results
+
+from benchmarks.report.formats import FORMATS
+from benchmarks.report.model import build_report
+from benchmarks.results import read_result, result_path, write_result
+from benchmarks.trust.rows import find_rows
+from clips.errors import UserError
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return put_results(tmp_path / "results")
+
+
+def change(path: Path, metric: str | None = None, **fields: object) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    (content if metric is None else content["metrics"][metric]).update(fields)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def change_items(path: Path, **columns: object) -> None:
+    table = path.with_name(f"{path.stem}.items.parquet")
+    pd.read_parquet(table).assign(**columns).to_parquet(table, index=False)
+
+
+FIELDS = [
+    ({"value": 0.9}, r"metrics\.accuracy\.value: expected it in its interval, 0\.\d+ to 0\.\d+, got 0\.9$"),
+    ({"value": 5.0, "low": 4.0, "high": 6.0}, r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
+    ({"value": 0.6, "low": 0.5, "high": 0.7}, r"accuracy\.value: expected 0\.\d+, as its items give, got 0\.6$"),
+    ({"n": 1000}, r"metrics\.accuracy\.n: expected 120, as its items have, got 1000$"),
+    ({"clusters": 30}, r"metrics\.accuracy\.clusters: expected 60, as its items have, got 30$"),
+    ({"formula": "nonsense"}, r"metrics\.accuracy\.formula: expected one of mean, .*, got 'nonsense'$"),
+    ({"columns": []}, r"metrics\.accuracy\.columns: expected those that the formula 'mean' takes, got none$"),
+    ({"columns": ["gone"]}, r"metrics\.accuracy\.columns: expected one of pope\.items\.parquet, got 'gone'$"),
+    ({"columns": ["prediction"]}, r"expected numbers in 'prediction' of pope\.items\.parquet, got (large_)?string$"),
+    ({"formula": "f1"}, r"metrics\.accuracy\.columns: expected those of the formula 'f1', got others \(.+\)$"),
+    ({"blind": {"chance": 50.0}}, r"metrics\.accuracy\.chance: expected a ratio from 0 to 1, got 50$"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "told"), FIELDS)
+def test_a_number_that_its_items_contradict_is_refused(results: Path, fields: dict[str, object], told: str) -> None:
+    path = results / "clip/pope.json"
+    change(path, "accuracy", **fields)
+    with pytest.raises(UserError, match=told) as caught:
+        read_result(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"fingerprint": "0" * 64}, r"fingerprint: expected the protocol's, [0-9a-f]{12}…, got '000000000000'$"),
+        ({"protocol": {"prompt": "another"}}, r"fingerprint: expected the protocol's"),
+        ({"protocol": {"prompt": ["a"]}}, r'protocol\.prompt: expected a plain value, got \["a"\]$'),
+    ],
+)
+def test_a_fingerprint_that_is_not_the_protocols_is_refused(
+    results: Path, fields: dict[str, object], told: str
+) -> None:
+    path = results / "clip/pope.json"
+    change(path, **fields)
+    with pytest.raises(UserError, match=told):
+        read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"hit": "yes"}, r"columns: expected numbers in 'hit' of pope\.items\.parquet, got (large_)?string$"),
+        ({"hit": 0.25}, r"metrics\.accuracy\.value: expected 0\.25, as its items give"),
+        ({"item": "one"}, r"pope\.items\.parquet: item: expected different names, got 'one' twice$"),
+        ({"image": None}, r"pope\.items\.parquet: image: expected a name in each line, got none in 120$"),
+        ({"image": 5}, r"pope\.items\.parquet: image: unexpected type int64$"),
+        ({"thumbnail": 5}, r"pope\.items\.parquet: thumbnail: unexpected type int64$"),
+    ],
+)
+def test_a_table_of_items_that_is_no_such_table_is_refused(
+    results: Path, columns: dict[str, object], told: str
+) -> None:
+    path = results / "clip/pope.json"
+    change_items(path, **columns)
+    with pytest.raises(UserError, match=told):
+        read_result(path)
+
+
+def test_a_scorers_rounding_and_masked_secrets_are_no_faults(results: Path) -> None:
+    path = results / "clip/pope.json"
+    value = json.loads(path.read_text())["metrics"]["accuracy"]["value"]
+    change(path, "accuracy", value=value + 5e-6)
+    assert read_result(path).metrics["accuracy"].value == value + 5e-6
+    change(path, protocol={"judge": "https://***@host/v1"}, fingerprint="0" * 64)
+    assert read_result(path).status == "ok"
+
+
+def test_a_file_is_written_with_the_fingerprint_of_what_is_in_it(tmp_path: Path) -> None:
+    path = put_result(
+        tmp_path, "clip", "pope", items_table(0.5, benchmark="pope"), protocol={"args": "--api-key=abcdefgh"}
+    )
+    assert "***" in path.read_text()
+    kept = read_result(path)
+    again = write_result(tmp_path / "again", kept)
+    assert read_result(again).fingerprint == kept.fingerprint
+
+
+def report(directory: Path) -> Ended:
+    return run("clips-bench", ["report", str(directory), "--formats=csv"])
+
+
+@pytest.mark.parametrize("fields", [{"value": 0.9}, {"formula": "nonsense"}, {"columns": ["prediction"]}])
+def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str, object]) -> None:
+    """Before: a number in the table, or a traceback where the formula or a column was not what it should be."""
+    change(results / "clip/pope.json", "accuracy", **fields)
+    ended = report(results)
+    assert ended.status == 0, ended.err
+    (warned,) = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
+    assert warned.startswith("warning: clip on pope: clip/pope.json: ")
+    built = build_report(results, baseline="clips")
+    cells = {(cell.row, cell.column.benchmark): cell for cell in built.table.cells.values()}
+    assert cells["clip", "pope"].gap.kind == "invalid"
+    assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
+    assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.remarks)
+    for name in ("html", "markdown", "latex", "csv", "json"):
+        assert "invalid: clip/pope.json" in FORMATS[name].render(built).replace(r"\_", "_"), name
+
+
+def test_several_files_compare_and_card_refuse_an_invalid_one(results: Path) -> None:
+    change(results / "clip/pope.json", "accuracy", value=0.99)
+    for command in (["compare", str(results / "clip"), str(results / "clips")], ["verify", str(results)]):
+        ended = run("clips-bench", command)
+        assert ended.status != 0
+        assert "Traceback" not in ended.err
+    with pytest.raises(UserError, match=r"clip/pope\.json: metrics\.accuracy\.value"):
+        find_rows(str(results), "results")
+
+
+def test_two_results_of_one_cell_are_refused(results: Path) -> None:
+    """Before: the report showed the one that was read last, and said nothing."""
+    shutil.copytree(results / "clips", results / "clips-again")
+    mine, other = results / "clips/gqa.json", results / "clips-again/gqa.json"
+    change(other, "exact_match", label="another")
+    for command in (
+        ["report", str(results)],
+        ["compare", str(results), str(results)],
+        ["card", str(results), "--results", str(results)],
+        ["publish", str(results), "--to", "me/results", "--dry_run", "true"],
+    ):
+        ended = run("clips-bench", command)
+        assert ended.status == 2, command
+        if command[0] != "card":  # which looks at the model first
+            assert f"{other}: expected one result of 'clips' on 'gqa', but {mine} is of it too" in ended.line()
+            assert len(ended.err.strip().splitlines()) == 1
+    with pytest.raises(UserError, match="is of it too; remove one"):
+        find_rows(str(results), "results")
+
+
+def test_two_files_of_a_rows_directory_that_name_one_benchmark_are_refused(results: Path) -> None:
+    shutil.copy(results / "clip/gqa.json", results / "clip/gqa2.json")
+    shutil.copy(results / "clip/gqa.items.parquet", results / "clip/gqa2.items.parquet")
+    with pytest.raises(
+        UserError, match=r"gqa2\.json: expected one result of 'clip' on 'gqa', but .*gqa\.json is of it"
+    ):
+        find_rows(str(results / "clip"), "first")
+
+
+def test_an_unreadable_file_in_the_place_of_another_result_is_refused(results: Path) -> None:
+    """Its place says which result it is of."""
+    change(results / "clip/pope.json", row="clips")
+    (results / "clips/pope.json").write_text("{")
+    ended = report(results)
+    assert ended.status == 2
+    assert "clips/pope.json: expected one result of 'clips' on 'pope', but" in ended.line()
+
+
+def test_a_result_whose_items_are_missing_is_shown_and_said_to_be_unchecked(results: Path) -> None:
+    """As `clips-bench publish` leaves them. Before: no report of any of the results."""
+    (results / "clip/pope.items.parquet").unlink()
+    value = read_result(result_path(results, "clip", "pope")).metrics["accuracy"].value
+    built = build_report(results, baseline="clips")
+    (cell,) = [each for each in built.table.cells.values() if (each.row, each.column.benchmark) == ("clip", "pope")]
+    assert (cell.value, cell.delta) == (value * 100, None)
+    assert "Not checked against their items, which are missing: clip on pope." in built.remarks
