@@ -21,7 +21,7 @@ class OptimConfig:
         learning_rate: at the end of warm-up. The authors use a base rate × batch size / 256.
         warmup: the share of the run during which the rate climbs from 0; cosine to 0 follows.
         betas: Adam's averages of the gradient and of its square.
-        weight_decay: on matrices; never on norms, biases, embeddings or the temperature.
+        weight_decay: on the matrices of products; never on norms, biases, embeddings, positions or the temperature [C].
         clip_gradient: scale a gradient of greater norm down to this norm; null never does.
         skip_spikes: leave the weights alone in a step whose gradient has more than this many times the median norm of
             the last hundred, and stop after ten such steps in a row; null follows every gradient.
