@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from clips.method.model import ModelConfig, build_model
 from clips.method.optim import OptimConfig, build_optimizer
 from clips.method.recipes import RecipeConfig, build
 from clips.model import towers
+from clips.model.architectures import CONFIGS, read_config_file
 from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
@@ -218,6 +220,39 @@ def test_a_token_that_never_occurs_keeps_its_row(name: str):
         absent[rows] = False
         assert torch.equal(after[table][absent], before[table][absent])
         assert not torch.equal(after[table][~absent], before[table][~absent])
+
+
+def spread(value: torch.Tensor) -> float:
+    return float(value.detach().double().std())
+
+
+@torch.no_grad()
+def test_our_vits_begin_as_the_authors_do(model):
+    clip, width = model.clip, 128
+    visual = clip.visual
+    assert spread(visual.conv1.weight) == pytest.approx((2 / (3 * 16 * 16)) ** 0.5, rel=0.02)
+    assert float(visual.conv1.weight.abs().max()) <= (6 / (3 * 16 * 16)) ** 0.5  # uniform
+    assert 0 < float(visual.class_embedding.abs().max()) < 1e-5
+    assert spread(visual.proj) == pytest.approx(0.02, rel=0.03)
+    for block in visual.transformer.resblocks:
+        for weight in (block.attn.in_proj_weight, block.attn.out_proj.weight, block.mlp.c_fc.weight):
+            assert spread(weight) == pytest.approx(0.02, rel=0.03)
+        assert spread(block.mlp.c_proj.weight) == pytest.approx((0.3072 / width) ** 0.5, rel=0.03)
+        assert float(block.mlp.c_proj.weight.abs().max()) < 2.3 * (0.3072 / width) ** 0.5  # truncated
+    for block in clip.transformer.resblocks:
+        assert spread(block.attn.in_proj_weight) == pytest.approx(width**-0.5, rel=0.03)
+        assert spread(block.mlp.c_fc.weight) == pytest.approx((2 * width) ** -0.5, rel=0.03)
+        for weight in (block.attn.out_proj.weight, block.mlp.c_proj.weight):
+            assert spread(weight) == pytest.approx(width**-0.5 * (2 * clip.transformer.layers) ** -0.5, rel=0.03)
+    assert not any(value.any() for name, value in model.named_parameters() if name.endswith("bias"))
+
+
+def test_other_architectures_begin_as_their_library_has_them(tmp_path):
+    ours = read_config_file(CONFIGS / "clips-tiny.json")
+    (tmp_path / "mine.json").write_text(json.dumps(ours))
+    config = ModelConfig(architecture=str(tmp_path / "mine.json"))
+    found = build_model(config, RecipeConfig(name="clip"), 0)
+    assert found.clip.visual.transformer.resblocks[0].mlp.c_fc.bias.any()
 
 
 def test_a_trunk_feeds_the_captioner():

@@ -28,10 +28,12 @@ from clips.method.model import ModelConfig, build_model
 from clips.method.optim import OptimConfig, build_optimizer, learning_rate_at
 from clips.method.recipes import RecipeConfig
 from clips.model.precision import choose_precision
+from clips.model.tokenizer import EOS
 from clips.parallel.processes import Processes
 from clips.train import train, training_step
 from clips.training import start as beginning
 from clips.training.standing import CHECKPOINTS, LoopState, checkpoints
+from clips.training.start import open_data
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 
@@ -333,6 +335,25 @@ def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest
     }
     assert "2 unusable samples skipped (2 × undecodable picture)" in capsys.readouterr().err
     assert [entry["step"] for entry in metrics(output)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("recipe", ["clips", "clip", "recap"])
+def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
+    for index in (4, 11, 13):
+        words = {"web_caption": " ", "synthetic_caption": "A red square. It lies on a table."}
+        samples[f"{index:09d}"]["json"] = json.dumps(words).encode()
+    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
+    strict = {"sources": [{"path": str(tmp_path / "data")}], "max_bad_share": 0.0}
+    fields = {"data": strict, "recipe": {"name": recipe, "caption_weight": 0}, "steps": 5}
+    config = clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
+    data = open_data(config)
+    rows = [data[position] for position in range(20)]
+    text = "mixed" if recipe == "recap" else "web"
+    empty = sum(row[text][1].item() == EOS for row in rows)  # begin, end: as the authors' code has it
+    assert empty == (0 if recipe == "recap" else 3)
+    train(config)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_samples"]["count"] == 0
 
 
 def stop_at(step: int) -> Any:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 
 from clips.data.config import AugmentConfig
 
@@ -73,8 +73,7 @@ def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Im
 
 def _contrasted(image: Image.Image, factor: float) -> Image.Image:
     """Each channel's distances from its own mean times ``factor``."""
-    means = np.asarray(image).reshape(-1, 3).mean(axis=0)
-    return image.point([value for mean in means for value in _line(factor, float(mean))])
+    return image.point([value for mean in ImageStat.Stat(image).mean for value in _line(factor, mean)])
 
 
 def _in_hsv(image: Image.Image, *, hue: list[int] = _SAME, saturation: list[int] = _SAME) -> Image.Image:

@@ -52,7 +52,7 @@ class DataConfig:
         augment: how pictures are varied.
         workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
-        max_bad_share: stop once more than this share of the samples is undecodable or lacks a caption.
+        max_bad_share: stop once more than this share of the samples is undecodable or has no caption at all.
     """
 
     sources: tuple[SourceConfig, ...]

@@ -23,6 +23,7 @@ from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.initialization import initialize_as_the_authors
 from clips.model.text_tokens import TextTokenizer, text_tokenizer
 from clips.model.tokenizer import EMBEDDING_ROWS
 from clips.model.warmstart import check_beginning, load_pretrained
@@ -161,6 +162,8 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)
+        if config.architecture in architectures.architectures():
+            initialize_as_the_authors(clip)
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
         captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))

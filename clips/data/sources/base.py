@@ -122,7 +122,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One picture, still encoded, with its captions ("" where the source has no synthetic ones)."""
+    """One picture, still encoded, with its captions: "" where one is empty, or the source has no synthetic ones."""
 
     image: bytes
     web: str
