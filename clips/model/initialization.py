@@ -7,6 +7,7 @@ which are 0. Source: vit.py and text_transformer.py of OpenVision; flax's initia
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def _draw(block: Any) -> None:
         nn.init.normal_(weight, std=_STD)
     out = block.mlp.c_proj.weight  # (width, hidden)
     std = (_MLP_OUT_VARIANCE / out.shape[0]) ** 0.5 / _TRUNCATED
-    nn.init.trunc_normal_(out, std=std, a=-2 * std, b=2 * std)
+    end = math.erf(2 / math.sqrt(2))  # torch's trunc_normal_ draws until all fit, which tensors without content cannot
+    out.uniform_(-end, end).erfinv_().mul_(math.sqrt(2) * std)
 
 
 def _zero_biases(block: Any) -> None:
