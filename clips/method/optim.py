@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError
 
@@ -67,7 +67,8 @@ class OptimConfig:
     def resolved(self) -> OptimConfig:
         """The same with its defaults, as it is recorded."""
         missing = [pair for pair in EITHER if all(getattr(self, name) is None for name in pair)]
-        return dataclasses.replace(self, **{pair[0]: EITHER[pair] for pair in missing})
+        defaults: dict[str, Any] = {pair[0]: EITHER[pair] for pair in missing}
+        return dataclasses.replace(self, **defaults)
 
     def peak_rate(self, batch_size: int) -> float:
         """The learning rate at the end of warm-up, for steps of ``batch_size`` samples."""
