@@ -41,6 +41,7 @@ from clips.training.trackers import open_trackers
 from clips.training.validate import Validation
 
 SUMMARY = "summary.json"
+_OF_ITS_STEP = ("lr", "logit_scale")  # in an entry of the log; other numbers of the training step are means
 _JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
 
 
@@ -104,7 +105,11 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
     trackers = open_trackers(config.track, config.output, plain(config)) if is_main else []
     log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
     utilisation = Utilisation(
-        config, device=run.processes.device, precision=run.precision, processes=run.processes.count
+        config,
+        device=run.processes.device,
+        precision=run.precision,
+        processes=run.processes.count,
+        counted=loop.flops,
     )
     stream = read_batches(run)
     run.model.train()
@@ -171,6 +176,7 @@ def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]
     values = training_step(run, to_device(batch, run))
     loop.step += 1
     loop.samples_seen += run.config.batch_size
+    loop.add(values)
     clock.tick()
     return values
 
@@ -198,12 +204,13 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def log_entry(run: Run, values: dict[str, float], clock: Clock) -> dict[str, Any]:
-    """One line of metrics.jsonl; losses are means over the processes."""
+    """One line of metrics.jsonl; losses are means over the steps since the line before, and over the processes."""
+    means = run.loop.take_means() | {name: values[name] for name in _OF_ITS_STEP}
     return {
         "step": run.loop.step,
         "samples_seen": run.loop.samples_seen,
         "epoch": run.loop.samples_seen / len(run.data),
-        **mean_over_processes(values),
+        **mean_over_processes(means),
         **clock.read(),
     }
 
@@ -247,6 +254,7 @@ def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
         parts["average"] = parallel.own(parallel.gathered(run.average.state))
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     hand_over_bad(run)
+    run.loop.sums = mean_over_processes(run.loop.sums)  # the main process's are kept
     checkpointer.save(tensors, run.loop, run.config)
 
 

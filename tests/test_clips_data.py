@@ -83,7 +83,7 @@ def test_an_abandoned_stream_ends_its_thread(shards: Path):
 def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path):
     samples = {f"{index:09d}": clips_world.sample(index) for index in range(6)}
     samples["000000001"]["png"] = b"not a picture"
-    samples["000000002"] = {"png": clips_world.picture(2), "json": b'{"synthetic_caption": "No web caption 2."}'}
+    samples["000000002"] = {"png": clips_world.picture(2), "json": b'{"web_caption": " ", "synthetic_caption": ""}'}
     samples["000000004"]["json"] = b"{broken"
     samples["000000005"]["png"] = samples["000000005"]["png"][:400]
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples).parent, 6)

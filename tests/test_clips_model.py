@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import default_collate
 
 from clips.method.model import ModelConfig, build_model
+from clips.method.optim import OptimConfig, build_optimizer
 from clips.method.recipes import RecipeConfig, build
 from clips.model import towers
+from clips.model.architectures import CONFIGS, read_config_file
 from clips.model.config import CaptionerConfig
 from clips.model.tokenizer import ClipsTokenizer
 
@@ -166,12 +170,89 @@ def test_logit_scale_is_clamped_at_100(model):
         model.clip.logit_scale.fill_(math.log(1 / 0.07))
 
 
-def test_weight_decay_leaves_vectors_and_added_tokens_alone(model):
+def test_weight_decay_leaves_vectors_embeddings_and_added_tokens_alone(model):
     names = model.no_decay_names()
     assert {"clip.logit_scale", "clip.positional_embedding", "captioner.learnable_tokens"} <= names
-    assert {"clip.visual.class_embedding", "captioner.head.norm.weight"} <= names
-    assert not {"clip.token_embedding.weight", "clip.visual.proj", "captioner.head.weight"} & names
+    assert {"clip.visual.class_embedding", "captioner.head.norm.weight", "clip.token_embedding.weight"} <= names
+    assert not {"clip.text_projection", "clip.visual.proj", "captioner.head.weight"} & names
+    assert not {"clip.visual.conv1.weight", "clip.transformer.resblocks.0.attn.in_proj_weight"} & names
     assert names <= {name for name, _ in model.named_parameters()}
+
+
+ADDED = {
+    "clips-rn-tiny": ["attnpool.positional_embedding"],
+    "coca_ViT-B-32": ["attn_pool.query"],
+    "timm:vit_tiny_patch16_224": ["trunk.pos_embed", "trunk.cls_token"],
+    "timm:swin_tiny_patch4_window7_224": ["trunk.layers.0.blocks.0.attn.relative_position_bias_table"],
+    "timm:vit_small_patch16_dinov3": ["trunk.cls_token", "trunk.reg_token"],
+    "timm:xcit_nano_12_p16_224": ["trunk.blocks.0.attn.temperature"],
+    "clips-tinyvit-tiny": ["trunk.stages.1.blocks.0.attn.attention_biases"],
+}
+
+
+@pytest.mark.parametrize("architecture", ADDED)
+def test_what_other_towers_add_is_not_decayed_and_their_matrices_are(architecture: str):
+    model = build_model(ModelConfig(architecture=architecture), RecipeConfig(name="clip"), 0)
+    names = model.no_decay_names()
+    assert {f"clip.visual.{name}" for name in ADDED[architecture]} <= names
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    kernels = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, layers)}
+    assert kernels
+    assert not kernels & names
+
+
+@pytest.mark.parametrize("name", ["clips", "coca"])
+def test_a_token_that_never_occurs_keeps_its_row(name: str):
+    recipe_config = RecipeConfig(name=name, captioner=CAPTIONER)
+    model = build_model(ModelConfig(architecture="clips-tiny", image_size=32, context_length=12), recipe_config, 0)
+    batch = batch_of(model)
+    optimizer = build_optimizer(model, OptimConfig(learning_rate=0.1), model.no_decay_names())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for _ in range(3):
+        model.recipe.losses(model(batch), batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = model.state_dict()
+    tables = ["clip.token_embedding.weight", *(["captioner.embedding.weight"] if name == "coca" else [])]
+    for table in tables:
+        rows = torch.cat([batch[key].flatten() for key in ("web", "partial", "mixed", "target") if key in batch])
+        absent = torch.ones(len(after[table]), dtype=torch.bool)
+        absent[rows] = False
+        assert torch.equal(after[table][absent], before[table][absent])
+        assert not torch.equal(after[table][~absent], before[table][~absent])
+
+
+def spread(value: torch.Tensor) -> float:
+    return float(value.detach().double().std())
+
+
+@torch.no_grad()
+def test_our_vits_begin_as_the_authors_do(model):
+    clip, width = model.clip, 128
+    visual = clip.visual
+    assert spread(visual.conv1.weight) == pytest.approx((2 / (3 * 16 * 16)) ** 0.5, rel=0.02)
+    assert float(visual.conv1.weight.abs().max()) <= (6 / (3 * 16 * 16)) ** 0.5  # uniform
+    assert 0 < float(visual.class_embedding.abs().max()) < 1e-5
+    assert spread(visual.proj) == pytest.approx(0.02, rel=0.03)
+    for block in visual.transformer.resblocks:
+        for weight in (block.attn.in_proj_weight, block.attn.out_proj.weight, block.mlp.c_fc.weight):
+            assert spread(weight) == pytest.approx(0.02, rel=0.03)
+        assert spread(block.mlp.c_proj.weight) == pytest.approx((0.3072 / width) ** 0.5, rel=0.03)
+        assert float(block.mlp.c_proj.weight.abs().max()) < 2.3 * (0.3072 / width) ** 0.5  # truncated
+    for block in clip.transformer.resblocks:
+        assert spread(block.attn.in_proj_weight) == pytest.approx(width**-0.5, rel=0.03)
+        assert spread(block.mlp.c_fc.weight) == pytest.approx((2 * width) ** -0.5, rel=0.03)
+        for weight in (block.attn.out_proj.weight, block.mlp.c_proj.weight):
+            assert spread(weight) == pytest.approx(width**-0.5 * (2 * clip.transformer.layers) ** -0.5, rel=0.03)
+    assert not any(value.any() for name, value in model.named_parameters() if name.endswith("bias"))
+
+
+def test_other_architectures_begin_as_their_library_has_them(tmp_path):
+    ours = read_config_file(CONFIGS / "clips-tiny.json")
+    (tmp_path / "mine.json").write_text(json.dumps(ours))
+    config = ModelConfig(architecture=str(tmp_path / "mine.json"))
+    found = build_model(config, RecipeConfig(name="clip"), 0)
+    assert found.clip.visual.transformer.resblocks[0].mlp.c_fc.bias.any()
 
 
 def test_a_trunk_feeds_the_captioner():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -105,11 +106,47 @@ def test_a_mixture_keeps_to_its_weights_and_goes_through_each_source():
     assert again.at(1777) == places[1777]  # without having been through those before
 
 
-def test_weights_that_do_not_divide_a_cycle():
-    counts = Counter(place.index for place in map(Order([[1]] * 3, [1, 1, 1], seed=0).at, range(1000)))
-    assert sorted(counts.values()) == [333, 333, 334]
-    tiny = Counter(place.index for place in map(Order([[1], [1]], [1, 1e6], seed=0).at, range(1000)))
-    assert tiny == {0: 1, 1: 999}
+def counts_of(order: Order, sizes: list[int], positions: range) -> list[int]:
+    ends = np.cumsum(sizes)
+    sources = [int(np.searchsorted(ends, order.at(position).index, side="right")) for position in positions]
+    return [sources.count(number) for number in range(len(sizes))]
+
+
+def test_weights_that_do_not_divide_a_cycle_are_kept_in_the_long_run():
+    order = Order([[1]] * 3, [1, 1, 1], seed=0)
+    assert counts_of(order, [1] * 3, range(3000)) == [1000] * 3
+    assert sorted(counts_of(order, [1] * 3, range(1000))) == [333, 333, 334]
+
+
+def test_a_share_of_less_than_a_sample_in_a_thousand_is_not_raised():
+    order = Order([[20_000], [20_000]], [1.0, 9999.0], seed=0)
+    assert counts_of(order, [20_000] * 2, range(20_000)) == [2, 19_998]
+    assert counts_of(order, [20_000] * 2, range(20_000, 40_000)) == [2, 19_998]
+    again = Order([[20_000], [20_000]], [1.0, 9999.0], seed=0)
+    assert again.at(19_999) == order.at(19_999)  # without having been through those before
+    assert counts_of(Order([[1], [1]], [1, 1e6], seed=0), [1, 1], range(1000)) == [0, 1000]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_each_of_many_weights_is_kept(batch_size: int):
+    weights = [5e-4, 0.02, 0.3, 3e-3, 0.25, 0.4265]
+    sizes = [50] * 6
+    order = Order([[10] * 5] * 6, weights, seed=3, window=2 if batch_size > 1 else None, batch_size=batch_size)
+    positions = 1000 * max(4, batch_size)
+    for count, weight in zip(counts_of(order, sizes, range(positions)), weights, strict=True):
+        assert count == pytest.approx(weight * positions, abs=2)
+    places = [order.at(position) for position in range(positions)]
+    rare = [place for place in places if place.index < 50]
+    read = Counter((place.epoch, place.index) for place in rare)
+    assert set(read.values()) == {1}
+    assert [place.epoch for place in rare] == sorted(place.epoch for place in rare) or batch_size > 1
+
+
+def test_readers_get_the_order_as_it_is():
+    order = Order([[9] * 3, [4] * 5], [0.1, 0.7], seed=3, window=2, batch_size=8)
+    order.at(5)
+    sent = pickle.loads(pickle.dumps(order))
+    assert [sent.at(position) for position in range(3000)] == [order.at(position) for position in range(3000)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 from collections import Counter
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from clips.data import BadImageError, decode_image
-from clips.data.augment import augment
+from clips.data.augment import _jitter, augment
 from clips.data.config import AugmentConfig
 
 
@@ -88,3 +89,36 @@ def test_colours_change_only_when_asked():
     assert Counter(augment(image, 8, AugmentConfig(), np.random.default_rng(7))[:, 0, 0].tolist()) == Counter(
         [200, 100, 50]
     )
+
+
+def authors_jitter(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """SimCLR's color_jitter with random order, as the authors call it, in float64 and with these random numbers."""
+    x = pixels / 255
+    for number in rng.permutation(4):
+        shift = rng.uniform(-1, 1)
+        factor = 1 + 0.8 * strength * shift
+        if number == 0:  # random_brightness, simclrv2
+            x = x * factor
+        elif number == 1:  # tf.image.adjust_contrast: each channel by itself
+            x = (x - x.mean(axis=(0, 1))) * factor + x.mean(axis=(0, 1))
+        else:  # tf.image.adjust_saturation and adjust_hue
+            hsv = np.array([[colorsys.rgb_to_hsv(*pixel) for pixel in row] for row in x])
+            if number == 2:
+                hsv[..., 1] = (hsv[..., 1] * factor).clip(0, 1)
+            else:
+                hsv[..., 0] = (hsv[..., 0] + 0.2 * strength * shift) % 1
+            x = np.array([[colorsys.hsv_to_rgb(*pixel) for pixel in row] for row in hsv])
+        x = x.clip(0, 1)
+    return 255 * x
+
+
+def test_colours_jitter_as_the_authors_do():
+    smooth = np.random.default_rng(0).integers(30, 230, (3, 3, 3)).astype(np.uint8)
+    image = Image.fromarray(smooth).resize((12, 12), Image.Resampling.BICUBIC)
+    moved = []
+    for seed in range(200):
+        found = np.asarray(_jitter(image, 0.4, np.random.default_rng(seed)), dtype=float)
+        expected = authors_jitter(np.asarray(image, dtype=float), 0.4, np.random.default_rng(seed))
+        assert np.abs(found - expected).mean() < 2.5, seed  # of 255: the rounding of hues to 8 bits
+        moved.append(np.abs(expected - np.asarray(image, dtype=float)).mean())
+    assert np.mean(moved) > 20

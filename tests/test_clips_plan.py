@@ -192,7 +192,13 @@ def test_utilisation_of_a_run(tmp_path: Path, fake: ClipsModel):
     flops = flops_per_sample(config, batch, 1)
     counted = {"flops_per_sample": flops}  # alone, since a CPU's peak is not known
     assert Utilisation(config, **cpu, processes=1).read(batch, 100.0) == counted
-    assert flops < flops_per_sample(config, {**batch, "target_mask": torch.ones(4, 12, dtype=torch.bool)}, 1)
+    longer = {**batch, "target_mask": torch.ones(4, 12, dtype=torch.bool)}
+    more = flops_per_sample(config, longer, 1)
+    assert flops < more
+    kept: list[float] = []
+    assert Utilisation(config, **cpu, processes=1, counted=kept).read(batch, 1.0) == counted
+    resumed = Utilisation(config, **cpu, processes=1, counted=list(kept)).read(longer, 1.0)
+    assert resumed == {"flops_per_sample": pytest.approx((flops + more) / 2)}
     stated = dataclasses.replace(config, scale=ScaleConfig(peak_tflops=2.0))
     read = Utilisation(stated, **cpu, processes=1).read(batch, 100.0)
     assert read == pytest.approx(counted | {"mfu": flops * 0.5e-10, "tflops": flops * 1e-10})

@@ -30,7 +30,11 @@ from clips.train import train
 from clips.training.standing import checkpoints, read_loop
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
-FIELDS: dict[str, Any] = {"optim": {"clip_gradient": 5.0}, "validation": {"every": 3, "samples": 5}}
+FIELDS: dict[str, Any] = {
+    "optim": {"clip_gradient": 5.0},
+    "validation": {"every": 3, "samples": 5},
+    "log_every": 3,  # runs stop at step 4: an entry is of steps before and after
+}
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"scale": {"peak_tflops": 1.0}},
     "ddp_in_parts": {"micro_batch": 1},

@@ -91,6 +91,11 @@ def test_pictures_may_stand_in_the_table_and_captions_in_lists(tmp_path: Path):
     drawn = {source.read(1, np.random.default_rng(seed)).synthetic for seed in range(20)}
     assert drawn == {"first of 1", "second of 1"}
     assert source.read(1, rng()).image == clips_world.picture(1)
+    alone = source.read(3, rng())
+    assert (alone.web, alone.synthetic in {"first of 3", "second of 3"}) == ("", True)
+    source = open_source(
+        SourceConfig(format="table", path=str(tmp_path / "rows.parquet"), web="org_caption", synthetic=None)
+    )
     for index, reason in ((2, "no picture"), (3, "no caption 'org_caption'")):
         with pytest.raises(BadSampleError, match=reason):
             source.read(index, rng())

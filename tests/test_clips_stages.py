@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -55,6 +56,22 @@ def test_stages_go_on_where_they_were_stopped(tmp_path: Path):
     assert (tmp_path / "run.stages" / "1" / "manifest.json").stat().st_mtime_ns == stamp
     assert (tmp_path / "run" / "manifest.json").is_file()
     assert (first.seed, second.seed) == (config.seed, config.seed + 1)
+
+
+def test_a_stage_gives_its_rate_and_warmup_in_either_way(tmp_path: Path):
+    stages = (
+        {"steps": 9, "optim.base_learning_rate": 8e-6, "optim.warmup_samples": 8},
+        {"steps": 9, "optim": {"learning_rate": 1e-4}},
+        {"steps": 9, "optim.warmup": 0.5},
+    )
+    optim = {"base_learning_rate": 4e-6, "betas": [0.8, 0.9]}
+    config = clips_world.train_config(tmp_path, tmp_path / "run", steps=None, batch_size=4, optim=optim, stages=stages)
+    found = [stage.optim for stage in stage_configs(config)]
+    assert [one.peak_rate(4) for one in found] == pytest.approx([1.25e-7, 1e-4, 6.25e-8])
+    assert [one.warmup_steps(9, 4) for one in found] == [2, 0, 4]
+    assert {one.betas for one in found} == {(0.8, 0.9)}
+    with pytest.raises(UserError, match=r"stages\[1\]: optim.warmup_samples: expected fewer than the 8 samples"):
+        stage_configs(dataclasses.replace(config, stages=({"steps": 2, "optim.warmup_samples": 8},)))
 
 
 def test_a_stage_may_have_another_name_for_the_same_towers(tmp_path: Path):

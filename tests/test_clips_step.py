@@ -282,7 +282,7 @@ class FakeModel(torch.nn.Module):
 
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
-    config = SimpleNamespace(micro_batch=None, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
+    config = SimpleNamespace(micro_batch=None, batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
     return SimpleNamespace(
         model=model,
         recipe=FakeRecipe(losses),
@@ -317,7 +317,7 @@ def test_a_step_reports_and_clips_the_gradient():
     assert values["loss"] == 7.0
     assert values["grad_norm"] == 5.0
     assert values["logit_scale"] == 10.0
-    assert values["lr"] == learning_rate_at(7, 10, run.config.optim)
+    assert values["lr"] == learning_rate_at(7, 10, run.config.optim, run.config.batch_size)
     assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
     assert run.model.clamped
     assert run.model.weight.grad is None

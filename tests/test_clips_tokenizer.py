@@ -50,6 +50,17 @@ def test_empty_and_too_long_texts():
     assert rows.tolist() == [[1, 2, 0, 0, 0, 101], [1, 2417, 2417, 2417, 2, 101]]
 
 
+def test_special_tokens_texts_in_a_caption_are_words(stock):
+    for name in ("PAD", "CLS", "SEP", "MASK", "UNK", "unused0", "unused1"):
+        text = f"a [{name}] sign"
+        word = wordpiece().encode(name.lower(), add_special_tokens=False).ids
+        expected = [1, 1037, 1031, *word, 1033, 3696, 2]  # begin, "a", "[", …, "]", "sign", end
+        row = ClipsTokenizer(24)(text)
+        assert row[0, : len(expected)].tolist() == expected
+        assert torch.equal(row, stock([text]))
+        assert ClipsTokenizer().decode(row[0]) == f"a [ {name.lower()} ] sign"
+
+
 def test_target_has_no_class_token_and_keeps_its_end_when_cut():
     rows = ClipsTokenizer(6).encode_target(["a red car", "red red red red red red"], length=5)
     assert rows.tolist() == [[1, 1037, 2417, 2482, 2], [1, 2417, 2417, 2417, 2]]

@@ -28,10 +28,12 @@ from clips.method.model import ModelConfig, build_model
 from clips.method.optim import OptimConfig, build_optimizer, learning_rate_at
 from clips.method.recipes import RecipeConfig
 from clips.model.precision import choose_precision
+from clips.model.tokenizer import EOS
 from clips.parallel.processes import Processes
 from clips.train import train, training_step
 from clips.training import start as beginning
 from clips.training.standing import CHECKPOINTS, LoopState, checkpoints
+from clips.training.start import open_data
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 
@@ -86,7 +88,8 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
     assert [entry["samples_seen"] for entry in entries] == [8, 16, 24]
     assert {"loss", "contrastive_loss", "caption_loss", "lr", "logit_scale", "grad_norm", "time"} <= entries[0].keys()
     assert all(entry["flops_per_sample"] > 0 for entry in entries)
-    assert encoder_flops(Training(encoder=whole)) == pytest.approx(24 * entries[0]["flops_per_sample"])
+    by_entry = sum(8 * entry["flops_per_sample"] for entry in entries)
+    assert encoder_flops(Training(encoder=whole)) == pytest.approx(by_entry)
     assert "mfu" not in entries[-1]  # a CPU's peak is not known
     assert entries[0]["loss"] == pytest.approx(
         entries[0]["contrastive_loss"] + 2 * entries[0]["caption_loss"], rel=1e-5
@@ -100,6 +103,54 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
     assert manifest["parents"] == {"train": {"path": str(data), "hash": directory_hash(data, recorded=False)}}
     assert manifest["data"]["sources"][0]["samples"] == 21
     assert manifest["config"]["model"]["architecture"] == "clips-tiny"
+
+
+MEANS = ("loss", "contrastive_loss", "caption_loss", "cosine_gap", "grad_norm")
+
+
+def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, data: Path, tmp_path: Path):
+    train(clips_world.train_config(data, tmp_path / "each", log_every=1))
+    each = metrics(tmp_path / "each")
+    for step, entry in zip((2, 4, 6), metrics(whole), strict=True):
+        for name in MEANS:
+            assert entry[name] == pytest.approx((each[step - 2][name] + each[step - 1][name]) / 2), name
+        assert {name: entry[name] for name in ("lr", "logit_scale")} == {
+            name: each[step - 1][name] for name in ("lr", "logit_scale")
+        }
+    config = clips_world.train_config(data, tmp_path / "resumed", log_every=5, checkpoint_every=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_step", stop_at(4))
+        with pytest.raises(InterruptedError):
+            train(config)
+    train(config)
+    first, last = metrics(tmp_path / "resumed")
+    assert (first["step"], last["step"]) == (5, 6)
+    for name in MEANS:
+        assert first[name] == pytest.approx(sum(entry[name] for entry in each[:5]) / 5), name
+        assert last[name] == pytest.approx(each[5][name]), name
+
+
+def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Path):
+    words = "A red square. It lies on a table beside a dog, two cups and a very large green bottle."
+    samples = {f"{index}": clips_world.sample(index) for index in range(12)}
+    for index in range(0, 12, 3):
+        captions = {**clips_world.captions(index), "synthetic_caption": words}
+        samples[f"{index}"]["json"] = json.dumps(captions).encode()
+    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
+    for name, stop in (("whole", None), ("resumed", 3)):
+        fields = {"steps": 4, "batch_size": 1, "log_every": 1, "checkpoint_every": 1}
+        recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
+        config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
+        with pytest.MonkeyPatch.context() as patch:
+            if stop:
+                patch.setattr(training, "training_step", stop_at(stop))
+            with pytest.raises(InterruptedError) if stop else contextlib.nullcontext():
+                train(config)
+        if stop:
+            train(config)
+    found = {name: [entry["flops_per_sample"] for entry in metrics(tmp_path / name)] for name in ("whole", "resumed")}
+    assert found["resumed"] == found["whole"]
+    assert len(set(found["whole"])) > 1  # batches are unlike
 
 
 def test_a_finished_run_is_left_alone_and_another_config_refused(
@@ -299,6 +350,25 @@ def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest
     assert [entry["step"] for entry in metrics(output)] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("recipe", ["clips", "clip", "recap"])
+def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
+    for index in (4, 11, 13):
+        words = {"web_caption": " ", "synthetic_caption": "A red square. It lies on a table."}
+        samples[f"{index:09d}"]["json"] = json.dumps(words).encode()
+    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
+    strict = {"sources": [{"path": str(tmp_path / "data")}], "max_bad_share": 0.0}
+    fields = {"data": strict, "recipe": {"name": recipe, "caption_weight": 0}, "steps": 5}
+    config = clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
+    data = open_data(config)
+    rows = [data[position] for position in range(20)]
+    text = "mixed" if recipe == "recap" else "web"
+    empty = sum(row[text][1].item() == EOS for row in rows)  # begin, end: as the authors' code has it
+    assert empty == (0 if recipe == "recap" else 3)
+    train(config)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_samples"]["count"] == 0
+
+
 def stop_at(step: int) -> Any:
     def stopping(run: training.Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         if run.loop.step == step:
@@ -336,12 +406,24 @@ def test_the_share_of_bad_samples_counts_the_batch_that_they_came_in():
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
     config = OptimConfig(learning_rate=1.0, warmup=0.1)
-    rates = [learning_rate_at(step, 100, config) for step in range(101)]
+    rates = [learning_rate_at(step, 100, config, 4) for step in range(101)]
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
-    assert learning_rate_at(0, 1, OptimConfig(learning_rate=1.0)) == 1.0
+    assert learning_rate_at(0, 1, OptimConfig(learning_rate=1.0), 4) == 1.0
+
+
+def test_rate_and_warmup_by_samples_are_the_authors():
+    config = OptimConfig(base_learning_rate=8e-6, warmup_samples=40 * 1_281_167)
+    batch, steps = 32_768, 390_625  # of 12.8 billion samples
+    assert config.peak_rate(batch) == pytest.approx(1.024e-3)
+    assert config.warmup_steps(steps, batch) == 1564
+    rates = [learning_rate_at(step, steps, config, batch) for step in (781, 1563, 1564, steps)]
+    assert rates == pytest.approx([0.512e-3, 1.024e-3, 1.024e-3, 0.0])
+    assert OptimConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
+    neither = OptimConfig().resolved()
+    assert (neither.learning_rate, neither.warmup, neither.base_learning_rate) == (1e-3, 0.05, None)
 
 
 def test_weight_decay_spares_what_it_should(data: Path, tmp_path: Path):
@@ -377,6 +459,20 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
         ({"optim": {"warmup": 1}}, "optim.warmup: expected a share"),
+        ({"optim": {"base_learning_rate": -1e-6}}, "optim.base_learning_rate: expected a number above 0"),
+        (
+            {"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
+            "optim.learning_rate, optim.base_learning_rate: expected one of them, got both",
+        ),
+        (
+            {"optim": {"warmup": 0.1, "warmup_samples": 0}},
+            "optim.warmup, optim.warmup_samples: expected one of them, got both",
+        ),
+        ({"optim": {"warmup_samples": -1}}, "optim.warmup_samples: expected 0 or more"),
+        (
+            {"optim": {"warmup_samples": 24}},
+            "optim.warmup_samples: expected fewer than the 24 samples of the training, got 24",
+        ),
         ({"optim": {"clip_gradient": -1}}, "optim.clip_gradient: expected a number above 0 or null"),
         ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
     ],

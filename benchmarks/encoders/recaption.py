@@ -146,7 +146,7 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> Recaptions
         except BadSampleError:
             left_out += 1
             continue
-        if not sample.synthetic.strip():
+        if not sample.web or not sample.synthetic.strip():
             left_out += 1
             continue
         picture = hashlib.sha256(sample.image).hexdigest()

@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageStat
 
 from clips.data.config import AugmentConfig
 
 _ASPECT = (3 / 4, 4 / 3)
 _JITTER_PROBABILITY = 0.8
+_OF_STRENGTH, _HUE_OF_STRENGTH = 0.8, 0.2  # of colour_jitter: brightness, contrast, saturation; hue
+_SAME = list(range(256))
 
 
 def decoding_size(size: int, config: AugmentConfig) -> int:
@@ -50,7 +52,34 @@ def _random_box(
 
 
 def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for number in rng.permutation(len(enhancers)):
-        image = enhancers[number](image).enhance(rng.uniform(1 - strength, 1 + strength))
+    """Brightness, contrast, saturation and hue changed in random order, each by a factor or shift of its own.
+
+    Source: SimCLR's color_jitter as the authors call it (simclr_aug.py of OpenVision), in 8 bits instead of float32.
+    """
+    width = _OF_STRENGTH * strength
+    for number in rng.permutation(4):
+        shift = rng.uniform(-1, 1)
+        if number == 0:
+            image = image.point(_line(1 + width * shift) * 3)
+        elif number == 1:
+            image = _contrasted(image, 1 + width * shift)
+        elif number == 2:
+            image = _in_hsv(image, saturation=_line(1 + width * shift))
+        else:
+            turn = 255 * _HUE_OF_STRENGTH * strength * shift
+            image = _in_hsv(image, hue=[round(value + turn) % 255 for value in range(256)])
     return image
+
+
+def _contrasted(image: Image.Image, factor: float) -> Image.Image:
+    """Each channel's distances from its own mean times ``factor``."""
+    return image.point([value for mean in ImageStat.Stat(image).mean for value in _line(factor, mean)])
+
+
+def _in_hsv(image: Image.Image, *, hue: list[int] = _SAME, saturation: list[int] = _SAME) -> Image.Image:
+    return image.convert("HSV").point([*hue, *saturation, *_SAME]).convert("RGB")
+
+
+def _line(factor: float, middle: float = 0.0) -> list[int]:
+    """What becomes of the values 0 … 255 of a channel."""
+    return [min(255, max(0, round((value - middle) * factor + middle))) for value in range(256)]

@@ -14,8 +14,10 @@ class AugmentConfig:
 
     Args:
         min_area: a random crop covers at least this share of the picture; 1 squashes the whole picture instead.
-        colour_jitter: brightness, contrast and saturation change by up to this share, in four pictures of five.
-        greyscale: the share of pictures that lose their colour.
+        colour_jitter: strength of SimCLR's color jitter, in four pictures of five: brightness, contrast and saturation
+            change by up to 0.8 times this share, the hue by up to 0.2 times this share of its circle. The authors' 0.4
+            is ±0.32 and ±0.08.
+        greyscale: the share of pictures that lose their colour; the authors' is 0.2.
         flip: mirror half of the pictures; wrong where captions say left and right.
     """
 
@@ -50,7 +52,7 @@ class DataConfig:
         augment: how pictures are varied.
         workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
-        max_bad_share: stop once more than this share of the samples is undecodable or lacks a caption.
+        max_bad_share: stop once more than this share of the samples is undecodable or has no caption at all.
     """
 
     sources: tuple[SourceConfig, ...]

@@ -15,11 +15,12 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 _ORDER, _SAMPLE, _DEAL = 0, 1, 2  # separate streams of random numbers
-_CYCLE = 1000  # samples of a lane in which a mixture keeps to its weights exactly
+_CYCLE = 1000  # samples of a lane after each of which a mixture has kept to its weights
 _LANES = 256  # at most: of eight processes on each of 32 machines each has its own
 
 
@@ -35,8 +36,9 @@ class Order:
     """The order of one source or several.
 
     Without weights the sources are one sequence; epoch after epoch, each sample comes once, in another order each time.
-    With weights, each source is a stream of its own, and every 1,000 samples of a lane (without lanes: every 1,000
-    positions) have as many of each as its share.
+    With weights, each source is a stream of its own. After every 1,000 samples of a lane (without lanes: every 1,000
+    positions) it has had its share of all so far, rounded to whole samples; rarer sources are rounded first, and the
+    commonest gets what is left. Lanes round at different places, so that all together keep to the weights as well.
 
     Args:
         blocks: for each source, the numbers of samples in its blocks (shards): neighbours on disk.
@@ -66,7 +68,7 @@ class Order:
         ]
         self._starts = np.cumsum([0, *(stream.size for stream in self._streams)])
         self._first_blocks = np.cumsum([0, *(len(stream.blocks) for stream in self._streams)])
-        self._quotas = _quotas(weights or [1.0])
+        self._mixture = _Mixture(weights or [1.0], seed, self.lanes)
 
     @property
     def part(self) -> int:
@@ -90,11 +92,7 @@ class Order:
         """Which source sample ``number`` of a lane is from, and how many of the lane's before it are too."""
         if len(self._streams) == 1:
             return 0, number
-        cycle, place = divmod(number, _CYCLE)
-        dealt, before = _dealt(tuple(self._quotas), self.seed, cycle)
-        start = lane * _CYCLE // self.lanes
-        source = int(dealt[start + place])
-        return source, cycle * self._quotas[source] + int(before[source, start + place] - before[source, start])
+        return self._mixture.at(lane, number)
 
     def blocks_near(self, step: int, last: int, share: tuple[float, float] = (0, 1)) -> tuple[list[int], list[int]]:
         """The blocks, counted through all sources, of the windows read at ``step``, and of those that come next.
@@ -120,10 +118,7 @@ class Order:
         """How many of each lane's first ``number`` samples are from ``source``."""
         if len(self._streams) == 1:
             return np.full(len(lanes), number)
-        cycle, place = divmod(number, _CYCLE)
-        _, before = _dealt(tuple(self._quotas), self.seed, cycle)
-        starts = np.asarray(lanes) * _CYCLE // self.lanes
-        return cycle * self._quotas[source] + before[source, starts + place] - before[source, starts]
+        return self._mixture.counts(source, lanes, number)
 
     def generator(self, place: Place) -> np.random.Generator:
         """Random numbers for drawing captions and crops: the same for the same sample in the same epoch."""
@@ -220,28 +215,75 @@ def _permutation(size: int, seed: int, stream: int, epoch: int) -> np.ndarray:
     return order.astype(np.int32) if size < 2**31 else order  # every reader holds it
 
 
-def _quotas(weights: Sequence[float]) -> list[int]:
-    """How many of a cycle's positions each source gets: in proportion, by largest remainder, at least one."""
-    shares = np.asarray(weights) / np.sum(weights) * _CYCLE
-    quotas = np.maximum(np.floor(shares).astype(int), 1)
-    by_remainder = np.argsort(np.floor(shares) - shares, kind="stable")
-    for number in range(_CYCLE - int(quotas.sum())):
-        quotas[by_remainder[number % len(quotas)]] += 1
-    while quotas.sum() > _CYCLE:
-        quotas[quotas.argmax()] -= 1
-    return [int(quota) for quota in quotas]
+class _Mixture:
+    """Which source each sample of a lane is from, by shares of the weights that are kept exactly in the long run.
 
-
-@functools.lru_cache(maxsize=4)
-def _dealt(quotas: tuple[int, ...], seed: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sources of a cycle's samples, (2 · cycle,), and how many of each come before each of them, (sources, …).
-
-    Twice the same: lanes begin in different places, so that the weights are kept by few positions of all together.
+    Args:
+        weights: of the sources, relative to each other.
+        seed: another one deals them out in another order.
+        lanes: how many lanes there are.
     """
-    sources = np.repeat(np.arange(len(quotas)), quotas)
-    dealt = np.tile(np.random.default_rng([_DEAL, seed, cycle]).permutation(sources), 2)
-    before = np.cumsum(dealt == np.arange(len(quotas))[:, None], axis=1)
-    return dealt, np.pad(before, ((0, 0), (1, 0)))
+
+    def __init__(self, weights: Sequence[float], seed: int, lanes: int) -> None:
+        self.weights, self.seed, self.lanes = list(weights), seed, lanes
+        self._sources = functools.lru_cache(maxsize=4)(self._deal)
+        self._totals = functools.lru_cache(maxsize=8)(self._count)
+
+    def __reduce__(self) -> tuple[type[_Mixture], tuple[list[float], int, int]]:
+        return _Mixture, (self.weights, self.seed, self.lanes)  # without what it remembers
+
+    def at(self, lane: int, number: int) -> tuple[int, int]:
+        """Which source sample ``number`` of ``lane`` is from, and how many of the lane's before it are too."""
+        cycle, place = divmod(number, _CYCLE)
+        dealt = self._sources(cycle)[lane]
+        source = int(dealt[place])
+        return source, int(self._totals(cycle)[source, lane]) + int(np.count_nonzero(dealt[:place] == source))
+
+    def counts(self, source: int, lanes: range, number: int) -> np.ndarray:
+        """How many of each lane's first ``number`` samples are from ``source``."""
+        cycle, place = divmod(number, _CYCLE)
+        chosen = slice(lanes.start, lanes.stop)
+        dealt = self._sources(cycle)[chosen, :place]
+        return self._totals(cycle)[source, chosen] + (dealt == source).sum(axis=1)
+
+    def _count(self, cycle: int) -> np.ndarray:
+        """How many of each lane's samples before ``cycle`` are from each source, (sources, lanes).
+
+        Whole numbers throughout: a share is a decimal fraction as it was written, whatever the number of samples. Each
+        source's count never falls from cycle to cycle, since it is a rounded share of what the rarer ones leave.
+        """
+        left = [cycle * _CYCLE] * self.lanes
+        weights = [Fraction(str(float(weight))) for weight in self.weights]
+        found = np.zeros((len(weights), self.lanes), dtype=np.int64)
+        *rarer, last = sorted(range(len(weights)), key=weights.__getitem__)
+        rest = sum(weights, Fraction(0))
+        for number, source in enumerate(rarer, 1):
+            stride = int(0.618 * number % 1 * self.lanes) | 1  # each time other lanes round up, and not neighbours
+            phases = [2 * (lane * stride % self.lanes) + 1 for lane in range(self.lanes)]  # of 2 · lanes
+            part, whole = (weights[source] / rest).as_integer_ratio()
+            taken = [
+                (2 * self.lanes * part * room + whole * phase) // (2 * self.lanes * whole)
+                for room, phase in zip(left, phases, strict=True)
+            ]
+            found[source] = taken
+            left = [room - share for room, share in zip(left, taken, strict=True)]
+            rest -= weights[source]
+        found[last] = left
+        return found
+
+    def _deal(self, cycle: int) -> np.ndarray:
+        """The sources of a cycle's samples, (lanes, samples).
+
+        Lanes have the same order but begin in different places, so that few positions of all keep to the weights.
+        """
+        ends = np.cumsum(self._totals(cycle + 1) - self._totals(cycle), axis=0)
+        slots = np.random.default_rng([_DEAL, self.seed, cycle]).permutation(np.arange(_CYCLE))
+        starts = np.arange(self.lanes) * _CYCLE // self.lanes
+        slots = slots[(starts[:, None] + np.arange(_CYCLE)) % _CYCLE]
+        dealt = np.zeros(slots.shape, dtype=np.int16)
+        for end in ends[:-1]:
+            dealt += slots >= end[:, None]
+        return dealt
 
 
 def positions_of_step(step: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> range:

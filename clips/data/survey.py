@@ -125,7 +125,8 @@ def survey(source: Source, config: InspectConfig) -> Survey:
         _count(found, sample, tokenizer)
         found.sizes.append(picture.size)
         found.formats[Image.open(io.BytesIO(sample.image)).format or "?"] += 1
-        seen[sample.web] += 1
+        if sample.web:
+            seen[sample.web] += 1
         if index in shown:
             found.shown.append({"name": source.name(index), "picture": _thumbnail(picture), **_texts(sample)})
     found.repeated = 1 - len(seen) / max(1, seen.total())

@@ -23,6 +23,7 @@ from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.captioner import Captioner, CaptionerShape
+from clips.model.initialization import initialize_as_the_authors
 from clips.model.text_tokens import TextTokenizer, text_tokenizer
 from clips.model.tokenizer import EMBEDDING_ROWS
 from clips.model.warmstart import check_beginning, load_pretrained
@@ -136,9 +137,18 @@ class ClipsModel(nn.Module):
         self.clip.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def no_decay_names(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: vectors, and what is added to tokens."""
-        added = {f"clip.{name}" for name in self.clip.no_weight_decay()} | {"captioner.learnable_tokens"}
-        return {name for name, value in self.named_parameters() if value.ndim < 2 or name in added}
+        """Names of the parameters that weight decay leaves alone: all that are not the matrix of a product [C].
+
+        open_clip's own list lacks the tokens' embeddings, and of timm's trunks everything.
+        """
+        tables = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)}
+        return {name for name, value in self.named_parameters() if name in tables or not _multiplies(name, value)}
+
+
+def _multiplies(name: str, value: Tensor) -> bool:
+    """Whether a parameter is a matrix of a product by its name: all of open_clip's and timm's keep to this."""
+    own = name.rpartition(".")[2]
+    return value.ndim > 1 and ("weight" in own or "proj" in own)
 
 
 def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
@@ -152,6 +162,8 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = towers.build_towers(cfg)
+        if config.architecture in architectures.architectures():
+            initialize_as_the_authors(clip)
         if config.pretrained_trunk is not None:
             towers.load_trunk(clip, config.pretrained_trunk)
         captioner = None if recipe.captioning is None else Captioner(captioner_shape(clip, cfg, recipe))

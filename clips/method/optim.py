@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clips.errors import UserError
 
@@ -13,32 +13,48 @@ if TYPE_CHECKING:
     import torch
 
 
+EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup", "warmup_samples"): 0.05}
+"""Fields of which one is given, not both → the first one's value where neither is."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer.
 
     Args:
-        learning_rate: at the end of warm-up. The authors use a base rate × batch size / 256.
-        warmup: the share of the run during which the rate climbs from 0; cosine to 0 follows.
+        learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
+        base_learning_rate: the same for 256 samples: times batch_size / 256 it is the learning rate. The authors'
+            ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
+        warmup: the share of the run during which the rate climbs from 0; cosine to 0 follows. 0.05 if neither it nor
+            ``warmup_samples`` is given.
+        warmup_samples: the same in samples, rounded to whole steps.
         betas: Adam's averages of the gradient and of its square.
-        weight_decay: on matrices; never on norms, biases, embeddings or the temperature.
+        weight_decay: on the matrices of products; never on norms, biases, embeddings, positions or the temperature [C].
         clip_gradient: scale a gradient of greater norm down to this norm; null never does.
         skip_spikes: leave the weights alone in a step whose gradient has more than this many times the median norm of
             the last hundred, and stop after ten such steps in a row; null follows every gradient.
     """
 
-    learning_rate: float = 1e-3
-    warmup: float = 0.05
+    learning_rate: float | None = None
+    base_learning_rate: float | None = None
+    warmup: float | None = None
+    warmup_samples: int | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.2
     clip_gradient: float | None = None
     skip_spikes: float | None = None
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"optim.learning_rate: expected a number above 0, got {self.learning_rate}")
-        if not 0 <= self.warmup < 1:
+        for one, other in EITHER:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise UserError(f"optim.{one}, optim.{other}: expected one of them, got both")
+        for name in ("learning_rate", "base_learning_rate"):
+            if (rate := getattr(self, name)) is not None and rate <= 0:
+                raise UserError(f"optim.{name}: expected a number above 0, got {rate}")
+        if self.warmup is not None and not 0 <= self.warmup < 1:
             raise UserError(f"optim.warmup: expected a share from 0 to below 1, got {self.warmup}")
+        if self.warmup_samples is not None and self.warmup_samples < 0:
+            raise UserError(f"optim.warmup_samples: expected 0 or more, got {self.warmup_samples}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
         if self.weight_decay < 0:
@@ -48,11 +64,42 @@ class OptimConfig:
         if self.skip_spikes is not None and self.skip_spikes <= 1:
             raise UserError(f"optim.skip_spikes: expected a number above 1 or null, got {self.skip_spikes}")
 
+    def resolved(self) -> OptimConfig:
+        """The same with its defaults, as it is recorded."""
+        missing = [pair for pair in EITHER if all(getattr(self, name) is None for name in pair)]
+        defaults: dict[str, Any] = {pair[0]: EITHER[pair] for pair in missing}
+        return dataclasses.replace(self, **defaults)
+
+    def peak_rate(self, batch_size: int) -> float:
+        """The learning rate at the end of warm-up, for steps of ``batch_size`` samples."""
+        if self.base_learning_rate is not None:
+            return self.base_learning_rate * batch_size / 256
+        return float(self.resolved().learning_rate or 0.0)
+
+    def warmup_steps(self, steps: int, batch_size: int) -> int:
+        """How many of the run's ``steps`` of ``batch_size`` samples the rate climbs.
+
+        Raises:
+            UserError: the run is no longer than its warm-up in samples.
+        """
+        if self.warmup_samples is None:
+            return round((self.resolved().warmup or 0.0) * steps)
+        found = round(self.warmup_samples / batch_size)
+        if found >= max(1, steps):
+            raise UserError(
+                f"optim.warmup_samples: expected fewer than the {steps * batch_size} samples of the training, "
+                f"got {self.warmup_samples}"
+            )
+        return found
+
 
 def build_optimizer(
     model: torch.nn.Module, config: OptimConfig, no_decay: Collection[str] = ()
 ) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters of ``model``; those named in ``no_decay`` are not decayed."""
+    """AdamW over the trainable parameters of ``model``; those named in ``no_decay`` are not decayed.
+
+    Its rate is to be set before each step, see `learning_rate_at`.
+    """
     import torch
 
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -60,14 +107,14 @@ def build_optimizer(
     kept = [parameter for name, parameter in trainable if name in no_decay]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas, fused=True
+        [group for group in groups if group["params"]], lr=config.learning_rate or 0.0, betas=config.betas, fused=True
     )
 
 
-def learning_rate_at(step: int, steps: int, config: OptimConfig) -> float:
-    """The rate of step ``step`` (from 0) of ``steps``: linear warm-up, then cosine to 0 [C]."""
-    warmup_steps = round(config.warmup * steps)
+def learning_rate_at(step: int, steps: int, config: OptimConfig, batch_size: int) -> float:
+    """The rate of step ``step`` (from 0) of ``steps`` of ``batch_size``: linear warm-up, then cosine to 0 [C]."""
+    peak, warmup_steps = config.peak_rate(batch_size), config.warmup_steps(steps, batch_size)
     if step < warmup_steps:
-        return config.learning_rate * (step + 1) / warmup_steps
+        return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

@@ -119,14 +119,14 @@ RECIPES: dict[str, RecipeSpec] = {
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of one sample; ``synthetic`` is "" where there is none."""
+    """The captions of one sample; either is "" where there is none, but not both."""
 
     web: str
     synthetic: str
 
 
 def web(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
-    """The web caption, shortened by ``web_strategy``; whole where that leaves nothing."""
+    """The web caption, shortened by ``web_strategy``; whole where that leaves nothing. An empty one is one [C]."""
     return STRATEGIES[recipe.spec.web_strategy](captions.web, rng, recipe.config.target_tokens) or captions.web
 
 
@@ -138,8 +138,12 @@ def partial(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str
 
 
 def mixed(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
-    """The web caption with probability ``web_share``, else the synthetic one. Source: [P], VeCLIP, Recap-DataComp."""
-    return (web if rng.random() < recipe.spec.web_share else partial)(captions, rng, recipe)
+    """The web caption with probability ``web_share``, else the synthetic one; where one is empty, the other.
+
+    Source: [P], VeCLIP, Recap-DataComp.
+    """
+    chooses_web = rng.random() < recipe.spec.web_share
+    return (web if chooses_web and captions.web else partial)(captions, rng, recipe)
 
 
 def whole_synthetic(captions: Captions) -> str:

@@ -72,6 +72,7 @@ class ClipsTokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,
         } | {f"{name}_token": token for name, token in _SPECIAL.items()}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
@@ -124,6 +125,7 @@ def wordpiece() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
     tokenizer.add_special_tokens(list(_SPECIAL.values()))
+    tokenizer.encode_special_tokens = True  # "[CLS]" in a caption is a word in brackets [C]
     return tokenizer
 
 

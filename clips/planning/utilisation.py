@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,6 +14,8 @@ from clips.errors import reason_of
 from clips.planning.hardware import gpu_of
 from clips.training.config import TrainConfig
 
+_COUNTED = 8  # batches
+
 
 class Utilisation:
     """FLOPs of a run's samples, and its FLOP/s as a share of the peak of its devices where that is known.
@@ -22,6 +25,7 @@ class Utilisation:
         device: of this process.
         precision: what it computes in.
         processes: how many share the batch.
+        counted: FLOPs of a sample in the batches counted so far, which an interrupted run goes on with; more are added.
     """
 
     def __init__(
@@ -31,33 +35,37 @@ class Utilisation:
         device: torch.device,
         precision: Literal["fp32", "bf16"],
         processes: int,
+        counted: list[float] | None = None,
     ) -> None:
         self.config, self.processes = config, processes
         stated = config.scale.peak_tflops
         self.peak = peak_of(device, precision) if stated is None else stated * 1e12
-        self._flops: float | None = None
+        self.counted = [] if counted is None else counted
         self._failed = False
 
     def read(self, batch: Mapping[str, Tensor], samples_per_second: float) -> dict[str, float]:
-        """The log's "flops_per_sample"; with a peak "mfu" and, of one process, "tflops". The first call takes seconds.
+        """The log's "flops_per_sample"; with a peak "mfu" and, of one process, "tflops". The first calls take seconds.
+
+        FLOPs depend on the lengths of a batch's captions: the mean of the first eight batches that are asked about.
 
         Args:
-            batch: one of this process; the first one's captions say how long captions are.
+            batch: one of this process.
             samples_per_second: of all processes.
         """
         if self._failed:
             return {}
-        if self._flops is None:
+        if len(self.counted) < _COUNTED:
             try:
-                self._flops = flops_per_sample(self.config, batch, self.processes)
+                self.counted.append(flops_per_sample(self.config, batch, self.processes))
             except Exception as error:  # of a torch whose insides are others; no training should end for this
                 say(f"FLOPs: cannot be counted ({reason_of(error)})")
                 self._failed = True
                 return {}
-        counted = {"flops_per_sample": self._flops}
+        flops = statistics.fmean(self.counted)
+        counted = {"flops_per_sample": flops}
         if self.peak is None:
             return counted
-        rate = self._flops * samples_per_second / self.processes
+        rate = flops * samples_per_second / self.processes
         return counted | {"mfu": rate / self.peak, "tflops": rate / 1e12}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from clips.data.config import DataConfig
@@ -63,7 +64,7 @@ class TrainConfig:
         seed: of the weights, the order of the data, crops and caption draws.
         precision: of activations; auto takes bf16 where the hardware multiplies it faster.
         track: where metrics go besides metrics.jsonl: tensorboard, wandb.
-        log_every: steps between entries of metrics.jsonl.
+        log_every: steps between entries of metrics.jsonl; losses and gradient norms in them are means over these steps.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
@@ -110,6 +111,9 @@ class TrainConfig:
         for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        object.__setattr__(self, "optim", self.optim.resolved())
+        if not self.stages and self.epochs is None:
+            self.steps_for(0)
         if self.model.keep_trunk_outputs and self.data.augment.varies:
             raise UserError(
                 "model.keep_trunk_outputs: expected pictures that never change (data.augment.min_area: 1.0, no flips)"
@@ -127,3 +131,15 @@ class TrainConfig:
             raise UserError("optim.skip_spikes: expected null under ZeRO, which tells a gradient's norm after the step")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed: expected 0 or more, below 2**63, got {self.seed}")
+
+    def steps_for(self, samples_in_data: int) -> int:
+        """The length of the training in steps; a last part of a batch becomes a whole one.
+
+        Raises:
+            UserError: its warm-up is longer.
+        """
+        samples = self.samples if self.samples is not None else (self.epochs or 0) * samples_in_data
+        steps = self.steps if self.steps is not None else math.ceil(samples / self.batch_size)
+        if steps:
+            self.optim.warmup_steps(steps, self.batch_size)
+        return steps

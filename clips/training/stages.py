@@ -1,8 +1,8 @@
 """Training in stages of growing resolution: each begins with the weights of the one before.
 
 stages:
-  - {model.image_size: 84, samples: 12800000000, batch_size: 32768, optim.learning_rate: 1.02e-3}
-  - {model.image_size: 224, samples: 512000000, batch_size: 16384, optim.learning_rate: 2.6e-5}
+  - {model.image_size: 84, samples: 12800000000, batch_size: 32768, optim.base_learning_rate: 8.0e-6}
+  - {model.image_size: 224, samples: 512000000, batch_size: 16384, optim.base_learning_rate: 4.0e-7}
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from clips.artifact import MANIFEST, STAGES, read_manifest
 from clips.commandline.parsing import from_plain
 from clips.errors import UserError
+from clips.method.optim import EITHER
 from clips.plain import plain
 from clips.training.config import TrainConfig
 
@@ -37,6 +38,9 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
         values = plain(config) | {"stages": []}
         if any(name in fields for name in _LENGTHS):
             values |= dict.fromkeys(_LENGTHS)
+        for pair in EITHER:
+            if any(name in _optim_fields(fields) for name in pair):
+                values["optim"] |= dict.fromkeys(pair)
         _lay_over(values, fields, f"stages[{number}]")
         values["output"] = config.output if last else f"{config.output}{STAGES}/{number}"
         values["seed"] = config.seed + number - 1
@@ -44,6 +48,13 @@ def stage_configs(config: TrainConfig) -> list[TrainConfig]:
             values["model"] |= {"pretrained": found[-1].output, "pretrained_trunk": None}
         found.append(from_plain(TrainConfig, values, what=f"stages[{number}]"))
     return found
+
+
+def _optim_fields(fields: Mapping[str, Any]) -> set[str]:
+    """Which fields of ``optim`` a stage gives, in either way of writing."""
+    nested = fields.get("optim")
+    dotted = {name.removeprefix("optim.") for name in fields if name.startswith("optim.")}
+    return dotted | (set(nested) if isinstance(nested, Mapping) else set())
 
 
 def stages_so_far(config: Mapping[str, Any], loop: Mapping[str, Any], image_size: int) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class LoopState:
         norms: the gradient's norms of the latest steps.
         skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
         changes: fields of the config that became others on the way.
+        sums: of the steps since the last entry of the log, each number added up; ``summed`` is how many they are.
+        flops: FLOPs of a sample in the batches that were counted.
     """
 
     step: int = 0
@@ -41,6 +44,20 @@ class LoopState:
     skipped: int = 0
     spikes_in_a_row: int = 0
     changes: list[str] = dataclasses.field(default_factory=list)
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    summed: int = 0
+    flops: list[float] = dataclasses.field(default_factory=list)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Take the numbers of a step into account for the next entry of the log."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+        self.summed += 1
+
+    def take_means(self) -> dict[str, float]:
+        """The means of the numbers over the steps since the last entry of the log, which is now."""
+        means = {name: total / self.summed for name, total in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        return means
 
 
 def checkpoints(output: str | Path) -> list[Path]:

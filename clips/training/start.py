@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +104,7 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
         parallel=parallel,
         average=None if config.average is None else _average(config.average, parallel, latest, loop),
         loop=loop,
-        steps=count_steps(config, len(data)),
+        steps=config.steps_for(len(data)),
         precision=precision,
         mean=_channels(encoder.preprocess_cfg["mean"], processes.device),
         std=_channels(encoder.preprocess_cfg["std"], processes.device),
@@ -167,14 +166,6 @@ def _average(decay: float, parallel: DataParallel, latest: Path | None, loop: Lo
     if latest is not None:
         parallel.load_held(average.state, lambda tensors: load_tensors(latest, tensors, "average."))
     return average
-
-
-def count_steps(config: TrainConfig, samples_in_data: int) -> int:
-    """The length of the training in steps; a last part of a batch becomes a whole one."""
-    if config.steps is not None:
-        return config.steps
-    samples = config.samples if config.samples is not None else (config.epochs or 0) * samples_in_data
-    return math.ceil(samples / config.batch_size)
 
 
 def _channels(values: list[float], device: torch.device) -> torch.Tensor:

@@ -47,6 +47,8 @@ class Validation:
             rng = np.random.default_rng([index])
             try:
                 sample = source.read(index, rng)
+                if not sample.web:
+                    continue  # it would be asked for by an empty text
                 picture = augment(decode_image(sample.image), run.encoder.image_size, _UNCHANGED, rng)
             except (BadSampleError, BadImageError):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,8 +83,9 @@ class SourceConfig:
         cache: the folder for copies of shards from afar and of streamed row groups.
         cache_gb: how much that folder may hold; the longest unused copies go first. While one
             ``data.shuffle_window`` of shards is read, the next one is copied: give it room for two.
-        weight: how much of every batch comes from this source, relative to the weights of the others; give one to
-            each source or to none. Without, the sources are read as one, each sample once an epoch.
+        weight: how much of all batches comes from this source, relative to the weights of the others; give one to each
+            source or to none. Without, the sources are read as one, each sample once an epoch. Small weights are kept
+            too: shares of all samples so far are rounded to whole samples, every 1,000 samples.
     """
 
     format: str = dataclasses.field(default="webdataset", metadata={"choices": "clips.data.sources.base:FORMATS"})
@@ -107,7 +109,7 @@ class SourceConfig:
         for name in ("web", "synthetic"):
             if getattr(self, name) == AUTO:
                 object.__setattr__(self, name, getattr(FORMATS[self.format], name))
-        if self.weight is not None and not self.weight > 0:
+        if self.weight is not None and not 0 < self.weight < math.inf:
             raise UserError(f"data source's 'weight': expected a number above 0, got {self.weight}")
 
     @property
@@ -120,7 +122,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One picture, still encoded, with its captions ("" where the source has no synthetic ones)."""
+    """One picture, still encoded, with its captions: "" where one is empty, or the source has no synthetic ones."""
 
     image: bytes
     web: str

@@ -101,9 +101,9 @@ class HubDataset:
         """See `Source`."""
         row = self.rows[index]
         web = drawn(row[self.config.web], self.config.web, rng)
-        if not web:
-            raise BadSampleError(f"no caption '{self.config.web}'")
         synthetic = one_of([drawn(row[name], name, rng) for name in self.config.synthetics], rng)
+        if not web and not synthetic:
+            raise BadSampleError(f"no caption '{self.config.web}'")
         return Sample(
             picture_bytes(row[self.picture], self.folder, own_network=self.config.own_network), web, synthetic
         )

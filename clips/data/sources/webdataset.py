@@ -123,10 +123,10 @@ class WebDataset:
         read = functools.partial(self._bytes, shard)
         captions = _captions(spans, read)
         web = self._caption(self.config.web, captions, spans, read, rng)
-        if not web:
+        synthetic = one_of([self._caption(name, captions, spans, read, rng) for name in self.config.synthetics], rng)
+        if not web and not synthetic:
             raise BadSampleError(f"no caption '{self.config.web}'")
-        synthetic = [self._caption(name, captions, spans, read, rng) for name in self.config.synthetics]
-        return Sample(read(image), web, one_of(synthetic, rng))
+        return Sample(read(image), web, synthetic)
 
     def _bytes(self, shard: int, span: tuple[int, int]) -> bytes:
         for _ in range(2):  # another process may have made room in between

@@ -1,0 +1,51 @@
+"""How our own architectures begin: as the authors' code does, layer by layer [C].
+
+Their vision tower: patches Kaiming-uniform, the class token normal(1e-6), matrices normal(0.02), but the MLP's second a
+truncated normal of variance 0.3072 / width; all biases 0. Their text tower is open_clip's but for the MLP's biases,
+which are 0. Source: vit.py and text_transformer.py of OpenVision; flax's initializers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from clips.model.towers import Towers
+
+_STD = 0.02
+_CLASS_STD = 1e-6
+_MLP_OUT_VARIANCE = 0.3072  # times 1 / width
+_TRUNCATED = 0.87962566103423978  # standard deviation of a normal one that is cut at twice its own
+
+
+@torch.no_grad()
+def initialize_as_the_authors(clip: Towers) -> None:
+    """Draw the weights of an open_clip model anew: its ViT, where it has one, and the biases of its text tower."""
+    for block in clip.transformer.resblocks:
+        _zero_biases(block)
+    visual = clip.visual
+    if not hasattr(visual, "conv1") or not hasattr(visual, "transformer"):  # a ResNet or a trunk of timm's
+        return
+    nn.init.kaiming_uniform_(visual.conv1.weight, nonlinearity="relu")
+    nn.init.normal_(visual.class_embedding, std=_CLASS_STD)
+    nn.init.normal_(visual.proj, std=_STD)
+    for block in visual.transformer.resblocks:
+        _draw(block)
+
+
+def _draw(block: Any) -> None:
+    _zero_biases(block)
+    for weight in (block.attn.in_proj_weight, block.attn.out_proj.weight, block.mlp.c_fc.weight):
+        nn.init.normal_(weight, std=_STD)
+    out = block.mlp.c_proj.weight  # (width, hidden)
+    std = (_MLP_OUT_VARIANCE / out.shape[0]) ** 0.5 / _TRUNCATED
+    end = math.erf(2 / math.sqrt(2))  # torch's trunc_normal_ draws until all fit, which tensors without content cannot
+    out.uniform_(-end, end).erfinv_().mul_(math.sqrt(2) * std)
+
+
+def _zero_biases(block: Any) -> None:
+    for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.mlp.c_fc.bias, block.mlp.c_proj.bias):
+        nn.init.zeros_(bias)
