@@ -9,7 +9,6 @@ The training step is `clips.training.step.training_step`; everything here carrie
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,7 @@ def next_batch(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdo
     with clock.waiting():
         batch = next(stream)
     watchdog.at(run.loop.step, "computing")
-    run.loop.bad.update(batch.pop("bad"))
+    run.met += batch.pop("bad")
     return batch
 
 
@@ -213,27 +212,22 @@ def refuse_bad_share(run: Run) -> None:
 
     All processes judge together, by what all have met.
     """
-    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    allowed = run.config.data.max_bad_share * seen
-    if sum(gather_objects(len(run.loop.bad))) <= allowed:  # of several passes some may have met the same
-        return
     hand_over_bad(run)
-    count, example = gather_objects((len(run.loop.bad), next(iter(run.loop.bad.items()), None)))[0]
-    if count > allowed:
+    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
+    count, example = gather_objects((run.loop.bad.count, run.loop.bad.named[:1]))[0]
+    if count > run.config.data.max_bad_share * seen:
         raise UserError(
             f"data: {count} unusable samples, more than data.max_bad_share "
-            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {': '.join(example)}"
+            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {': '.join(example[0][1:])}"
         )
 
 
 def hand_over_bad(run: Run) -> None:
-    """Unusable samples that the others met since the last time; the main process alone remembers. All ask together."""
-    is_main, bad = run.processes.is_main, run.loop.bad
-    for theirs in gather_objects({} if is_main else bad):
-        if is_main:
-            bad.update(theirs)
-    if not is_main:
-        bad.clear()
+    """Invalid samples that processes met since the last time; the main process alone remembers. All ask together."""
+    for met in gather_objects(run.met):
+        if run.processes.is_main:
+            run.loop.bad.add(met)
+    run.met.clear()
 
 
 # ---------------------------------------------------------------- after it
@@ -280,7 +274,7 @@ def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
         "device": run.processes.device.type,
         "precision": run.precision,
         "parameters": {name: _count(part) for name, part in run.encoder.named_children() if _count(part)},
-        "bad_samples": {"count": len(loop.bad), "by_reason": dict(Counter(loop.bad.values())), "samples": loop.bad},
+        "bad_samples": loop.bad.report(),
         "last": metrics,
     }
 

@@ -8,7 +8,7 @@ checkpointing writes each process's shards as safetensors and reads them into an
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
+import copy
 import datetime
 import errno
 import json
@@ -31,7 +31,7 @@ from clips.jsontext import parse_json
 from clips.parallel.processes import Processes, gather_objects
 from clips.plain import plain, to_yaml
 from clips.secrets import without_secrets
-from clips.training.standing import CHECKPOINTS, CONFIG, LOOP, LoopState, checkpoints
+from clips.training.standing import CHECKPOINTS, CONFIG, LOOP, LoopState, checkpoints, loop_text
 
 _HASHES = "hashes.json"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of directories, by file systems that know no such thing
@@ -70,11 +70,10 @@ class Checkpointer:
         partial = checkpoint.with_name(f".{checkpoint.name}.partial")
         self._together(lambda: self._make(partial))
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        records = {
-            CONFIG: to_yaml(without_secrets(plain(config))),
-            LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False),
-        }
-        self._writing = self._thread.submit(self._write, partial, checkpoint, copied, records)
+        config_text = to_yaml(without_secrets(plain(config)))
+        self._writing = self._thread.submit(
+            self._write, partial, checkpoint, copied, config_text, copy.deepcopy(loop)
+        )
 
     def poll(self) -> None:
         """Raise what went wrong with a checkpoint whose writing has ended."""
@@ -114,11 +113,13 @@ class Checkpointer:
                 shutil.rmtree(leftover)
             partial.mkdir(parents=True)
 
-    def _write(self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], records: dict[str, str]) -> None:
+    def _write(
+        self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, loop: LoopState
+    ) -> None:
         try:
             _save_tensors(partial, tensors, self._group)
             if self.processes.is_main:
-                for name, text in records.items():
+                for name, text in {CONFIG: config_text, LOOP: loop_text(loop)}.items():
                     write_file(partial / name, text)
                 kept = [path for path in sorted(partial.iterdir()) if path.name != CONFIG]  # people may edit that
                 hashes = {path.name: file_hash(path) for path in kept}

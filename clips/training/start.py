@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from clips.artifact import MANIFEST, say
+from clips.data.invalid_samples import InvalidSamples
 from clips.data.loader import TrainingData
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -96,7 +97,7 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     parallel = spread(encoder, config.scale, config.optim, processes)
     loop = LoopState() if latest is None else read_loop(latest)
     if not processes.is_main:
-        loop.bad.clear()  # the main process remembers for all
+        loop.bad = InvalidSamples()  # the main process remembers for all
     run = Run(
         config=config,
         data=data,
