@@ -78,9 +78,7 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
-    assert read_loop(checkpoint) == LoopState(
-        step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25]
-    )
+    assert read_loop(checkpoint) == LoopState(step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25])
     model, optimizer = restore(checkpoint)
     for step in (3, 4):
         one_step(model, optimizer, step)
