@@ -101,7 +101,7 @@ def all_or_none(work: Callable[[], Result]) -> Result:
 def from_main(work: Callable[[], Result]) -> Result:
     """What ``work`` returns in the main process, which alone does it; so with its errors. All call it together."""
     is_main = not dist.is_initialized() or dist.get_rank() == 0
-    return gather_objects(all_or_none(lambda: work() if is_main else None))[0]  # type: ignore[no-any-return]
+    return gather_objects(all_or_none(lambda: work() if is_main else None))[0]
 
 
 @contextlib.contextmanager
