@@ -9,13 +9,13 @@ The training step is `clips.training.step.training_step`; everything here carrie
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
@@ -101,7 +101,7 @@ def note_changes(run: Run) -> None:
 def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
     """Train to the end; returns the last entry of the log, empty where there was no step to do."""
     config, loop, is_main = run.config, run.loop, run.processes.is_main
-    validation = Validation(config.validation, run) if is_main and config.validation.source else None
+    validation = Validation(config.validation, run) if config.validation.source else None
     trackers = open_trackers(config.track, config.output, plain(config)) if is_main else []
     log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
     utilisation = Utilisation(
@@ -127,13 +127,13 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
             log.advance()
             checkpointer.poll()
             last = loop.step == run.steps
-            validates = config.validation.source and (last or loop.step % config.validation.every == 0)
+            validates = validation and (last or loop.step % config.validation.every == 0)
             if last or validates or loop.step % config.log_every == 0:
                 refuse_bad_share(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting takes longer than a small training's steps
                     entry |= utilisation.read(batch, entry["samples_per_second"]) if is_main else {}
-                if validates:
+                if validation and validates:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
             asked = 0 if last else stop.of_any_process(run.processes.device)
@@ -165,7 +165,7 @@ def next_batch(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdo
     with clock.waiting():
         batch = next(stream)
     watchdog.at(run.loop.step, "computing")
-    run.loop.bad.update(batch.pop("bad"))
+    run.met += batch.pop("bad")
     return batch
 
 
@@ -181,15 +181,16 @@ def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]
     return values
 
 
-def validate(run: Run, validation: Validation | None, watchdog: Watchdog) -> dict[str, float]:
-    """Retrieval on held-out pictures, by the main process; the others help to bring the weights together."""
+def validate(run: Run, validation: Validation, watchdog: Watchdog) -> dict[str, float]:
+    """Retrieval on held-out pictures, of which each process encodes its share."""
 
     def moved() -> None:
         watchdog.at(run.loop.step, "validating")
 
     moved()
-    encoder = exported(run)
-    return {} if encoder is None or validation is None else validation.measure(encoder, moved)
+    encoder = exported(run, everywhere=True)
+    assert encoder is not None
+    return validation.measure(encoder, moved)
 
 
 def say_stopped(run: Run) -> None:
@@ -220,27 +221,22 @@ def refuse_bad_share(run: Run) -> None:
 
     All processes judge together, by what all have met.
     """
-    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    allowed = run.config.data.max_bad_share * seen
-    if sum(gather_objects(len(run.loop.bad))) <= allowed:  # of several passes some may have met the same
-        return
     hand_over_bad(run)
-    count, example = gather_objects((len(run.loop.bad), next(iter(run.loop.bad.items()), None)))[0]
-    if count > allowed:
+    seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
+    count, example = gather_objects((run.loop.bad.count, run.loop.bad.named[:1]))[0]
+    if count > run.config.data.max_bad_share * seen:
         raise UserError(
             f"data: {count} unusable samples, more than data.max_bad_share "
-            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {': '.join(example)}"
+            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {': '.join(example[0][1:])}"
         )
 
 
 def hand_over_bad(run: Run) -> None:
-    """Unusable samples that the others met since the last time; the main process alone remembers. All ask together."""
-    is_main, bad = run.processes.is_main, run.loop.bad
-    for theirs in gather_objects({} if is_main else bad):
-        if is_main:
-            bad.update(theirs)
-    if not is_main:
-        bad.clear()
+    """Invalid samples that processes met since the last time; the main process alone remembers. All ask together."""
+    for met in gather_objects(run.met):
+        if run.processes.is_main:
+            run.loop.bad.add(met)
+    run.met.clear()
 
 
 # ---------------------------------------------------------------- after it
@@ -258,18 +254,27 @@ def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
     checkpointer.save(tensors, run.loop, run.config)
 
 
-def exported(run: Run) -> ClipsModel | None:
-    """The model whose weights are the result, whole: on the main process, None on the others. All ask together."""
+def exported(run: Run, *, everywhere: bool = False) -> ClipsModel | None:
+    """The model whose weights are the result, whole, on the main process or everywhere; else None. All ask together."""
+    wanted = run.processes.is_main or everywhere
     if run.average is None and not run.parallel.shards_weights:
-        return run.encoder if run.processes.is_main else None
+        return run.encoder if wanted else None
     parallel, average = run.parallel, run.average
-    held = parallel.weights() if average is None else parallel.gathered(average.state)
-    weights = {name: whole(value) for name, value in held.items()}
-    if not run.processes.is_main:
+    weights = {}
+    for name, value in (parallel.weights() if average is None else parallel.gathered(average.state)).items():
+        tensor = whole(value)  # of many tensors, one at a time is whole on the device
+        if run.processes.is_main:
+            weights[name] = tensor.cpu()
+    if not wanted:
         return None
     encoder = bare_model(run.config)
-    encoder.load_state_dict(weights)
-    return encoder.to(run.processes.device)
+    if run.processes.is_main:
+        encoder.load_state_dict(weights)
+    encoder.to(run.processes.device)
+    if everywhere and run.processes.count > 1:
+        for tensor in encoder.state_dict().values():
+            dist.broadcast(tensor, 0)
+    return encoder
 
 
 def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -288,7 +293,7 @@ def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
         "device": run.processes.device.type,
         "precision": run.precision,
         "parameters": {name: _count(part) for name, part in run.encoder.named_children() if _count(part)},
-        "bad_samples": {"count": len(loop.bad), "by_reason": dict(Counter(loop.bad.values())), "samples": loop.bad},
+        "bad_samples": loop.bad.report(),
         "last": metrics,
     }
 

@@ -117,7 +117,7 @@ def test_unusable_samples_are_replaced_and_named(bridge_talk: Path, tmp_path: Pa
     assert data[0]["skipped"] == []
     item = data[1]
     assert item["input_ids"] == data[3]["input_ids"]
-    (first, why_first), (second, why_second) = item["skipped"]
+    (_, first, why_first), (_, second, why_second) = item["skipped"]
     assert (first, second) == ("talk.json 1", "talk.json 2")
     assert "missing.png" in why_first
     assert "0 pictures but 1 <image>" in why_second
@@ -135,7 +135,7 @@ def test_an_empty_answer_is_a_fault_of_its_sample(
     path = write(tmp_path / "talk.json", rows)
     data = Conversations(read_samples(DataConfig(path=path, images=str(bridge_talk))), chat, 100)
     item = data[0]
-    assert item["skipped"] == [("talk.json 0", "an answer is empty")]
+    assert item["skipped"] == [(0, "talk.json 0", "an answer is empty")]
     assert item["input_ids"] == data[1]["input_ids"]
     inspect(InspectConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0))
     assert "unusable: 1: an answer is empty (talk.json 0)" in capsys.readouterr().out
@@ -156,7 +156,7 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
         {"id": "good", "image": "0.png", "conversations": turns},
     ]
     data = Conversations(read_samples(DataConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
-    skipped = dict(data[0]["skipped"])
+    skipped = {name: reason for _, name, reason in data[0]["skipped"]}
     assert [name.split()[1] for name in skipped] == ["long", "empty", "lost", "nul"]
     assert "roles must alternate" in skipped["talk.json long"]
     with pytest.raises(UserError, match=r"chat_template: .*always wrong"):
@@ -211,7 +211,7 @@ def test_pictures_of_every_kind(tmp_path: Path, chat: Chat) -> None:
     data = Conversations(read_samples(DataConfig(path=write(tmp_path / "talk.json", rows))), chat, 100)
     items = [data[index] for index in range(8)]
     assert [len(item["skipped"]) for item in items] == [0] * 6 + [2, 1]
-    (deep, why_deep), (torn, _) = items[6]["skipped"]
+    (_, deep, why_deep), (_, torn, _) = items[6]["skipped"]
     assert (deep, torn) == ("talk.json deep.png", "talk.json torn.png")
     assert "not an 8-bit picture" in why_deep
     processor = CLIPImageProcessor(

@@ -286,11 +286,12 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
 
 def stage_trainer(allowed: float) -> Any:
     """A StageTrainer without model and data, for its own checks."""
+    from clips.data.invalid_samples import InvalidSamples
     from llava_bridge.training.bad_samples import BadSamples
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
-    trainer.stage_name, trainer.bad = "align", BadSamples("align", allowed, {})
+    trainer.stage_name, trainer.bad = "align", BadSamples("align", allowed, InvalidSamples())
     trainer.state = SimpleNamespace(global_step=6)
     return trainer
 
@@ -308,25 +309,26 @@ def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
     trainer, model = stage_trainer(allowed=1.5), torch.nn.Linear(1, 1)
-    trainer.compute_loss(model, {"skipped": [("a", "no such picture")]})
-    trainer.compute_loss(model, {"skipped": [("a", "no such picture")]})  # the same one again
+    trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
+    trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})  # the same one again
     with pytest.raises(UserError, match=r"align: 2 samples cannot be used.*the first: a: no such picture"):
-        trainer.compute_loss(model, {"skipped": [("b", "not a picture")]})
+        trainer.compute_loss(model, {"skipped": [(1, "b", "not a picture")]})
     with pytest.raises(UserError, match="align: 1 samples cannot be used"):
-        stage_trainer(allowed=0).compute_loss(model, {"skipped": [("a", "no such picture")]})
+        stage_trainer(allowed=0).compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from clips.data.invalid_samples import InvalidSamples
     from llava_bridge.training import bad_samples, checkpoints
     from llava_bridge.training.bad_samples import BadSamples
 
-    monkeypatch.setattr(bad_samples, "gather_objects", lambda own: [own, {"b": "of rank 1"}])
+    monkeypatch.setattr(bad_samples, "gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
-    bad = BadSamples("align", 2, {})
-    bad.add([("a", "of rank 0")])
-    assert bad.gather() == {"a": "of rank 0", "b": "of rank 1"}
+    bad = BadSamples("align", 2, InvalidSamples())
+    bad.add([(0, "a", "of rank 0")])
+    assert bad.gather().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -337,7 +339,7 @@ def test_bad_samples_are_counted_over_all_processes_and_attempts(
     assert (checkpoints.seconds_before(start), checkpoints.seconds_before(None)) == (15.0, 0.0)
     again = BadSamples("align", 2, checkpoints.bad_before(start))
     with pytest.raises(UserError, match="align: 3 samples cannot be used"):
-        again.add([("c", "after resuming")])
+        again.add([(1, "b", "met before"), (7, "c", "after resuming")])
     assert not (tmp_path / "checkpoint-12").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.parallel.processes import Processes, start_processes
 from clips.training import checkpoint as checkpointing
@@ -52,9 +53,15 @@ def tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return {f"model.{name}": value for name, value in model.state_dict().items()} | moments
 
 
+def invalid_samples() -> InvalidSamples:
+    found = InvalidSamples()
+    found.add([(9, "a", "b")])
+    return found
+
+
 def save(output: Path, step: int, keep: int = 2) -> Path:
     start_processes()
-    loop = LoopState(step=step, samples_seen=4 * step, seconds=1.5, bad={"a": "b"}, norms=[0.25])
+    loop = LoopState(step=step, samples_seen=4 * step, seconds=1.5, bad=invalid_samples(), norms=[0.25])
     with Checkpointer(output, Processes(), keep=keep) as checkpointer:
         checkpointer.save(tensors(*trained(step)), loop, RunConfig(output=str(output)))
     return checkpoints(output)[-1]
@@ -71,7 +78,7 @@ def restore(checkpoint: Path) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path):
     checkpoint = save(tmp_path, 3)
-    assert read_loop(checkpoint) == LoopState(step=3, samples_seen=12, seconds=1.5, bad={"a": "b"}, norms=[0.25])
+    assert read_loop(checkpoint) == LoopState(step=3, samples_seen=12, seconds=1.5, bad=invalid_samples(), norms=[0.25])
     model, optimizer = restore(checkpoint)
     for step in (3, 4):
         one_step(model, optimizer, step)

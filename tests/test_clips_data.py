@@ -96,7 +96,7 @@ def test_bad_samples_are_replaced_by_the_next_good_one_and_named(tmp_path: Path)
     )
     again = next(batches(data, first_step=0, last_step=1))
     assert torch.equal(again["web"], batch["web"])
-    assert dict(batch["bad"]) == {
+    assert {name: reason for _, name, reason in batch["bad"]} == {
         "a.tar/000000001": "undecodable picture",
         "a.tar/000000002": "no caption 'web_caption'",
         "a.tar/000000004": "broken JSON",
@@ -110,7 +110,7 @@ def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
     samples["000000000"]["json"] = first
     data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), 3)
     batch = next(batches(data, first_step=0, last_step=1))
-    assert {name for name, _ in batch["bad"]} == {"a.tar/000000000"}
+    assert {name for _, name, _ in batch["bad"]} == {"a.tar/000000000"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -31,6 +31,7 @@ from clips.planning.dryrun import (
     contrast_flops,
     dry_contrast,
     dry_step,
+    dry_validation,
     fake_batch,
     fake_model,
 )
@@ -41,6 +42,8 @@ from clips.planning.plan import StagePlan, bandwidth, cluster, mfu_of
 from clips.planning.utilisation import Utilisation, flops_per_sample
 from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs
+from clips.training.start import open_data, start_run
+from clips.training.validate import Validation
 
 MODEL = ModelConfig(architecture="clips-tiny", image_size=16, context_length=12)
 RECIPE = RecipeConfig(name="clips")
@@ -401,3 +404,59 @@ def test_gpus():
     assert gpu_of("NVIDIA H100 PCIe") is None  # slower than what the table has
     assert bandwidth(GPUS["h200"], 8) == 450e9
     assert bandwidth(GPUS["h200"], 64) == 400e9
+
+
+# ---------------------------------------------------------------- validation
+
+
+def validating(data: Path, output: Path, samples: int, **fields: Any) -> TrainConfig:
+    validation = {"source": {"path": str(data)}, "samples": samples, "batch_size": 8}
+    return clips_world.train_config(data, output, validation=validation, **fields)
+
+
+def test_a_dry_validation_holds_what_a_real_one_holds(tmp_path: Path):
+    """The same with many samples, of which the similarities take most, and with few, of which activations do."""
+    data = clips_world.write_shards(tmp_path / "data", sizes=(60,))
+    run = start_run(config := validating(data, tmp_path / "run", 60), open_data(config))
+    for samples in (8, 60):
+        chosen = dataclasses.replace(config.validation, samples=samples)
+        validation = Validation(chosen, run)
+        with MemoryTrace(run.encoder) as trace:
+            validation.measure(run.encoder)
+        measured = max(map(sum, trace.timeline))
+        planned = dry_validation(fake_model(config.model, config.recipe), chosen, device="cpu", bf16=False)
+        assert planned.peak == pytest.approx(measured, rel=0.1)
+
+
+def test_similarities_grow_with_the_samples_and_fill_a_gpu_in_the_plan(tmp_path: Path):
+    """A million samples: 6 GB of similarities in a batch of 1,024, which a step of 4 samples does not take."""
+    data = clips_world.write_shards(tmp_path / "data")
+    config = validating(data, tmp_path / "run", 1_000_000)
+    few = Rehearsal(dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=8)))
+    many = Rehearsal(dataclasses.replace(config, validation=dataclasses.replace(config.validation, batch_size=1024)))
+    spread = Spread(parallel="ddp", count=2, checkpointing=False)
+    width = few.model.model_cfg["embed_dim"]
+    found = many.validation(spread)
+    assert found["features"] == 4 * 1_000_000 * width * 4
+    assert 1024 * 1_000_000 * 4 <= found["similarities and activations"] <= 1024 * 1_000_000 * 8
+    parts = many.footprint(spread, local=2, at_once=2, allowance=Allowance())
+    assert parts["validation"] == sum(found.values())
+    assert parts["activations"] == parts["gradients"] == 0
+    less = few.footprint(spread, local=2, at_once=2, allowance=Allowance())
+    assert sum(parts.values()) > sum(less.values()) + 4e9
+
+
+@pytest.mark.parametrize("parallel", PARALLELS)
+def test_shards_and_averages_are_validated_in_a_model_of_their_own(tmp_path: Path, parallel: Any):
+    data = clips_world.write_shards(tmp_path / "data")
+    for average in (None, 0.9):
+        found = Rehearsal(validating(data, tmp_path / "run", 8, average=average))
+        held = found.validation(Spread(parallel=parallel, count=2, checkpointing=False))["model"]
+        whole = found.parameters * 4 + found.buffers
+        assert held == (whole if average or parallel in {"fsdp", "zero3"} else 0)
+    assert (
+        Rehearsal(clips_world.train_config(data, tmp_path / "run")).validation(
+            Spread(parallel=parallel, count=2, checkpointing=False)
+        )
+        == {}
+    )

@@ -95,7 +95,7 @@ def test_a_run_leaves_an_encoder_directory_with_its_records(whole: Path, data: P
         entries[0]["contrastive_loss"] + 2 * entries[0]["caption_loss"], rel=1e-5
     )
     summary = json.loads((whole / "summary.json").read_text())
-    assert summary["bad_samples"] == {"count": 0, "by_reason": {}, "samples": {}}
+    assert summary["bad_samples"] == {"count": 0, "by_reason": {}, "samples": {}, "more": 0}
     assert summary["last"] == entries[-1]
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["kind"] == "encoder"
@@ -345,6 +345,7 @@ def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest
         "count": 2,
         "by_reason": {"undecodable picture": 2},
         "samples": {"a.tar/000000000": "undecodable picture", "a.tar/000000001": "undecodable picture"},
+        "more": 0,
     }
     assert "2 unusable samples skipped (2 × undecodable picture)" in capsys.readouterr().err
     assert [entry["step"] for entry in metrics(output)] == [2, 4, 6]
@@ -388,9 +389,9 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
 
 
 def test_the_share_of_bad_samples_counts_the_batch_that_they_came_in():
-    bad = {str(number): "undecodable picture" for number in range(24)}
     run = SimpleNamespace(
-        loop=LoopState(samples_seen=4000, bad=bad),
+        loop=LoopState(samples_seen=4000),
+        met=[(number, str(number), "undecodable picture") for number in range(24)],
         data=range(10_000),
         config=SimpleNamespace(data=SimpleNamespace(max_bad_share=0.01)),
         processes=Processes(),

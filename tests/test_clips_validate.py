@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import clips_world
 import pytest
 import torch
+from test_clips_scale import torchrun
 
 from clips.errors import UserError
 from clips.method.captions import sentences
-from clips.train import open_data, start_run, train
-from clips.training.validate import Validation, recall_at_1
+from clips.train import TrainConfig, open_data, start_run, train
+from clips.training import validate
+from clips.training.validate import CAPTIONS, IMAGE, Validation, hits
 
 
 def test_recall_by_hand_ties_counted_in_part():
     cosines = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.8, 0.0, 0.3]])
-    assert recall_at_1(cosines) == pytest.approx((1 + 0.5 + 0) / 3)
-    assert recall_at_1(torch.ones(4, 4)) == pytest.approx(0.25)  # a model that sees nothing is at chance
+    assert hits(cosines, torch.eye(3), torch.arange(3)).tolist() == [1, 0.5, 0]
+    assert hits(cosines[1:], torch.eye(3), torch.tensor([0, 2])).tolist() == [0.5, 0]  # a block of the rows
+    nearly = torch.tensor([[1.0], [1.0 + 1e-7]])  # equal features, multiplied in another order
+    assert hits(torch.ones(1, 1), nearly, torch.tensor([0])).tolist() == [0.5]
+    assert hits(torch.ones(4, 4), torch.ones(4, 4), torch.arange(4)).tolist() == [0.25] * 4  # it sees nothing: chance
 
 
 def validated(tmp_path: Path, **fields: object):  # type: ignore[no-untyped-def]
@@ -52,8 +59,8 @@ def test_validation_leaves_no_trace_in_training(tmp_path: Path):
 @pytest.mark.parametrize("recipe", ["clip", "clipa"])
 def test_partial_captions_are_a_sentence_whatever_the_recipe(tmp_path: Path, recipe: str):
     config = validated(tmp_path, recipe={"name": recipe})
-    found = Validation(config.validation, start_run(config, open_data(config))).texts
-    for part, whole in zip(found["partial"], found["whole"], strict=True):
+    (batch,) = Validation(config.validation, start_run(config, open_data(config))).batches
+    for part, whole in zip(batch.texts["partial"], batch.texts["whole"], strict=True):
         assert part in sentences(whole)
         assert len(sentences(whole)) > 1
 
@@ -62,13 +69,12 @@ def test_matching_features_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = validated(tmp_path)
     run = start_run(config, open_data(config))
     found = Validation(config.validation, run)
-    assert found.texts["whole"][1] == clips_world.captions(1)["synthetic_caption"]
-    assert found.texts["partial"][1].rstrip(".") in clips_world.captions(1)["synthetic_caption"]
-    eye = torch.eye(5)
-    monkeypatch.setattr(found, "_encode_images", lambda encoder: eye)
-    monkeypatch.setattr(
-        found, "_encode_texts", lambda encoder, texts: eye if texts is found.texts["web"] else eye.roll(1, 0)
-    )
+    (batch,) = found.batches
+    assert batch.texts["whole"][1] == clips_world.captions(1)["synthetic_caption"]
+    assert batch.texts["partial"][1].rstrip(".") in clips_world.captions(1)["synthetic_caption"]
+    eye = torch.eye(5, run.encoder.model_cfg["embed_dim"])
+    turned = dict.fromkeys(CAPTIONS, eye.roll(1, 0)) | {IMAGE: eye, "web": eye}
+    monkeypatch.setattr(validate, "encode", lambda *_: turned)
     measured = found.measure(run.encoder)
     assert measured["val_web_t2i_r1"] == measured["val_web_i2t_r1"] == 1
     assert measured["val_whole_t2i_r1"] == 0
@@ -80,3 +86,81 @@ def test_a_source_without_usable_samples_is_told(tmp_path: Path):
     clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", broken)
     with pytest.raises(UserError, match=r"validation\.source: .*none of 3 samples can be used"):
         train(config)
+
+
+def test_invalid_samples_are_left_out_of_the_batch_that_they_are_in(tmp_path: Path):
+    config = validated(tmp_path)
+    samples = {f"{n:09d}": clips_world.sample(n) for n in range(6)}
+    samples["000000002"]["png"] = b"x"
+    clips_world.write_shard(tmp_path / "held_out" / "shard-00000.tar", samples)
+    config = dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=6, batch_size=2))
+    run = start_run(config, open_data(config))
+    found = Validation(config.validation, run)
+    assert [batch.numbers.tolist() for batch in found.batches] == [[0, 1], [3], [4, 5]]
+    assert found.valid.tolist() == [True, True, False, True, True, True]
+    recalls = set(found.measure(run.encoder).values())
+    assert all(round(5 * value, 6) in range(6) for value in recalls)
+
+
+# ---------------------------------------------------------------- shared by processes
+
+WAYS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "ddp_averaged": {"average": 0.5},
+    "fsdp": {"scale": {"parallel": "fsdp"}},
+    "fsdp_averaged": {"scale": {"parallel": "fsdp"}, "average": 0.5},
+    "zero2": {"scale": {"parallel": "zero2"}},
+    "zero3": {"scale": {"parallel": "zero3"}},
+    "zero3_averaged": {"scale": {"parallel": "zero3"}, "average": 0.5},
+}
+
+
+def shared(data: Path, output: Path, **fields: Any) -> TrainConfig:
+    """23 samples in batches of 3, one of them invalid."""
+    validation = {"source": {"path": str(data)}, "samples": 23, "batch_size": 3}
+    return clips_world.train_config(data, output, validation=validation, **fields)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    samples = {f"{n:09d}": clips_world.sample(n) for n in range(23)}
+    samples["000000004"]["png"] = b"x"
+    clips_world.write_shard(folder / "shard-00000.tar", samples)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """For each way of spreading: what each of two processes measured and encoded with the untrained model."""
+    folder = tmp_path_factory.mktemp("two")
+    for name, way in WAYS.items():
+        shared(data, folder / name, **way)
+    driver = Path(__file__).parent / "validate_driver.py"
+    process = torchrun(folder / "log", str(driver), *(str(folder / f"{name}.json") for name in WAYS))
+    assert process.wait(300) == 0, (folder / "log").read_text()[-5000:]
+    return {name: [json.loads((folder / f"{name}.rank{rank}.json").read_text()) for rank in range(2)] for name in WAYS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_processes_share_the_encoding_and_measure_what_one_measures(
+    data: Path, tmp_path: Path, two: dict[str, list[dict[str, Any]]], way: str
+):
+    config = shared(data, tmp_path / "one")
+    run = start_run(config, open_data(config))
+    expected = Validation(config.validation, run).measure(run.encoder)
+    assert [found["metrics"] for found in two[way]] == [expected, expected]
+    assert [found["encoded"] for found in two[way]] == [{"image": 12, "text": 36}, {"image": 10, "text": 30}]
+    assert len(set(expected.values())) > 1
+    assert any(0 < value < 1 for value in expected.values())
+
+
+@pytest.mark.slow
+def test_a_source_that_one_process_finds_broken_ends_all(data: Path, tmp_path: Path):
+    """Rank 1 alone cannot open it: rank 0 does not wait for features that never come."""
+    shared(data, tmp_path / "broken")
+    driver = Path(__file__).parent / "validate_driver.py"
+    process = torchrun(tmp_path / "log", str(driver), "--break", "1", str(tmp_path / "broken.json"))
+    assert process.wait(120) != 0
+    assert (tmp_path / "log").read_text().count("UserError: held_out.tar: broken on rank 1") >= 2

@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 
 from clips.artifact import say
+from clips.data.download_process import DownloadProcess
 from clips.data.order import Order
 from clips.data.sources import Afar, Source, blocks_of
 from clips.errors import UserError
@@ -103,7 +104,7 @@ class Fetcher:
     def _has_room(self, block: int) -> bool:
         """Whether a copy for the next window leaves those of this one alone; if so, its room is taken."""
         number = self._source_of(block)
-        room = cast(Afar, self.sources[number]).room
+        room = cast(Afar, self.sources[number]).copies.limit
         sizes = [size for other, size in self._sizes.items() if other != block]
         if sum(sizes) + max(sizes, default=0) <= room:
             self._sizes[block] = max(sizes, default=0)
@@ -133,16 +134,36 @@ def _afar(source: Source) -> Afar | None:
 def fetching(
     order: Order, sources: Sequence[Source], last: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Fetcher | None]:
-    """A `Fetcher` where there is something to fetch and this process is the first of its machine, else None."""
+    """A `Fetcher` where there is something to fetch and this process is the first of its machine, else None.
+
+    Meanwhile nothing is downloaded in this process itself: its threads wait for a `DownloadProcess`.
+    """
     local_rank, local_size = _place_on_machine(rank, world_size)
-    if order.window is None or local_rank or not any(map(_afar, sources)):
-        yield None
-        return
-    fetcher = Fetcher(order, sources, last, (rank / world_size, min(1, (rank + local_size) / world_size)))
+    remote = [source for source in map(_afar, sources) if source is not None]
+    with _downloads_apart(remote):
+        if order.window is None or local_rank or not remote:
+            yield None
+            return
+        fetcher = Fetcher(order, sources, last, (rank / world_size, min(1, (rank + local_size) / world_size)))
+        try:
+            yield fetcher
+        finally:
+            fetcher.close()
+
+
+@contextlib.contextmanager
+def _downloads_apart(sources: Sequence[Afar]) -> Iterator[None]:
+    """What this process copies of ``sources`` meanwhile, a process of its own downloads. Readers forked before do not
+    know of it, and need not: they are processes of their own."""
+    downloads = DownloadProcess()
+    for source in sources:
+        source.copies.downloads = downloads
     try:
-        yield fetcher
+        yield
     finally:
-        fetcher.close()
+        for source in sources:
+            source.copies.downloads = None
+        downloads.close()
 
 
 def _place_on_machine(rank: int, world_size: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from clips.artifact import say
+from clips.data.download_process import DownloadProcess
 from clips.errors import UserError, reason_of
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -87,7 +88,11 @@ class ShardCache:
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder = folder
         self.limit = limit
+        self.downloads: DownloadProcess | None = None  # of those that training would do itself
         self._has_worked = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"downloads": None}
 
     def path(self, address: str) -> Path:
         """The local path of ``address``, copied if it is not here already; a file of this machine is itself.
@@ -99,20 +104,23 @@ class ShardCache:
         if not is_remote(address):
             return Path(address)
         name = address.rpartition("/")[2] if "://" in address else "shard.tar"
-        return self.made(address, name, functools.partial(_fetch, address))
+        return self.made(address, name, functools.partial(_fetch, address), remote=True)
 
-    def made(self, key: str, name: str, make: Callable[[Path], None]) -> Path:
+    def made(self, key: str, name: str, make: Callable[[Path], None], *, remote: bool = False) -> Path:
         """The local path of what ``make`` writes to the path that it gets; called if that is not here already.
 
         Args:
             key: says what it is.
             name: ends the file's name.
             make: the same for the same key.
+            remote: it downloads and can be pickled, so that it may run in ``downloads``.
 
         Raises:
             UnreachableError: it cannot be made, after three tries; after many if anything could be before.
             UserError: it does not exist, or whatever ``make`` raises of this kind.
         """
+        if remote and self.downloads is not None:
+            make = functools.partial(self.downloads.run, make)
         target = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
         try:
             os.utime(target)

@@ -20,6 +20,7 @@ from clips.data.augment import augment, decoding_size
 from clips.data.config import DataConfig
 from clips.data.fetching import fetching
 from clips.data.images import BadImageError, decode_image
+from clips.data.invalid_samples import Invalid
 from clips.data.order import Order, Place, positions_of_step
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError, reason_of
@@ -77,7 +78,7 @@ class TrainingData(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The tensors at ``position`` ("image" uint8 (3, size, size), and those of the recipe), and "bad".
 
-        "bad" lists (name, reason) of unusable samples; each is replaced by the next one in the source.
+        "bad" lists the `Invalid` samples; each is replaced by the next one in the source.
         """
         return self.__getitems__([position])[0]
 
@@ -113,7 +114,7 @@ class TrainingData(torch.utils.data.Dataset):
 
     def _next_good(self, position: int) -> dict[str, Any]:
         """The sample at ``position``, or another one drawn for it: what a shard lacks is replaced by many others."""
-        bad: list[tuple[str, str]] = []
+        bad: list[Invalid] = []
         for ahead in _places_ahead(len(self), self.order, np.random.default_rng([_REPLACEMENT, self.seed, position])):
             place = self.order.at(position, ahead=ahead)
             rng = self.order.generator(place)
@@ -123,8 +124,8 @@ class TrainingData(torch.utils.data.Dataset):
                 texts = self.prepare(sample.web, sample.synthetic, rng)
                 return {"image": image, **texts, "bad": bad[:1]}  # the others are counted at their own places
             except (BadSampleError, BadImageError) as error:
-                bad.append((self.sources.name(place.index), str(error)))
-        raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][0]}: {bad[0][1]}")
+                bad.append((place.index, self.sources.name(place.index), str(error)))
+        raise UserError(f"data.sources: {len(bad)} samples in a row cannot be used; {bad[0][1]}: {bad[0][2]}")
 
     def _image(self, place: Place, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
         image = self.cache.get(place.index) if self.cache is not None else None

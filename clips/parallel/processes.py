@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
 import socket
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from clips.errors import UserError
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,44 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_or_none(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns; an error that it meets in any process is raised in all. All call it together.
+
+    Raises:
+        UserError, OSError: as ``work`` does.
+    """
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except (UserError, OSError) as raised:
+        error = raised
+    if (found := next(filter(None, gather_objects(error)), None)) is not None:
+        raise found
+    return result
+
+
+def from_main(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns in the main process, which alone does it; so with its errors. All call it together."""
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    return gather_objects(all_or_none(lambda: work() if is_main else None))[0]
+
+
+@contextlib.contextmanager
+def machine_group() -> Iterator[tuple[Any, int]]:
+    """A process group of those on this machine, and the rank of the first of them. All call it together."""
+    if not dist.is_initialized():
+        yield None, 0
+        return
+    hosts = gather_objects(socket.gethostname())
+    ranks = [rank for rank, host in enumerate(hosts) if host == hosts[dist.get_rank()]]
+    group = dist.new_group(ranks, use_local_synchronization=True)
+    try:
+        yield group, ranks[0]
+    finally:
+        dist.destroy_process_group(group)
 
 
 def wait_for_main_process() -> None:

@@ -28,6 +28,8 @@ from clips.model.precision import quick_attention
 from clips.model.tokenizer import EOS
 from clips.model.towers import end_token
 from clips.planning.instruments import FlopCount, MemoryTrace
+from clips.training import validate
+from clips.training.config import ValidationConfig
 
 Device = Literal["cpu", "cuda"]
 SIGN = 23
@@ -209,6 +211,58 @@ def dry_contrast(model: ClipsModel, samples: int, processes: int) -> Contrast:
     with _many(processes), MemoryTrace(model) as live, FlopCount() as counter:
         losses.contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
     return Contrast(flops=counter.total, peak=max(map(sum, live.timeline)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DryValidation:
+    """Bytes that validation makes in a process.
+
+    Args:
+        features: of all samples, pictures and captions; there throughout.
+        encoding: of the fullest instant in which a batch is encoded.
+        similarities: of the fullest instant in which a batch is ranked among all samples.
+    """
+
+    features: int
+    encoding: int
+    similarities: int
+
+    @property
+    def peak(self) -> int:
+        """Of the fullest instant."""
+        return self.features + max(self.encoding, self.similarities)
+
+
+def dry_validation(
+    model: ClipsModel, config: ValidationConfig, *, device: Device = "cuda", bf16: bool
+) -> DryValidation:
+    """What `clips.training.validate.Validation` holds, whatever the number of processes.
+
+    Args:
+        model: of `fake_model`.
+        config: whose samples are taken to be there.
+        device: see `dry_step`.
+        bf16: see `dry_step`.
+    """
+    samples, size = min(config.samples, config.batch_size), model.image_size
+    model.eval()
+    kernels = _cuda_kernels() if device == "cuda" else contextlib.nullcontext()
+    tokens = dict.fromkeys(validate.CAPTIONS, full_texts(model, samples))
+    with torch.no_grad(), kernels:
+        with MemoryTrace(model) as encoding:
+            with _mode_of(model):
+                mean = torch.empty(3, 1, 1)
+                pixels = validate.normalized(torch.empty(samples, 3, size, size, dtype=torch.uint8), mean, mean)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                found = validate.encode(model, pixels, tokens)
+            del pixels, found
+        with _mode_of(model), MemoryTrace(model) as keeping:
+            features = validate.empty_features(model, config.samples, torch.device("cpu"))
+        with _mode_of(model), MemoryTrace(model) as ranking:
+            query, own = features["web"][:samples], torch.zeros(samples, dtype=torch.long)
+            validate.hits(query.clone(), features[validate.IMAGE], own)
+    kept, encoded, ranked = (max(map(sum, trace.timeline)) for trace in (keeping, encoding, ranking))
+    return DryValidation(features=kept, encoding=encoded, similarities=ranked)
 
 
 def contrast_flops(model: ClipsModel, samples: int, processes: int) -> float:

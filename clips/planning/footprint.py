@@ -16,7 +16,18 @@ import numpy as np
 
 from clips.parallel.base import layers_of
 from clips.parallel.config import REDUCE_BUCKET, Parallel
-from clips.planning.dryrun import SIGN, Contrast, Device, Step, contrast_flops, dry_contrast, dry_step, fake_model
+from clips.planning.dryrun import (
+    SIGN,
+    Contrast,
+    Device,
+    DryValidation,
+    Step,
+    contrast_flops,
+    dry_contrast,
+    dry_step,
+    dry_validation,
+    fake_model,
+)
 from clips.training.config import TrainConfig
 
 PARALLELS: tuple[Parallel, ...] = get_args(Parallel)
@@ -88,6 +99,9 @@ class Rehearsal:
         self.largest_layer, self.outside_layers = max(in_layers), self.parameters - sum(in_layers)
         self.step: Callable[[int, bool], Step] = functools.cache(self._step)
         self.contrast: Callable[[int, int], Contrast] = functools.cache(functools.partial(dry_contrast, self.model))
+        self._dry_validation: Callable[[], DryValidation] = functools.cache(
+            functools.partial(dry_validation, self.model, config.validation, device=device, bf16=bf16)
+        )
 
     def _step(self, samples: int, checkpointing: bool) -> Step:
         return dry_step(
@@ -133,8 +147,27 @@ class Rehearsal:
                 moment |= {"copies": 0.0, "activations": 0.0, "contrast": contrast}
         if spread.parallel in _OWN_PLACE:
             moment["gradients"] = self.trained * _FLOAT32 / share
-        parts = lasting | moment
+        parts = lasting | moment | {"validation": 0.0}
+        if sum(self.validation(spread).values()) > sum(moment.values()):  # between two steps, whose tensors are gone
+            gradients = moment["gradients"] if spread.parallel in _OWN_PLACE else 0.0
+            parts |= dict.fromkeys(moment, 0.0) | {"gradients": gradients}
+            parts["validation"] = sum(self.validation(spread).values())
         return parts | {"allowance": allowance.fixed + allowance.share * sum(parts.values())}
+
+    def validation(self, spread: Spread) -> Parts:
+        """Bytes of each part of what validation adds between two steps; none without a source to validate on.
+
+        The "model" is a whole one beside the training's, where that is in shards, or where an average is validated.
+        """
+        if self.config.validation.source is None:
+            return {}
+        found = self._dry_validation()
+        apart = "parameters" in DIVIDED[spread.parallel] or self.config.average is not None
+        return {
+            "features": float(found.features),
+            "similarities and activations": float(found.peak - found.features),
+            "model": float(self.parameters * _FLOAT32 + self.buffers) if apart else 0.0,
+        }
 
     def activation_bytes(self, checkpointing: bool) -> float:
         """Bytes that every further sample of a step takes."""

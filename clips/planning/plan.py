@@ -188,6 +188,7 @@ class StagePlan:
             "parameters": {**parts, "all": rehearsal.parameters, "trained": rehearsal.trained},
             "flops_per_sample": rehearsal.flops(count),
             "memory": memory,
+            "validation": rehearsal.validation(own),
             "speed": self.speed(own),
             "storage": self.storage(),
         }
@@ -253,7 +254,7 @@ def _basis(config: PlanConfig) -> Iterator[str]:
     yield f"MFU {mfu_of(config):.0%}: {source}."
     yield (
         f"Allowed for, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} "
-        "for gaps. Not reckoned with: torch.compile, waiting for data, failures, validation."
+        "for gaps. Not reckoned with: torch.compile, waiting for data, failures, the time of validation."
     )
     yield (
         "Reckoned, not measured: the time of more than one GPU: ring algorithms at the data sheet's bandwidth, "

@@ -18,6 +18,7 @@ _PARTS = {
     "activations": "activations, work space",
     "contrast": "contrastive loss",
     "batch": "batch and features",
+    "validation": "validation",
     "allowance": "allowance",
 }
 """Part of `clips.planning.footprint.Rehearsal.footprint` → what it is called."""
@@ -73,6 +74,9 @@ def _facts(stage: dict[str, Any]) -> Table:
         table.add_row(
             "a GPU's step", f"{stage['samples_per_gpu']:,} samples, {stage['samples_at_once']:,} of them at once"
         )
+    if validation := stage["validation"]:
+        parts = ", ".join(f"{name} {_gb(size)}" for name, size in validation.items() if size)
+        table.add_row("validation", f"{_gb(sum(validation.values()))} GB of a GPU, between steps: {parts}")
     table.add_row("storage", f"encoder {_gb(storage['encoder'])} GB, checkpoints {_gb(storage['checkpoints'])} GB")
     return table
 

@@ -8,14 +8,15 @@ checkpointing writes each process's shards as safetensors and reads them into an
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
+import copy
 import datetime
 import errno
+import functools
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,17 +25,19 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from clips.artifact import file_hash, write_file, writing
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
-from clips.parallel.processes import Processes, gather_objects
+from clips.parallel.processes import Processes, all_or_none, from_main, machine_group
 from clips.plain import plain, to_yaml
 from clips.secrets import without_secrets
-from clips.training.standing import CHECKPOINTS, CONFIG, LOOP, LoopState, checkpoints
+from clips.training.standing import CHECKPOINTS, CONFIG, LOOP, LoopState, checkpoints, loop_text
 
 _HASHES = "hashes.json"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # of directories, by file systems that know no such thing
+_READ_AT_ONCE = 1 << 30  # bytes of tensors
 _LONGEST_WRITING = datetime.timedelta(hours=2)
 
 
@@ -68,13 +71,10 @@ class Checkpointer:
         self.wait()
         checkpoint = self.folder / f"step-{loop.step:08d}"
         partial = checkpoint.with_name(f".{checkpoint.name}.partial")
-        self._together(lambda: self._make(partial))
+        from_main(lambda: self._make(partial))
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        records = {
-            CONFIG: to_yaml(without_secrets(plain(config))),
-            LOOP: json.dumps(dataclasses.asdict(loop), ensure_ascii=False),
-        }
-        self._writing = self._thread.submit(self._write, partial, checkpoint, copied, records)
+        config_text = to_yaml(without_secrets(plain(config)))
+        self._writing = self._thread.submit(self._write, partial, checkpoint, copied, config_text, copy.deepcopy(loop))
 
     def poll(self) -> None:
         """Raise what went wrong with a checkpoint whose writing has ended."""
@@ -96,29 +96,19 @@ class Checkpointer:
         if kind is None:
             self.wait()
 
-    def _together(self, work: Callable[[], None]) -> None:
-        """Do ``work`` on the main process; what goes wrong there is raised on all."""
-        error: Exception | None = None
-        if self.processes.is_main:
-            try:
-                work()
-            except (UserError, OSError) as raised:
-                error = raised
-        found = gather_objects(error)[0]
-        if found is not None:
-            raise found
-
     def _make(self, partial: Path) -> None:
         with writing(partial):
             for leftover in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover)
             partial.mkdir(parents=True)
 
-    def _write(self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], records: dict[str, str]) -> None:
+    def _write(
+        self, partial: Path, checkpoint: Path, tensors: dict[str, Tensor], config_text: str, loop: LoopState
+    ) -> None:
         try:
             _save_tensors(partial, tensors, self._group)
             if self.processes.is_main:
-                for name, text in records.items():
+                for name, text in {CONFIG: config_text, LOOP: loop_text(loop)}.items():
                     write_file(partial / name, text)
                 kept = [path for path in sorted(partial.iterdir()) if path.name != CONFIG]  # people may edit that
                 hashes = {path.name: file_hash(path) for path in kept}
@@ -178,43 +168,101 @@ def verify(checkpoint: Path) -> None:
 
 def verify_together(checkpoint: Path) -> None:
     """`verify` by the main process; all processes raise what it finds."""
-    error: UserError | None = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            verify(checkpoint)
-        except UserError as raised:
-            error = raised
-    if (found := gather_objects(error)[0]) is not None:
-        raise found
+    from_main(lambda: verify(checkpoint))
 
 
 def stored_names(checkpoint: Path) -> set[str]:
-    """Names of a checkpoint's tensors."""
-    return set(_reader(checkpoint).read_metadata().state_dict_metadata)
+    """Names of a checkpoint's tensors, which the main process reads. All processes of a training call it together."""
+    return from_main(lambda: set(_Reader(checkpoint).read_metadata().state_dict_metadata))
 
 
 def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Fill ``tensors``, whole or shards, with those of ``checkpoint``, where they are called ``prefix`` + name.
 
-    All processes of a training call it together.
+    The first process of each machine reads the files, once, and broadcasts to the others of its machine. All processes
+    of a training call it together, with the same names.
 
     Raises:
         UserError: one is missing or of another shape.
     """
-    wanted = {prefix + name: value for name, value in tensors.items()}
-    stored: Mapping[str, Any] = _reader(checkpoint).read_metadata().state_dict_metadata
-    unlike = [name for name in wanted if name not in stored or tuple(stored[name].size) != tuple(wanted[name].shape)]
-    if unlike:
-        raise UserError(
-            f"{checkpoint}: {unlike[0]} is missing or has another shape; expected a checkpoint of this model"
-        )
+    with machine_group() as (group, first):
+        reader = _Reader(checkpoint) if not dist.is_initialized() or dist.get_rank() == first else None
+        shapes = {prefix + name: tuple(value.shape) for name, value in tensors.items()}
+        all_or_none(lambda: None if reader is None else reader.refuse_unlike(shapes))
+        for part in _parts(tensors):
+            filled = {prefix + name: _buffer(tensors[name]) for name in part}
+            all_or_none(functools.partial(_read, reader, filled))
+            for name in part:
+                if group is not None and dist.get_world_size(group) > 1:
+                    dist.broadcast(filled[prefix + name], first, group=group)
+                _take(tensors[name], filled.pop(prefix + name))
+
+
+class _Reader(dcp.HuggingFaceStorageReader):
+    """Reads whole tensors of a checkpoint; what its files hold is looked up once."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(str(checkpoint))
+        self.checkpoint = checkpoint
+
+    @functools.cached_property
+    def _known(self) -> Any:
+        return super().read_metadata()
+
+    def read_metadata(self) -> Any:
+        """See torch."""
+        return self._known
+
+    def refuse_unlike(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise UserError where a tensor is missing or of another shape."""
+        stored: Mapping[str, Any] = self.read_metadata().state_dict_metadata
+        for name, shape in shapes.items():
+            if name not in stored or tuple(stored[name].size) != shape:
+                raise UserError(
+                    f"{self.checkpoint}: {name} is missing or has another shape; expected a checkpoint of this model"
+                )
+
+
+def _read(reader: _Reader | None, tensors: dict[str, Tensor]) -> None:
+    """Fill ``tensors``, which are whole; without a reader another process does."""
+    if reader is None:
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(wanted, storage_reader=_reader(checkpoint), no_dist=not dist.is_initialized())
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
 
 
-def _reader(checkpoint: Path) -> dcp.HuggingFaceStorageReader:
-    return dcp.HuggingFaceStorageReader(str(checkpoint))
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """The names in groups; the whole tensors of each take at most `_READ_AT_ONCE` bytes, or are one."""
+    part: list[str] = []
+    size = 0
+    for name, value in tensors.items():
+        whole_size = value.numel() * value.element_size()
+        if part and size + whole_size > _READ_AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += whole_size
+    if part:
+        yield part
+
+
+def _buffer(value: Tensor) -> Tensor:
+    """Where the whole of ``value`` is read to: in place, if it is whole and its numbers follow one another."""
+    if isinstance(value, DTensor):
+        return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    return value if value.is_contiguous() else torch.empty_like(value, memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def _take(value: Tensor, filled: Tensor) -> None:
+    """Fill ``value`` with ``filled``, or its shard of it; no process sends anything."""
+    if isinstance(value, DTensor):
+        mesh = value.device_mesh
+        everywhere = DTensor.from_local(filled, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        value.to_local().copy_(everywhere.redistribute(placements=value.placements).to_local())
+    elif value is not filled:
+        value.copy_(filled)
 
 
 def load_exported(checkpoint: Path, model: torch.nn.Module) -> None:

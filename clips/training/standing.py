@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 
@@ -24,7 +26,7 @@ class LoopState:
         step: steps done.
         samples_seen: samples trained on, over all processes.
         seconds: time spent in training, interruptions left out.
-        bad: unusable samples met so far: name → reason.
+        bad: invalid samples that all processes have met so far, on the main process; empty on the others.
         inputs: what the run reads, each with its hash.
         sources: what the data say of themselves: path, size, hash.
         norms: the gradient's norms of the latest steps.
@@ -37,7 +39,7 @@ class LoopState:
     step: int = 0
     samples_seen: int = 0
     seconds: float = 0.0
-    bad: dict[str, str] = dataclasses.field(default_factory=dict)
+    bad: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     norms: list[float] = dataclasses.field(default_factory=list)
@@ -66,13 +68,20 @@ def checkpoints(output: str | Path) -> list[Path]:
     return [path.parent for path in sorted(found, key=lambda path: read_loop(path.parent).step)]
 
 
+def loop_text(loop: LoopState) -> str:
+    """``loop`` as `read_loop` reads it."""
+    fields = {field.name: getattr(loop, field.name) for field in dataclasses.fields(loop)}
+    return json.dumps(fields | {"bad": loop.bad.stored()}, ensure_ascii=False)
+
+
 def read_loop(checkpoint: Path) -> LoopState:
     """Where the run stood at ``checkpoint``; UserError where its record is broken."""
     path = checkpoint / LOOP
     try:
-        loop = LoopState(**parse_json(path.read_text(encoding="utf-8")))
-        return dataclasses.replace(loop, step=int(loop.step), bad=dict(loop.bad), inputs=dict(loop.inputs))
-    except (ValueError, TypeError, OSError) as error:
+        stored = parse_json(path.read_text(encoding="utf-8"))
+        loop = LoopState(**{**stored, "bad": restored(stored.get("bad", {}))})
+        return dataclasses.replace(loop, step=int(loop.step), inputs=dict(loop.inputs))
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from clips.artifact import MANIFEST, say
+from clips.data.invalid_samples import InvalidSamples
 from clips.data.loader import TrainingData
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -22,7 +23,7 @@ from clips.model import architectures
 from clips.model.precision import choose_precision
 from clips.model.text_tokens import text_tokenizer
 from clips.parallel.base import DataParallel
-from clips.parallel.processes import gather_objects, start_processes
+from clips.parallel.processes import from_main, start_processes
 from clips.parallel.ways import spread
 from clips.references import is_config_file
 from clips.training.average import Average
@@ -88,14 +89,13 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     processes = start_processes(patience=config.scale.patience)
     _refuse_uneven(config.batch_size, processes.count)
     precision, reason = choose_precision(config.precision, processes.device)
-    latest = gather_objects(next(reversed(checkpoints(config.output)), None))[0]  # what the main process sees
+    latest, loop = from_main(lambda: _standing(config))
     encoder = _begin(config, latest).to(processes.device)
     if config.micro_batch is not None and learns_statistics(encoder):
         raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
     parallel = spread(encoder, config.scale, config.optim, processes)
-    loop = LoopState() if latest is None else read_loop(latest)
     if not processes.is_main:
-        loop.bad.clear()  # the main process remembers for all
+        loop.bad = InvalidSamples()  # the main process remembers for all
     run = Run(
         config=config,
         data=data,
@@ -114,6 +114,12 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     if processes.is_main:
         _announce(run, reason)
     return run
+
+
+def _standing(config: TrainConfig) -> tuple[Path | None, LoopState]:
+    """The latest checkpoint and where the run stood then."""
+    latest = next(reversed(checkpoints(config.output)), None)
+    return latest, LoopState() if latest is None else read_loop(latest)
 
 
 def _announce(run: Run, reason: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from clips.data.invalid_samples import Invalid
 from clips.errors import UserError
 from llava_bridge.chat import IGNORED, IMAGE, Chat, SampleError
 from llava_bridge.data.samples import Sample
@@ -36,16 +37,17 @@ class Conversations(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        skipped: list[tuple[str, str]] = []
+        skipped: list[Invalid] = []
         for step in range(len(self.samples)):
-            sample = self.samples[(index + step) % len(self.samples)]
+            place = (index + step) % len(self.samples)
+            sample = self.samples[place]
             try:
                 return {**self.encode(sample), "skipped": skipped}
             except (SampleError, UserError) as error:
-                skipped.append((sample.name, str(error)))
+                skipped.append((place, sample.name, str(error)))
             except Exception as error:  # templates and pictures fail in every way; max_bad_share bounds how often
-                skipped.append((sample.name, f"{type(error).__name__}: {error}"))
-        raise UserError(f"none of {len(self.samples)} samples can be used; the first: {skipped[0][0]}: {skipped[0][1]}")
+                skipped.append((place, sample.name, f"{type(error).__name__}: {error}"))
+        raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(skipped[0][1:])}")
 
     def sizes(self) -> list[tuple[bool, int]]:
         """Of each sample, to put like with like: whether it shows pictures, and about how long it is.
@@ -99,9 +101,9 @@ class Collator:
 
         Returns:
             ``input_ids`` and ``labels`` (R, T); ``attention_mask``, or for packed rows ``position_ids`` (R, T);
-            ``pixel_values`` (P, 3, S, S) in the order in which the tokens mention them; ``skipped`` (name, reason). For
-            a LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), zeros behind those of pictures with fewer, and
-            ``image_sizes`` (P, 2), heights and widths.
+            ``pixel_values`` (P, 3, S, S) in the order in which the tokens mention them; ``skipped``, the
+            `Invalid` samples. For a LLaVA with tiles ``pixel_values`` (P, N, 3, S, S), zeros behind those of pictures
+            with fewer, and ``image_sizes`` (P, 2), heights and widths.
         """
         lengths = [len(item["input_ids"]) for item in items]
         rows = [[index] for index in range(len(items))] if self.room is None else pack(lengths, self.room)

@@ -7,10 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from clips.artifact import write_file
+from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError
 from llava_bridge.training.launch import is_main_process, report
 from llava_bridge.training.processes import barrier
@@ -19,15 +19,15 @@ from llava_bridge.training.workspace import COMPLETE, SHARDS
 _UNIVERSAL = "latest_universal"  # by that name DeepSpeed looks for it
 
 
-def mark_complete(checkpoint: Path, bad: Mapping[str, str], seconds: float) -> None:
+def mark_complete(checkpoint: Path, bad: InvalidSamples, seconds: float) -> None:
     """Say that all processes have written their parts, and what is known of the stage so far.
 
     Args:
         checkpoint: the directory.
-        bad: the unusable samples.
+        bad: the invalid samples that any process has met.
         seconds: that the stage has taken.
     """
-    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad, "seconds": seconds}
+    mark = {"processes": os.environ["WORLD_SIZE"], "bad": bad.stored(), "seconds": seconds}
     write_file(checkpoint / COMPLETE, json.dumps(mark, ensure_ascii=False))
 
 
@@ -87,9 +87,11 @@ def _writers(checkpoint: Path) -> str:
     return json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["processes"]
 
 
-def bad_before(checkpoint: Path | None) -> dict[str, str]:
-    """The unusable samples that were met before ``checkpoint``."""
-    return {} if checkpoint is None else json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["bad"]
+def bad_before(checkpoint: Path | None) -> InvalidSamples:
+    """The invalid samples that were met before ``checkpoint``."""
+    if checkpoint is None:
+        return InvalidSamples()
+    return restored(json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))["bad"])
 
 
 def seconds_before(checkpoint: Path | None) -> float:

@@ -291,7 +291,7 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> d
         "steps": trainer.state.global_step,
         "samples_seen": trainer.state.global_step * stage.batch_size,
         "loss": progress.last_loss,
-        "skipped": len(trainer.bad.gather()),
+        "skipped": trainer.bad.gather().count,
         "seconds": round(progress.seconds, 2),
     }
 

@@ -216,6 +216,7 @@ def bridge_steps(
     args: argparse.Namespace, model: Any, processor: Any, data: Conversations, *, mix: Path, folder: Path
 ) -> list[float]:
     """Seconds of each step but the first two."""
+    from clips.data.invalid_samples import InvalidSamples
     from llava_bridge.training.bad_samples import BadSamples
     from llava_bridge.training.setup import parts_of
     from llava_bridge.training.trainer import StageTrainer, training_arguments
@@ -230,7 +231,7 @@ def bridge_steps(
         stage_name="instruct",
         parts=parts_of(model),
         order=GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
-        bad=BadSamples("instruct", len(data), {}),
+        bad=BadSamples("instruct", len(data), InvalidSamples()),
         model=Objective(model),
         args=training_arguments(config, stage, args.steps, folder / "checkpoints"),
         train_dataset=data,

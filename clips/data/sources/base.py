@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from clips.data.files import ShardCache
 from clips.data.named import NotAllowedError, read_named
 from clips.errors import UserError, suggest
 
@@ -177,8 +178,8 @@ class Afar(Protocol):
         """Whether there are such blocks."""
 
     @property
-    def room(self) -> float:
-        """Bytes that all copies may take."""
+    def copies(self) -> ShardCache:
+        """The cache of them."""
 
     def fetch(self, block: int) -> Path:
         """The local copy of ``block``, made if it is not here already. Raises UserError."""

@@ -97,7 +97,8 @@ class ParquetRows:
         """The copy of row group ``number`` on this machine, made if it is not here already. Raises UserError."""
         file, group, _ = self.groups[number]
         key = f"{_identity(self.files[file])}#{group}#{','.join(self.column_names)}"
-        return self.cache.made(key, "group.arrow", functools.partial(self._copy_group, self.files[file], group))
+        make = functools.partial(self._copy_group, self.files[file], group)
+        return self.cache.made(key, "group.arrow", make, remote=is_remote(self.files[file]))
 
     def _open_group(self, number: int) -> Any:
         import pyarrow as pa

@@ -81,9 +81,10 @@ class HubDataset:
         return isinstance(self.rows, ParquetRows) and any(map(is_remote, self.rows.files))
 
     @property
-    def room(self) -> float:
+    def copies(self) -> ShardCache:
         """See `Afar`."""
-        return self.config.cache_gb * 1e9
+        found: ShardCache = self.rows.cache
+        return found
 
     def fetch(self, block: int) -> Path:
         """See `Afar`."""

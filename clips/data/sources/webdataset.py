@@ -69,9 +69,9 @@ class WebDataset:
         return any(map(is_remote, self.shards))
 
     @property
-    def room(self) -> float:
+    def copies(self) -> ShardCache:
         """See `Afar`."""
-        return self.cache.limit
+        return self.cache
 
     def fetch(self, block: int) -> Path:
         """See `Afar`. Its index is made by readers, since the fetching process has other work than that."""

@@ -1,0 +1,150 @@
+"""Downloads in a process of their own: in Python they take the interpreter lock, which training needs for its step.
+
+The process is started at the first download and ends with the one that started it, however that ends; a download that
+it leaves unfinished then leaves no file.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+from clips.errors import UserError, reason_of
+
+Download = Callable[[Path], None]
+_MAX_DOWNLOADS = 16  # at a time; those who wait for them are fewer
+_MAX_SECONDS_TO_END = 5.0
+_COMMAND = "from clips.data.download_process import serve; serve({fd})"
+
+
+class DownloadProcess:
+    """Carries out downloads for the process that made it, any number of whose threads may ask at a time.
+
+    A process forked from that one, and every one after `close`, carries them out itself.
+    """
+
+    def __init__(self) -> None:
+        self._owner, self._closed = os.getpid(), False
+        self._lock = threading.Lock()  # guards the following
+        self._child: _Child | None = None
+
+    def run(self, download: Download, path: Path) -> None:
+        """Call ``download(path)``, which must be picklable, in the process.
+
+        Raises:
+            Exception: what it raises, an OSError where that cannot be sent.
+            OSError: the process ended; the next call starts another one.
+        """
+        if os.getpid() != self._owner:
+            return download(path)
+        with self._lock:
+            if not self._closed and (self._child is None or self._child.ended):
+                self._child = _Child()
+            child = self._child if not self._closed else None
+        return download(path) if child is None else child.run(download, path)
+
+    def close(self) -> None:
+        """End the process; unfinished downloads raise OSError."""
+        with self._lock:
+            self._closed = True
+            child, self._child = self._child, None
+        if child is not None and os.getpid() == self._owner:
+            child.close()
+
+
+class _Child:
+    def __init__(self) -> None:
+        self._connection, theirs = Pipe()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", _COMMAND.format(fd=theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()  # guards the following, and sending
+        self._waiting: dict[int, concurrent.futures.Future[None]] = {}
+        self.ended = False
+        threading.Thread(target=self._receive, name="downloads", daemon=True).start()
+
+    def run(self, download: Download, path: Path) -> None:
+        work = pickle.dumps(download)
+        future: concurrent.futures.Future[None] = concurrent.futures.Future()
+        with self._lock:
+            if self.ended:
+                raise OSError("the process that downloads has ended")
+            number = next(self._numbers)
+            self._waiting[number] = future
+            with contextlib.suppress(OSError):  # it has ended, as `_receive` will find and tell
+                self._connection.send((number, work, path))
+        future.result()
+
+    def _receive(self) -> None:
+        """Hand results to those who wait for them, until the process ends."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                number, error = self._connection.recv()
+                with self._lock:
+                    future = self._waiting.pop(number)
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
+        with self._lock:
+            self.ended = True
+        for future in self._waiting.values():
+            future.set_exception(OSError("the process that downloads has ended"))
+        self._process.wait()
+
+    def close(self) -> None:
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_MAX_SECONDS_TO_END)
+
+
+def serve(fd: int) -> None:
+    """What the process does: downloads that arrive at ``fd``, until nobody is there any more to ask for them.
+
+    Signals are the training's to answer: schedulers and terminals send them to every process.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    connection, sending, unfinished = Connection(fd), threading.Lock(), set[Path]()
+
+    def carry_out(number: int, work: bytes, path: Path) -> None:
+        error = None
+        unfinished.add(path)
+        try:
+            pickle.loads(work)(path)
+        except Exception as raised:  # file systems raise errors of their own
+            error = _sendable(raised)
+        unfinished.discard(path)
+        with sending, contextlib.suppress(OSError):
+            connection.send((number, error))
+
+    executor = concurrent.futures.ThreadPoolExecutor(_MAX_DOWNLOADS)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            executor.submit(carry_out, *connection.recv())
+    for path in unfinished.copy():
+        path.unlink(missing_ok=True)
+    os._exit(0)  # without waiting for downloads
+
+
+def _sendable(error: Exception) -> Exception:
+    """``error``, or an OSError of the same words where it does not survive being sent."""
+    if isinstance(error, UserError | FileNotFoundError):
+        return error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # classes pickle in every way
+        return OSError(reason_of(error))
+    return error

@@ -1,0 +1,98 @@
+"""The invalid samples that a run has met: all of them counted exactly, the first of them named.
+
+A count must survive a resume and several epochs, so each sample is remembered by one bit: a dataset of 100 million
+samples takes 12.5 MB of memory, and much less in a checkpoint, where the bits are compressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MAX_NAMES = 100
+"""Invalid samples that are named."""
+MAX_REASONS = 50
+"""Reasons that are counted apart."""
+OTHER_REASONS = "other reasons"
+
+Invalid = tuple[int, str, str]
+"""A sample's index in the dataset, its name, and why it cannot be used."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class InvalidSamples:
+    """A set of invalid samples. Its memory is bounded by the size of the dataset, not by names and reasons.
+
+    Args:
+        count: of different samples.
+        by_reason: reason → samples, which add up to ``count``; beyond `MAX_REASONS` under `OTHER_REASONS`.
+        named: (index, name, reason) of the `MAX_NAMES` that come first in the dataset, whoever met them and when.
+        bits: one a sample of the dataset, as far as the last invalid one.
+    """
+
+    count: int = 0
+    by_reason: dict[str, int] = dataclasses.field(default_factory=dict)
+    named: list[Invalid] = dataclasses.field(default_factory=list)
+    bits: bytearray = dataclasses.field(default_factory=bytearray)
+
+    def add(self, found: Iterable[Invalid]) -> list[Invalid]:
+        """Take samples in; returns those that were not known."""
+        new = [entry for entry in found if self._mark(entry[0])]
+        for _, _, reason in new:
+            known = reason in self.by_reason or len(self.by_reason) < MAX_REASONS
+            kept = reason if known else OTHER_REASONS
+            self.by_reason[kept] = self.by_reason.get(kept, 0) + 1
+        self.count += len(new)
+        if new:
+            self.named = sorted([*self.named, *new])[:MAX_NAMES]
+        return new
+
+    def _mark(self, index: int) -> bool:
+        """Set a sample's bit; whether it was not set."""
+        place, bit = index >> 3, 1 << (index & 7)
+        if place >= len(self.bits):
+            self.bits.extend(bytes(place + 1 - len(self.bits)))
+        was_set = self.bits[place] & bit
+        self.bits[place] |= bit
+        return not was_set
+
+    def report(self) -> dict[str, Any]:
+        """For people: ``count``, ``by_reason``, ``samples`` (name → reason) and how many ``more`` are not named."""
+        return {
+            "count": self.count,
+            "by_reason": dict(self.by_reason),
+            "samples": {name: reason for _, name, reason in self.named},
+            "more": self.count - len(self.named),
+        }
+
+    def stored(self) -> dict[str, Any]:
+        """As plain data for a checkpoint; `restored` reads it."""
+        bits = base64.b64encode(zlib.compress(self.bits, 1)).decode("ascii")
+        return {"count": self.count, "by_reason": self.by_reason, "named": self.named, "bits": bits}
+
+
+def restored(stored: Mapping[str, Any]) -> InvalidSamples:
+    """What `InvalidSamples.stored` gave; also name → reason, as older versions stored it.
+
+    Of those the indexes are not known: one that is met again counts twice.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is neither.
+    """
+    if all(isinstance(reason, str) for reason in stored.values()):
+        named = [(place, name, reason) for place, (name, reason) in enumerate(stored.items())]
+        return InvalidSamples(count=len(named), by_reason=dict(Counter(stored.values())), named=named[:MAX_NAMES])
+    try:
+        bits = bytearray(zlib.decompress(base64.b64decode(stored["bits"], validate=True)))
+    except zlib.error as error:
+        raise ValueError(f"bits: {error}") from None
+    return InvalidSamples(
+        count=int(stored["count"]),
+        by_reason=dict(stored["by_reason"]),
+        named=[(int(index), str(name), str(reason)) for index, name, reason in stored["named"]],
+        bits=bits,
+    )

@@ -1,0 +1,82 @@
+"""Started by torchrun: resumes runs without training on, and writes what each process read of their checkpoints."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+from clips.commandline.parsing import parse_config
+from clips.parallel.base import whole
+from clips.parallel.processes import end_processes
+from clips.train import TrainConfig
+from clips.training.start import open_data, start_run
+
+RECORD_FILES = {"loop.json", "config.yaml"}
+_opens: collections.Counter[str] = collections.Counter()
+_bytes: collections.Counter[str] = collections.Counter()
+
+
+def count_reading() -> None:
+    """Count what Python and safetensors, which maps files on its own, open in checkpoints, and bytes of tensors."""
+    sys.addaudithook(lambda event, args: _note(args[0]) if event == "open" else None)
+    safe_open, read_slice = safetensors.safe_open, HuggingFaceStorageReader._process_read_request
+
+    def opening(filename: Any, *args: Any, **options: Any) -> Any:
+        _note(filename)
+        return safe_open(filename, *args, **options)
+
+    def reading(self: Any, file: Any, request: Any, planner: Any) -> None:
+        read_slice(self, file, request, planner)
+        _bytes["tensors"] += planner.resolve_tensor(request).nbytes
+
+    safetensors.safe_open = opening  # type: ignore[misc, assignment]
+    HuggingFaceStorageReader._process_read_request = reading  # type: ignore[method-assign]
+
+
+def _note(file: Any) -> None:
+    if ".checkpoints" in str(file) and Path(str(file)).is_file():
+        _opens["records" if Path(str(file)).name in RECORD_FILES else "tensors"] += 1
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names and values; all processes ask together."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(whole(value.detach()).cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def resume(config_file: str) -> None:
+    """Resume a run; writes counts and hashes of this process beside its config."""
+    _opens.clear()
+    _bytes.clear()
+    config = parse_config(TrainConfig, ["--config", config_file], prog="driver")
+    assert config is not None
+    run = start_run(config, open_data(config))
+    found = {"opens": dict(_opens), "bytes": dict(_bytes), "step": run.loop.step, "invalid": run.loop.bad.count}
+    parallel = run.parallel
+    moments = {name: value for name, value in parallel.moments().items() if not name.endswith(".step")}
+    state = {"weights": parallel.weights(), "moments": moments}
+    if run.average is not None:
+        state["average"] = dict(parallel.gathered(run.average.state))
+    found |= {name: digest(values) for name, values in state.items()}
+    Path(config_file).with_suffix(f".rank{run.processes.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    count_reading()
+    for file in sys.argv[1:]:
+        resume(file)
+    assert os.environ["WORLD_SIZE"] == "2"
+    end_processes()

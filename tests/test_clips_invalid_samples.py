@@ -1,0 +1,158 @@
+"""Invalid samples are counted exactly and named in bounded number, over processes, epochs and resumes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from clips import train as training
+from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples, restored
+from clips.errors import UserError
+from clips.parallel.processes import Processes, start_processes
+from clips.training.checkpoint import Checkpointer
+from clips.training.standing import LOOP, LoopState, checkpoints, read_loop
+
+REASONS = ("undecodable picture", "no caption 'web_caption'", "missing picture")
+
+
+def met(indexes: list[int]) -> list[tuple[int, str, str]]:
+    """As `TrainingData` gives them."""
+    return [(index, f"{index // 10_000:05d}.tar/{index:09d}", REASONS[index % 3]) for index in indexes]
+
+
+def run_of(samples: int, loop: LoopState, max_bad_share: float) -> Any:
+    data = SimpleNamespace(max_bad_share=max_bad_share)
+    config = SimpleNamespace(data=data)
+    return SimpleNamespace(loop=loop, met=[], data=range(samples), config=config, processes=Processes())
+
+
+def stream(run: Any, batches: list[list[tuple[int, str, str]]]) -> Iterator[dict[str, Any]]:
+    for bad in batches:
+        run.loop.samples_seen += 1000
+        yield {"bad": bad}
+
+
+class NoClock:
+    @staticmethod
+    def waiting() -> Any:
+        return torch.no_grad()  # any context manager that does nothing here
+
+
+def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: Path):
+    """Names alone would take 5 MB."""
+    start_processes()
+    run = run_of(2_000_000, LoopState(step=7), 1.0)
+    indexes = random.Random(0).sample(range(2_000_000), 100_000)
+    watchdog: Any = SimpleNamespace(at=lambda *_: None)
+    batches = stream(run, [met(indexes[start : start + 1000]) for start in range(0, 100_000, 1000)])
+    clock: Any = NoClock()
+    for _ in range(100):
+        training.next_batch(run, batches, clock, watchdog)
+    training.hand_over_bad(run)
+    with Checkpointer(tmp_path, Processes(), keep=1) as checkpointer:
+        checkpointer.save({"model.x": torch.zeros(1)}, run.loop, {})
+    (kept,) = checkpoints(tmp_path)
+    assert (kept / LOOP).stat().st_size < 500_000
+    resumed = read_loop(kept).bad
+    assert resumed == run.loop.bad
+    report = resumed.report()
+    assert (report["count"], sum(report["by_reason"].values())) == (100_000, 100_000)
+    assert (len(report["samples"]), report["more"]) == (MAX_NAMES, 100_000 - MAX_NAMES)
+    expected = {name: reason for _, name, reason in met(sorted(indexes)[:MAX_NAMES])}
+    assert report["samples"] == expected
+
+
+def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
+    """300 of 1,000 samples are allowed; the 301st different one stops the run, however often the others come."""
+    run = run_of(1000, LoopState(samples_seen=1000), 0.3)
+    run.met += met(list(range(0, 600, 2)))  # 300
+    training.refuse_bad_share(run)
+    (tmp_path / LOOP).write_text(training_text(run.loop))
+    again = run_of(1000, read_loop(tmp_path), 0.3)
+    again.loop.samples_seen = 5000
+    again.met += met(list(range(0, 600, 2)))  # the next epochs meet the same
+    training.refuse_bad_share(again)
+    assert again.loop.bad.count == 300
+    again.met += met([999])
+    with pytest.raises(UserError, match=r"301 unusable samples, more than data.max_bad_share \(0.3\) of 1000"):
+        training.refuse_bad_share(again)
+
+
+def training_text(loop: LoopState) -> str:
+    from clips.training.standing import loop_text
+
+    return loop_text(loop)
+
+
+def test_what_is_kept_does_not_depend_on_who_met_it_when():
+    indexes = random.Random(1).sample(range(100_000), 5000)
+    found = []
+    for parts in (1, 7):
+        one = InvalidSamples()
+        for part in range(parts):
+            one.add(met(indexes[part::parts]))
+        found.append(one)
+    assert found[0].report() == found[1].report()
+    assert found[0].bits == found[1].bits
+
+
+def test_reasons_are_bounded_and_add_up():
+    found = InvalidSamples()
+    found.add((index, str(index), f"shard-{index}.tar: no such file") for index in range(1000))
+    assert len(found.by_reason) == MAX_REASONS + 1
+    assert found.by_reason[OTHER_REASONS] == 1000 - MAX_REASONS
+
+
+def test_a_checkpoint_of_an_older_version_brings_its_count(tmp_path: Path):
+    old = {"step": 3, "samples_seen": 4000, "bad": {"a.tar/1": "missing picture", "a.tar/2": "no picture"}}
+    (tmp_path / LOOP).write_text(json.dumps(old))
+    found = read_loop(tmp_path).bad
+    assert found.report() == {
+        "count": 2,
+        "by_reason": {"missing picture": 1, "no picture": 1},
+        "samples": old["bad"],
+        "more": 0,
+    }
+
+
+@pytest.mark.parametrize("broken", [{"count": 1}, {"count": 1, "by_reason": {}, "named": [], "bits": "eJw="}, [1]])
+def test_a_broken_record_is_named(tmp_path: Path, broken: Any):
+    (tmp_path / LOOP).write_text(json.dumps({"step": 3, "bad": broken}))
+    with pytest.raises(UserError, match=r"loop\.json: broken"):
+        read_loop(tmp_path)
+
+
+def test_stored_and_restored_are_equal():
+    found = InvalidSamples()
+    found.add(met([5, 17, 70_001]))
+    assert restored(json.loads(json.dumps(found.stored()))) == found
+
+
+def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, capsys, monkeypatch):
+    from llava_bridge.training import bad_samples, checkpoints
+    from llava_bridge.training.bad_samples import BadSamples
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    bad = BadSamples("align", 50_000, InvalidSamples())
+    for start in range(0, 50_000, 1000):
+        bad.add(met(list(range(start, start + 1000))))
+    assert bad.gather().count == 50_000
+    told = capsys.readouterr()
+    lines = (told.out + told.err).splitlines()
+    assert len([line for line in lines if "skipped 0" in line]) == MAX_NAMES
+    assert len([line for line in lines if "further ones are counted, not named" in line]) == 1
+    (tmp_path / "checkpoint-4").mkdir()
+    checkpoints.mark_complete(tmp_path / "checkpoint-4", bad.found, 1.0)
+    assert sum(path.stat().st_size for path in (tmp_path / "checkpoint-4").iterdir()) < 50_000
+    again = BadSamples("align", 50_000, checkpoints.bad_before(tmp_path / "checkpoint-4"))
+    again.add(met([17, 49_999]))
+    with pytest.raises(UserError, match="align: 50001 samples cannot be used"):
+        again.add(met([50_000]))
+    assert bad_samples.MAX_NAMES == MAX_NAMES

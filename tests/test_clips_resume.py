@@ -1,0 +1,102 @@
+"""Resume reads a checkpoint once for all processes of a machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import pytest
+import torch
+from resume_driver import digest
+from safetensors.torch import load_file
+from scale_driver import stop_at
+from test_clips_scale import torchrun
+
+from clips import train as training
+from clips.train import train
+from clips.training.standing import checkpoints
+
+WAYS = ("ddp", "fsdp", "zero2", "zero3")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A run of one process that stopped after its checkpoint of step 4, and its data."""
+    folder = tmp_path_factory.mktemp("one")
+    data = clips_world.write_shards(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_step", stop_at(4))
+        with pytest.raises(InterruptedError):
+            train(clips_world.train_config(data, folder / "run", average=0.5))
+    return {"data": data, "run": folder / "run"}
+
+
+@pytest.fixture(scope="module")
+def resumed(stopped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """For each way of spreading: what each of two processes read and holds after it resumed that run."""
+    folder = tmp_path_factory.mktemp("two")
+    configs = []
+    for way in WAYS:
+        shutil.copytree(stopped["run"], folder / way)
+        clips_world.train_config(stopped["data"], folder / way, average=0.5, scale={"parallel": way})
+        configs.append(str(folder / f"{way}.json"))
+    driver = Path(__file__).parent / "resume_driver.py"
+    process = torchrun(folder / "log", str(driver), *configs)
+    assert process.wait(300) == 0, (folder / "log").read_text()[-5000:]
+    return {way: [json.loads((folder / f"{way}.rank{rank}.json").read_text()) for rank in range(2)] for way in WAYS}
+
+
+def stored(run: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in checkpoints(run)[-1].glob("*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+def part_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_one_process_of_a_machine_reads_the_checkpoint(
+    stopped: dict[str, Any], resumed: dict[str, list[dict[str, Any]]], way: str
+):
+    first, second = resumed[way]
+    assert first["bytes"]["tensors"] == sum(value.nbytes for value in stored(stopped["run"]).values())
+    assert first["opens"]["tensors"] > 0
+    assert (second["opens"], second["bytes"]) == ({}, {})
+    assert first["step"] == second["step"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_all_processes_hold_what_was_stored(
+    stopped: dict[str, Any], resumed: dict[str, list[dict[str, Any]]], way: str
+):
+    """Weights, moments and average, each put together from both processes where they hold shards."""
+    tensors = stored(stopped["run"])
+    for found in resumed[way][: 1 if way == "zero3" else 2]:  # whose main process alone puts weights together
+        assert found["weights"] == digest(part_of(tensors, "model."))
+        assert found["average"] == digest(part_of(tensors, "average."))
+        if way == "fsdp":  # of the others each process writes some of the moments
+            moments = part_of(tensors, "optimizer.")
+            assert found["moments"] == digest({k: v for k, v in moments.items() if not k.endswith(".step")})
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_only_one_process_can_judge_stops_both(stopped: dict[str, Any], tmp_path: Path):
+    """The error of the process that reads is that of all: none waits for a broadcast that never comes."""
+    shutil.copytree(stopped["run"], tmp_path / "run")
+    clips_world.train_config(
+        stopped["data"], tmp_path / "run", average=0.5, recipe={"name": "clips", "captioner": {"layers": 2}}
+    )
+    driver = Path(__file__).parent / "resume_driver.py"
+    process = torchrun(tmp_path / "log", str(driver), str(tmp_path / "run.json"))
+    assert process.wait(120) != 0
+    log = (tmp_path / "log").read_text()
+    assert log.count("UserError: ") >= 2
+    assert "is missing or has another shape; expected a checkpoint of this model" in log
