@@ -95,6 +95,26 @@ def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(
     assert any(value.any() for name, value in gradients.items() if "language_model" in name)
 
 
+@pytest.mark.parametrize("fit", ["squash", "anyres"])
+def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
+    fit: str, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
+) -> None:
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))  # type: ignore[arg-type]
+    samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json")))
+    shown = Conversations(samples, make_chat(model, processor), 512)[0]
+    text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
+    order: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    found = []
+    for items in ([shown], [text]):
+        learnt(model, batch_of(items, processor))
+        found.append(order.copy())
+        order.clear()
+    assert found[1] == found[0]
+    assert "model.vision_tower" in found[0]
+
+
 @pytest.mark.parametrize("room", [60, 128, 10_000])  # a row each, three rows, one
 def test_packed_samples_have_the_losses_of_padded_ones(parts: tuple[Any, Any, Any], room: int) -> None:
     model, processor, items = parts
