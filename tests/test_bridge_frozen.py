@@ -18,6 +18,7 @@ from llava_bridge.model.assembly import Assembly, assemble
 from llava_bridge.model.vision import vision_model
 from llava_bridge.training.config import StageConfig
 from llava_bridge.training.objective import Objective
+from llava_bridge.training.trainer import recompute_layers
 from llava_bridge.training.weights import fits_bf16
 
 
@@ -60,16 +61,22 @@ def test_what_bf16_holds_and_what_not() -> None:
     assert fits_bf16(torch.nn.Linear(4, 4))  # it learns
 
 
-def test_batch_norms_that_learn_are_not_shown_the_blank(tmp_path: Path, bridge_llm: Path) -> None:
-    bridge_world.make_encoder(tmp_path / "trunk", bridge_world.TRUNK)
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("kind", ["TRUNK", "RESNET"])
+def test_batch_norms_that_learn_are_not_shown_the_blank(
+    kind: str, recomputed: bool, tmp_path: Path, bridge_llm: Path
+) -> None:
+    bridge_world.make_encoder(tmp_path / "trunk", getattr(bridge_world, kind))
     model, _ = assemble(Assembly(encoder=str(tmp_path / "trunk"), llm=str(bridge_llm)))
     model.requires_grad_(True).train()
+    if recomputed:
+        recompute_layers(model)
     before = {name: value.clone() for name, value in model.model.vision_tower.named_buffers()}
     assert any(name.endswith("running_mean") for name in before)
     text = torch.tensor([[1, 40, 41, 42]])
     Objective(model)(input_ids=text, labels=text, attention_mask=torch.ones_like(text))["loss"].backward()
     assert all(torch.equal(value, before[name]) for name, value in model.model.vision_tower.named_buffers())
-    assert model.model.vision_tower.training
+    assert all(module.training for module in model.model.vision_tower.modules())
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.model.losses import linear_cross_entropy
@@ -76,15 +77,19 @@ class Objective(nn.Module):
 
         Processes whose batch has no picture must do what the others do, and in the same order: those wait for their
         gradients, and under ZeRO-3 for the parts of their weights, module by module. A LLaVA calls its tower between
-        the embedding of the tokens and the LLM; so does this. Batch norms do not learn what a blank looks like.
+        the embedding of the tokens and the LLM; so does this, and computes again in the backward pass what it does.
+        Only batch norms do not learn what a blank looks like.
         """
         model = self.llava.model
 
         def add_nothing(_: Any, __: Any, embedded: Tensor) -> Tensor:
             blank = blank_picture(self.llava.config, embedded)
-            learns, _ = model.vision_tower.training, model.vision_tower.eval()
+            norms = [one for one in model.vision_tower.modules() if isinstance(one, _BatchNorm) and one.training]
+            for norm in norms:
+                norm.eval()
             features = torch.cat(tuple(model.get_image_features(**blank, return_dict=True).pooler_output))
-            model.vision_tower.train(learns)
+            for norm in norms:
+                norm.train()
             return embedded + 0.0 * features.sum().to(embedded.dtype)
 
         hook = model.get_input_embeddings().register_forward_hook(add_nothing)

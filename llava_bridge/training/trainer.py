@@ -56,8 +56,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     if stage.keep_features:
         keep_features(setup)
     if stage.gradient_checkpointing:
-        named = "activation_checkpointing_enable"  # newer transformers' name for it
-        getattr(setup.model, named, setup.model.gradient_checkpointing_enable)()
+        recompute_layers(setup.model)
     steps = total_steps(len(setup.dataset), stage)
     _announce(setup, config, name, steps)
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
@@ -120,6 +119,12 @@ def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: tor
     for part in stage.trained(name):
         if part not in adapted:
             setup.parts[part].requires_grad_(True)
+
+
+def recompute_layers(model: Any) -> None:
+    """Let each layer of a transformers model keep its input only, and compute the rest again in the backward pass."""
+    named = "activation_checkpointing_enable"  # newer transformers' name for it
+    getattr(model, named, model.gradient_checkpointing_enable)()
 
 
 def keep_features(setup: Setup) -> None:
