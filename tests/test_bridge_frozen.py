@@ -19,7 +19,7 @@ from llava_bridge.model.vision import vision_model
 from llava_bridge.training.config import StageConfig
 from llava_bridge.training.objective import Objective
 from llava_bridge.training.trainer import recompute_layers
-from llava_bridge.training.weights import fits_bf16
+from llava_bridge.training.weights import frozen_fits_bf16
 
 
 @pytest.mark.parametrize("stored", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
@@ -53,12 +53,12 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
 
 def test_what_bf16_holds_and_what_not() -> None:
     layer = torch.nn.Linear(4, 4).requires_grad_(False)
-    assert not fits_bf16(layer)
+    assert not frozen_fits_bf16(layer)
     with torch.no_grad():
         for weight in layer.parameters():
             weight.copy_(weight.bfloat16())
-    assert fits_bf16(layer)
-    assert fits_bf16(torch.nn.Linear(4, 4))  # it learns
+    assert frozen_fits_bf16(layer)
+    assert frozen_fits_bf16(torch.nn.Linear(4, 4))  # it learns
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

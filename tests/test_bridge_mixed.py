@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapted_tiles": {"max_length": 400, "lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
     "unfrozen_tiles": {"max_length": 400, "trains": EVERY, "micro_batch": 1},
 }
-"""What a stage is told. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads pictures to squares, the others squash them."""
+"""What a stage is told. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""
 
 
 def make_mixture(directory: Path) -> Path:
@@ -79,7 +79,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path) -> tup
 
 def trained(directory: Path, kinds: list[str], ways: list[str], parts: tuple[Path, Path, Path]) -> None:
     paths = [str(run_file(directory, kind, way, parts)) for way in ways for kind in kinds]
-    bridge_world.run_processes(2, "mixed_driver.py", *paths, timeout=60 + 15 * len(paths))
+    bridge_world.run_processes(2, "mixed_driver.py", *paths, timeout=60 + 45 * len(paths))
 
 
 def test_zero_3_learns_what_zero_2_does_where_one_process_has_only_text(
