@@ -1,14 +1,12 @@
-"""Started as one of several training processes: trains LLaVAs and notes what their encoders compute, and in what.
+"""Started as one of several training processes: trains LLaVAs and keeps what their encoders compute, and with what.
 
 python encoder_driver.py CONFIG...
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,21 +17,20 @@ from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.train import train
 
 compute = EncoderVisionModel._computed
-notes: list[str] = []
+kept: list[tuple[torch.dtype, list[torch.Tensor]]] = []
 
 
-def noted(self: EncoderVisionModel, pixel_values: torch.Tensor, wanted: set[int]) -> dict[int, torch.Tensor]:
+def computed(self: EncoderVisionModel, pixel_values: torch.Tensor, wanted: set[int]) -> dict[int, torch.Tensor]:
     states: Any = compute(self, pixel_values, wanted)
-    made = b"".join(state.detach().float().numpy().tobytes() for state in states.values())
-    notes.append(f"{self.dtype} {hashlib.sha256(made).hexdigest()}")
+    kept.append((next(self.parameters()).dtype, [state.detach().clone() for state in states.values()]))
     return states
 
 
 if __name__ == "__main__":
-    EncoderVisionModel._computed = noted  # type: ignore[method-assign]
+    EncoderVisionModel._computed = computed  # type: ignore[method-assign]
     for path in sys.argv[1:]:
-        notes.clear()
+        kept.clear()
         config = parse_config(TrainConfig, ["--config", path], prog="driver")
         assert config is not None
         train(config)
-        Path(f"{path}.encoder{os.environ['RANK']}").write_text("\n".join(notes))
+        torch.save(kept, f"{path}.encoder{os.environ['RANK']}")

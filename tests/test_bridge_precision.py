@@ -15,12 +15,11 @@ from test_bridge_mixed import WAYS, losses
 from llava_bridge.data import DataConfig
 from llava_bridge.training.config import LoraConfig, StageConfig
 
-SMALL_STEPS = {"steps": 6, "batch_size": 4, "lr": 2e-4, "warmup": 0.0}
-"""The LLM's weights are about 0.2, where bf16 has steps of 0.001."""
+SMALL_STEPS = {"steps": 6, "batch_size": 4, "lr": 3e-5, "warmup": 0.0}
+"""Most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, merge=False)
 STAGES: dict[str, dict[str, Any]] = {
     "align": {},
-    "instruct": {},
     "unfrozen": {"trains": ["vision", "projector", "llm"]},
     "lora": {"lora": LORA},
     "fine": {},
@@ -38,21 +37,24 @@ def store_half(llm: Path, directory: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> Path:
     """Two processes in bf16: every kind in every way."""
     directory = tmp_path_factory.mktemp("runs")
     llm = store_half(bridge_llm, directory / "llm")
+    talk = bridge_world.make_talk(
+        directory / "talk", samples=1
+    )  # all batches are alike: losses tell how far weights move
     for way, launch in WAYS.items():
         paths = []
         for kind, fields in STAGES.items():
             source = ("text.jsonl", "text") if kind == "pretrain" else ("talk.json", "conversations")
-            data = [DataConfig(path=str(bridge_talk / source[0]), source=source[1])]  # type: ignore[arg-type]
+            data = [DataConfig(path=str(talk / source[0]), source=source[1])]  # type: ignore[arg-type]
             name = kind if kind in {"align", "pretrain"} else "instruct"
             stage = StageConfig(data=data, **SMALL_STEPS, **fields)
             path = bridge_world.config_file(
                 directory,
                 f"{kind}_{way}",
-                bridge_talk,
+                talk,
                 stages=[name],
                 encoder=str(bridge_encoder),
                 llm=str(bridge_llm if kind == "fine" else llm),
@@ -77,13 +79,16 @@ def stored(directory: Path) -> dict[str, set[torch.dtype]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("way", ["zero3", "fsdp"])
-@pytest.mark.parametrize("kind", ["align", "instruct", "lora", "fine"])
+@pytest.mark.parametrize("kind", ["align", "lora", "fine"])
 def test_a_frozen_encoder_computes_alike_with_float32_weights(kind: str, way: str, runs: Path) -> None:
     for rank in range(2):
-        expected = (runs / f"{kind}_zero2.yaml.encoder{rank}").read_text().splitlines()
-        assert len(expected) >= SMALL_STEPS["steps"]
-        assert all(line.startswith("torch.float32 ") for line in expected)
-        assert (runs / f"{kind}_{way}.yaml.encoder{rank}").read_text().splitlines() == expected
+        expected, found = (torch.load(runs / f"{kind}_{one}.yaml.encoder{rank}") for one in ("zero2", way))
+        assert len(expected) == len(found) >= SMALL_STEPS["steps"]
+        for (weights, states), (theirs, other) in zip(expected, found, strict=True):
+            assert weights == theirs == torch.float32
+            for state, same in zip(states, other, strict=True):
+                # In linear layers DeepSpeed's ZeRO-3 rounds the product to bf16 before it adds the bias.
+                torch.testing.assert_close(same, state, atol=0.05, rtol=0.02)
 
 
 @pytest.mark.slow
@@ -108,5 +113,5 @@ def test_a_float32_llm_moves_from_its_own_weights_not_from_rounded_ones(way: str
     exact = losses(runs / "fine_fsdp")  # whose optimizer moves the float32 weights themselves
     found = losses(runs / f"fine_{way}")
     moves = exact[0] - exact[-1]
-    assert moves > 0.02
-    assert found == pytest.approx(exact, abs=0.1 * moves)
+    assert moves > 0.01
+    assert found == pytest.approx(exact, abs=0.15 * moves)
