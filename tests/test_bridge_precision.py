@@ -41,9 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_
     """Two processes in bf16: every kind in every way."""
     directory = tmp_path_factory.mktemp("runs")
     llm = store_half(bridge_llm, directory / "llm")
-    talk = bridge_world.make_talk(
-        directory / "talk", samples=1
-    )  # all batches are alike: losses tell how far weights move
+    talk = bridge_world.make_talk(directory / "talk", samples=1)  # alike batches: losses tell how far weights move
     for way, launch in WAYS.items():
         paths = []
         for kind, fields in STAGES.items():
@@ -112,6 +110,6 @@ def test_files_have_the_precision_of_the_weights_and_the_config_says_so(kind: st
 def test_a_float32_llm_moves_from_its_own_weights_not_from_rounded_ones(way: str, runs: Path) -> None:
     exact = losses(runs / "fine_fsdp")  # whose optimizer moves the float32 weights themselves
     found = losses(runs / f"fine_{way}")
-    moves = exact[0] - exact[-1]
-    assert moves > 0.01
-    assert found == pytest.approx(exact, abs=0.15 * moves)
+    moves = [exact[0] - loss for loss in exact]
+    assert moves[-1] > 0.01
+    assert [found[0] - loss for loss in found] == pytest.approx(moves, abs=0.1 * moves[-1])

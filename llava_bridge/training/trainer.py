@@ -69,16 +69,9 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     if reshaped := start is not None and is_of_others(start):
         make_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
-    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
-    masters: dict[str, Tensor] = {}
-    if config.launch.parallel == "fsdp":
-        towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
-        apart = towers if stage.keep_features else []  # only those who miss a picture call it
-        model = shard(model, bf16=half, exact=towers, apart=apart)
-        if "vision" in setup.parts:
-            setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
-    elif half:
-        masters = finer_than_bf16(setup.model)
+    sharded = config.launch.parallel == "fsdp"
+    model = _to_train(setup, half=half, sharded=sharded, some_call_encoder=stage.keep_features)
+    masters = finer_than_bf16(setup.model) if half and not sharded else {}
     trainer = TRAINERS[config.launch.parallel](
         stage=stage,
         stage_name=name,
@@ -96,7 +89,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     del begin, masters
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    with frozen_encoder_apart(setup) if config.launch.parallel == "deepspeed" else contextlib.nullcontext():
+    with contextlib.nullcontext() if sharded else frozen_encoder_apart(setup):
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     if callback.stopped_by:
         report(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
@@ -107,6 +100,19 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     again = functools.partial(set_up, config, name, work)
     save_stage(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, half=half, last=last)
     _free(trainer, setup)
+
+
+def _to_train(setup: Setup, *, half: bool, sharded: bool, some_call_encoder: bool) -> nn.Module:
+    """The model with its loss, in shards if they are FSDP's."""
+    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
+    if not sharded:
+        return model
+    towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
+    apart = towers if some_call_encoder else []  # only those who miss a picture call it
+    model = shard(model, bf16=half, exact=towers, apart=apart)
+    if "vision" in setup.parts:
+        setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
+    return model
 
 
 def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
