@@ -35,26 +35,37 @@ def test_sigterm_ends_processes_that_wait_in_a_collective(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HANGS_AFTER": "3"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     work = tmp_path / ".run.work"
-    started: list[int] = []
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and steps(work / "metrics.jsonl") < 3:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
-        started = [int(pid) for pid in re.findall(r"process (\d+) spawned", (work / "log.txt").read_text())]
-        assert len(started) == 2
+        assert len(running(path)) == 4  # the command, the launcher, two that train
         time.sleep(2)  # the one waits by now
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
         printed = process.communicate(timeout=90)[1]
         assert time.monotonic() - asked < 60
+        assert not running(path)
     finally:
-        for pid in (*started, process.pid):
+        for pid in running(path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        process.wait()
     assert process.returncode == EXIT_HUNG, printed
     assert re.search(r"instruct: asked to stop, but a step has not ended for \d+ s: processes wait", printed)
     assert "Traceback" not in printed
+
+
+def running(config: Path) -> list[int]:
+    """The processes whose command names ``config``, or the copy of it in the work directory of its run."""
+    names = str(config).encode(), str(config.with_name(f".{config.stem}.work")).encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            found += [int(process.name)] if any(name in command for name in names) else []
+    return found
 
 
 def steps(metrics: Path) -> int:
