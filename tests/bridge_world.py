@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,40 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         text=True,
         timeout=400,
     )
+
+
+def run_processes(count: int, driver: str, *arguments: str, timeout: float, **environment: str) -> str:
+    """Run a driver in so many processes that share a training, as a launcher starts them; return what they print.
+
+    All are ended when one fails, or after ``timeout`` seconds, which counts as a failure.
+    """
+    from llava_bridge.training.launch import _free_port
+
+    command = [sys.executable, str(Path(__file__).with_name(driver)), *arguments]
+    place = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    place |= {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as printed:
+        started = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
+                stdout=printed,
+                stderr=printed,
+            )
+            for rank in range(count)
+        ]
+        deadline = time.monotonic() + timeout
+        try:
+            while any(one.poll() is None for one in started):
+                if time.monotonic() > deadline or any(one.poll() for one in started):
+                    break
+                time.sleep(0.05)
+            statuses = [one.poll() for one in started]
+        finally:
+            for one in started:
+                one.kill()
+                one.wait()
+        printed.seek(0)
+        text = printed.read()
+    assert statuses == [0] * count, f"ended with {statuses} (None: after {timeout:.0f} s not at all): {text[-3000:]}"
+    return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bridge_world
@@ -18,7 +19,9 @@ from llava_bridge.model.assembly import Assembly, assemble
 from llava_bridge.model.vision import vision_model
 from llava_bridge.training.config import StageConfig
 from llava_bridge.training.objective import Objective
-from llava_bridge.training.weights import fits_bf16
+from llava_bridge.training.setup import parts_of
+from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
+from llava_bridge.training.weights import frozen_fits_bf16
 
 
 @pytest.mark.parametrize("stored", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
@@ -48,29 +51,59 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
     for name, value in found.items():
         assert torch.equal(value.float(), before[name].float()), name
     assert {value.dtype for value in found.values()} == {stored}
+    stated = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stated["dtype"] == stated["text_config"]["dtype"] == str(stored).removeprefix("torch.")
+    assert stated["vision_config"]["dtype"] == "float32"
 
 
 def test_what_bf16_holds_and_what_not() -> None:
     layer = torch.nn.Linear(4, 4).requires_grad_(False)
-    assert not fits_bf16(layer)
+    assert not frozen_fits_bf16(layer)
     with torch.no_grad():
         for weight in layer.parameters():
             weight.copy_(weight.bfloat16())
-    assert fits_bf16(layer)
-    assert fits_bf16(torch.nn.Linear(4, 4))  # it learns
+    assert frozen_fits_bf16(layer)
+    assert frozen_fits_bf16(torch.nn.Linear(4, 4))  # it learns
 
 
-def test_batch_norms_that_learn_are_not_shown_the_blank(tmp_path: Path, bridge_llm: Path) -> None:
-    bridge_world.make_encoder(tmp_path / "trunk", bridge_world.TRUNK)
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("kind", ["TRUNK", "RESNET"])
+def test_batch_norms_that_learn_are_not_shown_the_blank(
+    kind: str, recomputed: bool, tmp_path: Path, bridge_llm: Path
+) -> None:
+    bridge_world.make_encoder(tmp_path / "trunk", getattr(bridge_world, kind))
     model, _ = assemble(Assembly(encoder=str(tmp_path / "trunk"), llm=str(bridge_llm)))
     model.requires_grad_(True).train()
+    if recomputed:
+        recompute_layers(model)
     before = {name: value.clone() for name, value in model.model.vision_tower.named_buffers()}
     assert any(name.endswith("running_mean") for name in before)
     text = torch.tensor([[1, 40, 41, 42]])
     Objective(model)(input_ids=text, labels=text, attention_mask=torch.ones_like(text))["loss"].backward()
     assert all(torch.equal(value, before[name]) for name, value in model.model.vision_tower.named_buffers())
-    assert model.model.vision_tower.training
+    assert all(module.training for module in model.model.vision_tower.modules())
     assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
+
+
+def test_an_encoder_that_is_put_apart_is_called_and_comes_back_to_its_place(
+    bridge_encoder: Path, bridge_llm: Path
+) -> None:
+    model, _ = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm)))
+    setup: Any = SimpleNamespace(model=model, parts=parts_of(model))
+    names = list(model.state_dict())
+    pixels = torch.zeros(1, 3, 32, 32)
+    before = torch.cat(tuple(model.get_image_features(pixels).pooler_output))
+    with frozen_encoder_apart(setup):
+        assert not any("vision_tower" in name for name, _ in model.named_parameters())
+        model.to(torch.bfloat16)
+        assert model.model.vision_tower.dtype == torch.float32
+        model.float()
+    assert list(model.state_dict()) == names
+    after = torch.cat(tuple(model.get_image_features(pixels).pooler_output))
+    torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
+    model.requires_grad_(True)
+    with frozen_encoder_apart(setup):  # it learns
+        assert list(model.state_dict()) == names
 
 
 def kept(spec: str, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from llava_bridge.model.assembly import Assembly, assemble, make_chat
 from llava_bridge.training.config import StageConfig
 from llava_bridge.training.objective import Objective, summed_loss
 from llava_bridge.training.setup import _room, keeps_samples_apart
+from llava_bridge.training.trainer import recompute_layers
 
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -93,6 +94,30 @@ def test_a_batch_without_pictures_lets_the_projector_learn_nothing_but_be_asked(
     assert len(projector) == 4
     assert not any(value.any() for value in projector.values())
     assert any(value.any() for name, value in gradients.items() if "language_model" in name)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("fit", ["squash", "anyres"])
+def test_text_alone_and_pictures_go_through_the_modules_in_the_same_order(
+    fit: str, recomputed: bool, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
+) -> None:
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(bridge_llm), image_fit=fit))  # type: ignore[arg-type]
+    samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json")))
+    shown = Conversations(samples, make_chat(model, processor), 512)[0]
+    text = {"input_ids": [1, 40, 41, 42], "labels": [-100, -100, 41, 42], "pictures": [], "skipped": []}
+    model.requires_grad_(True).train()
+    if recomputed:
+        recompute_layers(model)
+    order: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    found = []
+    for items in ([shown], [text]):
+        learnt(model, batch_of(items, processor))
+        found.append(order.copy())
+        order.clear()
+    assert found[1] == found[0]
+    assert found[0].count("model.vision_tower.tower.visual.transformer.resblocks.0") == 1 + recomputed
 
 
 @pytest.mark.parametrize("room", [60, 128, 10_000])  # a row each, three rows, one

@@ -5,11 +5,14 @@ Legend: B pictures, S side of a picture in pixels, G side of the token grid, N t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -50,8 +53,29 @@ class VisionTower(nn.Module, ABC):
     def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         """One block, under activation checkpointing where ``recompute`` is set."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False)
+            return checkpoint(block, tokens, use_reentrant=False, context_fn=functools.partial(_now_and_again, self))
         return block(tokens)
+
+
+def _now_and_again(tower: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a block's two computations: in the second the tower's layers train, or do not, as in the first."""
+    modes = {layer: layer.training for layer in tower.modules()}
+
+    @contextlib.contextmanager
+    def as_before() -> Iterator[None]:
+        meanwhile = {layer: layer.training for layer in modes}
+        _set_modes(modes)
+        try:
+            yield
+        finally:
+            _set_modes(meanwhile)
+
+    return contextlib.nullcontext(), as_before()
+
+
+def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    for layer, trains in modes.items():
+        layer.training = trains
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

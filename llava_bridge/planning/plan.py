@@ -142,13 +142,18 @@ def _stage(
         flops += pictures * vision.flops * (3 if "vision" in learning else 1)
     learnt = sum(parts[part] for part in learning if stage.lora is None or part not in stage.lora.parts)
     weights = sum(parts.values()) if name != "pretrain" else parts["llm"]
+    alone = name != "pretrain" and "vision" not in learning and config.launch.parallel == "deepspeed"
+    apart = parts["vision"] if alone else 0  # float32 and whole in every process
     half = config.precision != "fp32"
     micro = stage.micro_batch or math.ceil(stage.batch_size / count)
     return StageCost(
         name=name,
         steps=_steps(stage, name),
         flops=flops,
-        memory=_states(config, weights, learnt, count, half=half) + micro * _activations(stage, llm, length) + _RESERVE,
+        memory=4 * apart
+        + _states(config, weights - apart, learnt, count, half=half)
+        + micro * _activations(stage, llm, length)
+        + _RESERVE,
         checkpoints=_CHECKPOINTS * ((2 if half else 4) * weights + (12 if half else 8) * learnt)
         if config.checkpoint_every
         else 0.0,

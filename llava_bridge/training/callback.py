@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback
 
 from llava_bridge.training.bad_samples import BadSamples
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.config import Part
+from llava_bridge.training.hung import HungWatch
 from llava_bridge.training.launch import StopAsked, command_is_gone, is_main_process, report
 from llava_bridge.training.progress import Progress
-from llava_bridge.training.weights import fingerprint, frozen_values, is_parted
+from llava_bridge.training.weights import fingerprint, frozen_values
 
 _TOO_EASY = 0.02  # loss of a first step
 
@@ -30,6 +30,7 @@ class StageCallback(TrainerCallback):
         parts: of the model, by name.
         vocabulary: tokens that the LLM tells apart.
         stop: whether anybody wants the run to stop.
+        begin: is called before the first step of a stage that does not go on from a checkpoint.
     """
 
     def __init__(
@@ -39,23 +40,27 @@ class StageCallback(TrainerCallback):
         parts: Mapping[Part, nn.Module],
         vocabulary: int,
         stop: StopAsked,
+        begin: Callable[[], None],
     ) -> None:
         self.progress = progress
         self.bad = bad
         self.parts = parts
         self.vocabulary = vocabulary
         self.stop = stop
+        self.hung = HungWatch(stop, progress.stage)
         self.stopped_by = 0
-        self.encoder = _copied(parts["vision"]) if "vision" in parts else {}
+        self.begin: Callable[[], None] | None = begin
         self.before: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the frozen weights' fingerprints; an interrupted run goes on as the config of now says."""
-        if self.encoder and not is_parted(self.parts["vision"]):  # DeepSpeed has rounded it if it trains in bf16
-            self.parts["vision"].float().load_state_dict(self.encoder)
+        if self.begin is not None and state.global_step == 0:
+            self.begin()
+        self.begin = None  # and with it what it holds
         self.before = self._fingerprints()
         state.compute_steps(args, state.max_steps)  # log_every and checkpoint_every of now, not of the checkpoint
         self.progress.begin(state.global_step, state.max_steps)
+        self.hung.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop if somebody asks for it."""
@@ -64,6 +69,7 @@ class StageCallback(TrainerCallback):
         if self.stopped_by == 0 and (number := self.stop.of_any_process()):
             self.stopped_by = number
             control.should_save = control.should_training_stop = True
+        self.hung.step_ended(saves=control.should_save)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write the step down, and say if the first one's loss is odd."""
@@ -77,22 +83,18 @@ class StageCallback(TrainerCallback):
         bad = self.bad.gather()  # and so all processes have written their parts
         if is_main_process():
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", bad, self.progress.seconds)
+        if not self.stopped_by:
+            self.hung.saved()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Compare what is frozen with what it was."""
+        self.hung.end()
         for name, print_ in self._fingerprints().items():
             if print_ != self.before[name]:
                 raise AssertionError(f"the frozen weights of the part '{name}' have changed")
 
     def _fingerprints(self) -> dict[str, str]:
         return {name: fingerprint(frozen_values(module)) for name, module in self.parts.items()}
-
-
-def _copied(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of a part that is wholly frozen, nothing of one that learns."""
-    if any(weight.requires_grad for weight in module.parameters()):
-        return {}
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def odd_first_loss(loss: float, vocabulary: int) -> str | None:

@@ -148,6 +148,10 @@ class StopAsked:
         self.request = request
         self.file = work / STOP
 
+    def asked(self) -> bool:
+        """Whether this process knows of such a wish."""
+        return self.request.signal != 0 or self.file.is_file()
+
     def of_any_process(self) -> int:
         """The signal, 0 for none; all processes must call it together, and learn the same."""
         import torch
@@ -160,9 +164,20 @@ class StopAsked:
 
 def end_stopped(number: int) -> NoReturn:
     """End this process, and the command that started it, after a stop by the signal ``number``."""
-    if _COMMAND_PID in os.environ and is_main_process():
-        _tell_command(_STATUS, str(exit_status(number)))
+    _tell_status(exit_status(number))
     raise SystemExit(exit_status(number))
+
+
+def end_hung(status: int, why: str) -> NoReturn:
+    """End this process, and the command that started it, from a thread, as the main one waits for ever."""
+    report(why)
+    _tell_status(status)
+    os._exit(status)
+
+
+def _tell_status(status: int) -> None:
+    if _COMMAND_PID in os.environ and is_main_process():
+        _tell_command(_STATUS, str(status))
 
 
 def deepspeed_config(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from clips.model.losses import linear_cross_entropy
@@ -75,19 +76,23 @@ class Objective(nn.Module):
         """A blank picture goes through vision tower and projector meanwhile, and 0 of it into the LLM.
 
         Processes whose batch has no picture must do what the others do, and in the same order: those wait for their
-        gradients, and under ZeRO-3 for the parts of their weights. Batch norms do not learn what a blank looks like.
+        gradients, and under ZeRO-3 for the parts of their weights, module by module. A LLaVA calls its tower between
+        the embedding of the tokens and the LLM; so does this, and computes again in the backward pass what it does.
+        Only batch norms do not learn what a blank looks like.
         """
-        tower = self.llava.model.vision_tower
+        model = self.llava.model
 
-        def add_nothing(_: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            embedded: Tensor = named["inputs_embeds"]
+        def add_nothing(_: Any, __: Any, embedded: Tensor) -> Tensor:
             blank = blank_picture(self.llava.config, embedded)
-            learns, _ = tower.training, tower.eval()
-            features = torch.cat(tuple(self.llava.model.get_image_features(**blank, return_dict=True).pooler_output))
-            tower.train(learns)
-            return arguments, {**named, "inputs_embeds": embedded + 0.0 * features.sum().to(embedded.dtype)}
+            norms = [one for one in model.vision_tower.modules() if isinstance(one, _BatchNorm) and one.training]
+            for norm in norms:
+                norm.eval()
+            features = torch.cat(tuple(model.get_image_features(**blank, return_dict=True).pooler_output))
+            for norm in norms:
+                norm.train()
+            return embedded + 0.0 * features.sum().to(embedded.dtype)
 
-        hook = self.llava.model.language_model.register_forward_pre_hook(add_nothing, with_kwargs=True)
+        hook = model.get_input_embeddings().register_forward_hook(add_nothing)
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ from llava_bridge.training.launch import is_main_process, report
 from llava_bridge.training.processes import barrier
 from llava_bridge.training.quantising import copy_rounded
 from llava_bridge.training.setup import Setup
-from llava_bridge.training.weights import is_parted, learnt_weights
+from llava_bridge.training.weights import fits_bf16, is_parted, learnt_weights
 from llava_bridge.training.workspace import CHECKPOINTS
 
 
@@ -30,6 +30,7 @@ def save_stage(
     lora: LoraConfig | None,
     again: Callable[[], Setup],
     rounded: bool,
+    half: bool,
     last: bool,
 ) -> None:
     """Write the stage's model whole or not at all, then drop its checkpoints; called in every process.
@@ -41,6 +42,7 @@ def save_stage(
         lora: the adapters' settings, if there are any.
         again: makes the setup that the stage began with.
         rounded: whether training has rounded what is frozen; then it is taken from where the stage began.
+        half: whether it was trained in bf16; then what bf16 holds is saved so.
         last: whether the model, if it is a LLaVA, is to load without this package where it can.
     """
     weights = learnt_weights(setup.model) if lora is not None or rounded or is_parted(setup.model) else None
@@ -48,9 +50,9 @@ def save_stage(
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         if weights is None:
-            _write(setup, setup.model, partial, last=last)
+            _write(setup, setup.model, partial, half=half, last=last)
         elif "vision" in setup.parts:
-            _write_anew(again(), weights, partial, lora, last=last, trained=setup.model)
+            _write_anew(again(), weights, partial, lora, half=half, last=last, trained=setup.model)
         else:  # an LLM alone learns as a whole
             _let_it_cache(setup.model)
             setup.model.save_pretrained(partial, state_dict=weights)
@@ -62,12 +64,29 @@ def save_stage(
     barrier()
 
 
-def _write(setup: Setup, model: Any, directory: Path, *, last: bool) -> None:
-    if last and "vision" in setup.parts and make_stock(model):
+def _write(setup: Setup, model: Any, directory: Path, *, half: bool, last: bool) -> None:
+    sees = "vision" in setup.parts
+    if half:
+        _store_in_bf16(setup)
+    if last and sees and make_stock(model):
         report("the model loads in transformers without llava_bridge")
     _let_it_cache(model)
     model.save_pretrained(directory)
+    if sees:  # transformers states the precision of the first weight, which is the encoder's
+        model.config.vision_config.dtype = model.model.vision_tower.dtype
+        model.config.dtype = model.config.text_config.dtype = model.model.language_model.dtype
+        model.config.save_pretrained(directory)
     setup.processor.save_pretrained(directory)
+
+
+def _store_in_bf16(setup: Setup) -> None:
+    """Turn what bf16 holds as it is into bf16: the encoder by itself, projector and LLM as one."""
+    vision = [weight for part, module in setup.parts.items() if part == "vision" for weight in module.parameters()]
+    rest = [weight for part, module in setup.parts.items() if part != "vision" for weight in module.parameters()]
+    for weights in (vision, rest):
+        if all(map(fits_bf16, weights)):
+            for weight in weights:
+                weight.data = weight.data.bfloat16() if weight.is_floating_point() else weight.data
 
 
 def _let_it_cache(model: Any) -> None:
@@ -77,7 +96,14 @@ def _let_it_cache(model: Any) -> None:
 
 
 def _write_anew(
-    fresh: Setup, weights: Mapping[str, Tensor], directory: Path, lora: LoraConfig | None, *, last: bool, trained: Any
+    fresh: Setup,
+    weights: Mapping[str, Tensor],
+    directory: Path,
+    lora: LoraConfig | None,
+    *,
+    half: bool,
+    last: bool,
+    trained: Any,
 ) -> None:
     """What was learnt, put into the model that the stage began with, or what 4 bits hold of that."""
     adapted = None if lora is None else adapt(fresh.model, lora)
@@ -86,9 +112,11 @@ def _write_anew(
     if lora is not None and lora.quantise:
         copy_rounded(trained, fresh.model)
     if adapted is None or lora is None:
-        _write(fresh, fresh.model, directory, last=last)
+        _write(fresh, fresh.model, directory, half=half, last=last)
     elif lora.merge or not last:  # the next stage goes on from whole weights
-        _write(fresh, adapted.merge_and_unload(), directory, last=last)
+        _write(fresh, adapted.merge_and_unload(), directory, half=half, last=last)
     else:
+        if half:
+            _store_in_bf16(fresh)
         save_adapter(adapted, directory / ADAPTER)
-        _write(fresh, adapted.unload(), directory, last=last)
+        _write(fresh, adapted.unload(), directory, half=half, last=last)

@@ -5,13 +5,14 @@ The training step itself is HF Trainer's; :class:`StageTrainer` adds what a LLaV
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from llava_bridge.training.progress import Progress
 from llava_bridge.training.quantising import numbers_in, quantise
 from llava_bridge.training.saving import save_stage
 from llava_bridge.training.setup import Setup, parts_of, set_up
-from llava_bridge.training.weights import fits_bf16
+from llava_bridge.training.weights import finer_than_bf16, frozen_fits_bf16, set_masters
 from llava_bridge.training.workspace import CHECKPOINTS
 
 
@@ -52,29 +53,25 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     stage, folder = config.stage(name), work / name
     setup = set_up(config, name, work)
     torch.manual_seed(config.seed)  # of adapters, whatever the stages before have drawn
-    choose_what_learns(setup, stage, name, torch.bfloat16 if precision(config) == "bf16" else torch.float32)
+    half = precision(config) == "bf16"
+    choose_what_learns(setup, stage, name, torch.bfloat16 if half else torch.float32)
     if stage.keep_features:
         keep_features(setup)
     if stage.gradient_checkpointing:
-        named = "activation_checkpointing_enable"  # newer transformers' name for it
-        getattr(setup.model, named, setup.model.gradient_checkpointing_enable)()
+        recompute_layers(setup.model)
     steps = total_steps(len(setup.dataset), stage)
     _announce(setup, config, name, steps)
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
-    rounded = precision(config) == "bf16" and not all(fits_bf16(module) for module in parts)
+    rounded = half and not all(frozen_fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS)
     bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
     progress = Progress(name, stage.batch_size, work / "metrics.jsonl", started - seconds_before(start))
     if reshaped := start is not None and is_of_others(start):
         make_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
-    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
-    if config.launch.parallel == "fsdp":
-        towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
-        apart = towers if stage.keep_features else []  # only those who miss a picture call it
-        model = shard(model, bf16=precision(config) == "bf16", exact=towers, apart=apart)
-        if "vision" in setup.parts:
-            setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
+    sharded = config.launch.parallel == "fsdp"
+    model = _to_train(setup, half=half, sharded=sharded, some_call_encoder=stage.keep_features)
+    masters = finer_than_bf16(setup.model) if half and not sharded else {}
     trainer = TRAINERS[config.launch.parallel](
         stage=stage,
         stage_name=name,
@@ -87,10 +84,13 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         data_collator=setup.collator,
     )
     vocabulary = setup.model.get_input_embeddings().num_embeddings
-    callback = StageCallback(progress, bad, setup.parts, vocabulary, stop)
+    begin = functools.partial(set_masters, setup.model, masters)
+    callback = StageCallback(progress, bad, setup.parts, vocabulary, stop, begin)
+    del begin, masters
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    with contextlib.nullcontext() if sharded else frozen_encoder_apart(setup):
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
     if callback.stopped_by:
         report(f"{name}: stopped after step {trainer.state.global_step}; the same command goes on")
         end_stopped(callback.stopped_by)
@@ -98,8 +98,21 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     summary = _summary(trainer, stage, progress)
     last = name == config.stages[-1]
     again = functools.partial(set_up, config, name, work)
-    save_stage(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, last=last)
+    save_stage(setup, folder, summary, lora=stage.lora, again=again, rounded=rounded, half=half, last=last)
     _free(trainer, setup)
+
+
+def _to_train(setup: Setup, *, half: bool, sharded: bool, some_call_encoder: bool) -> nn.Module:
+    """The model with its loss, in shards if they are FSDP's."""
+    model: nn.Module = Objective(setup.model) if "vision" in setup.parts else setup.model
+    if not sharded:
+        return model
+    towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
+    apart = towers if some_call_encoder else []  # only those who miss a picture call it
+    model = shard(model, bf16=half, exact=towers, apart=apart)
+    if "vision" in setup.parts:
+        setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
+    return model
 
 
 def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: torch.dtype = torch.float32) -> None:
@@ -122,6 +135,12 @@ def choose_what_learns(setup: Setup, stage: StageConfig, name: str, compute: tor
             setup.parts[part].requires_grad_(True)
 
 
+def recompute_layers(model: Any) -> None:
+    """Let each layer of a transformers model keep its input only, and compute the rest again in the backward pass."""
+    named = "activation_checkpointing_enable"  # newer transformers' name for it
+    getattr(model, named, model.gradient_checkpointing_enable)()
+
+
 def keep_features(setup: Setup) -> None:
     """Let the frozen encoder look its features up.
 
@@ -132,6 +151,29 @@ def keep_features(setup: Setup) -> None:
     if not isinstance(tower, EncoderVisionModel):
         raise UserError("keep_features: expected false, as the vision tower of this LLaVA is transformers' own")
     tower.keep_outputs(setup.model.config.vision_feature_layer)
+
+
+@contextlib.contextmanager
+def frozen_encoder_apart(setup: Setup) -> Iterator[None]:
+    """Meanwhile DeepSpeed does not find a frozen encoder in the model, which has and calls it as before.
+
+    DeepSpeed would round its weights to bf16, and under ZeRO-3 cut them. So every process has the whole of it in the
+    precision in which it was loaded, whatever the way to share the rest.
+    """
+    tower = setup.parts.get("vision")
+    if tower is None or any(weight.requires_grad for weight in tower.parameters()):
+        yield
+        return
+    model = setup.model.model
+    before = dict(model._modules)
+    tower.to(torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu")
+    del model.vision_tower
+    model.__dict__["vision_tower"] = tower.eval()
+    try:
+        yield
+    finally:
+        del model.__dict__["vision_tower"]
+        model._modules.update({name: model._modules.pop(name, tower) for name in before})  # in the order that it had
 
 
 def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,10 +19,39 @@ def is_parted(model: nn.Module) -> bool:
     return any(hasattr(weight, "ds_tensor") or isinstance(weight, DTensor) for weight in model.parameters())
 
 
-def fits_bf16(module: nn.Module) -> bool:
+def fits_bf16(weight: Tensor) -> bool:
+    """Whether bf16 holds ``weight`` as it is; of 4 bits it does."""
+    return not weight.is_floating_point() or torch.equal(weight, weight.bfloat16().to(weight.dtype))
+
+
+def frozen_fits_bf16(module: nn.Module) -> bool:
     """Whether bf16 holds the frozen weights of ``module`` as they are."""
-    frozen = (weight for weight in module.parameters() if not weight.requires_grad and weight.is_floating_point())
-    return all(torch.equal(weight, weight.bfloat16().to(weight.dtype)) for weight in frozen)
+    return all(fits_bf16(weight) for weight in module.parameters() if not weight.requires_grad)
+
+
+def finer_than_bf16(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that learn and that bf16 does not hold, by name; DeepSpeed puts rounded ones in their place."""
+    learn = ((name, weight.data) for name, weight in model.named_parameters() if weight.requires_grad)
+    return {name: value for name, value in learn if not fits_bf16(value)}
+
+
+def set_masters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Let DeepSpeed's float32 copies of these weights, which the optimizer moves, begin with ``values``.
+
+    DeepSpeed makes them of the weights that it has rounded to bf16 before. From there, updates below half a step of
+    bf16 leave what is computed with as it is until they add up; from the exact values some of them cross at once.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    weights: dict[str, Any] = dict(model.named_parameters())
+    for name, value in values.items():
+        weight = weights[name]
+        if not hasattr(weight, "ds_tensor"):
+            safe_set_full_fp32_param(weight, value)
+            continue
+        part, rank = weight.ds_tensor.numel(), torch.distributed.get_rank()
+        own = value.flatten()[part * rank : part * (rank + 1)]
+        safe_set_local_fp32_param(weight, nn.functional.pad(own, (0, part - own.numel())))
 
 
 def learnt_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,66 @@
+"""A process that waits for another one in a collective hears no signal: this ends it where a stop is asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from clips.parallel.watchdog import EXIT_HUNG
+from llava_bridge.training.launch import StopAsked, end_hung, is_main_process
+
+_PAUSE = 1.0
+_LEAST = 10.0
+_FIRST = 30.0
+_STEPS = 4
+
+
+class HungWatch:
+    """Ends this process, once a stop is asked for, if a step takes several times as long as any before.
+
+    A step that ends hears the request itself, and saves.
+
+    Args:
+        stop: whether anybody wants the run to stop.
+        stage: its name.
+    """
+
+    def __init__(self, stop: StopAsked, stage: str) -> None:
+        self.stop = stop
+        self.stage = stage
+        self._longest = 0.0
+        self._since: float | None = None
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Steps are computed from now on."""
+        self._since = time.monotonic()
+        threading.Thread(target=self._watch, name="hung", daemon=True).start()
+
+    def step_ended(self, *, saves: bool) -> None:
+        """A step has ended; ``saves``: what comes next, until `saved`, takes as long as it takes."""
+        now = time.monotonic()
+        if self._since is not None:
+            self._longest = max(self._longest, now - self._since)
+        self._since = None if saves else now
+
+    def saved(self) -> None:
+        """A checkpoint is written."""
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """No more steps are to come."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_PAUSE):
+            since, limit = self._since, max(_LEAST, _STEPS * self._longest) if self._longest else _FIRST
+            if since is None or not self.stop.asked():
+                continue
+            if not is_main_process():
+                limit += 2 * _PAUSE  # that one tells why
+            if (waited := time.monotonic() - since) > limit and not self._over.is_set():
+                end_hung(
+                    EXIT_HUNG,
+                    f"{self.stage}: asked to stop, but a step has not ended for {waited:.0f} s: processes wait for "
+                    "each other; ended without saving, and the same command goes on from the last checkpoint",
+                )

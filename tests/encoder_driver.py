@@ -1,0 +1,36 @@
+"""Started as one of several training processes: trains LLaVAs and keeps what their encoders compute, and with what.
+
+python encoder_driver.py CONFIG...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from clips.commandline.parsing import parse_config
+from llava_bridge.model.vision import EncoderVisionModel
+from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.train import train
+
+compute = EncoderVisionModel._computed
+kept: list[tuple[torch.dtype, list[torch.Tensor]]] = []
+
+
+def computed(self: EncoderVisionModel, pixel_values: torch.Tensor, wanted: set[int]) -> dict[int, torch.Tensor]:
+    states: Any = compute(self, pixel_values, wanted)
+    kept.append((next(self.parameters()).dtype, [state.detach().clone() for state in states.values()]))
+    return states
+
+
+if __name__ == "__main__":
+    EncoderVisionModel._computed = computed  # type: ignore[method-assign]
+    for path in sys.argv[1:]:
+        kept.clear()
+        config = parse_config(TrainConfig, ["--config", path], prog="driver")
+        assert config is not None
+        train(config)
+        torch.save(kept, f"{path}.encoder{os.environ['RANK']}")

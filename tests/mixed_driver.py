@@ -1,0 +1,35 @@
+"""Started as one of several training processes: trains LLaVAs in whose steps some processes have text, others pictures.
+
+python mixed_driver.py CONFIG...
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+from clips.commandline.parsing import parse_config
+from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.train import train
+from llava_bridge.training.trainer import StageTrainer
+
+# A step's samples, T of text and P with a picture: of two processes the first has the first two, or every other one.
+STEPS = ("TTPP", "PPTT", "TPTT", "PTPP", "TTTT", "TTPP", "PPPT", "PPTT")
+
+
+def mixed_order(self: StageTrainer, train_dataset: Any = None) -> list[int]:
+    """Samples in the kinds that `STEPS` says, whatever order training takes by itself."""
+    shows = [bool(shown) for shown, _ in self.train_dataset.sizes()]  # type: ignore[union-attr]
+    of_kind = {
+        kind: itertools.cycle([index for index, one in enumerate(shows) if one == (kind == "P")]) for kind in "TP"
+    }
+    return [next(of_kind[kind]) for step in STEPS for kind in step]
+
+
+if __name__ == "__main__":
+    StageTrainer._get_train_sampler = mixed_order  # type: ignore[method-assign,assignment]
+    for path in sys.argv[1:]:
+        config = parse_config(TrainConfig, ["--config", path], prog="driver")
+        assert config is not None
+        train(config)

@@ -1,0 +1,116 @@
+"""Text and pictures in one step: processes that have only text do what those with pictures do, in the same order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+from mixed_driver import STEPS
+from safetensors.torch import load_file
+
+from llava_bridge.data import DataConfig
+from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
+
+WAYS: dict[str, LaunchConfig] = {
+    "zero2": LaunchConfig(deepspeed="zero2"),
+    "zero3": LaunchConfig(deepspeed="zero3"),
+    "fsdp": LaunchConfig(parallel="fsdp"),
+}
+EVERY = ["vision", "projector", "llm"]
+LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
+KINDS: dict[str, dict[str, Any]] = {
+    "recomputed": {"gradient_checkpointing": True},
+    "plain": {},
+    "unfrozen": {"trains": EVERY, "gradient_checkpointing": True, "micro_batch": 1},
+    "padded": {"lora": LORA, "gradient_checkpointing": True},
+    "packed": {"packing": True, "max_length": 120, "trains": EVERY},
+    "tiles": {"max_length": 400, "gradient_checkpointing": True},
+    "adapted_tiles": {"max_length": 400, "lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
+    "unfrozen_tiles": {"max_length": 400, "trains": EVERY, "micro_batch": 1},
+}
+"""What a stage is told. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""
+
+
+def make_mixture(directory: Path) -> Path:
+    """Pictures of several shapes with talk about one or two of them, and as much talk about nothing."""
+    album = bridge_world.make_album(directory)
+    rows = json.loads((album / "talk.json").read_text())
+    shown, text = rows[:5], rows[5:]
+    longer = [
+        {**row, "id": f"{row['id']}-{number}", "conversations": row["conversations"] * (number + 1)}
+        for number in range(3)
+        for row in text
+    ]
+    (album / "talk.json").write_text(json.dumps([*shown, *longer]))
+    return album
+
+
+def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path]) -> Path:
+    encoder, llm, album = parts
+    data = [DataConfig(path=str(album / "talk.json"))]
+    stage = StageConfig(data=data, steps=len(STEPS), batch_size=4, lr=1e-3, warmup=0.0, **KINDS[kind])
+    fit = "anyres" if "tiles" in kind else "pad" if kind == "padded" else "squash"
+    return bridge_world.config_file(
+        directory,
+        f"{kind}_{way}",
+        album,
+        stages=["instruct"],
+        encoder=str(encoder),
+        llm=str(llm),
+        image_fit=fit,
+        instruct=stage,
+        launch=WAYS[way],
+    )
+
+
+def losses(directory: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path) -> tuple[Path, Path, Path]:
+    directory = tmp_path_factory.mktemp("mixed")
+    return bridge_encoder, bridge_world.make_llm(directory / "llm", context=400), make_mixture(directory / "album")
+
+
+def trained(directory: Path, kinds: list[str], ways: list[str], parts: tuple[Path, Path, Path]) -> None:
+    paths = [str(run_file(directory, kind, way, parts)) for way in ways for kind in kinds]
+    bridge_world.run_processes(2, "mixed_driver.py", *paths, timeout=60 + 45 * len(paths))
+
+
+def test_zero_3_learns_what_zero_2_does_where_one_process_has_only_text(
+    tmp_path: Path, parts: tuple[Path, Path, Path]
+) -> None:
+    trained(tmp_path, ["recomputed"], ["zero2", "zero3"], parts)
+    same(tmp_path, "recomputed", "zero3")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, parts: tuple[Path, Path, Path]) -> Path:
+    """Every kind in every way to share the work."""
+    directory = tmp_path_factory.mktemp("runs")
+    for way in WAYS:  # processes that hang in one way say nothing about the others
+        trained(directory, list(KINDS), [way], parts)
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("way", ["zero3", "fsdp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixed_steps_teach_the_same_in_every_way_to_share_the_work(kind: str, way: str, runs: Path) -> None:
+    same(runs, kind, way)
+
+
+def same(directory: Path, kind: str, way: str) -> None:
+    """The losses of all steps, and the weights after them, are those under ZeRO-2."""
+    expected = losses(directory / f"{kind}_zero2")
+    assert len(expected) == len(STEPS)
+    assert losses(directory / f"{kind}_{way}") == pytest.approx(expected, abs=1e-5)
+    ours = load_file(directory / f"{kind}_{way}" / "model.safetensors")
+    for name, value in load_file(directory / f"{kind}_zero2" / "model.safetensors").items():
+        torch.testing.assert_close(ours[name], value, atol=1e-4, rtol=1e-4, msg=name)

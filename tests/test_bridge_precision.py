@@ -1,0 +1,115 @@
+"""Encoder, optimizer and files have the precision that is stated, however the work is shared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bridge_world
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_bridge_mixed import WAYS, losses
+
+from llava_bridge.data import DataConfig
+from llava_bridge.training.config import LoraConfig, StageConfig
+
+SMALL_STEPS = {"steps": 6, "batch_size": 4, "lr": 3e-5, "warmup": 0.0}
+"""Most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
+LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, merge=False)
+STAGES: dict[str, dict[str, Any]] = {
+    "align": {},
+    "unfrozen": {"trains": ["vision", "projector", "llm"]},
+    "lora": {"lora": LORA},
+    "fine": {},
+    "pretrain": {},
+}
+"""``fine`` trains a float32 LLM, the others one that is stored in bf16; ``pretrain`` the LLM alone."""
+
+
+def store_half(llm: Path, directory: Path) -> Path:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(llm, dtype=torch.bfloat16).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(llm).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> Path:
+    """Two processes in bf16: every kind in every way."""
+    directory = tmp_path_factory.mktemp("runs")
+    llm = store_half(bridge_llm, directory / "llm")
+    talk = bridge_world.make_talk(directory / "talk", samples=1)  # alike batches: losses tell how far weights move
+    for way, launch in WAYS.items():
+        paths = []
+        for kind, fields in STAGES.items():
+            source = ("text.jsonl", "text") if kind == "pretrain" else ("talk.json", "conversations")
+            data = [DataConfig(path=str(talk / source[0]), source=source[1])]  # type: ignore[arg-type]
+            name = kind if kind in {"align", "pretrain"} else "instruct"
+            stage = StageConfig(data=data, **SMALL_STEPS, **fields)
+            path = bridge_world.config_file(
+                directory,
+                f"{kind}_{way}",
+                talk,
+                stages=[name],
+                encoder=str(bridge_encoder),
+                llm=str(bridge_llm if kind == "fine" else llm),
+                precision="bf16",
+                launch=launch,
+                **{name: stage},
+            )
+            paths.append(str(path))
+        bridge_world.run_processes(2, "encoder_driver.py", *paths, timeout=60 + 45 * len(paths))
+    return directory
+
+
+def stored(directory: Path) -> dict[str, set[torch.dtype]]:
+    """The precisions of a directory's floating weights, of the encoder's and of the others."""
+    found: dict[str, set[torch.dtype]] = {"vision": set(), "rest": set()}
+    for name, value in load_file(directory / "model.safetensors").items():
+        if value.is_floating_point():
+            found["vision" if "vision_tower" in name else "rest"].add(value.dtype)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("way", ["zero3", "fsdp"])
+@pytest.mark.parametrize("kind", ["align", "lora", "fine"])
+def test_a_frozen_encoder_computes_alike_with_float32_weights(kind: str, way: str, runs: Path) -> None:
+    for rank in range(2):
+        expected, found = (torch.load(runs / f"{kind}_{one}.yaml.encoder{rank}") for one in ("zero2", way))
+        assert len(expected) == len(found) >= SMALL_STEPS["steps"]
+        for (weights, states), (theirs, other) in zip(expected, found, strict=True):
+            assert weights == theirs == torch.float32
+            for state, same in zip(states, other, strict=True):
+                # In linear layers DeepSpeed's ZeRO-3 rounds the product to bf16 before it adds the bias.
+                torch.testing.assert_close(same, state, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", STAGES)
+def test_files_have_the_precision_of_the_weights_and_the_config_says_so(kind: str, way: str, runs: Path) -> None:
+    found = stored(runs / f"{kind}_{way}")
+    moved = torch.float32 if way == "fsdp" else torch.bfloat16  # FSDP moves the weights themselves
+    assert found["rest"] == {moved}
+    config = json.loads((runs / f"{kind}_{way}" / "config.json").read_text())
+    assert config["dtype"] == str(moved).removeprefix("torch.")
+    if kind != "pretrain":
+        tower = moved if kind == "unfrozen" else torch.float32
+        assert found["vision"] == {tower}
+        assert config["text_config"]["dtype"] == config["dtype"]
+        assert config["vision_config"]["dtype"] == str(tower).removeprefix("torch.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["zero2", "zero3"])
+def test_a_float32_llm_moves_from_its_own_weights_not_from_rounded_ones(way: str, runs: Path) -> None:
+    exact = losses(runs / "fine_fsdp")  # whose optimizer moves the float32 weights themselves
+    found = losses(runs / f"fine_{way}")
+    moves = [exact[0] - loss for loss in exact]
+    assert moves[-1] > 0.01
+    assert [found[0] - loss for loss in found] == pytest.approx(moves, abs=0.1 * moves[-1])
