@@ -111,8 +111,16 @@ class Worker:
         return draws(self.model, one.asked.decoding)
 
     def _prompt(self, one: _Waiting) -> Prompt:
-        asked, heard = one.asked, {"on_text": one.on_text, "cancelled": one.gone.is_set}
-        return prompt(self.model, self.processor, asked.pictures, asked.messages, asked.decoding, **heard)
+        asked = one.asked
+        return prompt(
+            self.model,
+            self.processor,
+            asked.pictures,
+            asked.messages,
+            asked.decoding,
+            on_text=one.on_text,
+            cancelled=one.gone.is_set,
+        )
 
     def _write(self, batch: list[tuple[_Waiting, Prompt]]) -> None:
         try:

@@ -28,7 +28,8 @@ from llava_bridge.data import DataConfig, read_samples
 from llava_bridge.data.order import GroupedOrder, RandomOrder
 
 # kind: samples in thousands, shows an image, turns, tokens of an answer, of a question, few tokens
-MIXES = {
+Mix = dict[str, tuple[int, bool, float, float, int, bool]]
+MIXES: dict[str, Mix] = {
     "665k": {
         "LLaVA, conversations": (58, True, 3.5, 45, 15, False),
         "LLaVA, descriptions": (23, True, 1, 115, 15, False),
@@ -94,7 +95,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def drawn(mix: dict[str, tuple[int, bool, float, float, int, bool]], seed: int) -> list[Size]:
+def drawn(mix: Mix, seed: int) -> list[Size]:
     """A tenth of a mixture: turns drawn from Poisson's, answers from log-normal distributions."""
     dice, found = np.random.default_rng(seed), []
     for thousands, shows, turns, answer, question, few in mix.values():
