@@ -11,6 +11,7 @@ a picture goes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -18,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 
 from clips.errors import UserError, suggest
@@ -58,6 +60,7 @@ _BLANKS = (
 )
 
 _PHOTO = (640, 480)
+_CONTEXT = 22  # characters that messages show before where texts differ: <|im_start|>assistant
 _MARK = "\ue000{}\ue001"
 _MARKS = re.compile("\ue000(\\d+)\ue001")
 Message = Mapping[str, Any]
@@ -207,6 +210,34 @@ class Chat:
         if all(label == IGNORED for label in labels):
             raise SampleError(f"no answer within {max_length} tokens")
         return Encoded(ids, labels)
+
+    def check_prompts(self) -> None:
+        """Look whether each answer is trained behind the very prompt that it is asked for with.
+
+        Templates of LLMs that think may write something before the last answer alone, as Qwen 3's does.
+
+        Raises:
+            UserError: some answer is not, with a turn of the system or without.
+        """
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}] * 3
+        for beginning in ([], [{"role": "system", "content": "!"}]):
+            with contextlib.suppress(TemplateError):  # it takes no system, or one answer alone: each sample is told so
+                self._check_prompts_of([*beginning, *talk])
+
+    def _check_prompts_of(self, messages: Sequence[Message]) -> None:
+        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        marked = [{**message, "content": message["content"] or _MARK.format(0)} for message in messages]
+        pieces = _MARKS.split(self._render(marked))[::2]
+        for number, place in enumerate(places):
+            trained = _MARK.format(0).join(pieces[: number + 1])
+            asked = self._render(marked[:place], add_generation_prompt=True) + self._lead
+            if trained != asked:
+                pairs = zip(trained, asked, strict=False)
+                start = max(0, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)) - _CONTEXT)
+                raise UserError(
+                    f"chat_template: it trains an answer behind {trained[start:]!r}, but asks for one behind "
+                    f"{asked[start:]!r}; expected a template that writes the same both times, such as chatml for Qwen 3"
+                )
 
     def _counts(self, pictures: Sequence[Image.Image]) -> Iterator[int]:
         """How many tokens each ``<image>`` stands for, one after the other."""

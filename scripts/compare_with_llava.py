@@ -109,6 +109,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
         data = [DataConfig(path=str(rows), images=images, missing_images="refuse")]
         stages[name] = StageConfig(data=data, lr=getattr(args, f"{name}_lr"), **common)
     stages["align"] = dataclasses.replace(stages["align"], chat_template="plain", image_fit="crop")
+    stages["instruct"] = dataclasses.replace(stages["instruct"], group_by_modality_length=True)
     return TrainConfig(
         output=str(folder / "ours"),
         llava=str(folder / "start"),
@@ -206,13 +207,13 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
 
 def our_order(config: Any, name: str, folder: Path) -> list[int]:
     """Which samples our training takes, in its order."""
-    from llava_bridge.data.order import GroupedOrder
     from llava_bridge.training.setup import set_up
+    from llava_bridge.training.trainer import order_of
 
     stage = config.stage(name)
     alone = config if name == "align" else dataclasses.replace(config, stages=[name])
-    sizes = set_up(alone, name, folder).dataset.sizes()
-    return list(GroupedOrder(sizes, stage.batch_size, stage.steps * stage.batch_size, config.seed))
+    dataset = set_up(alone, name, folder).dataset
+    return list(order_of(dataset, stage, stage.steps, config.seed, stage.micro_batch or stage.batch_size))
 
 
 def _run(command: list[str], **environment: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from clips.errors import UserError
 from llava_bridge.chat import IGNORED, TEMPLATES, Chat, SampleError, template_for
+from llava_bridge.data.batches import Conversations
 from llava_bridge.templates import NEVER_END
 
 CHATML = (
@@ -191,27 +193,96 @@ def test_what_is_written_and_learnt_by_hand(name: str, families: dict[str, Any])
     assert chat.prompt([SYSTEM, *TALK[:1]]).startswith(WITH_SYSTEM[name])
 
 
-QWEN3 = (  # in its manner: thoughts are dropped from earlier answers, an empty one is written before the last
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
-    "{%- if message['role'] == 'assistant' and loop.last -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
-    "{{- message['content'] + '<|im_end|>\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}"
-    "{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}"
-    "{%- endif -%}"
-)
+# Qwen 3's own (tokenizer_config.json of Qwen/Qwen3-0.6B, Apache-2.0), without its branches for tools.
+QWEN3 = r"""
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.content is string %}
+        {%- set content = message.content %}
+    {%- else %}
+        {%- set content = '' %}
+    {%- endif %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- else %}
+            {%- if '</think>' in content %}
+                {%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+                {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+            {%- endif %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {%- if loop.last or (not loop.last and reasoning_content) %}
+                {{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+            {%- else %}
+                {{- '<|im_start|>' + message.role + '\n' + content }}
+            {%- endif %}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"""  # noqa: E501
 
 
-def test_an_llm_that_thinks_learns_its_answers_alone(families: dict[str, Any]) -> None:
+def test_a_template_that_asks_otherwise_than_it_trains_is_refused(families: dict[str, Any]) -> None:
+    """Qwen 3's: of several answers the last alone stands behind an empty thought, as each does that is asked for."""
     chat = Chat(families["chatml"], template_for(QWEN3, "auto"), 1)
-    text, learnt = split(chat, TALK)
-    assert text == (
+    assert split(chat, TALK)[0] == (
         "<|im_start|>user\n<image>\nWhat colour is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes<|im_end|>\n"
     )
-    assert learnt == ["red<|im_end|>", "yes<|im_end|>"]
     assert chat.prompt(TALK[:1]).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    message = (
+        r"chat_template: it trains an answer behind '<|im_start|>assistant\n', but asks for one behind "
+        r"'<|im_start|>assistant\n<think>\n\n</think>\n\n'; expected a template that writes the same both times, "
+        "such as chatml for Qwen 3"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        Conversations([], chat, 200)
+
+
+@pytest.mark.parametrize("own", [QWEN3, None])
+def test_qwen_3_without_thoughts_asks_as_it_trains(own: str | None, families: dict[str, Any]) -> None:
+    chat = Chat(families["chatml"], template_for(own, "chatml"), 1)
+    Conversations([], chat, 200)
+    text, learnt = split(chat, TALK)
+    assert "think" not in text
+    assert learnt == ["red<|im_end|>", "yes<|im_end|>"]
+    for turns in (1, 3):
+        assert text.startswith(chat.prompt(TALK[:turns]) + ["red", "yes"][turns // 2])
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_shipped_templates_ask_as_they_train(name: str, families: dict[str, Any]) -> None:
+    tokenizer = families.get(name, families["chatml"])
+    Chat(tokenizer, template_for(None, name), 1, must_end=name not in NEVER_END).check_prompts()
+
+
+def test_what_a_template_does_with_a_system_turn_is_looked_at_too(tokenizer: Any) -> None:
+    other = "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% if messages[0]['role'] == 'system' %}{{ 'Well, ' }}"
+    own = CHATML.replace("{% if add_generation_prompt %}{{ '<s>assistant\n' }}", other + "{% endif %}")
+    with pytest.raises(UserError, match=r"assistant\\n', but asks for one behind '.*assistant\\nWell, '"):
+        Chat(tokenizer, own, 1).check_prompts()
 
 
 def test_content_as_text_and_as_parts_render_alike(tokenizer: Any) -> None:

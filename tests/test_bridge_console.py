@@ -36,8 +36,9 @@ def picture(tmp_path: Path) -> str:
     return str(tmp_path / "red.png")
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+def typed(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    given = text if isinstance(text, bytes) else text.encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
 
 
 def test_the_talk_so_far_is_remembered(
@@ -67,6 +68,17 @@ def test_a_slip_does_not_end_the_talk(
     assert "expected fewer than the LLM's context of 128" in second
     model, processor = load_llava(llava)
     (answer,) = inference.answer(model, processor, [None], ["What?"], max_new_tokens=5)
+    assert captured.out == f"{visible(answer)}\n"
+
+
+def test_what_is_not_utf_8_is_told_and_the_next_question_answered(
+    llava: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, "Welche Größe?\n".encode("latin-1") + b"What?\n")
+    chat(ChatConfig(directory=str(llava), max_new_tokens=5))
+    captured = capsys.readouterr()
+    assert captured.err == "the question: expected UTF-8, got the byte 0xf6 in b'Welche Gr\\xf6\\xdfe?\\n'\n"
+    (answer,) = inference.answer(*load_llava(llava), [None], ["What?"], max_new_tokens=5)
     assert captured.out == f"{visible(answer)}\n"
 
 

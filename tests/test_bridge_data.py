@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
+from clips.commandline.parsing import from_plain
 from clips.errors import UserError
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.data import DataConfig, Turn, is_held_back, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits
 from llava_bridge.data.inspection import InspectConfig, inspect
-from llava_bridge.data.order import GroupedOrder
+from llava_bridge.data.order import GroupedOrder, RandomOrder
 from llava_bridge.data.pictures import FilePicture
+from llava_bridge.training.config import TrainConfig
+from llava_bridge.training.trainer import order_of
 
 
 def write(path: Path, rows: Any) -> str:
@@ -271,24 +274,89 @@ def test_packed_text_loses_nothing_between_its_blocks(chat: Chat) -> None:
         PackedText(texts, chat.tokenizer, 1000, seed=0)
 
 
-def test_order_is_whole_epochs_a_function_of_the_seed_and_groups_sizes() -> None:
-    sizes = [(True, (7 * n) % 100) for n in range(100)]
-    order = list(GroupedOrder(sizes, batch_size=10, total=200, seed=5))
-    assert Counter(order) == dict.fromkeys(range(100), 2)
-    assert order == list(GroupedOrder(sizes, batch_size=10, total=200, seed=5))
-    assert order != list(GroupedOrder(sizes, batch_size=10, total=200, seed=6))
-    batches = [[sizes[n][1] for n in order[start : start + 10]] for start in range(0, 200, 10)]
-    assert max(max(batch) - min(batch) for batch in batches) <= 10
-    firsts = [batch[0] for batch in batches]
-    assert firsts != sorted(firsts)  # short and long batches alternate
-    assert len(list(GroupedOrder(sizes, batch_size=10, total=33, seed=0))) == 33
+LLAVAS = {  # what get_modality_length_grouped_indices of LLaVA's llava_trainer.py gives after torch.manual_seed(5)
+    (
+        2,
+        4,
+    ): "30 18 37 5 19 23 41 1 35 14 25 10 38 6 11 15 4 0 8 36 12 32 24 28 17 9 39 7 21 34 43 3 22 31 26 45 29 2 42 "
+    "33 13 16 20 27 40 44",
+    (
+        4,
+        2,
+    ): "13 33 28 40 3 38 24 18 22 29 42 31 44 25 10 27 26 7 19 45 17 43 41 9 39 20 37 32 12 34 6 5 35 21 15 14 4 11 "
+    "2 23 8 1 36 30 16 0",
+}
 
 
-def test_a_batch_has_pictures_or_none() -> None:
-    sizes = [(n % 3 > 0, (7 * n) % 100) for n in range(330)]
-    order = list(GroupedOrder(sizes, batch_size=10, total=330, seed=5))
-    kinds = [{sizes[n][0] for n in order[start : start + 10]} for start in range(0, 320, 10)]
-    assert sum(len(kind) == 2 for kind in kinds) <= 1
-    assert kinds.count({False}) >= 9
-    shown = [max(kind) for kind in kinds]
+@pytest.mark.parametrize(("micro", "world", "texts"), [(2, 4, True), (4, 2, False)])
+def test_the_order_is_llavas_index_for_index(micro: int, world: int, texts: bool) -> None:
+    sizes = [(n % 4 > 0 or not texts, (7 * n) % 31 + 1) for n in range(46)]
+    order = GroupedOrder(sizes, batch_size=micro * world, total=46, seed=5, micro_batches=world)
+    assert list(order) == [int(index) for index in LLAVAS[micro, world].split()]
+
+
+def steps_of(order: Iterable[int], batch_size: int) -> list[list[int]]:
+    indices = list(order)
+    return [sorted(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+
+
+def test_which_samples_make_a_step_does_not_depend_on_their_lengths_or_the_processes() -> None:
+    shows = [n % 5 > 0 for n in range(207)]
+    orders = [
+        GroupedOrder([(shown, length(n)) for n, shown in enumerate(shows)], 20, 440, 3, *parts)
+        for length in (lambda n: 1, lambda n: n + 1, lambda n: (7 * n) % 31)
+        for parts in ((), (2,), (4,), (20,))
+    ]
+    assert all(steps_of(order, 20) == steps_of(orders[0], 20) for order in orders)
+
+
+def test_answers_of_few_tokens_weigh_in_the_mean_gradient_about_what_their_tokens_do() -> None:
+    short, long = 3, 60
+    learnt = [short if n % 10 else long for n in range(4000)]  # 31 % of the tokens are those of short answers
+    order = GroupedOrder([(True, 300 + tokens) for tokens in learnt], batch_size=40, total=4000, seed=0)
+    weights = []
+    for step in steps_of(order, 40):
+        tokens = [learnt[index] for index in step]
+        weights.append(sum(count for count in tokens if count == short) / sum(tokens))
+    assert 0.29 < sum(weights) / len(weights) < 0.37
+
+
+@pytest.mark.parametrize("kind", ["random", "grouped"])
+def test_epochs_are_whole_and_a_function_of_the_seed(kind: str) -> None:
+    sizes = [(n % 3 > 0, n) for n in range(110)]
+
+    def order(total: int, seed: int) -> list[int]:
+        if kind == "random":
+            return list(RandomOrder(len(sizes), total, seed))
+        return list(GroupedOrder(sizes, 20, total, seed, 4))
+
+    found = order(330, 5)
+    epochs = [found[start : start + 110] for start in range(0, 330, 110)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(110))] * 3
+    assert epochs[0] != epochs[1]
+    assert order(330, 5) == found != order(330, 6)
+    assert order(47, 5) == found[:47]
+    assert len(RandomOrder(110, 47, 5)) == len(GroupedOrder(sizes, 20, 47, 5)) == 47
+    few = list(GroupedOrder(sizes[:3], 20, 47, 5))  # fewer than a step has
+    assert sorted(few[:3]) == sorted(few[3:6]) == [0, 1, 2]
+
+
+def test_a_step_has_pictures_or_none() -> None:
+    sizes = [(n % 3 > 0, (7 * n) % 100) for n in range(335)]
+    kinds = [{sizes[n][0] for n in step} for step in steps_of(GroupedOrder(sizes, 10, 670, seed=5), 10)]
+    assert [len(kind) for kind in kinds[:32]] == [1] * 32  # then the last of both kinds, and the next epoch's first
+    assert kinds[:32].count({False}) == 11
+    shown = [max(kind) for kind in kinds[:32]]
     assert shown != sorted(shown)  # both kinds alternate
+    assert sum(len(kind) == 2 for kind in kinds) <= 6
+
+
+def test_each_stage_has_llavas_order_by_default(chat: Chat, bridge_talk: Path) -> None:
+    source = [{"path": str(bridge_talk / "talk.json")}]
+    given = {"output": "o", "encoder": "e", "llm": "l", "align": {"data": source}, "instruct": {"data": source}}
+    config = from_plain(TrainConfig, given, what="config")
+    data = Conversations(read_samples(config.align.data[0]), chat, 200)
+    assert isinstance(order_of(data, config.align, 3, 0, 4), RandomOrder)
+    order = order_of(data, config.instruct, 3, 0, 16)
+    assert isinstance(order, GroupedOrder)
+    assert (order.micro_batches, order.batch_size, len(order)) == (8, 128, 384)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from bridge_world import SMALL_LLM
+from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from clips.errors import UserError
-from llava_bridge import load_llava
+from llava_bridge import answer, load_llava
 from llava_bridge.model.assembly import Assembly, assemble, load_llm
 from llava_bridge.model.output_layer import output_layer
+from llava_bridge.training.objective import Objective
 
 KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8, "tie_word_embeddings": True},
@@ -31,6 +33,19 @@ KINDS: dict[str, dict[str, Any]] = {
         "mamba_d_head": 8,
         "mamba_n_groups": 1,
     },
+    "granitemoehybrid": {
+        "logits_scaling": 8.0,
+        "embedding_multiplier": 12.0,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_n_groups": 1,
+    },
+    "gemma4_text": {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0},  # as that of 31B
 }
 TOKENS = torch.arange(10, 30)[None]
 
@@ -104,6 +119,39 @@ def test_an_llm_without_keys_and_values_is_refused(tokenizer: Any, tmp_path: Pat
     make("mamba", tokenizer, tmp_path / "llm", state_size=8)
     with pytest.raises(UserError, match=r"^llm: mamba remembers no keys and values, which transformers' LLaVA asks of"):
         assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+
+
+def test_an_llm_that_reads_tokens_beside_embeddings_is_refused(
+    tokenizer: Any, tmp_path: Path, bridge_encoder: Path
+) -> None:
+    """Gemma 4's E2B and E4B: an image has no token whose further embeddings each layer could take."""
+    more = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tokenizer)}
+    make("gemma4_text", tokenizer, tmp_path / "llm", **more)
+    with pytest.raises(UserError, match=r"^llm: gemma4_text reads its tokens beside their embeddings, and images in a"):
+        assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+
+
+def test_a_hybrid_of_states_and_attention_trains_and_answers(
+    tokenizer: Any, tmp_path: Path, bridge_encoder: Path
+) -> None:
+    """Granite 4's: answers in a batch, and those that share an image, are those given one by one."""
+    make("granitemoehybrid", tokenizer, tmp_path / "llm")
+    model, processor = assemble(Assembly(encoder=str(bridge_encoder), llm=str(tmp_path / "llm")))
+    red, blue = Image.new("RGB", (40, 24), "red"), Image.new("RGB", (24, 40), "blue")
+    shown, asked = [red, blue, red, None], ["What?", "What colour is it, please?", "Is it a circle?", "Who?"]
+    together = answer(model, processor, shown, asked, max_new_tokens=6)
+    alone = [answer(model, processor, [image], [text], 6)[0] for image, text in zip(shown, asked, strict=True)]
+    assert together == alone
+    assert len(set(alone)) > 1
+    tokens = torch.cat([torch.full((1, model.config.image_seq_length), model.config.image_token_index), TOKENS], 1)
+    model.requires_grad_(True)
+    batch = {"input_ids": tokens, "labels": torch.where(tokens > 29, -100, tokens)}
+    loss = Objective(model)(**batch, pixel_values=torch.ones(1, 3, 32, 32))["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    learning = [name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()]
+    for part in ("vision_tower", "projector", "mamba", "self_attn", "block_sparse_moe", "lm_head"):
+        assert any(part in name for name in learning), part
 
 
 def test_weights_in_pytorchs_older_files(tokenizer: Any, tmp_path: Path) -> None:

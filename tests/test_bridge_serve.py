@@ -126,10 +126,21 @@ def test_a_stream_is_the_same_answer(client: openai.OpenAI) -> None:
     assert all(chunk.usage is None for chunk in complete(client, stream=True))
 
 
-def test_a_text_may_place_its_picture_itself(client: openai.OpenAI, llava: tuple[Any, Any]) -> None:
-    picture, text = Image.new("RGB", (40, 24), "red"), "What is <image> like?"
-    (expected,) = inference.answer(*llava, [picture], [text], max_new_tokens=7)
-    assert complete(client, asked(text)).choices[0].message.content == expected
+@pytest.mark.parametrize("shown", [True, False])
+def test_words_are_never_an_image(client: openai.OpenAI, llava: tuple[Any, Any], shown: bool) -> None:
+    """Those of a question about LLaVA's own prompts, for instance, in what anybody says."""
+    picture, text = Image.new("RGB", (40, 24), "red"), "What does <image> mean?"
+    question = asked(text) if shown else [{"role": "user", "content": text}]
+    before, after = {"role": "system", "content": "No <image>."}, {"role": "assistant", "content": "An <image>."}
+    made = complete(client, [before, *question, after, {"role": "user", "content": [{"type": "text", "text": text}]}])
+    shows = "<image>\n" * shown
+    said = ["No < image>.", f"{shows}What does < image> mean?", "An < image>.", "What does < image> mean?"]
+    roles = ("system", "user", "assistant", "user")
+    flat = [{"role": role, "content": words} for role, words in zip(roles, said, strict=True)]
+    (expected,) = inference.answer_conversations(*llava, [[picture] * shown], [flat], max_new_tokens=7)
+    assert made.choices[0].message.content == expected
+    tokenizer = llava[1].tokenizer
+    assert tokenizer.convert_tokens_to_ids("<image>") not in tokenizer("< image>")["input_ids"]
 
 
 def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
@@ -156,7 +167,6 @@ def test_decoding_settings_reach_the_model(client: openai.OpenAI) -> None:
         ({"messages": asked(url="/etc/passwd")}, "messages[0].content[1].image_url.url", "fetches nothing"),
         ({"messages": asked(url="data:image/png;base64,!!")}, "messages[0].content[1].image_url.url", "not base64"),
         ({"messages": asked(url="data:;base64,AAAA")}, "messages[0].content[1].image_url.url", "undecodable picture"),
-        ({"messages": asked("<image> or <image>?")}, "messages", "1 pictures but not as many <image> marks"),
         ({"messages": []}, "messages", "expected a list of messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "expected one of system, developer"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]", "image_url"),
@@ -199,11 +209,12 @@ def test_mistakes_of_another_kind(address: str, client: openai.OpenAI, monkeypat
 
 
 def test_a_failure_of_the_server_is_told_too(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    def reply(*arguments: Any, on_text: Any, **settings: Any) -> None:
-        on_text("It is")
+    def replies(model: Any, processor: Any, prompts: Any) -> None:
+        for prompt in prompts:
+            prompt.on_text("It is")
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(worker, "reply", reply)
+    monkeypatch.setattr(worker, "replies", replies)
     with pytest.raises(openai.InternalServerError, match="its terminal says why"):
         complete(client)
     stream = complete(client, stream=True)
@@ -225,28 +236,73 @@ def slowed(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], seconds: flo
     return times
 
 
-def test_requests_are_answered_one_at_a_time(
-    client: openai.OpenAI, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+def batches(monkeypatch: pytest.MonkeyPatch, most: int = 100) -> list[int]:
+    """The sizes of the batches that are answered; more than ``most`` at once are too much for the memory."""
+    sizes: list[int] = []
+    real = worker.replies
+
+    def replies(model: Any, processor: Any, prompts: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > most:
+            raise RuntimeError("out of memory")
+        return real(model, processor, prompts)
+
+    monkeypatch.setattr(worker, "replies", replies)
+    return sizes
+
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"messages": asked("What colour is it?"), "max_tokens": 9},
+    {"messages": asked("And a longer question, please?", data_url("blue")), "max_tokens": 4, "stream": True},
+    {"messages": [{"role": "user", "content": "Nothing to see?"}], "max_tokens": 12},
+    {"messages": asked("?", data_url("green")), "max_tokens": 9, "temperature": 0},
+    {"messages": asked("?", data_url("green")), "max_tokens": 9, "temperature": 1.5, "seed": 3},
+    {"messages": [{"role": "user", "content": "word " * 300}]},
+    {"messages": asked("What colour is it?"), "max_tokens": 9, "stop": ["e", "o"]},
+]
+
+
+def outcome(address: str, body: dict[str, Any]) -> Any:
+    """Everything that an answer says but its name and time."""
+    answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+    if body.get("stream"):
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        choices = [event["choices"][0] for event in events]
+        return "".join(choice["delta"].get("content", "") for choice in choices), choices[-1]["finish_reason"]
+    if answer.status_code != 200:
+        return answer.status_code, answer.json()
+    return answer.json()["choices"], answer.json()["usage"]
+
+
+@pytest.mark.parametrize("most", [100, 1], ids=["together", "too much memory"])
+def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(
+    address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    running, most = 0, 0
-    real = worker.reply
+    alone = [outcome(address, body) for body in QUESTIONS]
+    sizes, times = batches(monkeypatch, most), slowed(monkeypatch, llava, 0.02)
+    with ThreadPoolExecutor(len(QUESTIONS) + 1) as pool:
+        first = pool.submit(outcome, address, {"messages": asked(), "max_tokens": 60})
+        while not times:
+            time.sleep(0.01)
+        together = list(pool.map(lambda body: outcome(address, body), QUESTIONS))
+        first.result()
+    assert together == alone
+    assert sizes[0] == 1
+    if most == 1:
+        assert sizes.count(1) == len(QUESTIONS)  # with the first, without the one that is too long
+        assert max(sizes) > 1
+    else:
+        assert sum(sizes) == len(QUESTIONS)  # with the first, without the one that is too long
+        assert max(sizes) > 2
 
-    def reply(*arguments: Any, **settings: Any) -> Any:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        try:
-            return real(*arguments, **settings)
-        finally:
-            running -= 1
 
-    monkeypatch.setattr(worker, "reply", reply)
-    slowed(monkeypatch, llava, 0.01)
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda index: complete(client, stream=index % 2 == 0), range(4)))
-        whole = ["".join(chunk.choices[0].delta.content or "" for chunk in answer) for answer in answers[::2]]
-    assert [*whole, *(answer.choices[0].message.content for answer in answers[1::2])] == whole[:1] * 4
-    assert most == 1
+def test_how_long_to_wait_fits_the_queue(llava: tuple[Any, Any]) -> None:
+    served = worker.Worker(*llava)
+    served._seconds = 3.0
+    assert served.seconds_to_wait() == 3
+    served._waiting.extend([worker._Waiting(asked=None, tell=print)] * 32)  # type: ignore[arg-type]
+    assert served.seconds_to_wait() == 9
+    served.close()
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])

@@ -38,6 +38,9 @@ class Played:
             raise RuntimeError("/root/secret/path.py does not work")
         yield Reply(text="yes", prompt_tokens=3, new_tokens=1, finish="stop")
 
+    def seconds_to_wait(self) -> float:
+        return 6.2
+
     def close(self) -> None:
         pass
 
@@ -231,7 +234,7 @@ def test_only_so_many_wait_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     answers, refused, page = asyncio.run(asking())
     assert answers == [200] * 3
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert page.status_code == 200
 
@@ -241,14 +244,16 @@ def test_a_client_may_not_ask_without_end(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(guard, "_CLIENTS_KNOWN", 2)
     now = 100.0
     monkeypatch.setattr(guard.time, "monotonic", lambda: now)
-    watch = guard.Guard(lambda *_: None, ["*"])  # type: ignore[arg-type, return-value]
+    watch = guard.Guard(lambda *_: None, ["*"], lambda: 1.0)  # type: ignore[arg-type, return-value]
 
-    def may(client: str) -> bool:
-        return watch._in_time({"client": (client, 1)})
+    def early(client: str) -> float:
+        return watch._too_early({"client": (client, 1)})
 
-    assert [may("a") for _ in range(4)] == [True, True, True, False]
-    assert may("b")
-    now += 61
-    assert may("a")
-    assert may("c")
+    assert [early("a") for _ in range(3)] == [0, 0, 0]
+    now += 20
+    assert early("a") == 40  # until the first is a minute old
+    assert early("b") == 0
+    now += 41
+    assert early("a") == 0
+    assert early("c") == 0
     assert len(watch.times) == 2

@@ -59,12 +59,13 @@ def chat(config: ChatConfig) -> None:
         talk.say(config.prompt)
         return
     with contextlib.suppress(KeyboardInterrupt):
-        while prompt := _ask():
+        while True:
             try:
+                if not (prompt := _ask()):
+                    return
                 talk.say(prompt, interruptible=True)
             except UserError as error:  # the next question may do
                 say(str(error))
-        return
     say("")  # after the terminal's ^C
 
 
@@ -99,13 +100,24 @@ class _Talk:
 
 
 def _ask() -> str:
-    """The next line, edited with the arrow keys in a terminal; empty at the end of input."""
+    """The next line, edited with the arrow keys in a terminal; empty at the end of input.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return sys.stdin.readline().strip()
+        return _text(sys.stdin.buffer.readline()).strip()
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() uses it
     try:
-        return input("> ").strip()
+        return _text(input("> ").encode("utf-8", "surrogateescape")).strip()
     except EOFError:
         print()
         return ""
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the question: expected UTF-8, got the byte {line[error.start]:#04x} in {line!r}") from None

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteriaList
-from transformers.generation import BaseStreamer
 
 from clips.errors import UserError
 from llava_bridge.asking.inference import generate_inputs, prompt_ids
@@ -64,7 +63,58 @@ class ContextError(UserError):
     """A conversation is longer than what the LLM can read."""
 
 
-@torch.inference_mode()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A conversation that is ready to be answered, see :func:`prompt`.
+
+    Args:
+        ids: its tokens, up to where the answer begins.
+        pictures: those of all messages.
+        decoding: how the answer is written.
+        most: how many tokens the answer may have.
+        on_text: called with each new piece of the answer.
+        cancelled: asked after each token.
+    """
+
+    ids: list[int]
+    pictures: Sequence[Image.Image]
+    decoding: Decoding
+    most: int
+    on_text: Callable[[str], None]
+    cancelled: Callable[[], bool]
+
+
+def prompt(
+    model: Any,
+    processor: Any,
+    pictures: Sequence[Image.Image],
+    messages: Sequence[Message],
+    decoding: Decoding | None = None,
+    *,
+    on_text: Callable[[str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Prompt:
+    """A conversation for :func:`replies`; arguments and errors are those of :func:`reply`."""
+    from llava_bridge.model.assembly import make_chat
+
+    decoding = decoding or Decoding()
+    ids = prompt_ids(make_chat(model, processor), messages, pictures)
+    room = context_of(model) - len(ids)
+    if room < 1:
+        raise ContextError(
+            f"the conversation has {len(ids)} tokens, pictures included; expected fewer than the LLM's context of "
+            f"{context_of(model)}"
+        )
+    return Prompt(
+        ids=ids,
+        pictures=pictures,
+        decoding=decoding,
+        most=min(decoding.max_new_tokens, room),
+        on_text=on_text or _ignore,
+        cancelled=cancelled or _never,
+    )
+
+
 def reply(
     model: Any,
     processor: Any,
@@ -90,31 +140,39 @@ def reply(
         ContextError: there is no room for an answer.
         UserError: pictures and ``<image>`` marks are not equally many.
     """
-    from llava_bridge.model.assembly import make_chat
+    asked = prompt(model, processor, pictures, messages, decoding, on_text=on_text, cancelled=cancelled)
+    return replies(model, processor, [asked])[0]
 
-    decoding = decoding or Decoding()
-    ids = prompt_ids(make_chat(model, processor), messages, pictures)
-    room = context_of(model) - len(ids)
-    if room < 1:
-        raise ContextError(
-            f"the conversation has {len(ids)} tokens, pictures included; expected fewer than the LLM's context of "
-            f"{context_of(model)}"
-        )
+
+@torch.inference_mode()
+def replies(model: Any, processor: Any, prompts: Sequence[Prompt]) -> list[Reply]:
+    """Answer several conversations in one batch, each as :func:`reply` does.
+
+    Args:
+        model: from :func:`~llava_bridge.asking.inference.load_llava`.
+        processor: from the same.
+        prompts: one, or several whose tokens are not drawn (see :func:`draws`).
+    """
+    decoding = prompts[0].decoding
     if decoding.seed is not None:
         torch.manual_seed(decoding.seed)
-    writer = _Writer(processor.tokenizer, decoding.stop, on_text or _ignore, cancelled or _never)
-    made = model.generate(
-        **generate_inputs(model, processor, [ids], pictures),
-        max_new_tokens=min(decoding.max_new_tokens, room),
-        streamer=writer,
-        stopping_criteria=StoppingCriteriaList([writer.is_done]),
+    ends = model.generation_config.eos_token_id
+    writers = _Writers(processor.tokenizer, prompts, ends if isinstance(ends, list) else [ends])
+    shown = [picture for asked in prompts for picture in asked.pictures]
+    model.generate(
+        **generate_inputs(model, processor, [asked.ids for asked in prompts], shown),
+        max_new_tokens=max(asked.most for asked in prompts),
+        stopping_criteria=StoppingCriteriaList([writers.are_done]),
         **_sampling(decoding),
     )
-    new = made[0, len(ids) :].tolist()
-    ends = model.generation_config.eos_token_id
-    ended = writer.stopped or (bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends]))
-    finish: Literal["stop", "length", "cancelled"] = "stop" if ended else "cancelled" if writer.gone else "length"
-    return Reply(text=writer.text, prompt_tokens=len(ids), new_tokens=len(new), finish=finish)
+    return [writer.reply() for writer in writers.rows]
+
+
+def draws(model: Any, decoding: Decoding) -> bool:
+    """Whether tokens are drawn; then the answer depends on what else is in its batch, and so it is written alone."""
+    if decoding.temperature is None:
+        return bool(model.generation_config.do_sample)
+    return decoding.temperature > 0
 
 
 def context_of(model: Any) -> int:
@@ -133,41 +191,53 @@ def _sampling(decoding: Decoding) -> dict[str, Any]:
     return {"num_beams": 1, "do_sample": True, **drawn}
 
 
-class _Writer(BaseStreamer):
-    """Hears of each token, tells the text that is certain, and says when ``generate`` may end.
+class _Writers:
+    """Those of the rows of a batch, told of its tokens by ``generate`` as a stopping criterion."""
+
+    def __init__(self, tokenizer: Any, prompts: Sequence[Prompt], ends: Sequence[int | None]) -> None:
+        self.rows = [_Writer(tokenizer, asked, ends) for asked in prompts]
+
+    def are_done(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Take the newest token of each row (B, L); which rows need nothing more, (B,) of bool."""
+        for writer, token in zip(self.rows, ids[:, -1].tolist(), strict=True):
+            writer.put(token)
+        return torch.tensor([writer.finish is not None for writer in self.rows], device=ids.device)
+
+
+class _Writer:
+    """Hears of each token of an answer, tells the text that is certain, and knows when it has ended.
 
     Not certain are an incomplete character, white space that may be the last, and what may begin a stop text.
     """
 
-    def __init__(
-        self, tokenizer: Any, stop: Sequence[str], on_text: Callable[[str], None], cancelled: Callable[[], bool]
-    ) -> None:
-        self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
-        self.on_text, self.cancelled = on_text, cancelled
+    def __init__(self, tokenizer: Any, asked: Prompt, ends: Sequence[int | None]) -> None:
+        self.tokenizer, self.asked, self.ends = tokenizer, asked, ends
+        self.stop = [text for text in asked.decoding.stop if text]
         self.tokens: list[int] = []
-        self.prompt_seen = self.stopped = self.gone = False
+        self.finish: Literal["stop", "length", "cancelled"] | None = None
         self.text = ""
 
-    def put(self, value: Tensor) -> None:
-        """Take the prompt, which comes first, or the next token."""
-        if not self.prompt_seen:
-            self.prompt_seen = True
+    def put(self, token: int) -> None:
+        """Take the next token; those after the answer's end are padding."""
+        if self.finish is not None:
             return
-        self.tokens += value.flatten().tolist()
+        self.tokens.append(token)
         said = self._said()
-        self.stopped = self.stopped or self._end(said) < len(said)
-        if not self.stopped:
+        if token in self.ends or self._end(said) < len(said):
+            self.finish = "stop"
+        else:
             self._tell(said[: len(said) - self._held_back(said)])
+            if self.asked.cancelled():
+                self.finish = "cancelled"
+            elif len(self.tokens) == self.asked.most:
+                self.finish = "length"
+        if self.finish is not None:
+            self._tell(said[: self._end(said)].rstrip())
 
-    def end(self) -> None:
-        """Tell what was held back."""
-        said = self._said()
-        self._tell(said[: self._end(said)].rstrip())
-
-    def is_done(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Whether nothing more needs to be written, as a stopping criterion; (1,) of bool."""
-        self.gone = self.gone or self.cancelled()
-        return torch.tensor([self.stopped or self.gone], device=ids.device)
+    def reply(self) -> Reply:
+        """The whole."""
+        counts = {"prompt_tokens": len(self.asked.ids), "new_tokens": len(self.tokens)}
+        return Reply(text=self.text, finish=self.finish or "length", **counts)
 
     def _said(self) -> str:
         return self.tokenizer.decode(self.tokens, skip_special_tokens=True).lstrip()
@@ -188,7 +258,7 @@ class _Writer(BaseStreamer):
         new = certain[len(self.text) :]
         if new:
             self.text += new
-            self.on_text(new)
+            self.asked.on_text(new)
 
 
 def _ignore(text: str) -> None:

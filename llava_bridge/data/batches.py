@@ -26,9 +26,13 @@ class Conversations(Dataset):
     """Samples as tokens and pictures, made when asked for.
 
     A sample that cannot be used is replaced by the next one that can; the item says so under ``skipped``.
+
+    Raises:
+        UserError: the chat template trains answers behind other prompts than it asks for them with.
     """
 
     def __init__(self, samples: Sequence[Sample], chat: Chat, max_length: int) -> None:
+        chat.check_prompts()
         self.samples = samples
         self.chat = chat
         self.max_length = max_length

@@ -221,9 +221,14 @@ def make_chat(model: AnyLlava, processor: AnyProcessor, template: str | None = N
 
 
 def set_generation(model: AnyLlava, processor: AnyProcessor) -> None:
-    """Greedy decoding that stops at the template's end token."""
-    tokenizer = processor.tokenizer
-    end = tokenizer.convert_tokens_to_ids(make_chat(model, processor).end_token)
+    """Greedy decoding that stops at the template's end token.
+
+    Raises:
+        UserError: the template asks for answers otherwise than it trains them, see :meth:`Chat.check_prompts`.
+    """
+    tokenizer, chat = processor.tokenizer, make_chat(model, processor)
+    chat.check_prompts()  # now, and not after a stage with a template of its own
+    end = tokenizer.convert_tokens_to_ids(chat.end_token)
     generation = model.generation_config
     generation.do_sample = False
     generation.temperature = generation.top_p = generation.top_k = None

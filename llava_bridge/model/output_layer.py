@@ -29,8 +29,8 @@ def output_layer(llm: Any) -> nn.Module:
     look for it. A cap is left out, and said: the LLM in the LLaVA has none. ``llm.config`` follows.
 
     Raises:
-        UserError: it has no such layer, or does something else with its product; or it keeps no keys and values, as
-            state space models, which transformers' LLaVA does not bear.
+        UserError: it has no such layer, or does something else with its product; it keeps no keys and values, as state
+            space models, which transformers' LLaVA does not bear; or embeddings alone do not tell it all.
     """
     layer, config = llm.get_output_embeddings(), llm.config
     if layer is None:
@@ -80,5 +80,22 @@ def _products_and_logits(llm: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
         kind = llm.config.model_type
         raise UserError(f"llm: {kind} remembers no keys and values, which transformers' LLaVA asks of its LLM")
     logits = llm(input_ids=tokens, use_cache=False).logits
+    _check_embeddings(llm, tokens, made.last_hidden_state)
     llm.train(learns)
     return layer(made.last_hidden_state), logits
+
+
+def _check_embeddings(llm: Any, tokens: Tensor, hidden: Tensor) -> None:
+    """Raise UserError unless the LLM computes from embeddings what it does from tokens; an image is no token."""
+    embedded = llm.get_input_embeddings()(tokens)
+    try:
+        again = llm.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        llm.base_model(inputs_embeds=embedded + 1, use_cache=False)  # Gemma 4 looks up whose embeddings they are
+        alike = torch.allclose(again, hidden, rtol=1e-3, atol=1e-4, equal_nan=True)
+    except (RuntimeError, TypeError, ValueError):
+        alike = False
+    if not alike:
+        raise UserError(
+            f"llm: {llm.config.model_type} reads its tokens beside their embeddings, and images in a LLaVA have "
+            "embeddings alone; expected another LLM, such as Gemma 2 or Qwen 3"
+        )

@@ -66,7 +66,7 @@ class Server:
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
         ]
         faults: Any = {RequestError: _fault, UserError: _fault, HTTPException: _fault, Exception: _fault}
-        middleware = [Middleware(Guard, hosts=hosts)]
+        middleware = [Middleware(Guard, hosts=hosts, seconds_to_wait=self.worker.seconds_to_wait)]
         return Starlette(routes=routes, exception_handlers=faults, middleware=middleware, lifespan=self._lifespan)
 
     @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ from clips.data.images import MAX_PIXELS, BadImageError, decode_image
 from clips.jsontext import parse_json
 from llava_bridge.asking.inference import with_images
 from llava_bridge.asking.reply import Decoding
+from llava_bridge.chat import IMAGE
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _READ = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
@@ -31,6 +32,7 @@ _WITHOUT_EFFECT |= {"parallel_tool_calls", "tool_choice"}
 _NEUTRAL: Mapping[str, Any] = {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"]}
 _MOST_STOPS, _LONGEST_STOP = 16, 1000  # each is looked for after each token
 _MOST_PICTURES = 64
+_NO_IMAGE = "< image>"
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -157,7 +159,8 @@ def _conversation(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
             raise RequestError(f"{place}.role: expected one of {', '.join(_ROLES)}", param=f"{place}.role")
         earlier = len(pictures)
         text = _content(message.get("content"), f"{place}.content", pictures if role == "user" else None)
-        messages.append({"role": _ROLES[role], "content": with_images(text, pictures[earlier:])})
+        said = text.replace(IMAGE, _NO_IMAGE)  # an image comes as a part; words are never one
+        messages.append({"role": _ROLES[role], "content": with_images(said, pictures[earlier:])})
     if messages[-1]["role"] != "user":
         raise RequestError("messages: expected the last one to be the user's", param="messages")
     return messages, pictures

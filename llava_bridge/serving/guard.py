@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -35,10 +36,12 @@ class Guard:
     Args:
         app: what answers.
         hosts: names of this server besides addresses; ``*`` for any.
+        seconds_to_wait: about how long it takes until the requests that wait are answered.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], seconds_to_wait: Callable[[], float]) -> None:
         self.app, self.hosts = app, {host.lower() for host in hosts}
+        self.seconds_to_wait = seconds_to_wait
         self.under_way = 0
         self.times: dict[str, deque[float]] = {}
 
@@ -50,30 +53,30 @@ class Guard:
             return
         refused = self._refused(scope)
         if refused is not None:
-            status, line = refused
+            status, line, seconds = refused
             kind = "rate_limit_error" if status == 429 else "invalid_request_error"
             content = {"error": {"message": line, "type": kind, "param": None, "code": None}}
-            wait = {"Retry-After": "5"} if status == 429 else {}
+            wait = {"Retry-After": str(max(1, math.ceil(seconds)))} if status == 429 else {}
             await JSONResponse(content, status_code=status, headers=wait | _HEADERS)(scope, receive, send)
             return
         with self._counted(scope):
             await self.app(scope, receive, _with_headers(send))
 
-    def _refused(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and reason; None for a request that may pass."""
+    def _refused(self, scope: Scope) -> tuple[int, str, float] | None:
+        """Status, reason, and the seconds after which it may pass; None for a request that may now."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_own(host):
-            return 400, "host: expected a name or the address of this server"
+            return 400, "host: expected a name or the address of this server", 0
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         if origin is not None and origin.lower() not in {f"http://{host}".lower(), f"https://{host}".lower()}:
-            return 403, "origin: this server answers its own page alone, not those of other sites"
+            return 403, "origin: this server answers its own page alone, not those of other sites", 0
         if site not in {"none", "same-origin"} and headers.get("sec-fetch-mode") != "navigate":
-            return 403, "sec-fetch-site: this server answers its own page alone, not those of other sites"
-        if not self._in_time(scope):
-            return 429, f"expected at most {MOST_A_MINUTE} requests a minute"
+            return 403, "sec-fetch-site: this server answers its own page alone, not those of other sites", 0
+        if seconds := self._too_early(scope):
+            return 429, f"expected at most {MOST_A_MINUTE} requests a minute", seconds
         if scope["method"] == "POST" and self.under_way >= MOST_AT_ONCE:
-            return 429, f"{MOST_AT_ONCE} requests wait for the model already; try again later"
+            return 429, f"{MOST_AT_ONCE} requests wait for the model already; try again later", self.seconds_to_wait()
         return None
 
     def _is_own(self, host: str) -> bool:
@@ -85,8 +88,8 @@ class Guard:
             return True
         return False
 
-    def _in_time(self, scope: Scope) -> bool:
-        """Whether the client has not asked too often within the last minute; counts this request."""
+    def _too_early(self, scope: Scope) -> float:
+        """Seconds for which a client that has asked too often within the last minute must wait; counts this request."""
         client, now = (scope.get("client") or ("", 0))[0], time.monotonic()
         times = self.times.pop(client, deque())
         self.times[client] = times  # the last known last
@@ -95,9 +98,9 @@ class Guard:
         while times and now - times[0] > 60:
             times.popleft()
         if len(times) >= MOST_A_MINUTE:
-            return False
+            return 60 - (now - times[0])
         times.append(now)
-        return True
+        return 0
 
     @contextlib.contextmanager
     def _counted(self, scope: Scope) -> Iterator[None]:

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import dataclasses
 import threading
+import time
 import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clips.errors import UserError
-from llava_bridge.asking.reply import Reply, reply
+from llava_bridge.asking.reply import Prompt, Reply, draws, prompt, replies
 from llava_bridge.serving.asked import Asked, RequestError
+
+MOST_TOGETHER = 16
+"""Requests that are answered in one batch."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Waiting:
+    """A request, and whom to tell of its answer."""
+
+    asked: Asked
+    tell: Callable[[str | Reply | Exception], None]
+    gone: threading.Event = dataclasses.field(default_factory=threading.Event)
+    told: bool = False
+
+    def on_text(self, piece: str) -> None:
+        self.told = True
+        self.tell(piece)
 
 
 class Worker:
-    """Answers one request at a time, in the order in which they came.
+    """Answers requests in the order in which they came; those that wait, and draw no tokens, in one batch.
 
     Args:
         model: from :func:`~llava_bridge.asking.inference.load_llava`.
@@ -27,6 +46,9 @@ class Worker:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._waiting: deque[_Waiting] = deque()
+        self._lock = threading.Lock()
+        self._seconds = 1.0  # that the last batch took
 
     async def write(self, asked: Asked) -> AsyncGenerator[str | Reply, None]:
         """The pieces of an answer as they are written, then the whole.
@@ -38,21 +60,15 @@ class Worker:
             RequestError: writing failed.
         """
         loop, written = asyncio.get_running_loop(), asyncio.Queue[str | Reply | Exception]()
-        gone = threading.Event()
 
         def tell(item: str | Reply | Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the server has ended in the meantime
                 loop.call_soon_threadsafe(written.put_nowait, item)
 
-        def work() -> None:
-            if gone.is_set():
-                return
-            try:
-                tell(self._reply(asked, tell, gone.is_set))
-            except Exception as error:
-                tell(error)
-
-        self._thread.submit(work)
+        waiting = _Waiting(asked=asked, tell=tell)
+        with self._lock:
+            self._waiting.append(waiting)
+        self._thread.submit(self._answer_next)
         try:
             while True:
                 item = await written.get()
@@ -62,18 +78,71 @@ class Worker:
                 if isinstance(item, Reply):
                     return
         finally:
-            gone.set()
+            waiting.gone.set()
 
-    def _reply(self, asked: Asked, tell: Callable[[str], None], cancelled: Callable[[], bool]) -> Reply:
-        write = functools.partial(reply, self.model, self.processor, on_text=tell, cancelled=cancelled)
+    def seconds_to_wait(self) -> float:
+        """About how long it takes until those that wait now are answered."""
+        return self._seconds * (1 + len(self._waiting) / MOST_TOGETHER)
+
+    def _answer_next(self) -> None:
+        began, ready = time.monotonic(), []
+        for one in self._take():
+            try:
+                ready.append((one, self._prompt(one)))
+            except UserError as error:
+                one.tell(error)
+            except Exception:
+                one.tell(_failure())
+        if ready:
+            self._write(ready)
+            self._seconds = time.monotonic() - began
+
+    def _take(self) -> list[_Waiting]:
+        """The first that waits, and what goes into a batch with it."""
+        with self._lock:
+            present = [one for one in self._waiting if not one.gone.is_set()]
+            taken = present[:1]
+            if taken and not self._alone(taken[0]):
+                taken = [one for one in present if not self._alone(one)][:MOST_TOGETHER]
+            self._waiting = deque(one for one in present if not any(one is other for other in taken))
+        return taken
+
+    def _alone(self, one: _Waiting) -> bool:
+        return draws(self.model, one.asked.decoding)
+
+    def _prompt(self, one: _Waiting) -> Prompt:
+        asked = one.asked
+        return prompt(
+            self.model,
+            self.processor,
+            asked.pictures,
+            asked.messages,
+            asked.decoding,
+            on_text=one.on_text,
+            cancelled=one.gone.is_set,
+        )
+
+    def _write(self, batch: list[tuple[_Waiting, Prompt]]) -> None:
         try:
-            return write(asked.pictures, asked.messages, asked.decoding)
-        except UserError:
-            raise
+            answers = replies(self.model, self.processor, [asked for _, asked in batch])
         except Exception:  # of the libraries, for instance too little memory: the next request may do
-            traceback.print_exc()
-            raise RequestError("the server failed; its terminal says why", status=500) from None
+            if len(batch) > 1 and not any(one.told for one, _ in batch):
+                for pair in batch:
+                    self._write([pair])
+                return
+            failure = _failure()
+            for one, _ in batch:
+                one.tell(failure)
+            return
+        for (one, _), answer in zip(batch, answers, strict=True):
+            one.tell(answer)
 
     def close(self) -> None:
         """Begin no more answers."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _failure() -> RequestError:
+    """What is told of the error that is handled; the terminal has it whole."""
+    traceback.print_exc()
+    return RequestError("the server failed; its terminal says why", status=500)

@@ -85,6 +85,9 @@ class StageConfig:
         beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
             takes the LLM's own limit, but no more than 2048 beside the largest picture that tiles may make.
+        group_by_modality_length: LLaVA's order of samples: in each step those with images or those without, else at
+            random; false shuffles all alike. LLaVA-1.5 has it in ``instruct`` alone. Which samples a step has does not
+            depend on their lengths, nor on ``micro_batch`` and processes.
         packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
             instead of padding each. The same samples make a step either way, and their losses are the same.
         keep_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture: whoever
@@ -111,6 +114,7 @@ class StageConfig:
     weight_decay: float = 0.0
     beta2: float = 0.999
     max_length: int | None = None
+    group_by_modality_length: bool = False
     packing: bool = False
     keep_features: bool = False
     chat_template: str | None = None
@@ -255,7 +259,9 @@ class TrainConfig:
         default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
     )
     align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=1e-3, batch_size=256))
-    instruct: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=2e-5, batch_size=128))
+    instruct: StageConfig = dataclasses.field(
+        default_factory=lambda: StageConfig(lr=2e-5, batch_size=128, group_by_modality_length=True)
+    )
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0

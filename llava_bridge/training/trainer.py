@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
 from clips.errors import UserError
 from clips.model.precision import choose_precision
-from llava_bridge.data.order import GroupedOrder
+from llava_bridge.data.order import GroupedOrder, RandomOrder
 from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.training.adapters import adapt
 from llava_bridge.training.bad_samples import BadSamples
@@ -76,7 +77,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         stage=stage,
         stage_name=name,
         parts=setup.parts,
-        order=GroupedOrder(setup.dataset.sizes(), stage.batch_size, steps * stage.batch_size, config.seed),
+        order=order_of(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
         bad=bad,
         model=model,
         args=args,
@@ -195,6 +196,14 @@ def total_steps(samples: int, stage: StageConfig) -> int:
     return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.batch_size))
 
 
+def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch: int) -> Sampler[int]:
+    """The order in which a stage of so many ``steps`` sees its samples."""
+    total = steps * stage.batch_size
+    if not stage.group_by_modality_length:
+        return RandomOrder(len(dataset), total, seed)
+    return GroupedOrder(dataset.sizes(), stage.batch_size, total, seed, stage.batch_size // micro_batch)
+
+
 def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
     """What to compute in on this machine."""
     return choose_precision(config.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
@@ -209,7 +218,7 @@ class StageTrainer(Trainer):
         stage: StageConfig,
         stage_name: str,
         parts: Mapping[Part, nn.Module],
-        order: GroupedOrder,
+        order: Sampler[int],
         bad: BadSamples,
         **options: Any,
     ) -> None:
@@ -220,7 +229,7 @@ class StageTrainer(Trainer):
         self.order = order
         self.bad = bad
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
 
     def get_train_dataloader(self) -> Any:

@@ -7,8 +7,8 @@ the samples), long captions that MLLMs wrote (coco_long, a third), conversations
 photo, to be shortened one by one, a sixth); shuffled. Their lengths are printed. Parts: tiny_vit (49 tokens a
 picture) and the LLM of ``--llm``.
 
-1. *packing*: forward and backward of the same samples in micro-batches, each padded in random order, padded in groups
-   of like length (as the bridge does), packed into rows of ``--room`` tokens.
+1. *packing*: forward and backward of the same samples in micro-batches, each padded in random order, padded in LLaVA's
+   order (steps of 8 micro-batches, as the bridge's stage 2 has it), packed into rows of ``--room`` tokens.
 2. *overhead*: whole steps of the bridge's trainer under DeepSpeed beside a loop of transformers' model, AdamW and
    nothing else, over the same batches, data loading included; with the loss of transformers' model, and with the
    bridge's, so that what the trainer costs is told from what its loss saves.
@@ -130,13 +130,13 @@ def quantiles(lengths: list[int]) -> str:
 def packing_table(args: argparse.Namespace, model: Any, processor: Any, data: Conversations) -> str:
     items, objective = [data[index] for index in range(len(data))], Objective(model)
     sizes = data.sizes()
-    grouped = list(GroupedOrder(sizes, args.micro_batch, len(items), seed=0))
+    grouped = list(GroupedOrder(sizes, 8 * args.micro_batch, len(items), seed=0, micro_batches=8))
     shuffled = random.Random(1).sample(range(len(items)), len(items))
     sides: dict[str, Callable[[], object]] = {}
     places: dict[str, int] = {}
     for name, order, room in (
         ("padded, random order", shuffled, None),
-        ("padded, like lengths together", grouped, None),
+        ("padded, LLaVA's order", grouped, None),
         ("packed", grouped, args.room),
     ):
         collate = Collator(processor.image_processor, processor.tokenizer.pad_token_id, room)
