@@ -31,11 +31,13 @@ class Formula:
             for an item that lacks a value.
         combine: (B, K) sums → (B,) metrics; NaN where there are no items.
         bounded: whether the metric lies between 0 and the value of an item that is all right.
+        linear: whether it is a mean over items.
     """
 
     summands: Callable[[Columns, Sequence[str]], Any]
     combine: Callable[[np.ndarray], np.ndarray]
     bounded: bool = True
+    linear: bool = False
 
     def value(self, columns: Columns, names: Sequence[str]) -> float:
         """The metric of all items; NaN where none has a value."""
@@ -62,6 +64,7 @@ class _Median:
     """Median of a column: the mean of the two middle values where their number is even. No function of sums."""
 
     bounded = False
+    linear = False
 
     def value(self, columns: Columns, names: Sequence[str]) -> float:
         values = columns[names[0]].astype(float)
@@ -78,6 +81,9 @@ class _Median:
             return np.zeros(len(values))
         half = min(0.5, 0.98 / math.sqrt(count))
         low, high = np.quantile(values[present], (0.5 - half, 0.5 + half))
+        while low == high and half < 0.5:  # ties, as of ranks: up to the next value
+            half = min(0.5, 1.5 * half)
+            low, high = np.quantile(values[present], (0.5 - half, 0.5 + half))
         side = np.where(present, np.sign(values - np.median(values[present])), 0.0) / 2
         return side * (high - low) / (2 * half) / count
 
@@ -147,7 +153,9 @@ def _mean_f1(sums: np.ndarray) -> np.ndarray:
 
 
 def _as_they_are(columns: Columns, names: Sequence[str]) -> np.ndarray:
-    return np.stack([columns[name].astype(float) for name in names], axis=1)
+    """(N, names): the columns; zeros for an item that lacks a value in one of them."""
+    values = np.stack([columns[name].astype(float) for name in names], axis=1)
+    return np.where(np.isnan(values).any(axis=1, keepdims=True), 0.0, values)
 
 
 def _ratio_or_zero(sums: np.ndarray) -> np.ndarray:
@@ -166,10 +174,9 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
     return np.where(ratio < 1, precision * np.exp(1 - 1 / ratio), precision)
 
 
-_MEAN = Formula(summands=_values_and_counts, combine=_mean_of_ratios)
 FORMULAS: dict[str, Formula | _Median] = {
-    "mean": _MEAN,
-    "mean_of_scores": Formula(summands=_values_and_counts, combine=_mean_of_ratios, bounded=False),
+    "mean": Formula(summands=_values_and_counts, combine=_mean_of_ratios, linear=True),
+    "mean_of_scores": Formula(summands=_values_and_counts, combine=_mean_of_ratios, bounded=False, linear=True),
     "ratio": Formula(summands=_as_they_are, combine=_ratio_or_zero),
     "f1": Formula(summands=_true_positives, combine=_mean_f1),
     "sum_of_group_means": Formula(summands=_grouped, combine=_sum_of_group_means, bounded=False),

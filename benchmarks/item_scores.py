@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.noise import Scores
-from benchmarks.results import Metric, Result, columns_of, read_items
+from benchmarks.results import Metric, Result, columns_of, has_items, read_items
 from benchmarks.statistics import image_scores
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_PER_CENT = 100.0  # what is shown where all is right
 
 
 class ItemScores:
@@ -26,7 +29,7 @@ class ItemScores:
     def items(self, result: Result) -> pd.DataFrame | None:
         """A result's items, ordered by name, without its images; None where it kept none."""
         if result.path not in self._tables:
-            found = None if result.items is None else read_items(result, numbers_only=True).sort_values("item")
+            found = None if not has_items(result) else read_items(result, numbers_only=True).sort_values("item")
             self._tables[result.path] = found
         return self._tables[result.path]
 
@@ -42,35 +45,40 @@ class ItemScores:
             single_training: whether a single result is of a training, whose noise that of other models can tell.
             category: only the items of this category.
         """
-        distinct = list({result.model.get("hash") or str(result.path): result for result in results}.values())
-        described = [result.metrics.get(metric) for result in distinct]
-        tables = [self.items(result) for result in distinct]
+        described = [result.metrics.get(metric) for result in results]
+        models = {result.model.get("hash") or str(result.path) for result in results}
+        if len(models) == 1 and len({found and found.value for found in described}) == 1:
+            results, described = results[:1], described[:1]
+        tables = [self.items(result) for result in results]
         kept = [table for table in tables if table is not None]
         if category is not None:
             kept = [table[table["category"] == category] for table in kept]
         spec = described[0] if described else None
-        if spec is None or spec.formula is None or len(kept) < len(distinct) or not _share_items(spec, kept):
+        if spec is None or spec.formula is None or len(kept) < len(results) or not _share_items(spec, kept):
+            return None
+        if any(other is None or (other.formula, other.columns) != (spec.formula, spec.columns) for other in described):
             return None
         found = image_scores(
             spec.formula,
             [columns_of(table, spec.columns) for table in kept],
             spec.columns,
             kept[0]["image"].to_numpy(),
-            items=kept[0]["item"].to_numpy(),
-            trained=len(distinct) > 1 or single_training,
+            items=_places(kept[0]),
+            most=_PER_CENT / spec.scale,
+            trained=len(results) > 1 or single_training,
         )
         return None if math.isnan(found.value) else found
 
 
 def _share_items(spec: Metric, tables: Sequence[pd.DataFrame]) -> bool:
     """Whether tables have the columns of a metric and the same items."""
-    names, first = set(spec.columns), tables[0]["item"]
-    return len(first) > 0 and all(
-        names.issubset(table)
-        and len(table) == len(first)
-        and bool((table["item"].to_numpy() == first.to_numpy()).all())
-        for table in tables
-    )
+    names, first = set(spec.columns), _places(tables[0])
+    return len(first) > 0 and all(names.issubset(table) and np.array_equal(_places(table), first) for table in tables)
+
+
+def _places(table: pd.DataFrame) -> np.ndarray:
+    """(N,) each item with its image."""
+    return (table["item"].astype(str) + "\n" + table["image"].astype(str)).to_numpy(dtype=object)
 
 
 def comparable(first: Scores | None, second: Scores | None) -> bool:

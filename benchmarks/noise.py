@@ -40,6 +40,7 @@ class Scores:
         items: (N,) names of the items; models are compared on the same items only.
         trained: whether seeds are trainings; a pretrained model, which is evaluated once, is not.
         largest: the upper end of a metric that lies between 0 and it; None where there is none.
+        linear: whether the metric is a mean over items.
     """
 
     values: np.ndarray
@@ -48,6 +49,7 @@ class Scores:
     items: np.ndarray
     trained: bool = False
     largest: float | None = None
+    linear: bool = True
 
     @property
     def num_seeds(self) -> int:
@@ -78,13 +80,21 @@ class Scores:
 class TrainingNoise:
     """Variance of one training's value, pooled over the trained models of a metric, and its degrees of freedom.
 
-    ``degrees`` is 0 where no model has several seeds, or where the seeds of none differ (``without_spread``): then
-    nothing is known of it.
+    Args:
+        variance: of a value over seeds.
+        interaction: the part of it due to images that the seeds answer differently.
+        degrees: of freedom; 0 where no model has several seeds, or the seeds of none differ: nothing is known then.
+        without_spread: whether the seeds of none differ.
     """
 
     variance: float = 0.0
+    interaction: float = 0.0
     degrees: int = 0
     without_spread: bool = False
+
+    def of(self, scores: Scores) -> float:
+        """Variance of the mean over a model's seeds: images on which its own seeds differ, and training as pooled."""
+        return (scores.interaction + self.variance - self.interaction) / scores.num_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +109,7 @@ class Estimate:
         training_degrees: of freedom of ``training_variance``; 0 where that is 0.
         skewness: of the error.
         clusters: images.
+        signs: images, of a difference of means; 0 of other metrics.
     """
 
     value: float
@@ -108,6 +119,7 @@ class Estimate:
     training_degrees: int
     skewness: float
     clusters: int
+    signs: int
 
     @property
     def standard_error(self) -> float:
@@ -145,18 +157,22 @@ def training_noise(models: Sequence[Scores]) -> TrainingNoise:
     """Pool the variance over seeds of the trained models of one metric.
 
     It is at least what the images explain on which seeds differ (``Scores.interaction``): a smaller variance is luck,
-    as where two seeds are right equally often and on different images.
+    as where two seeds are right equally often and on different images. Models whose seeds all answer alike, as where a
+    score is at its end, say nothing of the others' and are left out.
     """
     several = [scores for scores in models if scores.trained and scores.num_seeds > 1]
-    if not several:
-        return TrainingNoise()
-    degrees = [scores.num_seeds - 1 for scores in several]
-    over_seeds = float(np.average([scores.values.var(ddof=1) for scores in several], weights=degrees))
-    of_images = float(np.average([scores.interaction for scores in several], weights=degrees))
-    largest = max(float(np.abs(scores.values).max()) for scores in several)
-    if max(over_seeds, of_images) <= (_ROUNDING * largest) ** 2:
-        return TrainingNoise(without_spread=True)
-    return TrainingNoise(variance=max(over_seeds, of_images), degrees=sum(degrees))
+    spread = [scores for scores in several if _differ(scores)]
+    if not spread:
+        return TrainingNoise(without_spread=bool(several))
+    degrees = [scores.num_seeds - 1 for scores in spread]
+    over_seeds = float(np.average([scores.values.var(ddof=1) for scores in spread], weights=degrees))
+    of_images = float(np.average([scores.interaction for scores in spread], weights=degrees))
+    return TrainingNoise(variance=max(over_seeds, of_images), interaction=of_images, degrees=sum(degrees))
+
+
+def _differ(scores: Scores) -> bool:
+    """Whether the seeds of a model differ by more than rounding, in value or on some image."""
+    return max(float(scores.values.var()), scores.interaction) > (_ROUNDING * float(np.abs(scores.values).max())) ** 2
 
 
 def metric_estimate(scores: Scores, noise: TrainingNoise) -> Estimate:
@@ -174,12 +190,14 @@ def _estimate(value: float, influence: np.ndarray, models: Sequence[Scores], noi
     clusters = len(influence)
     centered = influence - influence.mean() if clusters else influence
     squares, cubes, fourths = (float((centered**power).sum()) for power in (2, 3, 4))
+    if abs(value) <= _ROUNDING * max(scores.largest or abs(scores.value) for scores in models):
+        value = 0.0
     if squares <= (_ROUNDING * max(scores.largest or abs(scores.value) for scores in models)) ** 2 / max(1, clusters):
         squares = 0.0
     of_images, of_training = squares * clusters / max(1, clusters - 1), 0.0
     for scores in models:
         if scores.trained and noise.degrees:
-            of_training += noise.variance / scores.num_seeds
+            of_training += noise.of(scores)
             of_images -= scores.interaction / scores.num_seeds  # part of the variance over seeds
     of_images = max(0.0, of_images)
     skewness, degrees = 0.0, max(1.0, clusters - 1.0)
@@ -195,13 +213,14 @@ def _estimate(value: float, influence: np.ndarray, models: Sequence[Scores], noi
         training_degrees=noise.degrees if of_training else 0,
         skewness=skewness,
         clusters=clusters,
+        signs=clusters if all(scores.linear for scores in models) else 0,
     )
 
 
 def p_values(estimates: Sequence[Estimate]) -> np.ndarray:
     """(P,) two-sided p-values of "the value is 0", each for itself.
 
-    Where the C images all agree to the last digit there is no standard error, and the sign test's 2^(1 − C) stands.
+    Where the images all agree there is no standard error: the sign test's 2^(1 − C) stands for means, 1 for all else.
     """
     if not estimates:
         return np.zeros(0)
@@ -210,7 +229,7 @@ def p_values(estimates: Sequence[Estimate]) -> np.ndarray:
     skewness = np.array([estimate.skewness for estimate in estimates], dtype=float)
     sizes = np.divide(values, errors, out=np.zeros(len(values)), where=errors > 0)
     nearest = np.minimum(np.abs(sizes), np.abs(_hall(sizes, skewness)))
-    signs = np.array([2.0 ** (1 - min(estimate.clusters, 1000)) for estimate in estimates])
+    signs = np.array([min(1.0, 2.0 ** (1 - min(estimate.signs, 1000))) for estimate in estimates])
     return np.where(errors > 0, _tails(estimates, nearest), np.where(values == 0, 1.0, signs))
 
 

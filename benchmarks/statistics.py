@@ -19,6 +19,7 @@ from benchmarks.noise import ALPHA as LEVEL
 from benchmarks.noise import Scores, TrainingNoise, difference_estimate, metric_estimate, p_values
 
 _Z95 = 1.959963984540054
+_LARGEST_QUANTILE = 30.0  # of the normal distribution, in double precision
 _ROUNDING = 1e-9
 
 
@@ -103,6 +104,7 @@ def image_scores(
         items=np.asarray(items),
         trained=trained,
         largest=most if bounded else None,
+        linear=metric.linear,
     )
 
 
@@ -134,14 +136,17 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> Interval:
     Hall's correction. Where no item differs from another nothing tells how far a number is to be trusted, unless it is
     a proportion of 0 or 1 of so many images.
     """
-    if not scores.enters.any() or math.isnan(scores.value) or (noise.without_spread and scores.trained):
+    if scores.enters.sum() == 0 or math.isnan(scores.value) or (noise.without_spread and scores.trained):
         return Interval(low=None, high=None, method="none")
     found = metric_estimate(scores, noise)
+    if found.training_variance and found.clusters < 2:  # nothing is known of the images
+        return Interval(low=None, high=None, method="none")
     if scores.largest is not None:
         share = min(1.0, max(0.0, scores.value / scores.largest))
         error = found.standard_error / scores.largest
         if error and share * (1 - share) > _ROUNDING:
-            low, high = wilson(share * (size := share * (1 - share) / error**2), size, found.quantile(1 - LEVEL))
+            size, quantile = share * (1 - share) / error**2, min(_LARGEST_QUANTILE, found.quantile(1 - LEVEL))
+            low, high = wilson(share * size, size, quantile)
         elif share * (1 - share) <= _ROUNDING:
             low, high = wilson(round(share) * found.clusters, found.clusters)
         else:
@@ -161,13 +166,19 @@ def compare(first: Scores, second: Scores, noise: TrainingNoise) -> Difference:
     """
     estimate = difference_estimate(first, second, noise)
     low, high = estimate.interval()
-    if not estimate.standard_error and first.largest is not None and first.largest == second.largest:
-        low, high = (first.largest * end for end in _tango(estimate.value / first.largest, estimate.clusters))
+    largest = first.largest if first.largest == second.largest else None
+    if not estimate.standard_error and largest is not None and estimate.signs:
+        low, high = (largest * end for end in _tango(estimate.value / largest, estimate.clusters))
+    p_value = float(p_values([estimate])[0])
+    if p_value >= LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)  # Tango's, of fewer than six images
+    if largest is not None:
+        low, high = max(low, -largest), min(high, largest)
     return Difference(
         value=estimate.value,
         low=low,
         high=high,
-        p_value=float(p_values([estimate])[0]),
+        p_value=p_value,
         n=len(first.items),
         smallest=estimate.min_detectable,
     )

@@ -130,8 +130,40 @@ def test_a_single_training_borrows_the_noise_of_others():
     one = answers((generator.random(200) < 0.5).astype(float))
     noise = training_noise([several, one])
     assert noise.degrees == 4
-    assert metric_estimate(one, noise).training_variance == pytest.approx(noise.variance)
+    # what the images explain is in its own variance over images already
+    assert metric_estimate(one, noise).training_variance == pytest.approx(noise.variance - noise.interaction)
     assert metric_estimate(several, noise).training_variance == pytest.approx(noise.variance / 5)
+
+
+def test_seeds_that_disagree_do_not_shrink_the_noise_beside_models_that_do_not():
+    """Eight models at the end of the scale, two whose seeds disagree: pooled, these seemed to have no noise."""
+    generator, alarms = np.random.default_rng(6), 0
+    for _ in range(100):
+        saturated = [answers(*(generator.random((3, 300)) < 0.995).astype(float)) for _ in range(8)]
+        pair = [answers(*(generator.random((3, 300)) < 0.5).astype(float)) for _ in range(2)]
+        alarms += p_values([difference_estimate(*pair, training_noise([*saturated, *pair]))])[0] < 0.05
+    assert alarms <= 12
+
+
+@pytest.mark.parametrize("formula", ["median", "ratio"])
+def test_without_a_standard_error_only_means_are_tested(formula):
+    """Precision 3 of 3 against none of 300, a median on one side of a tie: no error is known, which is not none."""
+    said = [np.array([1.0] * 3 + [0.0] * 297), np.ones(300)]
+    right = [said[0], np.zeros(300)]
+    columns = [{"x": hits, "y": asked} for hits, asked in zip(right, said, strict=True)]
+    if formula == "median":
+        columns = [{"x": np.full(300, value)} for value in (1.0, 2.0)]
+    names = tuple(columns[0])
+    models = [image_scores(formula, [table], names, np.arange(300)) for table in columns]
+    found = compare(*models, TrainingNoise())
+    assert (found.p_value, math.isnan(found.low)) == (1.0, True)
+
+
+def test_scores_that_are_swapped_between_images_are_equal():
+    values = np.random.default_rng(7).random(300)
+    swapped = values.reshape(150, 2)[:, ::-1].ravel()
+    owner = np.repeat(np.arange(150), 2)
+    assert compare(single(values, owner), single(swapped, owner), TrainingNoise()).p_value == 1.0
 
 
 def test_few_answers_that_differ_are_worth_few():

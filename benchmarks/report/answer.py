@@ -30,13 +30,17 @@ def _comparison(table: Table) -> str:
         return "There is no number yet; the table says why."
     if len(table.rows) == 1:
         return "One row: there is nothing to compare it with."
+    if not table.comparisons:
+        return "No two rows could be tested against each other."
     best = [cell for cell in table.cells.values() if cell.mark == "best"]
     if not best:
         return "No row can be told from all the others on any measure."
     by_row: dict[str, list[str]] = {}
     for cell in best:
         by_row.setdefault(cell.row, []).append(column_title(cell.column))
-    return f"Told from all others by paired tests: {listed([f'{row} on {listed(on)}' for row, on in by_row.items()])}."
+    others = "others measured alike" if any(cell.group for cell in table.cells.values()) else "others"
+    told = listed([f"{row} on {listed(on)}" for row, on in by_row.items()])
+    return f"Told from all {others} by paired tests: {told}."
 
 
 def sentences(table: Table) -> list[str]:

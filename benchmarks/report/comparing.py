@@ -119,7 +119,7 @@ class Tests:
             key = _key(first, second)
             if key not in self._estimates and key not in self._refused:
                 self._add(key, *sorted((first, second), key=lambda cell: cell.row))
-        corrected = holm(p_values([*self._estimates.values()]))
+        corrected = holm(p_values([*self._estimates.values()]).tolist())
         self._p_values = dict(zip(self._estimates, corrected, strict=True))
 
     def _add(self, key: _Key, first: Cell, second: Cell) -> None:

@@ -79,7 +79,7 @@ def legend(table: Table, signs: Signs) -> list[str]:
     if "best" in marks and signs.best:
         lines.append(f"Best ({signs.best}): a test tells the row from every other row of its column.")
     if "tied" in marks and signs.tied:
-        lines.append(f"Tied ({signs.tied}): at the top of the column, but no test tells these rows from each other.")
+        lines.append(f"Tied ({signs.tied}): no test tells these rows from the one at the top of the column.")
     if not table.comparisons:
         return lines
     what = [*(["marks"] if lines else []), *(["differences to the baseline"] if _deltas(table) else [])]
@@ -112,18 +112,24 @@ def _about_intervals(table: Table) -> list[str]:
             "benchmark's images and of training, whose variance is pooled over the trained models of a column. A "
             "pretrained model is evaluated once and has the noise of images alone.",
             *_about_refusals(table),
+            *_about_bare_numbers(table),
         ]
     lines = []
     if any(cell.low is not None for cell in table.cells.values()):
         lines.append("Intervals are 95 % intervals over the benchmark's pictures; training noise is not in them.")
+    return lines + _about_bare_numbers(table)
+
+
+def _about_bare_numbers(table: Table) -> list[str]:
+    """Which numbers have no interval."""
     bare = [cell for cell in table.cells.values() if cell.value is not None and cell.low is None]
     if bare:
         where = dict.fromkeys(f"{cell.row} on {column_title(cell.column)}" for cell in bare)
-        lines.append(
+        return [
             f"No interval: {counted([*where], 'numbers')}. Where all items came out alike, or only a scorer's total is "
             "known, nothing tells how far the number is to be trusted."
-        )
-    return lines
+        ]
+    return []
 
 
 def _about_refusals(table: Table) -> list[str]:
@@ -132,9 +138,12 @@ def _about_refusals(table: Table) -> list[str]:
     for first, second in table.refused:
         where.setdefault(column_title(first.column), []).append(f"{first.row} and {second.row}")
     return [
-        f"No test on {column}: all seeds of every trained model have the same answers, so that nothing is known of the "
+        f"No test on {column}: the seeds of every model that has several answer alike, so that nothing is known of the "
         f"noise of training ({counted(pairs, 'pairs')})."
         for column, pairs in where.items()
+    ] + [
+        f"On {column_title(column)} each model was evaluated once: intervals and tests there are over images alone."
+        for column in table.images_only
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from benchmarks.report.comparing import Evidence, pool_training_noise
@@ -30,7 +30,8 @@ def groups(rows: Sequence[RowRecord]) -> list[tuple[RowRecord, ...]]:
 def over_seeds(table: Table, evidence: Evidence) -> Table:
     """A table of one row for all seeds of a model, in the order of the first seed's rows."""
     members = groups(table.rows)
-    rows = tuple(_summary_row(group) for group in members)
+    named = {row.name: row for row in table.rows}
+    rows = tuple(_summary_row(group, named) for group in members)
     cells = {
         (row.name, column.benchmark, column.metric): _mean_cell(row.name, [table.cell(one, column) for one in group])
         for row, group in zip(rows, members, strict=True)
@@ -40,7 +41,13 @@ def over_seeds(table: Table, evidence: Evidence) -> Table:
         rows=rows, columns=table.columns, cells=cells, comparisons=0, seeds=max(len(group) for group in members)
     )
     pool_training_noise(summary, evidence)
-    return with_intervals(summary, evidence)
+    unknown = tuple(
+        column
+        for column in table.columns
+        if any(cell.low is not None for cell in table.column_cells(column))
+        and not any(evidence.training_noise(cell).degrees for cell in summary.column_cells(column))
+    )
+    return with_intervals(dataclasses.replace(summary, images_only=unknown), evidence)
 
 
 def with_intervals(table: Table, evidence: Evidence) -> Table:
@@ -59,9 +66,10 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return fmean(values) - half, fmean(values) + half
 
 
-def _summary_row(group: tuple[RowRecord, ...]) -> RowRecord:
+def _summary_row(group: tuple[RowRecord, ...], named: Mapping[str, RowRecord]) -> RowRecord:
+    first = next((row for row in group if row.baseline), group[0])
+    baseline = first.baseline and _without_seed(first.baseline, named.get(first.baseline, first))
     first = group[0]
-    baseline = first.baseline and _without_seed(first.baseline, first)
     return dataclasses.replace(first, name=_without_seed(first.name, first), seed=None, baseline=baseline)
 
 

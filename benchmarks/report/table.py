@@ -118,7 +118,8 @@ class Table:
     """The rows, columns and cells, and how many tests stand behind the marks and differences.
 
     ``seeds`` is 0 unless the numbers are means over so many seeds. ``refused`` are pairs of cells that cannot be
-    tested: all seeds of the trained models of their column have the same answers.
+    tested: all seeds of the trained models of their column have the same answers. ``images_only`` are columns of which
+    nothing is known of training: a table over seeds has one evaluation of each model there.
     """
 
     rows: tuple[RowRecord, ...]
@@ -127,6 +128,7 @@ class Table:
     comparisons: int
     seeds: int = 0
     refused: tuple[tuple[Cell, Cell], ...] = ()
+    images_only: tuple[Column, ...] = ()
 
     @property
     def baselines(self) -> frozenset[str | None]:
