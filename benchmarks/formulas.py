@@ -30,13 +30,15 @@ class Formula:
         summands: columns and the names of those that it takes → (N, K) summands of each item, dense or sparse; zero
             for an item that lacks a value.
         combine: (B, K) sums → (B,) metrics; NaN where there are no items.
-        bounded: whether the metric lies between 0 and the value of an item that is all right.
+        bounded: whether the metric lies between 0 and what a right item is worth, where its items do.
+        counts: whether its columns are counts, so that it is bounded whatever they are.
         linear: whether it is a mean over items.
     """
 
     summands: Callable[[Columns, Sequence[str]], Any]
     combine: Callable[[np.ndarray], np.ndarray]
     bounded: bool = True
+    counts: bool = False
     linear: bool = False
 
     def value(self, columns: Columns, names: Sequence[str]) -> float:
@@ -64,6 +66,7 @@ class _Median:
     """Median of a column: the mean of the two middle values where their number is even. No function of sums."""
 
     bounded = False
+    counts = False
     linear = False
 
     def value(self, columns: Columns, names: Sequence[str]) -> float:
@@ -182,7 +185,7 @@ FORMULAS: dict[str, Formula | _Median] = {
     "sum_of_group_means": Formula(summands=_grouped, combine=_sum_of_group_means, bounded=False),
     "mean_of_group_means": Formula(summands=_grouped, combine=_mean_of_group_means),
     "median": _Median(),
-    "bleu": Formula(summands=_as_they_are, combine=_bleu, bounded=False),
+    "bleu": Formula(summands=_as_they_are, combine=_bleu, counts=True),
 }
 """Mean: of a column over the items that have it; of several columns, the mean of their means. ``mean_of_scores``: the
 same of scores without an upper end. Ratio: sum of the first column over that of the second, 0 where that is 0. F1: from

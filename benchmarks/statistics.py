@@ -96,7 +96,7 @@ def image_scores(
     metric = FORMULAS[formula]
     influence = np.stack([np.bincount(owner, metric.influence(columns, names), count) for columns in tables])
     enters = np.any([np.bincount(owner, metric.enters(columns, names), count) > 0 for columns in tables], axis=0)
-    bounded = metric.bounded and all(_within(columns, names, most) for columns in tables)
+    bounded = metric.bounded and (metric.counts or all(_within(columns, names, most) for columns in tables))
     return Scores(
         values=np.array([metric.value(columns, names) for columns in tables]),
         influence=influence,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -84,11 +83,12 @@ def put_result(
     primary: tuple[str, ...] | None = None,
     model: Path | None = None,
     blind: Blind | None = None,
+    digest: str = "0123456789abcdef" * 4,
 ) -> Path:
     """Write one result as the harness would, of a made-up ``model`` unless there is one; a benchmark of another name
     than those above has gqa's metric.
     """
-    measured = {"path": f"encoders/{row}", "hash": hashlib.sha256(row.encode()).hexdigest()}
+    measured = {"path": f"encoders/{row}", "hash": digest}
     if model is not None:
         measured = {"path": str(model), "hash": directory_hash(model)}
     stated = {"benchmark": benchmark, "data_hash": "abc", "items": len(items), "input_size": 64, **(protocol or {})}

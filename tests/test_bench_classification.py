@@ -45,7 +45,8 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
     assert result.metrics["acc1"].value == pytest.approx(7 / 10)
     assert result.metrics["mean_per_class_recall"].value == pytest.approx(3 / 4)
     assert result.metrics["acc1"].low < 0.7 < result.metrics["acc1"].high
-    assert result.metrics["mean_per_class_recall"].low < 0.75 <= result.metrics["mean_per_class_recall"].high
+    # every class is all right or all wrong: nothing tells how another draw of its images would come out
+    assert result.metrics["mean_per_class_recall"].low is None
     assert result.absent == {"acc5": "there are only 4 classes"}
     items = read_items(result)
     assert set(ITEM_COLUMNS) <= set(items.columns)
@@ -227,4 +228,8 @@ def test_mean_of_group_means_against_a_loop():
                 means.append((row[chosen] * values[chosen]).sum() / row[chosen].sum())
         expected.append(np.mean(means))
     columns = {"value": values, "group": groups}
-    np.testing.assert_allclose(FORMULAS["mean_of_group_means"](columns, ("value", "group"), weights), expected)
+    found = []
+    for row in weights > 0:
+        drawn = {name: column[row] for name, column in columns.items()}
+        found.append(FORMULAS["mean_of_group_means"].value(drawn, ("value", "group")))
+    np.testing.assert_allclose(found, expected)

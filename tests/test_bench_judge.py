@@ -244,7 +244,7 @@ def test_llava_bench_compares_two_answers(places, tmp_path, judge):
     found = _run(places, tmp_path, "llava_in_the_wild", judge_url=judge.url)
     assert found.metrics["gpt_eval_llava_all"].value == 71.9  # 23 of 32, as lmms-eval rounds
     assert found.metrics["gpt_eval_llava_conv"].value == 70.6  # 12 of 17
-    assert found.metrics["gpt_eval_llava_all"].interval == "bootstrap"
+    assert found.metrics["gpt_eval_llava_all"].interval == "student"
     assert found.protocol["judge"] == "gpt-4o-2024-11-20 (judge-2026)"
 
 

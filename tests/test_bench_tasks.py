@@ -104,7 +104,7 @@ TASKS: dict[str, tuple[dict[str, list[Any]], str, list[str], dict[str, float], s
         "validation",
         ["1234", "1235", "9"],  # one letter of four is wrong: 0.75
         {"anls": 1.75 / 6},
-        "bootstrap",
+        "wilson",
     ),
     "mmstar": (
         {
@@ -117,7 +117,7 @@ TASKS: dict[str, tuple[dict[str, list[Any]], str, list[str], dict[str, float], s
         "val",
         ["A", "B", "A", "A", "A", "A"],
         {"average": (0.5 + 1.0) / 2, "mmstar_accuracy": 5 / 6},
-        "bootstrap",
+        "wilson",
     ),
     "seedbench": (
         {

@@ -301,7 +301,7 @@ def stage_callback(tmp_path: Path) -> Any:
     from llava_bridge.training.progress import Progress
 
     progress, nobody = Progress("align", 4, tmp_path / "metrics.jsonl", 0.0), SimpleNamespace(of_any_process=lambda: 0)
-    return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody)  # type: ignore[arg-type]
+    return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
 def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -487,7 +487,7 @@ def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
     config = clips_world.train_config(tmp_path, tmp_path / "x", batch_size=8)
     for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
         sized = dataclasses.replace(config, **{"steps": None, **fields})
-        assert beginning.count_steps(sized, 21) == steps
+        assert sized.steps_for(21) == steps
 
 
 def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, data: Path, tmp_path: Path):

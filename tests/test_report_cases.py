@@ -93,7 +93,7 @@ def holes(results: Path) -> None:
         (no_numbers, "There is no number yet; the table says why."),
         (no_numbers, "one and two on pope: failed: out of memory."),
         (one_row, "One row: there is nothing to compare it with."),
-        (no_items, "Told from all others by paired tests: two on pope accuracy."),
+        (no_items, "No two rows could be tested against each other."),
         (put_results, "Told from all others by paired tests: clips on"),
         (holes, "odd on pope: failed: reason with a <tag> & an end."),
         (holes, "† odd on gqa exact match was measured otherwise"),

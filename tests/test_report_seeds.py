@@ -63,7 +63,14 @@ def study(tmp_path_factory) -> Path:
         for seed, share in enumerate(shares):
             items = items_table(0.0, benchmark="retrieval", count=200)
             items["hit"] = items["score"] = [float(number < round(200 * share)) for number in range(200)]
-            put_result(output / "results", f"{encoder}-s{seed}", "retrieval", items, primary=("t2i_r1",))
+            put_result(
+                output / "results",
+                f"{encoder}-s{seed}",
+                "retrieval",
+                items,
+                primary=("t2i_r1",),
+                digest=f"{encoder} {seed}",
+            )
     return output
 
 

@@ -10,7 +10,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -76,7 +75,6 @@ class _Child:
         threading.Thread(target=self._receive, name="downloads", daemon=True).start()
 
     def run(self, download: Download, path: Path) -> None:
-        work = pickle.dumps(download)
         future: concurrent.futures.Future[None] = concurrent.futures.Future()
         with self._lock:
             if self.ended:
@@ -84,7 +82,7 @@ class _Child:
             number = next(self._numbers)
             self._waiting[number] = future
             with contextlib.suppress(OSError):  # it has ended, as `_receive` will find and tell
-                self._connection.send((number, work, path))
+                self._connection.send((number, download, path))
         future.result()
 
     def _receive(self) -> None:
@@ -119,11 +117,11 @@ def serve(fd: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     connection, sending, unfinished = Connection(fd), threading.Lock(), set[Path]()
 
-    def carry_out(number: int, work: bytes, path: Path) -> None:
+    def carry_out(number: int, download: Download, path: Path) -> None:
         error = None
         unfinished.add(path)
         try:
-            pickle.loads(work)(path)
+            download(path)
         except Exception as raised:  # file systems raise errors of their own
             error = _sendable(raised)
         unfinished.discard(path)
@@ -140,11 +138,6 @@ def serve(fd: int) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """``error``, or an OSError of the same words where it does not survive being sent."""
-    if isinstance(error, UserError | FileNotFoundError):
-        return error
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # classes pickle in every way
-        return OSError(reason_of(error))
-    return error
+    """``error``, or an OSError of the same words where its class may not survive being sent."""
+    known = isinstance(error, UserError) or type(error).__module__ == "builtins"
+    return error if known else OSError(reason_of(error))
