@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from clips.errors import UserError
+from clips.errors import UserError, reason_of
 
 Result = TypeVar("Result")
 
@@ -85,23 +85,31 @@ def all_or_none(work: Callable[[], Result]) -> Result:
     """What ``work`` returns; an error that it meets in any process is raised in all. All call it together.
 
     Raises:
-        UserError, OSError: as ``work`` does.
+        UserError, OSError: as ``work`` does in any process.
+        RuntimeError: in the others, where it raises anything else in one.
     """
     result: Any = None
     error: Exception | None = None
     try:
         result = work()
-    except (UserError, OSError) as raised:
+    except Exception as raised:  # the others would wait for this process for ever
         error = raised
-    if (found := next(filter(None, gather_objects(error)), None)) is not None:
+    told = error if error is None or isinstance(error, UserError | OSError) else RuntimeError(reason_of(error))
+    found = next(filter(None, gather_objects(told)), None)
+    if error is not None:
+        raise error
+    if found is not None:
         raise found
     return result
 
 
 def from_main(work: Callable[[], Result]) -> Result:
     """What ``work`` returns in the main process, which alone does it; so with its errors. All call it together."""
-    is_main = not dist.is_initialized() or dist.get_rank() == 0
-    return gather_objects(all_or_none(lambda: work() if is_main else None))[0]
+    if not dist.is_initialized():
+        return work()
+    values = [all_or_none(lambda: work() if dist.get_rank() == 0 else None)]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 @contextlib.contextmanager

@@ -89,13 +89,13 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     processes = start_processes(patience=config.scale.patience)
     _refuse_uneven(config.batch_size, processes.count)
     precision, reason = choose_precision(config.precision, processes.device)
-    latest, loop = from_main(lambda: _standing(config))
+    mine: list[InvalidSamples] = []
+    latest, loop = from_main(lambda: _standing(config, mine))
     encoder = _begin(config, latest).to(processes.device)
     if config.micro_batch is not None and learns_statistics(encoder):
         raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
     parallel = spread(encoder, config.scale, config.optim, processes)
-    if not processes.is_main:
-        loop.bad = InvalidSamples()  # the main process remembers for all
+    loop.bad = mine[0] if mine else InvalidSamples()  # the main process remembers for all
     run = Run(
         config=config,
         data=data,
@@ -116,10 +116,13 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     return run
 
 
-def _standing(config: TrainConfig) -> tuple[Path | None, LoopState]:
-    """The latest checkpoint and where the run stood then."""
+def _standing(config: TrainConfig, invalid: list[InvalidSamples]) -> tuple[Path | None, LoopState]:
+    """The latest checkpoint and where the run stood then; its invalid samples, a bit a sample, into ``invalid``."""
     latest = next(reversed(checkpoints(config.output)), None)
-    return latest, LoopState() if latest is None else read_loop(latest)
+    loop = LoopState() if latest is None else read_loop(latest)
+    invalid.append(loop.bad)
+    loop.bad = InvalidSamples()
+    return latest, loop
 
 
 def _announce(run: Run, reason: str) -> None:

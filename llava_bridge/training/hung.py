@@ -9,15 +9,15 @@ from clips.parallel.watchdog import EXIT_HUNG
 from llava_bridge.training.launch import StopAsked, end_hung, is_main_process
 
 _PAUSE = 1.0
-_LEAST = 10.0
-_FIRST = 30.0
+_LEAST = 30.0
+_FIRST = 120.0
 _STEPS = 4
 
 
 class HungWatch:
-    """Ends this process, once a stop is asked for, if a step takes several times as long as any before.
+    """Ends this process if, after a stop is asked for, a step takes several times as long as any before.
 
-    A step that ends hears the request itself, and saves.
+    The time before the request does not count: a step that is slow, and not hung, ends, hears the request and saves.
 
     Args:
         stop: whether anybody wants the run to stop.
@@ -52,15 +52,18 @@ class HungWatch:
         self._over.set()
 
     def _watch(self) -> None:
+        asked: float | None = None
         while not self._over.wait(_PAUSE):
             since, limit = self._since, max(_LEAST, _STEPS * self._longest) if self._longest else _FIRST
-            if since is None or not self.stop.asked():
+            if asked is None and self.stop.asked():
+                asked = time.monotonic()
+            if since is None or asked is None:
                 continue
             if not is_main_process():
                 limit += 2 * _PAUSE  # that one tells why
-            if (waited := time.monotonic() - since) > limit and not self._over.is_set():
+            if (waited := time.monotonic() - max(since, asked)) > limit and not self._over.is_set():
                 end_hung(
                     EXIT_HUNG,
                     f"{self.stage}: asked to stop, but a step has not ended for {waited:.0f} s: processes wait for "
-                    "each other; ended without saving, and the same command goes on from the last checkpoint",
+                    "each other; ended without saving; from the last checkpoint the same command goes on",
                 )
