@@ -7,6 +7,7 @@ Letters: N items, C clusters (images), S seeds.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,6 +143,8 @@ def scores_interval(scores: Scores, noise: TrainingNoise) -> Interval:
     if found.training_variance and found.clusters < 2:  # nothing is known of the images
         return Interval(low=None, high=None, method="none")
     if scores.largest is not None:
+        # Wilson's interval knows how skewed and heavy-tailed a proportion is: no degrees of freedom for that again
+        found = dataclasses.replace(found, image_degrees=max(1.0, found.clusters - 1.0))
         share = min(1.0, max(0.0, scores.value / scores.largest))
         error = found.standard_error / scores.largest
         if error and share * (1 - share) > _ROUNDING:
