@@ -63,7 +63,7 @@ class ItemScores:
             [columns_of(table, spec.columns) for table in kept],
             spec.columns,
             kept[0]["image"].to_numpy(),
-            items=_places(kept[0]),
+            items=_places(kept[0]).tolist(),
             most=_PER_CENT / spec.scale,
             trained=len(results) > 1 or single_training,
         )

@@ -102,7 +102,7 @@ def image_scores(
         values=np.array([metric.value(columns, names) for columns in tables]),
         influence=influence,
         enters=enters,
-        items=np.asarray(items),
+        items=np.asarray(items, dtype=object),
         trained=trained,
         largest=most if bounded else None,
         linear=metric.linear,

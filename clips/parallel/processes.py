@@ -107,7 +107,7 @@ def from_main(work: Callable[[], Result]) -> Result:
     """What ``work`` returns in the main process, which alone does it; so with its errors. All call it together."""
     if not dist.is_initialized():
         return work()
-    values = [all_or_none(lambda: work() if dist.get_rank() == 0 else None)]
+    values: list[Any] = [all_or_none(lambda: work() if dist.get_rank() == 0 else None)]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 

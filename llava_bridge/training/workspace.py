@@ -88,8 +88,8 @@ def check_inputs(config: TrainConfig) -> None:
     for name in config.stages:
         if config.stage(name).keep_features and cuts_weights and (config.launch.processes or 1) > 1:
             raise UserError(
-                f"{name}.keep_features: expected false under ZeRO-3 with several processes, for which it is not tested; "
-                "launch.parallel: fsdp takes it"
+                f"{name}.keep_features: expected false under ZeRO-3 with several processes, which is not "
+                "tested; launch.parallel: fsdp takes it"
             )
         for data in config.stage(name).data:
             try:
