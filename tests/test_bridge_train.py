@@ -300,7 +300,8 @@ def stage_callback(tmp_path: Path) -> Any:
     from llava_bridge.training.callback import StageCallback
     from llava_bridge.training.progress import Progress
 
-    progress, nobody = Progress("align", 4, tmp_path / "metrics.jsonl", 0.0), SimpleNamespace(of_any_process=lambda: 0, asked=lambda: False)
+    progress = Progress("align", 4, tmp_path / "metrics.jsonl", 0.0)
+    nobody = SimpleNamespace(of_any_process=lambda: 0, asked=lambda: False)
     return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
