@@ -42,6 +42,14 @@ def test_without_a_sentence_the_web_caption_stands_in():
         assert torch.equal(sample["target"], TOKENIZER.encode_target(web, 128)[0])
 
 
+def test_a_caption_without_a_sentence_is_used_where_there_is_no_other():
+    for strategy in ("sub_caption", "full"):
+        sample = prepare(RecipeConfig(strategy=strategy), web="", synthetic="?")
+        assert torch.equal(sample["partial"], TOKENIZER("?")[0])
+        assert torch.equal(sample["target"], TOKENIZER.encode_target("?", 128)[0])
+    assert torch.equal(prepare(RecipeConfig(), web="", synthetic="...")["target"], TOKENIZER.encode_target("...", 128)[0])
+
+
 def share_of_web(config, draws=600):
     web = TOKENIZER(WEB)[0]
     return np.mean([torch.equal(prepare(config, seed=seed)["mixed"], web) for seed in range(draws)])

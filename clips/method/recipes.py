@@ -133,7 +133,7 @@ def web(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
 def partial(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
     """The synthetic caption, shortened by ``strategy``; the whole web caption where there is none [C]."""
     if not sentences(captions.synthetic):
-        return captions.web
+        return whole_synthetic(captions)
     return STRATEGIES[recipe.spec.strategy](captions.synthetic, rng, recipe.config.target_tokens)
 
 
@@ -148,7 +148,7 @@ def mixed(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
 
 def whole_synthetic(captions: Captions) -> str:
     """The synthetic caption, or the web caption where there is none [C]."""
-    return captions.synthetic if sentences(captions.synthetic) else captions.web
+    return captions.synthetic if sentences(captions.synthetic) or not captions.web else captions.web
 
 
 TEXTS: dict[str, Callable[[Captions, np.random.Generator, Recipe], str]] = {
