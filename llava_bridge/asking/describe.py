@@ -12,16 +12,16 @@ import itertools
 import json
 import os
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from PIL import Image
 
 from clips.artifact import directory_hash, say, write_file, writing
+from clips.commandline.progress import Progress
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import difference
@@ -31,7 +31,6 @@ from llava_bridge.pictures import find_pictures, open_picture
 
 _READERS = 4  # threads that decode pictures ahead
 _EXAMPLES = 5  # of pictures with the same fault
-_SECONDS = 10.0  # between lines of progress
 Batch = list[tuple[str, Image.Image]]
 
 
@@ -98,8 +97,11 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, f
     from llava_bridge.asking.inference import answer, load_llava
 
     model, processor = load_llava(config.directory)
-    count = 0
-    with output.adding() if output else contextlib.nullcontext(sys.stdout) as lines, _progress(len(names)) as tell:
+    described = 0
+    with (
+        output.adding() if output else contextlib.nullcontext(sys.stdout) as lines,
+        Progress("describing", len(names), "images") as progress,
+    ):
         for batch in _batches(names, config.batch_size, faults):
             pictures = [picture for _, picture in batch]
             prompts = [config.prompt] * len(batch)
@@ -107,8 +109,8 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, f
             for (name, _), text in zip(batch, texts, strict=True):
                 lines.write(json.dumps({"image": name, "text": text}, ensure_ascii=False) + "\n")
             lines.flush()
-            count += len(batch)
-            tell(count + sum(map(len, faults.values())))
+            described += len(batch)
+            progress.advance(described + sum(map(len, faults.values())) - progress.done)
 
 
 class _Output:
@@ -187,26 +189,3 @@ def _try_to_open(name: str) -> Image.Image | UserError:
         return open_picture(name)
     except UserError as error:
         return error
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], Any]]:
-    """A function to tell how many pictures are through: a bar where someone looks, else a line now and then."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("describing", total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    began = told = time.monotonic()
-
-    def line(done: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told > _SECONDS:
-            told, left = now, (total - done) * (now - began) / done
-            say(f"{done:,}/{total:,} pictures · {done / (now - began):.1f} a second · {left / 60:.1f} min left")
-
-    yield line
