@@ -25,8 +25,9 @@ from clips.commandline.progress import Progress
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError
+from clips.identity import result_settings
 from clips.jsontext import parse_json
-from clips.plain import difference
+from clips.plain import difference, plain
 from clips.recaption.cleaning import fitting
 from clips.recaption.config import WEB, RecaptionConfig
 from clips.recaption.finish import complete, note_model
@@ -80,7 +81,7 @@ def _begin(config: RecaptionConfig, samples: int) -> bool:
     Raises:
         UserError: it holds something else, or captions that were written with other settings.
     """
-    output, settings = Path(config.output), {**config.deciding(), "samples": samples}
+    output, settings = Path(config.output), {**result_settings(plain(config), RecaptionConfig), "samples": samples}
     if (output / MANIFEST).is_file():
         manifest = read_manifest(output)
         check_replaceable(output, KIND)

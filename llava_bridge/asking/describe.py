@@ -23,8 +23,9 @@ from PIL import Image
 from clips.artifact import directory_hash, say, write_file, writing
 from clips.commandline.progress import Progress
 from clips.errors import UserError
+from clips.identity import RUN_ONLY, result_settings
 from clips.jsontext import parse_json
-from clips.plain import difference
+from clips.plain import difference, plain
 from clips.references import model_directory
 from llava_bridge.asking.directory import llava_directory
 from llava_bridge.pictures import find_pictures, open_picture
@@ -49,10 +50,10 @@ class DescribeConfig:
     """
 
     directory: str
-    images: list[str]
+    images: list[str] = dataclasses.field(metadata=RUN_ONLY)
     prompt: str = "Describe this picture."
-    output: str | None = None
-    batch_size: int = 16
+    output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    batch_size: int = dataclasses.field(default=16, metadata=RUN_ONLY)
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
@@ -119,8 +120,8 @@ class _Output:
     def __init__(self, config: DescribeConfig) -> None:
         self.path = Path(config.output or "")
         self.note = self.path.with_name(f"{self.path.name}.made_by.json")
-        deciding = {name: getattr(config, name) for name in ("prompt", "max_new_tokens")}
-        self.made_by = {"model": directory_hash(model_directory(config.directory, "llava")), **deciding}
+        settings = result_settings(plain(config), DescribeConfig, besides=("directory",))
+        self.made_by = {"model": directory_hash(model_directory(config.directory, "llava")), **settings}
 
     def pictures(self) -> set[str]:
         """The pictures that are described already.
