@@ -14,12 +14,13 @@ from benchmarks.results import Result, study_above
 from benchmarks.study.state import CONFIG, record_behind, step_directory
 from clips.artifact import MANIFEST, lexical, read_manifest
 from clips.errors import UserError
-from clips.training import free
-from llava_bridge.training import identity
+from clips.identity import run_only_fields
+from clips.training.config import TrainConfig as EncoderTrainConfig
 from llava_bridge.training.config import STAGES
+from llava_bridge.training.config import TrainConfig as LlavaTrainConfig
 
-_FREE = {*free.FREE, *identity.FREE}
-_FREE_OF_SOURCES = {*free.FREE_OF_SOURCES, *identity.FREE_OF_SOURCES, "path"}
+_RUN_ONLY = run_only_fields(EncoderTrainConfig) | run_only_fields(LlavaTrainConfig)
+_RUN_ONLY_OF_SOURCES = {name.partition("[].")[2] for name in _RUN_ONLY} | {"path"}
 _AMOUNTS = ("steps", "samples", "epochs")
 _MODELS = ("encoder", "llm", "llava")  # kinds of artifacts that are trained
 _STAGE = rf"(?:{'|'.join(STAGES)})\."
@@ -307,7 +308,7 @@ def _without_idle_stages(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Dotted names and values, those that decide nothing left out; of a list of mappings each, numbered from 1."""
-    if any(name == each or name.startswith(f"{each}.") for each in _FREE):
+    if any(name == each or name.startswith(f"{each}.") for each in _RUN_ONLY):
         return
     below = f"{name}." if name else ""
     if isinstance(value, Mapping) and not name.endswith("lora"):
@@ -316,7 +317,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value, 1):
             where = name if len(value) == 1 else f"{below}{number}"
-            yield from _flat({key: each for key, each in item.items() if key not in _FREE_OF_SOURCES}, where)
+            yield from _flat({key: each for key, each in item.items() if key not in _RUN_ONLY_OF_SOURCES}, where)
     else:
         yield name, value
 

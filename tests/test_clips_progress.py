@@ -30,9 +30,17 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_that_is_left(clock):
             shown.advance(50)
     # after 40 s (100 done) and after 80 s (200 done); in between less than half a minute has passed
     assert log.getvalue().splitlines() == [
-        "embedding: 100 of 400 pictures, 2 min left",
-        "embedding: 200 of 400 pictures, 1 min left",
+        "embedding: 100 of 400 pictures · 2.5 pictures/s · 2 min left",
+        "embedding: 200 of 400 pictures · 2.5 pictures/s · 1 min left",
     ]
+
+
+def test_other_counts_have_their_rates(clock):
+    log = io.StringIO()
+    with Progress("captioning", 90, "samples", log) as shown:
+        clock[0] += 60
+        shown.advance(30, tokens=930)
+    assert log.getvalue() == "captioning: 30 of 90 samples · 0.5 samples/s · 15.5 tokens/s · 2 min left\n"
 
 
 def test_what_is_quick_says_nothing():

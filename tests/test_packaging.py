@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_packages_whole_and_nothing_else(built):
 def test_the_source_distribution_holds_the_clone(built):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    folders = ("tests", "scripts", "docs", "schemas", "notebooks", ".devcontainer")
+    folders = ("tests", "scripts", "docs", "notebooks", ".devcontainer")
     assert source_files(*PACKAGES, *folders) <= names
     assert {"README.md", "constraints.txt", "Makefile", "Containerfile", "SECURITY.md", ".ci/run"} <= names
     assert not {name for name in names if name.startswith((".git/", ".venv", "runs/"))}

@@ -1,4 +1,4 @@
-"""Executors on one machine, launchers, resources; energy by counters that are played."""
+"""Executors on one machine, launchers, resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from study_material import SMALL
 from test_study_runner import FAKE, Quiet, keys_of, make
 
-from benchmarks.study import energy, lock, runner
+from benchmarks.study import lock, runner
 from benchmarks.study.executors import gpus
 from benchmarks.study.executors.base import Site
 from benchmarks.study.executors.catalogue import executor_config
@@ -212,42 +212,6 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
             assert (tmp_path / "released").exists()
     who = f"another runner (process {first.pid}) or a step it left behind"
     assert said == [f"{tmp_path}: {who} is at work here; waiting"]
-
-
-def powercap(folder: Path, microjoules: int) -> Path:
-    for name in ("intel-rapl:0", "intel-rapl:0:0", "dtpm"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / "energy_uj").write_text(f"{microjoules}\n", encoding="ascii")
-        (folder / name / "max_energy_range_uj").write_text("10000000000\n", encoding="ascii")
-    return folder
-
-
-def test_a_processor_s_counter_gives_watt_hours_also_where_it_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(energy, "_gpus", lambda visible: iter(()))
-    meter = energy.Meter(powercap=powercap(tmp_path, 9_000_000_000))
-    powercap(tmp_path, 9_600_000_000)
-    assert meter.watt_hours() == {"processors": round(600 / 3600, 4)}
-    powercap(tmp_path, 200_000_000)  # 400 J to the end of its range, 200 J behind it
-    assert meter.watt_hours() == {"processors": round(1200 / 3600, 4)}
-    assert energy.Meter(powercap=tmp_path / "none").watt_hours() == {}
-
-
-def test_the_gpus_that_a_step_sees_are_the_ones_that_are_counted(tmp_path, monkeypatch):
-    millijoules = {0: 0, 1: 5_000, 2: 7_000}
-    nvml = types.SimpleNamespace(
-        NVMLError=OSError,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 3,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetHandleByUUID=lambda name: {"GPU-b": 1}[name],
-        nvmlDeviceGetTotalEnergyConsumption=lambda handle: millijoules[handle],
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    meters = {visible: energy.Meter(visible, powercap=tmp_path) for visible in (None, "0,2", "GPU-b", "")}
-    for index in millijoules:
-        millijoules[index] += 3_600_000 * (index + 1)
-    found = {visible: meter.watt_hours() for visible, meter in meters.items()}
-    assert found == {None: {"gpus": 6.0}, "0,2": {"gpus": 4.0}, "GPU-b": {"gpus": 2.0}, "": {}}
 
 
 def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):

@@ -141,11 +141,11 @@ def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeyp
     record = read_record(tmp_path, "data")
     assert 0 < noted[-1] <= record.seconds < 100
     assert noted[0] < noted[-1]
-    killed = dataclasses.replace(record, outcome=outcome, seconds=100.0, energy_wh={"gpus": 5.0})
+    killed = dataclasses.replace(record, outcome=outcome, seconds=100.0)
     write_record(tmp_path, killed)
     run(tmp_path, steps)
     record = read_record(tmp_path, "data")
-    assert (record.outcome, record.energy_wh["gpus"]) == ("done", 5.0)
+    assert record.outcome == "done"
     assert 100 < record.seconds < 200
     assert noted[-1] > 100
     write_record(tmp_path, killed)

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from test_study_runner import FAKE, RUNNER, Quiet, keys_of, make, visits
 
 from benchmarks.study import runner
 from benchmarks.study.executors import claims, job, slurm
-from benchmarks.study.executors.base import Ended, Job, Site, Spent
+from benchmarks.study.executors.base import Ended, Job, Site
 from benchmarks.study.executors.slurm import SlurmConfig
 from benchmarks.study.lock import locked
 from benchmarks.study.resources import Resources
@@ -264,8 +263,8 @@ def test_a_run_is_claimed_by_one_alone(tmp_path):
     assert claims.claim(tmp_path, "token", "7_1")  # queued again
     assert not claims.claim(tmp_path, "token", "8")
     assert not claims.take_away(tmp_path, "token")
-    claims.write_end(tmp_path, "token", Ended(name="long", status=0, spent=Spent(seconds=2.0)))
-    assert claims.read_end(tmp_path, "token").spent.seconds == 2
+    claims.write_end(tmp_path, "token", Ended(name="long", status=0, seconds=2.0))
+    assert claims.read_end(tmp_path, "token").seconds == 2
     assert claims.take_away(tmp_path, "token")  # it has ended
     assert claims.take_away(tmp_path, "other")
     assert not claims.claim(tmp_path, "other", "9")
@@ -275,19 +274,17 @@ def test_a_run_is_claimed_by_one_alone(tmp_path):
 def test_what_a_job_took_is_known_when_it_is_queued_again_or_killed(tmp_path, monkeypatch):
     step = make(tmp_path, "long")
     run_of = Job(step=step, resources=Resources(), words=(), directory=tmp_path, append=False, threads=1, token="token")
-    claims.write_spent(tmp_path, "token", Spent(seconds=1000.0, energy_wh={"gpus": 3.0}))  # by a former allocation
-    meter = types.SimpleNamespace(watt_hours=lambda: {"gpus": 0.5, "processors": 0.25})
-    told = job._noting(run_of, meter)()
-    assert 1000 < told.seconds < 1100
-    assert told.energy_wh == {"gpus": 3.5, "processors": 0.25}
-    assert claims.read_spent(tmp_path, "token") == told
+    claims.write_seconds(tmp_path, "token", 1000.0)  # by a former allocation
+    noted = job._noting(run_of)()
+    assert 1000 < noted < 1100
+    assert claims.read_seconds(tmp_path, "token") == noted
 
     executor = slurm.Slurm(Site(output=tmp_path, jobs=1, lock=0, resources={}), SlurmConfig())
     monkeypatch.setattr(executor, "_obituary", lambda _: "gone")
     killed = slurm._Queued(run_of, "7", began=time.time() - 5, missed=1)
-    assert executor._event(killed, set()) == Ended(name="long", status=None, spent=told, problem="gone")
+    assert executor._event(killed, set()) == Ended(name="long", status=None, seconds=noted, problem="gone")
     claims.forget(tmp_path, "token")
-    assert 5 <= killed.spent().seconds < 100
+    assert 5 <= killed.seconds() < 100
     assert not list(tmp_path.glob(".token*"))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import NOTE_SECONDS, Began, Ended, Executor, ExecutorConfig, Job, Site, Spent
+from benchmarks.study.executors.base import NOTE_SECONDS, Began, Ended, Executor, ExecutorConfig, Job, Site
 from benchmarks.study.executors.local import LocalConfig
 from benchmarks.study.programs import executable, launched
 from benchmarks.study.resources import Resources
@@ -71,15 +71,14 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A step at work, and its record, whose seconds and energy are those of the runs that it goes on from."""
+    """A step at work, and its record, whose seconds are those of the runs that it goes on from."""
 
     step: Step
     record: StepRecord
 
-    def after(self, spent: Spent) -> StepRecord:
-        """The record when this run has taken so much."""
-        whole = Spent(seconds=self.record.seconds, energy_wh=self.record.energy_wh) + spent
-        return dataclasses.replace(self.record, seconds=whole.seconds, energy_wh=whole.energy_wh)
+    def after(self, seconds: float) -> StepRecord:
+        """The record when this run has taken ``seconds``."""
+        return dataclasses.replace(self.record, seconds=self.record.seconds + seconds)
 
 
 def run_steps(
@@ -126,7 +125,7 @@ def run_steps(
             while waiting or state.running:
                 state.start_ready(waiting)
                 state.note(opened.poll())
-                state.note_spent()
+                state.note_seconds()
                 observer.tick()
                 if state.running:
                     time.sleep(_POLL_SECONDS)
@@ -156,7 +155,7 @@ class _State:
         self.done: list[str] = []
         self.failed: list[str] = []
         self.blocked: list[str] = []
-        self.spent_noted = time.monotonic()
+        self.seconds_noted = time.monotonic()
 
     def find_again(self, waiting: dict[str, Step], keys: Mapping[str, StepKey]) -> None:
         """Take over the jobs of an earlier runner that still are what the study asks for."""
@@ -205,7 +204,6 @@ class _State:
             started=time.time(),
             seconds=before.seconds if goes_on and before else 0.0,
             earlier=before.seconds if goes_on and before else 0.0,
-            energy_wh=before.energy_wh if goes_on and before else {},
             parts=key.parts,
             outputs=key.outputs,
             made=tuple(
@@ -242,14 +240,14 @@ class _State:
             else:
                 self._finish(self.running.pop(event.name), event)
 
-    def note_spent(self) -> None:
+    def note_seconds(self) -> None:
         """Record from time to time what the steps have taken, should the runner be killed."""
-        if time.monotonic() - self.spent_noted < NOTE_SECONDS:
+        if time.monotonic() - self.seconds_noted < NOTE_SECONDS:
             return
-        self.spent_noted = time.monotonic()
-        for name, spent in self.executor.spent().items():
+        self.seconds_noted = time.monotonic()
+        for name, seconds in self.executor.seconds().items():
             with contextlib.suppress(UserError):  # a full disk is the step's to tell
-                write_record(self.output, self.running[name].after(spent))
+                write_record(self.output, self.running[name].after(seconds))
 
     def _noted(self, run: _Run) -> None:
         self.running[run.step.name] = run
@@ -281,7 +279,7 @@ class _State:
 
 def _with_end(run: _Run, ended: Ended) -> StepRecord:
     return dataclasses.replace(
-        run.after(ended.spent), peak_memory_mb=ended.peak_memory_mb, exit_status=ended.status, machine=ended.machine
+        run.after(ended.seconds), peak_memory_mb=ended.peak_memory_mb, exit_status=ended.status, machine=ended.machine
     )
 
 

@@ -52,7 +52,6 @@ class StepRecord:
         made: its outputs, relative to the study's directory.
         token: of the run, by which a job that outlives the runner is known.
         job: id of that job, where the executor gives one.
-        energy_wh: what the machine took meanwhile, see ``energy.Meter``; empty where its counters cannot be read.
         machine: where it ran, see ``machine.describe_machine``.
         git: commit of the code, and whether there were changes besides.
         versions: of the libraries.
@@ -76,7 +75,6 @@ class StepRecord:
     made: tuple[str, ...] = ()
     token: str = ""
     job: str = ""
-    energy_wh: Mapping[str, float] = dataclasses.field(default_factory=dict)
     machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
     git: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)

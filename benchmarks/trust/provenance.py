@@ -145,7 +145,7 @@ def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step(made: Path) -> Iterator[str]:
-    """What the study's runner noted of the step that made it: command, time, memory, energy, and on what machine."""
+    """What the study's runner noted of the step that made it: command, time, memory, and on what machine."""
     found = record_behind(made)
     if found is None:
         return
@@ -153,8 +153,6 @@ def _step(made: Path) -> Iterator[str]:
     spent = [f"{record.seconds:,.0f} s"]
     if record.peak_memory_mb:
         spent.append(f"at most {record.peak_memory_mb / 1024:.1f} GiB in one process")
-    used = [f"{value:.1f} Wh in {name}" for name, value in record.energy_wh.items()]
-    spent += used or ["energy not told by the machine"]
     yield f"step {record.name}: {', '.join(spent)}{_code(record.git)}"
     yield from (f"step {record.name} {acceptance(entry)}" for entry in record.accepted)
     yield f"step's command: {record.command}"

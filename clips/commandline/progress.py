@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
@@ -19,7 +20,7 @@ class Progress:
     Args:
         what: what is being done, ``"making scenes"``.
         total: how much there is to do.
-        unit: what is counted, for the lines of a log.
+        unit: what is counted, ``"images"``.
         stream: where it is shown; by default standard error.
     """
 
@@ -27,6 +28,7 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.stream = stream or sys.stderr
         self.done = 0
+        self.others: Counter[str] = Counter()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -36,10 +38,9 @@ class Progress:
             from rich.console import Console
 
             columns = (progress.TextColumn("{task.description}"), progress.BarColumn(30), progress.MofNCompleteColumn())
-            self._bar = progress.Progress(
-                *columns, progress.TimeRemainingColumn(), console=Console(file=self.stream), transient=True
-            )
-            self._task = self._bar.add_task(self.what, total=self.total)
+            more = (progress.TextColumn("{task.fields[rates]}"), progress.TimeRemainingColumn())
+            self._bar = progress.Progress(*columns, *more, console=Console(file=self.stream), transient=True)
+            self._task = self._bar.add_task(self.what, total=self.total, rates="")
             self._bar.start()
         return self
 
@@ -47,17 +48,24 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, count: int = 1) -> None:
-        """``count`` more are done."""
+    def advance(self, count: int = 1, **others: int) -> None:
+        """``count`` more are done, and with them so many of ``others``: ``tokens=31``."""
         self.done += count
+        self.others.update(others)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
+            self._bar.update(self._task, completed=self.done, rates=self.rates())
         elif time.monotonic() - self._told > _SECONDS:
             self._told = time.monotonic()
             left = (self.total - self.done) * (self._told - self._began) / max(1, self.done)
             unit = f" {self.unit}" if self.unit else ""
-            line = f"{self.what}: {self.done:,} of {self.total:,}{unit}, {left / 60:.0f} min left"
+            line = f"{self.what}: {self.done:,} of {self.total:,}{unit} · {self.rates()} · {left / 60:.0f} min left"
             print(line, file=self.stream, flush=True)
+
+    def rates(self) -> str:
+        """``"3.1 samples/s · 912.0 tokens/s"`` since the beginning."""
+        passed = max(time.monotonic() - self._began, 1e-9)
+        counts = {self.unit: self.done, **self.others}
+        return " · ".join(f"{count / passed:,.1f}{f' {name}' if name else ''}/s" for name, count in counts.items())
 
 
 def track(items: Collection[Item], what: str) -> Iterator[Item]:

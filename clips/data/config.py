@@ -6,6 +6,7 @@ import dataclasses
 
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.identity import RUN_ONLY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,9 @@ class DataConfig:
     sources: tuple[SourceConfig, ...]
     shuffle_window: int | None = None
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    workers: int = 0
-    cache_images: bool = False
-    max_bad_share: float = 0.01
+    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    cache_images: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+    max_bad_share: float = dataclasses.field(default=0.01, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         if not self.sources:

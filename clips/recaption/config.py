@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.plain import plain
+from clips.identity import RUN_ONLY
 
 WEB = "{web}"
 _PART = re.compile(r"(\d+)/(\d+)")
-_NO_MATTER = ("output", "part", "readers", "cache", "cache_gb", "images", "imports")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +51,10 @@ class RecaptionConfig(SourceConfig):
     """
 
     synthetic: str | None = None
+    images: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     model: str
-    imports: tuple[str, ...] = ()
-    output: str
+    imports: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    output: str = dataclasses.field(metadata=RUN_ONLY)
     write: Literal["tar", "parquet"] = "tar"
     caption: str = "re_caption"
     prompt: str = "Describe this picture in detail."
@@ -68,8 +68,8 @@ class RecaptionConfig(SourceConfig):
     max_words: int | None = None
     max_side: int = 1024
     shard_size: int = 10_000
-    part: str | None = None
-    readers: int = 8
+    part: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    readers: int = dataclasses.field(default=8, metadata=RUN_ONLY)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_bad_share: float = 0.2
     seed: int = 0
@@ -103,7 +103,3 @@ class RecaptionConfig(SourceConfig):
                 raise UserError(f"part: expected for instance 3/64, the third of 64, got '{self.part}'")
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return (number - 1) * world_size + rank, count * world_size
-
-    def deciding(self) -> dict[str, Any]:
-        """The fields that the captions depend on."""
-        return {name: value for name, value in plain(self).items() if name not in _NO_MATTER}

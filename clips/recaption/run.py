@@ -21,16 +21,17 @@ import numpy as np
 from PIL import Image
 
 from clips.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
+from clips.commandline.progress import Progress
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError
+from clips.identity import result_settings
 from clips.jsontext import parse_json
-from clips.plain import difference
+from clips.plain import difference, plain
 from clips.recaption.cleaning import fitting
 from clips.recaption.config import WEB, RecaptionConfig
 from clips.recaption.finish import complete, note_model
 from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows, overlaps
-from clips.recaption.progress import Progress
 from clips.recaption.shards import SETTINGS, WORK, Captioned, OpenShard, shard_name
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def recaption(config: RecaptionConfig) -> None:
 
         found = Describer(config)
         note_model(config, found)
-        with Progress(sum(shard.stop - shard.start for shard in missing), len(missing)) as progress:
+        with Progress("captioning", sum(shard.stop - shard.start for shard in missing), "samples") as progress:
             for group in groups:
                 if any(not _is_done(shard, config) for shard in group):
                     _caption_group(group, source, found, config, progress)
@@ -80,7 +81,7 @@ def _begin(config: RecaptionConfig, samples: int) -> bool:
     Raises:
         UserError: it holds something else, or captions that were written with other settings.
     """
-    output, settings = Path(config.output), {**config.deciding(), "samples": samples}
+    output, settings = Path(config.output), {**result_settings(plain(config), RecaptionConfig), "samples": samples}
     if (output / MANIFEST).is_file():
         manifest = read_manifest(output)
         check_replaceable(output, KIND)
@@ -121,15 +122,22 @@ def _caption_group(
                 if not waiting or index < waiting[0].start:
                     continue
                 opened = opened or OpenShard(waiting[0].number, config)
-                _add(opened, samples[index], written.get(index, []), source, config)
-                progress.advance(written.get(index, []))
+                said = written.get(index, [])
+                _add(opened, samples[index], said, source, config)
+                progress.advance(tokens=sum(one.tokens for one in said))
                 if index == waiting[0].stop - 1:
                     _finish(opened, waiting.pop(0), config)
-                    progress.shard_done(opened)
+                    _report(opened, progress)
                     opened = None
     finally:
         if opened is not None:
             opened.abandon()
+
+
+def _report(shard: OpenShard, progress: Progress) -> None:
+    """Tell of a finished shard and what was dropped from it."""
+    dropped = "".join(f"; {count:,} × {reason}" for reason, count in shard.dropped.most_common())
+    say(f"{shard.target.name}: {shard.written:,} captions{dropped} · {progress.rates()}")
 
 
 def _read_ahead(

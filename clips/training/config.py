@@ -9,6 +9,7 @@ from typing import Any, Literal
 from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.identity import RUN_ONLY
 from clips.method.optim import OptimConfig
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
@@ -76,28 +77,28 @@ class TrainConfig:
             the output.
     """
 
-    output: str
+    output: str = dataclasses.field(metadata=RUN_ONLY)
     data: DataConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     recipe: RecipeConfig = dataclasses.field(default_factory=RecipeConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig, metadata=RUN_ONLY)
     steps: int | None = None
     samples: int | None = None
     epochs: float | None = None
     batch_size: int = 128
-    micro_batch: int | None = None
-    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig)
+    micro_batch: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig, metadata=RUN_ONLY)
     average: float | None = None
     seed: int = 0
     precision: Precision = "auto"
-    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    keep_after_training: bool = False
-    licence: str | None = None
-    may_change: tuple[str, ...] = ()
+    track: tuple[Literal["tensorboard", "wandb"], ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
+    log_every: int = dataclasses.field(default=10, metadata=RUN_ONLY)
+    checkpoint_every: int = dataclasses.field(default=500, metadata=RUN_ONLY)
+    keep_checkpoints: int = dataclasses.field(default=2, metadata=RUN_ONLY)
+    keep_after_training: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+    licence: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    may_change: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     stages: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:

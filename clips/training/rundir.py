@@ -10,9 +10,9 @@ import yaml
 
 from clips.artifact import MANIFEST, read_manifest, write_file, writing
 from clips.errors import UserError
+from clips.identity import result_settings
 from clips.plain import difference, leaves, plain, to_yaml
 from clips.secrets import alike, without_secrets
-from clips.training.free import FREE, FREE_OF_SOURCES
 from clips.training.standing import CONFIG, checkpoints, read_loop
 
 _BEGUN = {CONFIG, "metrics.jsonl", "tensorboard"}  # what a run has written before its first checkpoint
@@ -89,7 +89,7 @@ def changes(checkpoint: Path, config: Any) -> list[str]:
 
 def _refuse_other_config(directory: Path, recorded: Path, config: Any, may_change: Sequence[str]) -> None:
     there, here = (
-        {name: _bound(value) for name, value in leaves(values) if not _is_under(name, (*FREE, *may_change))}
+        result_settings(values, type(config), besides=tuple(may_change))
         for values in (without_secrets(read_run_config(recorded)), without_secrets(plain(config)))
     )
     if found := difference(there, here):
@@ -100,18 +100,6 @@ def _refuse_other_config(directory: Path, recorded: Path, config: Any, may_chang
 
 def _is_under(name: str, fields: Sequence[str]) -> bool:
     return any(name == field or name.startswith(f"{field}.") for field in fields)
-
-
-def _bound(value: Any) -> Any:
-    """``value`` without what is free; of a list of sources, where their copies are kept."""
-    if not isinstance(value, list | tuple):
-        return value
-    return [
-        {name: item for name, item in entry.items() if name not in FREE_OF_SOURCES}
-        if isinstance(entry, Mapping)
-        else entry
-        for entry in value
-    ]
 
 
 def _inputs_of(directory: Path) -> dict[str, str]:

@@ -12,26 +12,26 @@ import itertools
 import json
 import os
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from PIL import Image
 
 from clips.artifact import directory_hash, say, write_file, writing
+from clips.commandline.progress import Progress
 from clips.errors import UserError
+from clips.identity import RUN_ONLY, result_settings
 from clips.jsontext import parse_json
-from clips.plain import difference
+from clips.plain import difference, plain
 from clips.references import model_directory
 from llava_bridge.asking.directory import llava_directory
 from llava_bridge.pictures import find_pictures, open_picture
 
 _READERS = 4  # threads that decode pictures ahead
 _EXAMPLES = 5  # of pictures with the same fault
-_SECONDS = 10.0  # between lines of progress
 Batch = list[tuple[str, Image.Image]]
 
 
@@ -50,10 +50,10 @@ class DescribeConfig:
     """
 
     directory: str
-    images: list[str]
+    images: list[str] = dataclasses.field(metadata=RUN_ONLY)
     prompt: str = "Describe this picture."
-    output: str | None = None
-    batch_size: int = 16
+    output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    batch_size: int = dataclasses.field(default=16, metadata=RUN_ONLY)
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
@@ -98,8 +98,11 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, f
     from llava_bridge.asking.inference import answer, load_llava
 
     model, processor = load_llava(config.directory)
-    count = 0
-    with output.adding() if output else contextlib.nullcontext(sys.stdout) as lines, _progress(len(names)) as tell:
+    described = 0
+    with (
+        output.adding() if output else contextlib.nullcontext(sys.stdout) as lines,
+        Progress("describing", len(names), "images") as progress,
+    ):
         for batch in _batches(names, config.batch_size, faults):
             pictures = [picture for _, picture in batch]
             prompts = [config.prompt] * len(batch)
@@ -107,8 +110,8 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, f
             for (name, _), text in zip(batch, texts, strict=True):
                 lines.write(json.dumps({"image": name, "text": text}, ensure_ascii=False) + "\n")
             lines.flush()
-            count += len(batch)
-            tell(count + sum(map(len, faults.values())))
+            described += len(batch)
+            progress.advance(described + sum(map(len, faults.values())) - progress.done)
 
 
 class _Output:
@@ -117,8 +120,8 @@ class _Output:
     def __init__(self, config: DescribeConfig) -> None:
         self.path = Path(config.output or "")
         self.note = self.path.with_name(f"{self.path.name}.made_by.json")
-        deciding = {name: getattr(config, name) for name in ("prompt", "max_new_tokens")}
-        self.made_by = {"model": directory_hash(model_directory(config.directory, "llava")), **deciding}
+        settings = result_settings(plain(config), DescribeConfig, besides=("directory",))
+        self.made_by = {"model": directory_hash(model_directory(config.directory, "llava")), **settings}
 
     def pictures(self) -> set[str]:
         """The pictures that are described already.
@@ -187,26 +190,3 @@ def _try_to_open(name: str) -> Image.Image | UserError:
         return open_picture(name)
     except UserError as error:
         return error
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], Any]]:
-    """A function to tell how many pictures are through: a bar where someone looks, else a line now and then."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("describing", total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    began = told = time.monotonic()
-
-    def line(done: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told > _SECONDS:
-            told, left = now, (total - done) * (now - began) / done
-            say(f"{done:,}/{total:,} pictures · {done / (now - began):.1f} a second · {left / 60:.1f} min left")
-
-    yield line

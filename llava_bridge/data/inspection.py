@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clips.artifact import say, write_file
+from clips.commandline.progress import track
 from clips.errors import UserError
 from clips.visible import shown as as_shown
 from clips.visible import visible
@@ -143,7 +144,7 @@ def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
     chosen = [samples[index * len(samples) // count] for index in range(count)]
     data, found = Conversations(chosen, chat, config.max_length), Look()
     whole = Conversations(chosen, chat, sys.maxsize)
-    for sample in _progress(chosen):
+    for sample in track(chosen, "reading"):
         try:
             encoded = data.encode(sample)
         except Exception as error:  # whatever would make training skip it
@@ -222,11 +223,3 @@ def _thumbnail(picture: Any) -> str:
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=80)
     return base64.b64encode(stream.getvalue()).decode()
-
-
-def _progress(items: list[Any]) -> Any:
-    if not sys.stderr.isatty():
-        return items
-    from rich.progress import track
-
-    return track(items, description="reading", transient=True)

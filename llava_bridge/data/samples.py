@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from clips.errors import UserError
+from clips.identity import RUN_ONLY
 
 if TYPE_CHECKING:  # the command line reads configs before anything heavy is imported
     from llava_bridge.data.pictures import Picture
@@ -43,8 +44,8 @@ class DataConfig:
     per_image: int | None = 1
     limit: int | None = None
     weight: float = 1.0
-    missing_images: Literal["skip", "refuse"] = "skip"
-    cache_gb: float = 100.0
+    missing_images: Literal["skip", "refuse"] = dataclasses.field(default="skip", metadata=RUN_ONLY)
+    cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         for name in ("per_image", "limit"):

@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 from clips.errors import UserError, suggest
+from clips.identity import RUN_ONLY
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.model.anyres import ImageFit, check_pinpoints
 from llava_bridge.model.llm import SmallLlamaConfig
@@ -116,10 +117,10 @@ class StageConfig:
     max_length: int | None = None
     group_by_modality_length: bool = False
     packing: bool = False
-    keep_features: bool = False
+    keep_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     chat_template: str | None = None
     image_fit: Literal["squash", "pad", "crop"] | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
 
     def trained(self, name: str) -> tuple[Part, ...]:
         """The parts that learn in the stage ``name``, those with adapters among them."""
@@ -181,7 +182,7 @@ class LaunchConfig:
         deepspeed: the DeepSpeed JSON: zero2, zero2_offload, zero3, zero3_offload (shipped) or a file.
     """
 
-    processes: int | None = None
+    processes: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     parallel: Parallel = "deepspeed"
     deepspeed: str = "zero2"
 
@@ -239,7 +240,7 @@ class TrainConfig:
         max_bad_share: training stops when more than this share of a stage's samples cannot be used.
     """
 
-    output: str
+    output: str = dataclasses.field(metadata=RUN_ONLY)
     stages: list[Literal["pretrain", "align", "instruct"]] = dataclasses.field(
         default_factory=lambda: ["align", "instruct"]
     )
@@ -265,10 +266,10 @@ class TrainConfig:
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
-    checkpoint_every: int = 500
-    log_every: int = 5
-    workers: int = 0
-    max_bad_share: float = 0.02
+    checkpoint_every: int = dataclasses.field(default=500, metadata=RUN_ONLY)
+    log_every: int = dataclasses.field(default=5, metadata=RUN_ONLY)
+    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    max_bad_share: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         self._check_stages()

@@ -13,6 +13,7 @@ from typing import Any
 from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
 from clips.data.tars import read_span
 from clips.errors import UserError
+from clips.identity import result_settings
 from clips.plain import difference, leaves, plain
 from clips.references import is_on_hub, model_directory
 from clips.secrets import without_secrets
@@ -20,12 +21,8 @@ from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.encoders.files import encoder_commits
 from llava_bridge.encoders.spec import paths_of
-from llava_bridge.training.config import STAGES, TrainConfig
+from llava_bridge.training.config import TrainConfig
 
-# These say how a run is carried out, not what comes of it: a run may go on with others.
-FREE = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
-FREE |= {f"{stage}.{field}" for stage in STAGES for field in ("keep_features", "gradient_checkpointing")}
-FREE_OF_SOURCES = {"missing_images", "cache_gb"}
 _WITH_PICTURES = {".parquet", ".arrow", ".tar"}
 _END_BYTES = 1 << 20  # parquet's footer, which knows all row groups, lies at its end
 
@@ -66,14 +63,15 @@ def _made_as(output: Path) -> dict[str, Any]:
 
 
 def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _decisive(value) for name, value in leaves({**config, "inputs": inputs}) if name not in FREE}
+    inputs = {name: _decisive(value) for name, value in leaves({"inputs": inputs})}
+    return result_settings(config, TrainConfig) | inputs
 
 
 def _decisive(value: Any) -> Any:
     """Of a list of data sources what the samples depend on; any other value as it is."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    if not isinstance(value, list):
         return value
-    return [{name: one for name, one in item.items() if name not in FREE_OF_SOURCES} for item in value]
+    return [result_settings(item, DataConfig) if isinstance(item, dict) else item for item in value]
 
 
 def inputs(config: TrainConfig) -> dict[str, Any]:

@@ -40,26 +40,6 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What a job has taken.
-
-    Args:
-        seconds: wall time.
-        energy_wh: what the machine's counters tell, see ``energy.Meter``.
-    """
-
-    seconds: float = 0.0
-    energy_wh: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-    def __add__(self, other: Spent) -> Spent:
-        energy = {
-            name: self.energy_wh.get(name, 0.0) + other.energy_wh.get(name, 0.0)
-            for name in {**self.energy_wh, **other.energy_wh}
-        }
-        return Spent(seconds=self.seconds + other.seconds, energy_wh=energy)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Began:
     """A job that was queued has begun, at ``started`` (seconds since the epoch)."""
 
@@ -74,7 +54,7 @@ class Ended:
     Args:
         name: of the step.
         status: exit status of its command; None where nobody could see it.
-        spent: what it took.
+        seconds: wall time.
         peak_memory_mb: largest resident memory of one of its processes, MiB; None where unknown.
         machine: where it ran, see ``machine.describe_machine``.
         problem: why there is no status.
@@ -82,7 +62,7 @@ class Ended:
 
     name: str
     status: int | None
-    spent: Spent
+    seconds: float
     peak_memory_mb: float | None = None
     machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problem: str = ""
@@ -133,8 +113,8 @@ class Executor(Protocol):
     def poll(self) -> list[Began | Ended]:
         """What has happened since it was last asked; does not wait."""
 
-    def spent(self) -> Mapping[str, Spent]:
-        """Step → what its job has taken until now, of jobs that end with the runner; others note it themselves."""
+    def seconds(self) -> Mapping[str, float]:
+        """Step → wall time of its job until now, of jobs that end with the runner; others note it themselves."""
 
     def stop(self) -> list[Ended]:
         """The runner was interrupted: end what shall not go on without it."""

@@ -18,9 +18,8 @@ from typing import IO, Protocol
 
 import psutil
 
-from benchmarks.study.energy import Meter
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import Began, Ended, Job, Site, Spent
+from benchmarks.study.executors.base import Began, Ended, Job, Site
 from benchmarks.study.machine import cores, describe_machine
 from benchmarks.study.state import LOG
 from benchmarks.study.steps import Step
@@ -47,11 +46,10 @@ class Child:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     began: float
-    meter: Meter
 
-    def spent(self) -> Spent:
-        """What it has taken until now."""
-        return Spent(seconds=time.time() - self.began, energy_wh=self.meter.watt_hours())
+    def seconds(self) -> float:
+        """Wall time until now."""
+        return time.time() - self.began
 
 
 class Children:
@@ -85,8 +83,7 @@ class Children:
             environment = {**child_environment(job.threads or share), **own}
             log = (job.directory / LOG).open("ab" if job.append else "wb")
             process = start_child(job.words, log, environment, lock=self.site.lock)
-            meter = Meter(environment.get("CUDA_VISIBLE_DEVICES"))
-            self.running.append(Child(job, process, log, time.time(), meter))
+            self.running.append(Child(job, process, log, time.time()))
         return {}
 
     def adopt(self, job: Job, known: str) -> bool:
@@ -109,7 +106,6 @@ class Children:
         """The children that have ended."""
         ended: list[Began | Ended] = []
         for child in list(self.running):
-            child.meter.sample()
             pid, status, usage = os.wait4(child.process.pid, os.WNOHANG)
             if pid:
                 child.process.returncode = os.waitstatus_to_exitcode(status)
@@ -117,9 +113,9 @@ class Children:
                 ended.append(self._ended(child, child.process.returncode, usage.ru_maxrss / 1024))
         return ended
 
-    def spent(self) -> Mapping[str, Spent]:
+    def seconds(self) -> Mapping[str, float]:
         """Of each child."""
-        return {child.job.step.name: child.spent() for child in self.running}
+        return {child.job.step.name: child.seconds() for child in self.running}
 
     def stop(self) -> list[Ended]:
         """End all of them."""
@@ -133,7 +129,7 @@ class Children:
         return Ended(
             name=child.job.step.name,
             status=status,
-            spent=child.spent(),
+            seconds=child.seconds(),
             peak_memory_mb=None if peak_mb is None else round(peak_mb, 1),
             machine=self.machine,
         )

@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.study.executors.base import Ended, Spent
+from benchmarks.study.executors.base import Ended
 from clips.artifact import partial_beside, write_file
 from clips.plain import plain
 
@@ -66,25 +66,25 @@ def read_end(directory: Path, token: str) -> Ended | None:
         told = json.loads(_end_file(directory, token).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return Ended(**told | {"spent": Spent(**told["spent"])})
+    return Ended(**told)
 
 
-def write_spent(directory: Path, token: str, spent: Spent) -> None:
-    """Note what the job has taken until now, should it be killed or queued again."""
-    write_file(_spent_file(directory, token), json.dumps(plain(spent)) + "\n")
+def write_seconds(directory: Path, token: str, seconds: float) -> None:
+    """Note the job's wall time until now, should it be killed or queued again."""
+    write_file(_seconds_file(directory, token), f"{json.dumps(seconds)}\n")
 
 
-def read_spent(directory: Path, token: str) -> Spent | None:
-    """What the job has taken when it last noted that; None where it has not."""
+def read_seconds(directory: Path, token: str) -> float | None:
+    """The job's wall time when it last noted that; None where it has not."""
     try:
-        return Spent(**json.loads(_spent_file(directory, token).read_text(encoding="utf-8")))
+        return float(_seconds_file(directory, token).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
 
 def forget(directory: Path, token: str) -> None:
     """Remove what is known of a run that has been recorded (of none where ``token`` is empty)."""
-    for path in (each(directory, token) for each in (_claim_file, _spent_file, _end_file)):
+    for path in (each(directory, token) for each in (_claim_file, _seconds_file, _end_file)):
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
 
@@ -93,8 +93,8 @@ def _claim_file(directory: Path, token: str) -> Path:
     return directory / f".{token}.claim"
 
 
-def _spent_file(directory: Path, token: str) -> Path:
-    return directory / f".{token}.spent"
+def _seconds_file(directory: Path, token: str) -> Path:
+    return directory / f".{token}.seconds"
 
 
 def _end_file(directory: Path, token: str) -> Path:

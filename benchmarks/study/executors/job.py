@@ -16,9 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.energy import Meter
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import NOTE_SECONDS, Ended, Job, Spent
+from benchmarks.study.executors.base import NOTE_SECONDS, Ended, Job
 from benchmarks.study.executors.children import child_environment, end_group, start_child, stop_children
 from benchmarks.study.machine import cores, describe_machine
 from benchmarks.study.state import LOG
@@ -41,7 +40,7 @@ class StepJob:
     def __init__(self, job: Job, folder: str, saves: float, *, again: bool = False) -> None:
         self.job, self.folder, self.saves, self.again = job, folder, saves, again
         self.process: subprocess.Popen[bytes] | None = None
-        self.note: Callable[[], Spent] = Spent
+        self.note: Callable[[], float] = float
 
     @classmethod
     def of(cls, job: Job, saves: float) -> StepJob:
@@ -61,24 +60,23 @@ class StepJob:
         append = job.append or self.again
         threads = job.threads or max(1, cores() // job.resources.processes)
         environment = child_environment(threads) | _rendezvous(place, job)
-        meter = Meter(environment.get("CUDA_VISIBLE_DEVICES"))
         if first:
-            self.note = _noting(job, meter)
+            self.note = _noting(job)
         log = job.directory / (LOG if first else f"node-{place.node}.{LOG}")
         with log.open("ab" if append else "wb") as stream:
             self.process = start_child(job.words, stream, environment)
-            status, peak_mb = self._wait(meter)
+            status, peak_mb = self._wait()
         if first:
             ended = Ended(
                 name=job.step.name,
                 status=status,
-                spent=self.note(),
+                seconds=self.note(),
                 peak_memory_mb=peak_mb,
                 machine=describe_machine(),
             )
             claims.write_end(job.directory, job.token, ended)
 
-    def _wait(self, meter: Meter) -> tuple[int, float]:
+    def _wait(self) -> tuple[int, float]:
         assert self.process is not None
         noted = time.monotonic()
         while True:
@@ -87,7 +85,6 @@ class StepJob:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
                 end_group(self.process.pid, signal.SIGKILL)
                 return self.process.returncode, round(usage.ru_maxrss / 1024, 1)
-            meter.sample()
             if time.monotonic() - noted > NOTE_SECONDS:
                 noted = time.monotonic()
                 self.note()
@@ -106,14 +103,14 @@ class StepJob:
         return DelayedSubmission(StepJob(self.job, self.folder, self.saves, again=True))
 
 
-def _noting(job: Job, meter: Meter) -> Callable[[], Spent]:
-    """A function that notes what the run has taken until now, that of former allocations included, and returns it."""
-    before, began = claims.read_spent(job.directory, job.token) or Spent(), time.time()
+def _noting(job: Job) -> Callable[[], float]:
+    """A function that notes the run's seconds until now, those of former allocations included, and returns them."""
+    before, began = claims.read_seconds(job.directory, job.token) or 0.0, time.time()
 
-    def note() -> Spent:
-        now = before + Spent(seconds=time.time() - began, energy_wh=meter.watt_hours())
+    def note() -> float:
+        now = before + time.time() - began
         with contextlib.suppress(UserError):  # a full disk is the step's to tell
-            claims.write_spent(job.directory, job.token, now)
+            claims.write_seconds(job.directory, job.token, now)
         return now
 
     return note

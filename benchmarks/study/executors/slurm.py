@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.study.executors import claims
-from benchmarks.study.executors.base import Began, Ended, Executor, ExecutorConfig, Job, Site, Spent
+from benchmarks.study.executors.base import Began, Ended, Executor, ExecutorConfig, Job, Site
 from benchmarks.study.executors.job import StepJob
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Share, Step
@@ -99,10 +99,10 @@ class _Queued:
     began: float | None = None
     missed: int = 0
 
-    def spent(self) -> Spent:
-        """What it has noted, at most half a minute ago; before the first note the time since it began."""
-        noted = claims.read_spent(self.job.directory, self.job.token)
-        return noted or Spent(seconds=time.time() - self.began if self.began else 0.0)
+    def seconds(self) -> float:
+        """The wall time it has noted, at most half a minute ago; before the first note the time since it began."""
+        noted = claims.read_seconds(self.job.directory, self.job.token)
+        return noted or (time.time() - self.began if self.began else 0.0)
 
 
 class Slurm:
@@ -238,7 +238,7 @@ class Slurm:
         if queued.missed < _GONE_AFTER:
             return None
         claims.take_away(directory, token)  # nothing comes after what is told now
-        return Ended(name=name, status=None, spent=queued.spent(), problem=self._obituary(queued.id))
+        return Ended(name=name, status=None, seconds=queued.seconds(), problem=self._obituary(queued.id))
 
     def _obituary(self, number: str) -> str:
         """Why a job is gone that told nothing: what SLURM's accounting knows, and the end of what submitit wrote."""
@@ -252,7 +252,7 @@ class Slurm:
         words = [f"SLURM job {number} is gone", *([f"it says {state}"] if state else []), *([said] if said else [])]
         return "; ".join(words)
 
-    def spent(self) -> Mapping[str, Spent]:
+    def seconds(self) -> Mapping[str, float]:
         """Nothing: jobs outlive the runner, and note it themselves."""
         return {}
 
@@ -264,7 +264,7 @@ class Slurm:
         ended = []
         for name, queued in self.queued.items():
             claims.take_away(queued.job.directory, queued.job.token)
-            ended.append(Ended(name=name, status=None, spent=queued.spent()))
+            ended.append(Ended(name=name, status=None, seconds=queued.seconds()))
         self.queued.clear()
         return ended
 

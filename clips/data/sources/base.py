@@ -13,6 +13,7 @@ import numpy as np
 from clips.data.files import ShardCache
 from clips.data.named import NotAllowedError, read_named
 from clips.errors import UserError, suggest
+from clips.identity import RUN_ONLY
 
 AUTO = "auto"
 """Of a config's ``web`` and ``synthetic``: where the format has its captions, see `Format`."""
@@ -100,8 +101,8 @@ class SourceConfig:
     images: str | None = None
     own_network: bool = False
     sizes: str | None = None
-    cache: str = "~/.cache/clips/shards"
-    cache_gb: float = 100.0
+    cache: str = dataclasses.field(default="~/.cache/clips/shards", metadata=RUN_ONLY)
+    cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
     weight: float | None = None
 
     def __post_init__(self) -> None:
