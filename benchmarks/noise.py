@@ -6,7 +6,8 @@ The estimate of a metric, or of the difference of two models, has an error of tw
 - images: the variance of the metric's influence function over images (clusters of items). Its degrees of freedom
   follow from the kurtosis (Satterthwaite), and an error is as unlikely as Student's t says of it both as it is and
   after Hall's transformation, which removes skewness (Journal of the Royal Statistical Society B 54, 1992);
-- training: the variance over seeds, pooled over the trained models of one metric, with its few degrees of freedom.
+- training: the variance over seeds, relative to that due to images, pooled over the trained models of one metric,
+  with its few degrees of freedom.
 
 Their sum has the distribution of Behrens and Fisher: an error of many degrees of freedom for the images, of few for
 training.
@@ -27,6 +28,7 @@ ALPHA = 0.05
 POWER = 0.8
 _NODES = 301  # of the integral over the training variance
 _ROUNDING = 1e-9
+_FROM_END = 0.25  # of the largest image variance of a metric: with less a model is near an end of the scale
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +69,15 @@ class Scores:
         return self.influence.mean(axis=0)
 
     @functools.cached_property
+    def image_variance(self) -> float:
+        """Variance of one seed's value due to images, a mean over the seeds."""
+        inside = self.influence[:, self.enters]
+        if inside.shape[1] < 2:
+            return 0.0
+        found = float(((inside - inside.mean(axis=1, keepdims=True)) ** 2).sum(axis=1).mean())
+        return found if found > (_ROUNDING * float(np.abs(self.values).max())) ** 2 else 0.0
+
+    @functools.cached_property
     def interaction(self) -> float:
         """Variance of one seed's value due to images that the seeds answer differently; 0 for one seed."""
         if self.num_seeds < 2:
@@ -78,23 +89,25 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingNoise:
-    """Variance of one training's value, pooled over the trained models of a metric, and its degrees of freedom.
+    """What the trained models of a metric say together of the luck of training.
 
     Args:
-        variance: of a value over seeds.
-        interaction: the part of it due to images that the seeds answer differently.
+        variance: of one training's value, but for images that the seeds answer differently; of a model whose variance
+            due to images is ``image_variance``, and in proportion to that of others.
+        image_variance: a mean over the models.
         degrees: of freedom; 0 where no model has several seeds, or the seeds of none differ: nothing is known then.
         without_spread: whether the seeds of none differ.
     """
 
     variance: float = 0.0
-    interaction: float = 0.0
+    image_variance: float = 0.0
     degrees: int = 0
     without_spread: bool = False
 
     def of(self, scores: Scores) -> float:
         """Variance of the mean over a model's seeds: images on which its own seeds differ, and training as pooled."""
-        return (scores.interaction + self.variance - self.interaction) / scores.num_seeds
+        relative = scores.image_variance / self.image_variance if self.image_variance else 1.0
+        return (scores.interaction + self.variance * relative) / scores.num_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,20 +167,25 @@ class Estimate:
 
 
 def training_noise(models: Sequence[Scores]) -> TrainingNoise:
-    """Pool the variance over seeds of the trained models of one metric.
+    """Pool the variance over seeds of the trained models of one metric, each relative to its variance due to images.
 
     It is at least what the images explain on which seeds differ (``Scores.interaction``): a smaller variance is luck,
-    as where two seeds are right equally often and on different images. Models whose seeds all answer alike, as where a
-    score is at its end, say nothing of the others' and are left out.
+    as where two seeds are right equally often and on different images. Models near an end of the scale, whose variance
+    is small whatever training does, say nothing of the others' and are left out.
     """
     several = [scores for scores in models if scores.trained and scores.num_seeds > 1]
     spread = [scores for scores in several if _differ(scores)]
     if not spread:
         return TrainingNoise(without_spread=bool(several))
-    degrees = [scores.num_seeds - 1 for scores in spread]
-    over_seeds = float(np.average([scores.values.var(ddof=1) for scores in spread], weights=degrees))
-    of_images = float(np.average([scores.interaction for scores in spread], weights=degrees))
-    return TrainingNoise(variance=max(over_seeds, of_images), interaction=of_images, degrees=sum(degrees))
+    enough = _FROM_END * max(scores.image_variance for scores in spread)
+    inside = [scores for scores in spread if scores.image_variance >= enough]
+    degrees = [scores.num_seeds - 1 for scores in inside]
+    variances = [scores.values.var(ddof=1) - scores.interaction for scores in inside]
+    return TrainingNoise(
+        variance=max(0.0, float(np.average(variances, weights=degrees))),
+        image_variance=float(np.average([scores.image_variance for scores in inside], weights=degrees)),
+        degrees=sum(degrees),
+    )
 
 
 def _differ(scores: Scores) -> bool:
@@ -177,16 +195,19 @@ def _differ(scores: Scores) -> bool:
 
 def metric_estimate(scores: Scores, noise: TrainingNoise) -> Estimate:
     """The metric of one model: the mean over its seeds, for the population of images and of trainings."""
-    return _estimate(scores.value, scores.mean_influence[scores.enters], (scores,), noise)
+    return contrast_estimate([scores], [1.0], noise)
 
 
 def difference_estimate(first: Scores, second: Scores, noise: TrainingNoise) -> Estimate:
     """The metric of one model minus that of another on the same images."""
-    contrast = (first.mean_influence - second.mean_influence)[first.enters | second.enters]
-    return _estimate(first.value - second.value, contrast, (first, second), noise)
+    return contrast_estimate([first, second], [1.0, -1.0], noise)
 
 
-def _estimate(value: float, influence: np.ndarray, models: Sequence[Scores], noise: TrainingNoise) -> Estimate:
+def contrast_estimate(models: Sequence[Scores], weights: Sequence[float], noise: TrainingNoise) -> Estimate:
+    """A weighted sum of the metric of several models on the same images."""
+    value = sum(weight * scores.value for weight, scores in zip(weights, models, strict=True))
+    influence = sum(weight * scores.mean_influence for weight, scores in zip(weights, models, strict=True))
+    influence = np.asarray(influence)[np.any([scores.enters for scores in models], axis=0)]
     clusters = len(influence)
     centered = influence - influence.mean() if clusters else influence
     squares, cubes, fourths = (float((centered**power).sum()) for power in (2, 3, 4))
@@ -195,10 +216,10 @@ def _estimate(value: float, influence: np.ndarray, models: Sequence[Scores], noi
     if squares <= (_ROUNDING * max(scores.largest or abs(scores.value) for scores in models)) ** 2 / max(1, clusters):
         squares = 0.0
     of_images, of_training = squares * clusters / max(1, clusters - 1), 0.0
-    for scores in models:
+    for weight, scores in zip(weights, models, strict=True):
         if scores.trained and noise.degrees:
-            of_training += noise.of(scores)
-            of_images -= scores.interaction / scores.num_seeds  # part of the variance over seeds
+            of_training += weight**2 * noise.of(scores)
+            of_images -= weight**2 * scores.interaction / scores.num_seeds  # part of the variance over seeds
     of_images = max(0.0, of_images)
     skewness, degrees = 0.0, max(1.0, clusters - 1.0)
     if squares and of_images:

@@ -39,15 +39,15 @@ def single(values: np.ndarray, owner: np.ndarray | None = None) -> Scores:
 @pytest.mark.parametrize("kind", ["share", "F1", "CIDEr", "MME", "median"])
 def test_intervals_hold_the_truth_and_equal_models_are_seldom_distinguished(simulation, kind):
     found = simulation.simulate(simulation.World(kind=kind, images=150, questions=2), 150)
-    assert 0.90 <= found.scores <= 1.0
-    assert 0.90 <= found.differences <= 1.0
-    assert found.alarms <= 0.11
+    assert 0.91 <= found.scores <= 0.99
+    assert 0.91 <= found.differences <= 0.99
+    assert found.alarms <= 0.09
 
 
 def test_a_pretrained_model_among_trained_ones_is_not_called_different(simulation):
     """Its number, copied to each seed, had no spread: a t test over seeds said p = 0 of one item of 120."""
     world = simulation.World(images=120, models=3, pretrained=1, seeds=3, training=1.0, tests=4)
-    assert simulation.simulate(world, 60).alarms <= 0.13
+    assert simulation.simulate(world, 60).alarms <= 0.09
     generator = np.random.default_rng(0)
     base = (generator.random(120) < 0.5).astype(float)
     other = base.copy()
@@ -60,7 +60,7 @@ def test_a_pretrained_model_among_trained_ones_is_not_called_different(simulatio
 def test_models_that_differ_lastingly_on_some_images_are_not_called_different(simulation):
     """Seeds agree on what a model answers in its own way, so that the spread over seeds leaves that out."""
     world = simulation.World(images=200, models=2, seeds=5, lasting=0.3, anew=0.02, tests=1)
-    assert simulation.simulate(world, 150).alarms <= 0.11
+    assert simulation.simulate(world, 150).alarms <= 0.08
 
 
 def test_two_seeds_with_equal_differences_are_no_certainty():
@@ -71,7 +71,7 @@ def test_two_seeds_with_equal_differences_are_no_certainty():
     first, second = answers(*one), answers(*two)
     noise = training_noise([first, second])
     assert noise.degrees == 2
-    assert noise.variance == pytest.approx(0.6 * 0.4 / 300, rel=0.2)
+    assert noise.of(first) == pytest.approx(0.6 * 0.4 / 300 / 2, rel=0.2)
     assert p_values([difference_estimate(first, second, noise)])[0] > 0.2
 
 
@@ -131,8 +131,10 @@ def test_a_single_training_borrows_the_noise_of_others():
     noise = training_noise([several, one])
     assert noise.degrees == 4
     # what the images explain is in its own variance over images already
-    assert metric_estimate(one, noise).training_variance == pytest.approx(noise.variance - noise.interaction)
-    assert metric_estimate(several, noise).training_variance == pytest.approx(noise.variance / 5)
+    assert metric_estimate(one, noise).training_variance == pytest.approx(
+        noise.variance * one.image_variance / several.image_variance)  # fmt: skip
+    assert metric_estimate(several, noise).training_variance == pytest.approx(max(
+        several.values.var(ddof=1), several.interaction) / 5)  # fmt: skip
 
 
 def test_seeds_that_disagree_do_not_shrink_the_noise_beside_models_that_do_not():
@@ -142,7 +144,19 @@ def test_seeds_that_disagree_do_not_shrink_the_noise_beside_models_that_do_not()
         saturated = [answers(*(generator.random((3, 300)) < 0.995).astype(float)) for _ in range(8)]
         pair = [answers(*(generator.random((3, 300)) < 0.5).astype(float)) for _ in range(2)]
         alarms += p_values([difference_estimate(*pair, training_noise([*saturated, *pair]))])[0] < 0.05
-    assert alarms <= 12
+    assert alarms <= 9
+
+
+def test_models_near_the_end_of_the_scale_do_not_narrow_the_intervals_of_others():
+    """Their seeds hardly differ, whatever training does: pooled as they were, 80 % of the others' held the truth."""
+    generator, held = np.random.default_rng(7), 0
+    for _ in range(100):
+        weak = [answers(*(generator.random((2, 2000)) < 0.001).astype(float)) for _ in range(8)]
+        ability = 0.6 + generator.normal(0, 0.03, (2, 2, 1))
+        pair = [answers(*(generator.random((2, 2000)) < shares).astype(float)) for shares in ability]
+        found = scores_interval(pair[0], training_noise([*weak, *pair]))
+        held += found.low < 0.6 < found.high
+    assert held >= 90
 
 
 @pytest.mark.parametrize("formula", ["median", "ratio"])
