@@ -13,9 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from judge_claims import read
-
-from benchmarks.report.seeds import t_interval
+from judge_claims import read, t_interval
 
 WORLDS = {
     "scenes": "scenes, like an MLLM's",

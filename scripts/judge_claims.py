@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.report.seeds import t_interval
+from scipy import stats
 
 STRATEGIES = ("truncate", "random", "block", "sub_captions")
 Scores = dict[str, dict[int, float]]  # encoder → seed → R@1 in points
@@ -81,6 +81,14 @@ def claims(scores: Scores) -> Iterable[tuple[str, str, str, list[str], list[str]
         ):
             for other in others:
                 yield claim, world, f"clips − {other.partition('.')[2]}", there(f"{world}.clips"), there(other)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean of a normal sample; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=fmean(values), scale=stats.sem(values))
+    return float(low), float(high)
 
 
 def judged(scores: Scores, one: Sequence[str], other: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ class Report:
     Args:
         source: what was read.
         table: rows × primary metrics, with marks and differences; means over seeds where there are several.
+        evidence: what the table's cells rest on.
         details: rows × all metrics.
         answer: one sentence.
         sentences: one for every row that has a baseline.
@@ -33,6 +34,7 @@ class Report:
 
     source: ReportSource
     table: Table
+    evidence: Evidence
     details: Table
     answer: str
     sentences: tuple[str, ...]
@@ -99,6 +101,7 @@ def build_report(
     return Report(
         source=source,
         table=table,
+        evidence=evidence,
         details=details,
         answer=answer(table),
         sentences=tuple(sentences(table)),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 
 from benchmarks.report.comparing import Evidence, pool_training_noise
 from benchmarks.report.source import ReportSource
@@ -56,16 +55,6 @@ def with_intervals(table: Table, evidence: Evidence) -> Table:
     return dataclasses.replace(table, cells=cells)
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean of a normal sample; None for fewer than two values."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return None
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
-
-
 def _summary_row(group: tuple[RowRecord, ...], named: Mapping[str, RowRecord]) -> RowRecord:
     first = next((row for row in group if row.baseline), group[0])
     baseline = first.baseline and _without_seed(first.baseline, named.get(first.baseline, first))
@@ -102,4 +91,5 @@ def _with_interval(cell: Cell, evidence: Evidence) -> Cell:
         return cell
     found = scores_interval(scores, evidence.training_noise(cell))
     low, high = (None if end is None else end * cell.column.scale for end in (found.low, found.high))
-    return dataclasses.replace(cell, low=low, high=high)
+    once = dict([*cell.by_seed.items()][: scores.num_seeds])  # a model that was evaluated once has one number
+    return dataclasses.replace(cell, low=low, high=high, by_seed=once)

@@ -1,7 +1,7 @@
 """Scores against a setting: the figures that a study asks for, from the numbers of its main table.
 
 Beside each curve stands its slope: the score's change where the setting doubles, by least squares on the setting's
-logarithm. With several seeds it is fitted seed by seed, and its interval is Student's over these slopes.
+logarithm: a weighted sum of the points, whose interval has the noise of images and of training as theirs have.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, linear_regression
+from statistics import fmean
 from typing import Any
 
+from benchmarks.item_scores import comparable
+from benchmarks.noise import contrast_estimate
+from benchmarks.report.comparing import Evidence
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
-from benchmarks.report.seeds import t_interval
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
@@ -24,7 +26,7 @@ from benchmarks.wording import column_title, decimals, number, score
 
 @dataclass(frozen=True, kw_only=True)
 class Slope:
-    """Change of the score for each doubling of the setting, scaled as shown, and its 95 % interval over seeds."""
+    """Change of the score for each doubling of the setting, scaled as shown, and its 95 % interval."""
 
     value: float
     low: float | None = None
@@ -68,11 +70,12 @@ def setting_panels(report: Report) -> list[SettingPanel]:
         for place, figure in enumerate(study.figures if study else ())
         for column in report.table.columns
         if column.benchmark == figure.benchmark
-        and (panel := _panel(figure, report.table, column, name=file_name("setting", str(place), column.metric)))
+        and (panel := _panel(figure, report, column, name=file_name("setting", str(place), column.metric)))
     ]
 
 
-def _panel(figure: FigureSpec, table: Table, column: Column, *, name: str) -> SettingPanel | None:
+def _panel(figure: FigureSpec, report: Report, column: Column, *, name: str) -> SettingPanel | None:
+    table = report.table
     measured = [(row, cell) for row in table.rows if (cell := table.cell(row, column)).value is not None]
     of_entry = [(row, cell) for row, cell in measured if row.entry == figure.encoders]
     if not of_entry:
@@ -84,7 +87,7 @@ def _panel(figure: FigureSpec, table: Table, column: Column, *, name: str) -> Se
         if cell.group == group:
             points.setdefault(_name(row, figure, also), {})[float(row.settings[figure.x])] = cell
     curves = [
-        SettingCurve(name=curve, colour=place, points=found, slope=mean_slope([found]))
+        SettingCurve(name=curve, colour=place, points=found, slope=mean_slope([found], report.evidence))
         for place, (curve, found) in enumerate(points.items())
     ]
     for row, cell in measured:
@@ -98,31 +101,44 @@ def _panel(figure: FigureSpec, table: Table, column: Column, *, name: str) -> Se
         column=column,
         values=tuple(sorted({value for found in points.values() for value in found})),
         curves=tuple(curves),
-        slope=mean_slope([*points.values()]),
+        slope=mean_slope([*points.values()], report.evidence),
     )
 
 
-def mean_slope(curves: Sequence[Mapping[float, Cell]]) -> Slope | None:
-    """The mean slope of some curves, fitted for each seed that all their points have; None where nothing can be fitted.
+def mean_slope(curves: Sequence[Mapping[float, Cell]], evidence: Evidence) -> Slope | None:
+    """The mean slope of some curves; None where nothing can be fitted.
 
     Args:
         curves: value on the axis → cell.
+        evidence: of the cells.
     """
-    cells = [cell for points in curves for cell in points.values()]
     if any(len(points) < 2 or min(points) <= 0 for points in curves):
         return None
-    seeds = [seed for seed in cells[0].by_seed if all(seed in cell.by_seed for cell in cells)]
-    if not seeds:
-        return Slope(value=fmean(_slope({x: cell.value or 0.0 for x, cell in points.items()}) for points in curves))
-    slopes = [
-        fmean(_slope({x: cell.by_seed[seed] for x, cell in points.items()}) for points in curves) for seed in seeds
-    ]
-    low, high = t_interval(slopes) or (None, None)
-    return Slope(value=fmean(slopes), low=low, high=high)
+    cells = [cell for points in curves for cell in points.values()]
+    weights = [weight / len(curves) for points in curves for weight in _slope_weights([*points])]
+    low, high = _slope_interval(cells, weights, evidence) or (None, None)
+    value = sum(weight * (cell.value or 0.0) for weight, cell in zip(weights, cells, strict=True))
+    return Slope(value=value, low=low, high=high)
 
 
-def _slope(points: Mapping[float, float]) -> float:
-    return linear_regression([math.log2(x) for x in points], [*points.values()]).slope
+def _slope_weights(setting: Sequence[float]) -> list[float]:
+    """What each point counts in the slope of a line through all, by least squares on the setting's logarithm."""
+    logs = [math.log2(value) for value in setting]
+    squares = sum((log - fmean(logs)) ** 2 for log in logs)
+    return [(log - fmean(logs)) / squares for log in logs]
+
+
+def _slope_interval(
+    cells: Sequence[Cell], weights: Sequence[float], evidence: Evidence
+) -> tuple[float, float] | None:
+    """The interval of a weighted sum; None where the points do not share their items, or nothing is known of noise."""
+    scores, noise = [found for cell in cells if (found := evidence.scores(cell))], evidence.training_noise(cells[0])
+    if len(scores) < len(cells) or not all(comparable(scores[0], each) for each in scores):
+        return None
+    if noise.without_spread and any(each.trained for each in scores):
+        return None
+    low, high = (end * cells[0].column.scale for end in contrast_estimate(scores, weights, noise).interval())
+    return None if math.isnan(low) else (low, high)
 
 
 def _name(row: RowRecord, figure: FigureSpec, also: Sequence[str]) -> str:
@@ -133,8 +149,8 @@ def _name(row: RowRecord, figure: FigureSpec, also: Sequence[str]) -> str:
 
 _LEAD = (
     "Vertical strokes and shaded bands are the 95 % intervals of the table above. Dashed: rows without this setting. A "
-    "slope is the change for each doubling of the setting, fitted on its logarithm seed by seed, with the 95 % "
-    "interval over seeds."
+    "slope is the change for each doubling of the setting, fitted on its logarithm, with a 95 % interval as the "
+    "points have."
 )
 
 

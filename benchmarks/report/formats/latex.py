@@ -44,7 +44,7 @@ def _caption(report: Report) -> str:
     if "tied" in marks:
         said.append("Underlined: at the top of its column, where no test tells rows apart.")
     if any(margin(cell) for cell in report.table.cells.values()):
-        said.append(f"With 95 % intervals{' over seeds' if report.table.seeds else ''}.")
+        said.append(f"With 95 % intervals{' over images and seeds' if report.table.seeds else ''}.")
     return latex_text(" ".join(said))
 
 
