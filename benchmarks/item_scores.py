@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_PER_CENT = 100.0  # what is shown where all is right
+_PER_CENT = 100.0  # scale of a ratio; points of 100 have a smaller one, and OCRBench a larger
 
 
 class ItemScores:
@@ -64,10 +64,16 @@ class ItemScores:
             spec.columns,
             kept[0]["image"].to_numpy(),
             items=_places(kept[0]).tolist(),
-            most=_PER_CENT / spec.scale,
+            most=1.0 if spec.scale >= _PER_CENT else _largest(kept, spec.columns),
             trained=len(results) > 1 or single_training,
         )
         return None if math.isnan(found.value) else found
+
+
+def _largest(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> float:
+    """1 for items that are right or wrong, 100 for points."""
+    numbers = [table[name].max() for table in tables for name in names if table[name].dtype.kind in "biuf"]
+    return 1.0 if max(numbers, default=0.0) <= 1 else _PER_CENT
 
 
 def _share_items(spec: Metric, tables: Sequence[pd.DataFrame]) -> bool:

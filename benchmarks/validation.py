@@ -80,7 +80,9 @@ def _wrong_metric(metric: Metric) -> Iterator[str]:
         slack = _OF_WIDTH * (metric.high - metric.low) + _ROUNDING * max(1.0, abs(metric.value))
         if not metric.low - slack <= metric.value <= metric.high + slack:
             yield f"value: expected it in its interval, {metric.low:g} to {metric.high:g}, got {metric.value:g}"
-    if metric.formula in _RATIOS and metric.scale >= _PER_CENT:
+    if not 0 < metric.scale < math.inf:
+        yield f"scale: expected a number above 0, got {metric.scale:g}"
+    if metric.formula in _RATIOS | {None} and metric.scale >= _PER_CENT:
         ends = {"value": metric.value, "low": metric.low, "high": metric.high, **metric.blind}
         for name, value in ends.items():
             if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:

@@ -45,6 +45,9 @@ FIELDS = [
     ({"columns": ["gone"]}, r"metrics\.accuracy\.columns: expected one of pope\.items\.parquet, got 'gone'$"),
     ({"columns": ["prediction"]}, r"expected numbers in 'prediction' of pope\.items\.parquet, got (large_)?string$"),
     ({"formula": "f1"}, r"metrics\.accuracy\.columns: expected those of the formula 'f1', got others \(.+\)$"),
+    ({"scale": 0.0}, r"metrics\.accuracy\.scale: expected a number above 0, got 0$"),
+    ({"formula": None, "columns": [], "value": 5.0, "low": None, "high": None},
+     r"metrics\.accuracy\.value: expected a ratio from 0 to 1, got 5$"),
     ({"blind": {"chance": 50.0}}, r"metrics\.accuracy\.chance: expected a ratio from 0 to 1, got 50$"),
 ]  # fmt: skip
 
@@ -133,6 +136,41 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
     assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.remarks)
     for name in ("html", "markdown", "latex", "csv", "json"):
         assert "invalid: clip/pope.json" in FORMATS[name].render(built).replace(r"\_", "_"), name
+
+
+def test_numbers_of_another_scale_do_not_stand_in_one_column(results: Path) -> None:
+    change(results / "clips/pope.json", "accuracy", scale=1000.0)
+    built = build_report(results)
+    (column,) = (column for column in built.table.columns if column.benchmark == "pope")
+    gap = built.table.cell(next(row for row in built.table.rows if row.name == "clips"), column).gap
+    assert gap is not None
+    assert gap.reason == "scale: expected 100.0 as other rows have, got 1000.0"
+
+
+def test_an_interval_is_that_of_the_items(results: Path) -> None:
+    """A file may say another one, as those of earlier versions do."""
+    before = {row.name: row for row in build_report(results).table.rows}
+    built = build_report(results)
+    (column,) = (column for column in built.table.columns if column.benchmark == "pope")
+    expected = built.table.cell(before["clip"], column)
+    value = json.loads((results / "clip/pope.json").read_text())["metrics"]["accuracy"]["value"]
+    change(results / "clip/pope.json", "accuracy", low=value - 1e-4, high=value + 1e-4)
+    found = build_report(results).table.cell(before["clip"], column)
+    assert (found.low, found.high) == (expected.low, expected.high)
+    assert expected.high - expected.low > 5
+
+
+def test_a_ratio_of_any_scale_has_wilsons_interval(tmp_path: Path) -> None:
+    """A scale of 1,000, as OCRBench has, or of 1 made it a number without ends."""
+    ends = {}
+    for scale in (1.0, 100.0, 1000.0):
+        path = put_result(tmp_path / f"{scale:g}", "one", "pope", items_table(0.95, benchmark="pope"))
+        change(path, "accuracy", scale=scale, low=None, high=None)
+        table = build_report(path.parents[1]).table
+        cell = table.cell(table.rows[0], next(column for column in table.columns if column.metric == "accuracy"))
+        ends[scale] = [cell.low / scale, cell.high / scale]
+    assert ends[1.0] == pytest.approx(ends[100.0])
+    assert ends[1000.0] == pytest.approx(ends[100.0])
 
 
 def test_several_files_compare_and_card_refuse_an_invalid_one(results: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from benchmarks.protocol import differences
 from benchmarks.report.comparing import Evidence, with_comparisons
-from benchmarks.report.seeds import has_seeds, over_seeds
+from benchmarks.report.seeds import has_seeds, over_seeds, with_intervals
 from benchmarks.report.source import Gap, ReportSource, absence
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result
@@ -42,8 +42,7 @@ def build_table(
     if by_seed:
         return table
     evidence = evidence or Evidence(source)
-    if has_seeds(source):
-        table = over_seeds(table, evidence)
+    table = over_seeds(table, evidence) if has_seeds(source) else with_intervals(table, evidence)
     return with_comparisons([table], evidence)[0] if primary_only else table
 
 
@@ -98,6 +97,8 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
         outcome = source.outcomes[row.name, column.benchmark]
         if isinstance(outcome, Gap):
             cells.append(Cell(row=row.name, column=column, gap=outcome))
+        elif row.name in measured and (fault := _unlike_column(outcome.metrics[column.metric], column)):
+            cells.append(Cell(row=row.name, column=column, gap=Gap(kind="failed", reason=fault)))
         elif main is None or row.name not in measured:
             reason = outcome.absent.get(column.metric, "this metric was not computed for this row")
             cells.append(Cell(row=row.name, column=column, gap=absence(reason)))
@@ -106,6 +107,14 @@ def _plain_cells(source: ReportSource, column: Column) -> list[Cell]:
             unlike = tuple(differences(main.protocol, outcome.protocol)) if group else ()
             cells.append(_number(row, column, outcome.metrics[column.metric], group, unlike))
     return cells
+
+
+def _unlike_column(metric: Metric, column: Column) -> str:
+    """Why a number cannot stand in a column; empty where it can."""
+    for field in ("scale", "higher_is_better"):
+        if getattr(metric, field) != getattr(column, field):
+            return f"{field}: expected {getattr(column, field)} as other rows have, got {getattr(metric, field)}"
+    return ""
 
 
 def _measured(source: ReportSource, column: Column) -> dict[str, Result]:

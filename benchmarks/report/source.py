@@ -196,15 +196,25 @@ def _outcome(
     if record is not None and record.key != study.steps[cell.step].key:
         return Gap(kind="missing", reason="not run since the study or its code changed")
     if path.is_file():
-        try:
-            return _result_or_gap(read_result(path))
-        except UserError as error:
-            return _invalid(path, error)
+        return _of_cell(path, cell.result)
     if record is None:
         return Gap(kind="missing", reason="not run yet")
     if record.outcome == "failed":
         return Gap(kind="failed", reason=f"step {record.name} failed: {_last_line(record)}")
     return Gap(kind="missing", reason=f"its step is {record.outcome} and has not written it yet")
+
+
+def _of_cell(path: Path, place: str) -> Result | Gap:
+    """The result of a study's cell; a file that a copy has put there is another's."""
+    row, benchmark = Path(place).parent.name, Path(place).stem
+    try:
+        result = read_result(path)
+        if (result.row, result.benchmark) != (row, benchmark):
+            found = f"'{result.row}' on '{result.benchmark}'"
+            raise UserError(f"{path}: row, benchmark: expected '{row}' on '{benchmark}', got {found}")
+        return _result_or_gap(result)
+    except UserError as error:
+        return _invalid(path, error)
 
 
 def _failed_ancestor(study: StudyRecord, step: str, records: Mapping[str, StepRecord | None]) -> StepRecord | None:
