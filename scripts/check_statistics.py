@@ -54,6 +54,7 @@ class World:
         anew: share of the answers that each training gives anew.
         training: standard deviation of a training's ability, in standard deviations of a score over 300 images.
         unequal: how many times that the trainings of the first model vary.
+        weak: rows besides that are right in 1 % of the items, as controls are, and are not tested.
         right: share of right answers.
     """
 
@@ -68,6 +69,7 @@ class World:
     anew: float = 0.15
     training: float = 0.0
     unequal: float = 1.0
+    weak: int = 0
     right: float = 0.6
 
     @property
@@ -79,6 +81,7 @@ class World:
         rows = f"{self.models} models" + (f", {self.pretrained} of them pretrained" if self.pretrained else "")
         varied = f", training ±{self.training:g}" if self.seeds > 1 and self.training else ""
         varied += f", one of them ×{self.unequal:g}" if self.unequal != 1 else ""
+        varied += f", {self.weak} weak rows" if self.weak else ""
         about = f"{self.kind} {self.right:.0%}" if self.kind == "share" else self.kind
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         return f"{about}, {self.images} images × {self.questions}, {rows}, {seeds}, {self.tests} tests{varied}"
@@ -119,6 +122,13 @@ class Column:
         return image_scores(
             formula, tables, names, self.owner, items=range(len(ease)), trained=trained and world.seeds > 1
         )
+
+    def weak_models(self) -> list[Scores]:
+        """Rows at the lower end of a share, whose trainings hardly differ for that."""
+        shape = (self.world.seeds, len(self.owner))
+        tables = [(self.rng.random(shape) < 0.01).astype(float) for _ in range(self.world.weak)]
+        return [image_scores("mean", [{"x": seed} for seed in table], ("x",), self.owner, trained=True)
+                for table in tables]  # fmt: skip
 
     def _answers(self, place: int, ease: np.ndarray, luck: np.ndarray, shift: float) -> dict[str, np.ndarray]:
         """The items of one training: ``luck`` decides, ``shift`` is how much more often it is right."""
@@ -170,7 +180,7 @@ def simulate(world: World, trials: int) -> Found:
         for _test in range(world.tests):
             column = Column(world, rng)
             models = [column.model(place) for place in range(world.models)]
-            noise = training_noise(models)
+            noise = training_noise([*models, *column.weak_models()])
             found += [difference_estimate(*pair, noise) for pair in itertools.combinations(models, 2)]
             if len(scores) < 20 * trials:  # enough
                 interval = scores_interval(models[-1], noise)
@@ -246,7 +256,10 @@ SEEDS = [
         ("CIDEr", 500, 5, 2, 3, 0.5, 6),
         ("CIDEr", 100, 3, 1, 5, 1.0, 12),
     )
-] + [World(models=5, seeds=3, training=1.0, unequal=3.0, tests=6)]
+] + [
+    World(models=2, weak=4, images=1000, seeds=3, training=1.0, tests=6),
+    World(models=5, seeds=3, training=1.0, unequal=3.0, tests=6),
+]
 TABLES = [
     World(models=models, tests=tests, images=images, kind=kind)
     for kind, images, models, tests in (
@@ -263,6 +276,7 @@ TABLES = [
         ("rare CIDEr", 300, 5, 4),
     )
 ]
+PARTS: Mapping[str, list[World]] = {"one training": SINGLE, "several seeds": SEEDS, "tables": TABLES}
 POWER = World(models=10, tests=13, seeds=3, images=1000, training=0.5)
 
 
@@ -274,14 +288,18 @@ def percent(share: float, trials: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=400)
-    trials = parser.parse_args().trials
-    for title, worlds in (("one training", SINGLE), ("several seeds", SEEDS), ("tables", TABLES)):
+    parser.add_argument("--part", choices=PARTS, help="one of the parts alone")
+    given = parser.parse_args()
+    trials = given.trials
+    for title in [given.part] if given.part else PARTS:
         print(f"{title}: % of intervals that hold the truth (scores, differences), % of tables with a false alarm")
-        for world in worlds:
+        for world in PARTS[title]:
             rounds = trials if world.tests > 1 else 4 * trials
             found = simulate(world, rounds)
             figures = (percent(share, rounds) for share in (found.scores, found.differences, found.alarms))
             print(f"  {world!s:<92}", *figures, flush=True)
+    if given.part:
+        return
     print("differences of 5 standard deviations of training: % found by this model of noise, by t tests over seeds")
     print(f"  {POWER!s:<92}", *(percent(share, trials) for share in found_differences(POWER, trials // 10 + 1, 5.0)))
     print("the smallest difference: its size in points, % of single tests that find it")
