@@ -94,7 +94,7 @@ def measure(
         raise ValueError(f"{spec.label}: a metric without a formula needs a value")
     return Metric(
         value=float(value),
-        low=None if interval.low is None else min(interval.low, value),  # a skewed bootstrap may leave the value out
+        low=None if interval.low is None else min(interval.low, value),  # a skewed metric's may leave the value out
         high=None if interval.high is None else max(interval.high, value),
         n=int(present.sum()),
         clusters=int(items.loc[present, "image"].nunique()),

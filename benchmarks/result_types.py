@@ -46,7 +46,7 @@ class Metric:
         higher_is_better: None where neither is better (POPE's share of yes).
         scale: 100 where ``value`` is a fraction that is shown in per cent, or as papers print CIDEr.
         label: for a column's head, ``"T→I R@1"``.
-        interval: ``"wilson"``, ``"bootstrap"`` (over pictures) or ``"none"``.
+        interval: ``"wilson"``, ``"student"`` or ``"none"``, over images.
         formula: a name in ``formulas.FORMULAS``; None where the value cannot be computed from the items.
         columns: the item columns that the formula takes.
         blind: what answers give that are made without looking, in the unit of ``value``: ``"chance"`` (each option is
