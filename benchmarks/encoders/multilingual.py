@@ -1,7 +1,7 @@
 """Retrieval in several languages over the same pictures, and the mean over the languages.
 
-An item is a picture, or a picture's n-th caption, with a column for each language: a draw of the bootstrap takes a
-picture with its captions in every language, and every language weighs the same however many captions it has.
+An item is an image, or an image's n-th caption, with a column for each language: an image counts with its captions in
+every language, and every language weighs the same however many captions it has.
 """
 
 from __future__ import annotations
