@@ -9,6 +9,8 @@ import itertools
 import sys
 from typing import Any
 
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
 from clips.commandline.parsing import parse_config
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.train import train
@@ -16,6 +18,7 @@ from llava_bridge.training.trainer import StageTrainer
 
 # A step's samples, T of text and P with a picture: of two processes the first has the first two, or every other one.
 STEPS = ("TTPP", "PPTT", "TPTT", "PTPP", "TTTT", "TTPP", "PPPT", "PPTT")
+STEP = StageTrainer.training_step
 
 
 def mixed_order(self: StageTrainer, train_dataset: Any = None) -> list[int]:
@@ -27,8 +30,26 @@ def mixed_order(self: StageTrainer, train_dataset: Any = None) -> list[int]:
     return [next(of_kind[kind]) for step in STEPS for kind in step]
 
 
+def training_step(self: StageTrainer, model: Any, *arguments: Any, **options: Any) -> Any:
+    """A step between two looks at what ZeRO-3 has cut: a weight that stays whole is gathered once."""
+    refuse_whole_weights(model)
+    loss = STEP(self, model, *arguments, **options)
+    refuse_whole_weights(model)
+    return loss
+
+
+def refuse_whole_weights(model: Any) -> None:
+    whole = [
+        name
+        for name, weight in model.named_parameters()
+        if hasattr(weight, "ds_status") and weight.ds_status != ZeroParamStatus.NOT_AVAILABLE
+    ]
+    assert not whole, f"ZeRO-3 has not cut {len(whole)} weights, among them {whole[0]}"
+
+
 if __name__ == "__main__":
     StageTrainer._get_train_sampler = mixed_order  # type: ignore[method-assign,assignment]
+    StageTrainer.training_step = training_step  # type: ignore[method-assign]
     for path in sys.argv[1:]:
         config = parse_config(TrainConfig, ["--config", path], prog="driver")
         assert config is not None

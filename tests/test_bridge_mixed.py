@@ -14,12 +14,9 @@ from safetensors.torch import load_file
 
 from llava_bridge.data import DataConfig
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
+from llava_bridge.training.launch import deepspeed_config
 
-WAYS: dict[str, LaunchConfig] = {
-    "zero2": LaunchConfig(deepspeed="zero2"),
-    "zero3": LaunchConfig(deepspeed="zero3"),
-    "fsdp": LaunchConfig(parallel="fsdp"),
-}
+WAYS = ("zero2", "zero3", "fsdp")
 EVERY = ["vision", "projector", "llm"]
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
 KINDS: dict[str, dict[str, Any]] = {
@@ -49,6 +46,28 @@ def make_mixture(directory: Path) -> Path:
     return album
 
 
+def launch(directory: Path, way: str) -> LaunchConfig:
+    """How processes share the work.
+
+    The shipped ZeRO-3 keeps small weights whole in every process, which all weights here are, and gathers the rest far
+    ahead. Cut everywhere, and gathered for one module and released after it, they are in a training as large ones are.
+    """
+    if way == "fsdp":
+        return LaunchConfig(parallel="fsdp")
+    if way == "zero2":
+        return LaunchConfig(deepspeed="zero2")
+    settings = deepspeed_config("zero3")
+    settings["zero_optimization"] |= {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 5_000,
+        "stage3_max_live_parameters": 20_000,
+        "stage3_max_reuse_distance": 5_000,
+    }
+    path = directory / "zero3_small.json"
+    path.write_text(json.dumps(settings))
+    return LaunchConfig(deepspeed=str(path))
+
+
 def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path]) -> Path:
     encoder, llm, album = parts
     data = [DataConfig(path=str(album / "talk.json"))]
@@ -63,7 +82,7 @@ def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path
         llm=str(llm),
         image_fit=fit,
         instruct=stage,
-        launch=WAYS[way],
+        launch=launch(directory, way),
     )
 
 

@@ -296,15 +296,6 @@ def test_requests_that_wait_are_answered_together_each_as_if_it_were_alone(
         assert max(sizes) > 2
 
 
-def test_how_long_to_wait_fits_the_queue(llava: tuple[Any, Any]) -> None:
-    served = worker.Worker(*llava)
-    served._seconds = 3.0
-    assert served.seconds_to_wait() == 3
-    served._waiting.extend([worker._Waiting(asked=None, tell=print)] * 32)  # type: ignore[arg-type]
-    assert served.seconds_to_wait() == 9
-    served.close()
-
-
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_goes_away_ends_its_answer(
     address: str, llava: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, stream: bool

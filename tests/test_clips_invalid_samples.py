@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +15,16 @@ import pytest
 import torch
 
 from clips import train as training
+from clips.data.config import DataConfig
 from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, InvalidSamples, restored
+from clips.data.loader import TrainingData
+from clips.data.sources import SourceConfig
 from clips.errors import UserError
 from clips.parallel.processes import Processes, start_processes
 from clips.training.checkpoint import Checkpointer
 from clips.training.standing import LOOP, LoopState, checkpoints, read_loop
 
+CAPTIONS = json.dumps({"web_caption": "a dog", "synthetic_caption": "A dog on grass."}).encode()
 REASONS = ("undecodable picture", "no caption 'web_caption'", "missing picture")
 
 
@@ -119,6 +125,31 @@ def test_a_checkpoint_of_an_older_version_brings_its_count(tmp_path: Path):
         "by_reason": {"missing picture": 1, "no picture": 1},
         "samples": old["bad"],
         "more": 0,
+    }
+
+
+def test_samples_of_two_sources_that_have_one_name_are_both_told(tmp_path: Path):
+    """Shards are numbered anew in each source."""
+    for source in "ab":
+        (tmp_path / source).mkdir()
+        with tarfile.open(tmp_path / source / "00000.tar", "w") as shard:
+            for content in ({f"{number:05d}.jpg": b"junk", f"{number:05d}.json": CAPTIONS} for number in range(3)):
+                for name, data in content.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    shard.addfile(member, io.BytesIO(data))
+    sources = tuple(SourceConfig(path=str(tmp_path / source)) for source in "ab")
+    data = TrainingData(DataConfig(sources=sources), size=32, seed=0, batch_size=2, prepare=None)
+    found = InvalidSamples()
+    found.add((index, data.sources.name(index), REASONS[index % 3]) for index in (0, 1, 2, 3, 5))
+    told = found.report()
+    assert (told["count"], len(told["samples"]), told["more"]) == (5, 5, 0)
+    assert told["samples"] == {
+        "00000.tar/00000 (sample 0)": REASONS[0],
+        "00000.tar/00001": REASONS[1],
+        "00000.tar/00002 (sample 2)": REASONS[2],
+        "00000.tar/00000 (sample 3)": REASONS[0],
+        "00000.tar/00002 (sample 5)": REASONS[2],
     }
 
 

@@ -61,12 +61,19 @@ class InvalidSamples:
         return not was_set
 
     def report(self) -> dict[str, Any]:
-        """For people: ``count``, ``by_reason``, ``samples`` (name → reason) and how many ``more`` are not named."""
+        """For people: ``count``, ``by_reason``, ``samples`` (name → reason) and how many ``more`` are not named.
+
+        Names are those within a source; where two samples have the same one, each has its index in the dataset too.
+        """
+        times = Counter(name for _, name, _ in self.named)
+        samples = {
+            name if times[name] == 1 else f"{name} (sample {index})": reason for index, name, reason in self.named
+        }
         return {
             "count": self.count,
             "by_reason": dict(self.by_reason),
-            "samples": {name: reason for _, name, reason in self.named},
-            "more": self.count - len(self.named),
+            "samples": samples,
+            "more": self.count - len(samples),
         }
 
     def stored(self) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from torch.utils.data import Sampler
 class RandomOrder(Sampler[int]):
     """``total`` sample indices: shuffled epochs end to end. LLaVA's order in its first stage.
 
+    The last step of an epoch is filled with the next one's first samples; LLaVA leaves it smaller.
+
     Args:
         samples: how many there are.
         total: how many indices to give.
@@ -42,7 +44,8 @@ class GroupedOrder(Sampler[int]):
     decide nothing but which micro-batch of its step a sample is in: all micro-batches of a step are about equally long,
     so that no process waits for another. To sort more samples than one step's by length would pad less, but then
     steps of short answers alone each count as much as steps of long ones (``scripts/bench/sample_order.py``).
-    In a further epoch the step that the one before began is filled at random first; LLaVA leaves it smaller.
+    The last step of an epoch, of the only one too, is filled at random with samples of a further one, which goes on
+    with the others; LLaVA leaves that step smaller.
 
     Args:
         sizes: whether each sample shows images, and its length in any unit that grows with its tokens.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import threading
 import time
 import traceback
@@ -48,6 +49,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._waiting: deque[_Waiting] = deque()
         self._lock = threading.Lock()
+        self._writing = False
         self._seconds = 1.0  # that the last batch took
 
     async def write(self, asked: Asked) -> AsyncGenerator[str | Reply, None]:
@@ -81,8 +83,12 @@ class Worker:
             waiting.gone.set()
 
     def seconds_to_wait(self) -> float:
-        """About how long it takes until those that wait now are answered."""
-        return self._seconds * (1 + len(self._waiting) / MOST_TOGETHER)
+        """About how long it takes until those that wait now are answered, if each batch takes as long as the last."""
+        with self._lock:
+            present = [one for one in self._waiting if not one.gone.is_set()]
+            alone = sum(self._alone(one) for one in present)
+            batches = self._writing + alone + math.ceil((len(present) - alone) / MOST_TOGETHER)
+        return self._seconds * batches
 
     def _answer_next(self) -> None:
         began, ready = time.monotonic(), []
@@ -96,6 +102,7 @@ class Worker:
         if ready:
             self._write(ready)
             self._seconds = time.monotonic() - began
+        self._writing = False
 
     def _take(self) -> list[_Waiting]:
         """The first that waits, and what goes into a batch with it."""
@@ -105,6 +112,7 @@ class Worker:
             if taken and not self._alone(taken[0]):
                 taken = [one for one in present if not self._alone(one)][:MOST_TOGETHER]
             self._waiting = deque(one for one in present if not any(one is other for other in taken))
+            self._writing = bool(taken)
         return taken
 
     def _alone(self, one: _Waiting) -> bool:

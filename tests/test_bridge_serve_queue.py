@@ -1,0 +1,103 @@
+"""How long a client that is refused is told to wait, against how long those before it take."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llava_bridge.asking.reply import Decoding, Prompt, Reply
+from llava_bridge.serving import worker
+from llava_bridge.serving.asked import Asked
+
+SECONDS = 0.3
+"""That a batch takes, of any size."""
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A batch is being answered; the worker's queue is its own, the model only takes its time."""
+    began = threading.Event()
+
+    def ready(model: Any, processor: Any, pictures: Any, messages: Any, decoding: Decoding, **told: Any) -> Prompt:
+        return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
+
+    def replies(model: Any, processor: Any, prompts: list[Prompt]) -> list[Reply]:
+        began.set()
+        time.sleep(SECONDS)
+        return [Reply(text="", prompt_tokens=1, new_tokens=1, finish="stop") for _ in prompts]
+
+    monkeypatch.setattr(worker, "prompt", ready)
+    monkeypatch.setattr(worker, "replies", replies)
+    return began
+
+
+async def answered(served: worker.Worker, temperature: float | None) -> None:
+    decoding = Decoding(temperature=temperature)
+    asked = Asked(model=None, messages=[], pictures=[], decoding=decoding, stream=False, usage=False)
+    async for _ in served.write(asked):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "samples", "batches"),
+    [
+        pytest.param([0.0] * 16, False, 1, id="greedy"),
+        pytest.param([0.7] * 8, False, 8, id="drawn"),
+        pytest.param([None] * 8, True, 8, id="a LLaVA that draws"),
+        pytest.param([0.7, 0.0] * 5, False, 6, id="both"),
+        pytest.param([0.0] * 17, False, 2, id="more than a batch"),
+        pytest.param([], False, 0, id="nobody waits"),
+    ],
+)
+def test_how_long_to_wait_fits_the_queue(
+    temperatures: list[float | None], samples: bool, batches: int, busy: threading.Event
+) -> None:
+    served = worker.Worker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=samples)), None)
+
+    async def told_and_taken() -> tuple[float, float]:
+        await answered(served, 0.0)  # from which it knows how long a batch takes
+        busy.clear()
+        asked = [asyncio.create_task(answered(served, 0.0))]
+        await asyncio.to_thread(busy.wait)
+        began = time.monotonic()
+        asked += [asyncio.create_task(answered(served, temperature)) for temperature in temperatures]
+        await asyncio.sleep(SECONDS / 10)
+        told = served.seconds_to_wait()
+        await asyncio.gather(*asked)
+        return told, time.monotonic() - began
+
+    told, taken = asyncio.run(told_and_taken())
+    served.close()
+    assert told == pytest.approx(SECONDS * (1 + batches), rel=0.3)
+    assert taken == pytest.approx(told, rel=0.3)
+
+
+def test_nobody_waits_for_a_batch_that_is_over(busy: threading.Event) -> None:
+    served = worker.Worker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=False)), None)
+    asyncio.run(answered(served, 0.0))
+    served._thread.submit(int).result()  # what the worker does after it has told
+    assert served.seconds_to_wait() == 0
+    served.close()
+
+
+def test_requests_whose_clients_have_gone_are_not_waited_for(busy: threading.Event) -> None:
+    served = worker.Worker(SimpleNamespace(generation_config=SimpleNamespace(do_sample=True)), None)
+
+    async def told() -> float:
+        await answered(served, None)
+        asked = [asyncio.create_task(answered(served, None)) for _ in range(9)]
+        await asyncio.sleep(SECONDS / 10)
+        for task in asked[1:]:
+            task.cancel()
+        await asyncio.sleep(SECONDS / 10)
+        seconds = served.seconds_to_wait()
+        await asked[0]
+        return seconds
+
+    assert asyncio.run(told()) == pytest.approx(SECONDS, rel=0.3)
+    served.close()
