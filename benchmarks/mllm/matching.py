@@ -1,10 +1,10 @@
 """Which answer belongs to which question of the data, where nobody wrote the file for these data.
 
 Two things are decided apart. *By what* an answer is told: the question's number in the data, its image with its words,
-its id with or without its words, its words alone. Order tells nothing: where the same words are asked of many images,
-a wrong order looks right. And *how literally*: `WAYS`, each of which adds one simplification to those before it, on
-both sides. An answer takes the first way that finds it a question; what two questions have in common after a
-simplification finds neither, and of two answers to one question none is taken.
+its id with its words, its id under the data's name for it, its words alone. Order tells nothing: where the same words
+are asked of many images, a wrong order looks right. And *how literally*: `WAYS`, each of which adds one simplification
+to those before it, on both sides. An answer takes the first way that finds it a question; what two questions have in
+common after a simplification finds neither, and of two answers to one question none is taken.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mllm.answers import Answer
+from benchmarks.mllm.answers import ID_COLUMNS, Answer
 from clips.errors import UserError
 
-ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
-"""The columns of lmms-eval's data sets that LLaVA's files may mean by ``question_id`` (TextVQA's is the image)."""
 TAILS = (
     "please answer yes or no.",
     "answer the question with yes or no.",
@@ -160,7 +158,9 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
         found.append(each)
     if not found:
         told = f"{len(answers)} answers and {len(docs)} questions"
-        raise UserError(f"{file}: neither ids nor words tell which of its {told} belong together (expected 'doc_id')")
+        ids = [name for name in ID_COLUMNS if len({str(doc[name]) for doc in docs if name in doc}) == len(docs)]
+        names = " or ".join(map(repr, ["doc_id", *ids]))
+        raise UserError(f"{file}: neither ids nor words tell which of its {told} belong together (expected {names})")
     best = max(found, key=lambda each: len(each.places))
     excusable = bool(best.places) and (not best.strangers or best.by.endswith("words"))
     if partial and excusable:
@@ -193,6 +193,8 @@ def _told_by(
     for column in ID_COLUMNS if all(answer.id is not None for answer in answers) else ():
         if any(doc.get(column) is None for doc in docs):
             continue
+        if not words and any(answer.id_name != column for answer in answers):
+            continue  # numbers of something else often lie in the range of these, and nothing else would tell
         yield (
             f"{column} and words" if words else column,
             [_Asked(id=str(each.id), words=text) for each, text in zip(answers, prompts, strict=True)],

@@ -1,0 +1,44 @@
+"""Which question an answer made elsewhere is taken for, where a wrong one would look right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.mllm.answers import Answer, read_answers
+from benchmarks.mllm.matching import match
+from clips.errors import UserError
+
+
+def _answers(tmp_path, *lines: str) -> list[Answer]:
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return read_answers(file)
+
+
+def test_ids_alone_match_no_column_of_another_name(tmp_path):
+    """Numbers from 1 against an index from 0: all of them are found there, each one off."""
+    docs = [{"question_id": f"q{number}", "index": number, "question": f"Q{number}?"} for number in range(8)]
+    told = _answers(tmp_path, *[f'{{"question_id": {number}, "answer": "{number - 1}"}}' for number in range(1, 8)])
+    with pytest.raises(UserError, match=r"8 of 8 questions have no answer, 7 of 7 answers no question"):
+        match(told, docs, "f", partial=True)
+    told = _answers(tmp_path, *[f'{{"index": {number}, "answer": "{number}"}}' for number in range(8)])
+    found = match(told, docs, "f")
+    assert {place: answer.text for place, answer in found.places.items()} == {n: str(n) for n in range(8)}
+    assert found.by == "index"
+    del docs[0]["question_id"]
+    told = _answers(tmp_path, '{"question_id": 1, "answer": "0"}')
+    with pytest.raises(UserError, match=r"neither ids nor words .* \(expected 'doc_id' or 'index'\)"):
+        match(told, docs, "f", partial=True)
+
+
+def test_ids_with_words_may_stand_in_another_column(tmp_path):
+    """LLaVA's `question_id` is TextVQA's `image_id`; the words tell that it is meant."""
+    docs: list[dict[str, Any]] = [
+        {"question_id": number, "image_id": f"image{number}", "question": f"What is {number}?"} for number in range(2)
+    ]
+    lines = [f'{{"question_id": "image{n}", "prompt": "What is {n}?", "text": "{n}"}}' for n in (1, 0)]
+    found = match(_answers(tmp_path, *lines), docs, "f")
+    assert found.by == "image_id and words"
+    assert {place: answer.text for place, answer in found.places.items()} == {0: "0", 1: "1"}
