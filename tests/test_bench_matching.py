@@ -42,3 +42,19 @@ def test_ids_with_words_may_stand_in_another_column(tmp_path):
     found = match(_answers(tmp_path, *lines), docs, "f")
     assert found.by == "image_id and words"
     assert {place: answer.text for place, answer in found.places.items()} == {0: "0", 1: "1"}
+
+
+def test_of_two_answers_to_one_question_none_is_taken_across_ways():
+    docs = [{"question_id": "1", "question": "Is it an apple?"}, {"question_id": "2", "question": "Is it red?"}]
+    told = [
+        Answer(text="yes", id="1", prompt="Is it an apple?"),
+        Answer(text="no", id="1", prompt="is it a apple?"),
+        Answer(text="no", id="2", prompt="Is it red?"),
+    ]
+    with pytest.raises(UserError, match=r"1 of 2 questions have no answer, 2 of 3 answers no question"):
+        match(told, docs, "f")
+    for order in (told, told[::-1]):
+        found = match(order, docs, "f", partial=True)
+        assert found.places == {1: told[2]}
+        assert found.ways == {"as written": 1}
+        assert [answer.text for answer in found.strangers] == [each.text for each in order if each.id == "1"]

@@ -206,9 +206,9 @@ def _told_by(
 
 def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: Sequence[_Asked]) -> Match | None:
     """Way by way; None where the data's own words and ids do not tell the questions apart."""
-    taken: dict[int, int] = {}
+    taken: dict[int, tuple[int, str]] = {}
+    contested: set[int] = set()
     free = list(range(len(answers)))
-    ways: Counter[str] = Counter()
     for level, way in enumerate(WAYS):
         if not free:
             break
@@ -218,20 +218,24 @@ def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: S
             places[key] = _AMBIGUOUS if key in places else place
         if level == 0 and len(places) < len(docs):
             return None
-        claims: dict[int, list[int]] = {}
+        left = []
         for index in free:
             place = next((places[key] for key in asked[index].keys(level) if key in places), _AMBIGUOUS)
-            if place != _AMBIGUOUS and place not in taken:
-                claims.setdefault(place, []).append(index)
-        new = {place: several[0] for place, several in claims.items() if len(several) == 1}
-        taken |= new
-        free = sorted(set(free) - set(new.values()))
-        ways |= {way.name: len(new)} if new else {}
+            if place == _AMBIGUOUS:
+                left.append(index)
+            elif place in taken or place in contested:  # by this way or an earlier one: nobody knows which counts
+                taken.pop(place, None)
+                contested.add(place)
+            else:
+                taken[place] = index, way.name
+        free = left
+    used = {index for index, _ in taken.values()}
+    counts = Counter(name for _, name in taken.values())
     return Match(
-        places={place: answers[taken[place]] for place in sorted(taken)},
+        places={place: answers[taken[place][0]] for place in sorted(taken)},
         by=by,
-        ways=ways,
-        strangers=[answers[index] for index in free],
+        ways={way.name: counts[way.name] for way in WAYS if counts[way.name]},
+        strangers=[answer for index, answer in enumerate(answers) if index not in used],
         unanswered=len(docs) - len(taken),
     )
 
