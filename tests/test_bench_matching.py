@@ -58,3 +58,31 @@ def test_of_two_answers_to_one_question_none_is_taken_across_ways():
         assert found.places == {1: told[2]}
         assert found.ways == {"as written": 1}
         assert [answer.text for answer in found.strangers] == [each.text for each in order if each.id == "1"]
+
+
+def _scores(prompt: str, *questions: str) -> dict[int, Answer]:
+    """What is matched of one answer, told by its words."""
+    answer = Answer(text="yes", prompt=prompt)
+    try:
+        return dict(match([answer], [{"question": text} for text in questions], "f", partial=True).places)
+    except UserError as error:
+        assert "1 of 1 answers no question of their own" in str(error)
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("What is shown?\nHint: left half only.", []),  # the first line is another question
+        ("What is shown?\nAnswer the question using a single word or phrase.", [0]),
+        ("What is shown?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly.", [0]),
+        ("What is shown?\n(A) a cat\n(B) a dog", [0]),
+        ("What is shown?\nReference OCR token: CAT, Hint\nAnswer the question using a single word or phrase.", [0]),
+        ("What is shown?\nHint: the left half.\nAnswer the question using a single word or phrase.", [1]),
+        ("What is shown?\nHint: left half only.\nReference OCR token: CAT", []),
+        ("What is shown?\nA. a cat.\nA man is in the middle.", []),  # not options to its end
+    ],
+)
+def test_only_lines_that_are_known_not_to_ask_are_left_out(prompt, found):
+    places = _scores(prompt, "What is shown?", "What is shown?\nHint: the left half.")
+    assert list(places) == found

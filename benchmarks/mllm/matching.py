@@ -27,6 +27,8 @@ TAILS = (
     "answer with the option's letter from the given choices directly.",
 )
 """What says how to answer, at the end of questions (MME's) and of prompts, in lower case."""
+TAIL_LINES = re.compile(r"\(?[A-Z]\)?[.):] |Reference OCR tokens?:")
+"""How lines begin that LLaVA's prompts add below a question (options, TextVQA's OCR). Any other line may ask."""
 MISSPELLINGS = {"imange": "image"}
 """Known misspellings in published questions: POPE's until November 2023, in which LLaVA's answers were made."""
 
@@ -42,6 +44,15 @@ def _without_tail(text: str) -> str:
     while tail := next((each for each in TAILS if text.lower().endswith(each)), ""):
         text = text[: -len(tail)].rstrip()
     return text
+
+
+def _without_lines(text: str) -> list[str]:
+    """A prompt, and what is left of it without its last line, its last two and so on, while these do not ask."""
+    texts, lines = [_plain(text)], text.strip().splitlines()
+    while len(lines) > 1 and (_plain(lines[-1]).lower() in TAILS or TAIL_LINES.match(lines[-1].strip())):
+        lines.pop()
+        texts.append(_plain(" ".join(lines)))
+    return texts
 
 
 def _short(name: str) -> str:
@@ -65,7 +76,7 @@ class Way:
         name: said beside the number of answers that it found a question for.
         words: of a question's words, white space collapsed.
         id: of a question's id.
-        lines: whether a prompt's last lines may be left out, one by one.
+        lines: whether a prompt's last lines may be left out, one by one, if they are of ``TAILS`` or ``TAIL_LINES``.
     """
 
     name: str
@@ -103,9 +114,7 @@ class _Asked:
     def keys(self, upto: int) -> list[Hashable]:
         """What it is told by after the first ``upto`` + 1 ways, the whole prompt first."""
         ways, name = WAYS[: upto + 1], self.id
-        lines = self.words.strip().splitlines() if any(way.lines for way in ways) else []
-        texts = [" ".join(lines[:count]) for count in range(len(lines), 0, -1)] or [self.words]
-        texts = [_plain(text) for text in texts]
+        texts = _without_lines(self.words) if any(way.lines for way in ways) else [_plain(self.words)]
         for way in ways:
             name, texts = way.id(name), [way.words(text) for text in texts]
         return [(self.fixed, name, text) for text in texts]
