@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks.mllm.answers import Answer, read_answers
+from benchmarks.mllm.elsewhere import refuse_contradictions
 from benchmarks.mllm.matching import match
 from clips.errors import UserError
 
@@ -61,13 +63,10 @@ def test_of_two_answers_to_one_question_none_is_taken_across_ways():
 
 
 def _scores(prompt: str, *questions: str) -> dict[int, Answer]:
-    """What is matched of one answer, told by its words."""
-    answer = Answer(text="yes", prompt=prompt)
-    try:
-        return dict(match([answer], [{"question": text} for text in questions], "f", partial=True).places)
-    except UserError as error:
-        assert "1 of 1 answers no question of their own" in str(error)
-        return {}
+    """What is matched of two answers, told by their words, of which the second has its question."""
+    answers = [Answer(text="yes", prompt=prompt), Answer(text="no", prompt="Who?")]
+    found = match(answers, [{"question": text} for text in (*questions, "Who?")], "f", partial=True)
+    return {place: answer for place, answer in found.places.items() if answer is answers[0]}
 
 
 @pytest.mark.parametrize(
@@ -86,3 +85,52 @@ def _scores(prompt: str, *questions: str) -> dict[int, Answer]:
 def test_only_lines_that_are_known_not_to_ask_are_left_out(prompt, found):
     places = _scores(prompt, "What is shown?", "What is shown?\nHint: the left half.")
     assert list(places) == found
+
+
+QUERY = SimpleNamespace(doc_to_target=lambda doc: doc["answer"], doc_to_text=lambda doc: doc["query"] + " Answer.")
+"""A task of lmms-eval's whose column of questions has another name."""
+
+
+def test_input_is_compared_whatever_the_column_of_questions_is_called():
+    docs = [{"query": f"Is it {colour}?", "answer": "yes"} for colour in ("red", "blue", "green")]
+    right = [Answer(text="x", number=n, target="yes", input=QUERY.doc_to_text(doc)) for n, doc in enumerate(docs)]
+    refuse_contradictions(dict(enumerate(right)), docs, QUERY, "f")
+    with pytest.raises(UserError, match=r"2 of 3 answers .* question 0: input 'Is it blue\? Answer.', in the data 'Is"):
+        refuse_contradictions(dict(enumerate([right[1], right[0], right[2]])), docs, QUERY, "f")
+    others = [Answer(text="x", number=n, target="yes", input=f"USER: {n}") for n in range(3)]
+    refuse_contradictions(dict(enumerate(others)), docs, QUERY, "f")  # another model's prompt: nothing contradicts
+    framed = [Answer(text="x", number=n, input=f"USER: {each.input} ASSISTANT:") for n, each in enumerate(right)]
+    refuse_contradictions(dict(enumerate(framed)), docs, QUERY, "f")
+    same = [{"query": "Describe it.", "answer": str(number)} for number in range(3)]
+    told = [Answer(text="x", number=n, input=QUERY.doc_to_text(doc)) for n, doc in enumerate(same)]
+    refuse_contradictions(dict(enumerate(told)), same, QUERY, "f")  # all prompts are alike
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "agree"),
+    [
+        (1, 1.0, True),
+        (1, True, True),
+        (1, False, False),
+        (1, 2.0, False),
+        (0.1, 0.1, True),
+        (9007199254740993, 9007199254740992, False),  # the same as floats
+        ("12", 12.0, True),
+        ("True", 1, True),
+        ("red", 1, False),
+        ("1.0", "1", False),  # texts
+        (float("nan"), float("nan"), True),
+    ],
+)
+def test_numbers_are_compared_as_numbers(theirs, ours, agree):
+    task = SimpleNamespace(doc_to_target=lambda doc: doc["label"], doc_to_text=lambda doc: "What?")
+    in_doc = Answer(text="x", number=0, doc={"label": theirs})
+    as_target = Answer(text="x", number=0, target=str(theirs))  # lmms-eval writes all targets as texts
+    for what, answer in (("doc.label", in_doc), ("target", as_target)):
+        if agree:
+            refuse_contradictions({0: answer}, [{"label": ours}], task, "f")
+            continue
+        with pytest.raises(
+            UserError, match=rf"1 of 1 answers say otherwise .*: {what} '{theirs}', in the data '{ours}'"
+        ):
+            refuse_contradictions({0: answer}, [{"label": ours}], task, "f")
