@@ -57,7 +57,7 @@ class BenchmarkConfig:
             stated in the protocol.
         max_new_tokens: cap of an answer's length; by default the task's own.
         scale: a task that `clips-bench list` does not name: what its metrics are multiplied by to show them; by default
-            100 where all numbers of the questions are from 0 to 1, and 1 otherwise.
+            100 where all numbers of the questions are from 0 to 1 and higher is better, and 1 otherwise.
         without: metrics of lmms-eval's that are not to be computed (METEOR takes seconds).
         judge_model: the model that marks answers where the scorer asks one (MM-Vet); by default $MODEL_VERSION, or the
             one that the task names.

@@ -151,6 +151,21 @@ def test_files_that_are_no_pictures_are_counted(tmp_path: Path) -> None:
     assert load_class_set(str(tmp_path / "shards")).skipped == {".heic": 1}
 
 
+def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path, capsys) -> None:
+    """Before: a picture that was not put into the folder of its class was dropped without a word."""
+    for number, name in enumerate(("red", "blue")):
+        save(tmp_path / "test" / name / "0.png", number)
+    for number, name in enumerate(("1.png", "2.PNG")):
+        save(tmp_path / "test" / name, number)
+    for name in ("3.heic", "classnames.txt", ".DS_Store"):
+        (tmp_path / "test" / name).write_text("blue\nred\n")
+    found = load_class_set(str(tmp_path))
+    assert found.pictures == ["blue/0.png", "red/0.png"]
+    assert found.skipped == {".png beside the class folders": 2, ".heic beside the class folders": 1}
+    say_skipped(found)
+    assert f"{tmp_path}/test: skipped 2 .png beside the class folders, 1 .heic beside" in capsys.readouterr().err
+
+
 def test_a_class_of_unreadable_files_alone_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     save(tmp_path / "red/0.png")
     (tmp_path / "blue").mkdir()
@@ -185,4 +200,4 @@ def test_what_is_skipped_is_said_when_a_classification_is_evaluated(tmp_path: Pa
     save(tmp_path / "red/0.png")
     (tmp_path / "red/1.heic").write_bytes(b"")
     say_skipped(load_class_set(str(tmp_path)))
-    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 .heic: not among the kinds of pictures that are read\n"
+    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 .heic: neither of a class nor of a kind that is read\n"

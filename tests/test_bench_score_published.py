@@ -148,7 +148,7 @@ def test_of_two_answers_to_one_question_none_is_taken():
 
 def test_ids_alone_do_not_excuse_answers_without_a_question():
     """Numbers from 1 would fit all but one of the numbers from 0, each the wrong one."""
-    docs = [{"id": str(number), "question": "Red?"} for number in range(8)]
+    docs = [{"question_id": str(number), "question": "Red?"} for number in range(8)]
     told = [Answer(text="yes", id=str(number)) for number in range(1, 9)]
     with pytest.raises(UserError, match=r"1 of 8 questions have no answer, 1 of 8 answers no question"):
         match(told, docs, "f", partial=True)

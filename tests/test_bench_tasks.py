@@ -195,6 +195,23 @@ def test_hallucinations_are_better_few():
     }
 
 
+@pytest.mark.parametrize(
+    ("numbers", "higher", "scale", "shown"),
+    [
+        ([0, 1, 0, 1], False, None, 1.0),  # a number of errors, by chance none above 1
+        ([0, 1, 0, 2], False, None, 1.0),
+        ([0, 1, 0, 1], True, None, 100.0),
+        ([0, 1, 0, 1], None, None, 100.0),
+        ([0, 1, 0, 1], False, 100.0, 100.0),
+    ],
+)
+def test_what_is_better_low_is_shown_as_it_is(numbers, higher, scale, shown):
+    """Two rows of one benchmark were 40 and 0.6 errors, as the first had none above 1."""
+    samples = [{"errors": number} for number in numbers]
+    mean = sum(numbers) / len(numbers)
+    assert generic_reader(samples, {"errors": mean}, {"errors": higher}, scale).metrics["errors"].scale == shown
+
+
 def test_pictures_of_the_same_pixels_in_other_colours_are_two():
     from benchmarks.mllm.answering import picture_name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,9 +18,9 @@ from benchmarks.study import runner
 from benchmarks.study.executors import children
 from benchmarks.study.lock import locked
 from benchmarks.study.runner import run_steps
-from benchmarks.study.state import StepKey, read_record, write_record
+from benchmarks.study.state import StepKey, StepRecord, read_record, write_record
 from benchmarks.study.steps import Step, in_order
-from benchmarks.study.trash import move_outputs
+from benchmarks.study.trash import move_outputs, replacements
 from clips.errors import UserError
 
 FAKE = Path(__file__).with_name("fake_step.py")
@@ -30,9 +31,12 @@ class Quiet:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
+        self.failures: list[str] = []
 
-    def changed(self, step: Step, outcome: str, record: object) -> None:
+    def changed(self, step: Step, outcome: str, record: StepRecord | None) -> None:
         self.told.append((step.name, outcome))
+        if outcome == "failed" and record is not None:
+            self.failures += record.log_tail[-1:]
 
     def tick(self) -> None:
         """Nothing to draw."""
@@ -252,6 +256,44 @@ def test_code_that_changes_meanwhile_is_not_taken_for_the_code_of_the_start(tmp_
         run_steps(steps, keys, tmp_path, lock=lock, jobs=1, observer=Quiet())
     records = [read_record(tmp_path, name) for name in ("data", "after")]
     assert [record.key for record in records if record] == ["data", "after newer"]
+
+
+@pytest.mark.parametrize(("limit", "again"), [(1.0, False), (math.inf, True)])
+def test_costly_work_that_changes_meanwhile_is_not_begun_anew(tmp_path, limit, again):
+    """The check at the start saw nothing to make again; the code of a training changed while its parent ran."""
+    steps = [make(tmp_path, name, *parents) for name, *parents in (["data"], ["train", "data"], ["eval", "train"])]
+    steps.append(make(tmp_path, "zeal", "data"))  # what does not depend on it
+    run(tmp_path, steps[:2])
+    for name, seconds in (("data", 1.0), ("train", 50 * 3600.0)):
+        record = read_record(tmp_path, name)
+        assert record is not None
+        write_record(tmp_path, dataclasses.replace(record, outcome="interrupted", seconds=seconds))
+    work = tmp_path / "made" / ".train.work"
+    work.mkdir()
+    before = read_record(tmp_path, "train")
+    assert replacements(steps, keys_of(steps), tmp_path) == []
+    asked: list[int] = []
+
+    def keys() -> dict[str, StepKey]:
+        asked.append(1)
+        return keys_of(steps, mark="" if len(asked) < 3 else " newer")
+
+    observer = Quiet()
+    with locked(tmp_path) as lock:
+        summary = run_steps(
+            steps, keys, tmp_path, lock=lock, jobs=1, observer=observer, confirm_hours=limit, study="s.yaml"
+        )
+    assert work.is_dir() is not again
+    assert (tmp_path / "trash").is_dir() is again
+    if again:
+        assert summary.done == ("data", "train", "zeal", "eval")
+        return
+    assert (summary.done, summary.failed, summary.blocked) == (("data", "zeal"), ("train",), ("eval",))
+    assert read_record(tmp_path, "train") == before  # when the code is as before, it goes on
+    (said,) = observer.failures
+    assert said.startswith("would make again what took more than 1 h 00 min: train (took 50 h 00 min; changed)")
+    assert "; --yes does it" in said
+    assert "study accept s.yaml" in said
 
 
 def test_two_runners_on_one_directory_are_refused(tmp_path):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
 _BESIDE = {"cls", "json", "txt", "key"}  # what WebDataset's writers put beside a picture
+_NOTES = {"", ".txt", ".md", ".json", ".csv"}  # what data sets say of themselves beside their class folders
 _WORDNET = re.compile(r"n\d{8}")
 
 
@@ -44,7 +45,7 @@ class ClassSet:
         read: number of a picture → its file's bytes.
         split: which split that is; ``source.WHOLE`` where there are none.
         available: pictures that there are without ``limit``.
-        skipped: kind of file that is no picture → how many lie among the pictures.
+        skipped: kind of file → how many are left out: no pictures, or in no class's folder.
     """
 
     source: str
@@ -203,7 +204,9 @@ def _from_folders(folder: Path) -> _Found:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise UserError(f"{folder}: expected .tar shards, parquet files or a folder of pictures for each class")
-    pictures, targets, skipped = [], [], Counter[str]()
+    pictures, targets = [], []
+    beside = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    skipped = Counter(f"{_kind(path)} beside the class folders" for path in beside if path.suffix not in _NOTES)
     for number, name in enumerate(names):
         there = [path for path in (folder / name).iterdir() if not path.name.startswith(".")]
         files = sorted(path for path in there if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
@@ -231,7 +234,7 @@ def _kind(path: Path) -> str:
 def say_skipped(found: ClassSet) -> None:
     """Say what lies among the pictures and is not used; nothing where everything is."""
     if found.skipped:
-        say(f"{found.source}: skipped {_listed(found.skipped)}: not among the kinds of pictures that are read")
+        say(f"{found.source}: skipped {_listed(found.skipped)}: neither of a class nor of a kind that is read")
 
 
 def _listed(skipped: Mapping[str, int]) -> str:

@@ -2,7 +2,8 @@
 
 Three kinds of JSON lines, told apart by their fields:
 
-- ours: ``{"doc_id" or "question_id": …, "answer": "…"}``, and ``"prompt"`` where the words are to be compared;
+- ours: ``{"doc_id" or "question_id": …, "answer": "…"}``, and ``"prompt"`` where the words are to be compared; in place
+  of ``question_id`` also another of ``ID_COLUMNS``;
 - LLaVA's playground: ``{"question_id": …, "prompt": "…", "text": "…"}`` (and ``convert_*`` files without a prompt);
 - lmms-eval's samples: ``{"doc_id": …, "resps": ["…"], "target": …}``, as ``--log_samples`` writes them. lmms-eval 0.7
   leaves ``resps`` out where it equals ``filtered_resps``, writes the prompt as ``input``, and drops ``doc``, which
@@ -19,6 +20,9 @@ from typing import Any
 from benchmarks.data.caption_sets import read_lines
 from clips.errors import UserError
 
+ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
+"""The columns of lmms-eval's data sets that LLaVA's files may mean by ``question_id`` (TextVQA's is the image)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -28,6 +32,7 @@ class Answer:
         text: the answer.
         number: of the question in the data.
         id: of the question.
+        id_name: the field that it was read from.
         prompt: the question's words, with what was said of how to answer.
         image: the image's file name without its ending.
         category: the kind of question.
@@ -39,6 +44,7 @@ class Answer:
     text: str
     number: int | None = None
     id: str | None = None
+    id_name: str = "question_id"
     prompt: str | None = None
     image: str | None = None
     category: str | None = None
@@ -81,7 +87,9 @@ def _answer(row: Mapping[str, Any], place: str) -> Answer:
         text = text[0]
     if not isinstance(text, str):
         raise UserError(f"{place}: expected a text as 'answer' (ours), 'text' (LLaVA's) or 'resps' (lmms-eval's)")
-    number, name, image, doc, target = (row.get(key) for key in ("doc_id", "question_id", "image", "doc", "target"))
+    number, image, doc, target = (row.get(key) for key in ("doc_id", "image", "doc", "target"))
+    id_name = next((key for key in ID_COLUMNS if row.get(key) is not None), "question_id")
+    name = row.get(id_name)
     prompt, whole, category = (
         value if isinstance(value := row.get(key), str) else None for key in ("prompt", "input", "category")
     )
@@ -93,6 +101,7 @@ def _answer(row: Mapping[str, Any], place: str) -> Answer:
         text=text,
         number=number,
         id=None if name is None else str(name),
+        id_name=id_name,
         prompt=prompt,
         image=Path(image).stem if isinstance(image, str) else None,
         category=category,

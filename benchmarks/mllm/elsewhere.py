@@ -7,8 +7,9 @@ brings along of its question is compared with the data before anything is scored
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -147,46 +148,73 @@ def refuse_contradictions(
     """Compare what lmms-eval's samples say of their questions with the data: other data, or another order, differ.
 
     Compared are ``target`` with the task's, the texts and numbers of ``doc`` with the row's, and ``input`` with the
-    question's words, all without regard to case, articles and the like. ``doc_hash`` tells nothing: lmms-eval 0.7
-    writes the hash of ``null`` into every sample.
+    question's words and with the task's prompts: a text that is the prompt of another question and does not contain
+    this one's. Texts are compared without regard to case, articles and the like, numbers by their values. ``doc_hash``
+    tells nothing: lmms-eval 0.7 writes the hash of ``null`` into every sample.
 
     Raises:
         UserError: naming how many contradict the data, and the first of them.
     """
-    wrong = [(place, said) for place, answer in places.items() if (said := _contradiction(answer, docs[place], task))]
+    given = any(answer.input is not None for answer in places.values())
+    prompts = [_prompt(task, doc) for doc in docs] if given else [""] * len(docs)
+    all_prompts = frozenset(prompts)
+    wrong = []
+    for place, answer in places.items():
+        for what, theirs, ours in _compared(answer, docs[place], task, prompts[place], all_prompts):
+            if not _equal(theirs, ours):
+                wrong.append(f"question {place}: {what} {str(theirs)[:80]!r}, in the data {str(ours)[:80]!r}")
+                break
     if wrong:
-        place, said = wrong[0]
         raise UserError(
             f"{file}: {len(wrong)} of {len(places)} answers say otherwise of their question than the data, the first "
-            f"of question {place}: {said} (expected the data and the order in which they were asked)"
+            f"of {wrong[0]} (expected the data and the order in which they were asked)"
         )
 
 
-def _contradiction(answer: Answer, doc: Mapping[str, Any], task: Any) -> str:
-    """The first thing that differs; empty where nothing does."""
-    for what, theirs, ours in _compared(answer, doc, task):
-        if loosest(theirs) != loosest(ours):
-            return f"{what} {theirs[:80]!r}, in the data {ours[:80]!r}"
-    return ""
-
-
-def _compared(answer: Answer, doc: Mapping[str, Any], task: Any) -> Iterator[tuple[str, str, str]]:
+def _compared(
+    answer: Answer, doc: Mapping[str, Any], task: Any, prompt: str, prompts: Collection[str]
+) -> Iterator[tuple[str, object, object]]:
     """(what, in the file, in the data) of all that both sides have."""
     for name, theirs in (answer.doc or {}).items():
         ours = doc.get(name)
         if isinstance(theirs, str | int | float) and isinstance(ours, str | int | float):
-            yield f"doc.{name}", str(theirs), str(ours)
+            yield f"doc.{name}", theirs, ours
     if answer.target is not None and (target := _of_task(task.doc_to_target, doc)) is not None:
         yield "target", answer.target, target
-    question = loosest(str(doc.get("question", "")))
-    if answer.input is not None and question and question in loosest(_of_task(task.doc_to_text, doc) or ""):
-        told = question in loosest(answer.input)  # a prompt for another model has the same question in other words
-        yield "input", question if told else answer.input, question
+    if answer.input is None:
+        return
+    given, question = loosest(answer.input), loosest(str(doc.get("question", "")))
+    if question and question in prompt:
+        yield "input", question if question in given else answer.input, question
+    if prompt and prompt not in given and given in prompts:  # else a prompt for another model, in other words
+        yield "input", answer.input, _of_task(task.doc_to_text, doc)
 
 
-def _of_task(function: Any, doc: Mapping[str, Any]) -> str | None:
+def _equal(theirs: object, ours: object) -> bool:
+    """Whether a value of the file is that of the data; lmms-eval writes numbers as texts, too."""
+    if loosest(str(theirs)) == loosest(str(ours)):
+        return True
+    texts = isinstance(theirs, str) and isinstance(ours, str)
+    return not texts and (number := _number(theirs)) is not None and number == _number(ours)
+
+
+def _number(value: object) -> Decimal | None:
+    """Exact, so that long ids differ; True and False are 1 and 0, as in columns of class labels."""
+    try:
+        number = Decimal({"True": "1", "False": "0"}.get(str(value), str(value)))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _prompt(task: Any, doc: Mapping[str, Any]) -> str:
+    prompt = _of_task(task.doc_to_text, doc)
+    return loosest(prompt) if isinstance(prompt, str) else ""
+
+
+def _of_task(function: Any, doc: Mapping[str, Any]) -> Any:
     """What a task's function makes of a question; None where it wants the image, which is not looked at here."""
     try:
-        return str(function(dict(doc)))
+        return function(dict(doc))
     except Exception:
         return None

@@ -1,10 +1,10 @@
 """Which answer belongs to which question of the data, where nobody wrote the file for these data.
 
 Two things are decided apart. *By what* an answer is told: the question's number in the data, its image with its words,
-its id with or without its words, its words alone. Order tells nothing: where the same words are asked of many images,
-a wrong order looks right. And *how literally*: `WAYS`, each of which adds one simplification to those before it, on
-both sides. An answer takes the first way that finds it a question; what two questions have in common after a
-simplification finds neither, and of two answers to one question none is taken.
+its id with its words, its id under the data's name for it, its words alone. Order tells nothing: where the same words
+are asked of many images, a wrong order looks right. And *how literally*: `WAYS`, each of which adds one simplification
+to those before it, on both sides. An answer takes the first way that finds it a question; what two questions have in
+common after a simplification finds neither, and of two answers to one question none is taken.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mllm.answers import Answer
+from benchmarks.mllm.answers import ID_COLUMNS, Answer
 from clips.errors import UserError
 
-ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
-"""The columns of lmms-eval's data sets that LLaVA's files may mean by ``question_id`` (TextVQA's is the image)."""
 TAILS = (
     "please answer yes or no.",
     "answer the question with yes or no.",
@@ -29,6 +27,8 @@ TAILS = (
     "answer with the option's letter from the given choices directly.",
 )
 """What says how to answer, at the end of questions (MME's) and of prompts, in lower case."""
+TAIL_LINES = re.compile(r"\(?[A-Z]\)?[.):] |Reference OCR tokens?:")
+"""How lines begin that LLaVA's prompts add below a question (options, TextVQA's OCR). Any other line may ask."""
 MISSPELLINGS = {"imange": "image"}
 """Known misspellings in published questions: POPE's until November 2023, in which LLaVA's answers were made."""
 
@@ -44,6 +44,15 @@ def _without_tail(text: str) -> str:
     while tail := next((each for each in TAILS if text.lower().endswith(each)), ""):
         text = text[: -len(tail)].rstrip()
     return text
+
+
+def _without_lines(text: str) -> list[str]:
+    """A prompt, and what is left of it without its last line, its last two and so on, while these do not ask."""
+    texts, lines = [_plain(text)], text.strip().splitlines()
+    while len(lines) > 1 and (_plain(lines[-1]).lower() in TAILS or TAIL_LINES.match(lines[-1].strip())):
+        lines.pop()
+        texts.append(_plain(" ".join(lines)))
+    return texts
 
 
 def _short(name: str) -> str:
@@ -67,7 +76,7 @@ class Way:
         name: said beside the number of answers that it found a question for.
         words: of a question's words, white space collapsed.
         id: of a question's id.
-        lines: whether a prompt's last lines may be left out, one by one.
+        lines: whether a prompt's last lines may be left out, one by one, if they are of ``TAILS`` or ``TAIL_LINES``.
     """
 
     name: str
@@ -105,9 +114,7 @@ class _Asked:
     def keys(self, upto: int) -> list[Hashable]:
         """What it is told by after the first ``upto`` + 1 ways, the whole prompt first."""
         ways, name = WAYS[: upto + 1], self.id
-        lines = self.words.strip().splitlines() if any(way.lines for way in ways) else []
-        texts = [" ".join(lines[:count]) for count in range(len(lines), 0, -1)] or [self.words]
-        texts = [_plain(text) for text in texts]
+        texts = _without_lines(self.words) if any(way.lines for way in ways) else [_plain(self.words)]
         for way in ways:
             name, texts = way.id(name), [way.words(text) for text in texts]
         return [(self.fixed, name, text) for text in texts]
@@ -160,7 +167,9 @@ def match(answers: Sequence[Answer], docs: Sequence[Mapping[str, Any]], file: st
         found.append(each)
     if not found:
         told = f"{len(answers)} answers and {len(docs)} questions"
-        raise UserError(f"{file}: neither ids nor words tell which of its {told} belong together (expected 'doc_id')")
+        ids = [name for name in ID_COLUMNS if len({str(doc[name]) for doc in docs if name in doc}) == len(docs)]
+        names = " or ".join(map(repr, ["doc_id", *ids]))
+        raise UserError(f"{file}: neither ids nor words tell which of its {told} belong together (expected {names})")
     best = max(found, key=lambda each: len(each.places))
     excusable = bool(best.places) and (not best.strangers or best.by.endswith("words"))
     if partial and excusable:
@@ -193,6 +202,8 @@ def _told_by(
     for column in ID_COLUMNS if all(answer.id is not None for answer in answers) else ():
         if any(doc.get(column) is None for doc in docs):
             continue
+        if not words and any(answer.id_name != column for answer in answers):
+            continue  # numbers of something else often lie in the range of these, and nothing else would tell
         yield (
             f"{column} and words" if words else column,
             [_Asked(id=str(each.id), words=text) for each, text in zip(answers, prompts, strict=True)],
@@ -204,9 +215,9 @@ def _told_by(
 
 def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: Sequence[_Asked]) -> Match | None:
     """Way by way; None where the data's own words and ids do not tell the questions apart."""
-    taken: dict[int, int] = {}
+    taken: dict[int, tuple[int, str]] = {}
+    contested: set[int] = set()
     free = list(range(len(answers)))
-    ways: Counter[str] = Counter()
     for level, way in enumerate(WAYS):
         if not free:
             break
@@ -216,20 +227,24 @@ def _assign(by: str, answers: Sequence[Answer], asked: Sequence[_Asked], docs: S
             places[key] = _AMBIGUOUS if key in places else place
         if level == 0 and len(places) < len(docs):
             return None
-        claims: dict[int, list[int]] = {}
+        left = []
         for index in free:
             place = next((places[key] for key in asked[index].keys(level) if key in places), _AMBIGUOUS)
-            if place != _AMBIGUOUS and place not in taken:
-                claims.setdefault(place, []).append(index)
-        new = {place: several[0] for place, several in claims.items() if len(several) == 1}
-        taken |= new
-        free = sorted(set(free) - set(new.values()))
-        ways |= {way.name: len(new)} if new else {}
+            if place == _AMBIGUOUS:
+                left.append(index)
+            elif place in taken or place in contested:  # by this way or an earlier one: nobody knows which counts
+                taken.pop(place, None)
+                contested.add(place)
+            else:
+                taken[place] = index, way.name
+        free = left
+    used = {index for index, _ in taken.values()}
+    counts = Counter(name for _, name in taken.values())
     return Match(
-        places={place: answers[taken[place]] for place in sorted(taken)},
+        places={place: answers[taken[place][0]] for place in sorted(taken)},
         by=by,
-        ways=ways,
-        strangers=[answers[index] for index in free],
+        ways={way.name: counts[way.name] for way in WAYS if counts[way.name]},
+        strangers=[answer for index, answer in enumerate(answers) if index not in used],
         unanswered=len(docs) - len(taken),
     )
 

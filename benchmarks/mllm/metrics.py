@@ -339,7 +339,8 @@ def generic_reader(
         samples: lmms-eval's.
         values: name of a metric → lmms-eval's number, None where it gives none.
         directions: of them, whether higher is better; hallucinations and errors are better few.
-        scale: what to multiply them by to show them; by default 100 for those of which all numbers are from 0 to 1.
+        scale: what to multiply them by to show them; by default 100 for those of which all numbers are from 0 to 1 and
+            higher is better: a number of errors may lie there by chance.
     """
     names = list(values)
     found = {name: [_number(sample.get(name)) for sample in samples] for name in names}
@@ -351,7 +352,7 @@ def generic_reader(
                 label=name.replace("_", " "),
                 formula="mean" if name in usable else None,
                 columns=(f"score_{name}",) if name in usable else (),
-                scale=scale or _scale([*found[name], values[name]]),
+                scale=scale or (1.0 if directions.get(name) is False else _scale([*found[name], values[name]])),
                 higher_is_better=directions.get(name) is not False,  # None where the definition does not say
             )
             for name in names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -219,6 +220,8 @@ def _run_locked(keyed: KeyedPlan, config: StudyConfig, lock: int) -> Summary:
             executor=study.executor,
             resources=keyed.resources,
             observer=progress,
+            confirm_hours=math.inf if config.yes else study.confirm_hours,
+            study=config.study,
         )
     now = dataclasses.replace(keyed, keys=current_keys(keyed.plan))
     write_study_record(output, study_record(now, config.file))

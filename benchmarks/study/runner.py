@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import secrets
 import signal
@@ -35,7 +37,7 @@ from benchmarks.study.state import (
     write_record,
 )
 from benchmarks.study.steps import Step, in_order
-from benchmarks.study.trash import move_outputs
+from benchmarks.study.trash import Replacement, check_costly, move_outputs, replacements
 from clips.artifact import git_state, versions, write_file
 from clips.errors import UserError
 from clips.plain import to_yaml
@@ -92,6 +94,8 @@ def run_steps(
     executor: ExecutorConfig | None = None,
     resources: Mapping[str, Resources] | None = None,
     threads: int | None = None,
+    confirm_hours: float = math.inf,
+    study: str = "",
 ) -> Summary:
     """Run every step that is not done, parents first.
 
@@ -106,6 +110,8 @@ def run_steps(
         executor: where they run; on this machine where None.
         resources: step name → what it is given; one process each where None.
         threads: OMP_NUM_THREADS of each process; None: an equal share of the cores.
+        confirm_hours: a step whose key changed after the start, so that it would make again what took longer, fails.
+        study: as it is named on the command line, for what is said of such a step.
 
     Raises:
         UserError: a program is not installed, or the executor cannot give what a step asks for.
@@ -119,7 +125,8 @@ def run_steps(
         present = [name for name, step in waiting.items() if is_done(step, known[name], output)]
         for name in present:
             observer.changed(waiting.pop(name), "present", read_record(output, name))
-        state = _State(output, keys, observer, opened, given, threads, finished=set(present))
+        confirm = functools.partial(check_costly, hours=confirm_hours, study=study)
+        state = _State(output, keys, observer, opened, given, threads, confirm, finished=set(present))
         try:
             state.find_again(waiting, known)
             while waiting or state.running:
@@ -147,10 +154,11 @@ class _State:
         executor: Executor,
         resources: Mapping[str, Resources],
         threads: int | None,
+        confirm: Callable[[Sequence[Replacement]], None],
         finished: set[str],
     ) -> None:
         self.output, self.keys, self.observer, self.executor = output, keys, observer, executor
-        self.resources, self.threads, self.finished = resources, threads, finished
+        self.resources, self.threads, self.confirm, self.finished = resources, threads, confirm, finished
         self.running: dict[str, _Run] = {}
         self.done: list[str] = []
         self.failed: list[str] = []
@@ -176,19 +184,28 @@ class _State:
                 self.observer.changed(step, "blocked", None)
             elif self.finished.issuperset(step.parents):
                 ready.append(step)
-        jobs = [self._prepare(waiting.pop(step.name)) for step in self.executor.choose(ready)] if ready else []
+        chosen = [waiting.pop(step.name) for step in self.executor.choose(ready)] if ready else []
+        jobs = [job for job in map(self._prepare, chosen) if job is not None]
         ids = self.executor.start(jobs) if jobs else {}
         for job in jobs:
             run = self.running[job.step.name]
             record = dataclasses.replace(run.record, job=ids.get(job.step.name, ""))
             self._noted(dataclasses.replace(run, record=record))
 
-    def _prepare(self, step: Step) -> Job:
-        """What a step needs before it starts: room for its outputs, its config, and a record that says so."""
+    def _prepare(self, step: Step) -> Job | None:
+        """What a step needs before it starts: room for its outputs, its config, and a record that says so.
+
+        None where it would make again what nobody has confirmed: its key may have changed since the start.
+        """
         directory = step_directory(self.output, step.name)
         before = read_record(self.output, step.name)
         key = self.keys()[step.name]
         goes_on = before is not None and before.key == key.key and before.outcome != "done"
+        try:
+            self.confirm(replacements([step], {step.name: key}, self.output))
+        except UserError as error:
+            self._refuse(step, key, str(error))
+            return None
         job = self._job(step, secrets.token_hex(8), append=goes_on)
         if before is not None and before.at_work:
             self.executor.abandon(self._job(step, before.token, append=goes_on), before.job)
@@ -217,6 +234,22 @@ class _State:
         write_record(self.output, record)
         self.running[step.name] = _Run(step, record)
         return job
+
+    def _refuse(self, step: Step, key: StepKey, problem: str) -> None:
+        """Fail a step before it starts. Its record stays as it is, so that it goes on if the change is undone."""
+        self.executor.release(step)
+        self.failed.append(step.name)
+        command = command_line(step, self.output, self.resources[step.name])
+        record = StepRecord(
+            name=step.name,
+            kind=step.kind,
+            command=command,
+            key=key.key,
+            outcome="failed",
+            started=time.time(),
+            log_tail=(problem,),
+        )
+        self.observer.changed(step, "failed", record)
 
     def _job(self, step: Step, token: str, *, append: bool) -> Job:
         resources, directory = self.resources[step.name], step_directory(self.output, step.name)

@@ -94,6 +94,9 @@ class Executor(Protocol):
     def choose(self, ready: Sequence[Step]) -> list[Step]:
         """Those that can be started now, in the order of the study; room for them is taken."""
 
+    def release(self, step: Step) -> None:
+        """A step that was chosen is not started after all: the room for it is free again."""
+
     def start(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         """Start jobs that were chosen; step → id, of those that outlive the runner."""
 

@@ -75,6 +75,11 @@ class Children:
         self.environments |= chosen
         return [step for step in ready if step.name in chosen]
 
+    def release(self, step: Step) -> None:
+        """Its place or GPUs are free again."""
+        self.environments.pop(step.name)
+        self.room.give_back(step.name)
+
     def start(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         """Start each; none outlives the runner."""
         for job in jobs:

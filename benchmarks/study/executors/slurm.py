@@ -125,6 +125,9 @@ class Slurm:
         """All: SLURM has the queue."""
         return list(ready)
 
+    def release(self, step: Step) -> None:
+        """Nothing: no room was taken."""
+
     def start(self, jobs: Sequence[Job]) -> Mapping[str, str]:
         """Submit them; those that ask for the same as one array.
 

@@ -1,0 +1,136 @@
+"""Which question an answer made elsewhere is taken for, where a wrong one would look right."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks.mllm.answers import Answer, read_answers
+from benchmarks.mllm.elsewhere import refuse_contradictions
+from benchmarks.mllm.matching import match
+from clips.errors import UserError
+
+
+def _answers(tmp_path, *lines: str) -> list[Answer]:
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return read_answers(file)
+
+
+def test_ids_alone_match_no_column_of_another_name(tmp_path):
+    """Numbers from 1 against an index from 0: all of them are found there, each one off."""
+    docs = [{"question_id": f"q{number}", "index": number, "question": f"Q{number}?"} for number in range(8)]
+    told = _answers(tmp_path, *[f'{{"question_id": {number}, "answer": "{number - 1}"}}' for number in range(1, 8)])
+    with pytest.raises(UserError, match=r"8 of 8 questions have no answer, 7 of 7 answers no question"):
+        match(told, docs, "f", partial=True)
+    told = _answers(tmp_path, *[f'{{"index": {number}, "answer": "{number}"}}' for number in range(8)])
+    found = match(told, docs, "f")
+    assert {place: answer.text for place, answer in found.places.items()} == {n: str(n) for n in range(8)}
+    assert found.by == "index"
+    del docs[0]["question_id"]
+    told = _answers(tmp_path, '{"question_id": 1, "answer": "0"}')
+    with pytest.raises(UserError, match=r"neither ids nor words .* \(expected 'doc_id' or 'index'\)"):
+        match(told, docs, "f", partial=True)
+
+
+def test_ids_with_words_may_stand_in_another_column(tmp_path):
+    """LLaVA's `question_id` is TextVQA's `image_id`; the words tell that it is meant."""
+    docs: list[dict[str, Any]] = [
+        {"question_id": number, "image_id": f"image{number}", "question": f"What is {number}?"} for number in range(2)
+    ]
+    lines = [f'{{"question_id": "image{n}", "prompt": "What is {n}?", "text": "{n}"}}' for n in (1, 0)]
+    found = match(_answers(tmp_path, *lines), docs, "f")
+    assert found.by == "image_id and words"
+    assert {place: answer.text for place, answer in found.places.items()} == {0: "0", 1: "1"}
+
+
+def test_of_two_answers_to_one_question_none_is_taken_across_ways():
+    docs = [{"question_id": "1", "question": "Is it an apple?"}, {"question_id": "2", "question": "Is it red?"}]
+    told = [
+        Answer(text="yes", id="1", prompt="Is it an apple?"),
+        Answer(text="no", id="1", prompt="is it a apple?"),
+        Answer(text="no", id="2", prompt="Is it red?"),
+    ]
+    with pytest.raises(UserError, match=r"1 of 2 questions have no answer, 2 of 3 answers no question"):
+        match(told, docs, "f")
+    for order in (told, told[::-1]):
+        found = match(order, docs, "f", partial=True)
+        assert found.places == {1: told[2]}
+        assert found.ways == {"as written": 1}
+        assert [answer.text for answer in found.strangers] == [each.text for each in order if each.id == "1"]
+
+
+def _scores(prompt: str, *questions: str) -> dict[int, Answer]:
+    """What is matched of two answers, told by their words, of which the second has its question."""
+    answers = [Answer(text="yes", prompt=prompt), Answer(text="no", prompt="Who?")]
+    found = match(answers, [{"question": text} for text in (*questions, "Who?")], "f", partial=True)
+    return {place: answer for place, answer in found.places.items() if answer is answers[0]}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("What is shown?\nHint: left half only.", []),  # the first line is another question
+        ("What is shown?\nAnswer the question using a single word or phrase.", [0]),
+        ("What is shown?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly.", [0]),
+        ("What is shown?\n(A) a cat\n(B) a dog", [0]),
+        ("What is shown?\nReference OCR token: CAT, Hint\nAnswer the question using a single word or phrase.", [0]),
+        ("What is shown?\nHint: the left half.\nAnswer the question using a single word or phrase.", [1]),
+        ("What is shown?\nHint: left half only.\nReference OCR token: CAT", []),
+        ("What is shown?\nA. a cat.\nA man is in the middle.", []),  # not options to its end
+    ],
+)
+def test_only_lines_that_are_known_not_to_ask_are_left_out(prompt, found):
+    places = _scores(prompt, "What is shown?", "What is shown?\nHint: the left half.")
+    assert list(places) == found
+
+
+QUERY = SimpleNamespace(doc_to_target=lambda doc: doc["answer"], doc_to_text=lambda doc: doc["query"] + " Answer.")
+"""A task of lmms-eval's whose column of questions has another name."""
+
+
+def test_input_is_compared_whatever_the_column_of_questions_is_called():
+    docs = [{"query": f"Is it {colour}?", "answer": "yes"} for colour in ("red", "blue", "green")]
+    right = [Answer(text="x", number=n, target="yes", input=QUERY.doc_to_text(doc)) for n, doc in enumerate(docs)]
+    refuse_contradictions(dict(enumerate(right)), docs, QUERY, "f")
+    with pytest.raises(UserError, match=r"2 of 3 answers .* question 0: input 'Is it blue\? Answer.', in the data 'Is"):
+        refuse_contradictions(dict(enumerate([right[1], right[0], right[2]])), docs, QUERY, "f")
+    others = [Answer(text="x", number=n, target="yes", input=f"USER: {n}") for n in range(3)]
+    refuse_contradictions(dict(enumerate(others)), docs, QUERY, "f")  # another model's prompt: nothing contradicts
+    framed = [Answer(text="x", number=n, input=f"USER: {each.input} ASSISTANT:") for n, each in enumerate(right)]
+    refuse_contradictions(dict(enumerate(framed)), docs, QUERY, "f")
+    same = [{"query": "Describe it.", "answer": str(number)} for number in range(3)]
+    told = [Answer(text="x", number=n, input=QUERY.doc_to_text(doc)) for n, doc in enumerate(same)]
+    refuse_contradictions(dict(enumerate(told)), same, QUERY, "f")  # all prompts are alike
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "agree"),
+    [
+        (1, 1.0, True),
+        (1, True, True),
+        (1, False, False),
+        (1, 2.0, False),
+        (0.1, 0.1, True),
+        (9007199254740993, 9007199254740992, False),  # the same as floats
+        ("12", 12.0, True),
+        ("True", 1, True),
+        ("red", 1, False),
+        ("1.0", "1", False),  # texts
+        (float("nan"), float("nan"), True),
+    ],
+)
+def test_numbers_are_compared_as_numbers(theirs, ours, agree):
+    task = SimpleNamespace(doc_to_target=lambda doc: doc["label"], doc_to_text=lambda doc: "What?")
+    in_doc = Answer(text="x", number=0, doc={"label": theirs})
+    as_target = Answer(text="x", number=0, target=str(theirs))  # lmms-eval writes all targets as texts
+    for what, answer in (("doc.label", in_doc), ("target", as_target)):
+        if agree:
+            refuse_contradictions({0: answer}, [{"label": ours}], task, "f")
+            continue
+        with pytest.raises(
+            UserError, match=rf"1 of 1 answers say otherwise .*: {what} '{theirs}', in the data '{ours}'"
+        ):
+            refuse_contradictions({0: answer}, [{"label": ours}], task, "f")
