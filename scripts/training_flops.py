@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.study.commands import current_keys
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import read_study
+from benchmarks.study.lock import locked
 from benchmarks.study.runner import run_steps
 from benchmarks.study.steps import Step
 from clips.commandline.parsing import parse_config
@@ -80,7 +81,8 @@ def make_data(plan: Plan) -> None:
     steps = [step for step in plan.steps if step.kind == "data"]
     directory = plan.study.directory
     directory.mkdir(parents=True, exist_ok=True)
-    summary = run_steps(steps, lambda: current_keys(plan), directory, jobs=1, observer=_Quiet())
+    with locked(directory) as lock:
+        summary = run_steps(steps, lambda: current_keys(plan), directory, lock=lock, jobs=1, observer=_Quiet())
     if not summary.complete:
         raise UserError(f"{directory}/steps: {', '.join(summary.failed)} failed; see its log.txt")
 

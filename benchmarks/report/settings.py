@@ -18,7 +18,7 @@ from benchmarks.report.comparing import Evidence
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
-from benchmarks.report.table import Cell, Column, Table
+from benchmarks.report.table import Cell, Column
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
 from benchmarks.wording import column_title, decimals, number, score
