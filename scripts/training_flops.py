@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.commands import current_keys
+from benchmarks.study.lock import locked
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import read_study
-from benchmarks.study.lock import locked
 from benchmarks.study.runner import run_steps
 from benchmarks.study.steps import Step
 from clips.commandline.parsing import parse_config
