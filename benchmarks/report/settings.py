@@ -128,9 +128,7 @@ def _slope_weights(setting: Sequence[float]) -> list[float]:
     return [(log - fmean(logs)) / squares for log in logs]
 
 
-def _slope_interval(
-    cells: Sequence[Cell], weights: Sequence[float], evidence: Evidence
-) -> tuple[float, float] | None:
+def _slope_interval(cells: Sequence[Cell], weights: Sequence[float], evidence: Evidence) -> tuple[float, float] | None:
     """The interval of a weighted sum; None where the points do not share their items, or nothing is known of noise."""
     scores, noise = [found for cell in cells if (found := evidence.scores(cell))], evidence.training_noise(cells[0])
     if len(scores) < len(cells) or not all(comparable(scores[0], each) for each in scores):
