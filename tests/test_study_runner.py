@@ -136,6 +136,17 @@ def test_an_output_that_was_deleted_is_made_again(tmp_path):
     assert run(tmp_path, steps)[0].done == ("data",)
 
 
+def test_a_record_with_fields_of_another_version_is_read(tmp_path):
+    """Taken for none, its step was begun anew."""
+    run(tmp_path, [make(tmp_path, "data")])
+    record, file = read_record(tmp_path, "data"), tmp_path / "steps" / "data" / "step.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text(encoding="utf-8")), "another": {"field": 1}}), encoding="utf-8"
+    )
+    assert read_record(tmp_path, "data") == record
+    assert run(tmp_path, [make(tmp_path, "data")])[0].done == ()
+
+
 @pytest.mark.parametrize("outcome", ["running", "interrupted", "failed"])
 def test_what_a_killed_run_took_is_counted_until_its_last_note(tmp_path, monkeypatch, outcome):
     monkeypatch.setattr(runner, "NOTE_SECONDS", 0.05)

@@ -96,7 +96,8 @@ def read_record(output: Path, name: str) -> StepRecord | None:
     try:
         data = json.loads((step_directory(output, name) / RECORD).read_text(encoding="utf-8"))
         lists = {name: tuple(data.get(name, ())) for name in ("log_tail", "made", "accepted")}
-        return StepRecord(**{**data, **lists})
+        known = {field.name for field in dataclasses.fields(StepRecord)}  # another version may know others
+        return StepRecord(**{name: value for name, value in data.items() if name in known} | lists)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
