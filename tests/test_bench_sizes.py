@@ -37,6 +37,7 @@ def result(folder: Path, benchmark: str, row: str = "clip", count: int = 120, **
         ("pope", {"task": TASK, "questions": 9000}, "", "120"),
         ("pope", {"task": TASK, "questions": 300}, "300 of 9,000 questions", "120 (300 of 9,000 questions)"),
         ("gqa", {"task": "lmms-eval's mine", "questions": 120}, "", "120"),
+        ("gqa", {"task": TASK, "questions": 120}, "", "120"),  # other data by POPE's prompt and scorer
         ("gqa", {"task": "lmms-eval's mine", "questions": 120, "full_size": 500}, "120 of 500 questions", "120 of 500"),
         ("gqa", {"layout": "winoground", "cases": 120}, "120 of 400 cases", "120 of 400"),
         ("retrieval", {"task": "retrieval", "pictures": 30}, "", "120"),
