@@ -10,6 +10,7 @@ import torch
 
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
+from clips.identity import RUN_ONLY
 from clips.parallel.processes import Processes, start_processes
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify
@@ -19,16 +20,16 @@ from clips.training.standing import CHECKPOINTS, LoopState, checkpoints, read_lo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataPart:
-    workers: int = 0
+    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     path: str = "x"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    output: str
+    output: str = dataclasses.field(metadata=RUN_ONLY)
     rate: float = 0.1
-    log_every: int = 10
-    may_change: tuple[str, ...] = ()
+    log_every: int = dataclasses.field(default=10, metadata=RUN_ONLY)
+    may_change: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     data: DataPart = dataclasses.field(default_factory=DataPart)
 
 
