@@ -1,7 +1,7 @@
 """Do the intervals and tests of the reports hold what they promise? By simulation of benchmarks, models and seeds.
 
-    python scripts/check_statistics.py                       (about half an hour on one core)
-    python scripts/check_statistics.py --trials 50           (a look)
+    python scripts/check_statistics.py                       (some two hours on one core)
+    python scripts/check_statistics.py --trials 60           (a third of an hour)
 
 In each world all models are equally good for the population of images and of trainings, and differ by luck alone: each
 answers some images in its own lasting way, each training answers some anew and is a little better or worse at all.

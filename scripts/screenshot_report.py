@@ -7,11 +7,15 @@ Needs playwright (the extra `dev`) and Chromium.
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 WIDTH, HEIGHT = 1280, 1000
+COLORS = 128  # a page has few
 
 
 def main() -> int:
@@ -26,8 +30,9 @@ def main() -> int:
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.goto(page_file.resolve().as_uri())
-        page.screenshot(path=str(output), scale="css")
+        image = Image.open(io.BytesIO(page.screenshot(scale="css"))).convert("RGB")
         browser.close()
+    image.quantize(COLORS, dither=Image.Dither.NONE).save(output, optimize=True)
     return 0
 
 

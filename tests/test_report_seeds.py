@@ -120,6 +120,19 @@ def test_a_model_that_was_evaluated_once_has_one_number(study, tmp_path):
     assert (lines["pretrained"]["seeds"], lines["pretrained"]["seed 1"], lines["whole"]["seeds"]) == ("1", "", "3")
 
 
+def test_the_result_of_another_row_is_no_number_of_a_cell(study, tmp_path):
+    """A copy over a study's file stood there as the row's own, without a word."""
+    copied = tmp_path / "study"
+    shutil.copytree(study, copied)
+    for kind in ("json", "items.parquet"):
+        shutil.copy(*(copied / "results" / row / f"retrieval.{kind}" for row in ("part.block.8-s0", "whole-s0")))
+    built = build_report(copied)
+    outcome = built.source.outcomes["whole (seed 0)", "retrieval"]
+    assert "expected 'whole-s0' on 'retrieval', got 'part.block.8-s0' on 'retrieval'" in outcome.reason
+    cell = built.table.cell(built.table.rows[1], built.table.columns[0])
+    assert cell.by_seed == pytest.approx({1: 25, 2: 30})
+
+
 def test_a_figure_has_a_curve_for_each_strategy_and_a_level_for_what_stands_beside(study):
     built = build_report(study)
     lines = rows_of(FORMATS["settings"].render(built))

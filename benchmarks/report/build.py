@@ -39,10 +39,12 @@ def build_table(
         for cell in _plain_cells(source, column):
             cells[cell.row, column.benchmark, column.metric] = cell
     table = Table(rows=source.rows, columns=tuple(columns), cells=cells, comparisons=0)
+    evidence = evidence or Evidence(source)
+    table = with_intervals(table, evidence)
     if by_seed:
         return table
-    evidence = evidence or Evidence(source)
-    table = over_seeds(table, evidence) if has_seeds(source) else with_intervals(table, evidence)
+    if has_seeds(source):
+        table = over_seeds(table, evidence)
     return with_comparisons([table], evidence)[0] if primary_only else table
 
 

@@ -92,7 +92,7 @@ def build_report(
     source = selection.of_source(everything)
     places = selection.places(source)
     evidence = Evidence(source)
-    whole, single = build_table(source, evidence, also=places), build_table(source, also=places, by_seed=True)
+    whole, single = build_table(source, evidence, also=places), build_table(source, evidence, also=places, by_seed=True)
     details = build_table(source, evidence, primary_only=False)
     source, by_row, table = of_benchmarks(source, places), only(single, places), only(whole, places)
     shown = published or (source.study.published if source.study else ())

@@ -124,8 +124,9 @@ def mean_slope(curves: Sequence[Mapping[float, Cell]], evidence: Evidence) -> Sl
 def _slope_weights(setting: Sequence[float]) -> list[float]:
     """What each point counts in the slope of a line through all, by least squares on the setting's logarithm."""
     logs = [math.log2(value) for value in setting]
-    squares = sum((log - fmean(logs)) ** 2 for log in logs)
-    return [(log - fmean(logs)) / squares for log in logs]
+    centered = [log - fmean(logs) for log in logs]
+    squares = sum(each**2 for each in centered)
+    return [each / squares for each in centered]
 
 
 def _slope_interval(cells: Sequence[Cell], weights: Sequence[float], evidence: Evidence) -> tuple[float, float] | None:
