@@ -17,7 +17,7 @@ import pytest
 from colours import contrast
 from test_report_page import Loads
 
-from llava_bridge.asking.reply import Decoding, Reply
+from llava_bridge.asking.reply import Decoding, Prompt, Reply
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -58,31 +58,37 @@ addEventListener("securitypolicyviolation", event => complaints.push(event.viola
 
 
 class Site:
-    """A server whose model is played by ``self.reply``, and whose page runs a script that reports."""
+    """A server whose model is played by ``self.replies``, and whose page runs a script that reports."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.asked: list[tuple[list[Any], list[Any], Decoding]] = []
         self.reports: queue.Queue[Any] = queue.Queue()
         self.page, self.folder = folder / "page.html", folder
         self.cancelled = threading.Event()
-        monkeypatch.setattr(worker, "reply", self.reply)
+        monkeypatch.setattr(worker, "prompt", self.prompt)
+        monkeypatch.setattr(worker, "replies", self.replies)
         monkeypatch.setattr(serving, "PAGE", self.page)
 
-    def reply(
-        self, model: Any, processor: Any, pictures: Any, messages: Any, decoding: Any, *, on_text: Any, cancelled: Any
-    ) -> Reply:
-        """Say the colour of the last picture, and on and on of what is endless."""
+    def prompt(
+        self, model: Any, processor: Any, pictures: Any, messages: Any, decoding: Decoding, **told: Any
+    ) -> Prompt:
+        """Keep what is asked for, as the model has neither tokenizer nor context."""
         self.asked.append((pictures, messages, decoding))
-        if "fail" in messages[-1]["content"]:
+        return Prompt(ids=[0], pictures=pictures, decoding=decoding, most=1, **told)
+
+    def replies(self, model: Any, processor: Any, prompts: list[Prompt]) -> list[Reply]:
+        """Say the color of the last picture, and on and on of what is endless."""
+        (prompt,), question = prompts, self.asked[-1][1][-1]["content"]
+        if "fail" in question:
             raise RuntimeError("as asked")
-        text = f"<b>{pictures[-1].getpixel((0, 0))}</b>" if pictures else "no picture"
+        text = f"<b>{prompt.pictures[-1].getpixel((0, 0))}</b>" if prompt.pictures else "no picture"
         for piece in text:
-            on_text(piece)
-        if "endless" in messages[-1]["content"]:
-            while not cancelled():
+            prompt.on_text(piece)
+        if "endless" in question:
+            while not prompt.cancelled():
                 time.sleep(0.01)
             self.cancelled.set()
-        return Reply(text=text, prompt_tokens=5, new_tokens=len(text), finish="stop")
+        return [Reply(text=text, prompt_tokens=5, new_tokens=len(text), finish="stop")]
 
     def browse(self, script: str, *flags: str) -> Any:
         """What ``script`` returns in a browser that has opened the page."""
