@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.protocol import CODE
 from benchmarks.sharing import join, of_first, together
 from benchmarks.source_code import source_hash
-from clips.artifact import whole_file, writing
+from clips.core.artifact import whole_file, writing
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,7 @@ from benchmarks.study.schema import Study
 from benchmarks.study.shipped import study_file
 from benchmarks.study.state import StepKey, is_done, read_record, step_keys
 from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
-from clips.artifact import git_state, say, versions
+from clips.core.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:
