@@ -17,12 +17,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clips.core.identity import VERSIONS, digest
+from clips.core.identity import digest, version_of
 
 INPUT = "input_"
 FULL_SIZE = "full_size"
 """Items of the data where only a part of them was used; how many were used is another entry."""
-CODE = VERSIONS["clips-bench run"]
+CODE = version_of("clips-bench run")
 """Version of the numbers that evaluations compute; with another, results and what models gave are made again."""
 
 Entries = dict[str, str | int | float | bool | None]

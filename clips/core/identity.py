@@ -26,14 +26,12 @@ from clips.secrets import alike, without_secrets
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
 """The metadata of a field that the result does not depend on."""
-VERSIONS = {
-    "clips train": 1,
-    "clips recaption": 1,
-    "llava-bridge train": 1,
-    "llava-bridge describe": 1,
-    "clips-bench run": 4,
-}
-"""Command → version of its results. Raise it in the commit that changes what the command makes of the same config."""
+VERSIONS = {"clips-bench run": 4}
+"""Command → version of its results, 1 for those not listed.
+
+Raise it in the commit that changes what the command makes of the same config: steps of studies, results and cached
+answers are then made again, and outputs of the earlier version are refused.
+"""
 RUN = "run.json"
 """Name of the file with the identity of an unfinished run."""
 _INPUTS = "inputs."
@@ -46,13 +44,18 @@ def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None)
     """The identity of a run.
 
     Args:
-        command: one of `VERSIONS`, such as ``"clips train"``; the version of any other is 1.
+        command: such as ``"clips train"``; its version counts.
         config: the run's config, a dataclass whose run-only fields are marked.
         inputs: what the run reads: name → hash of the content.
     """
     read = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
     found = result_settings(plain(config), type(config)) | read
-    return without_secrets(found) | {"version": VERSIONS.get(command, 1)}
+    return without_secrets(found) | {"version": version_of(command)}
+
+
+def version_of(command: str) -> int:
+    """The version of a command's results (`VERSIONS`)."""
+    return VERSIONS.get(command, 1)
 
 
 def digest(value: Any) -> str:
