@@ -22,8 +22,8 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
-    from clips.commandline.complaints import field_types
     from clips.commandline.helptext import field_help
+    from clips.typed_data import field_types
 
     config = COMMANDS[name].config_class()
     assert config is config_type(COMMANDS[name].function())
@@ -45,11 +45,14 @@ def test_mistakes_in_a_training_file_are_one_line(tmp_path: Path, capsys: pytest
     for fields, line in (
         ({"stps": 3}, "unknown key 'stps'; did you mean 'steps'?"),
         ({"recipe": {"nam": "clip"}}, "unknown key 'recipe.nam'; did you mean 'recipe.name'?"),
-        ({"data": {"sources": [{"pth": "x"}]}}, "unknown key 'pth'; did you mean 'path'?"),
+        (
+            {"data": {"sources": [{"pth": "x"}]}},
+            "'data.sources[1].pth'; did you mean 'data.sources[1].path'?",
+        ),
         ({"data": {"sources": []}}, "data.sources: expected at least one source"),
         ({"recipe": {"name": "clps"}}, "unknown recipe 'clps'; did you mean 'clips'?"),
         ({"model": {"architecture": "clips-tny"}}, "'clips-tny'; did you mean 'clips-tiny'"),
-        ({"precision": "fp16"}, "precision: expected one of auto, fp32, bf16, got fp16"),
+        ({"precision": "fp16"}, "precision: expected one of auto, fp32, bf16, got 'fp16'"),
         ({"data": {"sources": [{"path": "/no/where"}]}}, "/no/where: no such file or directory"),
     ):
         path = tmp_path / "config.json"

@@ -12,20 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
 from benchmarks.study.reading import read_study
-from clips import cli, encoder
-from clips.commandline import configfile
-from clips.commandline.configfile import StrictLoader
+from clips import cli, encoder, yaml_files
 from clips.data import images, tars
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.model import tokenizer
+from clips.yaml_files import parse_yaml
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -178,6 +176,6 @@ def test_yaml_that_would_fill_the_memory_is_refused(
 
 def test_large_plain_yaml_and_aliases_pass() -> None:
     text = "a: &a [1, 2]\nb: *a\n" + "c: [" + "1, " * 5000 + "1]\n"
-    assert yaml.load(text, Loader=StrictLoader)["b"] == [1, 2]
-    assert configfile.MOST_VALUES > 10_000
+    assert parse_yaml(text)["b"] == [1, 2]
+    assert yaml_files.MAX_VALUES > 10_000
     assert images.MAX_ASPECT >= 100
