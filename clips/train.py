@@ -28,7 +28,7 @@ from clips.parallel.base import whole
 from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
 from clips.plain import plain
-from clips.planning.utilisation import Utilisation
+from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer
 from clips.training.config import TrainConfig
 from clips.training.rundir import changes, is_finished, record_run
@@ -104,7 +104,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
     validation = Validation(config.validation, run) if config.validation.source else None
     trackers = open_trackers(config.track, config.output, plain(config)) if is_main else []
     log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
-    utilisation = Utilisation(
+    meter = MfuMeter(
         config,
         device=run.processes.device,
         precision=run.precision,
@@ -132,7 +132,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
                 refuse_bad_share(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting takes longer than a small training's steps
-                    entry |= utilisation.read(batch, entry["samples_per_second"]) if is_main else {}
+                    entry |= meter.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validation and validates:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
