@@ -27,7 +27,7 @@ from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training import launch
 from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.identity import parents
+from llava_bridge.training.inputs import parents
 from llava_bridge.training.workspace import check_inputs
 
 
