@@ -20,8 +20,8 @@ from benchmarks.results import Result, write_result
 from benchmarks.schemas import SchemaConfig, schemas, write_schemas
 from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
-from clips.artifact import write_manifest
 from clips.commandline.helptext import item_help
+from clips.core.artifact import write_manifest
 from clips.errors import UserError
 from clips.method.recipes import RECIPES
 from clips.typed_data import adapter, from_plain

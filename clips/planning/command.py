@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from clips.artifact import write_file
 from clips.commandline.parsing import parse_config
+from clips.core.artifact import write_file
 from clips.planning.config import PlanConfig
 from clips.training.config import TrainConfig
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.data.files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError

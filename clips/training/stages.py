@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import MANIFEST, STAGES, read_manifest
+from clips.core.artifact import MANIFEST, STAGES, read_manifest
 from clips.errors import UserError
 from clips.method.optim import EITHER
 from clips.plain import plain

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import say, write_file
 from clips.commandline.progress import track
+from clips.core.artifact import say, write_file
 from clips.errors import UserError
 from clips.visible import shown as as_shown
 from clips.visible import visible
