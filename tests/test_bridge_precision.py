@@ -9,8 +9,9 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import losses
 from safetensors.torch import load_file
-from test_bridge_mixed import WAYS, losses
+from test_bridge_mixed import WAYS
 
 from llava_bridge.data import DataConfig
 from llava_bridge.training.config import LoraConfig, StageConfig
