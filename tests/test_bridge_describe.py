@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bridge_world import make_llava
 from PIL import Image
 
 from clips.errors import UserError
@@ -19,9 +18,9 @@ from llava_bridge.asking.describe import DescribeConfig, describe
 from llava_bridge.pictures import find_pictures, open_picture
 
 
-@pytest.fixture(scope="module")
-def llava(bridge_encoder: Path, bridge_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llava(tmp_path_factory.mktemp("describe") / "llava", bridge_encoder, bridge_llm)
+@pytest.fixture
+def llava(bridge_llava: Path) -> Path:
+    return bridge_llava
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from bridge_world import config_file, make_llava
+from bridge_world import config_file
 from original_world import Parts, picture, write_original, write_tower
 
 from benchmarks.config import BenchmarkConfig, RunConfig
@@ -40,11 +40,13 @@ COMMIT, OLDER = "a" * 40, "b" * 40
 
 
 @pytest.fixture
-def hub(tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hub(
+    tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """A cache of the hub with an encoder, an LLM (in two commits) and a LLaVA; no network."""
     cache = tmp_path / "hub"
-    llava = make_llava(tmp_path / "llava", bridge_encoder, bridge_llm)
-    for name, directory in {"eyes": bridge_encoder, "llm": bridge_llm, "llava": llava}.items():
+    shutil.copytree(bridge_llava, tmp_path / "llava")
+    for name, directory in {"eyes": bridge_encoder, "llm": bridge_llm, "llava": bridge_llava}.items():
         put(cache, name, directory, COMMIT, "main")
     put(cache, "llm", bridge_llm, OLDER, "old")
     (cache / "models--org--llm/snapshots" / OLDER / "model.safetensors").unlink()
