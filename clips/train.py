@@ -17,18 +17,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
+from clips.core.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.data.loader import batches, told_of_dead_workers
 from clips.encoder import write_encoder
-from clips.errors import UserError
 from clips.method.model import ClipsModel
 from clips.modelcard import write_model_card
 from clips.parallel.base import whole
-from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
+from clips.parallel.processes import end_processes, mean_over_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
 from clips.plain import plain
-from clips.planning.utilisation import Utilisation
+from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer
 from clips.training.config import TrainConfig
 from clips.training.rundir import changes, is_finished, record_run
@@ -42,7 +41,7 @@ from clips.training.validate import Validation
 
 SUMMARY = "summary.json"
 _OF_ITS_STEP = ("lr", "logit_scale")  # in an entry of the log; other numbers of the training step are means
-_JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
+_JUDGED_SAMPLES = 1000  # the ratio of invalid samples is not judged on fewer
 
 
 def train(config: TrainConfig) -> None:
@@ -104,7 +103,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
     validation = Validation(config.validation, run) if config.validation.source else None
     trackers = open_trackers(config.track, config.output, plain(config)) if is_main else []
     log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
-    utilisation = Utilisation(
+    meter = MfuMeter(
         config,
         device=run.processes.device,
         precision=run.precision,
@@ -129,10 +128,10 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
             last = loop.step == run.steps
             validates = validation and (last or loop.step % config.validation.every == 0)
             if last or validates or loop.step % config.log_every == 0:
-                refuse_bad_share(run)
+                check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting takes longer than a small training's steps
-                    entry |= utilisation.read(batch, entry["samples_per_second"]) if is_main else {}
+                    entry |= meter.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validation and validates:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
@@ -160,12 +159,12 @@ def read_batches(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def next_batch(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
-    """Wait for a batch; what was unusable in it is noted."""
+    """Wait for a batch; its invalid samples are counted."""
     watchdog.at(run.loop.step, "waiting for data")
     with clock.waiting():
         batch = next(stream)
     watchdog.at(run.loop.step, "computing")
-    run.met += batch.pop("bad")
+    run.loop.bad.add(batch.pop("bad"))
     return batch
 
 
@@ -216,27 +215,14 @@ def log_entry(run: Run, values: dict[str, float], clock: Clock) -> dict[str, Any
     }
 
 
-def refuse_bad_share(run: Run) -> None:
-    """Stop a run whose data has too many unusable samples; judged on at least 1,000 samples or all there are.
+def check_invalid_samples(run: Run) -> None:
+    """Stop a run whose data has too many invalid samples; judged on at least 1,000 samples or all there are.
 
-    All processes judge together, by what all have met.
+    All processes call it together.
     """
-    hand_over_bad(run)
+    run.loop.bad.gather()
     seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    count, example = gather_objects((run.loop.bad.count, run.loop.bad.named[:1]))[0]
-    if count > run.config.data.max_bad_share * seen:
-        raise UserError(
-            f"data: {count} unusable samples, more than data.max_bad_share "
-            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {': '.join(example[0][1:])}"
-        )
-
-
-def hand_over_bad(run: Run) -> None:
-    """Invalid samples that processes met since the last time; the main process alone remembers. All ask together."""
-    for met in gather_objects(run.met):
-        if run.processes.is_main:
-            run.loop.bad.add(met)
-    run.met.clear()
+    run.loop.bad.check("data", "data.max_bad_share", run.config.data.max_bad_share, seen)
 
 
 # ---------------------------------------------------------------- after it
@@ -249,7 +235,7 @@ def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
     if run.average is not None:
         parts["average"] = parallel.own(parallel.gathered(run.average.state))
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    hand_over_bad(run)
+    run.loop.bad.gather()
     run.loop.sums = mean_over_processes(run.loop.sums)  # the main process's are kept
     checkpointer.save(tensors, run.loop, run.config)
 
@@ -279,8 +265,7 @@ def exported(run: Run, *, everywhere: bool = False) -> ClipsModel | None:
 
 def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
     """What summary.json tells of the finished run, on the main process."""
-    refuse_bad_share(run)
-    hand_over_bad(run)
+    check_invalid_samples(run)
     loop = run.loop
     return {
         "steps": loop.step,
@@ -323,9 +308,8 @@ def finish(run: Run, encoder: ClipsModel, summary: dict[str, Any]) -> None:
         write_model_card(partial, manifest)
     if not config.keep_after_training:
         remove_checkpoints(output)
-    bad = summary["bad_samples"]
-    reasons = ", ".join(f"{count} × {reason}" for reason, count in bad["by_reason"].items())
+    bad = run.loop.bad
     say(
         f"{output}: trained on {summary['samples_seen']} samples in {summary['seconds']:.0f} s; "
-        + (f"{bad['count']} unusable samples skipped ({reasons})" if bad["count"] else "no unusable samples")
+        + (f"{bad.count} invalid samples skipped ({bad.reasons()})" if bad.count else "no invalid samples")
     )

@@ -246,7 +246,7 @@ def test_inspection_counts_the_tokens_of_each_picture(
     inspect(InspectConfig(**fields, image_fit="anyres", image_size=32, shown=5))
     printed = capsys.readouterr().out
     assert re.findall(r"<image> × (\d+)", printed) == ["44", "46", "88", "42", "44", "88"]
-    assert "unusable" not in printed
+    assert "0 invalid" in printed
     with pytest.raises(
         UserError, match=r"^image_tokens: expected a square number whose root divides a tile of 336 pixels, got 15"
     ):
@@ -254,4 +254,4 @@ def test_inspection_counts_the_tokens_of_each_picture(
     rows = json.loads((album / "talk.json").read_text())
     (album / "talk.json").write_text(json.dumps(rows[:4]))
     inspect(InspectConfig(**{**fields, "max_length": 90}, image_fit="anyres", image_size=32, shown=0))
-    assert "unusable: 1: its pictures do not fit into 90 tokens (talk.json 2)" in capsys.readouterr().out
+    assert "invalid     1 × its pictures do not fit into 90 tokens (talk.json 2)" in capsys.readouterr().out

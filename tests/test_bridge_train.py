@@ -276,15 +276,14 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     assert fingerprint(frozen_values(projector)) != before
 
 
-def stage_trainer(allowed: float) -> Any:
-    """A StageTrainer without model and data, for its own checks."""
+def stage_trainer(max_bad_share: float = 0.5) -> Any:
+    """A StageTrainer of three samples without a model, for its own checks."""
     from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training.bad_samples import BadSamples
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
-    trainer.stage_name, trainer.bad = "align", BadSamples("align", allowed, InvalidSamples())
-    trainer.state = SimpleNamespace(global_step=6)
+    trainer.stage_name, trainer.invalid, trainer.max_bad_share = "align", InvalidSamples(), max_bad_share
+    trainer.train_dataset, trainer.state = range(3), SimpleNamespace(global_step=6)
     return trainer
 
 
@@ -294,45 +293,44 @@ def stage_callback(tmp_path: Path) -> Any:
 
     progress = Progress("align", 4, tmp_path / "metrics.jsonl", 0.0)
     nobody = SimpleNamespace(of_any_process=lambda: 0, asked=lambda: False)
-    return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
+    return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
 def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import Trainer
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
-    trainer, model = stage_trainer(allowed=1.5), torch.nn.Linear(1, 1)
+    trainer, model = stage_trainer(), torch.nn.Linear(1, 1)
     trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
     trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})  # the same one again
-    with pytest.raises(UserError, match=r"align: 2 samples cannot be used.*the first: a: no such picture"):
+    with pytest.raises(UserError, match=r"align: 2 of 3 samples are invalid.*the first: a: no such picture"):
         trainer.compute_loss(model, {"skipped": [(1, "b", "not a picture")]})
-    with pytest.raises(UserError, match="align: 1 samples cannot be used"):
-        stage_trainer(allowed=0).compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
+    with pytest.raises(UserError, match="align: 1 of 3 samples are invalid"):
+        stage_trainer(0.0).compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training import bad_samples, checkpoints
-    from llava_bridge.training.bad_samples import BadSamples
+    from clips.parallel import processes
+    from llava_bridge.training import checkpoints
 
-    monkeypatch.setattr(bad_samples, "gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
+    monkeypatch.setattr(processes, "gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
-    bad = BadSamples("align", 2, InvalidSamples())
-    bad.add([(0, "a", "of rank 0")])
-    assert bad.gather().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
+    trainer = stage_trainer(0.7)
+    trainer._judge(trainer.invalid.add([(0, "a", "of rank 0")]))
+    assert trainer.gather_invalid().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", bad.found, 1.5 * step)
+        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", trainer.invalid, 1.5 * step)
     (tmp_path / "checkpoint-12").mkdir()  # its writing was interrupted
     start = checkpoints.last_checkpoint(tmp_path)
     assert start == tmp_path / "checkpoint-10"
     assert (checkpoints.seconds_before(start), checkpoints.seconds_before(None)) == (15.0, 0.0)
-    again = BadSamples("align", 2, checkpoints.bad_before(start))
-    with pytest.raises(UserError, match="align: 3 samples cannot be used"):
-        again.add([(1, "b", "met before"), (7, "c", "after resuming")])
+    trainer.invalid = checkpoints.bad_before(start)
+    with pytest.raises(UserError, match="align: 3 of 3 samples are invalid"):
+        trainer._judge(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 

@@ -21,8 +21,8 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_a_documented_config(name: str, capsys: pytest.CaptureFixture[str]):
-    from clips.commandline.complaints import field_types
     from clips.commandline.helptext import field_help
+    from clips.typed_data import field_types
 
     config = COMMANDS[name].config_class()
     assert config is config_type(COMMANDS[name].function())

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clips.artifact import directory_hash
+from clips.core.artifact import directory_hash
 from clips.encoder import load_encoder, read_encoder_manifest, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, export
@@ -117,8 +117,8 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
         ("loop.json", "{", r"loop\.json: broken"),
         ("config.yaml", "model: {}", r"config\.yaml: expected the config of a training run \('seed'\)"),
         ("config.yaml", "seed: x", r"config\.yaml: expected the config of a training run \(invalid literal"),
-        ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: expected the config of a training run"),
-        ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: expected the config"),
+        ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: model: expected a mapping"),
+        ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: unknown key 'model.size'"),
         ("config.yaml", "[]", r"config\.yaml: expected the config of a training run, a mapping"),
     ],
 )

@@ -13,7 +13,7 @@ import report_material
 from benchmarks import cli as bench
 from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
-from clips.artifact import read_manifest, say, write_manifest
+from clips.core.artifact import read_manifest, say, write_manifest
 from clips.errors import UserError
 from clips.secrets import HIDDEN, alike, without_secrets
 from clips.train import train

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from clips.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
 from clips.commandline.progress import Progress
+from clips.core.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
+from clips.core.identity import result_settings
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError
-from clips.identity import result_settings
 from clips.jsontext import parse_json
 from clips.plain import difference, plain
 from clips.recaption.cleaning import fitting
@@ -123,7 +123,8 @@ def _caption_group(
                     continue
                 opened = opened or OpenShard(waiting[0].number, config)
                 said = written.get(index, [])
-                _add(opened, samples[index], said, source, config)
+                if reason := _add(opened, samples[index], said, source, config):
+                    opened.dropped.add([(index - waiting[0].start, source.name(index), reason)])
                 progress.advance(tokens=sum(one.tokens for one in said))
                 if index == waiting[0].stop - 1:
                     _finish(opened, waiting.pop(0), config)
@@ -136,7 +137,7 @@ def _caption_group(
 
 def _report(shard: OpenShard, progress: Progress) -> None:
     """Tell of a finished shard and what was dropped from it."""
-    dropped = "".join(f"; {count:,} × {reason}" for reason, count in shard.dropped.most_common())
+    dropped = f"; {shard.dropped.reasons()}" if shard.dropped.count else ""
     say(f"{shard.target.name}: {shard.written:,} captions{dropped} · {progress.rates()}")
 
 
@@ -187,25 +188,18 @@ def _caption_window(
     return said
 
 
-def _add(shard: OpenShard, read: Read | str, said: list[Said], source: Source, config: RecaptionConfig) -> None:
+def _add(shard: OpenShard, read: Read | str, said: list[Said], source: Source, config: RecaptionConfig) -> str:
+    """Append a sample; returns why it has no caption instead, else nothing."""
     if isinstance(read, str):
-        shard.dropped[read] += 1
-        return
+        return read
     captions, reason = fitting(said, config)
-    if not captions:
-        shard.dropped[reason] += 1
-        return
-    captioned = Captioned(source.record(read.index), read.sample.image, read.sample.web, captions)
-    shard.add(captioned, sum(one.tokens for one in said))
+    if captions:
+        captioned = Captioned(source.record(read.index), read.sample.image, read.sample.web, captions)
+        shard.add(captioned, sum(one.tokens for one in said))
+    return "" if captions else reason
 
 
 def _finish(opened: OpenShard, shard: Shard, config: RecaptionConfig) -> None:
     """Complete a shard, unless too much of it was dropped."""
-    lost = opened.dropped.total()
-    if lost > config.max_bad_share * (shard.stop - shard.start):
-        reason, often = opened.dropped.most_common(1)[0]
-        raise UserError(
-            f"{opened.target}: {lost} of {shard.stop - shard.start} samples have no caption, more than max_bad_share "
-            f"({config.max_bad_share:g}); {often} × {reason}"
-        )
+    opened.dropped.check(str(opened.target), "max_bad_share", config.max_bad_share, shard.stop - shard.start)
     opened.finish()

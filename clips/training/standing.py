@@ -26,7 +26,7 @@ class LoopState:
         step: steps done.
         samples_seen: samples trained on, over all processes.
         seconds: time spent in training, interruptions left out.
-        bad: invalid samples that all processes have met so far, on the main process; empty on the others.
+        bad: invalid samples that all processes have met so far.
         inputs: what the run reads, each with its hash.
         sources: what the data say of themselves: path, size, hash.
         norms: the gradient's norms of the latest steps.
@@ -79,7 +79,7 @@ def read_loop(checkpoint: Path) -> LoopState:
     path = checkpoint / LOOP
     try:
         stored = parse_json(path.read_text(encoding="utf-8"))
-        loop = LoopState(**{**stored, "bad": restored(stored.get("bad", {}))})
+        loop = LoopState(**{**stored, "bad": restored(stored["bad"])})
         return dataclasses.replace(loop, step=int(loop.step), inputs=dict(loop.inputs))
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
