@@ -11,7 +11,6 @@ data find what is there. The folder can be deleted at any time.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -23,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import CODE
 from benchmarks.sharing import join, of_first, together
-from benchmarks.source_code import source_hash
-from clips.artifact import whole_file, writing
+from clips.core.artifact import whole_file, writing
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +34,9 @@ Batches = Sequence[Sequence[int]]
 Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 
 
-@functools.cache
-def _code() -> str:
-    return source_hash("benchmarks.models")
-
-
 def key_of(**parts: Any) -> str:
-    """SHA-256 of named plain values, and of the code that computes with models: what other code gave is not reused."""
-    text = json.dumps({**parts, "code": [CODE, _code()]}, sort_keys=True, ensure_ascii=False)
+    """SHA-256 of named plain values and the version of the evaluating code: another version reuses nothing."""
+    text = json.dumps({**parts, "code": CODE}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.config import MODEL_FIELDS, LmmsModel, Needs, RunConfig
-from clips.artifact import directory_hash, versions
+from clips.core.artifact import directory_hash, versions
 from clips.errors import UserError
 from clips.references import model_directory
 from llava_bridge.encoders.files import check_encoder, encoder_commits, open_clip_directory

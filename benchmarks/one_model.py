@@ -13,7 +13,7 @@ from benchmarks.config import BenchmarkConfig, Precision, RunConfig
 from benchmarks.kept import KEPT, key_of
 from benchmarks.output import writable_directory
 from benchmarks.run import run
-from clips.artifact import directory_hash, file_hash
+from clips.core.artifact import directory_hash, file_hash
 from clips.references import CONFIG
 from clips.training.standing import CONFIG as RECORDED
 from clips.training.standing import checkpoints, read_loop

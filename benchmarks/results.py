@@ -27,7 +27,7 @@ from benchmarks.result_types import SCHEMA, Metric, Result
 from benchmarks.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
 from benchmarks.result_types import columns_of as columns_of
 from benchmarks.validation import check_fields, check_items
-from clips.artifact import lexical, whole_file, write_file
+from clips.core.artifact import lexical, whole_file, write_file
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import plain

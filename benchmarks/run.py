@@ -28,7 +28,7 @@ from benchmarks.registry import Benchmark
 from benchmarks.results import SCHEMA, Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
 from benchmarks.sizes import part_words
-from clips.artifact import git_state, say, versions
+from clips.core.artifact import git_state, say, versions
 from clips.errors import UserError
 from clips.plain import plain
 

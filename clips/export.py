@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.artifact import MANIFEST, artifact_directory, say, write_manifest
+from clips.core.artifact import MANIFEST, artifact_directory, say, write_manifest
 from clips.errors import UserError, reason_of, suggest
 from clips.interchange.exporting import EXPORTS, export_as
 from clips.jsontext import parse_json

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from clips.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
+from clips.core.artifact import added_files, directory_hash, say, write_file, write_manifest
 from clips.data.loader import batches, told_of_dead_workers
 from clips.encoder import write_encoder
 from clips.method.model import ClipsModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 import sys
 import threading
@@ -33,6 +34,23 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared folder with real data and models")
     return SHARED
+
+
+_frozen_modules = 0
+
+
+@pytest.fixture(autouse=True)
+def _modules_are_not_garbage() -> None:
+    """Take imported modules out of garbage collection.
+
+    lmms-eval and accelerate collect garbage after every task, which looks through all of torch and transformers: that
+    is 70 % of the time of tests that evaluate a miniature LLaVA.
+    """
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen_modules = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

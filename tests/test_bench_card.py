@@ -14,7 +14,7 @@ from report_study import make_study
 from benchmarks.publishing.card import CardConfig, card
 from benchmarks.trust.compare import CompareConfig, comparison
 from benchmarks.trust.diff import DiffConfig, diff
-from clips.artifact import directory_hash, write_manifest
+from clips.core.artifact import directory_hash, write_manifest
 from clips.errors import UserError
 
 NASTY = "<script>x</script> | a_b `c` \x1b[31m"

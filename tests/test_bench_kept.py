@@ -17,7 +17,6 @@ from benchmarks import kept as module
 from benchmarks.encoders import vectors
 from benchmarks.kept import KeptAnswers, KeptVectors, Unkept, key_of
 from benchmarks.sharing import of_first
-from benchmarks.source_code import reachable_files
 from clips.errors import UserError
 from clips.parallel.processes import Processes
 
@@ -98,17 +97,6 @@ def test_other_code_finds_nothing(monkeypatch):
     before = key_of(model="a")
     monkeypatch.setattr(module, "CODE", module.CODE + 1)
     assert key_of(model="a") != before
-
-
-def test_what_other_source_code_gave_is_not_found(monkeypatch):
-    before = key_of(model="a")
-    assert key_of(model="a") == before
-    monkeypatch.setattr(module, "_code", lambda: "changed")
-    assert key_of(model="a") != before
-    computing = {path.as_posix() for path in reachable_files("benchmarks.models")}
-    for name in ("benchmarks/mllm/answering.py", "benchmarks/encoders/embed.py", "llava_bridge/asking/likelihood.py"):
-        assert any(path.endswith(name) for path in computing), name
-    assert not any("/report/" in path for path in computing)
 
 
 # ------------------------------------------------------------------------------- two processes, played by threads

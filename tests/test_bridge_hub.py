@@ -16,8 +16,8 @@ from original_world import Parts, picture, write_original, write_tower
 
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.models import Row
-from clips.artifact import directory_hash, read_manifest
 from clips.commandline.parsing import parse_config
+from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError
 from clips.references import hub_directory
 from llava_bridge.asking.console import ChatConfig, chat

@@ -47,7 +47,7 @@ def llava_bridge(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_finished_run_is_left_as_it_is(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from clips.artifact import write_manifest
+    from clips.core.artifact import write_manifest
     from llava_bridge.training.identity import data_of, parents
 
     path = config_file(tmp_path, "one", bridge_talk, encoder=str(bridge_encoder))
@@ -70,7 +70,7 @@ def test_a_finished_run_is_left_as_it_is(
 def test_a_finished_run_removes_its_own_work_directory_and_no_other_runs(
     tmp_path: Path, bridge_talk: Path, bridge_encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from clips.artifact import write_manifest
+    from clips.core.artifact import write_manifest
     from llava_bridge.training.identity import data_of, parents
     from llava_bridge.training.stages import _prepare
 

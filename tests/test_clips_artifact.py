@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clips.artifact import (
+from clips.core.artifact import (
     added_files,
     artifact_directory,
     directory_hash,
@@ -208,7 +208,7 @@ def test_the_recorded_hash_holds_while_size_and_time_do(tmp_path: Path, monkeypa
     folder = make(tmp_path / "a", weights="1", config="1")
     recorded = write_manifest(folder, kind="encoder", config={})["hash"]
     read: list[str] = []
-    monkeypatch.setattr("clips.artifact.file_hash", lambda path: (read.append(path.name), file_hash(path))[1])
+    monkeypatch.setattr("clips.core.artifact.file_hash", lambda path: (read.append(path.name), file_hash(path))[1])
     assert directory_hash(folder) == recorded
     assert read == []
     os.utime(folder / "weights", ns=(1, 1))

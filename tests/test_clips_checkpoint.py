@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from clips.core.identity import RUN_ONLY
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
-from clips.identity import RUN_ONLY
 from clips.parallel.processes import Processes, start_processes
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clips.artifact import directory_hash, read_manifest
+from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder, read_encoder_manifest, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, export

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clips.artifact import directory_hash, read_manifest
+from clips.core.artifact import directory_hash, read_manifest
 from clips.encoder import load_encoder, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, export

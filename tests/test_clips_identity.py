@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clips.identity import RUN_ONLY, result_settings, run_only_fields
+from clips.core.identity import RUN_ONLY, result_settings, run_only_fields
 from clips.plain import plain
 from clips.training.config import TrainConfig as EncoderTrainConfig
 from llava_bridge.asking.describe import DescribeConfig

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from clips.artifact import directory_hash
 from clips.cli import COMMANDS
 from clips.commandline.commands import run_commands
+from clips.core.artifact import directory_hash
 from clips.encoder import load_encoder, read_encoder_manifest
 from clips.errors import UserError
 from clips.interchange.importing import ImportConfig, import_encoder

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clips.artifact import read_manifest
+from clips.core.artifact import read_manifest
 from clips.errors import UserError
 from clips.export import ExportConfig, export
 from clips.model import architectures, towers

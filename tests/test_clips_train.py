@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.report.cost import Training, encoder_flops
 from clips import train as training
-from clips.artifact import directory_hash, write_manifest
+from clips.core.artifact import directory_hash, write_manifest
 from clips.errors import UserError
 from clips.method.model import ModelConfig, build_model
 from clips.method.recipes import RecipeConfig

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clips.artifact import directory_hash, read_manifest
 from clips.commandline.commands import Command, run_commands
+from clips.core.artifact import directory_hash, read_manifest
 from clips.errors import UserError
 from clips.scenes import BenchmarkSizes, ScenesConfig, make_scenes
 from clips.scenes.questions import ONE_SENTENCE, SHORT_ANSWER

@@ -21,9 +21,9 @@ from benchmarks.results import Result, write_result
 from benchmarks.schemas import SchemaConfig, schemas, write_schemas
 from benchmarks.study.programs import find_command
 from benchmarks.study.record import StepPlan, StudyRecord, write_study_record
-from clips.artifact import write_manifest
 from clips.commandline.helptext import item_help
 from clips.commandline.parsing import from_plain, parser_of
+from clips.core.artifact import write_manifest
 from clips.method.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]

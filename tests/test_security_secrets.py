@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmarks import cli as bench
 from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
-from clips.artifact import read_manifest, say, write_file, write_manifest
+from clips.core.artifact import read_manifest, say, write_file, write_manifest
 from clips.errors import UserError
 from clips.plain import to_yaml
 from clips.secrets import HIDDEN, alike, without_secrets

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.data.invalid_samples import InvalidSamples
 from clips.visible import shown
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clips.artifact import say, write_file, writing
 from clips.commandline.progress import track
+from clips.core.artifact import say, write_file, writing
 from clips.data.files import ShardCache, is_remote
 from clips.data.images import BadImageError, decode_image
 from clips.data.inspect_page import Example, Span, evenly, invalid_lines, thumbnail, write_page

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clips.artifact import whole_file
-from clips.caches import cache_directory
+from clips.core.artifact import whole_file
+from clips.core.cache import cache_directory
 
 Forward = Callable[[Tensor], Tensor]
 

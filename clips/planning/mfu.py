@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import reason_of
 from clips.planning.hardware import find_gpu
 from clips.training.config import TrainConfig

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.planning.config import PlanConfig
 from clips.planning.memory import PARALLELS
 from clips.planning.plan import Speed, StagePlan, data_bytes

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.artifact import MANIFEST, say, versions, write_file, write_manifest
+from clips.core.artifact import MANIFEST, say, versions, write_file, write_manifest
 from clips.data.sources import Source
 from clips.data.sources.webdataset import SIZES
 from clips.jsontext import parse_json

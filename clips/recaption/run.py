@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from clips.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
 from clips.commandline.progress import Progress
+from clips.core.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
+from clips.core.identity import result_settings
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
 from clips.errors import UserError
-from clips.identity import result_settings
 from clips.jsontext import parse_json
 from clips.plain import difference, plain
 from clips.recaption.cleaning import fitting

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from clips.artifact import file_hash, partial_beside, write_file, writing
+from clips.core.artifact import file_hash, partial_beside, write_file, writing
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record
 from clips.recaption.config import RecaptionConfig

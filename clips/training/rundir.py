@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from clips.artifact import MANIFEST, read_manifest, write_file, writing
+from clips.core.artifact import MANIFEST, read_manifest, write_file, writing
+from clips.core.identity import result_settings
 from clips.errors import UserError
-from clips.identity import result_settings
 from clips.plain import difference, leaves, plain, to_yaml
 from clips.secrets import alike, without_secrets
 from clips.training.standing import CONFIG, checkpoints, read_loop

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from clips.artifact import MANIFEST, say
+from clips.core.artifact import MANIFEST, say
 from clips.data.loader import TrainingData
 from clips.data.sources import open_source
 from clips.errors import UserError

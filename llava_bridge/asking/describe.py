@@ -20,10 +20,10 @@ from typing import TextIO
 
 from PIL import Image
 
-from clips.artifact import directory_hash, say, write_file, writing
 from clips.commandline.progress import Progress
+from clips.core.artifact import directory_hash, say, write_file, writing
+from clips.core.identity import RUN_ONLY, result_settings
 from clips.errors import UserError
-from clips.identity import RUN_ONLY, result_settings
 from clips.jsontext import parse_json
 from clips.plain import difference, plain
 from clips.references import model_directory

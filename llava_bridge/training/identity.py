@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
+from clips.core.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
+from clips.core.identity import result_settings
 from clips.data.tars import read_span
 from clips.errors import UserError
-from clips.identity import result_settings
 from clips.plain import difference, leaves, plain
 from clips.references import is_on_hub, model_directory
 from clips.secrets import without_secrets

@@ -15,8 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import artifact_directory, write_file, write_manifest
 from clips.commandline.stopping import stop_requests
+from clips.core.artifact import artifact_directory, write_file, write_manifest
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import difference

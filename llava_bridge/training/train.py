@@ -9,7 +9,7 @@ them, and :func:`llava_bridge.training.trainer.train_stage` is one stage.
 
 from __future__ import annotations
 
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.plain import to_yaml
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.identity import is_finished
