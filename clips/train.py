@@ -222,7 +222,7 @@ def check_invalid_samples(run: Run) -> None:
     """
     run.loop.bad.gather()
     seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    run.loop.bad.check("data", "data.max_bad_share", run.config.data.max_bad_share, seen)
+    run.loop.bad.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
 
 
 # ---------------------------------------------------------------- after it

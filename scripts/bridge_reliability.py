@@ -79,7 +79,7 @@ def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
                 "precision": "fp32",
                 "log_every": 20,
                 "checkpoint_every": 20,
-                "max_bad_share": 0.1,
+                "max_invalid_ratio": 0.1,
             }
         )
     )

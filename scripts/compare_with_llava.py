@@ -118,7 +118,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
         seed=args.seed,
         checkpoint_every=0,
         log_every=1,
-        max_bad_share=0.0,
+        max_invalid_ratio=0.0,
         **stages,
     )
 

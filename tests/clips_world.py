@@ -69,7 +69,7 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
     return json.dumps(
         {
             "output": str(output),
-            "data": {"sources": [{"path": str(data)}], "max_bad_share": 0.2},
+            "data": {"sources": [{"path": str(data)}], "max_invalid_ratio": 0.2},
             "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
             "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 4}},
             "steps": 6,

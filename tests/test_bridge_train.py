@@ -210,7 +210,7 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
         (["--seed", "-1"], "seed: expected 0 to 4294967295, got -1"),
         (["--image_size", "-5"], "image_size: expected at least 1, got -5"),
-        (["--max_bad_share", "7"], "max_bad_share: expected a share from 0 to 1, got 7"),
+        (["--max_invalid_ratio", "7"], "max_invalid_ratio: expected a share from 0 to 1, got 7"),
         (["--align.lr", ".nan"], "align.lr: expected more than 0, got nan"),
         (
             ["--launch.deepspeed", "zero9"],
@@ -284,13 +284,13 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     assert fingerprint(frozen_values(projector)) != before
 
 
-def stage_trainer(max_bad_share: float = 0.5) -> Any:
+def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
     """A StageTrainer of three samples without a model, for its own checks."""
     from clips.data.invalid_samples import InvalidSamples
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
-    trainer.stage_name, trainer.invalid, trainer.max_bad_share = "align", InvalidSamples(), max_bad_share
+    trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), max_invalid_ratio
     trainer.train_dataset, trainer.state = range(3), SimpleNamespace(global_step=6)
     return trainer
 

@@ -343,7 +343,7 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
         (lambda: AugmentConfig(greyscale=2), "data.augment.greyscale"),
         (lambda: DataConfig(sources=()), "data.sources"),
         (lambda: DataConfig(sources=(SourceConfig(path="x"),), workers=-1), "data.workers"),
-        (lambda: DataConfig(sources=(SourceConfig(path="x"),), max_bad_share=2), "data.max_bad_share"),
+        (lambda: DataConfig(sources=(SourceConfig(path="x"),), max_invalid_ratio=2), "data.max_invalid_ratio"),
     ],
 )
 def test_configs_check_themselves(make, field: str):

@@ -155,7 +155,11 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     train(clips_world.train_config(data, whole, log_every=1, checkpoint_every=1))
     assert "already trained" in capsys.readouterr().err
     sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
-    free = {"data": {"sources": sources, "max_bad_share": 0.3}, "validation": {"every": 7}, "keep_after_training": True}
+    free = {
+        "data": {"sources": sources, "max_invalid_ratio": 0.3},
+        "validation": {"every": 7},
+        "keep_after_training": True,
+    }
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
     sources[0]["web"] = "captions"

@@ -53,7 +53,7 @@ class DataConfig:
         augment: how pictures are varied.
         workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
-        max_bad_share: stop once more than this share of the samples is undecodable or has no caption at all.
+        max_invalid_ratio: stop once more than this share of the samples is undecodable or has no caption at all.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -61,7 +61,7 @@ class DataConfig:
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     cache_images: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
-    max_bad_share: float = dataclasses.field(default=0.01, metadata=RUN_ONLY)
+    max_invalid_ratio: float = dataclasses.field(default=0.01, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -75,5 +75,5 @@ class DataConfig:
             raise UserError("data.shuffle_window: expected a number, such as 100, where a source is streamed")
         if self.workers < 0:
             raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"data.max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.max_invalid_ratio <= 1:
+            raise UserError(f"data.max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")

@@ -237,7 +237,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
         log_every: steps between lines of metrics.jsonl.
         workers: processes that load data beside each training process; 0 loads within it.
-        max_bad_share: training stops when more than this share of a stage's samples cannot be used.
+        max_invalid_ratio: training stops when more than this share of a stage's samples cannot be used.
     """
 
     output: str = dataclasses.field(metadata=RUN_ONLY)
@@ -269,7 +269,7 @@ class TrainConfig:
     checkpoint_every: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     log_every: int = dataclasses.field(default=5, metadata=RUN_ONLY)
     workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
-    max_bad_share: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
+    max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         self._check_stages()
@@ -285,8 +285,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.max_invalid_ratio <= 1:
+            raise UserError(f"max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
 

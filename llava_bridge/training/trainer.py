@@ -80,7 +80,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         parts=setup.parts,
         order=order_of(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
         invalid=bad_before(start),
-        max_bad_share=config.max_bad_share,
+        max_invalid_ratio=config.max_invalid_ratio,
         model=model,
         args=args,
         train_dataset=setup.dataset,
@@ -222,7 +222,7 @@ class StageTrainer(Trainer):
         parts: Mapping[Part, nn.Module],
         order: Sampler[int],
         invalid: InvalidSamples,
-        max_bad_share: float,
+        max_invalid_ratio: float,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -231,7 +231,7 @@ class StageTrainer(Trainer):
         self.parts = parts
         self.order = order
         self.invalid = invalid
-        self.max_bad_share = max_bad_share
+        self.max_invalid_ratio = max_invalid_ratio
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
@@ -281,7 +281,7 @@ class StageTrainer(Trainer):
         """Report ``new`` invalid samples, and stop the stage at too many."""
         for line in self.invalid.lines(new):
             report(f"{self.stage_name}: {line}")
-        self.invalid.check(self.stage_name, "max_bad_share", self.max_bad_share, len(self.train_dataset))  # type: ignore[arg-type]
+        self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]
 
 
 class ShardedStageTrainer(ShardedTrainer, StageTrainer):

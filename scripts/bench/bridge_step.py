@@ -231,7 +231,7 @@ def bridge_steps(
         parts=parts_of(model),
         order=GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
         invalid=InvalidSamples(),
-        max_bad_share=1.0,
+        max_invalid_ratio=1.0,
         model=Objective(model),
         args=training_arguments(config, stage, args.steps, folder / "checkpoints"),
         train_dataset=data,
