@@ -136,7 +136,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
             asked = 0 if last else stop.of_any_process(run.processes.device)
-            if not last and (asked or loop.step % config.checkpoint_every == 0):
+            if not last and (asked or loop.step % config.save_steps == 0):
                 watchdog.at(loop.step, "saving")
                 checkpoint(run, checkpointer)
             if asked:

@@ -78,7 +78,7 @@ def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
                 "launch": {"processes": LAUNCHED, "deepspeed": arguments.deepspeed},
                 "precision": "fp32",
                 "log_every": 20,
-                "checkpoint_every": 20,
+                "save_steps": 20,
                 "max_invalid_ratio": 0.1,
             }
         )

@@ -116,7 +116,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
         launch=LaunchConfig(processes=1),
         precision="fp32",
         seed=args.seed,
-        checkpoint_every=0,
+        save_steps=0,
         log_every=1,
         max_invalid_ratio=0.0,
         **stages,

@@ -113,7 +113,7 @@ def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") ->
                 "batch_size": 4,
                 "precision": "fp32",
                 "log_every": 50,
-                "checkpoint_every": 10,
+                "save_steps": 10,
             }
         )
     )

@@ -76,7 +76,7 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
             "batch_size": 4,
             "precision": "fp32",
             "log_every": 2,
-            "checkpoint_every": 2,
+            "save_steps": 2,
             **fields,
         }
     )

@@ -23,7 +23,7 @@ def tiny_study(output: Path) -> dict[str, Any]:
                 "recipe": {"captioner": {"layers": 1, "length": 32, "positions": 4}},
                 "steps": 24,
                 "batch_size": 16,
-                "checkpoint_every": 4,
+                "save_steps": 4,
                 "log_every": 4,
             }
         },

@@ -125,7 +125,7 @@ def test_processes_that_find_their_features_do_not_wait_for_those_that_compute_t
 def test_stopped_in_two_processes_it_goes_on_in_one(
     name: str, tmp_path: Path, world: tuple[Path, Path, Path], runs: Path
 ) -> None:
-    path = config(tmp_path, name, world, "fsdp", checkpoint_every=0)
+    path = config(tmp_path, name, world, "fsdp", save_steps=0)
     stopped = torchrun("stop_driver.py", str(path), "3")
     assert "instruct: stopped after step 4; the same command goes on" in stopped.stderr
     assert not (tmp_path / name).exists()

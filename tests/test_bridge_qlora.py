@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_talk: Path, fields: di
     folder = tmp_path_factory.mktemp("runs")
     stages = {name: stage(bridge_talk, lora={"merge": name == "merged"}) for name in ("merged", "beside")}
     paths = [
-        str(bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, checkpoint_every=0))
+        str(bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, save_steps=0))
         for name, own in stages.items()
     ]
     done = bridge_world.run_python(str(DRIVER), *paths, **launched())
@@ -110,9 +110,7 @@ def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> Non
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, bridge_talk: Path, fields: dict[str, Any], runs: Path) -> None:
     """Its checkpoints have the scales of 4 bits, for which there is no place in the model."""
-    path = bridge_world.config_file(
-        tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), checkpoint_every=2
-    )
+    path = bridge_world.config_file(tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), save_steps=2)
     checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
     process = subprocess.Popen(command, env={**os.environ, **launched(), "OMP_NUM_THREADS": "1"})

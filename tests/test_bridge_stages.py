@@ -181,7 +181,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
     stage = {"steps": 2000, "lr": 1e-3}
-    path = config(tmp_path, "stopped", world, stage, launch=LaunchConfig(processes=2), checkpoint_every=0)
+    path = config(tmp_path, "stopped", world, stage, launch=LaunchConfig(processes=2), save_steps=0)
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / ".stopped.work" / "metrics.jsonl"
@@ -213,7 +213,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
 def test_sigterm_to_every_process_of_a_job_saves_readers_of_data_included(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
-    path = config(tmp_path, "job", world, {"steps": 2000, "lr": 1e-3}, checkpoint_every=0, workers=1)
+    path = config(tmp_path, "job", world, {"steps": 2000, "lr": 1e-3}, save_steps=0, workers=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(

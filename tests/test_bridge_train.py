@@ -93,7 +93,7 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
     directory = trained.parent
-    config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), checkpoint_every=2)
+    config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), save_steps=2)
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, "-m", "llava_bridge", "train", "--local_rank=0", "--config", str(config)]
     environment = {**os.environ, **launched, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(launching._free_port())}

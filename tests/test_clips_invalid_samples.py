@@ -202,7 +202,7 @@ def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest
     data = spoil(tmp_path / "data", 2)
     # Two runs of three steps: what the first met is remembered by the second.
     output = tmp_path / "run"
-    config = clips_world.train_config(data, output, checkpoint_every=3)
+    config = clips_world.train_config(data, output, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "training_step", scale_driver.stop_at(4))
         with pytest.raises(InterruptedError):

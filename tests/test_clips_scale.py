@@ -254,7 +254,7 @@ def test_batch_norms_statistics_are_the_same_after_a_resume(two: Path):
 def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path):
     output = tmp_path / "preempted"
     reading = {"sources": [{"path": str(data)}], "workers": 1}
-    clips_world.train_config(data, output, steps=50, checkpoint_every=100, data=reading)
+    clips_world.train_config(data, output, steps=50, save_steps=100, data=reading)
     (tmp_path / "plan.json").write_text(
         json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}])
     )

@@ -209,7 +209,7 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, status: int
 ):
     data = clips_world.write_shards(tmp_path / "data")
-    train(clips_world.train_config(data, tmp_path / "whole", checkpoint_every=100))
+    train(clips_world.train_config(data, tmp_path / "whole", save_steps=100))
 
     real = training.training_step
 
@@ -219,7 +219,7 @@ def test_asked_to_stop_it_saves_and_goes_on_exactly(
             os.kill(os.getpid(), number)
         return values
 
-    config = clips_world.train_config(data, tmp_path / "stopped", checkpoint_every=100)
+    config = clips_world.train_config(data, tmp_path / "stopped", save_steps=100)
     monkeypatch.setattr(training, "training_step", step_and_signal)
     with pytest.raises(SystemExit) as stop:
         train(config)

@@ -64,7 +64,7 @@ def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, da
     before = os.umask(mask)
     try:
         config = clips_world.train_config(data, tmp_path / "run")
-        train(dataclasses.replace(config, steps=2, checkpoint_every=1, keep_after_training=True))
+        train(dataclasses.replace(config, steps=2, save_steps=1, keep_after_training=True))
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -112,7 +112,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         assert {name: entry[name] for name in ("lr", "logit_scale")} == {
             name: each[step - 1][name] for name in ("lr", "logit_scale")
         }
-    config = clips_world.train_config(data, tmp_path / "resumed", log_every=5, checkpoint_every=3)
+    config = clips_world.train_config(data, tmp_path / "resumed", log_every=5, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "training_step", stop_at(4))
         with pytest.raises(InterruptedError):
@@ -133,7 +133,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         samples[f"{index}"]["json"] = json.dumps(captions).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     for name, stop in (("whole", None), ("resumed", 3)):
-        fields = {"steps": 4, "batch_size": 1, "log_every": 1, "checkpoint_every": 1}
+        fields = {"steps": 4, "batch_size": 1, "log_every": 1, "save_steps": 1}
         recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +152,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
-    train(clips_world.train_config(data, whole, log_every=1, checkpoint_every=1))
+    train(clips_world.train_config(data, whole, log_every=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
     sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
     free = {
@@ -289,7 +289,7 @@ def start(log: Path, *command: str) -> subprocess.Popen[bytes]:
 def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):
     output = tmp_path / "killed"
     steps = 6
-    config = clips_world.train_config(data, output, checkpoint_every=1)
+    config = clips_world.train_config(data, output, save_steps=1)
     process = start(tmp_path / "log", "clips.cli", "train", "--config", str(output.with_suffix(".json")))
     deadline = time.monotonic() + 200
     while len(checkpoints(output)) < 2 and process.poll() is None and time.monotonic() < deadline:

@@ -151,7 +151,7 @@ def stage_cost(config: TrainConfig, name: str, sizes: Sizes, count: int) -> Stag
         + micro * _activations(stage, llm, length)
         + _RESERVE,
         checkpoints=_CHECKPOINTS * ((2 if half else 4) * weights + (12 if half else 8) * learned)
-        if config.checkpoint_every
+        if config.save_steps
         else 0.0,
     )
 

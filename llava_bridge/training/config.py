@@ -234,7 +234,7 @@ class TrainConfig:
         precision: ``auto`` takes bf16 where the hardware multiplies it faster than fp32. The encoder in the output
             equals the one given bit for bit either way.
         seed: of initial weights and of the order of samples.
-        checkpoint_every: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
+        save_steps: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
         log_every: steps between lines of metrics.jsonl.
         workers: processes that load data beside each training process; 0 loads within it.
         max_invalid_ratio: training stops when more than this share of a stage's samples cannot be used.
@@ -266,7 +266,7 @@ class TrainConfig:
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
-    checkpoint_every: int = dataclasses.field(default=500, metadata=RUN_ONLY)
+    save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     log_every: int = dataclasses.field(default=5, metadata=RUN_ONLY)
     workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
@@ -278,7 +278,7 @@ class TrainConfig:
         self._check_beginning()
         check_pinpoints(self.image_fit, self.image_grid_pinpoints)
         self._check_own_ways()
-        for name in ("checkpoint_every", "workers"):
+        for name in ("save_steps", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("log_every", "image_size"):
