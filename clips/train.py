@@ -127,7 +127,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
             checkpointer.poll()
             last = loop.step == run.steps
             validates = validation and (last or loop.step % config.validation.every == 0)
-            if last or validates or loop.step % config.log_every == 0:
+            if last or validates or loop.step % config.logging_steps == 0:
                 check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting takes longer than a small training's steps

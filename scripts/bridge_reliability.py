@@ -77,7 +77,7 @@ def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
                 "instruct": {**stage, "lr": 1e-4},
                 "launch": {"processes": LAUNCHED, "deepspeed": arguments.deepspeed},
                 "precision": "fp32",
-                "log_every": 20,
+                "logging_steps": 20,
                 "save_steps": 20,
                 "max_invalid_ratio": 0.1,
             }

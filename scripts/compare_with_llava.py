@@ -117,7 +117,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
         precision="fp32",
         seed=args.seed,
         save_steps=0,
-        log_every=1,
+        logging_steps=1,
         max_invalid_ratio=0.0,
         **stages,
     )

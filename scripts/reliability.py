@@ -112,7 +112,7 @@ def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") ->
                 "steps": steps,
                 "batch_size": 4,
                 "precision": "fp32",
-                "log_every": 50,
+                "logging_steps": 50,
                 "save_steps": 10,
             }
         )

@@ -165,7 +165,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
         "align": StageConfig(data=data, steps=4, batch_size=4),
         "instruct": StageConfig(data=data, steps=6, batch_size=4, lr=1e-3),
         "precision": "fp32",
-        "log_every": 1,
+        "logging_steps": 1,
     }
     path = directory / f"{name}.yaml"
     path.write_text(to_yaml(TrainConfig(**{**settings, **fields})))

@@ -75,7 +75,7 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
             "steps": 6,
             "batch_size": 4,
             "precision": "fp32",
-            "log_every": 2,
+            "logging_steps": 2,
             "save_steps": 2,
             **fields,
         }

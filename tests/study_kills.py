@@ -24,7 +24,7 @@ def tiny_study(output: Path) -> dict[str, Any]:
                 "steps": 24,
                 "batch_size": 16,
                 "save_steps": 4,
-                "log_every": 4,
+                "logging_steps": 4,
             }
         },
         "encoders": {"clip": {"recipe": {"name": "clip"}}, "clips": {"recipe": {"name": "clips"}}},

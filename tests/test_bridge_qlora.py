@@ -38,7 +38,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fields(bridge_encoder: Path, bridge_talk: Path, llm: Path) -> dict[str, Any]:
     """A run of the stage instruct alone, but for its settings."""
     settings = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(llm), "precision": "fp32"}
-    return {**settings, "log_every": 1}
+    return {**settings, "logging_steps": 1}
 
 
 def stage(talk: Path, **changes: Any) -> StageConfig:

@@ -92,7 +92,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConf
         launch=dataclasses.replace(large.launch, processes=1),
         precision="fp32",
         workers=1,
-        log_every=1,
+        logging_steps=1,
         align=dataclasses.replace(large.align, data=[align], **tiny),
         instruct=dataclasses.replace(large.instruct, data=[*mixture(tmp_path, talk)], **tiny),
     )

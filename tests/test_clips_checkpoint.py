@@ -28,7 +28,7 @@ class DataPart:
 class RunConfig:
     output: str = dataclasses.field(metadata=RUN_ONLY)
     rate: float = 0.1
-    log_every: int = dataclasses.field(default=10, metadata=RUN_ONLY)
+    logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
     may_change: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     data: DataPart = dataclasses.field(default_factory=DataPart)
 
@@ -182,7 +182,7 @@ def test_a_run_keeps_to_its_config_once_there_is_something_to_lose(tmp_path: Pat
     record_run(output, config)
     assert is_finished(output, other, {}) is False
     save(output, 1)
-    free = dataclasses.replace(config, output="elsewhere", log_every=3, data=DataPart(workers=4))
+    free = dataclasses.replace(config, output="elsewhere", logging_steps=3, data=DataPart(workers=4))
     assert is_finished(output, free, {}) is False
     with pytest.raises(UserError, match=r"another config: data\.path is 'x' there and 'y' now and 1 more; choose"):
         is_finished(output, other, {})

@@ -30,7 +30,7 @@ WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {
     "optim": {"clip_gradient": 5.0},
     "validation": {"every": 3, "samples": 5},
-    "log_every": 3,  # runs stop at step 4: an entry is of steps before and after
+    "logging_steps": 3,  # runs stop at step 4: an entry is of steps before and after
 }
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"scale": {"peak_tflops": 1.0}},

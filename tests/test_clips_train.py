@@ -104,7 +104,7 @@ MEANS = ("loss", "contrastive_loss", "caption_loss", "cosine_gap", "grad_norm")
 
 
 def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, data: Path, tmp_path: Path):
-    train(clips_world.train_config(data, tmp_path / "each", log_every=1))
+    train(clips_world.train_config(data, tmp_path / "each", logging_steps=1))
     each = metrics(tmp_path / "each")
     for step, entry in zip((2, 4, 6), metrics(whole), strict=True):
         for name in MEANS:
@@ -112,7 +112,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         assert {name: entry[name] for name in ("lr", "logit_scale")} == {
             name: each[step - 1][name] for name in ("lr", "logit_scale")
         }
-    config = clips_world.train_config(data, tmp_path / "resumed", log_every=5, save_steps=3)
+    config = clips_world.train_config(data, tmp_path / "resumed", logging_steps=5, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "training_step", stop_at(4))
         with pytest.raises(InterruptedError):
@@ -133,7 +133,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         samples[f"{index}"]["json"] = json.dumps(captions).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     for name, stop in (("whole", None), ("resumed", 3)):
-        fields = {"steps": 4, "batch_size": 1, "log_every": 1, "save_steps": 1}
+        fields = {"steps": 4, "batch_size": 1, "logging_steps": 1, "save_steps": 1}
         recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +152,7 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
-    train(clips_world.train_config(data, whole, log_every=1, save_steps=1))
+    train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
     sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
     free = {
@@ -270,7 +270,7 @@ def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
 def test_it_learns(data: Path, tmp_path: Path):
     small = clips_world.write_shards(tmp_path / "small", (7,))
     still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
-    fields = {"steps": 40, "batch_size": 7, "log_every": 1, "recipe": {"name": "clip"}}
+    fields = {"steps": 40, "batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
     train(clips_world.train_config(small, tmp_path / "learned", data=still, **fields))
     losses = [entry["loss"] for entry in metrics(tmp_path / "learned")]
     assert losses[0] > 0.8 * math.log(7)

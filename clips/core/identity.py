@@ -1,7 +1,7 @@
 """What a run is: the settings that its result depends on. Runs of the same settings and inputs make the same.
 
 A field that says how a run is carried out, and not what comes of it, is marked where it is declared:
-``log_every: int = field(default=10, metadata=RUN_ONLY)``. An interrupted run may go on with other values of these.
+``logging_steps: int = field(default=10, metadata=RUN_ONLY)``. An interrupted run may go on with other values of these.
 """
 
 from __future__ import annotations

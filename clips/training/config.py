@@ -65,7 +65,7 @@ class TrainConfig:
         seed: of the weights, the order of the data, crops and caption draws.
         precision: of activations; auto takes bf16 where the hardware multiplies it faster.
         track: where metrics go besides metrics.jsonl: tensorboard, wandb.
-        log_every: steps between entries of metrics.jsonl; losses and gradient norms in them are means over these steps.
+        logging_steps: steps between entries of metrics.jsonl; losses and gradient norms in them are means over these steps.
         save_steps: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
@@ -93,7 +93,7 @@ class TrainConfig:
     seed: int = 0
     precision: Precision = "auto"
     track: tuple[Literal["tensorboard", "wandb"], ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
-    log_every: int = dataclasses.field(default=10, metadata=RUN_ONLY)
+    logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     keep_checkpoints: int = dataclasses.field(default=2, metadata=RUN_ONLY)
     keep_after_training: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
@@ -109,7 +109,7 @@ class TrainConfig:
         for name, value in given.items():
             if value < 0:
                 raise UserError(f"{name}: expected 0 or more, got {value}")
-        for name in ("batch_size", "log_every", "save_steps", "keep_checkpoints"):
+        for name in ("batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         object.__setattr__(self, "optim", self.optim.resolved())

@@ -235,7 +235,7 @@ class TrainConfig:
             equals the one given bit for bit either way.
         seed: of initial weights and of the order of samples.
         save_steps: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
-        log_every: steps between lines of metrics.jsonl.
+        logging_steps: steps between lines of metrics.jsonl.
         workers: processes that load data beside each training process; 0 loads within it.
         max_invalid_ratio: training stops when more than this share of a stage's samples cannot be used.
     """
@@ -267,7 +267,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
-    log_every: int = dataclasses.field(default=5, metadata=RUN_ONLY)
+    logging_steps: int = dataclasses.field(default=5, metadata=RUN_ONLY)
     workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
@@ -281,7 +281,7 @@ class TrainConfig:
         for name in ("save_steps", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        for name in ("log_every", "image_size"):
+        for name in ("logging_steps", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}")

@@ -341,7 +341,7 @@ def training_arguments(
         bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
-        logging_steps=min(config.log_every, steps),
+        logging_steps=min(config.logging_steps, steps),
         logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.save_steps else "no",
