@@ -85,7 +85,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
             {"optim": {"warmup_samples": 24}},
             "optim.warmup_samples: expected fewer than the 24 samples of the training, got 24",
         ),
-        ({"optim": {"clip_gradient": -1}}, "optim.clip_gradient: expected a number above 0 or null"),
+        ({"optim": {"max_grad_norm": -1}}, "optim.max_grad_norm: expected a number above 0 or null"),
         ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
     ],
 )

@@ -28,7 +28,7 @@ from clips.training.standing import checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {
-    "optim": {"clip_gradient": 5.0},
+    "optim": {"max_grad_norm": 5.0},
     "validation": {"every": 3, "samples": 5},
     "logging_steps": 3,  # runs stop at step 4: an entry is of steps before and after
 }

@@ -310,7 +310,7 @@ def test_a_non_finite_loss_or_gradient_stops_before_the_optimizer_moves(factor: 
 
 
 def test_a_step_reports_and_clips_the_gradient():
-    run = fake_run([1.0], clip_gradient=0.5)
+    run = fake_run([1.0], max_grad_norm=0.5)
     seen: list[torch.Tensor] = []
     run.parallel.optimizer.register_step_pre_hook(lambda *_: seen.append(run.model.weight.grad.clone()))
     values = training_step(run, {"x": torch.tensor([3.0, 4.0])})

@@ -30,7 +30,7 @@ class OptimConfig:
         warmup_samples: the same in samples, rounded to whole steps.
         betas: Adam's averages of the gradient and of its square.
         weight_decay: on the matrices of products; never on norms, biases, embeddings, positions or the temperature [C].
-        clip_gradient: scale a gradient of greater norm down to this norm; null never does.
+        max_grad_norm: scale a gradient of greater norm down to this norm; null never does.
         skip_spikes: leave the weights alone in a step whose gradient has more than this many times the median norm of
             the last hundred, and stop after ten such steps in a row; null follows every gradient.
     """
@@ -41,7 +41,7 @@ class OptimConfig:
     warmup_samples: int | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.2
-    clip_gradient: float | None = None
+    max_grad_norm: float | None = None
     skip_spikes: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,8 +59,8 @@ class OptimConfig:
             raise UserError(f"optim.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
         if self.weight_decay < 0:
             raise UserError(f"optim.weight_decay: expected 0 or more, got {self.weight_decay}")
-        if self.clip_gradient is not None and self.clip_gradient <= 0:
-            raise UserError(f"optim.clip_gradient: expected a number above 0 or null, got {self.clip_gradient}")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UserError(f"optim.max_grad_norm: expected a number above 0 or null, got {self.max_grad_norm}")
         if self.skip_spikes is not None and self.skip_spikes <= 1:
             raise UserError(f"optim.skip_spikes: expected a number above 1 or null, got {self.skip_spikes}")
 

@@ -72,7 +72,7 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
     rate = learning_rate_at(run.loop.step, run.steps, run.config.optim, run.config.batch_size)
     with quick_attention(run.processes.device, run.precision):
         losses, outputs = gradients(run, batch)
-    norm = run.parallel.clip(run.config.optim.clip_gradient)
+    norm = run.parallel.clip(run.config.optim.max_grad_norm)
 
     told = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
     values = _to_numbers(told)
@@ -109,7 +109,7 @@ def refuse_non_finite(values: dict[str, float], step: int) -> None:
     if broken:
         raise UserError(
             f"step {step + 1}: {broken}; stopped before the weights moved. "
-            "A lower optim.learning_rate, optim.clip_gradient or precision: fp32 may help (see may_change)"
+            "A lower optim.learning_rate, optim.max_grad_norm or precision: fp32 may help (see may_change)"
         )
 
 
