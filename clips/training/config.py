@@ -65,7 +65,7 @@ class TrainConfig:
         seed: of the weights, the order of the data, crops and caption draws.
         precision: of activations; auto takes bf16 where the hardware multiplies it faster.
         track: where metrics go besides metrics.jsonl: tensorboard, wandb.
-        logging_steps: steps between entries of metrics.jsonl; losses and gradient norms in them are means over these steps.
+        logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over these steps.
         save_steps: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
