@@ -340,7 +340,7 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
     ("make", "field"),
     [
         (lambda: AugmentConfig(min_area=0), "data.augment.min_area"),
-        (lambda: AugmentConfig(greyscale=2), "data.augment.greyscale"),
+        (lambda: AugmentConfig(gray_scale_prob=2), "data.augment.gray_scale_prob"),
         (lambda: DataConfig(sources=()), "data.sources"),
         (lambda: DataConfig(sources=(SourceConfig(path="x"),), workers=-1), "data.workers"),
         (lambda: DataConfig(sources=(SourceConfig(path="x"),), max_invalid_ratio=2), "data.max_invalid_ratio"),

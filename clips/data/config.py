@@ -15,29 +15,29 @@ class AugmentConfig:
 
     Args:
         min_area: a random crop covers at least this share of the picture; 1 squashes the whole picture instead.
-        colour_jitter: strength of SimCLR's color jitter, in four pictures of five: brightness, contrast and saturation
+        color_jitter: strength of SimCLR's color jitter, in four pictures of five: brightness, contrast and saturation
             change by up to 0.8 times this share, the hue by up to 0.2 times this share of its circle. The authors' 0.4
             is ±0.32 and ±0.08.
-        greyscale: the share of pictures that lose their colour; the authors' is 0.2.
+        gray_scale_prob: the share of pictures that lose their colour; the authors' is 0.2.
         flip: mirror half of the pictures; wrong where captions say left and right.
     """
 
     min_area: float = 0.4
-    colour_jitter: float = 0.0
-    greyscale: float = 0.0
+    color_jitter: float = 0.0
+    gray_scale_prob: float = 0.0
     flip: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
             raise UserError(f"data.augment.min_area: expected a share above 0 and at most 1, got {self.min_area}")
-        for name in ("colour_jitter", "greyscale"):
+        for name in ("color_jitter", "gray_scale_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.augment.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
 
     @property
     def varies(self) -> bool:
         """Whether a picture can look different from one time to the next."""
-        return self.min_area < 1 or self.flip or self.colour_jitter > 0 or self.greyscale > 0
+        return self.min_area < 1 or self.flip or self.color_jitter > 0 or self.gray_scale_prob > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
