@@ -62,7 +62,7 @@ def runs(folder: Path, bridge_encoder: Path) -> Path:
         "kept": {"keep_features": True},
         "found": {"keep_features": True, "packing": True, "max_length": 300},
         "whole": {"trains": ["vision", "projector", "llm"]},
-        "again": {"trains": ["vision", "projector", "llm"], "gradient_checkpointing": True},
+        "again": {"trains": ["vision", "projector", "llm"], "activation_checkpointing": True},
         "lora": {"lora": lora},
     }
     paths = [config(folder, bridge_encoder, name, "talk.json", stage) for name, stage in stages.items()]

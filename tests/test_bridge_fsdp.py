@@ -20,7 +20,7 @@ EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "lora": {"lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
-    "parts": {"micro_batch": 1, "gradient_checkpointing": True, "trains": EVERY},
+    "parts": {"micro_batch_size": 1, "activation_checkpointing": True, "trains": EVERY},
     "half": {"trains": EVERY, "packing": True, "max_length": 120},
     "tied": {},
     "norms": {},

@@ -24,7 +24,7 @@ from llava_bridge.training.config import StageConfig, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
-STATED = {"data", "epochs", "batch_size", "micro_batch", "lr", "warmup", "weight_decay", "max_length"}
+STATED = {"data", "epochs", "batch_size", "micro_batch_size", "lr", "warmup", "weight_decay", "max_length"}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConf
     rows = json.loads((talk / "talk.json").read_text())
     captions = [{**row, "conversations": row["conversations"][:2]} for row in rows]
     (tmp_path / "captions.json").write_text(json.dumps(captions))
-    tiny = {"batch_size": 4, "micro_batch": 2, "steps": 3, "max_length": 300}
+    tiny = {"batch_size": 4, "micro_batch_size": 2, "steps": 3, "max_length": 300}
     align = DataConfig(path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5)
     return dataclasses.replace(
         large,

@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
         "plain": {},
         "untrained": {"lr": 1e-30},
         "packed": {"packing": True, "max_length": 120},
-        "again": {"gradient_checkpointing": True, "trains": every},
+        "again": {"activation_checkpointing": True, "trains": every},
         "whole": {"trains": every},
         "rates": {"trains": every, "vision_lr": 1e-30, "projector_lr": 1e-30},
         "lora": {"lora": LoraConfig(**LORA)},

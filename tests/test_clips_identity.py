@@ -47,12 +47,12 @@ def test_only_what_decides_is_left_of_a_config():
 
 def test_what_the_trainings_may_go_on_with():
     encoder = {"output", "track", "logging_steps", "save_steps", "keep_checkpoints", "keep_after_training"}
-    encoder |= {"may_change", "micro_batch", "scale", "validation", "licence", "data.workers", "data.cache_images"}
+    encoder |= {"may_change", "micro_batch_size", "scale", "validation", "licence", "data.workers", "data.cache_images"}
     encoder |= {"data.max_invalid_ratio", "data.sources[].cache", "data.sources[].cache_gb"}
     assert run_only_fields(EncoderTrainConfig) == encoder
     llava = {"output", "logging_steps", "save_steps", "workers", "max_invalid_ratio", "launch.processes"}
     for stage in ("pretrain", "align", "instruct"):
-        fields = ("keep_features", "gradient_checkpointing", "data[].missing_images", "data[].cache_gb")
+        fields = ("keep_features", "activation_checkpointing", "data[].missing_images", "data[].cache_gb")
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
     assert run_only_fields(DescribeConfig) == {"images", "output", "batch_size"}

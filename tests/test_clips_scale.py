@@ -34,13 +34,13 @@ FIELDS: dict[str, Any] = {
 }
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"scale": {"peak_tflops": 1.0}},
-    "ddp_in_parts": {"micro_batch": 1},
+    "ddp_in_parts": {"micro_batch_size": 1},
     "fsdp": {"scale": {"parallel": "fsdp", "activation_checkpointing": True, "peak_tflops": 1.0}},
     "zero1": {"scale": {"parallel": "zero1"}},
-    "zero2": {"scale": {"parallel": "zero2"}, "micro_batch": 1},
+    "zero2": {"scale": {"parallel": "zero2"}, "micro_batch_size": 1},
     "zero3": {"scale": {"parallel": "zero3"}},
-    "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch": 1},
-    "zero3_in_parts": {"scale": {"parallel": "zero3"}, "micro_batch": 1},
+    "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch_size": 1},
+    "zero3_in_parts": {"scale": {"parallel": "zero3"}, "micro_batch_size": 1},
 }
 COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its time
     "ddp_compiled": {"scale": {"compile": True}},
@@ -328,8 +328,8 @@ def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path, more: 
 
 def test_batch_norms_see_whole_batches_or_nothing(data: Path, tmp_path: Path):
     model = {"architecture": "clips-rn-tiny", "image_size": 32, "context_length": 12}
-    with pytest.raises(UserError, match="micro_batch: expected null with batch norms"):
-        train(clips_world.train_config(data, tmp_path / "x", model=model, micro_batch=2))
+    with pytest.raises(UserError, match="micro_batch_size: expected null with batch norms"):
+        train(clips_world.train_config(data, tmp_path / "x", model=model, micro_batch_size=2))
 
 
 def test_bf16_is_entered_inside_the_model(data: Path, tmp_path: Path):

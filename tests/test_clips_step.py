@@ -70,8 +70,8 @@ def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, f
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path: Path, fields: dict[str, object]):
     data = clips_world.write_shards(tmp_path / "data")
     losses, whole = gradient_of(data, tmp_path / "whole", **fields)
-    for micro_batch in (1, 3):
-        again, parts = gradient_of(data, tmp_path / f"{micro_batch}", micro_batch=micro_batch, **fields)
+    for micro_batch_size in (1, 3):
+        again, parts = gradient_of(data, tmp_path / f"{micro_batch_size}", micro_batch_size=micro_batch_size, **fields)
         assert parts.keys() == whole.keys()
         assert again == pytest.approx(losses, rel=1e-5)
         for name, value in whole.items():
@@ -90,7 +90,7 @@ def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: p
 
     real = step.forward
     monkeypatch.setattr(step, "forward", forward)
-    gradient_of(data, tmp_path / "run", micro_batch=3)
+    gradient_of(data, tmp_path / "run", micro_batch_size=3)
     first, second = seen[:3], seen[3:]
     assert len(second) == 3
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
@@ -99,8 +99,8 @@ def test_both_passes_draw_the_same_random_numbers(tmp_path: Path, monkeypatch: p
 
 def test_training_in_parts_ends_where_training_at_once_does(tmp_path: Path):
     data = clips_world.write_shards(tmp_path / "data")
-    for name, micro_batch in (("whole", None), ("parts", 2)):
-        train(clips_world.train_config(data, tmp_path / name, steps=3, micro_batch=micro_batch))
+    for name, micro_batch_size in (("whole", None), ("parts", 2)):
+        train(clips_world.train_config(data, tmp_path / name, steps=3, micro_batch_size=micro_batch_size))
     whole, parts = (load_file(tmp_path / name / "open_clip_model.safetensors") for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=2e-3, rtol=1e-2, msg=name)  # Adam enlarges rounding
@@ -282,7 +282,9 @@ class FakeModel(torch.nn.Module):
 
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
-    config = SimpleNamespace(micro_batch=None, batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim))
+    config = SimpleNamespace(
+        micro_batch_size=None, batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim)
+    )
     return SimpleNamespace(
         model=model,
         recipe=FakeRecipe(losses),

@@ -70,7 +70,7 @@ def training_cost(config: PlanConfig, training: TrainConfig, *, timed: bool = Tr
         return dataclasses.replace(cost, basis=f"worked out: not one sample fits on {config.gpu}")
     parts = [speed.at_once for speed in speeds]
     in_parts = any(part < stage.local(config.count) for part, stage in zip(parts, stages, strict=True))
-    hint = f", with micro_batch {', '.join(map(str, parts))} in its stages" if in_parts else ""
+    hint = f", with micro_batch_size {', '.join(map(str, parts))} in its stages" if in_parts else ""
     memory = [
         sum(stage.memory(layout, local=stage.local(config.count), at_once=part).values())
         for stage, part in zip(stages, parts, strict=True)
@@ -153,10 +153,10 @@ class StagePlan:
     def _at_once(self, layout: Layout) -> int:
         """Samples whose activations a GPU holds at a time: the stage's setting, else as many as fit; 0 if none does."""
         local = self.local(layout.count)
-        limit = min(self.stage.micro_batch or local, local)
+        limit = min(self.stage.micro_batch_size or local, local)
         if self.fits(layout, local=local, at_once=limit):
             return limit
-        if self.stage.micro_batch:
+        if self.stage.micro_batch_size:
             return 0
         return largest(lambda size: self.fits(layout, local=local, at_once=size), local - 1)
 

@@ -59,7 +59,9 @@ def print_plan(config: PlanConfig, training: TrainConfig, stages: list[StagePlan
     console.print(_times(config, stages, clusters))
     console.print(_held_at_once(stages, clusters))
     if any(_needs_parts(stages, count) for count in [config.count, *_timed(clusters)]):
-        console.print("Where fewer samples fit at once than a GPU's step has, give the stage micro_batch: so many.")
+        console.print(
+            "Where fewer samples fit at once than a GPU's step has, give the stage micro_batch_size: so many."
+        )
     for line in _basis(config, stages[0].mfu):
         console.print(line, style="dim")
 
@@ -80,7 +82,7 @@ def _needs_parts(stages: list[StagePlan], count: int) -> bool:
     """Whether a stage fits only in parts that its config does not set yet."""
     return any(
         0 < stage.at_once(stage.layout(count)) < stage.local(count)
-        and stage.stage.micro_batch is None
+        and stage.stage.micro_batch_size is None
         and not learns_statistics(stage.model.model)
         for stage in stages
     )

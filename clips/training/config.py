@@ -56,7 +56,7 @@ class TrainConfig:
         samples: length of the training in samples.
         epochs: length of the training in passes over the data.
         batch_size: samples a step, over all processes.
-        micro_batch: samples that one process holds activations of at a time; null means its whole share of the batch.
+        micro_batch_size: samples that one process holds activations of at a time; null means its slice of the batch.
             The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
             arXiv 2101.06983). This is how gradients are accumulated: a contrastive loss cannot be summed over parts.
         scale: how the work is spread over processes, and what is traded for memory.
@@ -65,7 +65,7 @@ class TrainConfig:
         seed: of the weights, the order of the data, crops and caption draws.
         precision: of activations; auto takes bf16 where the hardware multiplies it faster.
         track: where metrics go besides metrics.jsonl: tensorboard, wandb.
-        logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over these steps.
+        logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over them.
         save_steps: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
@@ -87,7 +87,7 @@ class TrainConfig:
     samples: int | None = None
     epochs: float | None = None
     batch_size: int = 128
-    micro_batch: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    micro_batch_size: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig, metadata=RUN_ONLY)
     average: float | None = None
     seed: int = 0
@@ -123,8 +123,8 @@ class TrainConfig:
             raise UserError("model.keep_trunk_outputs: expected false where parameters are in shards (scale.parallel)")
         if fixed := next((name for name in self.may_change if not name.startswith(_MAY_CHANGE)), None):
             raise UserError(f"may_change: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(f"micro_batch_size: expected 1 or more, got {self.micro_batch_size}")
         if self.average is not None and not 0 <= self.average < 1:
             raise UserError(f"average: expected a decay from 0 to below 1, got {self.average}")
         zero = self.scale.parallel.startswith("zero")

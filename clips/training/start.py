@@ -90,8 +90,10 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     precision, reason = choose_precision(config.precision, processes.device)
     latest, loop = from_main(lambda: _standing(config))
     encoder = _begin(config, latest).to(processes.device)
-    if config.micro_batch is not None and learns_statistics(encoder):
-        raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
+    if config.micro_batch_size is not None and learns_statistics(encoder):
+        raise UserError(
+            "micro_batch_size: expected null with batch norms, whose statistics are those of the whole batch"
+        )
     parallel = spread(encoder, config.scale, config.optim, processes)
     run = Run(
         config=config,

@@ -124,7 +124,7 @@ def _to_numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def gradients(run: Run, batch: Batch) -> tuple[Batch, Batch]:
     """Add the loss's gradient to the parameters; returns the losses and the model's outputs for the whole batch."""
-    size = run.config.micro_batch
+    size = run.config.micro_batch_size
     if size is None or size >= len(batch["image"]):
         with run.parallel.part(last=True):
             outputs = forward(run, batch)

@@ -142,7 +142,7 @@ def stage_cost(config: TrainConfig, name: str, sizes: Sizes, count: int) -> Stag
     frozen = name != "pretrain" and "vision" not in learning and config.launch.parallel == "deepspeed"
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     half = config.precision != "fp32"
-    micro = stage.micro_batch or math.ceil(stage.batch_size / count)
+    micro = stage.micro_batch_size or math.ceil(stage.batch_size / count)
     return StageCost(
         steps=_steps(stage, name),
         flops=flops,
@@ -173,7 +173,7 @@ def _states(config: TrainConfig, weights: int, learned: int, count: int, *, half
 def _activations(stage: StageConfig, llm: LlmSize, length: int) -> float:
     """Bytes of a sample's activations in the LLM: of all layers, or the inputs of all and the whole of one."""
     layer = _ACTIVATIONS * llm.width * length
-    return layer + 2 * llm.layers * llm.width * length if stage.gradient_checkpointing else llm.layers * layer
+    return layer + 2 * llm.layers * llm.width * length if stage.activation_checkpointing else llm.layers * layer
 
 
 def _steps(stage: StageConfig, name: str) -> int | None:

@@ -74,7 +74,7 @@ class StageConfig:
         epochs: passes over the data, if ``steps`` is not given.
         steps: optimizer steps; None means by ``epochs``.
         batch_size: samples in a step, over all processes.
-        micro_batch: samples that one process computes at once; None takes its whole share of the batch.
+        micro_batch_size: samples that one process computes at once; None takes its whole share of the batch.
         lr: peak learning rate.
         trains: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
         vision_lr: peak learning rate of the vision tower; None takes ``lr``, and so for the other parts.
@@ -88,7 +88,7 @@ class StageConfig:
             takes the LLM's own limit, but no more than 2048 beside the largest picture that tiles may make.
         group_by_modality_length: LLaVA's order of samples: in each step those with images or those without, else at
             random; false shuffles all alike. LLaVA-1.5 has it in ``instruct`` alone. Which samples a step has does not
-            depend on their lengths, nor on ``micro_batch`` and processes.
+            depend on their lengths, nor on ``micro_batch_size`` and processes.
         packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
             instead of padding each. The same samples make a step either way, and their losses are the same.
         keep_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture: whoever
@@ -97,14 +97,14 @@ class StageConfig:
         chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
             picture and then its caption, without roles and questions.
         image_fit: how pictures become squares in this stage, where it is not as in the LLaVA.
-        gradient_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
+        activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
     """
 
     data: list[DataConfig] = dataclasses.field(default_factory=list)
     epochs: float = 1.0
     steps: int | None = None
     batch_size: int = 32
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     lr: float = 1e-3
     trains: list[Part] | None = None
     vision_lr: float | None = None
@@ -120,7 +120,7 @@ class StageConfig:
     keep_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     chat_template: str | None = None
     image_fit: Literal["squash", "pad", "crop"] | None = None
-    gradient_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+    activation_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
 
     def trained(self, name: str) -> tuple[Part, ...]:
         """The parts that learn in the stage ``name``, those with adapters among them."""
@@ -137,7 +137,7 @@ class StageConfig:
         """Raise UserError, naming the field, if the stage cannot run on so many processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
-        numbers = ("epochs", "steps", "batch_size", "micro_batch", "max_length")
+        numbers = ("epochs", "steps", "batch_size", "micro_batch_size", "max_length")
         for field in (*numbers, "lr", "vision_lr", "projector_lr", "llm_lr"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
@@ -148,10 +148,10 @@ class StageConfig:
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
         self._check_parts(name)
-        share = self.micro_batch or self.batch_size / processes
+        share = self.micro_batch_size or self.batch_size / processes
         if self.batch_size % (processes * share) or share != int(share):
             raise UserError(
-                f"{name}.batch_size: expected a multiple of processes ({processes}) × micro_batch, "
+                f"{name}.batch_size: expected a multiple of processes ({processes}) × micro_batch_size, "
                 f"got {self.batch_size}"
             )
 

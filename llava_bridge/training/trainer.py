@@ -60,7 +60,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     choose_what_learns(setup, stage, name, torch.bfloat16 if half else torch.float32)
     if stage.keep_features:
         keep_features(setup)
-    if stage.gradient_checkpointing:
+    if stage.activation_checkpointing:
         recompute_layers(setup.model)
     steps = total_steps(len(setup.dataset), stage)
     _announce(setup, config, name, steps)
@@ -198,12 +198,12 @@ def total_steps(samples: int, stage: StageConfig) -> int:
     return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.batch_size))
 
 
-def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch: int) -> Sampler[int]:
+def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
     """The order in which a stage of so many ``steps`` sees its samples."""
     total = steps * stage.batch_size
     if not stage.group_by_modality_length:
         return RandomOrder(len(dataset), total, seed)
-    return GroupedOrder(dataset.sizes(), stage.batch_size, total, seed, stage.batch_size // micro_batch)
+    return GroupedOrder(dataset.sizes(), stage.batch_size, total, seed, stage.batch_size // micro_batch_size)
 
 
 def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
@@ -327,7 +327,7 @@ def training_arguments(
     deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.parallel == "deepspeed" else None
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
-    micro = stage.micro_batch or stage.batch_size // processes
+    micro = stage.micro_batch_size or stage.batch_size // processes
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,

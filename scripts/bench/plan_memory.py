@@ -70,7 +70,7 @@ def plan(case: str, parallel: Parallel, processes: int) -> dict[str, float]:
     return MemoryModel(config, device="cpu", bf16=False).parts(
         Layout(parallel=parallel, count=processes, checkpointing=False),
         local=local,
-        at_once=min(config.micro_batch or local, local),
+        at_once=min(config.micro_batch_size or local, local),
     )
 
 
@@ -94,7 +94,7 @@ def training(case: str, parallel: Parallel, output: str) -> TrainConfig:
         model=ModelConfig(architecture=architecture),
         steps=10,
         batch_size=int(sizes[0]),
-        micro_batch=int(sizes[1]) if len(sizes) > 1 else None,
+        micro_batch_size=int(sizes[1]) if len(sizes) > 1 else None,
         precision="fp32",
         scale=ScaleConfig(parallel=parallel),
     )
