@@ -107,7 +107,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     stages = {}
     for name, rows in zip(STAGES, write_data(args, folder), strict=True):
         data = [DataConfig(path=str(rows), images=images, missing_images="refuse")]
-        stages[name] = StageConfig(data=data, lr=getattr(args, f"{name}_lr"), **common)
+        stages[name] = StageConfig(data=data, learning_rate=getattr(args, f"{name}_lr"), **common)
     stages["align"] = dataclasses.replace(stages["align"], chat_template="plain", image_fit="crop")
     stages["instruct"] = dataclasses.replace(stages["instruct"], group_by_modality_length=True)
     return TrainConfig(
@@ -192,7 +192,7 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
         "num_train_epochs": 1,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": stage.batch_size // micro,
-        "learning_rate": stage.lr,
+        "learning_rate": stage.learning_rate,
         "weight_decay": stage.weight_decay,
         "warmup_ratio": stage.warmup,
         "lr_scheduler_type": "cosine",

@@ -163,7 +163,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
             data=[DataConfig(path=str(talk / "text.jsonl"), source="text")], steps=4, batch_size=4, max_length=32
         ),
         "align": StageConfig(data=data, steps=4, batch_size=4),
-        "instruct": StageConfig(data=data, steps=6, batch_size=4, lr=1e-3),
+        "instruct": StageConfig(data=data, steps=6, batch_size=4, learning_rate=1e-3),
         "precision": "fp32",
         "logging_steps": 1,
     }

@@ -55,10 +55,16 @@ def put_encoder(
 def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int = 0, lr: float = 1e-3) -> Path:
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(str(directory).encode())
-    stage = {"data": [{"path": "talk.json", "limit": None}], "steps": steps, "epochs": 1.0, "batch_size": 4, "lr": lr}
+    stage = {
+        "data": [{"path": "talk.json", "limit": None}],
+        "steps": steps,
+        "epochs": 1.0,
+        "batch_size": 4,
+        "learning_rate": lr,
+    }
     config = {
         "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
-        "align": stage, "instruct": stage | {"lr": directory.name}, "new_llm": {"layers": directory.name},
+        "align": stage, "instruct": stage | {"learning_rate": directory.name}, "new_llm": {"layers": directory.name},
     }  # fmt: skip
     write_manifest(
         directory,
@@ -131,10 +137,10 @@ def test_of_a_llava_its_encoder_is_told_too_and_no_stage_that_did_not_run(tmp_pa
     second = put_llava(tmp_path / "two", put_encoder(tmp_path / "other", steps=60), lr=2e-3, seed=3)
     found = apart(read_training(first), read_training(second))
     assert [line.partition(":")[0] for line in found.differing] == [
-        "encoder", "seed", "align.lr", "encoder.steps", "encoder.samples",
+        "encoder", "seed", "align.learning_rate", "encoder.steps", "encoder.samples",
     ]  # fmt: skip
     assert found.uneven == (
-        "align.lr 0.001 against 0.002", "encoder.steps 6 against 60", "encoder.samples 48 against 480",
+        "align.learning_rate 0.001 against 0.002", "encoder.steps 6 against 60", "encoder.samples 48 against 480",
     )  # fmt: skip
     assert read_training(first).main["llm"] == "org/llm (cccccccccccc)"
 

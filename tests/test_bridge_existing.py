@@ -195,7 +195,7 @@ def test_swapped_aligned_and_converted_instructed(
     data = [DataConfig(path=str(bridge_talk / "talk.json"))]
     fields: dict[str, Any] = {
         "align": StageConfig(data=data, steps=3, batch_size=4, max_length=128),
-        "instruct": StageConfig(data=data, steps=3, batch_size=4, max_length=512, lr=1e-3),
+        "instruct": StageConfig(data=data, steps=3, batch_size=4, max_length=512, learning_rate=1e-3),
     }
     runs = {"aligned": (tmp_path / "swapped", ["align"]), "instructed": (converted, ["instruct"])}
     files = [

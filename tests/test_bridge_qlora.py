@@ -44,7 +44,9 @@ def fields(bridge_encoder: Path, bridge_talk: Path, llm: Path) -> dict[str, Any]
 def stage(talk: Path, **changes: Any) -> StageConfig:
     data = [DataConfig(path=str(talk / "talk.json"))]
     lora = LoraConfig(**LORA | changes.pop("lora", {}))
-    return StageConfig(**{"data": data, "steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 0.0, "lora": lora} | changes)
+    return StageConfig(
+        **{"data": data, "steps": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.0, "lora": lora} | changes
+    )
 
 
 def launched() -> dict[str, str]:

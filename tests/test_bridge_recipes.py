@@ -24,7 +24,7 @@ from llava_bridge.training.config import StageConfig, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
-STATED = {"data", "epochs", "batch_size", "micro_batch_size", "lr", "warmup", "weight_decay", "max_length"}
+STATED = {"data", "epochs", "batch_size", "micro_batch_size", "learning_rate", "warmup", "weight_decay", "max_length"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_recipe_is_complete(path: Path) -> None:
             assert data.missing_images == "refuse"
     assert (config.align.batch_size, config.instruct.batch_size) == (256, 128)
     assert config.align.chat_template == "plain"
-    assert config.instruct.lr == 2e-5
+    assert config.instruct.learning_rate == 2e-5
     assert path.name in path.read_text()  # the command that runs it
 
 

@@ -57,8 +57,8 @@ def test_a_finished_run_is_left_as_it_is(
     for free in ([], ["--logging_steps", "3", "--workers", "1", "--save_steps", "9", "--launch.processes", "2"]):
         assert llava_bridge(monkeypatch, "train", "--config", str(path), *free) == 0
         assert "already trained with this config; nothing to do" in capsys.readouterr().err
-    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.lr", "0.5") == 2
-    assert "holds another run: align.lr is 0.001 there and 0.5 now" in capsys.readouterr().err
+    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.learning_rate", "0.5") == 2
+    assert "holds another run: align.learning_rate is 0.001 there and 0.5 now" in capsys.readouterr().err
     config = json.loads((tmp_path / "one" / "manifest.json").read_text())
     config["parents"]["encoder"]["hash"] = "another"
     (tmp_path / "one" / "manifest.json").write_text(json.dumps(config))

@@ -211,7 +211,7 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
         (["--seed", "-1"], "seed: expected 0 to 4294967295, got -1"),
         (["--image_size", "-5"], "image_size: expected at least 1, got -5"),
         (["--max_invalid_ratio", "7"], "max_invalid_ratio: expected a share from 0 to 1, got 7"),
-        (["--align.lr", ".nan"], "align.lr: expected more than 0, got nan"),
+        (["--align.learning_rate", ".nan"], "align.learning_rate: expected more than 0, got nan"),
         (
             ["--launch.deepspeed", "zero9"],
             "launch.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got 'zero9'",
@@ -363,8 +363,8 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pyte
 
 def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
     path = bridge_world.config_file(tmp_path, "x", bridge_talk, encoder="timm:x@random", feature_layer=-1)
-    config = parse_config(TrainConfig, ["--config", str(path), "--instruct.lr", "0.5"], prog="test")
-    assert (config.instruct.lr, config.instruct.steps, config.feature_layer) == (0.5, 6, -1)
+    config = parse_config(TrainConfig, ["--config", str(path), "--instruct.learning_rate", "0.5"], prog="test")
+    assert (config.instruct.learning_rate, config.instruct.steps, config.feature_layer) == (0.5, 6, -1)
     assert config.align.data == [DataConfig(path=str(bridge_talk / "talk.json"))]
 
 

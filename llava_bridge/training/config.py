@@ -75,13 +75,13 @@ class StageConfig:
         steps: optimizer steps; None means by ``epochs``.
         batch_size: samples in a step, over all processes.
         micro_batch_size: samples that one process computes at once; None takes its whole share of the batch.
-        lr: peak learning rate.
+        learning_rate: peak learning rate.
         trains: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
-        vision_lr: peak learning rate of the vision tower; None takes ``lr``, and so for the other parts.
+        vision_lr: peak learning rate of the vision tower; None takes ``learning_rate``, and so for the other parts.
         projector_lr: of the projector.
         llm_lr: of the LLM, or its adapters.
         lora: adapters that learn in place of whole weights; None trains the weights themselves.
-        warmup: share of the steps in which the rate rises to ``lr``; it then falls to 0 along a cosine.
+        warmup: share of the steps in which the rate rises to ``learning_rate``; it then falls to 0 along a cosine.
         weight_decay: of AdamW.
         beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
@@ -105,7 +105,7 @@ class StageConfig:
     steps: int | None = None
     batch_size: int = 32
     micro_batch_size: int | None = None
-    lr: float = 1e-3
+    learning_rate: float = 1e-3
     trains: list[Part] | None = None
     vision_lr: float | None = None
     projector_lr: float | None = None
@@ -131,14 +131,14 @@ class StageConfig:
     def rate(self, part: Part) -> float:
         """The peak learning rate of a part."""
         own = {"vision": self.vision_lr, "projector": self.projector_lr, "llm": self.llm_lr}[part]
-        return self.lr if own is None else own
+        return self.learning_rate if own is None else own
 
     def check(self, name: str, processes: int) -> None:
         """Raise UserError, naming the field, if the stage cannot run on so many processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
         numbers = ("epochs", "steps", "batch_size", "micro_batch_size", "max_length")
-        for field in (*numbers, "lr", "vision_lr", "projector_lr", "llm_lr"):
+        for field in (*numbers, "learning_rate", "vision_lr", "projector_lr", "llm_lr"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}.{field}: expected more than 0, got {value}")
@@ -257,11 +257,11 @@ class TrainConfig:
     attn_implementation: str | None = None
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
+        default_factory=lambda: StageConfig(learning_rate=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
     )
-    align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=1e-3, batch_size=256))
+    align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(learning_rate=1e-3, batch_size=256))
     instruct: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(lr=2e-5, batch_size=128, group_by_modality_length=True)
+        default_factory=lambda: StageConfig(learning_rate=2e-5, batch_size=128, group_by_modality_length=True)
     )
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -264,7 +264,7 @@ class StageTrainer(Trainer):
         if not torch.isfinite(loss):
             raise UserError(
                 f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}, "
-                f"before which nothing is lost; a lower {self.stage_name}.lr may help"
+                f"before which nothing is lost; a lower {self.stage_name}.learning_rate may help"
             )
         return result
 
@@ -333,7 +333,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=stage.batch_size // (micro * processes),
-        learning_rate=stage.lr,
+        learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(stage.warmup * steps),
         weight_decay=stage.weight_decay,
