@@ -194,7 +194,7 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": stage.batch_size // micro,
         "learning_rate": stage.learning_rate,
         "weight_decay": stage.weight_decay,
-        "warmup_ratio": stage.warmup,
+        "warmup_ratio": stage.warmup_ratio,
         "lr_scheduler_type": "cosine",
         "model_max_length": 2048,
         "lazy_preprocess": True,

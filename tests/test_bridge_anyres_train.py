@@ -39,7 +39,7 @@ def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, A
         "batch_size": 4,
         "learning_rate": 1e-2,
     }
-    made = StageConfig(**{**settings, "warmup": 0.0, **stage})
+    made = StageConfig(**{**settings, "warmup_ratio": 0.0, **stage})
     fields = {
         "stages": ["instruct"],
         "encoder": str(encoder),

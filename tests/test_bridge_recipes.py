@@ -24,7 +24,16 @@ from llava_bridge.training.config import StageConfig, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
-STATED = {"data", "epochs", "batch_size", "micro_batch_size", "learning_rate", "warmup", "weight_decay", "max_length"}
+STATED = {
+    "data",
+    "epochs",
+    "batch_size",
+    "micro_batch_size",
+    "learning_rate",
+    "warmup_ratio",
+    "weight_decay",
+    "max_length",
+}
 
 
 @pytest.fixture(scope="module")

@@ -206,7 +206,7 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
         (["--align.batch_sise", "4"], "unknown key 'align.batch_sise'; did you mean 'align.batch_size'?"),
         (["--align.batch_size", "5", "--launch.processes", "2"], "align.batch_size: expected a multiple of processes"),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
-        (["--align.warmup", "1.5"], "align.warmup: expected a share"),
+        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a share"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
         (["--seed", "-1"], "seed: expected 0 to 4294967295, got -1"),
         (["--image_size", "-5"], "image_size: expected at least 1, got -5"),

@@ -17,7 +17,7 @@ from clips.model.precision import choose_precision
 
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
-    config = OptimConfig(learning_rate=1.0, warmup=0.1)
+    config = OptimConfig(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate_at(step, 100, config, 4) for step in range(101)]
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[10] == 1.0
@@ -35,7 +35,7 @@ def test_rate_and_warmup_by_samples_are_the_authors():
     assert rates == pytest.approx([0.512e-3, 1.024e-3, 1.024e-3, 0.0])
     assert OptimConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
     neither = OptimConfig().resolved()
-    assert (neither.learning_rate, neither.warmup, neither.base_learning_rate) == (1e-3, 0.05, None)
+    assert (neither.learning_rate, neither.warmup_ratio, neither.base_learning_rate) == (1e-3, 0.05, None)
 
 
 def test_weight_decay_spares_what_it_should(tmp_path: Path):
@@ -70,15 +70,15 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"seed": -3}, "seed: expected 0 or more"),
         ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
-        ({"optim": {"warmup": 1}}, "optim.warmup: expected a share"),
+        ({"optim": {"warmup_ratio": 1}}, "optim.warmup_ratio: expected a share"),
         ({"optim": {"base_learning_rate": -1e-6}}, "optim.base_learning_rate: expected a number above 0"),
         (
             {"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
             "optim.learning_rate, optim.base_learning_rate: expected one of them, got both",
         ),
         (
-            {"optim": {"warmup": 0.1, "warmup_samples": 0}},
-            "optim.warmup, optim.warmup_samples: expected one of them, got both",
+            {"optim": {"warmup_ratio": 0.1, "warmup_samples": 0}},
+            "optim.warmup_ratio, optim.warmup_samples: expected one of them, got both",
         ),
         ({"optim": {"warmup_samples": -1}}, "optim.warmup_samples: expected 0 or more"),
         (

@@ -329,8 +329,8 @@ def test_the_command_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureF
     (stage,) = plan_stages(PlanConfig(training="", gpu="l4"), read_config(path))
     memory = stage.memory(stage.layout(8), local=16, at_once=16)
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in shown.splitlines() if "│" in line}
-    assert rows["optimizer state"] == f"{memory['optimizer'] / 1e9:.2g}"
-    assert rows["activations, work space"] == f"{memory['activations'] / 1e9:.2g}"
+    assert rows["optimizer state"] == f"{memory['optimizer'] / 1e9:.1f}"
+    assert rows["buffers of exchange"] == f"{memory['exchange'] / 1e9:.2g}"  # below 0.05 GB
     assert rows["in all, of 24.0"] == f"{sum(memory.values()) / 1e9:.1f}"
     assert rows["largest batch of a GPU"] == f"{stage.largest_batch(stage.layout(8)):,}"
 

@@ -18,7 +18,7 @@ from clips.training.start import check_stages
 
 STAGES = (
     {"model.image_size": 16, "steps": 2, "optim.learning_rate": 1e-3},
-    {"model": {"image_size": 32}, "steps": 1, "batch_size": 3, "optim": {"learning_rate": 0.0001, "warmup": 0.0}},
+    {"model": {"image_size": 32}, "steps": 1, "batch_size": 3, "optim": {"learning_rate": 0.0001, "warmup_ratio": 0.0}},
 )
 
 
@@ -62,7 +62,7 @@ def test_a_stage_gives_its_rate_and_warmup_in_either_way(tmp_path: Path):
     stages = (
         {"steps": 9, "optim.base_learning_rate": 8e-6, "optim.warmup_samples": 8},
         {"steps": 9, "optim": {"learning_rate": 1e-4}},
-        {"steps": 9, "optim.warmup": 0.5},
+        {"steps": 9, "optim.warmup_ratio": 0.5},
     )
     optim = {"base_learning_rate": 4e-6, "betas": [0.8, 0.9]}
     config = clips_world.train_config(tmp_path, tmp_path / "run", steps=None, batch_size=4, optim=optim, stages=stages)

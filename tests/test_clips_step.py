@@ -283,7 +283,7 @@ class FakeModel(torch.nn.Module):
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
     config = SimpleNamespace(
-        micro_batch_size=None, batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup=0, **optim)
+        micro_batch_size=None, batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup_ratio=0, **optim)
     )
     return SimpleNamespace(
         model=model,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup", "warmup_samples"): 0.05}
+EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
 """Fields of which one is given, not both → the first one's value where neither is."""
 
 
@@ -25,8 +25,8 @@ class OptimConfig:
         learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
         base_learning_rate: the same for 256 samples: times batch_size / 256 it is the learning rate. The authors'
             ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
-        warmup: the share of the run during which the rate climbs from 0; cosine to 0 follows. 0.05 if neither it nor
-            ``warmup_samples`` is given.
+        warmup_ratio: the ratio of the run's steps in which the rate climbs from 0; cosine to 0 follows. 0.05 if neither
+            it nor ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.
         betas: Adam's averages of the gradient and of its square.
         weight_decay: on the matrices of products; never on norms, biases, embeddings, positions or the temperature [C].
@@ -37,7 +37,7 @@ class OptimConfig:
 
     learning_rate: float | None = None
     base_learning_rate: float | None = None
-    warmup: float | None = None
+    warmup_ratio: float | None = None
     warmup_samples: int | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.2
@@ -51,8 +51,8 @@ class OptimConfig:
         for name in ("learning_rate", "base_learning_rate"):
             if (rate := getattr(self, name)) is not None and rate <= 0:
                 raise UserError(f"optim.{name}: expected a number above 0, got {rate}")
-        if self.warmup is not None and not 0 <= self.warmup < 1:
-            raise UserError(f"optim.warmup: expected a share from 0 to below 1, got {self.warmup}")
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"optim.warmup_ratio: expected a share from 0 to below 1, got {self.warmup_ratio}")
         if self.warmup_samples is not None and self.warmup_samples < 0:
             raise UserError(f"optim.warmup_samples: expected 0 or more, got {self.warmup_samples}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -83,7 +83,7 @@ class OptimConfig:
             UserError: the run is no longer than its warm-up in samples.
         """
         if self.warmup_samples is None:
-            return round((self.resolved().warmup or 0.0) * steps)
+            return round((self.resolved().warmup_ratio or 0.0) * steps)
         found = round(self.warmup_samples / batch_size)
         if found >= max(1, steps):
             raise UserError(

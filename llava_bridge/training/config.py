@@ -81,7 +81,7 @@ class StageConfig:
         projector_lr: of the projector.
         llm_lr: of the LLM, or its adapters.
         lora: adapters that learn in place of whole weights; None trains the weights themselves.
-        warmup: share of the steps in which the rate rises to ``learning_rate``; it then falls to 0 along a cosine.
+        warmup_ratio: ratio of the steps in which the rate rises to ``learning_rate``; cosine to 0 follows.
         weight_decay: of AdamW.
         beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
@@ -111,7 +111,7 @@ class StageConfig:
     projector_lr: float | None = None
     llm_lr: float | None = None
     lora: LoraConfig | None = None
-    warmup: float = 0.03
+    warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     beta2: float = 0.999
     max_length: int | None = None
@@ -142,7 +142,7 @@ class StageConfig:
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}.{field}: expected more than 0, got {value}")
-        for field in ("warmup", "beta2"):
+        for field in ("warmup_ratio", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{name}.{field}: expected a share from 0 to below 1, got {getattr(self, field)}")
         if not 0 <= self.weight_decay < math.inf:

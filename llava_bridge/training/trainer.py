@@ -335,7 +335,7 @@ def training_arguments(
         gradient_accumulation_steps=stage.batch_size // (micro * processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(stage.warmup * steps),
+        warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
         bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
