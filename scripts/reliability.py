@@ -104,7 +104,7 @@ def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") ->
                     "sources": [{"path": str(data)}],
                     "shuffle_window": 20,
                     "max_invalid_ratio": 0.05,
-                    "workers": 1,
+                    "num_workers": 1,
                 },
                 "scale": {"parallel": parallel},
                 "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},

@@ -96,7 +96,7 @@ SWAPS = {
         ("12800000", "8"),
         ("batch_size: 1024", "batch_size: 4"),
         ("shuffle_window: 100", "cache_images: false"),
-        ("workers: 4", "workers: 1"),
+        ("num_workers: 4", "num_workers: 1"),
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
     ("docs/tutorial.md", "study.yaml"): (

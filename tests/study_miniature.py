@@ -78,7 +78,7 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
     write_mmvet(hub)
     study["paths"] = {"playground": str(talk), "mllm": str(hub)}
     llava = study["defaults"]["llava"]
-    llava |= {"chat_template": "auto", "precision": "fp32", "workers": 0, "launch": {"processes": 1}}
+    llava |= {"chat_template": "auto", "precision": "fp32", "num_workers": 0, "launch": {"processes": 1}}
     for stage, file in (("align", "captions"), ("instruct", "talk")):
         data = [
             {**source, "path": f"$playground/{file}.json", "images": "$playground"} for source in llava[stage]["data"]
@@ -107,7 +107,7 @@ def _small_encoders(study: dict[str, Any], folder: Path) -> None:
     world = {"split": "train", "size": 12, "kinds": 8, "image_size": 64}
     study["data"] = {"world": world}
     shared = study["defaults"]["encoder"]
-    shared["data"] |= {"sources": [{"path": "$data/world"}], "workers": 0}
+    shared["data"] |= {"sources": [{"path": "$data/world"}], "num_workers": 0}
     shared["data"].pop("shuffle_window")
     shared["recipe"] = {"captioner": {"layers": 1, "width": 32, "heads": 2, "length": 16, "positions": 4}}
     for entry in study["encoders"].values():

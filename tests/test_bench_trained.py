@@ -40,7 +40,7 @@ def put_encoder(
             "output": str(directory), "recipe": {"name": "clip"},
             "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
             "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
-                     "workers": len(str(directory))},
+                     "num_workers": len(str(directory))},
             "steps": steps, "samples": None, "batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
         } | config,
         seed=config.get("seed", 0),

@@ -100,7 +100,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConf
         llm=str(llm),
         launch=dataclasses.replace(large.launch, processes=1),
         precision="fp32",
-        workers=1,
+        num_workers=1,
         logging_steps=1,
         align=dataclasses.replace(large.align, data=[align], **tiny),
         instruct=dataclasses.replace(large.instruct, data=[*mixture(tmp_path, talk)], **tiny),

@@ -54,7 +54,7 @@ def test_a_finished_run_is_left_as_it_is(
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
     (tmp_path / "one").mkdir()
     write_manifest(tmp_path / "one", kind="llava", config=config, data=data_of(config), parents=parents(config))
-    for free in ([], ["--logging_steps", "3", "--workers", "1", "--save_steps", "9", "--launch.processes", "2"]):
+    for free in ([], ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.processes", "2"]):
         assert llava_bridge(monkeypatch, "train", "--config", str(path), *free) == 0
         assert "already trained with this config; nothing to do" in capsys.readouterr().err
     assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.learning_rate", "0.5") == 2
@@ -108,7 +108,7 @@ def test_finished_stages_outlive_changes_of_how_the_run_is_carried_out(
     (tmp_path / "work").mkdir()
     prepare()
     (tmp_path / "work/align/model").mkdir(parents=True)
-    assert prepare(logging_steps=7, workers=2, save_steps=3)
+    assert prepare(logging_steps=7, num_workers=2, save_steps=3)
 
 
 @pytest.mark.parametrize("progress", ["align/model", "instruct/checkpoints/checkpoint-3/complete"])

@@ -216,7 +216,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
 def test_sigterm_to_every_process_of_a_job_saves_readers_of_data_included(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
-    path = config(tmp_path, "job", world, {"steps": 2000, "learning_rate": 1e-3}, save_steps=0, workers=1)
+    path = config(tmp_path, "job", world, {"steps": 2000, "learning_rate": 1e-3}, save_steps=0, num_workers=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(

@@ -20,7 +20,7 @@ from clips.training.standing import CHECKPOINTS, LoopState, checkpoints, read_lo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataPart:
-    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     path: str = "x"
 
 
@@ -182,7 +182,7 @@ def test_a_run_keeps_to_its_config_once_there_is_something_to_lose(tmp_path: Pat
     record_run(output, config)
     assert is_finished(output, other, {}) is False
     save(output, 1)
-    free = dataclasses.replace(config, output="elsewhere", logging_steps=3, data=DataPart(workers=4))
+    free = dataclasses.replace(config, output="elsewhere", logging_steps=3, data=DataPart(num_workers=4))
     assert is_finished(output, free, {}) is False
     with pytest.raises(UserError, match=r"another config: data\.path is 'x' there and 'y' now and 1 more; choose"):
         is_finished(output, other, {})

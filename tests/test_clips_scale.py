@@ -253,7 +253,7 @@ def test_batch_norms_statistics_are_the_same_after_a_resume(two: Path):
 @pytest.mark.slow
 def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path):
     output = tmp_path / "preempted"
-    reading = {"sources": [{"path": str(data)}], "workers": 1}
+    reading = {"sources": [{"path": str(data)}], "num_workers": 1}
     clips_world.train_config(data, output, steps=50, save_steps=100, data=reading)
     (tmp_path / "plan.json").write_text(
         json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}])

@@ -64,7 +64,7 @@ def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_pat
 
 def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path: Path):
     config = clips_world.train_config(data, tmp_path / "run", steps=200, save_steps=1)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=1))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
     with pytest.MonkeyPatch.context() as patch:
         real = training.training_step
 
@@ -76,7 +76,7 @@ def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path
 
         patch.setattr(training, "training_step", kill_the_reader)
         with pytest.raises(
-            UserError, match=r"data\.workers: a process that reads data died \(.*\), as it does for want"
+            UserError, match=r"data\.num_workers: a process that reads data died \(.*\), as it does for want"
         ):
             train(config)
     assert read_loop(checkpoints(tmp_path / "run")[-1]).step >= 3

@@ -51,7 +51,7 @@ class DataConfig:
             shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
             number, such as 100, keeps the reading to few shards at a time.
         augment: how pictures are varied.
-        workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
+        num_workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
         max_invalid_ratio: stop once more than this share of the samples is undecodable or has no caption at all.
     """
@@ -59,7 +59,7 @@ class DataConfig:
     sources: tuple[SourceConfig, ...]
     shuffle_window: int | None = None
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     cache_images: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     max_invalid_ratio: float = dataclasses.field(default=0.01, metadata=RUN_ONLY)
 
@@ -73,7 +73,7 @@ class DataConfig:
             raise UserError(f"data.shuffle_window: expected 1 or more, got {self.shuffle_window}")
         if self.shuffle_window is None and any(source.stream for source in self.sources):
             raise UserError("data.shuffle_window: expected a number, such as 100, where a source is streamed")
-        if self.workers < 0:
-            raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
+        if self.num_workers < 0:
+            raise UserError(f"data.num_workers: expected 0 or more, got {self.num_workers}")
         if not 0 <= self.max_invalid_ratio <= 1:
             raise UserError(f"data.max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")

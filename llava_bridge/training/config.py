@@ -236,7 +236,7 @@ class TrainConfig:
         seed: of initial weights and of the order of samples.
         save_steps: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
         logging_steps: steps between lines of metrics.jsonl.
-        workers: processes that load data beside each training process; 0 loads within it.
+        num_workers: processes that load data beside each training process; 0 loads within it.
         max_invalid_ratio: training stops when more than this share of a stage's samples cannot be used.
     """
 
@@ -268,7 +268,7 @@ class TrainConfig:
     seed: int = 0
     save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     logging_steps: int = dataclasses.field(default=5, metadata=RUN_ONLY)
-    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
@@ -278,7 +278,7 @@ class TrainConfig:
         self._check_beginning()
         check_pinpoints(self.image_fit, self.image_grid_pinpoints)
         self._check_own_ways()
-        for name in ("save_steps", "workers"):
+        for name in ("save_steps", "num_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("logging_steps", "image_size"):

@@ -347,7 +347,7 @@ def training_arguments(
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
         save_total_limit=2,
-        dataloader_num_workers=config.workers,
+        dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to="none",
