@@ -174,7 +174,7 @@ def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]
     _seed_step(run.config.seed, loop.step, run.processes.rank)
     values = training_step(run, to_device(batch, run))
     loop.step += 1
-    loop.samples_seen += run.config.batch_size
+    loop.samples_seen += run.config.global_batch_size
     loop.add(values)
     clock.tick()
     return values

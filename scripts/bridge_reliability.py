@@ -64,7 +64,7 @@ def make_world(work: Path, rng: random.Random) -> None:
 
 
 def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
-    stage = {"data": [{"path": str(work / "data" / "talk.json")}], "steps": arguments.steps, "batch_size": 4}
+    stage = {"data": [{"path": str(work / "data" / "talk.json")}], "steps": arguments.steps, "global_batch_size": 4}
     path = work / f"{name}.json"
     path.write_text(
         json.dumps(

@@ -110,7 +110,7 @@ def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") ->
                 "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
                 "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 2}},
                 "steps": steps,
-                "batch_size": 4,
+                "global_batch_size": 4,
                 "precision": "fp32",
                 "logging_steps": 50,
                 "save_steps": 10,

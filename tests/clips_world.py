@@ -73,7 +73,7 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
             "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
             "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 4}},
             "steps": 6,
-            "batch_size": 4,
+            "global_batch_size": 4,
             "precision": "fp32",
             "logging_steps": 2,
             "save_steps": 2,

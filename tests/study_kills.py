@@ -22,7 +22,7 @@ def tiny_study(output: Path) -> dict[str, Any]:
                 "data": {"sources": [{"path": "$data/train"}]},
                 "recipe": {"captioner": {"layers": 1, "length": 32, "positions": 4}},
                 "steps": 24,
-                "batch_size": 16,
+                "global_batch_size": 16,
                 "save_steps": 4,
                 "logging_steps": 4,
             }

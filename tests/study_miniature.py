@@ -83,7 +83,7 @@ def _small_llavas(study: dict[str, Any], folder: Path) -> None:
         data = [
             {**source, "path": f"$playground/{file}.json", "images": "$playground"} for source in llava[stage]["data"]
         ]
-        llava[stage] |= {"data": data, "steps": 1, "batch_size": 2, "micro_batch_size": 1, "max_length": 512}
+        llava[stage] |= {"data": data, "steps": 1, "global_batch_size": 2, "micro_batch_size": 1, "max_length": 512}
     for rule in study.get("overrides", []):
         if "image_size" in rule["llava"]:
             rule["llava"]["image_size"] = 64  # as there larger than their own
@@ -115,7 +115,7 @@ def _small_encoders(study: dict[str, Any], folder: Path) -> None:
             entry["model"] = {"architecture": "clips-tiny"}
             sizes = zip(entry["stages"], (32, 64), strict=True)
             entry["stages"] = [
-                {**stage, "model.image_size": size, "samples": 8, "batch_size": 4} for stage, size in sizes
+                {**stage, "model.image_size": size, "samples": 8, "global_batch_size": 4} for stage, size in sizes
             ]
     study["paths"] = {"classes": str(bench_classes.write_wds(folder / "classes"))}
     study["benchmarks"] = {

@@ -41,7 +41,7 @@ def put_encoder(
             "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
             "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
                      "num_workers": len(str(directory))},
-            "steps": steps, "samples": None, "batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
+            "steps": steps, "samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
         } | config,
         seed=config.get("seed", 0),
         data={"sources": [described]},
@@ -59,7 +59,7 @@ def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int
         "data": [{"path": "talk.json", "limit": None}],
         "steps": steps,
         "epochs": 1.0,
-        "batch_size": 4,
+        "global_batch_size": 4,
         "learning_rate": lr,
     }
     config = {
@@ -111,7 +111,7 @@ def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys)
     ("changes", "warned"),
     [
         ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
-        ({"batch_size": 16}, "batch_size 8 against 16"),
+        ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
         ({"optim": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optim.learning_rate 0.001 against 0.002"),
         ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
         ({"precision": "fp32"}, "precision bf16 against fp32"),
@@ -262,10 +262,10 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
     )
     write_record(tmp_path / "study", record)
     config = step_directory(tmp_path / "study", "encoder-one") / "config.yaml"
-    config.write_text("{data: {sources: [{path: x/data}]}, batch_size: 16, output: y}", encoding="utf-8")
+    config.write_text("{data: {sources: [{path: x/data}]}, global_batch_size: 16, output: y}", encoding="utf-8")
     found = training_of(read_result(tmp_path / "study/results/one/gqa.json"))
     assert {name: each.text for name, each in found.settings.items()} == {
-        "batch_size": "16", "data": "x/data",  # the seed was left to the default, which is not stated
+        "global_batch_size": "16", "data": "x/data",  # the seed was left to the default, which is not stated
     }  # fmt: skip
 
 

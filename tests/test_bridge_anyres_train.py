@@ -36,7 +36,7 @@ def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, A
     settings = {
         "data": [DataConfig(path=str(folder / "album" / file))],
         "steps": 3,
-        "batch_size": 4,
+        "global_batch_size": 4,
         "learning_rate": 1e-2,
     }
     made = StageConfig(**{**settings, "warmup_ratio": 0.0, **stage})
@@ -51,7 +51,7 @@ def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, A
 
 def mixed(folder: Path, encoder: Path, name: str, **fields: Any) -> Path:
     """Three steps of two samples, so that a step has one with a picture and one without."""
-    stage = {"batch_size": 2, "trains": ["vision", "projector", "llm"], "learning_rate": 1e-3}
+    stage = {"global_batch_size": 2, "trains": ["vision", "projector", "llm"], "learning_rate": 1e-3}
     return config(folder, encoder, name, "mixed.json", stage, **fields)
 
 

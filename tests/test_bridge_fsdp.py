@@ -43,9 +43,13 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str,
     """A run of six steps; ``name`` says what its stage trains."""
     encoder, llm, talk = world
     data = [DataConfig(path=str(talk / "talk.json"))]
-    settings = {"data": data, "steps": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup_ratio": 0.0} | STAGES.get(
-        name, {}
-    )
+    settings = {
+        "data": data,
+        "steps": 6,
+        "global_batch_size": 4,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.0,
+    } | STAGES.get(name, {})
     run = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm), "launch": LaunchConfig(parallel=way)}  # type: ignore[arg-type]
     run |= {"precision": "bf16" if name in {"half", "norms"} else "fp32"} | fields
     run |= {"image_fit": "anyres"} if name == "tiles" else {}
@@ -93,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
             kept = StageConfig(
                 data=[DataConfig(path=str(talk / "talk.json"))],
                 steps=6,
-                batch_size=4,
+                global_batch_size=4,
                 learning_rate=1e-3,
                 warmup_ratio=0.0,
                 keep_features=True,

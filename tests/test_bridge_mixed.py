@@ -71,7 +71,9 @@ def launch(directory: Path, way: str) -> LaunchConfig:
 def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path]) -> Path:
     encoder, llm, album = parts
     data = [DataConfig(path=str(album / "talk.json"))]
-    stage = StageConfig(data=data, steps=len(STEPS), batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, **KINDS[kind])
+    stage = StageConfig(
+        data=data, steps=len(STEPS), global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, **KINDS[kind]
+    )
     fit = "anyres" if "tiles" in kind else "pad" if kind == "padded" else "squash"
     return bridge_world.config_file(
         directory,

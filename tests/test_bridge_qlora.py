@@ -45,7 +45,7 @@ def stage(talk: Path, **changes: Any) -> StageConfig:
     data = [DataConfig(path=str(talk / "talk.json"))]
     lora = LoraConfig(**LORA | changes.pop("lora", {}))
     return StageConfig(
-        **{"data": data, "steps": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "lora": lora}
+        **{"data": data, "steps": 6, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "lora": lora}
         | changes
     )
 

@@ -27,7 +27,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 STATED = {
     "data",
     "epochs",
-    "batch_size",
+    "global_batch_size",
     "micro_batch_size",
     "learning_rate",
     "warmup_ratio",
@@ -71,7 +71,7 @@ def test_a_recipe_is_complete(path: Path) -> None:
         for data in config.stage(name).data:
             assert data.images
             assert data.missing_images == "refuse"
-    assert (config.align.batch_size, config.instruct.batch_size) == (256, 128)
+    assert (config.align.global_batch_size, config.instruct.global_batch_size) == (256, 128)
     assert config.align.chat_template == "plain"
     assert config.instruct.learning_rate == 2e-5
     assert path.name in path.read_text()  # the command that runs it
@@ -91,7 +91,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConf
     rows = json.loads((talk / "talk.json").read_text())
     captions = [{**row, "conversations": row["conversations"][:2]} for row in rows]
     (tmp_path / "captions.json").write_text(json.dumps(captions))
-    tiny = {"batch_size": 4, "micro_batch_size": 2, "steps": 3, "max_length": 300}
+    tiny = {"global_batch_size": 4, "micro_batch_size": 2, "steps": 3, "max_length": 300}
     align = DataConfig(path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5)
     return dataclasses.replace(
         large,

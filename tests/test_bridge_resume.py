@@ -87,7 +87,7 @@ def test_two_processes_that_were_stopped_learn_bit_for_bit_the_same(
     world = bridge_encoder, bridge_llm, bridge_talk
     (tmp_path / "whole").mkdir()
     data = [DataConfig(path=str(bridge_talk / "talk.json"))]
-    stage = StageConfig(data=data, steps=6, batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, lora=lora)
+    stage = StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, lora=lora)
     fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
     path = config(tmp_path, "plain", world, "deepspeed", save_steps=0, **fields)
     assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr

@@ -241,7 +241,7 @@ def test_the_number_of_processes_is_what_a_launcher_has_started(
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
-    assert "pretrain.batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
+    assert "pretrain.global_batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
     assert llava_bridge(monkeypatch, "train", "--config", str(path), "--launch.processes", "2") == 2
     assert (
         "launch.processes: expected 3, as many as the launcher has started, or null, got 2" in capsys.readouterr().err

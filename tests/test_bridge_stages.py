@@ -29,7 +29,7 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], stage: di
     """A run of a single stage, instruct, on a finished encoder and LLM."""
     encoder, llm, talk = world
     data = [DataConfig(path=str(talk / "talk.json"))]
-    settings = {"data": data, "steps": 3, "batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0} | stage
+    settings = {"data": data, "steps": 3, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0} | stage
     fields = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm)} | fields
     return bridge_world.config_file(directory, name, talk, instruct=StageConfig(**settings), **fields)
 

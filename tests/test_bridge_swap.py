@@ -116,8 +116,8 @@ def trained(
                 "encoder": encoders[encoder],
                 "llm": llms[llm],
                 "projector": ProjectorConfig(name=name, tokens=9, depth=1),
-                "align": StageConfig(data=data, steps=2, batch_size=2, max_length=256),
-                "instruct": StageConfig(data=data, steps=3, batch_size=2, max_length=256, learning_rate=1e-3),
+                "align": StageConfig(data=data, steps=2, global_batch_size=2, max_length=256),
+                "instruct": StageConfig(data=data, steps=3, global_batch_size=2, max_length=256, learning_rate=1e-3),
             }
             configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields))
     launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

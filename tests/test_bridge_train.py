@@ -203,8 +203,14 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
     [
         (["--encoder", "none"], "encoder: none is not a directory"),
         (["--llm", "none"], "llm: none has no config.json"),
-        (["--align.batch_sise", "4"], "unknown key 'align.batch_sise'; did you mean 'align.batch_size'?"),
-        (["--align.batch_size", "5", "--launch.processes", "2"], "align.batch_size: expected a multiple of processes"),
+        (
+            ["--align.global_batch_sise", "4"],
+            "unknown key 'align.global_batch_sise'; did you mean 'align.global_batch_size'?",
+        ),
+        (
+            ["--align.global_batch_size", "5", "--launch.processes", "2"],
+            "align.global_batch_size: expected a multiple of processes",
+        ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
         (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a share"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),

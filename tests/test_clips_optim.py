@@ -66,7 +66,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"steps": None}, "steps, samples, epochs: expected exactly one of them, got none"),
         ({"epochs": 1.0}, "expected exactly one of them, got steps, epochs"),
         ({"steps": -1}, "steps: expected 0 or more, got -1"),
-        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+        ({"global_batch_size": 0}, "global_batch_size: expected 1 or more, got 0"),
         ({"seed": -3}, "seed: expected 0 or more"),
         ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
@@ -95,7 +95,7 @@ def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], 
 
 
 def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
-    config = clips_world.train_config(tmp_path, tmp_path / "x", batch_size=8)
+    config = clips_world.train_config(tmp_path, tmp_path / "x", global_batch_size=8)
     for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
         sized = dataclasses.replace(config, **{"steps": None, **fields})
         assert sized.steps_for(21) == steps

@@ -206,8 +206,8 @@ def test_a_training_goes_on_where_its_flops_cannot_be_counted(
 def write_config(folder: Path, **fields: Any) -> Path:
     path = folder / "train.yaml"
     stages = [
-        {"samples": 1_000_000, "batch_size": 4096},
-        {"samples": 100_000, "batch_size": 2048, "model.image_size": 32},
+        {"samples": 1_000_000, "global_batch_size": 4096},
+        {"samples": 100_000, "global_batch_size": 2048, "model.image_size": 32},
     ]
     settings = {
         "output": str(folder / "run"),
@@ -238,8 +238,8 @@ def test_twice_the_gpus_half_the_hours(stages: list[StagePlan]):
         assert few
         assert many
         assert many.computing == pytest.approx(few.computing / 2)
-        assert many.slowest < many.samples_per_second < stage.stage.batch_size / many.computing
-        samples = stage.steps * stage.stage.batch_size
+        assert many.slowest < many.samples_per_second < stage.stage.global_batch_size / many.computing
+        samples = stage.steps * stage.stage.global_batch_size
         assert many.hours == pytest.approx(samples / many.samples_per_second / 3600)
     assert [stage.steps for stage in stages] == [245, 49]
     assert speeds(stages, 8) == timed[8]
@@ -304,7 +304,7 @@ def test_the_shipped_schedule_is_the_papers():
     stages = stage_configs(read_config(SHIPPED))
     assert [stage.model.image_size for stage in stages] == [84, 224, 336]
     assert [stage.samples for stage in stages] == [12_800_000_000, 512_000_000, 128_000_000]
-    assert [stage.batch_size for stage in stages] == [32768, 16384, 8192]
+    assert [stage.global_batch_size for stage in stages] == [32768, 16384, 8192]
     assert [stage.optim.warmup_samples for stage in stages] == pytest.approx([51.2e6, 25.6e6, 0], rel=0.01)
     memory = MemoryModel(stages[0])
     assert memory.parameters == pytest.approx(525.4e6, rel=0.01)
@@ -350,7 +350,7 @@ def test_a_measured_mfu_is_taken(tmp_path: Path):
     [
         ({}, {"gpu": "h20"}, "unknown type of GPU 'h20'; did you mean 'h200'"),
         ({}, {"count": 0}, "count: expected a number above 0, got 0"),
-        ({}, {"count": 3}, "count: expected a divisor of batch_size 4096, got 3"),
+        ({}, {"count": 3}, "count: expected a divisor of global_batch_size 4096, got 3"),
         ({}, {"mfu": 1.5}, "mfu: expected a ratio"),
         ({}, {"pictures": 10}, "bytes_per_picture: expected together with pictures"),
         ({}, {"training": "none.yaml"}, "none.yaml"),

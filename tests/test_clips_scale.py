@@ -49,7 +49,7 @@ COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its 
 CAUSAL: dict[str, Any] = {  # texts in groups of like length: two of them in a process, four where there is one
     "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 24, "text_attention": "causal"},
     "recipe": {"name": "coca", "captioner": {"length": 24, "layers": 1}},
-    "batch_size": 64,
+    "global_batch_size": 64,
     "steps": 2,
 }
 CAUSAL_WAYS = ("ddp", "fsdp", "zero3")
@@ -229,7 +229,7 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
 
 @pytest.mark.slow
 def test_two_processes_begin_and_three_go_on(data: Path, tmp_path: Path):
-    more = {"batch_size": 6}
+    more = {"global_batch_size": 6}
     train(clips_world.train_config(data, tmp_path / "one", **fields(data, **more)))
     ways = {"ddp": {}, "fsdp": {"scale": {"parallel": "fsdp"}}}
     for processes, stop in ((2, 4), (3, None)):

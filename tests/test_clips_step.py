@@ -48,7 +48,7 @@ def listening():
 
 def gradient_of(data: Path, output: Path, **fields: object) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Losses of the first batch of seven, and the gradient by each parameter."""
-    config = clips_world.train_config(data, output, batch_size=7, **fields)
+    config = clips_world.train_config(data, output, global_batch_size=7, **fields)
     run = start_run(config, open_data(config))
     run.model.train()
     batch = next(batches(run.data, first_step=0, last_step=1))
@@ -283,7 +283,7 @@ class FakeModel(torch.nn.Module):
 def fake_run(losses: list[float], **optim: Any) -> Any:
     model = FakeModel()
     config = SimpleNamespace(
-        micro_batch_size=None, batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup_ratio=0, **optim)
+        micro_batch_size=None, global_batch_size=4, optim=OptimConfig(learning_rate=0.1, warmup_ratio=0, **optim)
     )
     return SimpleNamespace(
         model=model,
@@ -319,7 +319,7 @@ def test_a_step_reports_and_clips_the_gradient():
     assert values["loss"] == 7.0
     assert values["grad_norm"] == 5.0
     assert values["logit_scale"] == 10.0
-    assert values["lr"] == learning_rate_at(7, 10, run.config.optim, run.config.batch_size)
+    assert values["lr"] == learning_rate_at(7, 10, run.config.optim, run.config.global_batch_size)
     assert torch.allclose(seen[0], torch.tensor([0.3, 0.4]), atol=1e-6)
     assert run.model.clamped
     assert run.model.weight.grad is None

@@ -133,7 +133,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         samples[f"{index}"]["json"] = json.dumps(captions).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     for name, stop in (("whole", None), ("resumed", 3)):
-        fields = {"steps": 4, "batch_size": 1, "logging_steps": 1, "save_steps": 1}
+        fields = {"steps": 4, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
         recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
@@ -270,7 +270,7 @@ def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
 def test_it_learns(data: Path, tmp_path: Path):
     small = clips_world.write_shards(tmp_path / "small", (7,))
     still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
-    fields = {"steps": 40, "batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
+    fields = {"steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
     train(clips_world.train_config(small, tmp_path / "learned", data=still, **fields))
     losses = [entry["loss"] for entry in metrics(tmp_path / "learned")]
     assert losses[0] > 0.8 * math.log(7)
@@ -310,7 +310,7 @@ def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, 
 
 def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(beginning, "start_processes", lambda **_: SimpleNamespace(count=3))
-    with pytest.raises(UserError, match="batch_size: expected a multiple of the 3 processes, got 4"):
+    with pytest.raises(UserError, match="global_batch_size: expected a multiple of the 3 processes, got 4"):
         train(clips_world.train_config(data, tmp_path / "three"))
 
 
@@ -358,12 +358,12 @@ def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))
     assert not (tmp_path / "run").exists()
-    fields = {"data": {"sources": [source]}, "steps": 1, "batch_size": 30}
+    fields = {"data": {"sources": [source]}, "steps": 1, "global_batch_size": 30}
     validation = {"every": 1, "samples": 5, "source": {"path": str(data)}}
     train(clips_world.train_config(data, tmp_path / "run", validation=validation, **fields))
     said = capsys.readouterr().err
     assert "none has synthetic captions; recipe clips takes web captions in their place" in said
-    assert "batch_size: 30 of 21 samples: a picture comes several times in a step" in said
+    assert "global_batch_size: 30 of 21 samples: an image comes several times in a step" in said
     assert re.search(r"T→I R@1 web \d+\.\d, partial \d+\.\d, whole \d+\.\d", said)
     train(clips_world.train_config(data, tmp_path / "web", recipe={"name": "clip"}, **fields))
     assert "none has synthetic" not in capsys.readouterr().err

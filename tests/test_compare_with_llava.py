@@ -87,7 +87,7 @@ def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> Non
     from llava_bridge.training.config import StageConfig, TrainConfig
 
     stage = StageConfig(
-        data=[DataConfig(path="a.json", images="photos")], batch_size=4, micro_batch_size=2, learning_rate=3e-4
+        data=[DataConfig(path="a.json", images="photos")], global_batch_size=4, micro_batch_size=2, learning_rate=3e-4
     )
     config = TrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
     first, second = (script.their_options(config, name, tmp_path) for name in script.STAGES)

@@ -218,8 +218,8 @@ class _SharedBatches(torch.utils.data.Dataset):
             self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
         except RuntimeError as error:
             raise UserError(
-                f"data.num_workers: {data.config.num_workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory in "
-                f"each process ({reason_of(error)}); docker has --shm-size, Kubernetes an emptyDir with medium: Memory"
+                f"data.num_workers: {data.config.num_workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory "
+                f"in each process ({reason_of(error)}); docker has --shm-size, Kubernetes an emptyDir with medium: Memory"
             ) from None
 
     def __len__(self) -> int:

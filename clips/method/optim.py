@@ -23,8 +23,8 @@ class OptimConfig:
 
     Args:
         learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
-        base_learning_rate: the same for 256 samples: times batch_size / 256 it is the learning rate. The authors'
-            ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
+        base_learning_rate: the same for 256 samples: times global_batch_size / 256 it is the learning rate. The
+            authors' ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
         warmup_ratio: the ratio of the run's steps in which the rate climbs from 0; cosine to 0 follows. 0.05 if neither
             it nor ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.

@@ -167,9 +167,11 @@ class StagePlan:
 
     def local(self, count: int) -> int:
         """Samples of a GPU's step."""
-        if self.stage.batch_size % count:
-            raise UserError(f"count: expected a divisor of batch_size {self.stage.batch_size}, got {count}")
-        return self.stage.batch_size // count
+        if self.stage.global_batch_size % count:
+            raise UserError(
+                f"count: expected a divisor of global_batch_size {self.stage.global_batch_size}, got {count}"
+            )
+        return self.stage.global_batch_size // count
 
     def speed(self, layout: Layout) -> Speed | None:
         """Time of a step and what follows; None where not one sample fits."""
@@ -183,8 +185,8 @@ class StagePlan:
         return Speed(
             at_once=at_once,
             computing=computing,
-            samples_per_second=self.stage.batch_size / step,
-            slowest=self.stage.batch_size / (computing + (gradients + features)),
+            samples_per_second=self.stage.global_batch_size / step,
+            slowest=self.stage.global_batch_size / (computing + (gradients + features)),
             hours=self.steps * step / 3600,
         )
 
@@ -220,7 +222,7 @@ def _steps(stage: TrainConfig) -> int:
         if any(is_remote(source.path) for source in stage.data.sources):
             raise UserError("epochs: expected samples or steps for a plan, since remote data is not counted")
         samples = stage.epochs * sum(len(open_source(source)) for source in stage.data.sources)
-    return math.ceil(samples / stage.batch_size)
+    return math.ceil(samples / stage.global_batch_size)
 
 
 def data_bytes(config: PlanConfig, training: TrainConfig) -> float | None:

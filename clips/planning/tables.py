@@ -68,7 +68,7 @@ def print_plan(config: PlanConfig, training: TrainConfig, stages: list[StagePlan
 
 def speeds(stages: list[StagePlan], count: int) -> list[Speed] | str:
     """The speed of each stage on ``count`` GPUs, or why there is none."""
-    if any(stage.stage.batch_size % count for stage in stages):
+    if any(stage.stage.global_batch_size % count for stage in stages):
         return "the batch cannot be divided by it"
     found = [speed for stage in stages if (speed := stage.speed(stage.layout(count)))]
     return found if len(found) == len(stages) else "not enough memory"
@@ -96,10 +96,9 @@ def _facts(plan: StagePlan) -> Table:
     sizes = {name: size for name, size in sizes.items() if size} | {"all": model.parameters, "trained": model.trained}
     table.add_row("parameters", ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items()) + " (millions)")
     table.add_row("FLOPs of a sample", f"{model.flops(count) / 1e9:,.1f} G, forward and backward")
-    table.add_row(
-        "length",
-        f"{plan.steps * stage.batch_size:,} samples, {plan.steps:,} steps of {stage.batch_size:,}, {plan.precision}",
-    )
+    batch = stage.global_batch_size
+    length = f"{plan.steps * batch:,} samples, {plan.steps:,} steps of {batch:,}, {plan.precision}"
+    table.add_row("length", length)
     speed, storage = plan.speed(layout), plan.storage()
     if speed is None:
         table.add_row("speed", "[red]not one sample fits[/red]")

@@ -55,7 +55,7 @@ class TrainConfig:
         steps: length of the training in steps; 0 writes the untrained encoder. Give one of steps, samples, epochs.
         samples: length of the training in samples.
         epochs: length of the training in passes over the data.
-        batch_size: samples a step, over all processes.
+        global_batch_size: samples a step, over all processes.
         micro_batch_size: samples that one process holds activations of at a time; null means its slice of the batch.
             The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
             arXiv 2101.06983). This is how gradients are accumulated: a contrastive loss cannot be summed over parts.
@@ -86,7 +86,7 @@ class TrainConfig:
     steps: int | None = None
     samples: int | None = None
     epochs: float | None = None
-    batch_size: int = 128
+    global_batch_size: int = 128
     micro_batch_size: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig, metadata=RUN_ONLY)
     average: float | None = None
@@ -109,7 +109,7 @@ class TrainConfig:
         for name, value in given.items():
             if value < 0:
                 raise UserError(f"{name}: expected 0 or more, got {value}")
-        for name in ("batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
+        for name in ("global_batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         object.__setattr__(self, "optim", self.optim.resolved())
@@ -140,7 +140,7 @@ class TrainConfig:
             UserError: its warm-up is longer.
         """
         samples = self.samples if self.samples is not None else (self.epochs or 0) * samples_in_data
-        steps = self.steps if self.steps is not None else math.ceil(samples / self.batch_size)
+        steps = self.steps if self.steps is not None else math.ceil(samples / self.global_batch_size)
         if steps:
-            self.optim.warmup_steps(steps, self.batch_size)
+            self.optim.warmup_steps(steps, self.global_batch_size)
         return steps

@@ -69,7 +69,7 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         UserError: a loss or the gradient is not finite, or the gradient's norm stood out too often; the model has not
             moved (under ZeRO, which tells the norm too late, it has).
     """
-    rate = learning_rate_at(run.loop.step, run.steps, run.config.optim, run.config.batch_size)
+    rate = learning_rate_at(run.loop.step, run.steps, run.config.optim, run.config.global_batch_size)
     with quick_attention(run.processes.device, run.precision):
         losses, outputs = gradients(run, batch)
     norm = run.parallel.clip(run.config.optim.max_grad_norm)

@@ -119,7 +119,9 @@ def llava_cost(
             cost, basis=f"disk worked out; the data of {', '.join(unknown)} are not here; steps would tell"
         )
     rate = GPUS[gpu].peak("fp32" if config.precision == "fp32" else "bf16") * MFU
-    work = sum((stage.steps or 0) * config.stage(name).batch_size * stage.flops for name, stage in stages.items())
+    work = sum(
+        (stage.steps or 0) * config.stage(name).global_batch_size * stage.flops for name, stage in stages.items()
+    )
     return dataclasses.replace(
         cost,
         basis=f"worked out for {count} × {gpu} at {MFU:.0%} of its peak, {sizes.tokens} tokens a picture",
@@ -142,7 +144,7 @@ def stage_cost(config: TrainConfig, name: str, sizes: Sizes, count: int) -> Stag
     frozen = name != "pretrain" and "vision" not in learning and config.launch.parallel == "deepspeed"
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     half = config.precision != "fp32"
-    micro = stage.micro_batch_size or math.ceil(stage.batch_size / count)
+    micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
     return StageCost(
         steps=_steps(stage, name),
         flops=flops,
@@ -185,4 +187,4 @@ def _steps(stage: StageConfig, name: str) -> int | None:
         (read_texts if name == "pretrain" and source.source == "text" else read_samples)(source)
         for source in stage.data
     ]
-    return math.ceil(stage.epochs * sum(map(len, read)) / stage.batch_size)
+    return math.ceil(stage.epochs * sum(map(len, read)) / stage.global_batch_size)

@@ -73,7 +73,7 @@ class StageConfig:
         data: its sources, one after the other; their samples are shuffled together.
         epochs: passes over the data, if ``steps`` is not given.
         steps: optimizer steps; None means by ``epochs``.
-        batch_size: samples in a step, over all processes.
+        global_batch_size: samples in a step, over all processes.
         micro_batch_size: samples that one process computes at once; None takes its whole share of the batch.
         learning_rate: peak learning rate.
         trains: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
@@ -103,7 +103,7 @@ class StageConfig:
     data: list[DataConfig] = dataclasses.field(default_factory=list)
     epochs: float = 1.0
     steps: int | None = None
-    batch_size: int = 32
+    global_batch_size: int = 32
     micro_batch_size: int | None = None
     learning_rate: float = 1e-3
     trains: list[Part] | None = None
@@ -137,7 +137,7 @@ class StageConfig:
         """Raise UserError, naming the field, if the stage cannot run on so many processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
-        numbers = ("epochs", "steps", "batch_size", "micro_batch_size", "max_length")
+        numbers = ("epochs", "steps", "global_batch_size", "micro_batch_size", "max_length")
         for field in (*numbers, "learning_rate", "vision_lr", "projector_lr", "llm_lr"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
@@ -148,11 +148,11 @@ class StageConfig:
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
         self._check_parts(name)
-        share = self.micro_batch_size or self.batch_size / processes
-        if self.batch_size % (processes * share) or share != int(share):
+        share = self.micro_batch_size or self.global_batch_size / processes
+        if self.global_batch_size % (processes * share) or share != int(share):
             raise UserError(
-                f"{name}.batch_size: expected a multiple of processes ({processes}) × micro_batch_size, "
-                f"got {self.batch_size}"
+                f"{name}.global_batch_size: expected a multiple of processes ({processes}) × micro_batch_size, "
+                f"got {self.global_batch_size}"
             )
 
     def _check_parts(self, name: str) -> None:
@@ -259,9 +259,11 @@ class TrainConfig:
     pretrain: StageConfig = dataclasses.field(
         default_factory=lambda: StageConfig(learning_rate=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
     )
-    align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(learning_rate=1e-3, batch_size=256))
+    align: StageConfig = dataclasses.field(
+        default_factory=lambda: StageConfig(learning_rate=1e-3, global_batch_size=256)
+    )
     instruct: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(learning_rate=2e-5, batch_size=128, group_by_modality_length=True)
+        default_factory=lambda: StageConfig(learning_rate=2e-5, global_batch_size=128, group_by_modality_length=True)
     )
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -67,7 +67,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
     rounded = half and not all(frozen_fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS)
-    progress = Progress(name, stage.batch_size, work / "metrics.jsonl", started - seconds_before(start))
+    progress = Progress(name, stage.global_batch_size, work / "metrics.jsonl", started - seconds_before(start))
     if reshaped := start is not None and is_of_others(start):
         make_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
@@ -190,20 +190,22 @@ def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
             report(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
         else:
             report(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
-    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
+    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}")
 
 
 def total_steps(samples: int, stage: StageConfig) -> int:
     """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
-    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.batch_size))
+    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.global_batch_size))
 
 
 def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
     """The order in which a stage of so many ``steps`` sees its samples."""
-    total = steps * stage.batch_size
+    total = steps * stage.global_batch_size
     if not stage.group_by_modality_length:
         return RandomOrder(len(dataset), total, seed)
-    return GroupedOrder(dataset.sizes(), stage.batch_size, total, seed, stage.batch_size // micro_batch_size)
+    return GroupedOrder(
+        dataset.sizes(), stage.global_batch_size, total, seed, stage.global_batch_size // micro_batch_size
+    )
 
 
 def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
@@ -327,12 +329,12 @@ def training_arguments(
     deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.parallel == "deepspeed" else None
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
-    micro = stage.micro_batch_size or stage.batch_size // processes
+    micro = stage.micro_batch_size or stage.global_batch_size // processes
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=stage.batch_size // (micro * processes),
+        gradient_accumulation_steps=stage.global_batch_size // (micro * processes),
         learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(stage.warmup_ratio * steps),
@@ -359,7 +361,7 @@ def training_arguments(
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
-        "samples_seen": trainer.state.global_step * stage.batch_size,
+        "samples_seen": trainer.state.global_step * stage.global_batch_size,
         "loss": progress.last_loss,
         "skipped": trainer.gather_invalid().count,
         "seconds": round(progress.seconds, 2),

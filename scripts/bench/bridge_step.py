@@ -221,7 +221,7 @@ def bridge_steps(
     from llava_bridge.training.trainer import StageTrainer, training_arguments
 
     stage = StageConfig(
-        data=[DataConfig(path=str(mix))], steps=args.steps, batch_size=args.micro_batch, learning_rate=1e-6
+        data=[DataConfig(path=str(mix))], steps=args.steps, global_batch_size=args.micro_batch, learning_rate=1e-6
     )
     config = TrainConfig(
         output=str(folder / "x"), stages=["instruct"], encoder="e", llm="l", instruct=stage, precision="fp32"
