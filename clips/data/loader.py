@@ -219,7 +219,8 @@ class _SharedBatches(torch.utils.data.Dataset):
         except RuntimeError as error:
             raise UserError(
                 f"data.num_workers: {data.config.num_workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory "
-                f"in each process ({reason_of(error)}); docker has --shm-size, Kubernetes an emptyDir with medium: Memory"
+                f"in each process ({reason_of(error)}); docker has --shm-size, "
+                "Kubernetes an emptyDir with medium: Memory"
             ) from None
 
     def __len__(self) -> int:
