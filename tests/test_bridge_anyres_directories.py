@@ -102,6 +102,7 @@ def test_a_tower_whose_config_states_another_size_stays_ours(encoders: dict[str,
     assert logits(model, processor).isfinite().all()
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_it_and_asks_it(stock: Path) -> None:
     picture().save(stock.parent / "picture.png")
     script = f"""
@@ -128,7 +129,8 @@ print(processor.decode(made, skip_special_tokens=True).strip().encode())
     assert said == str(own.encode())
 
 
-@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.slow), "pixel_shuffle"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "pixel_shuffle"])
 def test_one_with_a_projector_of_ours_loads_after_the_import(
     name: str, encoders: dict[str, str], llm: str, tmp_path: Path
 ) -> None:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
-from clips.commandline.parsing import from_plain
 from clips.errors import UserError
+from clips.typed_data import from_plain
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.data import DataConfig, Turn, is_held_back, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits

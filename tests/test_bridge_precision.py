@@ -9,8 +9,8 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import losses
 from safetensors.torch import load_file
-from test_bridge_mixed import losses
 
 from llava_bridge.data import DataConfig
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig

@@ -191,7 +191,7 @@ def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeyp
     monkeypatch.setattr(Describer, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
     recaption(config)
     assert "done before" in capsys.readouterr().err
-    with pytest.raises(UserError, match="other settings \\(max_new_tokens is 2 there and 3 now"):
+    with pytest.raises(UserError, match="max_new_tokens is 2 there and 3 now"):
         recaption(settings(max_new_tokens=3))
     begun = settings(output=f"{config.output}-begun")
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time

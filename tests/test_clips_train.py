@@ -163,9 +163,9 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
     sources[0]["web"] = "captions"
-    with pytest.raises(UserError, match=r"whole: holds a run of another config: data\.sources is"):
+    with pytest.raises(UserError, match=r"whole holds another run: data\.sources is"):
         train(clips_world.train_config(data, whole, **free))
-    with pytest.raises(UserError, match="whole: holds a run of another config: seed is 0 there and 1 now"):
+    with pytest.raises(UserError, match="seed is 0 there and 1 now"):
         train(clips_world.train_config(data, whole, seed=1))
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
@@ -178,7 +178,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
         train(clips_world.train_config(data, tmp_path / "run"))
     monkeypatch.undo()
     slower = {"optim": {"learning_rate": 0.0005}}
-    with pytest.raises(UserError, match=r"another config: optim\.learning_rate is 0\.001 there and 0\.0005 now"):
+    with pytest.raises(UserError, match=r"optim\.learning_rate is 0\.001 there and 0\.0005 now"):
         train(clips_world.train_config(data, tmp_path / "run", **slower))
     for interrupted in (True, False):  # before it has come to another checkpoint
         with pytest.MonkeyPatch.context() as patch:
@@ -191,7 +191,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
                 train(clips_world.train_config(data, tmp_path / "run", **slower))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["changes"] == ["from step 5: optim.learning_rate 0.001 → 0.0005"]
-    with pytest.raises(UserError, match="another config"):  # it is finished
+    with pytest.raises(UserError, match="another run"):  # it is finished
         train(clips_world.train_config(data, tmp_path / "run", may_change=["optim.learning_rate"]))
 
 
@@ -217,13 +217,10 @@ def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path: Path, field
 def test_nothing_is_written_over(data: Path, tmp_path: Path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="precious: exists and is not a training run"):
-        train(clips_world.train_config(data, tmp_path / "precious"))
-    (tmp_path / "precious" / "config.yaml").write_text("steps: 3\n")
-    with pytest.raises(UserError, match="precious: exists and is not a training run"):
+    with pytest.raises(UserError, match="precious: not empty"):
         train(clips_world.train_config(data, tmp_path / "precious"))
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file: exists and is not a training run"):
+    with pytest.raises(UserError, match="file: a file is in the way"):
         train(clips_world.train_config(data, tmp_path / "file"))
 
 
@@ -253,7 +250,7 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
     assert parents["pretrained_trunk"] == {"path": str(trunk), "hash": directory_hash(trunk)}
     save_file({name: value + 1 for name, value in weights.items()}, trunk)
     for config in (started, finished):
-        with pytest.raises(UserError, match="read other content from pretrained_trunk than it has now"):
+        with pytest.raises(UserError, match=r"inputs\.pretrained_trunk is"):
             train(config)
 
 

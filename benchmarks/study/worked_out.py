@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.study.estimate import Estimate
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Step
-from clips.commandline.parsing import from_plain
 from clips.errors import UserError
 from clips.plain import plain
+from clips.typed_data import from_plain
 
 NOT_RUN = Estimate(basis="has not run yet")
 
