@@ -22,7 +22,7 @@ from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.parallel.config import ScaleConfig
 from clips.planning import Cost, dry_run, mfu
-from clips.planning.config import PlanConfig
+from clips.planning.config import PlanConfig, plan
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     StepProfile,
@@ -36,7 +36,7 @@ from clips.planning.dry_run import (
 from clips.planning.hardware import GPUS, find_gpu
 from clips.planning.memory import PARALLELS, Layout, MemoryModel, largest
 from clips.planning.mfu import MfuMeter, flops_per_sample
-from clips.planning.plan import StagePlan, bandwidth, plan, plan_stages, resolve_mfu, training_cost
+from clips.planning.plan import StagePlan, bandwidth, plan_stages, resolve_mfu, training_cost
 from clips.planning.profilers import FlopCounter, MemoryTrace
 from clips.planning.tables import speeds
 from clips.training.config import TrainConfig

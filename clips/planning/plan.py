@@ -1,6 +1,4 @@
-"""``clips plan``: memory, time, GPUs and storage of a training.
-
-clips plan scripts/configs/clips-l-14.yaml --gpu h200 --count 64
+"""Memory, time, GPUs and storage of a training.
 
 Nothing is trained and no data is read; the model is built without content (see `clips.planning.dry_run`).
 """
@@ -14,7 +12,6 @@ import statistics
 from pathlib import Path
 from typing import Literal
 
-from clips.commandline.parsing import parse_config
 from clips.data.files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -27,19 +24,6 @@ from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs
 
 _GB = 1e9
-
-
-def plan(config: PlanConfig) -> None:
-    """Carry out ``config``: print the tables.
-
-    Raises:
-        UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
-    """
-    training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
-    assert training is not None
-    from clips.planning.tables import print_plan
-
-    print_plan(config, training, plan_stages(config, training))
 
 
 def plan_stages(config: PlanConfig, training: TrainConfig) -> list[StagePlan]:

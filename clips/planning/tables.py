@@ -11,7 +11,7 @@ from rich.table import Table
 from clips.core.artifact import say
 from clips.planning.config import PlanConfig
 from clips.planning.memory import PARALLELS
-from clips.planning.plan import Speed, StagePlan, data_bytes
+from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
 from clips.training.config import TrainConfig
 from clips.training.start import learns_statistics
 
@@ -32,15 +32,9 @@ _PARTS = {
 """Part of `clips.planning.plan.StagePlan.memory` → its name in the table."""
 
 
-def print_plan(config: PlanConfig, training: TrainConfig, stages: list[StagePlan]) -> None:
-    """Print what each stage and the whole training take.
-
-    Args:
-        config: of the plan.
-        training: the training.
-        stages: its stages.
-    """
-    console = Console()
+def print_plan(config: PlanConfig, training: TrainConfig) -> None:
+    """Print what each stage and the whole training take."""
+    console, stages = Console(), plan_stages(config, training)
     for number, stage in enumerate(stages, 1):
         say(f"{config.training}: stage {number} of {len(stages)} in a dry run …")
         facts, memory = _facts(stage), _memory(stage)
