@@ -24,7 +24,10 @@ def step(plan: Plan, name: str) -> Step:
     return next(step for step in plan.steps if step.name == name)
 
 
-RECIPES = {"mlp": None, "tuned": {"vary": {"align.lr": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"}}
+RECIPES = {
+    "mlp": None,
+    "tuned": {"vary": {"align.learning_rate": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"},
+}
 LLAVAS = {
     "theirs": "models/llava",
     "ours": {"llava": "$shared/llava", "precision": "float32"},
@@ -37,7 +40,7 @@ def test_every_encoder_is_plugged_into_every_llm_by_every_recipe():
     names = ["mlp", "tuned.0.00002.minus2", "tuned.0.01.minus2"]
     assert [row.name for row in plan.rows] == [f"{e} by {r}" for r in names for e in SMALL["encoders"]]
     config = step(plan, "llava-clip-tiny-tuned.0.00002.minus2-s0").config
-    assert config["align"] == {"steps": 5, "lr": 2.0e-5}
+    assert config["align"] == {"steps": 5, "learning_rate": 2.0e-5}
     assert (config["feature_layer"], config["features"]) == (-2, "patch")
     assert "vary" not in config
     assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"steps": 5}

@@ -7,7 +7,7 @@
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, laid over defaults.encoder
       efficientnet: "timm:efficientnet_lite0"       # a text: pretrained, from anywhere
-      sized: {vary: {batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
+      sized: {vary: {global_batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
     llms:
       tiny:     {}                                  # likewise: trained here, over defaults.llm
       stories:  path/to/any/transformers/llm
