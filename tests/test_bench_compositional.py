@@ -16,11 +16,12 @@ from PIL import Image
 from benchmarks.catalogue import find
 from benchmarks.compositional import asked, likelihood, similarity
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.data.pair_sets import LAYOUTS, load_pair_set
+from benchmarks.data.pair_sets import load_pair_set
 from benchmarks.encoders import vectors
 from benchmarks.encoders.embed import DualEncoder
 from benchmarks.kept import KeptAnswers, Unkept
 from benchmarks.models import Row
+from clips.data.formats import formats_of
 from clips.errors import UserError
 from llava_bridge.asking.likelihood import Likelihood
 
@@ -154,7 +155,7 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path
             for number, picture in enumerate(pictures)
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    copied, once = (load_pair_set(str(tmp_path / f"{name}.jsonl"), "lines") for name in ("copied", "once"))
+    copied, once = (load_pair_set(str(tmp_path / f"{name}.jsonl"), "jsonl") for name in ("copied", "once"))
     assert copied.hash == once.hash
     margins = []
     for results, names in (("fresh", ["once"]), ("both", ["copied", "once"])):
@@ -168,7 +169,7 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path
 
 
 def test_real_pairs(shared):
-    pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "lines")
+    pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "jsonl")
     assert len(pairs.cases) == 478
     assert pairs.averaged == {
         *("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"),
@@ -179,12 +180,12 @@ def test_real_pairs(shared):
 def test_several_wrong_captions(tmp_path):
     _images(tmp_path, ["0.png"])
     (tmp_path / "pairs.jsonl").write_text('{"image": "0.png", "caption": "a", "negative": ["b", "c"]}')
-    (case,) = load_pair_set(str(tmp_path / "pairs.jsonl"), "lines").cases
+    (case,) = load_pair_set(str(tmp_path / "pairs.jsonl"), "jsonl").cases
     assert case.captions == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
-    ("layout", "content", "said"),
+    ("format", "content", "said"),
     [
         (
             "sugarcrepe",
@@ -220,14 +221,14 @@ def test_several_wrong_captions(tmp_path):
             '[{"true_caption": "x", "false_caption": "y", "bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9}]',
             "0: image_path: expected a text",
         ),
-        ("lines", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a text, or a list"),
+        ("jsonl", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a text, or a list"),
         ("winoground", '{"image_0": "a", "image_1": "b", "caption_0": "x"}', "line 1: expected the key 'caption_1'"),
     ],
 )
-def test_a_fault_is_one_line(tmp_path, layout, content, said):
+def test_a_fault_is_one_line(tmp_path, format, content, said):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=said) as error:
-        load_pair_set(str(tmp_path / "x.json"), layout)
+        load_pair_set(str(tmp_path / "x.json"), format)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -238,10 +239,10 @@ def test_a_missing_picture(tmp_path):
         _ = load_pair_set(str(data), "sugarcrepe").hash
 
 
-def test_every_benchmark_has_three_ways_and_a_layout():
+def test_every_benchmark_has_three_ways_and_a_format():
     for name in ("choice", "sugarcrepe", "aro_relation", "aro_attribution", "valse", "winoground"):
         entries = [find(f"{name}{way}") for way in ("", "_likelihood", "_asked")]
-        assert {entry.layout for entry in entries} <= set(LAYOUTS)
+        assert {entry.format for entry in entries} <= set(formats_of("pairs"))
         assert [entry.needs for entry in entries] == ["encoder", "llava", "llava"]
 
 

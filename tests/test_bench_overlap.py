@@ -163,7 +163,7 @@ def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
 def test_bad_input_is_named(tmp_path):
     source = training_table(tmp_path / "train", [texture(7)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: expected \.tar shards or another layout"):
+    with pytest.raises(UserError, match=r"empty: expected captions in one of the formats"):
         overlap(OverlapConfig(training=[source], benchmark=str(tmp_path / "empty")))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"broken\.parquet: not a readable parquet file"):

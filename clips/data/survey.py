@@ -23,10 +23,11 @@ from PIL import Image
 from clips.artifact import say, write_file, writing
 from clips.commandline.progress import track
 from clips.data.files import ShardCache, is_remote
+from clips.data.formats.tar_shards import list_shards
 from clips.data.images import BadImageError, decode_image
 from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
-from clips.data.sources.webdataset import SIZES, list_shards
+from clips.data.sources.webdataset import SIZES
 from clips.errors import UserError
 from clips.method.captions import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer

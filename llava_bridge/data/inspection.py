@@ -19,10 +19,11 @@ from typing import Any
 
 from clips.artifact import say, write_file
 from clips.commandline.progress import track
+from clips.data.formats.base import Conversation
 from clips.errors import UserError
 from clips.visible import shown as as_shown
 from clips.visible import visible
-from llava_bridge.data.samples import DataConfig, Sample
+from llava_bridge.data.samples import DataConfig
 from llava_bridge.model.anyres import ImageFit, check_pinpoints, joins, pinpoints_for, tile_maker, tokens_of_picture
 
 _THUMBNAIL = 320
@@ -89,7 +90,7 @@ class Look:
     pictures: Counter[int] = dataclasses.field(default_factory=Counter)
     cut: int = 0
     bad: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    shown: list[tuple[Sample, list[Piece], list[Any]]] = dataclasses.field(default_factory=list)
+    shown: list[tuple[Conversation, list[Piece], list[Any]]] = dataclasses.field(default_factory=list)
 
 
 def inspect(config: InspectConfig) -> None:
@@ -135,7 +136,7 @@ def _tiling(config: InspectConfig, tokenizer: Any, template: str) -> Any:
     return processor_of(images, tokenizer, config.image_size, config.image_tokens, template)
 
 
-def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
+def look(samples: list[Conversation], chat: Any, config: InspectConfig) -> Look:
     """Read samples, spread evenly, as training would."""
     from llava_bridge.chat import IGNORED
     from llava_bridge.data.batches import Conversations
@@ -178,7 +179,7 @@ def pieces_of(chat: Any, ids: list[int], labels: list[int]) -> list[Piece]:
     return pieces
 
 
-def print_sample(sample: Sample, pieces: list[Piece]) -> None:
+def print_sample(sample: Conversation, pieces: list[Piece]) -> None:
     """A sample in the terminal: what is learnt in green and between guillemets, which stay where there is no colour."""
     from rich.console import Console
     from rich.text import Text

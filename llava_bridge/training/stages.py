@@ -22,7 +22,7 @@ from clips.jsontext import parse_json
 from clips.plain import difference
 from clips.secrets import without_secrets
 from llava_bridge.data import read_samples
-from llava_bridge.data.mixture import refuse_missing
+from llava_bridge.data.sources import refuse_missing
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.identity import data_of, identity, kind_of, parents
 from llava_bridge.training.launch import STOP, StopAsked, answers_for_run, is_main_process, report
@@ -74,7 +74,7 @@ def _prepare(work: Path, config: TrainConfig) -> None:
         UserError: pictures are missing where the config asks to look for them all, or another run has progress here.
     """
     for data in (data for name in config.stages for data in config.stage(name).data):
-        if data.missing_images == "refuse" and data.source != "text":
+        if data.missing_images == "refuse" and data.format != "text":
             report(f"looking for all pictures of {data.path}")
             refuse_missing(read_samples(data, config.seed), data.path, report)
     if answers_for_run():  # else the command has looked after it
