@@ -160,7 +160,7 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
         "stages": ["pretrain", "align", "instruct"],
         "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
         "pretrain": StageConfig(
-            data=[DataConfig(path=str(talk / "text.jsonl"), source="text")], steps=4, global_batch_size=4, max_length=32
+            data=[DataConfig(path=str(talk / "text.jsonl"), format="text")], steps=4, global_batch_size=4, max_length=32
         ),
         "align": StageConfig(data=data, steps=4, global_batch_size=4),
         "instruct": StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3),

@@ -124,8 +124,8 @@ def mixture(tmp_path: Path, talk: Path) -> list[DataConfig]:
                 tar.addfile(member, io.BytesIO(content))
     return [
         DataConfig(path=str(talk / "talk.json"), images=str(talk), missing_images="refuse"),
-        DataConfig(path=str(tmp_path / "talk.parquet"), source="conversations", weight=1.5),
-        DataConfig(path=str(tmp_path / "talk.tar"), source="webdataset", weight=0.25),
+        DataConfig(path=str(tmp_path / "talk.parquet"), format="conversations", weight=1.5),
+        DataConfig(path=str(tmp_path / "talk.tar"), format="webdataset", weight=0.25),
     ]
 
 

@@ -283,7 +283,7 @@ def test_karpathy_layout(tmp_path: Path):
     [
         ({"split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),
         ({"web": "web_caption"}, "unknown 'web' of a karpathy data source 'web_caption'"),
-        ({"images": "nowhere"}, "nowhere: expected the folder of pictures"),
+        ({"images": "nowhere"}, "images: nowhere: expected the folder"),
         ({"path": "images/0.jpg"}, "0.jpg: not valid JSON"),
     ],
 )

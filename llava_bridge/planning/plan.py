@@ -184,7 +184,7 @@ def _steps(stage: StageConfig, name: str) -> int | None:
     if not all(Path(source.path).exists() for source in stage.data):
         return None
     read = [
-        (read_texts if name == "pretrain" and source.source == "text" else read_samples)(source)
+        (read_texts if name == "pretrain" and source.format == "text" else read_samples)(source)
         for source in stage.data
     ]
     return math.ceil(stage.epochs * sum(map(len, read)) / stage.global_batch_size)
