@@ -31,17 +31,14 @@ from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 from benchmarks.report.source import few_rows, read_source
 
-HOSTILE = {
-    "html": "</p><script>alert(1)</script><img src=x onerror=alert(2)>",
-    "attribute": '" onload="alert(3)" x="',
-    "latex": r"\input{/etc/passwd} $\frac{1}{0}$ & % # _",
-    "terminal": "\x1b[31mred\x1b]0;title\x07 \x9b2J",
-    "direction": "\u202egnp.exe \u2066abc\u2069",
-    "hebrew": "כלב על דשא",
-    "template": "{{ 7 * 7 }} {% raw %}",
-    "long": "word " * 2000,
-    "unbroken": "x" * 10_000,
-}
+HOSTILE = (
+    "</p><script>alert(1)</script><img src=x onerror=alert(2)>"
+    '" onload="alert(3)" x="'
+    r"\input{/etc/passwd} $\frac{1}{0}$ & % # _"
+    "\x1b[31mred\x1b]0;title\x07 \x9b2J"
+    "\u202egnp.exe \u2066abc\u2069"
+    "כלב על דשא {{ 7 * 7 }} {% raw %}" + "x" * 10_000 + " word" * 2000
+)
 
 
 class Tags(HTMLParser):
@@ -55,15 +52,6 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.seen.append(tag)
         self.handlers += [name for name, _ in attributes if name.startswith("on")]
-
-
-def test_a_single_row_disagrees_with_nobody(tmp_path):
-    put_results(tmp_path, {"clip": 0.5})
-    report = build_report(tmp_path)
-    assert {gallery.disagreements for gallery in galleries(report.source)} == {None}
-    page = render_page(report)
-    assert "one row, 120 items" in page
-    assert "rows disagree on" not in page
 
 
 def test_the_lot_is_the_same_whatever_else_there_is():
@@ -125,7 +113,9 @@ def test_graded_items_show_their_score_and_others_right_or_wrong(tmp_path):
     items = items_table(0.5, benchmark="gqa").assign(target="yes | indeed | sure")
     put_result(tmp_path, "clip", "gqa", items)
     put_result(tmp_path, "clip", "pope", items.assign(score=items["score"] * 0.5))
-    shown = {gallery.benchmark: gallery.examples for gallery in galleries(read_source(tmp_path))}
+    found = galleries(read_source(tmp_path))
+    assert {gallery.disagreements for gallery in found} == {None}  # a single row disagrees with nobody
+    shown = {gallery.benchmark: gallery.examples for gallery in found}
     assert {(answer.right, answer.score) for example in shown["gqa"] for answer in example.answers} == {
         (True, ""),
         (False, ""),
@@ -202,7 +192,7 @@ def test_the_page_marks_the_right_answer_in_words_and_keeps_each_picture_once(tm
     assert set(re.findall('<use href="#([^"]+)"', page)) <= {name for name, _ in written}
 
 
-@pytest.mark.parametrize("found", ["no JSON", "[1, 2]", '[{"answer": "x"}]', '{"answer": 1}', '[{"similarity": "a"}]'])
+@pytest.mark.parametrize("found", ["no JSON", "[1, 2]", '[{"similarity": "a"}]'])
 def test_answers_that_cannot_be_read_are_left_out(tmp_path, found):
     _retrieval(tmp_path, "clip", found)
     assert all(not each.answers for shown in retrieved(read_source(tmp_path)) for q in shown.shown for each in q.found)
@@ -223,9 +213,8 @@ def test_captions_stand_beside_their_references(tmp_path):
     assert "and 1 more reference<" in render_page(build_report(tmp_path))
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_no_text_of_others_harms_the_page(tmp_path, kind):
-    text = HOSTILE[kind]
+def test_no_text_of_others_harms_the_page(tmp_path):
+    text = HOSTILE
     answers = json.dumps([{"answer": text, "similarity": 0.5, "right": True}])
     _retrieval(tmp_path, "clip", answers, target=text)
     _retrieval(tmp_path, "clips", answers, image=text, question=text)
@@ -241,7 +230,7 @@ def test_no_text_of_others_harms_the_page(tmp_path, kind):
     assert tags.seen.count("script") == 1
     assert not tags.handlers
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", page)
-    assert "{{ 7 * 7 }}" in page or kind != "template"
+    assert "{{ 7 * 7 }}" in page
     assert len(re.sub('base64,[^"]+', "", page)) < 250_000
 
 
