@@ -177,12 +177,15 @@ def test_what_left_a_study_does_not_go_with_it(tmp_path: Path, monkeypatch: pyte
     study = make_study(tmp_path, monkeypatch)
     monkeypatch.setattr(layout, "_refuse_unfinished", lambda *_: None)  # one branch of it has failed
     put_result(study / "results", "former", "gqa", items_table(0.5, benchmark="gqa"))
+    for name in ("table.csv", "table_wide.csv", "notes.txt"):
+        write_file(study / "report" / name, "x")
     for step in ("former", "encoder-clip-s0"):
         write_file(study / "steps" / step / "config.yaml", "a: 1\n")
     files = layout.shipment(study, pictures=True).files
     assert "results/clip-s0/retrieval.json" in files
     assert "results/clip-s0/retrieval.items.parquet" in files
     assert "steps/encoder-clip-s0/config.yaml" in files
+    assert {name for name in files if name.startswith("report/")} == {"report/table.csv", "report/table_wide.csv"}
     assert not [name for name in files if "former" in name]
 
 

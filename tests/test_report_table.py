@@ -233,8 +233,11 @@ def test_all_formats_print_the_same_numbers(tmp_path):
         assert {name: line[name] for name in numbers} == numbers
         assert {name: wide.loc[row, f"{benchmark}/{metric} {name}"] for name in numbers} == numbers
         assert line.isna()["delta"] == (delta is None)
-        for name in ("html", "markdown", "latex"):
-            assert number(found.value, 1) in FORMATS[name].render(report)
+        assert line.mark == found.mark or (pd.isna(line.mark) and not found.mark)
+        shown = number(found.value, 1)
+        marked = {"html": shown, "markdown": f"**{shown}**", "latex": rf"\textbf{{{shown}}}"}
+        for name, best in marked.items():
+            assert (best if found.mark == "best" else shown) in FORMATS[name].render(report)
 
 
 NASTY = '<script>alert(1)</script> | a_b & 50% $x$ {y} \\input{z} "q" `c` \x1b[31m\u202e'
