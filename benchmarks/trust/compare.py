@@ -21,7 +21,7 @@ from benchmarks.trained import Apart, apart, training_of
 from benchmarks.trust.comparison import Comparison, Line, few
 from benchmarks.trust.sides import Side, read_side, told_apart
 from benchmarks.wording import listed, visible
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.errors import UserError, suggest
 from clips.visible import markdown_text
 
