@@ -75,7 +75,7 @@ def test_every_cell_of_the_table_is_a_number(finished):
     assert {result["status"] for result in results.values()} == {"ok"}
     assert all(result["fingerprint"] and result["items"] for result in results.values())
     with (folder / "out" / "report" / "table.csv").open(encoding="utf-8", newline="") as file:
-        assert {line["row"] for line in csv.DictReader(file)} == set(ROWS)
+        assert {line["model"] for line in csv.DictReader(file)} == set(ROWS)
     assert "table.tex" in {path.name for path in (folder / "out" / "report").iterdir()}
     assert str(folder / "out" / "report" / "index.html") in ended.stdout + ended.stderr
 
