@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.study.executors.catalogue import executor_config
+from benchmarks.study.executors import executor_config
 from benchmarks.study.grid import FigureSpec, Settings, expanded
 from benchmarks.study.kinds import expect, kind_of, known_keys, list_of
 from benchmarks.study.schema import Defaults, Override, Study
