@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.data.json_files import read_lines
 from benchmarks.data.source import CaptionSource
-from clips.artifact import artifact_directory, say, write_file, write_manifest
+from clips.core.artifact import artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError, suggest
 
 _HUB = "lmms-lab-encoder"

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.data.source import CaptionSource
 from benchmarks.prepare import PrepareConfig, prepare
-from clips.artifact import read_manifest
+from clips.core.artifact import read_manifest
 from clips.data.sources import SourceConfig, open_source
 from clips.errors import UserError
 from llava_bridge.data import is_held_back

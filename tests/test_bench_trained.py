@@ -18,7 +18,7 @@ from benchmarks.trained import Setting, Training, apart, read_training, training
 from benchmarks.trust.compare import CompareConfig, compare, comparison
 from benchmarks.trust.diff import DiffConfig, diff
 from benchmarks.trust.provenance import trace
-from clips.artifact import directory_hash, write_manifest
+from clips.core.artifact import directory_hash, write_manifest
 
 
 def put_encoder(

@@ -20,7 +20,7 @@ from benchmarks.study.resources import Resources, resources_of
 from benchmarks.study.state import StepRecord, write_record
 from benchmarks.study.steps import Step, time_left
 from benchmarks.study.worked_out import worked_out
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.errors import UserError
 from clips.plain import to_yaml
 

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.data.hub_tables import has_splits, holds_table, open_table, picture_bytes, picture_columns
 from benchmarks.data.source import WHOLE
 from benchmarks.data.text_files import read_text_lines
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.data.images import IMAGE_SUFFIXES
 from clips.errors import UserError
 

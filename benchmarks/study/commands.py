@@ -21,7 +21,7 @@ from benchmarks.study.shipped import study_file
 from benchmarks.study.state import CONFIG, StepKey, is_done, step_directory, step_keys
 from benchmarks.study.status import Progress, StudyWatch, step_state
 from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
-from clips.artifact import git_state, say, versions
+from clips.core.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:

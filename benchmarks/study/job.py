@@ -40,7 +40,7 @@ from benchmarks.study.state import (
 )
 from benchmarks.study.steps import Step
 from benchmarks.study.trash import move_outputs
-from clips.artifact import git_state, versions, write_file
+from clips.core.artifact import git_state, versions, write_file
 from clips.errors import UserError
 from clips.plain import plain, to_yaml
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.output import writable_directory
 from benchmarks.study.state import read_record, step_directory
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 
 LOCK = ".lock"

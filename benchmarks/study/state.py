@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
-from clips.artifact import STAGES, lexical, write_file
+from clips.core.artifact import STAGES, lexical, write_file
 from clips.data.files import expand
 from clips.plain import plain
 

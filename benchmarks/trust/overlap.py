@@ -20,7 +20,7 @@ from benchmarks.data.shards import is_shards
 from benchmarks.data.source import CaptionSource, OnDisk
 from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
 from benchmarks.wording import duration
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.data.sources.base import SourceConfig
 from clips.data.unpacking import unpacked
 from clips.errors import UserError

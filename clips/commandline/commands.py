@@ -49,8 +49,6 @@ class Command:
             what is wrong with a config is then told at once.
         positional: fields of the config that may be given without a flag, in this order.
         rest: a list field that takes all further words without a flag.
-        version: part of the key of each study step that runs the command. Raise it when the command computes other
-            results from the same config.
     """
 
     help: str
@@ -58,7 +56,6 @@ class Command:
     config: str | None = None
     positional: tuple[str, ...] = ()
     rest: str | None = None
-    version: int = 1
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from clips.artifact import write_file
-from clips.caches import cache_directory
+from clips.core.artifact import write_file
+from clips.core.cache import cache_directory
 from clips.data.tars import MOST_BYTES
 from clips.errors import UserError
 

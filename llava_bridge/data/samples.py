@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from clips.core.identity import RUN_ONLY
 from clips.errors import UserError
-from clips.identity import RUN_ONLY
 
 if TYPE_CHECKING:  # the command line reads configs before anything heavy is imported
     from llava_bridge.data.pictures import Picture

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.caches import cache_directory
+from clips.core.cache import cache_directory
 from clips.data.files import ShardCache
 from clips.data.unpacking import unpacked
 from clips.errors import UserError, suggest

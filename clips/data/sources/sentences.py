@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.artifact import file_hash
+from clips.core.artifact import file_hash
 from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, picture_bytes
 from clips.errors import UserError, suggest
 from clips.jsontext import parse_json

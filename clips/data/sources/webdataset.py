@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.artifact import MANIFEST, directory_hash, say
+from clips.core.artifact import MANIFEST, directory_hash, say
 from clips.data.files import ShardCache, UnreachableError, expand, is_remote, read_file
 from clips.data.images import IMAGE_SUFFIXES
 from clips.data.shardindex import UNREADABLE_INDEX, ShardIndex, Spans, index_shard, load_index
