@@ -68,7 +68,9 @@ def test_what_the_machine_cannot_give_is_refused_before_anything_starts(monkeypa
         GpusConfig().check({})
     with pytest.raises(UserError, match="step llava wants 2 nodes; expected executor: slurm"):
         LocalConfig().check({"llava": Resources(nodes=2)})
-    SlurmConfig().check({"llava": Resources(nodes=2)})
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="executor: slurm"):
+        SlurmConfig().check({"llava": Resources(nodes=2)})
 
 
 def test_what_a_step_asks_for_is_what_snakemake_is_told():
@@ -91,7 +93,7 @@ def test_what_a_step_asks_for_is_what_snakemake_is_told():
     short = SlurmConfig(hours=0.1)
     assert short.demands(Resources())["slurm_extra"] == "--signal=TERM@72"
     assert 0 < short.grace(Resources()) < 72
-    assert "--slurm-no-account" in short.flags(1)
+    assert short.flags(1)[-2:] == ["--slurm-status-command", "squeue"]  # no accounting here
     assert GpusConfig(devices=("0", "1")).flags(3) == ["--cores", "5", "--resources", "jobs=3", "gpus=2"]
     pods = KubernetesConfig(image="suite:1", volumes={"work": "/work"}, at_once=4)
     assert pods.demands(Resources(gpus=2, memory_gb=1))["gpu"] == 2

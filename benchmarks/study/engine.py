@@ -91,11 +91,14 @@ def run_steps(
         return Summary(present=tuple(present), done=(), failed=(), blocked=())
     for step in missing:
         executable(launched(step.command, step_directory(output, step.name) / CONFIG, given[step.name]))
+    if isinstance(executor, SlurmConfig):
+        _cancel_pending(executor.job_prefix(output))
     for name in left_behind(output, jobs=True):
         _await_end_of_changed(output, name, keys.get(name))
     run = secrets.token_hex(8)
     write_jobs(missing, keys, output, run=run, jobs=jobs, executor=executor, resources=given, threads=threads)
-    status = run_engine(output, executor.flags(jobs), show, leave=executor.remote and not executor.cancel)
+    flags = [*executor.flags(jobs), *executor.flags_of(output)]
+    status = run_engine(output, flags, show, leave=executor.remote and not executor.cancel)
     return _summary(missing, present, output, run=run, status=status)
 
 
@@ -195,8 +198,9 @@ def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, r
     if status == 0 and not failed:
         return Summary(present=tuple(present), done=tuple(done), failed=(), blocked=())
     if not any(_ended(output, name, run) for name in [*done, *failed]):
-        tail = (output / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        raise UserError(f"{output / LOG}: Snakemake could not run the steps: {' '.join(tail)}")
+        lines = (output / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        reason = next((line.strip() for line in lines if "message:" in line or "rror:" in line), lines[-1])
+        raise UserError(f"{output / LOG}: Snakemake could not run the steps: {reason:.300}")
     return Summary(present=tuple(present), done=tuple(done), failed=tuple(failed), blocked=tuple(blocked))
 
 
@@ -205,13 +209,29 @@ def _ended(output: Path, name: str, run: str) -> bool:
     return record is not None and record.run == run
 
 
+def _cancel_pending(prefix: str) -> None:
+    """Cancel what an earlier run of this study submitted and has not begun: this run submits it anew."""
+    try:
+        listed = _output("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %j")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"executor: slurm: squeue does not answer here ({error})") from None
+    pending = [words[0] for line in listed.splitlines() if (words := line.split())[1:] and words[1].startswith(prefix)]
+    if pending:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            _output("scancel", *pending)
+
+
+def _output(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
 def _await_end_of_changed(output: Path, name: str, key: StepKey | None) -> None:
     """Cancel a job of an earlier run whose step the study does not want so any more, and wait until it is gone."""
     record = read_record(output, name)
     if record is None or (key is not None and record.key == key.key):
         return
-    with contextlib.suppress(OSError):
-        subprocess.run(["scancel", record.job], capture_output=True, check=False, timeout=60)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        _output("scancel", record.job)
     while is_at_work(output, name):
         time.sleep(_POLL_SECONDS)
 

@@ -8,9 +8,14 @@ To add one: a config class here, and its entry in ``EXECUTORS``.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import shlex
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.study.gpus import visible_gpus
@@ -54,6 +59,10 @@ class ExecutorConfig:
         """The flags of Snakemake that choose and configure its executor."""
         limits = self.limits(jobs)
         return ["--cores", str(sum(limits.values())), "--resources", *(f"{name}={n}" for name, n in limits.items())]
+
+    def flags_of(self, output: Path) -> list[str]:
+        """Those of them that name the study, whose directory is ``output``."""
+        return []
 
     def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
         """How much of the executor each step takes while it runs, for estimates."""
@@ -179,12 +188,28 @@ class SlurmConfig(RemoteConfig):
             raise UserError(f"hours: expected more than 0, got {self.hours}")
 
     def check(self, resources: Mapping[str, Resources]) -> None:
-        """Any step may run there."""
+        """Any step may run there.
+
+        Raises:
+            UserError: Snakemake's plugin is not installed, or no jobs are submitted from this machine.
+        """
+        _require_plugin("slurm")
+        for program in ("sbatch", "squeue", "scancel"):
+            if shutil.which(program) is None:
+                raise UserError(f"executor: slurm: no program '{program}' here; run the study where jobs are submitted")
 
     def flags(self, jobs: int) -> list[str]:
         """The flags of Snakemake that choose and configure its executor."""
-        account = [] if self.account else ["--slurm-no-account"]
-        return [*super().flags(jobs), "--executor", "slurm", "--slurm-init-seconds-before-status-checks", "5", *account]
+        words = ["--executor", "slurm", "--slurm-init-seconds-before-status-checks", "5"]
+        return [*super().flags(jobs), *words, "--slurm-status-command", "sacct" if _has_accounting() else "squeue"]
+
+    def flags_of(self, output: Path) -> list[str]:
+        """The names of the jobs, by which the next run finds them."""
+        return ["--slurm-jobname-prefix", self.job_prefix(output)]
+
+    def job_prefix(self, output: Path) -> str:
+        """What the names of a study's jobs begin with."""
+        return f"clips_{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:10]}"
 
     def grace(self, given: Resources) -> float:
         """Most of the time between SLURM's signal and the end of the job."""
@@ -241,6 +266,15 @@ class KubernetesConfig(RemoteConfig):
         if not self.image:
             raise UserError("image: expected a container image with the suite")
 
+    def check(self, resources: Mapping[str, Resources]) -> None:
+        """Refuse steps that the executor cannot run.
+
+        Raises:
+            UserError: a step wants several nodes, or Snakemake's plugin is not installed.
+        """
+        super().check(resources)
+        _require_plugin("kubernetes")
+
     def flags(self, jobs: int) -> list[str]:
         """The flags of Snakemake that choose and configure its executor."""
         volumes = [f"{claim}:{path}" for claim, path in self.volumes.items()]
@@ -257,6 +291,19 @@ class KubernetesConfig(RemoteConfig):
     def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
         """Each is one of ``at_once``."""
         return {name: {"jobs": 1 / self.at_once} for name in resources}
+
+
+def _has_accounting() -> bool:
+    """Whether the cluster's accounting answers; ``sacct`` is installed where it does not, too."""
+    try:
+        return subprocess.run(["sacct", "--noheader"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def _require_plugin(name: str) -> None:
+    if importlib.util.find_spec(f"snakemake_executor_plugin_{name}") is None:
+        raise UserError(f"executor: {name} needs a plugin of Snakemake; pip install 'clips-suite[{name}]'")
 
 
 EXECUTORS: Mapping[str, type[ExecutorConfig]] = {

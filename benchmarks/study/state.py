@@ -2,7 +2,7 @@
 
 A step's *key* is a hash of everything that it depends on: command, the command's version number, config,
 the files outside that it reads, and the keys of its parents. Source code does not count: whoever changes
-the results of a command raises its version (``Command.version``). A step is done when its last run
+the results of a command raises its version (``clips.core.identity.VERSIONS``). A step is done when its last run
 succeeded under the key that the study gives it now. The outputs of another key go to the study's trash before
 the step runs again, so old and new results never mix.
 """
