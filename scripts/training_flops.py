@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.commands import current_keys
-from benchmarks.study.lock import locked
+from benchmarks.study.engine import run_steps
+from benchmarks.study.locks import locked
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import read_study
-from benchmarks.study.runner import run_steps
 from benchmarks.study.steps import Step
 from clips.commandline.parsing import parse_config
 from clips.data.loader import batches
@@ -68,21 +68,13 @@ def stages_of(step: Step) -> list[TrainConfig]:
     ]
 
 
-class _Quiet:
-    def changed(self, step: Step, outcome: str, record: object) -> None:
-        print(f"{step.name}: {outcome}", file=sys.stderr)
-
-    def tick(self) -> None:
-        pass
-
-
 def make_data(plan: Plan) -> None:
     """Run the study's data steps that have not run."""
     steps = [step for step in plan.steps if step.kind == "data"]
     directory = plan.study.directory
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory) as lock:
-        summary = run_steps(steps, lambda: current_keys(plan), directory, lock=lock, jobs=1, observer=_Quiet())
+    with locked(directory):
+        summary = run_steps(steps, current_keys(plan), directory, jobs=1)
     if not summary.complete:
         raise UserError(f"{directory}/steps: {', '.join(summary.failed)} failed; see its log.txt")
 

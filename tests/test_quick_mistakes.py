@@ -65,7 +65,6 @@ MISTAKES = [
     ("benchmarks study accept none.yaml step", "none.yaml: no such file"),
     ("benchmarks report none", "none: no such directory"),
     ("benchmarks card none --results none", "none: no such directory"),
-    ("benchmarks watch none", "none: nothing has run yet"),
     ("benchmarks verify --only recal", "did you mean 'recall'?"),
     ("benchmarks overlap --benchmark none --training [{path: none}]", "none: no such file or directory"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.study.executors.catalogue import EXECUTORS
+from benchmarks.study.executors import EXECUTORS
 from benchmarks.study.grid import VARY
 from benchmarks.study.plan import EVALUATE, MAKE_DATA, OF_ROWS, TRAIN_ENCODER, TRAIN_LLAVA
 from benchmarks.study.programs import find_command

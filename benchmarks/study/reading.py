@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.executors.catalogue import executor_config
+from benchmarks.study.executors import executor_config
 from benchmarks.study.grid import expanded
 from benchmarks.study.schema import Study
 from clips.errors import UserError

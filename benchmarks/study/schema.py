@@ -36,8 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.published.rows import select_rows
-from benchmarks.study.executors.base import ExecutorConfig
-from benchmarks.study.executors.local import LocalConfig
+from benchmarks.study.executors import ExecutorConfig, LocalConfig
 from benchmarks.study.grid import FigureSpec, Settings, Varied
 from benchmarks.study.resources import Resources
 from clips.errors import UserError, suggest
@@ -117,7 +116,7 @@ class Study:
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         confirm_hours: steps that took longer are made again only with ``--yes``.
-        executor: where steps run, see ``executors.catalogue``.
+        executor: where steps run, see ``executors``.
         gpu: kind of GPU that ``study plan`` reckons with, see ``clips.planning.hardware``.
         resources: kind of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
