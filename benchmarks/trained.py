@@ -29,7 +29,7 @@ _MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.n
 # batch, learning rates, precision, what it began with and which parts learned.
 _WEIGHS = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
-    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|batch_size|optim\.(?:base_)?learning_rate|(?:\w+_)?lr|precision|stages|trains|lora|llm|llava"
+    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|global_batch_size|optim\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|trains|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk|new_llm\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")

@@ -25,7 +25,7 @@ class ReportConfig:
         rows: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``; also
             metrics that the main table leaves out.
-        formats: which of html, csv, json, published, seeds, settings, markdown, latex, svg, pdf to write; all where
+        formats: which of html, csv, wide, published, seeds, settings, markdown, latex, svg, pdf to write; all where
             empty.
     """
 
