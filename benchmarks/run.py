@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -168,7 +169,7 @@ def _result(
 
 def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
     """Hash of everything that the result depends on, known before evaluating."""
-    inputs = {
+    inputs: dict[str, Any] = {
         "model": model_hash,
         "entry": config.entry,
         "precision": row.config.precision,
@@ -177,7 +178,7 @@ def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -
     }
     if entry.judged:
         inputs["judge_model"] = judge_of(config, entry.task, row.config.results).model
-    untaken = {field.name for field in dataclasses.fields(config)} - {*entry.takes, *COMMON}
+    untaken = [field.name for field in dataclasses.fields(config) if field.name not in {*entry.takes, *COMMON}]
     found = identity("clips-bench run", config, inputs)
     return digest({name: value for name, value in found.items() if not is_below(name, untaken)})
 

@@ -212,16 +212,19 @@ def test_without_a_judge_the_answers_stay_and_no_mark_is_made_up(places, tmp_pat
 @pytest.mark.parametrize(
     ("reply", "said", "requests"),
     [
+        ("", "no judge: 'gpt-4o-2024-11-20' answers ''", 4),  # as servers do whose answer went elsewhere
         ("very good", "no judge: 'gpt-4o-2024-11-20' answers 'very good' where a number from 0 to 1 is expected", 4),
         ("7", "no judge: 'gpt-4o-2024-11-20' answers '7' where a number from 0 to 1 is expected", 4),
         (401, "answers 401", 1),
         (503, "answers 503", 3),
     ],
 )
-def test_a_judge_that_gives_no_marks_is_told(places, tmp_path, judge, reply, said, requests):
+def test_a_judge_that_gives_no_marks_is_told_and_asked_again(places, tmp_path, judge, reply, said, requests):
     judge.reply = lambda _: reply
     assert said in _run(places, tmp_path, judge_url=judge.url).absent["gpt_eval_score"]
     assert len(judge.asked) == requests
+    judge.reply = _marks  # mended: what it said before is not remembered
+    assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
 
 
 def test_a_judge_in_a_warmer_mood(places, tmp_path, judge):
@@ -229,13 +232,6 @@ def test_a_judge_in_a_warmer_mood(places, tmp_path, judge):
     judge.reply = lambda request: "hm" if request["temperature"] < 1 else "1.0 because"
     assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == 100.0
     assert [each["temperature"] for each in judge.asked[:3]] == [0.0, 0.5, 1.0]
-
-
-def test_a_judge_that_is_mended_is_asked_again(places, tmp_path, judge):
-    judge.reply = lambda _: ""  # as servers do whose answer went elsewhere
-    assert "no judge" in _run(places, tmp_path, judge_url=judge.url).absent["gpt_eval_score"]
-    judge.reply = _marks
-    assert _run(places, tmp_path, judge_url=judge.url).metrics["gpt_eval_score"].value == pytest.approx(45)
 
 
 def test_llava_bench_compares_two_answers(places, tmp_path, judge):

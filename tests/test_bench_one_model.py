@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import bench_world as world
@@ -30,14 +27,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(*words: str) -> int:
     return run_commands("clips-bench", "", COMMANDS, ["run", *words])
-
-
-def test_an_encoder_directory_is_a_row_of_its_name(trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    world.write_shards(tmp_path / "shards", 4)
-    assert bench("encoder", str(trained), "--benchmarks", "[{name: retrieval, data: shards}]") == 0
-    found = read_result(tmp_path / "results/small/retrieval.json")
-    assert (found.row, found.status, found.model["path"]) == ("small", "ok", str(trained))
 
 
 def test_during_training_its_latest_checkpoint_is_taken(trained, tmp_path, monkeypatch, capsys):
@@ -73,20 +62,6 @@ def test_another_training_of_the_same_name_and_steps_is_another_model(trained, t
         assert bench(*words) == 0
     one, two = (read_result(tmp_path / "results" / name / "retrieval.json") for name in ("one", "two"))
     assert one.model["hash"] != two.model["hash"]
-
-
-@pytest.mark.slow
-def test_two_processes_export_a_checkpoint_once(trained, tmp_path):
-    world.write_shards(tmp_path / "shards", 4)
-    latest = checkpoints(trained)[-1]
-    shutil.copytree(latest, tmp_path / "small" / latest.relative_to(trained))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "benchmarks"]
-    words = ["run", "encoder", "small", "--benchmarks", "[{name: retrieval, data: shards}]"]
-    done = subprocess.run(
-        [*launcher, *words], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert read_result(tmp_path / "results/small-step-2/retrieval.json").status == "ok"
 
 
 @pytest.mark.parametrize(

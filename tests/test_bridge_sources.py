@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clips.core.identity import difference
 from clips.data.formats.base import Conversation
 from clips.errors import UserError
 from llava_bridge.data import DataConfig, read_samples, read_texts
@@ -281,13 +282,19 @@ def test_what_a_source_is_known_by(tmp_path: Path) -> None:
         assert describe_data(config)["hash"] != before["hash"], make.__name__
 
 
-def test_how_a_source_is_read_makes_no_other_run_of_it(bridge_talk: Path) -> None:
+def test_how_a_source_is_read_makes_no_other_run_of_it_and_its_content_does(bridge_talk: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_bytes((bridge_talk / "text.jsonl").read_bytes())
+
     def known(**fields: Any) -> dict[str, Any]:
-        data = [DataConfig(path=str(bridge_talk / "text.jsonl"), format="text", **fields)]
+        data = [DataConfig(path=str(path), format="text", **fields)]
         return run_identity(TrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
 
-    assert known(missing_images="refuse", cache_gb=1.0) == known()
-    assert known(weight=2.0) != known()
+    before = known()
+    assert known(missing_images="refuse", cache_gb=1.0) == before
+    assert known(weight=2.0) != before
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert str(difference(before, known())).startswith("inputs.pretrain.data[0].hash is ")
 
 
 def test_an_answer_before_the_first_question_is_left_out(tmp_path: Path) -> None:

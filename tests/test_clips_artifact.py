@@ -244,9 +244,6 @@ def test_a_broken_manifest_is_named(tmp_path: Path, content: str | None, message
         read_manifest(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
         read_manifest(tmp_path / "nothing")
-
-
-def test_hashing_nothing_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="nothing: no such file or directory"):
         directory_hash(tmp_path / "nothing")
 

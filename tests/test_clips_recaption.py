@@ -196,6 +196,8 @@ def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeyp
     begun = settings(output=f"{config.output}-begun")
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time
     assert _begin(begun, 21)
+    with pytest.raises(UserError, match="max_new_tokens is 8 there and 3 now"):
+        _begin(settings(output=begun.output, max_new_tokens=3), 21)
     Path(config.output, "manifest.json").unlink()
     with pytest.raises(UserError, match="not empty, and not an artifact"):
         recaption(config)

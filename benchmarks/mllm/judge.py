@@ -101,8 +101,8 @@ class Judge:
     def _remembered(self, request: Mapping[str, Any], new: dict[str, Any]) -> tuple[str, str]:
         """(reply, model); what was not known goes to ``new``, key → entry."""
         key = digest(request)
-        with contextlib.suppress(KeyError, TypeError):  # missing, or not an entry of ours
-            known = self.cache.get(key)
+        known = self.cache.get(key)
+        if isinstance(known, dict) and {"reply", "model"} <= known.keys():
             return str(known["reply"]), str(known["model"])
         reply, model = self._post(request)
         new[key] = {"request": request, "reply": reply, "model": model}

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -133,7 +133,7 @@ def run_text(found: Identity) -> str:
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
-def is_below(name: str, fields: Sequence[str] | frozenset[str]) -> bool:
+def is_below(name: str, fields: Iterable[str]) -> bool:
     """Whether a dotted name is one of the fields, or below one."""
     return any(name == field or name.startswith(f"{field}.") for field in fields)
 
