@@ -41,18 +41,24 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
     from pydantic import ValidationError
 
     try:
-        if not isinstance(values, Mapping):
-            raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
-        content = plain(values)
+        content, text = _as_json(values)
         # as JSON, in which pydantic takes lists for tuples and mappings for dataclasses, and is strict all the same
-        return adapter(kind).validate_json(json.dumps(content), strict=True)
+        return adapter(typing.cast(Any, kind)).validate_json(text, strict=True)
     except ValidationError as error:
         problem = _problem(error.errors(include_url=False), kind, content)
     except UserError as error:
         problem = str(error)
-    except (TypeError, ValueError, RecursionError) as error:
-        problem = f"expected plain values ({reason_of(error)})"
     raise UserError(f"{what}: {problem}" if what else problem)
+
+
+def _as_json(values: Any) -> tuple[dict[str, Any], str]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
+    try:
+        content = plain(values)
+        return content, json.dumps(content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"expected plain values ({reason_of(error)})") from None
 
 
 @functools.cache
@@ -109,7 +115,7 @@ def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, 
         (holder,) = options
         inner = typing.get_args(holder)
         if is_config(holder):
-            kind = typing.get_type_hints(holder)[part]
+            kind = typing.get_type_hints(holder)[str(part)]
         elif isinstance(part, int) and inner:
             kind = inner[part] if typing.get_origin(holder) is tuple and Ellipsis not in inner else inner[0]
         else:

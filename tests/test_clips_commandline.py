@@ -183,6 +183,14 @@ def test_a_config_survives_yaml(tmp_path: Path):
     assert plain({"path": Path("a"), 1: (2, 3)}) == {"path": "a", "1": [2, 3]}
 
 
+def test_later_config_files_are_laid_over_earlier_ones(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("place: there\npart: {rate: 1e-3}\nnames: {a: 1}\nitems: [{path: a}]\n")
+    (tmp_path / "b.yaml").write_text("part: {kind: hard}\nnames: {b: 2}\nitems: []\n")
+    files = [f"--config={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
+    assert run("job", *files, "--part.rate", "2") == 0
+    assert received == [JobConfig(place="there", part=PartConfig(rate=2.0, kind="hard"), names={"b": 2})]
+
+
 def test_print_config_shows_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert run("job", "here", "--steps", "4", "--print_config") == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
@@ -282,7 +290,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
         ("place: 3\n", "place: expected a string, got 3"),
         ("place: null\n", "place: expected a string, got null"),
         ("steps: 1\n", "missing place"),
-        ("place: 2026-1-1\nsteps: '3'\n", "steps: expected an integer or null, got '3'"),
+        ("place: 2026-01-01\nsteps: '3'\n", "steps: expected an integer or null, got '3'"),
         ("? [a]\n: 1\n", "--config: {file}: line 1: expected a name as a key"),
         ("place: !!set {a}\n", "expected plain values"),
         ("place: x\nsteps: 1\nsteps: 2\n", "--config: {file}: line 3: the key 'steps' is given twice"),

@@ -48,7 +48,7 @@ def parse_config(
         values, print_only = _read(config_class, arguments, positional, rest)
     except UserError as error:
         raise UserError(f"{prog}: {error}") from None
-    config = from_plain(config_class, values, what=prog)
+    config: Any = from_plain(config_class, values, what=prog)
     if print_only:
         print(to_yaml(plain(config)), end="")
     return None if print_only else config
