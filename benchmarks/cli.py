@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.protocol import CODE
 from clips.commandline.commands import Command, run_commands
 
 COMMANDS = {
-    "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run:run", version=CODE),
+    "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run:run"),
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
         target="benchmarks.one_model:run_encoder",

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
 from clips.core.artifact import added_files, directory_hash, say, write_file, write_manifest
+from clips.core.identity import identity as identity_of
 from clips.data.loader import batches, told_of_dead_workers
 from clips.encoder import write_encoder
 from clips.method.model import ClipsModel
@@ -30,10 +31,10 @@ from clips.plain import plain
 from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer
 from clips.training.config import TrainConfig
-from clips.training.rundir import changes, is_finished, record_run
+from clips.training.rundir import changes, is_trained, record_run
 from clips.training.runlog import Clock, RunLog
 from clips.training.stages import stage_configs, stages_so_far
-from clips.training.standing import checkpoints, remove_checkpoints
+from clips.training.standing import remove_checkpoints
 from clips.training.start import bare_model, check_stages, open_data, parents_of, start_run
 from clips.training.step import Run, to_device, training_step
 from clips.training.trackers import open_trackers
@@ -67,14 +68,15 @@ def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) ->
     """
     data = open_data(config)
     inputs = {name: directory_hash(path) for name, path in parents_of(config, data).items()}
-    if is_finished(config.output, config, inputs):
+    identity = identity_of("clips train", config, inputs)
+    if is_trained(config, identity):
         say(f"{config.output}: already trained with this config; nothing to do")
         return
     run = start_run(config, data)
-    run.loop.inputs, run.loop.sources = inputs, data.describe()
+    run.loop.identity, run.loop.sources = identity, data.describe()
     if run.processes.is_main:
         note_changes(run)
-        record_run(config.output, config)
+        record_run(config, identity)
     metrics = run_steps(run, stop)
     summary = summarise(run, metrics)
     encoder = exported(run)
@@ -91,7 +93,7 @@ def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) ->
 
 def note_changes(run: Run) -> None:
     """What the config has otherwise than it had when the run was interrupted is said, and kept for the manifest."""
-    for change in changes(checkpoints(run.config.output)[-1], run.config) if run.loop.step else ():
+    for change in changes(run.config, run.loop.identity) if run.loop.step else ():
         told = f"from step {run.loop.step + 1}: {change}"
         say(f"{run.config.output}: {told}")
         run.loop.changes.append(told)
@@ -127,7 +129,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
             checkpointer.poll()
             last = loop.step == run.steps
             validates = validation and (last or loop.step % config.validation.every == 0)
-            if last or validates or loop.step % config.log_every == 0:
+            if last or validates or loop.step % config.logging_steps == 0:
                 check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting takes longer than a small training's steps
@@ -136,7 +138,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
             asked = 0 if last else stop.of_any_process(run.processes.device)
-            if not last and (asked or loop.step % config.checkpoint_every == 0):
+            if not last and (asked or loop.step % config.save_steps == 0):
                 watchdog.at(loop.step, "saving")
                 checkpoint(run, checkpointer)
             if asked:
@@ -174,7 +176,7 @@ def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]
     _seed_step(run.config.seed, loop.step, run.processes.rank)
     values = training_step(run, to_device(batch, run))
     loop.step += 1
-    loop.samples_seen += run.config.batch_size
+    loop.samples_seen += run.config.global_batch_size
     loop.add(values)
     clock.tick()
     return values
@@ -222,7 +224,7 @@ def check_invalid_samples(run: Run) -> None:
     """
     run.loop.bad.gather()
     seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    run.loop.bad.check("data", "data.max_bad_share", run.config.data.max_bad_share, seen)
+    run.loop.bad.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
 
 
 # ---------------------------------------------------------------- after it
@@ -302,6 +304,7 @@ def finish(run: Run, encoder: ClipsModel, summary: dict[str, Any]) -> None:
             data={"sources": run.loop.sources},
             parents=parents_of(config, run.data),
             licence=config.licence,
+            identity=run.loop.identity,
             stages=stages_so_far(plain(config), summary, encoder.image_size),
             **summary,
         )

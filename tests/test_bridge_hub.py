@@ -33,7 +33,7 @@ from llava_bridge.model.existing import take_up
 from llava_bridge.model.parts import check_llava, check_llm
 from llava_bridge.serving.command import ServeConfig, serve
 from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.identity import identity
+from llava_bridge.training.inputs import run_identity
 from llava_bridge.training.workspace import check_inputs
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -163,11 +163,11 @@ def test_a_run_keeps_names_and_commits(encoder: str, hub: Path, bridge_talk: Pat
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
     check_inputs(config)
-    found = identity(config)
+    found = run_identity(config)
     assert (found["encoder"], found["llm"]) == (encoder, "org/llm")
     assert (found["inputs.encoder"], found["inputs.llm"]) == (COMMIT, COMMIT)
     several = dataclasses.replace(config, encoder=f"several:{encoder} + timm:test_vit@random")
-    assert identity(several)["inputs.encoder_1"] == COMMIT
+    assert run_identity(several)["inputs.encoder_1"] == COMMIT
 
 
 def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, tmp_path: Path, capsys: Any) -> None:

@@ -14,11 +14,12 @@ from benchmarks import cli as bench
 from benchmarks.results import Result, read_items, read_result, write_result
 from clips import cli
 from clips.core.artifact import read_manifest, say, write_manifest
+from clips.core.identity import Identity, identity
 from clips.errors import UserError
 from clips.secrets import HIDDEN, alike, without_secrets
 from clips.train import train
 from clips.training.config import TrainConfig
-from clips.training.rundir import is_finished, record_run
+from clips.training.rundir import is_trained, record_run
 
 PLANTED = "Zq9wXkT2vB7nLm4R"
 
@@ -91,17 +92,6 @@ def test_values_of_the_environment_are_taken_out(tmp_path: Path, monkeypatch: py
     assert without_secrets(f"curl {PLANTED} short") == f"curl {HIDDEN} short"
 
 
-def test_a_run_is_known_again_without_them(tmp_path: Path) -> None:
-    config = clips_world.train_config(
-        tmp_path, tmp_path / "out", data={"sources": [{"path": f"https://me:{PLANTED}@h/a"}]}
-    )
-    record_run(config.output, config)
-    assert PLANTED not in (tmp_path / "out" / "config.yaml").read_text()
-    assert HIDDEN in (tmp_path / "out" / "config.yaml").read_text()
-    write_manifest(tmp_path / "out", kind="encoder", config=config)
-    assert is_finished(config.output, config, {})
-
-
 @pytest.mark.parametrize("where", ["there", "here"])
 def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,19 +99,24 @@ def test_a_run_is_known_again_where_the_environment_knows_other_secrets(
     def config(path: str) -> TrainConfig:
         return clips_world.train_config(tmp_path, tmp_path / "out", data={"sources": [{"path": path}]})
 
-    same = config(f"pipe:fetch {PLANTED} a.tar")
+    def known(path: str) -> Identity:
+        return identity("clips train", config(path))
+
+    same, masked = f"pipe:fetch {PLANTED} a.tar", where == "there"
     with monkeypatch.context() as context:
-        if where == "there":
+        if masked:
             context.setenv("MY_KEY", PLANTED)
-        record_run(same.output, same)
-        write_manifest(tmp_path / "out", kind="encoder", config=same)
-    if where == "here":
+        run = known(same)
+        record_run(config(same), run)
+        write_manifest(tmp_path / "out", kind="encoder", config=config(same), identity=run)
+    if not masked:
         monkeypatch.setenv("MY_KEY", PLANTED)
-    assert (PLANTED in (tmp_path / "out" / "config.yaml").read_text()) == (where == "here")
-    assert is_finished(same.output, same, {})
+    for record in ("config.yaml", "manifest.json", ".checkpoints/run.json"):
+        assert (PLANTED not in (tmp_path / "out" / record).read_text()) == masked
+    assert is_trained(config(same), known(same))
     for other in (f"pipe:fetch {PLANTED} b.tar", f"pipe:send {PLANTED} a.tar", "pipe:fetch  a.tar"):
-        with pytest.raises(UserError, match=r"holds a run of another config: data\.sources"):
-            is_finished(same.output, config(other), {})
+        with pytest.raises(UserError, match=r"holds another run: data\.sources"):
+            is_trained(config(other), known(other))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +158,7 @@ def test_a_training_leaves_none_behind(
     config = clips_world.train_config(
         shards,
         tmp_path / "out",
-        data={"sources": [source], "shuffle_window": 2, "max_bad_share": 0.2},
+        data={"sources": [source], "shuffle_window": 2, "max_invalid_ratio": 0.2},
     )
     (tmp_path / "out.json").unlink()
     train(config)

@@ -8,8 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.output import writable_directory
-from clips.core.artifact import say
+from clips.core.artifact import say, writable_directory
 from clips.errors import UserError
 
 _LOCK = ".lock"

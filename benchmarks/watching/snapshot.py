@@ -267,7 +267,7 @@ def _total(directory: Path) -> int | None:
 
     try:
         config: Mapping[str, Any] = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        steps, samples, batch = (config.get(name) for name in ("steps", "samples", "batch_size"))
+        steps, samples, batch = (config.get(name) for name in ("steps", "samples", "global_batch_size"))
     except (OSError, ValueError, yaml.YAMLError, AttributeError):
         return None
     if isinstance(steps, int):

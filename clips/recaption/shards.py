@@ -19,8 +19,6 @@ from clips.recaption.config import RecaptionConfig
 
 WORK = ".work"
 """In the output, until it is complete: counts of finished shards, and unfinished ones."""
-SETTINGS = "settings.json"
-"""In WORK: what the captions depend on."""
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 

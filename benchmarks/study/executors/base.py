@@ -123,6 +123,7 @@ class Executor(Protocol):
         """The runner was interrupted: end what shall not go on without it."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class ExecutorConfig(ABC):
     """Settings of an executor: a frozen dataclass that checks itself."""
 

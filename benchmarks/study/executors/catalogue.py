@@ -15,8 +15,8 @@ from benchmarks.study.executors.base import ExecutorConfig
 from benchmarks.study.executors.gpus import GpusConfig
 from benchmarks.study.executors.local import LocalConfig
 from benchmarks.study.executors.slurm import SlurmConfig
-from benchmarks.study.kinds import kind_of, record_of
 from clips.errors import UserError, suggest
+from clips.typed_data import from_plain
 
 EXECUTORS: Mapping[str, type[ExecutorConfig]] = {"local": LocalConfig, "gpus": GpusConfig, "slurm": SlurmConfig}
 
@@ -30,8 +30,8 @@ def executor_config(content: Any) -> ExecutorConfig:
     settings = {"name": content} if isinstance(content, str) else content
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
         raise UserError(f"executor: expected one of {', '.join(EXECUTORS)}, or a mapping with its name, got "
-                        f"{kind_of(content)}")  # fmt: skip
+                        f"{content!r:.80}")  # fmt: skip
     if settings["name"] not in EXECUTORS:
         raise suggest(settings["name"], EXECUTORS, "executor")
     own = {key: value for key, value in settings.items() if key != "name"}
-    return record_of(EXECUTORS[settings["name"]], own, "executor")
+    return from_plain(EXECUTORS[settings["name"]], own, what="executor")
