@@ -150,15 +150,12 @@ def _rename(path: Path, old: str, new: str) -> None:
             lambda d: _rename(d / "classnames.txt", "white\n", ""),
             r"s0000003\.png: is of class 3, but there are 3 class",
         ),
-        (lambda d: _rename(d / "classnames.txt", "red", " "), r"classnames\.txt line 1: expected a text"),
         (
             lambda d: (d / "classnames.txt").write_text("a\nb\nc\nd\ne\nf"),
             "no picture of class 4, 'e' \\(nor of 1 more",
         ),
-        (lambda d: (d / "classnames.txt").write_bytes(b"caf\xe9\n" * 4), r"classnames\.txt line 1: not UTF-8 text"),
         (lambda d: (d / "test/1.tar").unlink(), r"expected 2 shards, as nshards\.txt says, found 1"),
         (lambda d: (d / "test/1.tar").write_bytes((d / "test/1.tar").read_bytes()[:9000]), r"1\.tar: .*cut short"),
-        (lambda d: (d / "zeroshot_classification_templates.txt").unlink(), "expected zeroshot_classification_templ"),
     ],
 )
 def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):

@@ -238,10 +238,8 @@ def test_ids_of_mmvet_without_their_beginning(tmp_path, monkeypatch):
             "0 of 8 questions have no answer, 1 of 9 answers no question of their own (told by question_id: 8 as",
         ),
         ([{"question_id": "0", "answer": "yes"}] * 8, "8 of 8 questions have no answer, 8 of 8 answers no question"),
-        ([{"doc_id": 8, "answer": "yes"}], "8 of 8 questions have no answer, 1 of 1 answers no question"),
         ([{"answer": "yes"}], "line 1: expected 'doc_id', 'question_id' or 'prompt'"),
         ([{"question_id": "0", "answer": 7}], "line 1: expected a text as 'answer'"),
-        ([{"doc_id": "first", "answer": "yes"}], "line 1: doc_id: expected the number of the question"),
         ([], "answers.jsonl: no answers in it"),
     ],
 )

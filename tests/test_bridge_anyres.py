@@ -138,20 +138,6 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(llava: tuple[Any, 
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_packed_samples_have_the_losses_of_padded_ones(llava: tuple[Any, Any], album: Path) -> None:
-    model, processor = llava
-    data = conversations(llava, album)
-    items = [data[index] for index in (3, 5, 4, 0)]
-    model.requires_grad_(True)
-    padded, packed = batch_of(items, processor), batch_of(items, processor, 250)
-    assert len(packed["input_ids"]) < len(padded["input_ids"])
-    one, other = (Objective(model)(**batch)["loss"] for batch in (padded, packed))
-    assert one.item() == pytest.approx(other.item(), abs=1e-5)
-    ours, wanted = learnt(model, one), learnt(model, other)
-    for name, value in wanted.items():
-        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4, msg=name)
-
-
 def test_the_token_at_the_ends_of_rows_is_a_part_of_the_projector(llava: tuple[Any, Any]) -> None:
     parts, model = parts_of(llava[0]), llava[0]
     owned = [{id(weight) for weight in part.parameters()} for part in parts.values()]

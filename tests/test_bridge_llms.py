@@ -100,10 +100,14 @@ def test_a_cap_is_left_out_and_said(
     assert model.config.text_config.final_logit_softcapping is None
 
 
-@pytest.mark.parametrize("more", [lambda logits: logits**2, lambda logits: logits / 2], ids=["square", "half"])
-def test_an_llm_that_does_anything_else_is_refused(more: Any, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("qwen3", lambda logits: logits**2), ("qwen3", lambda logits: logits / 2), ("cohere", lambda logits: logits**2)],
+    ids=["square", "half", "square besides a factor"],
+)
+def test_an_llm_that_does_anything_else_is_refused(kind: str, more: Any, tokenizer: Any, tmp_path: Path) -> None:
     """Factors, too, whose names are not known: those would stay in the config, and be taken twice one day."""
-    llm = make("qwen3", tokenizer, tmp_path / "llm")
+    llm = make(kind, tokenizer, tmp_path / "llm")
     forward = llm.forward
 
     def doing_more(**fields: Any) -> Any:
@@ -112,7 +116,7 @@ def test_an_llm_that_does_anything_else_is_refused(more: Any, tokenizer: Any, tm
         return found
 
     llm.forward = doing_more
-    with pytest.raises(UserError, match="llm: qwen3 does more for its logits than an output layer"):
+    with pytest.raises(UserError, match=f"llm: {kind} does more for its logits than an output layer"):
         output_layer(llm)
 
 

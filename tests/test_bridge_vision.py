@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clips.errors import UserError
-from llava_bridge.encoders import load_encoder, parse_spec
+from llava_bridge.encoders import load_encoder
 from llava_bridge.model.vision import EncoderVisionModel, vision_model
 
 
@@ -98,13 +98,6 @@ def test_half_precision_weights_are_read_into_float32(shared: Path) -> None:
     assert model.dtype == torch.float32
     assert torch.equal(model.tower.trunk.patch_embed.conv1.conv.weight, stored.float())
     assert (model.config.hidden_size, model.config.image_size // model.config.patch_size) == (320, 7)
-
-
-def test_specs() -> None:
-    assert parse_spec("runs/encoder") == ("open_clip", "runs/encoder")
-    assert parse_spec("timm:name@weights.safetensors") == ("timm", "name@weights.safetensors")
-    with pytest.raises(UserError, match="did you mean 'timm'"):
-        parse_spec("tim:name")
 
 
 @pytest.mark.parametrize(

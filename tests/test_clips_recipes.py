@@ -142,20 +142,19 @@ def test_the_cosine_gap_by_hand():
     assert cosine_gap(image[:1], text[:1]).item() == 0
 
 
-def test_unknown_names_get_the_near_miss():
-    with pytest.raises(UserError, match="unknown recipe 'cilps'; did you mean 'clips'"):
-        RecipeConfig(name="cilps")
-    with pytest.raises(UserError, match="unknown caption strategy 'subcaption'; did you mean 'sub_caption'"):
-        RecipeConfig(strategy="subcaption")
-    with pytest.raises(UserError, match=r"recipe\.caption_weight: expected a number not below 0, got nan"):
-        RecipeConfig(caption_weight=float("nan"))
-    with pytest.raises(UserError, match="unknown contrastive loss 'sigmod'; did you mean 'sigmoid'"):
-        RecipeConfig(loss="sigmod")
-    with pytest.raises(UserError, match="unknown text of a recipe 'wed'; did you mean 'web'"):
-        RecipeConfig(texts=("wed",))
-    with pytest.raises(UserError, match=r"recipe\.texts: expected one or more different texts, got \['web', 'web'\]"):
-        RecipeConfig(texts=("web", "web"))
-    with pytest.raises(UserError, match=r"recipe\.web_share: expected a share from 0 to 1, got 80"):
-        RecipeConfig(web_share=80)
-    with pytest.raises(UserError, match=r"recipe\.target_tokens: expected at least 1, got 0"):
-        RecipeConfig(target_tokens=0)
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "cilps"}, "did you mean 'clips'"),
+        ({"strategy": "subcaption"}, "did you mean 'sub_caption'"),
+        ({"loss": "sigmod"}, "did you mean 'sigmoid'"),
+        ({"texts": ("wed",)}, "did you mean 'web'"),
+        ({"texts": ("web", "web")}, r"^recipe\.texts: "),
+        ({"caption_weight": float("nan")}, r"^recipe\.caption_weight: "),
+        ({"web_share": 80}, r"^recipe\.web_share: "),
+        ({"target_tokens": 0}, r"^recipe\.target_tokens: "),
+    ],
+)
+def test_what_is_no_recipe_is_told_by_its_field(fields, told):
+    with pytest.raises(UserError, match=told):
+        RecipeConfig(**fields)
