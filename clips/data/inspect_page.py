@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def write_page(
     lines: Iterable[str],
     examples: Sequence[Example],
     invalid: InvalidSamples,
-    charts: dict[str, Sequence[float]] | None = None,
+    charts: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Write a self-contained HTML page.
 
