@@ -80,8 +80,8 @@ def test_every_picture_has_its_own_answer(
         for name in GOOD
     ]  # fmt: skip
     assert sizes[:3] == [2, 2, 1]  # what cannot be read leaves no gaps
-    assert f"unusable: 1: truncated picture ({photos}/broken.png)" in captured.err
-    assert f"unusable: 1: undecodable picture ({photos}/empty.jpg)" in captured.err
+    assert f"invalid     1 × truncated picture ({photos}/broken.png)" in captured.err
+    assert f"invalid     1 × undecodable picture ({photos}/empty.jpg)" in captured.err
 
 
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -151,7 +151,7 @@ def test_only_when_all_fail_the_command_fails(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        f"unusable: 2: undecodable picture ({photos}/worse.png, {photos}/empty.jpg)",
+        f"invalid     2 × undecodable picture ({photos}/worse.png, {photos}/empty.jpg)",
         "llava-bridge: images: none of the 2 pictures can be read",
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from clips.visible import shown
 
 _THUMBNAIL = 320  # pixels
 _BARS = 24
-_NAMES_IN_LINE, _NAMES_ON_PAGE = 5, 20  # of samples that are invalid for the same reason
+_NAMES_ON_PAGE = 20  # of samples that are invalid for the same reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +57,6 @@ def thumbnail(image: Image.Image) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def invalid_lines(invalid: InvalidSamples, limit: int = _NAMES_IN_LINE) -> Iterator[str]:
-    """A line for each reason, the most frequent first: how many samples, and the names of ``limit`` of them."""
-    for reason, count in sorted(invalid.by_reason.items(), key=lambda item: -item[1]):
-        names = [name for _, name, why in invalid.named if why == reason][:limit]
-        more = ["…"] if count > len(names) else []
-        yield f"invalid     {count:,} × {reason} ({', '.join([*names, *more])})"
-
-
 def histogram(values: Sequence[float]) -> list[dict[str, float]]:
     """Bars for a page: start and end of each, its count, and its height relative to the highest."""
     if not values:
@@ -84,7 +76,7 @@ def write_page(
     lines: Iterable[str],
     examples: Sequence[Example],
     invalid: InvalidSamples,
-    charts: dict[str, Sequence[float]] | None = None,
+    charts: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Write a self-contained HTML page.
 
@@ -104,7 +96,7 @@ def write_page(
         title=title,
         lines=list(lines),
         examples=examples,
-        invalid=list(invalid_lines(invalid, _NAMES_ON_PAGE)),
+        invalid=list(invalid.summary(_NAMES_ON_PAGE)),
         charts={name: bars for name, values in (charts or {}).items() if (bars := histogram(values))},
     )
     write_file(Path(output), page)

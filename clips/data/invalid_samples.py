@@ -98,6 +98,13 @@ class InvalidSamples:
         ordered = sorted(self.by_reason.items(), key=lambda item: -item[1])
         return ", ".join(f"{count:,} × {reason}" for reason, count in ordered)
 
+    def summary(self, limit: int = 5) -> Iterator[str]:
+        """A line for each reason, the most frequent first: how many samples, and the names of ``limit`` of them."""
+        for reason, count in sorted(self.by_reason.items(), key=lambda item: -item[1]):
+            names = [name for _, name, why in self.named if why == reason][:limit]
+            more = ["…"] if count > len(names) else []
+            yield f"invalid     {count:,} × {reason} ({', '.join([*names, *more])})"
+
     def lines(self, new: list[Invalid]) -> Iterator[str]:
         """A line for each of the ``new`` samples just added, up to `MAX_NAMES` in all; then one line more."""
         before = self.count - len(new)

@@ -23,7 +23,7 @@ from clips.core.artifact import say, write_file, writing
 from clips.data.files import ShardCache, is_remote
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import BadImageError, decode_image
-from clips.data.inspect_page import Example, Span, evenly, invalid_lines, thumbnail, write_page
+from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
@@ -175,7 +175,7 @@ def _texts(sample: Sample) -> dict[str, str]:
 def summary(found: Survey) -> Iterator[str]:
     """The survey in lines of text."""
     yield f"samples     {found.samples:,} in the source, {found.scanned:,} read, {found.invalid.count:,} invalid"
-    yield from invalid_lines(found.invalid)
+    yield from found.invalid.summary()
     if not found.sizes:
         return
     for kind, lengths in found.tokens.items():

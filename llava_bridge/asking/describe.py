@@ -23,6 +23,7 @@ from PIL import Image
 from clips.commandline.progress import Progress
 from clips.core.artifact import directory_hash, say, write_file, writing
 from clips.core.identity import RUN, RUN_ONLY, identity, read_run, refuse_other_run, run_text
+from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.references import model_directory
@@ -30,7 +31,6 @@ from llava_bridge.asking.directory import llava_directory
 from llava_bridge.pictures import find_pictures, open_picture
 
 _READERS = 4  # threads that decode pictures ahead
-_EXAMPLES = 5  # of pictures with the same fault
 Batch = list[tuple[str, Image.Image]]
 
 
@@ -79,21 +79,20 @@ def describe(config: DescribeConfig) -> None:
     already = len(names) - len(missing)
     if already:
         say(f"{already:,} of {len(names):,} pictures are described already")
-    faults: dict[str, list[str]] = {}
+    invalid = InvalidSamples()
     if missing:
-        _ask(config, missing, output, faults)
-    for reason, unusable in faults.items():
-        more = "" if len(unusable) <= _EXAMPLES else ", …"
-        say(f"unusable: {len(unusable):,}: {reason} ({', '.join(unusable[:_EXAMPLES])}{more})")
-    described = len(names) - sum(map(len, faults.values()))
+        _ask(config, missing, output, invalid)
+    for line in invalid.summary():
+        say(line)
+    described = len(names) - invalid.count
     if not described:
         raise UserError(f"images: none of the {len(names):,} pictures can be read")
     if output:
         say(f"{config.output}: {described:,} of {len(names):,} pictures described")
 
 
-def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, faults: dict[str, list[str]]) -> None:
-    """Write a line for each of the pictures; the names of those that cannot be read go to ``faults``, by reason."""
+def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, invalid: InvalidSamples) -> None:
+    """Write a line for each of the images; those that cannot be read go to ``invalid``."""
     from llava_bridge.asking.inference import answer, load_llava
 
     model, processor = load_llava(config.directory)
@@ -102,7 +101,7 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, f
         output.adding() if output else contextlib.nullcontext(sys.stdout) as lines,
         Progress("describing", len(names), "images") as progress,
     ):
-        for batch in _batches(names, config.batch_size, faults):
+        for batch in _batches(names, config.batch_size, invalid):
             pictures = [picture for _, picture in batch]
             prompts = [config.prompt] * len(batch)
             texts = answer(model, processor, pictures, prompts, max_new_tokens=config.max_new_tokens)
@@ -110,7 +109,7 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, f
                 lines.write(json.dumps({"image": name, "text": text}, ensure_ascii=False) + "\n")
             lines.flush()
             described += len(batch)
-            progress.advance(described + sum(map(len, faults.values())) - progress.done)
+            progress.advance(described + invalid.count - progress.done)
 
 
 class _Output:
@@ -157,12 +156,12 @@ class _Output:
         return content[: content.rfind(b"\n") + 1]
 
 
-def _batches(names: Sequence[str], size: int, faults: dict[str, list[str]]) -> Iterator[Batch]:
-    """Full batches of those pictures that can be read; the others' names go to ``faults``, by reason."""
+def _batches(names: Sequence[str], size: int, invalid: InvalidSamples) -> Iterator[Batch]:
+    """Full batches of those images that can be read; the others go to ``invalid``."""
     batch: Batch = []
-    for name, picture in _read_ahead(names, 2 * size):
+    for index, (name, picture) in enumerate(_read_ahead(names, 2 * size)):
         if isinstance(picture, UserError):
-            faults.setdefault(str(picture).removeprefix(f"{name}: "), []).append(name)
+            invalid.add([(index, name, str(picture).removeprefix(f"{name}: "))])
             continue
         batch.append((name, picture))
         if len(batch) == size:

@@ -16,7 +16,7 @@ from typing import Any
 
 from clips.commandline.progress import track
 from clips.data.formats.base import Conversation
-from clips.data.inspect_page import Example, Span, evenly, invalid_lines, thumbnail, write_page
+from clips.data.inspect_page import Example, Span, evenly, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.visible import visible
@@ -183,7 +183,7 @@ def summary(count: int, found: Look) -> Iterator[str]:
     """The statistics in lines of text."""
     read = len(found.tokens) + found.invalid.count
     yield f"samples     {count:,} in the source, {read:,} read, {found.invalid.count:,} invalid"
-    yield from invalid_lines(found.invalid)
+    yield from found.invalid.summary()
     if found.tokens:
         mean = sum(found.tokens) / len(found.tokens)
         most = max(found.tokens)
