@@ -16,7 +16,6 @@ from PIL import Image
 from report_material import items_table, picture, put_result, put_results
 
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.data.source import CaptionSource
 from benchmarks.encoders.found import with_found
 from benchmarks.encoders.recall import ranks
 from benchmarks.encoders.retrieval import items_of
@@ -30,6 +29,7 @@ from benchmarks.report.gallery.thumbnails import Album, that_fit
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 from benchmarks.report.source import few_rows, read_source
+from clips.data.formats import DatasetSpec
 
 HOSTILE = (
     "</p><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -130,7 +130,7 @@ def captions(tmp_path):
     write_pictures(tmp_path / "images", 30)
     rows = [{"image": f"images/{n}.png", "captions": [f"thing {n}", f"object {n}"]} for n in range(30)]
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return load_caption_set(CaptionSource(data=str(tmp_path / "set.jsonl")))
+    return load_caption_set(DatasetSpec(path=str(tmp_path / "set.jsonl")))
 
 
 def _items(captions, images, texts):

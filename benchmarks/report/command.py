@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.output import writable_directory
-from clips.core.artifact import say, write_file
+from clips.core.artifact import say, writable_directory, write_file
 from clips.errors import suggest
 
 
