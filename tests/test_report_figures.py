@@ -11,16 +11,18 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from colours import contrast
+from matplotlib import figure as drawn
 from report_study import make_study
 
 from benchmarks.report import drawing, palette
 from benchmarks.report.curves import Curve, plot_curves
 from benchmarks.report.drawing import drawn_on_sheet, inline_svg, pdf, standalone_svg
-from benchmarks.report.figure import Figure, Key, Label, file_name
+from benchmarks.report.figure import Figure, Key, Label, file_name, plot_points
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import build_report
 from benchmarks.report.palette import light_inks
 from benchmarks.report.sections import report_figures
+from benchmarks.report.table import Cell, Column
 
 CURVE = Curve(name="clip", color=1, x=(0.0, 1.0, 2.0), y=(3.0, 2.0, 1.0))
 FIGURE = Figure(
@@ -133,3 +135,13 @@ def test_no_label_lies_on_another_or_on_a_point(legend):
     assert (overlaps, covered) == ([], [])
     inside = axes.get_window_extent()
     assert all(inside.contains(*corner) for box in boxes for corner in (box.min, box.max))
+
+
+def test_points_have_strokes_for_their_intervals():
+    column = Column(benchmark="gqa", metric="m", label="m", scale=100.0, higher_is_better=True)
+    bare, whole = (Cell(row="a", column=column, value=50.0, low=low, high=low and 60.0) for low in (None, 40.0))
+    axes = drawn.Figure().add_subplot()
+    plot_points(axes, [(1.0, bare), (2.0, whole)], "black")
+    (strokes,) = axes.collections
+    assert [segment.tolist() for segment in strokes.get_segments()] == [[[2.0, 40.0], [2.0, 60.0]]]
+    assert axes.lines[0].get_xydata().tolist() == [[1.0, 50.0], [2.0, 50.0]]
