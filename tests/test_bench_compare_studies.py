@@ -11,7 +11,7 @@ import pytest
 from report_material import items_table, put_result, put_results
 from report_study import make_study
 
-from benchmarks.trust.compare import CompareConfig, Comparison, compare, comparison
+from benchmarks.trust.compare import WRITERS, CompareConfig, Comparison, compare, comparison
 from clips.errors import UserError
 
 
@@ -84,9 +84,8 @@ def test_a_result_that_is_not_of_the_study_any_more_is_not_compared(studies: tup
     assert "B: clips on pope: missing: not run since the study or its code changed" in found.left_out
 
 
-@pytest.mark.parametrize("suffix", [".md", ".html", ".json", ".csv"])
 def test_it_is_written_as_what_its_name_says(
-    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     put_results(tmp_path / "a", {"one": 0.3, "two": 0.5})
@@ -96,19 +95,21 @@ def test_it_is_written_as_what_its_name_says(
         content = json.loads(path.read_text(encoding="utf-8"))
         metrics = {name: metric | label for name, metric in content["metrics"].items()}
         edit(path, metrics=metrics, model={"path": "", "hash": "f" * 64})
-    target = tmp_path / f"found{suffix}"
-    compare(CompareConfig(first=str(tmp_path / "a"), second=str(tmp_path / "b<i>"), output=str(target)))
-    text = target.read_text(encoding="utf-8")
-    said = capsys.readouterr().out
-    assert "\x1b" not in said
+    config = CompareConfig(first=str(tmp_path / "a"), second=str(tmp_path / "b<i>"), output=str(tmp_path / "x.html"))
+    compare(config)
+    said, page = capsys.readouterr().out, (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "beyond noise moved one on" in said
-    assert "B is better" in text
-    assert "\x1b" not in text
-    if suffix in {".md", ".html"}:
+    found = comparison(config)
+    texts = {suffix: write(found) for suffix, write in WRITERS.items()}
+    assert texts[".html"] == page
+    for text in (said, *texts.values()):
+        assert "B is better" in text
+        assert "unchanged: the same model" in text
+        assert "\x1b" not in text
+    for text in (texts[".md"], page):
         assert "x <script>" not in text
         assert "b<i>" not in text
         assert "of 8 numbers are comparable" in text
-        assert "unchanged: the same model" in text
 
 
 def test_a_study_without_results_is_refused(studies: tuple[Path, Path]) -> None:

@@ -20,7 +20,7 @@ from benchmarks.encoders.look import LookConfig, look
 from benchmarks.encoders.places import place_vectors
 from benchmarks.encoders.pointing import area, pointing
 from benchmarks.encoders.seen import Seen
-from benchmarks.report.gallery.maps import similarity_maps
+from benchmarks.report.gallery.similarity_maps import similarity_maps
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 from benchmarks.report.source import read_source

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.config import BenchmarkConfig, RunConfig
-from benchmarks.report.gallery.captioned import captioned
+from benchmarks.report.gallery.caption_examples import captioned
 from benchmarks.report.source import Gap, read_source
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run import run

@@ -307,11 +307,11 @@ def test_gqas_kind_is_the_structure_of_the_question_and_others_their_own():
     types = {"structural": "verify", "semantic": "attr", "detailed": "verifyColor"}
     assert kind(types=types) == ["verify"]
     assert kind(category="random") == ["random"]
-    assert kind(types=None, type="colour") == ["colour"]
+    assert kind(types=None, type="color") == ["color"]
     assert kind() == [""]
 
 
-def test_figures_of_many_rows_have_no_colours_to_name_and_short_names(tmp_path):
+def test_figures_of_many_rows_have_no_colors_to_name_and_short_names(tmp_path):
     long = "openvision-vit-large-patch14-recap-sub-caption-{}"
     report = build_report(put_results(tmp_path, {long.format(n): 0.1 + 0.05 * n for n in range(13)}))
     figure = only(retrieval_against_mllm(report), "relation-retrieval-pope")

@@ -218,7 +218,7 @@ def test_a_link_into_a_folded_section_opens_it_and_print_opens_all(page):
     assert page.locator("details:not([open])").count() == folded
 
 
-def test_colours_follow_the_system_and_the_choice(page):
+def test_colors_follow_the_system_and_the_choice(page):
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
     page.emulate_media(color_scheme="dark")

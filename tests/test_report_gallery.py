@@ -20,12 +20,12 @@ from benchmarks.encoders.found import with_found
 from benchmarks.encoders.recall import ranks
 from benchmarks.encoders.retrieval import items_of
 from benchmarks.lots import by_lot
-from benchmarks.report.gallery import pictures as gallery_pictures
-from benchmarks.report.gallery.captioned import captioned
+from benchmarks.report.gallery import thumbnails
+from benchmarks.report.gallery.answer_examples import choose_items, galleries
+from benchmarks.report.gallery.caption_examples import captioned
 from benchmarks.report.gallery.cards import Card, Gallery, fitted
-from benchmarks.report.gallery.examples import choose_items, galleries
-from benchmarks.report.gallery.found import retrieved, spread
-from benchmarks.report.gallery.pictures import Album, that_fit
+from benchmarks.report.gallery.retrieval_examples import retrieved, spread
+from benchmarks.report.gallery.thumbnails import Album, that_fit
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 from benchmarks.report.source import few_rows, read_source
@@ -236,7 +236,7 @@ def test_no_text_of_others_harms_the_page(tmp_path):
 
 
 def test_only_small_jpegs_become_pictures():
-    assert gallery_pictures.picture(picture(1), "a").width == 96
+    assert thumbnails.picture(picture(1), "a").width == 96
     stream = io.BytesIO()
     Image.new("RGB", (2000, 2)).save(stream, "JPEG")
     for content in (
@@ -246,27 +246,27 @@ def test_only_small_jpegs_become_pictures():
         stream.getvalue(),
         None,
     ):
-        assert gallery_pictures.picture(content, "a") is None
-    shown = gallery_pictures.picture(picture(1), '"><script>')
+        assert thumbnails.picture(content, "a") is None
+    shown = thumbnails.picture(picture(1), '"><script>')
     assert '"&gt;&lt;script&gt;"' not in Album().tag(shown)
     assert 'aria-label="&#34;&gt;&lt;script&gt;"' in Album().tag(shown)
 
 
 def test_pictures_stay_within_their_share_of_the_page(tmp_path, monkeypatch):
-    one, two = (Card(picture=gallery_pictures.picture(picture(number), "a")) for number in (1, 2))
+    one, two = (Card(picture=thumbnails.picture(picture(number), "a")) for number in (1, 2))
     sizes = [len(card.picture.content) for card in (one, two)]
     room = sum(sizes) * 4 // 3
     assert that_fit([one, one, two, one], room) == ((one, one, two, one), 0)
     assert that_fit([one, one, two, one], room - 10) == ((one, one), 2)
     gallery = Gallery(benchmark="captions", cards=(two, two), items=9)
-    monkeypatch.setattr(gallery_pictures, "SECTION_BYTES", 2 * sizes[1] * 4 // 3)
+    monkeypatch.setattr(thumbnails, "SECTION_BYTES", 2 * sizes[1] * 4 // 3)
     first, second = fitted([gallery, None, gallery])
     assert (len(first.cards), first.left_out, second.left_out) == (2, 0, 0)
-    monkeypatch.setattr(gallery_pictures, "SECTION_BYTES", 2 * sizes[1])
+    monkeypatch.setattr(thumbnails, "SECTION_BYTES", 2 * sizes[1])
     assert [(each.cards, each.left_out) for each in fitted([gallery, gallery])] == [((), 2)] * 2
     put_results(tmp_path)
     before = len(render_page(build_report(tmp_path)))
-    monkeypatch.setattr("benchmarks.report.gallery.examples.SECTION_BYTES", 30_000)
+    monkeypatch.setattr("benchmarks.report.gallery.answer_examples.SECTION_BYTES", 30_000)
     page = render_page(build_report(tmp_path))
     assert len(page) < before
     assert "examples left out for the size of the page" in page

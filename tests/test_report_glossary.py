@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from report_material import items_table, put_result, put_results
+from report_material import items_table, put_result
 from report_study import make_study
 
 from benchmarks.report.glossary import WORDS, Glossary
@@ -53,14 +53,12 @@ def test_a_word_that_explains_another_is_explained_too():
     assert [word.id for word in glossary.used] == ["interval", "chance", "auc"]  # chance by AUC, the interval by chance
 
 
-@pytest.fixture(scope="module", params=["study", "results", "many"])
+@pytest.fixture(scope="module", params=["study", "many"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("glossary")
     if request.param == "study":
         with pytest.MonkeyPatch.context() as patch:
             return render_page(build_report(make_study(folder, patch)))
-    if request.param == "results":
-        return render_page(build_report(put_results(folder), baseline="clip"))
     for row, skill in {"a": 0.2, "b": 0.3, "c": 0.5, "d": 0.6, "e": 0.8}.items():
         for benchmark in ("retrieval", "gqa"):
             put_result(folder, row, benchmark, items_table(skill, benchmark=benchmark))

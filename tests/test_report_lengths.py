@@ -11,7 +11,7 @@ from bench_reader import evaluate, write_pictures
 
 from benchmarks.config import BenchmarkConfig
 from benchmarks.encoders.long_retrieval import suffix
-from benchmarks.report.lengths import length_curves, length_figures
+from benchmarks.report.caption_length_figures import length_curves, length_figures
 from benchmarks.report.model import build_report
 from benchmarks.report.page import render_page
 

@@ -14,11 +14,12 @@ from report_material import SKILLS, items_table, put_failure, put_result, put_re
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.item_scores import ItemScores
 from benchmarks.noise import TrainingNoise
+from benchmarks.report.cell_text import margin
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.table import Cell, Column
 from benchmarks.statistics import compare, wilson
-from benchmarks.wording import margin, number
+from benchmarks.wording import number
 from clips.errors import UserError
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.report.cell_text import decimals
 from benchmarks.report.remarks import SCENES_CAVEAT
 from benchmarks.report.source import out_of_date
 from benchmarks.results import Metric, Result
@@ -16,7 +17,7 @@ from benchmarks.study.record import RECORD_FILE, read_study_record
 from benchmarks.trained import read_training
 from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
-from benchmarks.wording import commit, decimals, duration, number
+from benchmarks.wording import commit, duration, number
 from clips.core.artifact import directory_hash, read_manifest, say, write_file
 from clips.data.formats.base import WHOLE
 from clips.errors import UserError, reason_of

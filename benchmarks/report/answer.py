@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.chance import nothing_told
 from benchmarks.report.table import Cell, Table
-from benchmarks.wording import column_title, counted, decimals, listed, number
+from benchmarks.wording import counted, listed, number
 
 _WITH_SIZE = 2
 

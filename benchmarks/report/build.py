@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from benchmarks.protocol import differences
-from benchmarks.report.comparing import Evidence, with_comparisons
 from benchmarks.report.seeds import has_seeds, over_seeds, with_intervals
+from benchmarks.report.significance import Evidence, with_comparisons
 from benchmarks.report.source import Gap, ReportSource, absence
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Metric, Result

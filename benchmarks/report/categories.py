@@ -16,17 +16,18 @@ import pandas as pd
 
 from benchmarks import statistics
 from benchmarks.item_scores import ItemScores
-from benchmarks.report.comparing import Evidence, with_comparisons
+from benchmarks.report.cell_text import column_title, decimals, score
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
 from benchmarks.report.forest import direction
-from benchmarks.report.inks import SERIES_COLOURS, Inks
 from benchmarks.report.model import Report
+from benchmarks.report.palette import SERIES_COLORS, Inks
 from benchmarks.report.seeds import has_seeds, over_seeds, with_intervals
+from benchmarks.report.significance import Evidence, with_comparisons
 from benchmarks.report.source import ReportSource, few_rows
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import Result, columns_of
 from benchmarks.study.record import RowRecord
-from benchmarks.wording import column_title, decimals, listed, number, score, short_name
+from benchmarks.wording import listed, number, short_name
 
 MOST_KINDS = 24
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "≈"}
@@ -40,7 +41,7 @@ _LEAD = (
 def category_figures(report: Report) -> FigureSet | None:
     """A figure for each benchmark whose items are of several kinds; None where none has such."""
     tables = category_tables(report.source)
-    places = {row.name: place % SERIES_COLOURS for place, row in enumerate(report.table.rows)}
+    places = {row.name: place % SERIES_COLORS for place, row in enumerate(report.table.rows)}
     figures = tuple(_figure(table, places) for table in tables)
     return FigureSet(lead=_LEAD, figures=figures) if figures else None
 
@@ -140,7 +141,7 @@ def _figure(table: Table, places: dict[str, int]) -> Figure:
         + (f"shown to differ from the baseline: {listed(shown)}." if shown else "no row was shown to differ."),
         plot=lambda axes, inks: _plot(table, places, axes, inks),
         x_label=first.label,
-        legend=tuple(Key(colour=places.get(row.name, 0), label=row.name) for row in table.rows),
+        legend=tuple(Key(color=places.get(row.name, 0), label=row.name) for row in table.rows),
         heads=("kind", "items", *(row.name for row in table.rows)),
         rows=tuple(
             (column.metric, str(items[column.metric]), *map(_said, table.column_cells(column)))
@@ -166,13 +167,11 @@ def _plot(table: Table, places: dict[str, int], axes: Any, inks: Inks) -> None:
             if cell.value is None:
                 continue
             y = above + step * (number_ - (len(table.rows) - 1) / 2)
-            colour = inks.series(places.get(cell.row, 0))
+            color = inks.series(places.get(cell.row, 0))
             if cell.low is not None:
-                axes.hlines(y, cell.low, cell.high, color=colour, linewidth=1.3, alpha=0.7)
+                axes.hlines(y, cell.low, cell.high, color=color, linewidth=1.3, alpha=0.7)
             kind = direction(cell, cell.delta) if cell.delta else "not shown"
-            axes.plot(
-                cell.value, y, {"better": "^", "worse": "v", "not shown": "o"}[kind], color=colour, markersize=4.5
-            )
+            axes.plot(cell.value, y, {"better": "^", "worse": "v", "not shown": "o"}[kind], color=color, markersize=4.5)
     names = [short_name(column.metric.replace("_", " ")) for column in table.columns]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

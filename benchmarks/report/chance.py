@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.results import CHANCE
-from benchmarks.wording import column_title, counted, decimals, enough, listed, number
+from benchmarks.wording import counted, enough, listed, number
 
 
 def has_chance(table: Table) -> bool:

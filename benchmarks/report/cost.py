@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.cell_text import column_head, column_title, score
 from benchmarks.report.figure import MOST_NAMES, Figure, FigureSet, file_name, numbered
-from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
+from benchmarks.report.palette import Inks
 from benchmarks.report.source import read_metrics
 from benchmarks.report.table import Cell, Column
 from benchmarks.study.record import RowRecord
-from benchmarks.wording import column_head, column_title, listed, score
+from benchmarks.wording import listed
 from clips.core.artifact import STAGES, read_manifest
 from clips.errors import UserError
 
@@ -129,12 +130,12 @@ def _number(value: Any) -> float | None:
 class Point:
     """A row's cost and score; ``front`` where no other row that costs no more is as good.
 
-    ``colour`` is the row's place in the table.
+    ``color`` is the row's place in the table.
     """
 
     cost: float
     cell: Cell
-    colour: int
+    color: int
     front: bool
 
 
@@ -168,7 +169,7 @@ def cost_points(report: Report, column: Column, cost: Cost) -> list[Point]:
     points, best = [], float("-inf")
     for value, cell, place in found:
         score = sign * (cell.value or 0.0)
-        points.append(Point(cost=value, cell=cell, colour=place, front=score > best))
+        points.append(Point(cost=value, cell=cell, color=place, front=score > best))
         best = max(best, score)
     return points
 
@@ -184,7 +185,7 @@ def _training(directory: Path, row: RowRecord, column: Column, report: Report) -
 
 def _figure(cost: Cost, column: Column, points: Sequence[Point]) -> Figure:
     front = [point.cell.row for point in points if point.front]
-    legend, labels = numbered([(point.colour, point.cell.row, point.cost, point.cell.value or 0.0) for point in points])
+    legend, labels = numbered([(point.color, point.cell.row, point.cost, point.cell.value or 0.0) for point in points])
     return Figure(
         name=file_name("cost", cost.name, column.benchmark, column.metric),
         title=f"{column_head(column)} against {cost.title}",
@@ -221,11 +222,11 @@ def _plot(points: Sequence[Point], axes: Any, inks: Inks) -> None:
         drawstyle="steps-post",
     )
     for point in points:
-        colour = inks.series(point.colour) if len(points) <= MOST_NAMES else inks["ink-soft"]
+        color = inks.series(point.color) if len(points) <= MOST_NAMES else inks["ink-soft"]
         if point.cell.low is not None:
-            axes.vlines(point.cost, point.cell.low, point.cell.high, color=colour, linewidth=1.2, alpha=0.6)
-        face = colour if point.front else inks["sheet"]
-        axes.plot(point.cost, point.cell.value, "o", color=colour, markerfacecolor=face, markersize=5.5)
+            axes.vlines(point.cost, point.cell.low, point.cell.high, color=color, linewidth=1.2, alpha=0.6)
+        face = color if point.front else inks["sheet"]
+        axes.plot(point.cost, point.cell.value, "o", color=color, markerfacecolor=face, markersize=5.5)
     costs = [point.cost for point in points]
     if min(costs) > 0 and max(costs) / min(costs) > _LOG_SCALE_FROM:
         axes.set_xscale("log")

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name
-from benchmarks.report.inks import SERIES_COLOURS, Inks
+from benchmarks.report.palette import SERIES_COLORS, Inks
 from benchmarks.report.source import ReportSource, read_metrics
 from benchmarks.wording import listed, number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line: a row's name, its place among the colours, and the points."""
+    """One line: a row's name, its place among the colors, and the points."""
 
     name: str
-    colour: int
+    color: int
     x: tuple[float, ...]
     y: tuple[float, ...]
 
@@ -70,7 +70,7 @@ def _figure(kind: PanelKind, curves: Sequence[Curve]) -> Figure:
         plot=lambda axes, inks: plot_curves(curves, axes, inks),
         x_label=kind.x_label,
         y_label="loss",
-        legend=tuple(Key(colour=curve.colour, label=curve.name) for curve in curves),
+        legend=tuple(Key(color=curve.color, label=curve.name) for curve in curves),
         heads=("row", kind.x_label, "first loss", "last loss", "lowest"),
         rows=tuple(
             (curve.name, number(curve.x[-1], 0), *(number(y, 2) for y in (curve.y[0], curve.y[-1], min(curve.y))))
@@ -93,9 +93,9 @@ def _curves(source: ReportSource, kind: PanelKind) -> list[Curve]:
         drawn.add(folder)
         points = _points(read_metrics(source.directory / folder), kind)
         if len(points) > 1:
-            name, colour = (row.llm or row.name, len(drawn) - 1) if kind.artifact == "llm" else (row.name, place)
+            name, color = (row.llm or row.name, len(drawn) - 1) if kind.artifact == "llm" else (row.name, place)
             x, y = zip(*points, strict=True)
-            curves.append(Curve(name=name, colour=colour % SERIES_COLOURS, x=x, y=y))
+            curves.append(Curve(name=name, color=color % SERIES_COLORS, x=x, y=y))
     return curves
 
 
@@ -125,8 +125,8 @@ def plot_curves(curves: Sequence[Curve], axes: Any, inks: Inks) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     for curve in curves:
-        colour = inks.series(curve.colour)
-        axes.plot(curve.x, curve.y, color=colour, linewidth=0.8, alpha=0.3)
-        axes.plot(curve.x, smooth(curve.y, max(1, len(curve.y) // 20) | 1), color=colour, linewidth=1.8)
+        color = inks.series(curve.color)
+        axes.plot(curve.x, curve.y, color=color, linewidth=0.8, alpha=0.3)
+        axes.plot(curve.x, smooth(curve.y, max(1, len(curve.y) // 20) | 1), color=color, linewidth=1.8)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -1,4 +1,4 @@
-"""matplotlib's figures as parts of the page, whose colours are the page's CSS variables, and as files of their own."""
+"""matplotlib's figures as parts of the page, whose colors are the page's CSS variables, and as files of their own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import warnings
 from typing import Any, Literal
 
 from benchmarks.report.figure import Figure
-from benchmarks.report.inks import NAMES, STAND_INS, Inks, light_inks
 from benchmarks.report.labels import put_labels
+from benchmarks.report.palette import NAMES, STAND_INS, Inks, light_inks
 from benchmarks.wording import short_name, visible
 
 _WIDTH = 4.4
 
 
 def inline_svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` of the page: safe markup, whose colours follow the page's scheme."""
+    """The figure as an ``<svg>`` of the page: safe markup, whose colors follow the page's scheme."""
     text = _saved(figure, STAND_INS, "svg", legend=False).decode()
     for name in NAMES:
         text = text.replace(STAND_INS[name], f"var(--{name})")
@@ -25,7 +25,7 @@ def inline_svg(figure: Figure) -> str:
 
 
 def standalone_svg(figure: Figure) -> str:
-    """The figure as a file of its own: the light colours, its legend drawn, its title and description inside."""
+    """The figure as a file of its own: the light colors, its legend drawn, its title and description inside."""
     text = _saved(figure, light_inks(), "svg", legend=True).decode()
     title, alt = html.escape(visible(figure.title)), html.escape(visible(figure.alt))
     text = _bare(text, 'xmlns="http://www.w3.org/2000/svg" role="img" font-family="sans-serif"')
@@ -95,7 +95,7 @@ def _add_legend(sheet: Any, figure: Figure, inks: Inks) -> None:
     from matplotlib.lines import Line2D
 
     keys = [
-        Line2D([], [], color=inks.series(key.colour), marker="o", linestyle="", label=short_name(key.label, 40))
+        Line2D([], [], color=inks.series(key.color), marker="o", linestyle="", label=short_name(key.label, 40))
         for key in figure.legend
     ]
     columns = max(1, min(3, 60 // max(min(len(key.label), 40) + 4 for key in figure.legend)))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.report.inks import Inks
+from benchmarks.report.palette import Inks
 from benchmarks.report.table import Cell
 
 MOST_NAMES = 12
-"""How many points of a figure are told apart, by colour and number."""
+"""How many points of a figure are told apart, by color and number."""
 
 Plot = Callable[[Any, Inks], None]
 
@@ -23,9 +23,9 @@ def file_name(*parts: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """An entry of a figure's legend: the place of its colour among the series, and what has that colour."""
+    """An entry of a figure's legend: the place of its color among the series, and what has that color."""
 
-    colour: int
+    color: int
     label: str
 
 
@@ -39,20 +39,20 @@ class Label:
 
 
 def numbered(points: Sequence[tuple[int, str, float, float]]) -> tuple[tuple[Key, ...], tuple[Label, ...]]:
-    """Legend and labels of points (place of the colour, name, x, y): numbers, told in the legend; of many none."""
+    """Legend and labels of points (place of the color, name, x, y): numbers, told in the legend; of many none."""
     if len(points) > MOST_NAMES:
         return (), ()
-    keys = tuple(Key(colour=place, label=f"{place + 1} {name}") for place, name, _, _ in sorted(points))
+    keys = tuple(Key(color=place, label=f"{place + 1} {name}") for place, name, _, _ in sorted(points))
     return keys, tuple(Label(x=x, y=y, text=str(place + 1)) for place, _, x, y in points)
 
 
-def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], colour: str, style: str = "-") -> None:
+def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], color: str, style: str = "-") -> None:
     """A line through cells at their places on the x axis, with strokes for their 95 % intervals."""
     x, y = zip(*((place, cell.value) for place, cell in points), strict=True)
-    axes.plot(x, y, style, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+    axes.plot(x, y, style, color=color, linewidth=1.8, marker="o", markersize=3.5)
     ends = [(place, cell.low, cell.high) for place, cell in points if cell.low is not None]
     if ends:
-        axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+        axes.vlines(*zip(*ends, strict=True), color=color, linewidth=1.2, alpha=0.6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Figure:
         plot: draws on matplotlib's axes with the inks that it is given.
         x_label: name of the x axis.
         y_label: name of the y axis; may be empty.
-        legend: which colour is what.
+        legend: which color is what.
         labels: of points; numbers that stand in the legend.
         heads: of the table of what was drawn.
         rows: of that table; the first cell of each names it.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from benchmarks.report.cell_text import column_head, column_title, decimals
 from benchmarks.report.figure import Figure, FigureSet, file_name
-from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
+from benchmarks.report.palette import Inks
 from benchmarks.report.table import Cell, Column, Delta, Table
-from benchmarks.wording import column_head, column_title, decimals, enough, listed, number, short_name, span
+from benchmarks.wording import enough, listed, number, short_name, span
 
 _LEAD = (
     "Each row minus its baseline, with the 95 % interval; rows stand in the order of their differences. A filled "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.report.figure import Label
-from benchmarks.report.inks import Inks
+from benchmarks.report.palette import Inks
 
 _DIRECTIONS = (45, 135, 315, 225, 0, 180, 90, 270)  # degrees; slanting ones first, away from the intervals' strokes
 _DISTANCES = (6, 11, 17, 24, 32, 42)  # from the point's middle to the label's edge
@@ -72,7 +72,7 @@ def put_labels(sheet: Any, axes: Any, labels: Sequence[Label], inks: Inks) -> No
         sheet: matplotlib's figure, all else drawn.
         axes: where the points are.
         labels: what to write.
-        inks: the colours.
+        inks: the colors.
     """
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())

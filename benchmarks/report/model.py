@@ -8,10 +8,10 @@ from pathlib import Path
 
 from benchmarks.report.answer import answer, sentences
 from benchmarks.report.build import build_table
-from benchmarks.report.comparing import Evidence
 from benchmarks.report.published import PublishedTable, is_published, published_table
 from benchmarks.report.remarks import Signs, legend, remarks
 from benchmarks.report.selection import Selection, of_benchmarks, only
+from benchmarks.report.significance import Evidence
 from benchmarks.report.source import ReportSource, read_source
 from benchmarks.report.table import Column, Table
 from benchmarks.sizes import full_size, n_words

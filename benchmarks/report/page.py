@@ -16,18 +16,27 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from benchmarks import wording
+from benchmarks.report.cell_text import (
+    column_head,
+    column_title,
+    decimals,
+    ends,
+    gap_words,
+    group_sign,
+    margin,
+    short_gap,
+)
 from benchmarks.report.chance import chance_parts, chance_words, has_chance
 from benchmarks.report.drawing import inline_svg
 from benchmarks.report.figure import FigureSet
-from benchmarks.report.gallery.pictures import Album
+from benchmarks.report.gallery.thumbnails import Album
 from benchmarks.report.glossary import Glossary
-from benchmarks.report.inks import SERIES_COLOURS
 from benchmarks.report.model import Report
+from benchmarks.report.palette import SERIES_COLORS
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.sections import contents
 from benchmarks.report.table import Cell, Column, Table
-from benchmarks.wording import column_title, group_sign
 from clips.visible import shown
 
 if TYPE_CHECKING:
@@ -87,8 +96,8 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=shown,
     )
-    words = ("number", "decimals", "column_head", "margin", "ends", "enough", "span", "short_gap", "gap_words")
-    environment.globals.update({name: getattr(wording, name) for name in words})
+    words = (*(wording.number, wording.enough, wording.span), decimals, column_head, margin, ends, short_gap, gap_words)
+    environment.globals.update({function.__name__: function for function in words})
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.globals.update(
         has_chance=has_chance,
@@ -97,7 +106,7 @@ def _environment(glossary: Glossary) -> jinja2.Environment:
         whisker=whisker,
         groups=header_groups,
         picture=Album().tag,
-        series=lambda place: place % SERIES_COLOURS,
+        series=lambda place: place % SERIES_COLORS,
         svg=inline_svg,
         gloss=glossary.link,
         published_remark=REMARK,

@@ -12,12 +12,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from benchmarks.report.cell_text import column_title, score
 from benchmarks.report.figure import Figure, FigureSet, file_name, numbered
-from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
+from benchmarks.report.palette import Inks
 from benchmarks.report.table import Cell, Column
 from benchmarks.statistics import holm
-from benchmarks.wording import column_title, number, score
+from benchmarks.wording import number
 
 FEWEST_ROWS = 4  # of a correlation
 _FEWEST_POINTS = 3  # of a figure: two always lie on a line
@@ -219,11 +220,11 @@ def _figure(report: Report, relation: Relation) -> Figure:
 
 
 def _plot(relation: Relation, places: dict[str, int], axes: Any, inks: Inks) -> None:
-    """The points, coloured by the rows' places; grey where there are none."""
+    """The points, colored by the rows' places; grey where there are none."""
     for across, up in relation.pairs:
-        colour = inks.series(places[across.row]) if places else inks["ink-soft"]
+        color = inks.series(places[across.row]) if places else inks["ink-soft"]
         if across.low is not None:
-            axes.hlines(up.value, across.low, across.high, color=colour, linewidth=1, alpha=0.5)
+            axes.hlines(up.value, across.low, across.high, color=color, linewidth=1, alpha=0.5)
         if up.low is not None:
-            axes.vlines(across.value, up.low, up.high, color=colour, linewidth=1, alpha=0.5)
-        axes.plot(across.value, up.value, "o", color=colour, markersize=5)
+            axes.vlines(across.value, up.low, up.high, color=color, linewidth=1, alpha=0.5)
+        axes.plot(across.value, up.value, "o", color=color, markersize=5)

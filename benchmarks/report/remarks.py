@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from benchmarks.protocol import INPUT
+from benchmarks.report.cell_text import column_title, decimals
 from benchmarks.report.chance import about_chance
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import SIGNIFICANCE, Delta, Table
@@ -13,17 +14,7 @@ from benchmarks.results import Result
 from benchmarks.sizes import parts
 from benchmarks.study.record import NOT_ASKED
 from benchmarks.trained import MAY_COME_OF_IT, Training, apart, training_of
-from benchmarks.wording import (
-    LONGEST_TEXT,
-    column_title,
-    counted,
-    decimals,
-    enough,
-    listed,
-    number,
-    rows_named,
-    visible,
-)
+from benchmarks.wording import LONGEST_TEXT, counted, enough, listed, number, rows_named, visible
 
 SCENES_CAVEAT = (
     "The pictures are scenes drawn by this suite: a means to run and to test every part of it, never a claim about "

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.report.caption_length_figures import length_figures
 from benchmarks.report.categories import category_figures
 from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
 from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest import forest_plots
-from benchmarks.report.gallery.captioned import captioned
-from benchmarks.report.gallery.examples import galleries
-from benchmarks.report.gallery.found import retrieved
-from benchmarks.report.gallery.maps import similarity_maps
-from benchmarks.report.lengths import length_figures
+from benchmarks.report.gallery.answer_examples import galleries
+from benchmarks.report.gallery.caption_examples import captioned
+from benchmarks.report.gallery.retrieval_examples import retrieved
+from benchmarks.report.gallery.similarity_maps import similarity_maps
 from benchmarks.report.model import Report
 from benchmarks.report.relation import retrieval_against_mllm
 from benchmarks.report.reproduce import reproduction

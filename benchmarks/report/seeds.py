@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from benchmarks.report.comparing import Evidence, pool_training_noise
+from benchmarks.report.significance import Evidence, pool_training_noise
 from benchmarks.report.source import ReportSource
 from benchmarks.report.table import Cell, Table
 from benchmarks.statistics import scores_interval

@@ -14,14 +14,15 @@ from typing import Any
 
 from benchmarks.item_scores import comparable
 from benchmarks.noise import contrast_estimate
-from benchmarks.report.comparing import Evidence
+from benchmarks.report.cell_text import column_title, decimals, score
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name, plot_points
-from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
+from benchmarks.report.palette import Inks
+from benchmarks.report.significance import Evidence
 from benchmarks.report.table import Cell, Column
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.record import RowRecord
-from benchmarks.wording import column_title, decimals, number, score
+from benchmarks.wording import number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class SettingCurve:
     """One line: value on the axis → cell; a level line has one cell and no values."""
 
     name: str
-    colour: int
+    color: int
     points: Mapping[float, Cell]
     level: Cell | None = None
     slope: Slope | None = None
@@ -87,12 +88,12 @@ def _panel(figure: FigureSpec, report: Report, column: Column, *, name: str) -> 
         if cell.group == group:
             points.setdefault(_name(row, figure, also), {})[float(row.settings[figure.x])] = cell
     curves = [
-        SettingCurve(name=curve, colour=place, points=found, slope=mean_slope([found], report.evidence))
+        SettingCurve(name=curve, color=place, points=found, slope=mean_slope([found], report.evidence))
         for place, (curve, found) in enumerate(points.items())
     ]
     for row, cell in measured:
         if cell.group == group and {row.encoder, row.entry} & set(figure.beside):
-            curves.append(SettingCurve(name=row.name, colour=len(curves), points={}, level=cell))
+            curves.append(SettingCurve(name=row.name, color=len(curves), points={}, level=cell))
     label = figure.label or figure.x
     return SettingPanel(
         name=name,
@@ -169,7 +170,7 @@ def _figure(panel: SettingPanel) -> Figure:
         plot=lambda axes, inks: _plot(panel, axes, inks),
         x_label=panel.label,
         y_label=panel.column.label,
-        legend=tuple(Key(colour=curve.colour, label=curve.name) for curve in panel.curves),
+        legend=tuple(Key(color=curve.color, label=curve.name) for curve in panel.curves),
         heads=(panel.label, *values, "slope"),
         rows=(
             *(_line(curve, panel) for curve in panel.curves),
@@ -198,11 +199,11 @@ def _sloped(slope: Slope | None, column: Column) -> str:
 
 def _plot(panel: SettingPanel, axes: Any, inks: Inks) -> None:
     for curve in panel.curves:
-        colour = inks.series(curve.colour)
+        color = inks.series(curve.color)
         if curve.level is not None:
-            axes.axhline(curve.level.value, color=colour, linewidth=1.4, linestyle="--")
+            axes.axhline(curve.level.value, color=color, linewidth=1.4, linestyle="--")
             if curve.level.low is not None:
-                axes.axhspan(curve.level.low, curve.level.high, color=colour, alpha=0.08, linewidth=0)
+                axes.axhspan(curve.level.low, curve.level.high, color=color, alpha=0.08, linewidth=0)
             continue
-        plot_points(axes, sorted(curve.points.items(), key=lambda point: point[0]), colour)
+        plot_points(axes, sorted(curve.points.items(), key=lambda point: point[0]), color)
     axes.set_xticks(panel.values, [f"{value:g}" for value in panel.values])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from benchmarks.report.cell_text import decimals, group_sign, margin, short_gap
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PLAIN, TERMINAL
 from benchmarks.report.table import Cell
 from benchmarks.report.text_table import main_table
-from benchmarks.wording import decimals, group_sign, margin, number, short_gap, visible
+from benchmarks.wording import number, visible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.report.cell_text import column_head
 from benchmarks.report.chance import chance_words, has_chance
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Column
-from benchmarks.wording import column_head, number
+from benchmarks.wording import number
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -36,7 +36,7 @@ def pope(_: VerifyConfig) -> str:
 
 
 def mme(_: VerifyConfig) -> str:
-    """Colours: a pair right (100 + 100), a pair half right (50 + 0), on average 125; existence: a pair wrong, 0."""
+    """Colors: a pair right (100 + 100), a pair half right (50 + 0), on average 125; existence: a pair wrong, 0."""
     utils = _scorers("mme")
     right = {("color", "1"): (1, 1), ("color", "2"): (1, 0), ("existence", "3"): (0, 0)}
     samples = [

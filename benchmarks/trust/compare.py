@@ -8,10 +8,10 @@ from pathlib import Path
 
 from benchmarks.protocol import INPUT, differences, ranked_by
 from benchmarks.report.build import build_table
-from benchmarks.report.comparing import Evidence, with_comparisons
 from benchmarks.report.formats.csv_tables import csv_text
 from benchmarks.report.formats.markdown import markdown_frame, markdown_list
 from benchmarks.report.page import render_comparison
+from benchmarks.report.significance import Evidence, with_comparisons
 from benchmarks.report.source import Gap, ReportSource
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.terminal import print_frame

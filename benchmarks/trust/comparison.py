@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.report.cell_text import column_head, decimals
 from benchmarks.report.table import Cell, Table
 from benchmarks.report.tidy import tidy
 from benchmarks.trained import Apart
 from benchmarks.trust.sides import Side
-from benchmarks.wording import column_head, decimals, enough, listed, number, span
+from benchmarks.wording import enough, listed, number, span
 
 if TYPE_CHECKING:
     import pandas as pd

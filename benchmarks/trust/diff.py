@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.protocol import INPUT, Protocol, differences, ranked_by
+from benchmarks.report.cell_text import decimals
 from benchmarks.report.source import out_of_date
 from benchmarks.report.table import Column
 from benchmarks.results import Metric, Result
 from benchmarks.trained import apart, training_of
 from benchmarks.trust.rows import find_result
-from benchmarks.wording import decimals, number, visible
+from benchmarks.wording import number, visible
 
 
 @dataclass(frozen=True, kw_only=True)

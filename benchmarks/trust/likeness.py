@@ -38,7 +38,7 @@ class Look:
 
     Args:
         pixels: SHA-256 of its size and pixels.
-        bits: (4,) uint64, the perceptual hash; None of a picture of one colour.
+        bits: (4,) uint64, the perceptual hash; None of a picture of one color.
     """
 
     pixels: bytes

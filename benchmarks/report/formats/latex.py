@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.report.cell_text import decimals, gap_words, group_sign, margin
 from benchmarks.report.chance import chance_parts
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK
@@ -14,7 +15,7 @@ from benchmarks.report.remarks import LATEX
 from benchmarks.report.table import Cell, Column
 from benchmarks.report.text_table import latex_table, main_table
 from benchmarks.results import CHANCE
-from benchmarks.wording import decimals, gap_words, group_sign, margin, number, visible
+from benchmarks.wording import number, visible
 
 _NEEDS = r"% \usepackage{booktabs,graphicx}; names with accents: \usepackage[T1]{fontenc}"
 # a table that is wider than the column is made narrower, others stay as they are

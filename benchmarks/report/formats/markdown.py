@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from benchmarks.report.cell_text import decimals, gap_words, group_sign, margin
 from benchmarks.report.model import Report
 from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import MARKDOWN
 from benchmarks.report.table import Cell
 from benchmarks.report.text_table import main_table, markdown_table
-from benchmarks.wording import decimals, gap_words, group_sign, margin, number
+from benchmarks.wording import number
 from clips.visible import markdown_text
 
 if TYPE_CHECKING:

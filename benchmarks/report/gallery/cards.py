@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.report.gallery import pictures
-from benchmarks.report.gallery.pictures import Picture, that_fit
+from benchmarks.report.gallery import thumbnails
+from benchmarks.report.gallery.thumbnails import Picture, that_fit
 from benchmarks.results import Result, read_items
 
 LONGEST_TEXT = 600  # characters of a caption or a reference; other texts are cut sooner
@@ -82,5 +82,5 @@ def first_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def fitted(galleries: Iterable[Gallery | None]) -> list[Gallery]:
     """Galleries of one section that together keep to ``SECTION_BYTES``, equal shares for all."""
     found: Sequence[Gallery] = [gallery for gallery in galleries if gallery is not None]
-    fitting = [(each, that_fit(each.cards, pictures.SECTION_BYTES // len(found))) for each in found]
+    fitting = [(each, that_fit(each.cards, thumbnails.SECTION_BYTES // len(found))) for each in found]
     return [dataclasses.replace(each, cards=cards, left_out=left_out) for each, (cards, left_out) in fitting]

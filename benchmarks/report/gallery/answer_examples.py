@@ -12,7 +12,7 @@ import pandas as pd
 from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.protocol import ranked_by
 from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_of, tables_of
-from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
+from benchmarks.report.gallery.thumbnails import SECTION_BYTES, Picture, pictures_of, that_fit
 from benchmarks.report.source import ReportSource
 from benchmarks.results import Result
 from benchmarks.wording import visible

@@ -8,14 +8,14 @@ import pandas as pd
 
 from benchmarks.lots import by_lot
 from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_of, fitted, tables_of
-from benchmarks.report.gallery.pictures import Picture, picture, pictures_of
+from benchmarks.report.gallery.thumbnails import Picture, picture, pictures_of
 from benchmarks.report.source import ReportSource
 from benchmarks.results import Result
 from benchmarks.wording import visible
 
 MOST_PER_BENCHMARK = 8
 _LONGEST_PHRASE = 140
-_HITS = {1.0: (True, "on it"), 0.0: (False, "beside it")}  # where it is half so, nothing is said
+_HITS = {1.0: (True, "✓ on it"), 0.0: (False, "✗ beside it")}  # where it is half so, nothing is said
 
 
 def similarity_maps(source: ReportSource) -> list[Gallery]:

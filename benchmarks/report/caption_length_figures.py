@@ -8,11 +8,12 @@ from typing import Any
 
 from benchmarks.encoders.long_retrieval import CURVE, suffix
 from benchmarks.encoders.retrieval import ARROWS
+from benchmarks.report.cell_text import score
 from benchmarks.report.figure import Figure, FigureSet, Key, file_name, plot_points
-from benchmarks.report.inks import SERIES_COLOURS, Inks
 from benchmarks.report.model import Report
+from benchmarks.report.palette import SERIES_COLORS, Inks
 from benchmarks.report.table import Cell, Table
-from benchmarks.wording import number, score
+from benchmarks.wording import number
 
 _WHOLE = "whole"
 
@@ -25,7 +26,7 @@ class LengthCurve:
     """
 
     name: str
-    colour: int
+    color: int
     points: Mapping[str, Cell]
     cut_off: Cell | None
     unlike: tuple[str, ...]
@@ -61,7 +62,7 @@ def _figure(table: Table, benchmark: str, direction: str, words: Sequence[int]) 
         plot=lambda axes, inks: _plot(curves, tuple(metrics), axes, inks),
         x_label="words kept of each caption",
         y_label="R@1",
-        legend=tuple(Key(colour=curve.colour, label=_with_cut(curve)) for curve in curves),
+        legend=tuple(Key(color=curve.color, label=_with_cut(curve)) for curve in curves),
         heads=("words", *metrics, "cut off"),
         rows=tuple(_line(curve, tuple(metrics)) for curve in curves),
     )
@@ -93,7 +94,7 @@ def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> l
             curves.append(
                 LengthCurve(
                     name=row.name,
-                    colour=place % SERIES_COLOURS,
+                    color=place % SERIES_COLORS,
                     points=points,
                     cut_off=table.cell(row, columns["captions_cut_off"]) if "captions_cut_off" in columns else None,
                     unlike=cells[_WHOLE].unlike,
@@ -105,7 +106,7 @@ def length_curves(table: Table, benchmark: str, metrics: Mapping[str, str]) -> l
 def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, inks: Inks) -> None:
     places = {label: place for place, label in enumerate(labels)}
     for curve in curves:
-        colour, style = inks.series(curve.colour), ":" if curve.unlike else "-"
-        plot_points(axes, [(places[label], cell) for label, cell in curve.points.items()], colour, style)
+        color, style = inks.series(curve.color), ":" if curve.unlike else "-"
+        plot_points(axes, [(places[label], cell) for label, cell in curve.points.items()], color, style)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(bottom=0)

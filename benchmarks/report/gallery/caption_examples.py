@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.report.gallery.cards import LONGEST_TEXT, Answer, Card, Gallery, first_of, fitted, tables_of
-from benchmarks.report.gallery.pictures import Picture, pictures_of
+from benchmarks.report.gallery.thumbnails import Picture, pictures_of
 from benchmarks.report.source import ReportSource
 from benchmarks.results import Result
 from benchmarks.wording import visible

@@ -12,7 +12,7 @@ import pandas as pd
 
 from benchmarks.lots import by_lot
 from benchmarks.report.gallery.cards import Answer, Gallery, first_of, fitted, tables_of
-from benchmarks.report.gallery.pictures import Picture, pictures_of
+from benchmarks.report.gallery.thumbnails import Picture, pictures_of
 from benchmarks.report.source import ReportSource
 from benchmarks.results import Result
 from benchmarks.wording import number, visible
