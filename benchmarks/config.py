@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from benchmarks.encoders.prompts import check_templates
 from benchmarks.results import check_name
+from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, suggest
 
 COMMON = ("name", "data", "uses", "limit")
@@ -65,15 +66,15 @@ class BenchmarkConfig:
         judge_key_env: the environment variable that holds its key; an address given by ``judge_url`` may need none.
     """
 
-    name: str
-    data: str
-    uses: str | None = None
+    name: str = dataclasses.field(metadata=RUN_ONLY)
+    data: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
+    uses: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # as the entry that it names
     split: str = "test"
     train_split: str = "train"
     templates: str | tuple[str, ...] | None = None
     prompt: str | None = None
     likelihood: Likelihood = "sum"
-    images: str | None = None
+    images: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     captions_per_image: int = 5
     format: str | None = None
     web: str = "auto"
@@ -88,9 +89,11 @@ class BenchmarkConfig:
     max_new_tokens: int | None = None
     scale: float | None = None
     without: tuple[str, ...] = ()
-    judge_model: str | None = None
-    judge_url: str | None = None
-    judge_key_env: str = "OPENAI_API_KEY"
+    judge_model: str | None = dataclasses.field(
+        default=None, metadata=RUN_ONLY
+    )  # as the model that judges, named by it or not
+    judge_url: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    judge_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         check_name(self.name, "benchmarks.name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from clips.artifact import writing
+from clips.core.artifact import writing
 
 
 def writable_directory(path: str | Path) -> Path:

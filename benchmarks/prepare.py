@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data.caption_sets import load_caption_set
-from clips.artifact import artifact_directory, say, write_file, write_manifest
+from clips.core.artifact import artifact_directory, say, write_file, write_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage, LazyImage

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clips.artifact import versions
+from clips.core.artifact import versions
 
 if TYPE_CHECKING:
     import numpy as np

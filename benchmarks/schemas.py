@@ -19,8 +19,8 @@ from benchmarks.results import Result
 from benchmarks.study.file_schema import study_schema
 from benchmarks.study.programs import PROGRAMS, commands_of
 from benchmarks.study.record import StudyRecord
-from clips.artifact import say, write_file
 from clips.commandline.config_schema import config_schema
+from clips.core.artifact import say, write_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 from benchmarks.results import Result, study_above
 from benchmarks.study.state import CONFIG, record_behind, step_directory
-from clips.artifact import MANIFEST, lexical, read_manifest
+from clips.core.artifact import MANIFEST, lexical, read_manifest
+from clips.core.identity import run_only_fields
 from clips.errors import UserError
-from clips.identity import run_only_fields
 from clips.training.config import TrainConfig as EncoderTrainConfig
 from llava_bridge.training.config import STAGES
 from llava_bridge.training.config import TrainConfig as LlavaTrainConfig

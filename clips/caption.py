@@ -10,7 +10,7 @@ import base64
 import dataclasses
 from pathlib import Path
 
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.data.images import BadImageError, decode_image
 from clips.errors import UserError, reason_of
 from clips.model.tokenizer import ClipsTokenizer

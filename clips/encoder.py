@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from clips.artifact import read_manifest, write_file
 from clips.commandline.lean_imports import without_wandb
+from clips.core.artifact import read_manifest, write_file
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 from clips.method.model import ClipsModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import MANIFEST, read_manifest, write_file
+from clips.core.artifact import MANIFEST, read_manifest, write_file
 from clips.jsontext import parse_json
 from clips.method.recipes import RECIPES
 from clips.references import CAPTIONER_WEIGHTS, CONFIG

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.artifact import RECORDS, artifact_directory, say, write_manifest
+from clips.core.artifact import RECORDS, artifact_directory, say, write_manifest
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 from clips.modelcard import recorded_licence, write_card

@@ -29,7 +29,7 @@ from clips.errors import UserError, suggest
 from clips.method import recipes
 from clips.method.model import build_model
 from clips.plain import to_yaml
-from clips.planning.instruments import FlopCount
+from clips.planning.profilers import FlopCounter
 from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs
 from clips.training.start import open_data
@@ -45,7 +45,7 @@ def flops_of_sample(config: TrainConfig) -> float:
     for batch in batches(data, first_step=0, last_step=_BATCHES):
         del batch["bad"]
         batch["image"] = batch["image"] / 255
-        with FlopCount() as counter:
+        with FlopCounter() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
         found += counter.total
     return found / _BATCHES / config.batch_size

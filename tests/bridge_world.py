@@ -183,6 +183,26 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+def trained_alone(*files: Path, driver: str = "swap_driver.py", **environment: str) -> str:
+    """Train by config files, one after the other, in one process that a launcher would start; return what it prints."""
+    done = run_python(str(Path(__file__).with_name(driver)), *map(str, files), **launched(), **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def launched() -> dict[str, str]:
+    """What a launcher tells the only process that it starts."""
+    from llava_bridge.training.launch import _free_port
+
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    return {**alone, "MASTER_PORT": str(_free_port())}
+
+
+def losses(directory: Path) -> list[float]:
+    """Of each logged step."""
+    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
 def run_processes(count: int, driver: str, *arguments: str, timeout: float, **environment: str) -> str:
     """Run a driver in so many processes that share a training, as a launcher starts them; return what they print.
 

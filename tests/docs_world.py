@@ -21,7 +21,7 @@ from test_bench_compositional import _sugarcrepe, _winoground
 from test_bench_layouts_known import LONG, _xm3600, _xtd10
 
 from benchmarks.study.steps import Step
-from clips.artifact import write_manifest
+from clips.core.artifact import write_manifest
 from clips.scenes.make import ScenesConfig, make_scenes
 
 PICTURES = 20

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from benchmarks.outcome import Blind, MetricSpec, measure
 from benchmarks.protocol import fingerprint
 from benchmarks.results import Result, write_result
-from clips.artifact import directory_hash
+from clips.core.artifact import directory_hash
 
 KINDS = ("dog", "cup", "kite", "tree", "boat", "clock")
 SKILLS = {"untrained": 0.05, "clip": 0.45, "clips": 0.62}

@@ -18,7 +18,7 @@ from benchmarks.study.state import StepRecord, write_record
 def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study's output in which one branch failed, as the runner would have left it."""
     monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "code_hash", lambda words: "code")
+    monkeypatch.setattr(commands, "command_version", lambda words: 1)
     output = tmp_path / "out"
     content = {**SMALL, "output": str(output), "question": "Which is better?", "notes": ["A note for the reader."]}
     content["benchmarks"] = {name: {"data": "$data/test"} for name in METRICS}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from clips import train as training
-from clips.artifact import file_hash
 from clips.commandline.parsing import parse_config
 from clips.commandline.stopping import stop_requests
+from clips.core.artifact import file_hash
 from clips.parallel.processes import end_processes
 from clips.train import TrainConfig, read_batches, train_stage, training_step
 from clips.training import checkpoint as checkpointing

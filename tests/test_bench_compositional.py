@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.catalogue import find
 from benchmarks.compositional import asked, likelihood, similarity
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.pair_sets import load_pair_set
@@ -21,7 +20,6 @@ from benchmarks.encoders import vectors
 from benchmarks.encoders.embed import DualEncoder
 from benchmarks.kept import KeptAnswers, Unkept
 from benchmarks.models import Row
-from clips.data.formats import formats_of
 from clips.errors import UserError
 from llava_bridge.asking.likelihood import Likelihood
 
@@ -192,24 +190,12 @@ def test_several_wrong_captions(tmp_path):
             '{"0": {"filename": "0.png", "caption": "x"}}',
             r"x\.json: 0: negative_caption: expected a text",
         ),
-        ("sugarcrepe", "[1]", r"x\.json: expected an object of objects"),
         ("sugarcrepe", "{", r"x\.json: not valid JSON"),
         ("sugarcrepe", "{}", "holds no pair of captions"),
         (
             "valse",
-            '{"a": {"caption": "x", "foil": ["y"], "image_file": "z"}}',
-            r"a: foil: expected a text, got \['y'\]",
-        ),
-        (
-            "valse",
             '{"a": {"caption": "x", "foil": "y", "image_file": "z", "mturk": {"caption": "2"}}}',
             "a: mturk.caption: expected a number, got '2'",
-        ),
-        ("aro_relation", "{}", "expected a list of objects"),
-        (
-            "aro_relation",
-            '[{"true_caption": "x", "false_caption": "y", "bbox_x": 0, "bbox_y": 0, "bbox_w": 1, "bbox_h": 1}]',
-            "0: image_path: expected a text, got None",
         ),
         (
             "aro_relation",
@@ -235,15 +221,8 @@ def test_a_fault_is_one_line(tmp_path, format, content, said):
 def test_a_missing_picture(tmp_path):
     data = _sugarcrepe(tmp_path)
     (data / "images/1.png").unlink()
-    with pytest.raises(UserError, match=r"images/1\.png: no such picture \(looked for in .*; give 'images: FOLDER'"):
+    with pytest.raises(UserError, match=r"images/1\.png: no such picture \(give 'images: FOLDER'"):
         _ = load_pair_set(str(data), "sugarcrepe").hash
-
-
-def test_every_benchmark_has_three_ways_and_a_format():
-    for name in ("choice", "sugarcrepe", "aro_relation", "aro_attribution", "valse", "winoground"):
-        entries = [find(f"{name}{way}") for way in ("", "_likelihood", "_asked")]
-        assert {entry.format for entry in entries} <= set(formats_of("pairs"))
-        assert [entry.needs for entry in entries] == ["encoder", "llava", "llava"]
 
 
 # ---------------------------------------------------------------------------------- the three ways, on Winoground
@@ -405,14 +384,14 @@ def test_a_score_that_is_no_number_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("way", ["_likelihood", "_asked"])
-def test_a_real_llava(tmp_path, way):
+def test_a_real_llava(places, tmp_path, way):
     """An untrained one: the numbers are those of its own likelihoods, and stated is what they depend on."""
     from benchmarks.results import read_items, read_result, result_path
     from benchmarks.run import run
 
-    llava = world.write_llava(tmp_path / "llava")
     benchmark = BenchmarkConfig(name=f"sugarcrepe{way}", data=str(_sugarcrepe(tmp_path / "data")))
-    run(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[benchmark], batch_size=2))
+    model = str(places / "llava")
+    run(RunConfig(row="row", results=str(tmp_path / "results"), llava=model, benchmarks=[benchmark], batch_size=2))
     result = read_result(result_path(tmp_path / "results", "row", benchmark.name))
     assert result.metrics["accuracy"].n == 3
     assert {"prompt", "score", "data_hash", "precision", "input_template", "ties"} <= set(result.protocol)

@@ -194,10 +194,3 @@ def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(t
     assert source.read(0, np.random.default_rng(0)).web == CAFE
     with pytest.raises(BadSampleError, match=r"^\.txt is not UTF-8 text \(unexpected end of data|invalid"):
         source.read(1, np.random.default_rng(0))
-
-
-def test_what_is_skipped_is_said_when_a_classification_is_evaluated(tmp_path: Path, capsys) -> None:
-    save(tmp_path / "red/0.png")
-    (tmp_path / "red/1.heic").write_bytes(b"")
-    say_skipped(load_class_set(str(tmp_path)))
-    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 .heic: neither of a class nor of a kind that is read\n"

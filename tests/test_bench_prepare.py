@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.prepare import PrepareConfig, prepare
-from clips.artifact import read_manifest
+from clips.core.artifact import read_manifest
 from clips.data.formats import DatasetSpec
 from clips.data.formats.conversations import is_held_out
 from clips.data.sources import SourceConfig, open_source

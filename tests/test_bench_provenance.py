@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.cli import COMMANDS
 from benchmarks.study.state import StepRecord, write_record
-from clips.artifact import MANIFEST, directory_hash
 from clips.commandline.commands import run_commands
+from clips.core.artifact import MANIFEST, directory_hash
 from clips.train import train
 
 

@@ -18,7 +18,7 @@ from report_study import make_study
 from benchmarks.publishing import layout
 from benchmarks.publishing.publish import PublishConfig, publish
 from benchmarks.publishing.scrubbing import without_machine_paths
-from clips.artifact import write_file, write_manifest
+from clips.core.artifact import write_file, write_manifest
 from clips.errors import UserError
 
 TOKEN = "hf_" + "a1B2" * 9

@@ -14,14 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.cli import COMMANDS
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.encoders import embed
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
 from benchmarks.run import run
 from benchmarks.statistics import evaluate
-from clips.commandline.commands import run_commands
 from clips.data.formats import DatasetSpec
 from clips.errors import UserError
 
@@ -186,16 +184,6 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
     assert "one: failed" in capsys.readouterr().err
 
 
-def test_data_that_may_not_be_read_take_one_line(tmp_path, shards, use, capsys, monkeypatch):
-    def denied(found):
-        raise PermissionError(13, "Permission denied", str(found.path))
-
-    monkeypatch.setattr("clips.data.formats.tar_shards.read_captions", denied)
-    with pytest.raises(UserError, match=r"^failed: retrieval \(.*shards: permission denied\)$"):
-        _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(shards)))
-    assert "Traceback" not in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -235,32 +223,6 @@ def test_features_that_are_not_finite_are_refused_by_name(tmp_path, shards, use)
         _run(tmp_path, use(Oracle(broken=5)), BenchmarkConfig(name="retrieval", data=str(shards)))
 
 
-def test_a_directory_that_is_no_encoder(tmp_path, shards):
-    with pytest.raises(UserError, match=r"open_clip_config.json"):
-        _run(tmp_path, str(shards), BenchmarkConfig(name="retrieval", data=str(shards)))
-
-
-def test_unknown_benchmark_is_found_before_anything_runs(tmp_path, shards, use):
-    with pytest.raises(UserError, match="unknown benchmark 'retreival'; did you mean 'retrieval'"):
-        _run(tmp_path, use(Oracle()), *[BenchmarkConfig(name=name, data=".") for name in ("retrieval", "retreival")])
-    assert not (tmp_path / "results").exists()
-
-
-@pytest.mark.parametrize("key", ["benchmark", "batch_sise", "benchmarks.0.dato"])
-def test_a_misspelt_key_of_the_config_file(tmp_path, key, capsys):
-    content = {"row": "a", "results": "r", "encoder": "e", "benchmarks": [{"name": "retrieval", "data": "d"}]}
-    if key.startswith("benchmarks"):
-        content["benchmarks"][0]["dato"] = 1
-    else:
-        content[key] = 1
-    file = tmp_path / "row.yaml"
-    file.write_text(json.dumps(content))
-    assert run_commands("clips-bench", "", COMMANDS, ["run", "--config", str(file)]) == 2
-    complaint = capsys.readouterr().err.strip()
-    assert len(complaint.splitlines()) == 1
-    assert key.rsplit(".", 1)[-1] in complaint
-
-
 def test_choice_by_hand(tmp_path, use):
     world_dir = tmp_path / "pairs"
     world_dir.mkdir()
@@ -286,13 +248,6 @@ def test_choice_by_hand(tmp_path, use):
     items = read_items(result)
     assert items["thumbnail"].notna().sum() == 4
     assert items.loc[items["category"] == "swap", "score"].tolist() == [1, 1, 0.5, 1]
-
-
-def test_choice_names_the_broken_line(tmp_path, use):
-    file = tmp_path / "pairs.jsonl"
-    file.write_text('{"image": "a.png", "caption": "x", "negative": "y"}\n{"image": "b.png", "caption": "x"}\n')
-    with pytest.raises(UserError, match="line 2: expected the key 'negative'"):
-        _run(tmp_path, use(Oracle()), BenchmarkConfig(name="choice", data=str(file)))
 
 
 # ------------------------------------------------------------------------------------------ a real encoder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import bench_world as world
 import pytest
 from bench_reader import evaluate, write_pictures
 from fuzz_world import run
@@ -16,7 +15,6 @@ from benchmarks.data.class_sets import load_class_set
 from benchmarks.data.pair_sets import load_pair_set
 from benchmarks.data.phrases import phrase_set_of
 from benchmarks.protocol import ranked_by
-from benchmarks.publishing.card import with_results
 from benchmarks.report.formats import FORMATS
 from benchmarks.report.model import build_report
 from benchmarks.results import Result, read_result
@@ -92,14 +90,6 @@ def test_rows_with_unlike_many_items_are_told(tmp_path: Path) -> None:
     assert "| n | 100 to 120 |" in FORMATS["markdown"].render(build_report(tmp_path))
 
 
-def test_a_card_says_it(tmp_path: Path) -> None:
-    from huggingface_hub import ModelCard
-
-    found = result(tmp_path, "pope", task=TASK, questions=120)
-    card = with_results(ModelCard("---\nlicense: mit\n---\n"), [found], "clip")
-    assert "| 120 of 9,000 |" in str(card)
-
-
 def test_limit_is_stated_with_the_size_of_the_data(tmp_path: Path, monkeypatch, capsys) -> None:
     """Before: of 4 pictures of 6 nothing was said, here, in the result or in the report."""
     write_pictures(tmp_path / "images", 6)
@@ -137,17 +127,16 @@ def test_every_kind_of_data_knows_its_full_size(tmp_path: Path) -> None:
     assert (len(seen.images), seen.available) == (2, 3)
 
 
-def test_a_limit_of_questions_is_stated(tmp_path: Path) -> None:
+def test_a_limit_of_questions_is_stated(places: Path, tmp_path: Path) -> None:
     from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
 
-    world.write_hub(tmp_path / "hub", 6)
     answers = [json.dumps({"doc_id": number, "answer": "red"}) for number in range(4)]
     (tmp_path / "answers.jsonl").write_text("\n".join(answers))
     score_answers(
         ScoreConfig(
             task="textvqa_val",
             answers=str(tmp_path / "answers.jsonl"),
-            data=str(tmp_path / "hub"),
+            data=str(places / "hub"),
             results=str(tmp_path / "r"),
             row="them",
             partial=True,

@@ -18,7 +18,7 @@ from benchmarks.trained import Setting, Training, apart, read_training, training
 from benchmarks.trust.compare import CompareConfig, compare, comparison
 from benchmarks.trust.diff import DiffConfig, diff
 from benchmarks.trust.provenance import trace
-from clips.artifact import directory_hash, write_manifest
+from clips.core.artifact import directory_hash, write_manifest
 
 
 def put_encoder(
@@ -215,7 +215,7 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
     [
         ("align.data.limit", True),
         ("encoder.data.sources.2.split", True),
-        ("align.data.source", False),
+        ("align.data.format", False),
         ("data.sources.image", False),
     ],
 )

@@ -9,16 +9,15 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import losses
 from PIL import Image
 from safetensors.torch import load_file
 
 from llava_bridge import answer, load_llava
 from llava_bridge.data import DataConfig
-from llava_bridge.training import launch as launching
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 pytestmark = pytest.mark.slow
-DRIVER = Path(__file__).with_name("swap_driver.py")
 PARTS = {"vision_tower": "vision", "projector": "projector", "image_newline": "newline", "language_model": "llm"}
 
 
@@ -69,16 +68,9 @@ def runs(folder: Path, bridge_encoder: Path) -> Path:
     paths += [config(folder, bridge_encoder, "aligned", "talk.json", {}, stages=["align"])]
     paths += [config(folder, bridge_encoder, "both", "talk.json", {}, stages=["align", "instruct"])]
     paths += [mixed(folder, bridge_encoder, f"mixed_{fit}", image_fit=fit) for fit in ("anyres", "squash")]
-    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    launched |= {"XDG_CACHE_HOME": str(folder / "cache"), "MASTER_PORT": str(launching._free_port())}
-    done = bridge_world.run_python(str(DRIVER), *map(str, paths), **launched)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "printed.txt").write_text(done.stderr)
+    printed = bridge_world.trained_alone(*paths, XDG_CACHE_HOME=str(folder / "cache"))
+    (folder / "printed.txt").write_text(printed)
     return folder
-
-
-def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
-from clips.commandline.parsing import from_plain
 from clips.data.formats.base import Turn
 from clips.data.formats.conversations import is_held_out
 from clips.data.lazy_images import FileImage
 from clips.errors import UserError
+from clips.typed_data import from_plain
 from llava_bridge.chat import Chat, template_for
 from llava_bridge.data import DataConfig, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits
@@ -143,7 +143,7 @@ def test_an_empty_answer_is_a_fault_of_its_sample(
     assert item["skipped"] == [(0, "talk.json 0", "an answer is empty")]
     assert item["input_ids"] == data[1]["input_ids"]
     inspect(InspectConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0))
-    assert "unusable: 1: an answer is empty (talk.json 0)" in capsys.readouterr().out
+    assert "invalid     1 × an answer is empty (talk.json 0)" in capsys.readouterr().out
 
 
 def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:

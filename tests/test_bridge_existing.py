@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from llava_bridge.model.assembly import Assembly, assemble, load_llm, make_chat,
 from llava_bridge.model.existing import take_up
 from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training import launch
 from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.identity import parents
+from llava_bridge.training.inputs import parents
 from llava_bridge.training.workspace import check_inputs
 
 
@@ -202,14 +200,7 @@ def test_swapped_aligned_and_converted_instructed(
         bridge_world.config_file(tmp_path, name, bridge_talk, llava=str(start), stages=stages, **fields)
         for name, (start, stages) in runs.items()
     ]
-    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    driver = Path(__file__).parent / "swap_driver.py"
-    launched |= {
-        "MASTER_PORT": str(launch._free_port()),
-        "PYTHONPATH": f"{driver.parents[1]}{os.pathsep}{driver.parent}",
-    }
-    done = bridge_world.run_python(str(driver), *map(str, files), **launched)
-    assert done.returncode == 0, done.stderr[-3000:]
+    bridge_world.trained_alone(*files)
     for name, (start, _) in runs.items():
         before, after = (load_llava(directory, device="cpu")[0] for directory in (start, tmp_path / name))
         moved = {

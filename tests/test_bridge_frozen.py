@@ -24,7 +24,8 @@ from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
 from llava_bridge.training.weights import frozen_fits_bf16
 
 
-@pytest.mark.parametrize("stored", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
     stored: torch.dtype, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:

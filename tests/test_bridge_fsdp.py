@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import losses
 from safetensors.torch import load_file
 
 from clips.errors import UserError
@@ -53,10 +53,6 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str,
 def torchrun(driver: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     torch_run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return bridge_world.run_python(*torch_run, str(Path(__file__).with_name(driver)), *arguments, **environment)
-
-
-def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_equal(one: Path, other: Path, atol: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -14,17 +13,16 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import launched, losses
 from safetensors.torch import load_file
 
 from clips.errors import UserError
 from llava_bridge.data import DataConfig
-from llava_bridge.training import launch as launching
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig, TrainConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
 )
-DRIVER = Path(__file__).with_name("swap_driver.py")
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "quantise": "nf4"}
 
 
@@ -47,32 +45,21 @@ def stage(talk: Path, **changes: Any) -> StageConfig:
     return StageConfig(**{"data": data, "steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 0.0, "lora": lora} | changes)
 
 
-def launched() -> dict[str, str]:
-    """What a launcher tells a process that it starts."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    return {**alone, "MASTER_PORT": str(launching._free_port())}
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, bridge_talk: Path, fields: dict[str, Any]) -> Path:
     """Two LLaVAs of the same training: adapters merged, and beside the weights."""
     folder = tmp_path_factory.mktemp("runs")
     stages = {name: stage(bridge_talk, lora={"merge": name == "merged"}) for name in ("merged", "beside")}
     paths = [
-        str(bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, checkpoint_every=0))
+        bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, checkpoint_every=0)
         for name, own in stages.items()
     ]
-    done = bridge_world.run_python(str(DRIVER), *paths, **launched())
-    assert done.returncode == 0, done.stderr[-3000:]
+    bridge_world.trained_alone(*paths)
     return folder
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model.safetensors")
-
-
-def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 @needs_bitsandbytes

@@ -21,7 +21,7 @@ from clips.errors import UserError
 from llava_bridge.data import DataConfig, read_samples, read_texts
 from llava_bridge.data.sources import refuse_missing, weighted
 from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.identity import describe_data, identity
+from llava_bridge.training.inputs import describe_data, run_identity
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
@@ -284,7 +284,7 @@ def test_what_a_source_is_known_by(tmp_path: Path) -> None:
 def test_how_a_source_is_read_makes_no_other_run_of_it(bridge_talk: Path) -> None:
     def known(**fields: Any) -> dict[str, Any]:
         data = [DataConfig(path=str(bridge_talk / "text.jsonl"), format="text", **fields)]
-        return identity(TrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
+        return run_identity(TrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
 
     assert known(missing_images="refuse", cache_gb=1.0) == known()
     assert known(weight=2.0) != known()

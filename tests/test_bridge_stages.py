@@ -197,7 +197,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     step = int(mark.parent.name.rpartition("-")[2])
     refused = train(path, "--instruct.lr", "0.5")
     assert refused.returncode == 2
-    assert "holds an unfinished run with other settings: instruct.lr is 0.001 there and 0.5 now" in refused.stderr
+    assert "holds another run: instruct.lr is 0.001 there and 0.5 now" in refused.stderr
     assert mark.is_file()
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200

@@ -10,10 +10,11 @@ import pytest
 
 from clips.cli import COMMANDS
 from clips.commandline.commands import run_commands
+from clips.data.inspect_page import histogram
 from clips.data.shardindex import ShardIndex, index_shard
 from clips.data.sources import SourceConfig, open_source
 from clips.data.sources.base import TRAINING_FORMATS
-from clips.data.survey import IndexConfig, InspectConfig, histogram, index, inspect, survey
+from clips.data.survey import IndexConfig, InspectConfig, index, inspect, survey
 from clips.errors import UserError
 
 
@@ -31,8 +32,8 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     page = tmp_path / "page.html"
     inspect(InspectConfig(path=str(shards), page=str(page), shown=8))
     told = capsys.readouterr().out
-    assert "8 in the source, 8 read, 2 of them unusable" in told
-    assert "1 × no picture, for instance shard.tar/000000002" in told
+    assert "8 in the source, 8 read, 2 invalid" in told
+    assert "1 × no picture (shard.tar/000000002)" in told
     assert "0.0% are longer than the text tower's 80 places" in told
     assert "16.7% of the web captions are another sample's" in told
     html = page.read_text(encoding="utf-8")
@@ -127,8 +128,8 @@ def test_some_samples_stand_for_many(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(40,))
     config = InspectConfig(path=str(folder), scan=5, shown=2)
     found = survey(open_source(config), config)
-    assert (found.samples, found.scanned, len(found.shown)) == (40, 5, 2)
-    assert found.shown[-1]["name"].endswith("000000039")
+    assert (found.samples, found.scanned, len(found.examples)) == (40, 5, 2)
+    assert found.examples[-1].name.endswith("000000039")
 
 
 def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
@@ -145,7 +146,7 @@ def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
 def test_histograms_count_everything_once():
     bars = histogram([1, 1, 2, 30, 500])
     assert sum(bar["count"] for bar in bars) == 5
-    assert max(bar["share"] for bar in bars) == 1
+    assert max(bar["height"] for bar in bars) == 1
     assert histogram([]) == []
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clips.artifact import read_manifest
+from clips.core.artifact import read_manifest
 from clips.errors import UserError
 from clips.export import ExportConfig, export
 from clips.model import architectures, towers
@@ -77,19 +77,6 @@ def test_models_of_many_kinds_make_features_and_tokens(name: str, projection: st
         features, tokens = towers.encode_image(model, torch.zeros(2, 3, 224, 224))
         assert features.shape == model.encode_image(torch.zeros(2, 3, 224, 224)).shape == (2, 512)
     assert tokens.shape == (2, 49, towers.token_widths(model)[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("timm:test_vitt", r"unknown model\.architecture 'timm:test_vitt'; did you mean 'timm:test_vit'\?"),
-        (f"timm:{NAME}.none", "timm cannot build it .*Invalid pretrained tag"),
-        ("timm:crossvit_9_240", "timm:crossvit_9_240: expected a model with one set of features, not several"),
-    ],
-)
-def test_what_timm_does_not_have_is_told(name: str, message: str):
-    with pytest.raises(UserError, match=message):
-        vision_of(name)
 
 
 def test_a_file_has_its_own_sizes_and_this_methods_texts(tmp_path: Path):

@@ -11,11 +11,18 @@ from pathlib import Path
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from benchmarks.source_code import PACKAGES, module_file
 from clips import cli, train
 from clips.training import step
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("clips", "llava_bridge", "benchmarks")
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a dotted module of the suite; None where there is no such module."""
+    base = ROOT.joinpath(*name.split("."))
+    places = (base / "__init__.py", base.with_suffix(".py")) if name.partition(".")[0] in PACKAGES else ()
+    return next((path for path in places if path.is_file()), None)
 
 
 def imported(path: Path) -> set[Path]:
@@ -30,8 +37,8 @@ def imported(path: Path) -> set[Path]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names += [name if module_file(name, ROOT) else node.module for name in inner]
-    return {file for name in names if (file := module_file(name, ROOT))}
+            names += [name if module_file(name) else node.module for name in inner]
+    return {file for name in names if (file := module_file(name))}
 
 
 def circles(arrows: dict[Path, set[Path]]) -> list[list[str]]:

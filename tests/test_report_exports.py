@@ -21,8 +21,8 @@ from benchmarks.report.formats.json_lines import SCHEMA, SCHEMA_FILE
 from benchmarks.report.formats.latex import latex_text
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.selection import Selection
-from clips.artifact import say
 from clips.commandline.commands import Command, run_commands
+from clips.core.artifact import say
 from clips.errors import UserError
 
 NASTY = r"a&b % $c$ #d _e_ {f} ~g ^h \input{/etc/passwd} <i> |j| ünïß Łódź α→β −3 Привет 中文 😀" + "\x1b[31m\u202e\x07"

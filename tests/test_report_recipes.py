@@ -35,7 +35,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     output, file = tmp_path / "out", tmp_path / "study.yaml"
     file.write_text(f"{STUDY}output: {output}\n", encoding="utf-8")
     monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "code_hash", lambda words: "code")
+    monkeypatch.setattr(commands, "command_version", lambda words: 1)
     keyed = commands.resolve(commands.StudyConfig(study=str(file)))
     record: StudyRecord = commands.study_record(keyed, str(file))
     write_study_record(output, record)

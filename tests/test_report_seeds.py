@@ -50,7 +50,7 @@ def study(tmp_path_factory) -> Path:
     file.write_text(f"{STUDY}output: {output}\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "check_command", lambda words: None)
-        patch.setattr(commands, "code_hash", lambda words: "code")
+        patch.setattr(commands, "command_version", lambda words: 1)
         keyed = commands.resolve(commands.StudyConfig(study=str(file)))
         write_study_record(output, commands.study_record(keyed, str(file)))
     for step in keyed.plan.steps:

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 def _fakes(monkeypatch):
     monkeypatch.setattr(runner, "executable", lambda words: [sys.executable, str(FAKE), *words])
     monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "code_hash", lambda words: "code")
+    monkeypatch.setattr(commands, "command_version", lambda words: 1)
 
 
 def write_study(folder: Path, **fields: Any) -> StudyConfig:

@@ -22,7 +22,7 @@ from benchmarks.study.resources import Resources, resources_of
 from benchmarks.study.state import StepRecord, write_record
 from benchmarks.study.steps import Step, time_left
 from benchmarks.study.worked_out import worked_out
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.errors import UserError
 from clips.plain import to_yaml
 
@@ -236,7 +236,7 @@ def test_a_llava_of_known_parts_is_worked_out_and_one_of_unknown_parts_says_so()
 
 def test_the_plan_prints_estimates_and_names_of_the_hub_that_may_change(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(commands, "check_command", lambda words: None)
-    monkeypatch.setattr(commands, "code_hash", lambda words: "code")
+    monkeypatch.setattr(commands, "command_version", lambda words: 1)
     content = {**SMALL, "output": str(tmp_path / "out"), "llms": {"a": "org/a", "b": "org/b@v1"}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     plan = make_plan(study_from(content))

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 
 import pytest
 from study_material import SMALL
 
-from benchmarks.source_code import reachable_files, source_hash
+from benchmarks.protocol import CODE
 from benchmarks.study.plan import make_plan
+from benchmarks.study.programs import command_version
 from benchmarks.study.reading import study_from
 from benchmarks.study.schema import Study
 from benchmarks.study.state import step_keys
+from clips.core.identity import VERSIONS
 
 
-def keys(study: Study, code: str = "code", version: str = "1") -> dict[str, str]:
-    found = step_keys(
-        make_plan(study).steps, study.directory, version=version, code=lambda command: f"{code} of {command[0]}"
-    )
+def keys(study: Study) -> dict[str, str]:
+    found = step_keys(make_plan(study).steps, study.directory, version=command_version)
     return {name: key.key for name, key in found.items()}
 
 
@@ -66,10 +65,27 @@ def test_a_changed_line_changes_only_what_depends_on_it(path, value, changed):
     assert {name for name in found if not name.startswith(tuple(changed))} == set()
 
 
-def test_code_and_version_count():
-    study = study_from(SMALL)
-    assert not set(keys(study).values()) & set(keys(study, code="newer").values())
-    assert not set(keys(study).values()) & set(keys(study, version="2").values())
+def test_a_raised_version_of_a_command_counts_for_its_steps_and_what_depends_on_them(monkeypatch):
+    before = keys(study_from(SMALL))
+    monkeypatch.setitem(VERSIONS, "clips train", 2)
+    after = keys(study_from(SMALL))
+    same = {name for name in before if before[name] == after[name]}
+    assert same == {"data-train", "data-test", "llm-tiny", "llava-net-tiny-s0", "evaluate-llava-net-tiny-s0"}
+
+
+def test_the_text_of_a_users_script_is_its_version(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text("print(1)", encoding="utf-8")
+    before = command_version(("python", str(script)))
+    script.touch()
+    assert command_version(("python", str(script))) == before
+    script.write_text("print(2)", encoding="utf-8")
+    assert command_version(("python", str(script))) != before
+
+
+def test_evaluations_have_the_version_of_the_evaluating_code():
+    """It is in the results and in what is kept of models' outputs, too: one number to raise."""
+    assert command_version(("clips-bench", "run")) == CODE
 
 
 def test_a_changed_file_outside_counts(tmp_path):
@@ -101,57 +117,8 @@ def test_an_encoder_of_another_source_may_lie_below_a_path_of_the_study(tmp_path
 
 def test_each_result_file_has_a_key_of_its_own():
     place = study_from(SMALL).directory
-    plain = step_keys(make_plan(study_from(SMALL)).steps, place, version="1", code=str)
-    more = step_keys(make_plan(with_change("benchmarks.gqa", {})).steps, place, version="1", code=str)
+    plain = step_keys(make_plan(study_from(SMALL)).steps, place, version=command_version)
+    more = step_keys(make_plan(with_change("benchmarks.gqa", {})).steps, place, version=command_version)
     name = "evaluate-llava-clip-tiny-s0"
     assert plain[name].key != more[name].key
     assert plain[name].outputs.items() < more[name].outputs.items()
-
-
-@pytest.fixture
-def packages(tmp_path) -> Path:
-    """clips.a imports clips.b inside a function, which names clips.c in a registry; clips.d is apart."""
-    folder = tmp_path / "clips"
-    (folder / "sheets").mkdir(parents=True)
-    texts = {
-        "__init__": "",
-        "a": "def f():\n    from clips import b\n    return b\n",
-        "b": "LAZY = {'c': 'clips.c:run'}\n",
-        "c": '"""Text."""\nfrom . import e\n\ndef run():\n    """Text."""\n    return 1\n',
-        "d": "x = 1\n",
-        "e": "",
-    }
-    for name, text in texts.items():
-        (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    (folder / "sheets" / "table.json").write_text("{}", encoding="utf-8")
-    return tmp_path
-
-
-def test_reachable_code_is_found_through_functions_registries_and_relative_imports(packages):
-    names = {path.name for path in reachable_files("clips.a", packages)}
-    assert names == {"__init__.py", "a.py", "b.py", "c.py", "e.py", "table.json"}
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "counts"),
-    [
-        ("c.py", "from . import e\n\ndef run():\n    return 2\n", True),
-        ("c.py", '"""Other."""\nfrom . import e\n\n\ndef run():  # why\n    """Other."""\n    return 1\n', False),
-        ("sheets/table.json", "[]", True),
-        ("d.py", "x = 2\n", False),
-    ],
-)
-def test_behaviour_counts_and_wording_does_not(packages, file, text, counts):
-    before = source_hash("clips.a:f", packages)
-    path = packages / "clips" / file
-    path.write_text(text, encoding="utf-8")
-    os.utime(path, ns=(1, 1))
-    assert (source_hash("clips.a:f", packages) != before) == counts
-
-
-def test_the_real_commands_reach_what_they_run():
-    train = {path.as_posix() for path in reachable_files("clips.train")}
-    run = {path.as_posix() for path in reachable_files("benchmarks.run")}
-    assert any(path.endswith("clips/model/losses.py") for path in train)
-    assert any(path.endswith("benchmarks/encoders/retrieval.py") for path in run)
-    assert not any("benchmarks/report" in path or "benchmarks/study" in path for path in run)

@@ -116,7 +116,7 @@ def test_a_wrong_study_is_refused_naming_the_field(fields, message):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("name: a\nencoders: {clip: {}, clip: {}}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"study\.yaml: line 2: the key 'clip' is there twice"):
+    with pytest.raises(UserError, match=r"study\.yaml: line 2: the key 'clip' is given twice"):
         read_study(file)
 
 

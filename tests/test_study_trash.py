@@ -316,7 +316,7 @@ import test_study_commands as t
 from benchmarks.reported_study import run_study
 from benchmarks.study import commands, runner, trash
 runner.executable = lambda words: [sys.executable, str(t.FAKE), *words]
-commands.check_command, commands.code_hash = (lambda words: None), (lambda words: "code")
+commands.check_command, commands.command_version = (lambda words: None), (lambda words: 1)
 calls = []
 def die(*_args, **_options):
     calls.append(1)

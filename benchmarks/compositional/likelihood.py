@@ -15,8 +15,8 @@ from benchmarks.kept import key_of
 from benchmarks.outcome import Outcome
 from benchmarks.protocol import Entries
 from benchmarks.sharing import together
-from clips.artifact import versions
 from clips.commandline.progress import track
+from clips.core.artifact import versions
 from clips.data.formats.base import ImageRegion
 from clips.parallel.processes import gather_objects
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.formats.base import Classified
 from clips.data.formats.classes import CLASS_NAMES, listed

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.kept import Batches, KeptVectors, Unkept
 from benchmarks.protocol import Entries
-from clips.artifact import versions
 from clips.commandline.progress import track
+from clips.core.artifact import versions
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.references import CONFIG

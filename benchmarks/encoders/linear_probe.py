@@ -17,7 +17,7 @@ from benchmarks.data.class_sets import ClassSet, load_class_set, say_skipped
 from benchmarks.encoders.classification import PRIMARY, absent, data_protocol, items_table, metrics, placed
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.errors import UserError
 
 _LARGEST = 1024

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.encoders.embed import DualEncoder, computed_by, embed_images, embed_texts
 from benchmarks.kept import KEPT, KeptVectors, key_of
-from clips.artifact import versions
+from clips.core.artifact import versions
 
 if TYPE_CHECKING:
     import torch

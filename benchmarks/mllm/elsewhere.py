@@ -22,7 +22,7 @@ from benchmarks.mllm.tasks import data_root, go_offline, load_task
 from benchmarks.output import writable_directory
 from benchmarks.protocol import Entries, fingerprint
 from benchmarks.results import Result, check_name, refuse_newer, write_result
-from clips.artifact import file_hash, say
+from clips.core.artifact import file_hash, say
 from clips.errors import UserError
 
 

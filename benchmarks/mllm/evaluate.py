@@ -25,7 +25,7 @@ from benchmarks.outcome import Blind, Outcome, measure
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.registry import Benchmark
 from benchmarks.results import Metric
-from clips.artifact import directory_hash, versions
+from clips.core.artifact import directory_hash, versions
 from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from benchmarks.catalogue import find
 from benchmarks.mllm.fetched import differing, read_record, write_record
 from benchmarks.mllm.tasks import configuration
 from benchmarks.registry import Benchmark
-from clips.artifact import file_hash, say, writing
+from clips.core.artifact import file_hash, say, writing
 from clips.errors import UserError, reason_of
 
 

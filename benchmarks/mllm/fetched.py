@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import file_hash, write_file
+from clips.core.artifact import file_hash, write_file
 from clips.errors import UserError
 from clips.jsontext import parse_json
 

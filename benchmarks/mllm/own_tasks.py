@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mllm.tasks import definition, included, task_name
-from clips.artifact import file_hash
+from clips.core.artifact import file_hash
 from clips.errors import UserError, suggest
 
 

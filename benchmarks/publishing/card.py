@@ -17,7 +17,7 @@ from benchmarks.trained import read_training
 from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
 from benchmarks.wording import commit, decimals, duration, number
-from clips.artifact import directory_hash, read_manifest, say, write_file
+from clips.core.artifact import directory_hash, read_manifest, say, write_file
 from clips.data.formats.base import WHOLE
 from clips.errors import UserError, reason_of
 from clips.modelcard import MODEL_CARD

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.results import Result, read_results
 from benchmarks.study.record import RECORD_FILE, StudyRecord, read_study_record
 from benchmarks.study.state import CONFIG, RECORD, read_record, step_directory
-from clips.artifact import MANIFEST, RECORDS, file_hash, read_manifest
+from clips.core.artifact import MANIFEST, RECORDS, file_hash, read_manifest
 from clips.errors import UserError
 
 _LEFT_BEHIND = {"tensorboard", "checkpoints"}  # a training's own, which no one needs to use the model

@@ -16,7 +16,7 @@ from benchmarks.publishing.scrubbing import (
     without_machine_paths,
 )
 from benchmarks.wording import visible
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError, reason_of
 
 if TYPE_CHECKING:

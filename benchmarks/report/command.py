@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.output import writable_directory
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.errors import suggest
 
 

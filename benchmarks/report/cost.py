@@ -14,7 +14,7 @@ from benchmarks.report.source import read_metrics
 from benchmarks.report.table import Cell, Column
 from benchmarks.study.record import RowRecord
 from benchmarks.wording import column_head, column_title, listed, score
-from clips.artifact import STAGES, read_manifest
+from clips.core.artifact import STAGES, read_manifest
 from clips.errors import UserError
 
 _LOG_SCALE_FROM = 20

@@ -19,7 +19,7 @@ from benchmarks.results import Result, has_items, read_result, refuse_twice, res
 from benchmarks.study.record import RECORD_FILE, RowRecord, StudyRecord, read_study_record
 from benchmarks.study.state import StepRecord, read_record
 from benchmarks.study.trash import acceptance
-from clips.artifact import lexical
+from clips.core.artifact import lexical
 from clips.errors import UserError, suggest
 
 _LOOKED_AT = 12

@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.study.programs import SCRIPT, find_command
 from benchmarks.study.schema import Study
 from benchmarks.study.steps import Step
-from clips.artifact import say
 from clips.commandline.parsing import parse_config
+from clips.core.artifact import say
 from clips.data.files import expand
 from clips.errors import UserError
 from clips.plain import plain, to_yaml

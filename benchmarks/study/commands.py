@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from benchmarks.study.lock import locked, runner_lives
 from benchmarks.study.plan import Plan, make_plan
-from benchmarks.study.programs import check_command, code_hash, launched
+from benchmarks.study.programs import check_command, command_version, launched
 from benchmarks.study.reading import read_study
 from benchmarks.study.record import RECORD_FILE, StepPlan, StudyRecord, write_study_record
 from benchmarks.study.resources import Resources, check_patterns, resources_of
@@ -22,7 +21,7 @@ from benchmarks.study.schema import Study
 from benchmarks.study.shipped import study_file
 from benchmarks.study.state import StepKey, is_done, read_record, step_keys
 from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
-from clips.artifact import git_state, say, versions
+from clips.core.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ class KeyedPlan:
         return record.outcome if record.outcome != "done" or is_done(step, self.keys[name], self.output) else "missing"
 
     def told(self, name: str) -> str:
-        """The state as users read it; of a changed step also what changed, such as ``changed: config, code``."""
+        """The state as users read it; of a changed step also what changed, such as ``changed: config, files``."""
         state, record = self.state(name), read_record(self.output, name)
         changes = self.keys[name].changes(record) if state == "changed" and record is not None else []
         return f"{state}: {', '.join(changes)}" if changes else state
@@ -159,10 +158,8 @@ def resolve(config: StudyConfig) -> KeyedPlan:
 
 
 def current_keys(plan: Plan) -> dict[str, StepKey]:
-    """The keys of a plan's steps, with the code and the files outside as they are now."""
-    hashes = {command: code_hash(command) for command in {step.command for step in plan.steps}}
-    version = importlib.metadata.version("clips-suite")
-    return step_keys(plan.steps, plan.study.directory, version=version, code=hashes.__getitem__)
+    """The keys of a plan's steps, with the files outside as they are now."""
+    return step_keys(plan.steps, plan.study.directory, version=command_version)
 
 
 def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.output import writable_directory
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 
 _LOCK = ".lock"

@@ -1,16 +1,17 @@
-"""The programs that steps may start, their commands, and which code each command runs."""
+"""The programs that steps may start, their commands, and the version of each command."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.source_code import script_hash, source_hash
 from benchmarks.study.resources import Resources
 from clips.commandline.commands import Command
+from clips.core.identity import version_of
 from clips.errors import UserError, suggest
 
 PROGRAMS: dict[str, str] = {
@@ -68,11 +69,11 @@ def check_command(words: tuple[str, ...]) -> None:
         raise UserError(f"{' '.join(words)}: expected 'python FILE' with a file that exists")
 
 
-def code_hash(words: tuple[str, ...]) -> str:
-    """Hash of the source code that a command runs."""
+def command_version(words: tuple[str, ...]) -> int | str:
+    """The command's version number, or the SHA-256 of a user's script, which has none."""
     if words[0] == SCRIPT:
-        return script_hash(Path(words[1]))
-    return source_hash(find_command(words).target)
+        return hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()
+    return version_of(" ".join(words))
 
 
 def launched(words: tuple[str, ...], config: Path, resources: Resources) -> tuple[str, ...]:

@@ -7,15 +7,13 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.config import BenchmarkConfig
 from benchmarks.study.executors.catalogue import executor_config
 from benchmarks.study.grid import FigureSpec, Settings, expanded
 from benchmarks.study.kinds import expect, kind_of, known_keys, list_of
 from benchmarks.study.schema import Defaults, Override, Study
-from clips.commandline.configfile import check_size
 from clips.errors import UserError
+from clips.yaml_files import read_yaml
 
 
 def read_study(path: str | Path) -> Study:
@@ -24,19 +22,9 @@ def read_study(path: str | Path) -> Study:
     Raises:
         UserError: naming file and field, with the near miss of an unknown key.
     """
+    content = read_yaml(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path}: no such study file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected a YAML text, got bytes that are not UTF-8 ({error.reason})") from None
-    try:
-        return study_from(yaml.load(text, Loader=_Loader))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path}: not valid YAML: {why}") from None
+        return study_from(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -152,25 +140,3 @@ def check_benchmark(settings: Settings, where: str) -> None:
             expect(settings, name, int, "a whole number", f"{where}.")
         else:
             expect(settings, name, str, "a text", f"{where}.")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that stands twice and an anchor that holds itself."""
-
-    def construct_document(self, node: Any) -> Any:
-        check_size(node)
-        self.deep_construct = True  # build what an anchor stands for at once, so that the loader sees the circle
-        return super().construct_document(node)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag != "tag:yaml.org,2002:merge":
-                key = self.construct_object(key_node, deep=True)
-                line = key_node.start_mark.line + 1
-                if isinstance(key, list | dict):
-                    raise UserError(f"line {line}: expected a name as a key, got {kind_of(key)}")
-                if key in seen:
-                    raise UserError(f"line {line}: the key '{key}' is there twice")
-                seen.add(key)
-        return super().construct_mapping(node, deep)

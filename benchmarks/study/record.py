@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.study.grid import FigureSpec
 from benchmarks.study.steps import Share
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.errors import UserError
 from clips.plain import plain
 from clips.secrets import without_secrets

@@ -38,7 +38,7 @@ from benchmarks.study.state import (
 )
 from benchmarks.study.steps import Step, in_order
 from benchmarks.study.trash import Replacement, check_costly, move_outputs, replacements
-from clips.artifact import git_state, versions, write_file
+from clips.core.artifact import git_state, versions, write_file
 from clips.errors import UserError
 from clips.plain import to_yaml
 

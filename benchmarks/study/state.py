@@ -1,7 +1,8 @@
 """What is known on disk about a study's steps: their keys, how they ended, and whether they are up to date.
 
-A step's *key* is a hash of everything that it depends on: command, config, the source code that it
-runs, the files outside that it reads, and the keys of its parents. A step is done when its last run
+A step's *key* is a hash of everything that it depends on: command, the command's version number, config,
+the files outside that it reads, and the keys of its parents. Source code does not count: whoever changes
+the results of a command raises its version (``Command.version``). A step is done when its last run
 succeeded under the key that the study gives it now. The outputs of another key go to the study's trash before
 the step runs again, so old and new results never mix.
 """
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from benchmarks.study.references import MARK, mapped, pieces
 from benchmarks.study.steps import Part, Step, in_order
-from clips.artifact import STAGES, lexical, write_file
+from clips.core.artifact import STAGES, lexical, write_file
 from clips.data.files import expand
 from clips.plain import plain
 
@@ -127,7 +128,7 @@ class StepKey:
     Args:
         key: a hash of everything that the step depends on.
         outputs: file name → key, of outputs whose dependencies are known by themselves.
-        parts: command, config, parents, version, code and files → a short hash of each, which tell what has changed.
+        parts: command, version, config, parents and files → a short hash of each, which tell what has changed.
     """
 
     key: str
@@ -140,15 +141,14 @@ class StepKey:
 
 
 def step_keys(
-    steps: Sequence[Step], directory: Path, *, version: str, code: Callable[[tuple[str, ...]], str]
+    steps: Sequence[Step], directory: Path, *, version: Callable[[tuple[str, ...]], int | str]
 ) -> dict[str, StepKey]:
     """Name → key of every step. Where the study's directory lies does not count: it may be moved.
 
     Args:
         steps: all steps of the study.
         directory: the study's.
-        version: of the package.
-        code: command words → hash of the source code that they run.
+        version: command words → the command's version.
     """
     keys: dict[str, StepKey] = {}
 
@@ -156,9 +156,8 @@ def step_keys(
         return {
             "command": step.command,
             "config": _apart_from(directory, plain(part.config)),
+            "version": version(step.command),
             "parents": {name: keys[name].key for name in part.parents},
-            "version": version,
-            "code": code(step.command),
             "files": {str(path): outside_state(path) for path in part.needs},
         }
 

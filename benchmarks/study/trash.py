@@ -38,7 +38,7 @@ from benchmarks.study.state import (
 )
 from benchmarks.study.steps import Step, in_order
 from benchmarks.wording import duration
-from clips.artifact import MANIFEST, UNIQUE, writing
+from clips.core.artifact import MANIFEST, UNIQUE, writing
 from clips.errors import UserError
 from clips.plain import leaves, plain
 from clips.secrets import without_secrets

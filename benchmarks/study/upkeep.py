@@ -18,7 +18,7 @@ from benchmarks.study.state import read_record, stages_beside, step_directory, w
 from benchmarks.study.steps import Step, in_order
 from benchmarks.study.trash import TRASH, accept, move, size_of
 from benchmarks.wording import visible
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError, suggest
 
 _MADE = (

@@ -17,7 +17,7 @@ from benchmarks.trust.compare_formats import WRITERS, print_comparison
 from benchmarks.trust.comparison import Comparison, Line, few
 from benchmarks.trust.sides import Side, read_side, told_apart
 from benchmarks.wording import listed
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.errors import UserError, suggest
 
 Rows = Mapping[str, Mapping[str, Result]]

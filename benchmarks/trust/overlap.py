@@ -18,7 +18,7 @@ from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.data.class_sets import load_class_set
 from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
 from benchmarks.wording import duration
-from clips.artifact import say, write_file
+from clips.core.artifact import say, write_file
 from clips.data.formats import DatasetSpec
 from clips.data.formats.base import Location
 from clips.data.formats.tar_shards import is_webdataset

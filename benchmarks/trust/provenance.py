@@ -13,7 +13,7 @@ from benchmarks.study.trash import acceptance
 from benchmarks.trained import found_today
 from benchmarks.trust.rows import find_result
 from benchmarks.wording import visible
-from clips.artifact import MANIFEST, directory_hash, read_manifest
+from clips.core.artifact import MANIFEST, directory_hash, read_manifest
 from clips.errors import UserError
 
 _SHOWN = 12  # digits of a hash

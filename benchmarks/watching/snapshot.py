@@ -17,7 +17,7 @@ from benchmarks.study.record import RECORD_FILE, StepPlan, read_study_record
 from benchmarks.study.runner import log_tail
 from benchmarks.study.state import CONFIG, StepRecord, read_record, step_directory
 from benchmarks.study.steps import Step, time_left
-from clips.artifact import MANIFEST
+from clips.core.artifact import MANIFEST
 from clips.errors import UserError
 from clips.training.runlog import METRICS
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.watching.snapshot import snapshot, watched_directory
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from clips.core.identity import RUN_ONLY
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.identity import RUN_ONLY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.data.download_process import DownloadProcess
 from clips.data.order import Order
 from clips.data.sources import Afar, Source, blocks_of

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.data.download_process import DownloadProcess
 from clips.errors import UserError, reason_of
 

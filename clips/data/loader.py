@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clips.artifact import MANIFEST
+from clips.core.artifact import MANIFEST
 from clips.data.augment import augment, decoding_size
 from clips.data.config import DataConfig
 from clips.data.fetching import fetching

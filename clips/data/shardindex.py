@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.data.tars import index_tar
 from clips.errors import UserError
 

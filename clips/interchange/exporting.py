@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from clips.artifact import artifact_directory, say, write_manifest
+from clips.core.artifact import artifact_directory, say, write_manifest
 from clips.errors import UserError
 from clips.modelcard import recorded_licence, write_card
 from clips.references import CAPTIONER_WEIGHTS

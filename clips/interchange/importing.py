@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
+from clips.core.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
 from clips.errors import UserError, suggest
 from clips.modelcard import write_card
 from clips.references import CONFIG, WEIGHTS

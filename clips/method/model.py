@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.method import recipes
 from clips.method.recipes import Recipe, RecipeConfig
 from clips.model import architectures, towers

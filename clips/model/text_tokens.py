@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from clips.artifact import RECORDS
 from clips.commandline.lean_imports import without_wandb
+from clips.core.artifact import RECORDS
 from clips.errors import UserError, reason_of
 from clips.model import architectures
 from clips.model.architectures import FIELD, ModelConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.parallel.processes import Processes, describe_process, gather_objects
 
 EXIT_HUNG = 70

@@ -7,9 +7,9 @@ import os
 import re
 from typing import Literal
 
+from clips.core.identity import RUN_ONLY
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.identity import RUN_ONLY
 
 WEB = "{web}"
 _PART = re.compile(r"(\d+)/(\d+)")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from clips.artifact import directory_hash
+from clips.core.artifact import directory_hash
 from clips.errors import UserError, reason_of
 from clips.model.loading import load_pretrained, refusing
 from clips.recaption.config import RecaptionConfig

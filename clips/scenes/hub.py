@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.errors import UserError
 from clips.scenes.captions import captions_of
 from clips.scenes.dice import Dice

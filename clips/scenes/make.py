@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from clips.artifact import artifact_directory, say, write_file, write_manifest
 from clips.commandline.progress import track
+from clips.core.artifact import artifact_directory, say, write_file, write_manifest
 from clips.errors import UserError
 from clips.scenes.captions import Captions, captions_of
 from clips.scenes.hub import BenchmarkSizes, Picture, write_hub

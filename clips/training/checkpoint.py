@@ -27,7 +27,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-from clips.artifact import file_hash, write_file, writing
+from clips.core.artifact import file_hash, write_file, writing
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
 from clips.parallel.processes import Processes, all_or_none, from_main, machine_group

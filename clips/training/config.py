@@ -6,10 +6,10 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from clips.core.identity import RUN_ONLY
 from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
-from clips.identity import RUN_ONLY
 from clips.method.optim import OptimConfig
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clips.artifact import say, write_file, writing
+from clips.core.artifact import say, write_file, writing
 from clips.errors import reason_of
 from clips.training.standing import LoopState
 from clips.training.trackers import Tracker

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import MANIFEST, STAGES, read_manifest
-from clips.commandline.parsing import from_plain
+from clips.core.artifact import MANIFEST, STAGES, read_manifest
 from clips.errors import UserError
 from clips.method.optim import EITHER
 from clips.plain import plain
 from clips.training.config import TrainConfig
+from clips.typed_data import from_plain
 
 _LENGTHS = ("steps", "samples", "epochs")
 

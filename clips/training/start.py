@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from clips.artifact import MANIFEST, say
-from clips.data.invalid_samples import InvalidSamples
+from clips.core.artifact import MANIFEST, say
 from clips.data.loader import TrainingData
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -89,13 +88,11 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     processes = start_processes(patience=config.scale.patience)
     _refuse_uneven(config.batch_size, processes.count)
     precision, reason = choose_precision(config.precision, processes.device)
-    mine: list[InvalidSamples] = []
-    latest, loop = from_main(lambda: _standing(config, mine))
+    latest, loop = from_main(lambda: _standing(config))
     encoder = _begin(config, latest).to(processes.device)
     if config.micro_batch is not None and learns_statistics(encoder):
         raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
     parallel = spread(encoder, config.scale, config.optim, processes)
-    loop.bad = mine[0] if mine else InvalidSamples()  # the main process remembers for all
     run = Run(
         config=config,
         data=data,
@@ -116,13 +113,10 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     return run
 
 
-def _standing(config: TrainConfig, invalid: list[InvalidSamples]) -> tuple[Path | None, LoopState]:
-    """The latest checkpoint and where the run stood then; its invalid samples, a bit a sample, into ``invalid``."""
+def _standing(config: TrainConfig) -> tuple[Path | None, LoopState]:
+    """The latest checkpoint, and the loop state that it holds."""
     latest = next(reversed(checkpoints(config.output)), None)
-    loop = LoopState() if latest is None else read_loop(latest)
-    invalid.append(loop.bad)
-    loop.bad = InvalidSamples()
-    return latest, loop
+    return latest, LoopState() if latest is None else read_loop(latest)
 
 
 def _announce(run: Run, reason: str) -> None:

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clips.data.invalid_samples import Invalid
 from clips.data.loader import TrainingData
 from clips.errors import UserError
 from clips.method.model import ClipsModel
@@ -35,7 +34,6 @@ class Run:
         parallel: the model and its optimizer, spread over the processes.
         average: a running average of the model's weights, or None.
         loop: where the run stands.
-        met: invalid samples that this process has met since it last handed them over.
         steps: where it ends.
         precision: what it computes in.
         mean: channel means of normalised pictures, (3, 1, 1); ``std`` likewise.
@@ -52,7 +50,6 @@ class Run:
     precision: Literal["fp32", "bf16"]
     mean: torch.Tensor
     std: torch.Tensor
-    met: list[Invalid] = dataclasses.field(default_factory=list)
 
     @property
     def encoder(self) -> ClipsModel:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.errors import UserError
 from clips.plain import leaves
 from clips.secrets import without_secrets

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 from clips.visible import visible
 from llava_bridge.asking.directory import llava_directory

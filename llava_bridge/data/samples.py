@@ -6,9 +6,9 @@ import dataclasses
 import math
 from typing import Literal
 
+from clips.core.identity import RUN_ONLY
 from clips.data.formats import FORMATS
 from clips.errors import UserError, suggest
-from clips.identity import RUN_ONLY
 
 TEXT = "text"
 """The format of JSON lines with "text", which only the pretrain stage reads."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from clips.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
+from clips.core.artifact import artifact_directory, check_replaceable, say, write_file, write_manifest
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.references import model_directory

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 from clips.interchange.tensors import read_weights
 from clips.jsontext import parse_json

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from clips.artifact import artifact_directory, check_replaceable, say, write_manifest
+from clips.core.artifact import artifact_directory, check_replaceable, say, write_manifest
 from clips.errors import UserError
 from clips.references import model_directory
 from llava_bridge.encoders.files import check_encoder, encoder_commits

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 
 # What configs call what happens to the product, and the value at which nothing does.

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from clips.artifact import say
+from clips.core.artifact import say
 from clips.errors import UserError
 from llava_bridge.asking.reply import ContextError, Reply
 from llava_bridge.serving.asked import RequestError, read_request

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError
 from llava_bridge.training.launch import is_main_process, report

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
+from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, suggest
-from clips.identity import RUN_ONLY
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.model.anyres import ImageFit, check_pinpoints
 from llava_bridge.model.llm import SmallLlamaConfig

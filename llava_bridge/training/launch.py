@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clips.artifact import say
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
+from clips.core.artifact import say
 from clips.errors import UserError
 from clips.secrets import without_secrets
 from clips.visible import visible

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clips.artifact import open_to_umask
+from clips.core.artifact import open_to_umask
 from llava_bridge.model.assembly import make_stock
 from llava_bridge.training.adapters import ADAPTER, adapt, save_adapter
 from llava_bridge.training.config import LoraConfig

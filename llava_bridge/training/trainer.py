@@ -23,16 +23,18 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
+from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from clips.model.precision import choose_precision
+from clips.parallel.fsdp import shard_model
+from clips.parallel.processes import start_processes
 from llava_bridge.data.order import GroupedOrder, RandomOrder
 from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.training.adapters import adapt
-from llava_bridge.training.bad_samples import BadSamples
 from llava_bridge.training.callback import StageCallback
 from llava_bridge.training.checkpoints import bad_before, is_of_others, last_checkpoint, make_universal, seconds_before
 from llava_bridge.training.config import Parallel, Part, StageConfig, TrainConfig
-from llava_bridge.training.fsdp import ShardedTrainer, shard
+from llava_bridge.training.fsdp import ShardedTrainer
 from llava_bridge.training.launch import StopAsked, deepspeed_config, end_stopped, report
 from llava_bridge.training.objective import Objective
 from llava_bridge.training.progress import Progress
@@ -65,7 +67,6 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
     rounded = half and not all(frozen_fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS)
-    bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
     progress = Progress(name, stage.batch_size, work / "metrics.jsonl", started - seconds_before(start))
     if reshaped := start is not None and is_of_others(start):
         make_universal(start)
@@ -78,7 +79,8 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         stage_name=name,
         parts=setup.parts,
         order=order_of(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
-        bad=bad,
+        invalid=bad_before(start),
+        max_bad_share=config.max_bad_share,
         model=model,
         args=args,
         train_dataset=setup.dataset,
@@ -86,7 +88,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     )
     vocabulary = setup.model.get_input_embeddings().num_embeddings
     begin = functools.partial(set_masters, setup.model, masters)
-    callback = StageCallback(progress, bad, setup.parts, vocabulary, stop, begin)
+    callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocabulary, stop, begin)
     del begin, masters
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
@@ -109,8 +111,8 @@ def _to_train(setup: Setup, *, half: bool, sharded: bool, some_call_encoder: boo
     if not sharded:
         return model
     towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
-    apart = towers if some_call_encoder else []  # only those who miss a picture call it
-    model = shard(model, bf16=half, exact=towers, apart=apart)
+    unsharded = towers if some_call_encoder else []  # only those who miss a picture call it
+    model = shard_model(model, start_processes(), bf16=half, exact=towers, unsharded=unsharded)
     if "vision" in setup.parts:
         setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
     return model
@@ -210,7 +212,7 @@ def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
 
 
 class StageTrainer(Trainer):
-    """HF's Trainer with a LLaVA's cares: rates by part, bad samples counted, a non-finite loss stops the step."""
+    """HF's Trainer with a LLaVA's cares: rates by part, invalid samples counted, a non-finite loss stops the step."""
 
     def __init__(
         self,
@@ -219,7 +221,8 @@ class StageTrainer(Trainer):
         stage_name: str,
         parts: Mapping[Part, nn.Module],
         order: Sampler[int],
-        bad: BadSamples,
+        invalid: InvalidSamples,
+        max_bad_share: float,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -227,7 +230,8 @@ class StageTrainer(Trainer):
         self.stage_name = stage_name
         self.parts = parts
         self.order = order
-        self.bad = bad
+        self.invalid = invalid
+        self.max_bad_share = max_bad_share
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
@@ -254,7 +258,7 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The mean loss over the learnt tokens of the whole batch, over all processes."""
-        self.bad.add(inputs.pop("skipped", []))
+        self._judge(self.invalid.add(inputs.pop("skipped", [])))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
@@ -263,6 +267,21 @@ class StageTrainer(Trainer):
                 f"before which nothing is lost; a lower {self.stage_name}.lr may help"
             )
         return result
+
+    def gather_invalid(self) -> InvalidSamples:
+        """The invalid samples that all processes have met, which call it together.
+
+        Raises:
+            UserError: too many.
+        """
+        self._judge(self.invalid.gather())
+        return self.invalid
+
+    def _judge(self, new: list[Invalid]) -> None:
+        """Report ``new`` invalid samples, and stop the stage at too many."""
+        for line in self.invalid.lines(new):
+            report(f"{self.stage_name}: {line}")
+        self.invalid.check(self.stage_name, "max_bad_share", self.max_bad_share, len(self.train_dataset))  # type: ignore[arg-type]
 
 
 class ShardedStageTrainer(ShardedTrainer, StageTrainer):
@@ -342,7 +361,7 @@ def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> d
         "steps": trainer.state.global_step,
         "samples_seen": trainer.state.global_step * stage.batch_size,
         "loss": progress.last_loss,
-        "skipped": trainer.bad.gather().count,
+        "skipped": trainer.gather_invalid().count,
         "seconds": round(progress.seconds, 2),
     }
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from clips.artifact import say, writing
+from clips.core.artifact import say, writing
 from clips.data.formats.conversations import local_files
 from clips.errors import UserError
 from llava_bridge.encoders.files import check_encoder

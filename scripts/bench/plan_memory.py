@@ -29,8 +29,8 @@ from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.model.architectures import ModelConfig
 from clips.parallel.config import Parallel, ScaleConfig
-from clips.planning.dryrun import fake_batch, fake_model
-from clips.planning.footprint import Allowance, Rehearsal, Spread
+from clips.planning.dry_run import fake_batch, fake_model
+from clips.planning.memory import Layout, MemoryModel
 from clips.training.config import TrainConfig
 from clips.training.start import start_run
 from clips.training.step import Run, training_step
@@ -67,11 +67,10 @@ def plan(case: str, parallel: Parallel, processes: int) -> dict[str, float]:
     """Planned bytes of a process by part."""
     config = training(case, parallel, output="nowhere")
     local = config.batch_size // processes
-    return Rehearsal(config, device="cpu", bf16=False).footprint(
-        Spread(parallel=parallel, count=processes, checkpointing=False),
+    return MemoryModel(config, device="cpu", bf16=False).parts(
+        Layout(parallel=parallel, count=processes, checkpointing=False),
         local=local,
         at_once=min(config.micro_batch or local, local),
-        allowance=Allowance(),
     )
 
 

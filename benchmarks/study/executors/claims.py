@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from benchmarks.study.executors.base import Ended
-from clips.artifact import partial_beside, write_file
+from clips.core.artifact import partial_beside, write_file
 from clips.plain import plain
 
 _NOBODY = "nobody"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clips.caches import cache_directory
+from clips.core.cache import cache_directory
 from clips.data.files import ShardCache, expand, is_remote
 from clips.data.formats.base import IMAGE, Conversation, Dataset, Location, Turn
 from clips.data.formats.rows import files_of_splits, is_saved, open_rows

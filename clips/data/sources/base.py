@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from clips.core.identity import RUN_ONLY
 from clips.data.files import ShardCache
 from clips.data.formats import FORMATS
 from clips.data.images import BadSampleError
 from clips.errors import UserError, suggest
-from clips.identity import RUN_ONLY
 
 AUTO = "auto"
 """Of a config's ``web`` and ``synthetic``: where the format has its captions, see `clips.data.formats.Format`."""

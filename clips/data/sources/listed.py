@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.artifact import file_hash
+from clips.core.artifact import file_hash
 from clips.data.formats import FORMATS, DatasetSpec, read_dataset
 from clips.data.formats.base import texts_of
 from clips.data.images import BadSampleError

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.artifact import write_file
+from clips.core.artifact import write_file
 from clips.data.files import ShardCache, UnreachableError, is_remote
 from clips.data.images import BadSampleError
 from clips.data.unpacking import unpacked

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clips.artifact import MANIFEST, directory_hash, say
+from clips.core.artifact import MANIFEST, directory_hash, say
 from clips.data.files import ShardCache, UnreachableError, is_remote, read_file
 from clips.data.formats.tar_shards import list_shards
 from clips.data.images import IMAGE_SUFFIXES, BadSampleError

@@ -1,7 +1,7 @@
-"""One training step without its numbers: what it computes, and what it holds in memory while it does.
+"""One training step on torch's fake tensors: its FLOPs, and the bytes that it holds, without computing anything.
 
-The model's own code runs on torch's fake tensors, which have shapes and types but no content: a step of the largest
-model takes seconds and no memory. Tokens are real, so that code may look at them.
+Fake tensors have shapes and types but no content: a step of the largest model takes seconds and no memory. Tokens are
+real, so that code may look at them.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from clips.model.architectures import ModelConfig, model_cfg
 from clips.model.precision import quick_attention
 from clips.model.tokenizer import EOS
 from clips.model.towers import end_token
-from clips.planning.instruments import FlopCount, MemoryTrace
+from clips.planning.profilers import FlopCounter, MemoryTrace
 from clips.training import validate
 from clips.training.config import ValidationConfig
 
 Device = Literal["cpu", "cuda"]
-SIGN = 23
-"""A prime that divides the widths, places and words of no usual model, so that it tells what grows with the batch."""
+BATCH_DIVISOR = 23
+"""A prime that divides the widths, lengths and vocabularies of no usual model: bytes it divides grow with the batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """What a step over ``samples`` samples computes and holds, the contrastive loss left out.
+class StepProfile:
+    """What a step over ``samples`` samples computes and holds, without the contrastive loss.
 
     Args:
-        samples: in it.
-        forward_flops: of the forward pass, all samples together; a multiplication with an addition is two.
+        samples: in the step.
+        forward_flops: of the forward pass over all samples; a multiplication with an addition counts as two.
         flops: of forward and backward pass, nothing computed twice.
         inputs: bytes of the batch.
         timeline: (instants, 3) bytes at every allocation: gradients of parameters, low-precision copies of parameters,
             and everything else that the step made (activations, their gradients, work space).
-        growth: (instants,) bytes of everything else that a further sample would add; told of multiples of ``SIGN``.
-        turn: the instant at which the forward pass was over.
+        growth: (instants,) bytes of everything else that a further sample adds; for multiples of ``BATCH_DIVISOR``.
+        forward_end: the instant at which the forward pass was over.
     """
 
     samples: int
@@ -57,36 +57,36 @@ class Step:
     inputs: int
     timeline: np.ndarray
     growth: np.ndarray
-    turn: int
+    forward_end: int
 
     @property
-    def flops_of_sample(self) -> float:
-        """A sample's share of ``flops``."""
+    def flops_per_sample(self) -> float:
+        """``flops`` over ``samples``."""
         return self.flops / self.samples
 
     def timeline_of(self, samples: int) -> np.ndarray:
-        """The timeline of as many ``samples`` as would be."""
+        """The timeline scaled to ``samples`` samples."""
         timeline = self.timeline.astype(np.float64)
         timeline[:, 2] += (samples - self.samples) * self.growth
         return timeline
 
 
 def fake_model(model: ModelConfig, recipe: RecipeConfig) -> ClipsModel:
-    """The model of a config, its parameters without content. What it begins with is not read."""
+    """The model of a config, its parameters without content; pretrained weights are not read."""
     fresh = dataclasses.replace(model, pretrained=None, pretrained_trunk=None)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    if "timm_model_name" in model_cfg(fresh)["vision_cfg"]:  # timm's constructors do not bear fake tensors
-        with torch.device("meta"):
-            built = build_model(fresh, recipe, seed=0)
+    if "timm_model_name" not in model_cfg(fresh)["vision_cfg"]:
         with mode:
-            _empty(built)
-        return built
+            return build_model(fresh, recipe, seed=0)
+    with torch.device("meta"):  # timm's constructors do not bear fake tensors
+        built = build_model(fresh, recipe, seed=0)
     with mode:
-        return build_model(fresh, recipe, seed=0)
+        _from_meta(built)
+    return built
 
 
-def _empty(model: nn.Module) -> None:
-    """Take the content out of parameters and buffers; a fake tensor mode must be on."""
+def _from_meta(model: nn.Module) -> None:
+    """Replace parameters and buffers by empty ones, which an active fake tensor mode makes fake."""
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(value.shape), requires_grad=value.requires_grad))
@@ -94,55 +94,39 @@ def _empty(model: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-@contextlib.contextmanager
-def checkpointed(model: ClipsModel) -> Iterator[None]:
-    """Keep only the inputs of the layers, and compute what they hold again in the backward pass."""
-    model.checkpoint_activations()
-    try:
-        yield
-    finally:
-        model.checkpoint_activations(enable=False)
-
-
 def fake_batch(
     model: ClipsModel, samples: int, caption_tokens: int | None = None, texts: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """A batch as `clips.training.step.to_device` hands it on: texts without padding, pictures without content.
+    """A batch as `clips.training.step.to_device` returns it: texts without padding, images without content.
 
     Args:
-        model: whose batch.
-        samples: how many.
-        caption_tokens: counted labels of a sample's caption, all that the captioner has places for if not given.
-        texts: the token tensors of a real batch, which take the place of those without padding.
+        model: of `fake_model`.
+        samples: in the batch.
+        caption_tokens: tokens of a sample's caption that enter the loss; None takes the captioner's maximum.
+        texts: the token tensors of a real batch, which replace those without padding.
     """
     size = model.image_size
     with _mode_of(model):
         image = torch.empty(samples, 3, size, size).contiguous(memory_format=torch.channels_last)
-    batch = {name: full_texts(model, samples) for name in model.recipe.encoded}
+    batch = {name: full_length_texts(model, samples) for name in model.recipe.encoded}
     if model.captioner is not None:
-        length = model.captioner.config.length
-        counted = torch.arange(length).expand(samples, -1) < counted_labels(model, caption_tokens)
+        length, limit = model.captioner.config.length, model.recipe.config.captioner.positions
+        # The begin token is no label.
+        labels = min(length - 1, *(value for value in (caption_tokens, limit) if value is not None), length - 1)
+        counted = torch.arange(length).expand(samples, -1) < labels
         batch |= {"target": torch.full((samples, length), EOS), "target_mask": counted}
     return {"image": image, **batch, **(texts or {})}
 
 
-def full_texts(model: ClipsModel, samples: int) -> Tensor:
-    """Rows (samples, context length) of texts that fill them."""
+def full_length_texts(model: ClipsModel, samples: int) -> Tensor:
+    """Token rows (samples, context length) without padding."""
     rows = torch.full((samples, model.context_length), EOS + 1)
     if (end := end_token(model.clip)) is not None:
         rows[:, -1] = end
     return rows
 
 
-def counted_labels(model: ClipsModel, caption_tokens: int | None = None) -> int:
-    """Labels of a sample that enter the caption loss."""
-    assert model.captioner is not None
-    config = model.recipe.config.captioner
-    most = model.captioner.config.length - 1  # the begin token is nobody's label
-    return min(most, *(value for value in (caption_tokens, config.positions) if value is not None), most)
-
-
-def dry_step(
+def profile_step(
     model: ClipsModel,
     samples: int,
     *,
@@ -151,133 +135,105 @@ def dry_step(
     checkpointing: bool = False,
     caption_tokens: int | None = None,
     texts: Mapping[str, Tensor] | None = None,
-) -> Step:
+) -> StepProfile:
     """Forward and backward pass over a batch of ``samples``, as on ``device``.
 
     Args:
         model: of `fake_model`.
         samples: in the batch.
-        device: whose attention kernels and types are taken: the fused kernels and types of autocast on a GPU differ
-            from a CPU's.
+        device: whose attention kernels and autocast types are taken.
         bf16: activations in bfloat16 by autocast.
-        checkpointing: keep the inputs of layers only, and compute the rest again in the backward pass.
+        checkpointing: activation checkpointing.
         caption_tokens: see `fake_batch`; ``texts`` likewise.
     """
     batch = fake_batch(model, samples, caption_tokens, texts)
     model.train()
     model.zero_grad()
-    live = MemoryTrace(model, sign=math.gcd(samples, SIGN))
-    kernels = _cuda_kernels() if device == "cuda" else contextlib.nullcontext()
-    layers_again = checkpointed(model) if checkpointing else contextlib.nullcontext()
+    model.checkpoint_activations(enable=checkpointing)
+    trace = MemoryTrace(model, divisor=math.gcd(samples, BATCH_DIVISOR))
     attention = quick_attention(torch.device(device), "bf16" if bf16 else "fp32")
-    with _young_garbage(), layers_again, kernels, attention, live, FlopCount() as counter:
+    with _young_garbage(), _kernels_of(device), attention, trace, FlopCounter() as counter:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(batch)
-        turn, forward = len(live.timeline), counter.total
+        forward_end, forward = len(trace.timeline), counter.total
         loss = torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum()
         del outputs
         loss.backward()
-    return Step(
+    model.checkpoint_activations(enable=False)
+    return StepProfile(
         samples=samples,
         forward_flops=forward,
         flops=counter.total,
         inputs=sum(value.nbytes for value in batch.values()),
-        timeline=np.asarray(live.timeline, dtype=np.int64),
-        growth=np.asarray(live.growing, dtype=np.float64) / samples,
-        turn=turn,
+        timeline=np.asarray(trace.timeline, dtype=np.int64),
+        growth=np.asarray(trace.growing, dtype=np.float64) / samples,
+        forward_end=forward_end,
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """What the contrastive loss costs a process: ``flops`` and ``peak`` bytes, its and its gradient's together."""
-
-    flops: float
-    peak: int
-
-
-def dry_contrast(model: ClipsModel, samples: int, processes: int) -> Contrast:
-    """The contrastive loss of ``samples`` samples with those of all ``processes``, forward and backward.
+def profile_contrastive_loss(model: ClipsModel, samples: int, processes: int) -> tuple[float, int]:
+    """FLOPs and peak bytes that the contrastive loss and its gradient cost one of ``processes`` processes.
 
     Args:
         model: of `fake_model`.
         samples: of each process.
-        processes: how many.
+        processes: that share the global batch.
     """
     recipe, width = model.recipe, int(model.model_cfg["embed_dim"])
     with _mode_of(model):
         image, *texts = (torch.empty(samples, width).requires_grad_() for _ in range(1 + len(recipe.spec.texts)))
         scale, bias = (torch.empty(()).requires_grad_() for _ in range(2))
-    with _many(processes), MemoryTrace(model) as live, FlopCount() as counter:
+    with _fake_processes(processes), MemoryTrace(model) as trace, FlopCounter() as counter:
         losses.contrastive_loss(image, texts, scale, bias, kind=recipe.config.loss).backward()
-    return Contrast(flops=counter.total, peak=max(map(sum, live.timeline)))
+    return counter.total, trace.peak
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DryValidation:
-    """Bytes that validation makes in a process.
-
-    Args:
-        features: of all samples, pictures and captions; there throughout.
-        encoding: of the fullest instant in which a batch is encoded.
-        similarities: of the fullest instant in which a batch is ranked among all samples.
-    """
-
-    features: int
-    encoding: int
-    similarities: int
-
-    @property
-    def peak(self) -> int:
-        """Of the fullest instant."""
-        return self.features + max(self.encoding, self.similarities)
-
-
-def dry_validation(
-    model: ClipsModel, config: ValidationConfig, *, device: Device = "cuda", bf16: bool
-) -> DryValidation:
-    """What `clips.training.validate.Validation` holds, whatever the number of processes.
-
-    Args:
-        model: of `fake_model`.
-        config: whose samples are taken to be there.
-        device: see `dry_step`.
-        bf16: see `dry_step`.
-    """
-    samples, size = min(config.samples, config.batch_size), model.image_size
-    model.eval()
-    kernels = _cuda_kernels() if device == "cuda" else contextlib.nullcontext()
-    tokens = dict.fromkeys(validate.CAPTIONS, full_texts(model, samples))
-    with torch.no_grad(), kernels:
-        with MemoryTrace(model) as encoding:
-            with _mode_of(model):
-                mean = torch.empty(3, 1, 1)
-                pixels = validate.normalized(torch.empty(samples, 3, size, size, dtype=torch.uint8), mean, mean)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                found = validate.encode(model, pixels, tokens)
-            del pixels, found
-        with _mode_of(model), MemoryTrace(model) as keeping:
-            features = validate.empty_features(model, config.samples, torch.device("cpu"))
-        with _mode_of(model), MemoryTrace(model) as ranking:
-            query, own = features["web"][:samples], torch.zeros(samples, dtype=torch.long)
-            validate.hits(query.clone(), features[validate.IMAGE], own)
-    kept, encoded, ranked = (max(map(sum, trace.timeline)) for trace in (keeping, encoding, ranking))
-    return DryValidation(features=kept, encoding=encoded, similarities=ranked)
-
-
-def contrast_flops(model: ClipsModel, samples: int, processes: int) -> float:
-    """The FLOPs of `dry_contrast` by hand: logits and two gradients, for each text and direction."""
+def contrastive_flops(model: ClipsModel, samples: int, processes: int) -> float:
+    """The FLOPs of `profile_contrastive_loss` by hand: logits and two gradients, for each text and direction."""
     directions = 1 if model.recipe.config.loss == "sigmoid" else 2
     pairs = samples * samples * processes * len(model.recipe.spec.texts) * directions
     return 3.0 * 2 * int(model.model_cfg["embed_dim"]) * pairs
 
 
+def profile_validation(
+    model: ClipsModel, config: ValidationConfig, *, device: Device = "cuda", bf16: bool
+) -> dict[str, float]:
+    """Bytes of `clips.training.validate.Validation`: "features" of all samples, and what a batch adds at its peak.
+
+    Args:
+        model: of `fake_model`.
+        config: of the validation.
+        device: see `profile_step`.
+        bf16: see `profile_step`.
+    """
+    samples, size = min(config.samples, config.batch_size), model.image_size
+    model.eval()
+    tokens = dict.fromkeys(validate.CAPTIONS, full_length_texts(model, samples))
+    with torch.no_grad(), _kernels_of(device):
+        with MemoryTrace(model) as encoding:
+            with _mode_of(model):
+                mean = torch.empty(3, 1, 1)
+                pixels = validate.normalized(torch.empty(samples, 3, size, size, dtype=torch.uint8), mean, mean)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                encoded = validate.encode(model, pixels, tokens)
+            del pixels, encoded
+        with _mode_of(model), MemoryTrace(model) as keeping:
+            features = validate.empty_features(model, config.samples, torch.device("cpu"))
+        with _mode_of(model), MemoryTrace(model) as ranking:
+            query, own = features["web"][:samples], torch.zeros(samples, dtype=torch.long)
+            validate.hits(query.clone(), features[validate.IMAGE], own)
+    return {
+        "features": float(keeping.peak),
+        "similarities and activations": float(max(encoding.peak, ranking.peak)),
+    }
+
+
 @contextlib.contextmanager
-def _many(processes: int) -> Iterator[None]:
-    """`clips.model.losses` as if there were so many processes, which send nothing."""
+def _fake_processes(count: int) -> Iterator[None]:
+    """`clips.model.losses` as if there were ``count`` processes, which send nothing."""
     before = losses.process_count, losses.process_rank, losses.dist
     silent: Any = types.SimpleNamespace(all_gather_into_tensor=_nothing, all_reduce=_nothing)
-    losses.process_count, losses.process_rank, losses.dist = (lambda: processes), (lambda: 0), silent
+    losses.process_count, losses.process_rank, losses.dist = (lambda: count), (lambda: 0), silent
     try:
         yield
     finally:
@@ -290,7 +246,7 @@ def _nothing(*arguments: Any, **named: Any) -> None:
 
 @contextlib.contextmanager
 def _young_garbage() -> Iterator[None]:
-    """What is there already is not looked at when garbage is collected, which so takes no time."""
+    """Exclude existing objects from garbage collection, which then takes no time."""
     gc.collect()
     gc.freeze()
     try:
@@ -300,15 +256,16 @@ def _young_garbage() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cuda_kernels() -> Iterator[None]:
-    """On a CPU's tensors, the attention and the types that a GPU would have.
+def _kernels_of(device: Device) -> Iterator[None]:
+    """On CPU tensors, the attention and the autocast types of ``device``.
 
     A GPU has fused attention under any mask, which keeps queries, keys, values, result and one number a row; and its
     autocast computes layer norms in float32, a CPU's in bfloat16 (the lists in torch's autocast_mode.h). Functions are
-    replaced, since a mode of torch's is not in force where checkpoints are computed again.
+    replaced, since a mode of torch's is not in force where checkpoints are recomputed.
     """
     before = F.scaled_dot_product_attention, F.layer_norm
-    F.scaled_dot_product_attention, F.layer_norm = _fused_attention, _float32_norm  # type: ignore[assignment]
+    if device == "cuda":
+        F.scaled_dot_product_attention, F.layer_norm = _fused_attention, _float32_norm  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -1,23 +1,17 @@
-"""What a run is: the settings that its result depends on, and what it reads.
-
-The unfinished run in a work directory goes on, and a finished output is left as it is, only if it is the same run.
-"""
+"""What a run reads: encoder, LLM and data, with the hashes of their content, which are part of its identity."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.artifact import MANIFEST, check_replaceable, directory_hash, read_manifest
+from clips.core.artifact import directory_hash
+from clips.core.identity import Identity, identity
 from clips.data.formats.conversations import local_files
 from clips.data.tars import read_span
-from clips.errors import UserError
-from clips.identity import result_settings
-from clips.plain import difference, leaves, plain
+from clips.plain import plain
 from clips.references import is_on_hub, model_directory
-from clips.secrets import without_secrets
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.encoders.files import encoder_commits
 from llava_bridge.encoders.spec import paths_of
@@ -32,52 +26,14 @@ def kind_of(config: TrainConfig) -> str:
     return "llm" if config.stages[-1] == "pretrain" else "llava"
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """All that the result depends on, as dotted names: settings, then hashes below ``inputs``."""
-    return _identity(without_secrets(plain(config)), without_secrets(inputs(config)))
-
-
-def is_finished(config: TrainConfig) -> bool:
-    """Whether the output is already there, made by this very run.
-
-    Raises:
-        UserError: the output is something else, or made with other settings or from other inputs.
-    """
-    output = Path(config.output)
-    check_replaceable(output, kind_of(config), trained=True)
-    if not (output / MANIFEST).is_file():
-        return False
-    if found := difference(_made_as(output), identity(config)):
-        raise UserError(f"output: {output} holds another run: {found}; choose another output or remove the directory")
-    return True
-
-
-def _made_as(output: Path) -> dict[str, Any]:
-    """The identity of the run that made ``output``, from its manifest."""
-    manifest = read_manifest(output)
-    try:
-        hashes = {name: parent["hash"] for name, parent in manifest["parents"].items()}
-        return _identity(*without_secrets((manifest["config"], {**hashes, **manifest["data"]})))
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{output / MANIFEST}: expected config, data and parents of a finished run") from None
-
-
-def _identity(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {name: _decisive(value) for name, value in leaves({"inputs": inputs})}
-    return result_settings(config, TrainConfig) | inputs
-
-
-def _decisive(value: Any) -> Any:
-    """Of a list of data sources what the samples depend on; any other value as it is."""
-    if not isinstance(value, list):
-        return value
-    return [result_settings(item, DataConfig) if isinstance(item, dict) else item for item in value]
-
-
-def inputs(config: TrainConfig) -> dict[str, Any]:
-    """What the run reads: the encoder, the LLM and each stage's data, with their hashes."""
-    found: dict[str, Any] = {name: directory_hash(path) for name, path in parents(config).items()}
-    return {**found, **data_of(config)}
+def run_identity(config: TrainConfig) -> Identity:
+    """The identity of a run, with the hashes of the encoder, the LLM and each stage's data."""
+    inputs = {name: directory_hash(path) for name, path in parents(config).items()} | commits(config)
+    for stage, sources in sources_of(config).items():
+        for index, source in enumerate(sources):
+            hashes = {name: source[name] for name in ("hash", "directory_hash") if name in source}
+            inputs |= {f"{stage}.data[{index}].{name}": content for name, content in hashes.items()}
+    return identity("llava-bridge train", config, inputs)
 
 
 def parents(config: TrainConfig) -> dict[str, str]:
@@ -94,7 +50,12 @@ def parents(config: TrainConfig) -> dict[str, str]:
 
 def data_of(config: TrainConfig) -> dict[str, Any]:
     """Each stage's data sources with their hashes, and the commits of what comes from the hub."""
-    return {name: [describe_data(data) for data in config.stage(name).data] for name in config.stages} | commits(config)
+    return sources_of(config) | commits(config)
+
+
+def sources_of(config: TrainConfig) -> dict[str, list[dict[str, Any]]]:
+    """Each stage's data sources with their hashes."""
+    return {name: [describe_data(data) for data in config.stage(name).data] for name in config.stages}
 
 
 def commits(config: TrainConfig) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What runs within them is counted: floating point operations, and bytes of tensors. Tensors may be fake or real."""
+"""Counters of floating point operations and of bytes of tensors, fake or real."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 from torch.utils.weak import WeakIdKeyDictionary
 
-_FLASH_BACKWARD = 2.5  # torch counts the scores that flash attention's backward pass computes again; a model has 2
+_FLASH_BACKWARD = 2.5  # torch counts the recomputed scores of flash attention's backward pass; a model has 2
 
 
-class FlopCount(TorchDispatchMode):
-    """Counts the FLOPs of what runs within it, less the attention scores that a fused kernel computes again.
+class FlopCounter(TorchDispatchMode):
+    """Counts model FLOPs, as MFU takes them: without the attention scores that a fused backward kernel recomputes.
 
-    These are model FLOPs, as MFU takes them. torch's own counter, whose formulas are taken, tells modules apart by
-    hooks that keep recomputed layers alive, and takes a third of a dry step's time.
+    torch's own counter, whose formulas are used, distinguishes modules by hooks that keep recomputed layers alive, and
+    takes a third of a dry step's time.
 
     Source: appendix B of PaLM (arXiv 2204.02311).
     """
@@ -34,17 +34,17 @@ class FlopCount(TorchDispatchMode):
         kind = func.overloadpacket
         if (formula := _FORMULAS.get(kind)) is not None:
             flops = formula(*args, **(kwargs or {}), out_val=result)
-            self.total += flops * 2 / _FLASH_BACKWARD if kind in _COMPUTES_SCORES_AGAIN else flops
+            self.total += flops * 2 / _FLASH_BACKWARD if kind in _RECOMPUTES_SCORES else flops
         return result
 
 
 def _added_product(into: Any, left: Any, right: Any, **named: Any) -> int:
-    """FLOPs of a product that is added in place, from shapes; torch counts those only that are added elsewhere."""
+    """FLOPs of a product that is added in place, from shapes; torch counts only out-of-place ones."""
     return 2 * left[0] * left[1] * right[1]
 
 
 def _convolution_backward(gradient: Any, x: Any, weight: Any, *settings: Any, **named: Any) -> int:
-    """FLOPs of a convolution's gradients, from shapes; torch's formula takes no heed of groups."""
+    """FLOPs of a convolution's gradients, from shapes; torch's formula ignores groups."""
     wanted = sum(settings[-1][:2])  # by the input, by the weight
     return wanted * 2 * math.prod(weight) * gradient[0] * math.prod(gradient[2:])
 
@@ -54,27 +54,30 @@ _FORMULAS: dict[Any, Any] = {
     torch.ops.aten.addmm_: shape_wrapper(_added_product),
     torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward),
 }
-_COMPUTES_SCORES_AGAIN = {kind for kind in _FORMULAS if "attention" in str(kind) and "backward" in str(kind)}
+_RECOMPUTES_SCORES = {kind for kind in _FORMULAS if "attention" in str(kind) and "backward" in str(kind)}
 
 
 class MemoryTrace(TorchDispatchMode):
-    """The bytes of all tensors made within it that are still there, after every operation that makes one.
-
-    Parameters, buffers and what else was there before are not counted. Tensors may be fake or real.
+    """The bytes of all live tensors made within it, after every operation that makes one.
 
     Args:
-        model: whose parameters' gradients and copies are told apart.
-        sign: a divisor of the batch that is none of the model's sizes: bytes that it divides grow with the batch.
+        model: its parameters and buffers are not counted; their gradients and low-precision copies count separately.
+        divisor: of the batch size and of none of the model's sizes: bytes that it divides grow with the batch.
     """
 
-    def __init__(self, model: nn.Module, sign: int = 1) -> None:
+    def __init__(self, model: nn.Module, divisor: int = 1) -> None:
         super().__init__()
-        self.model, self.sign = model, sign
+        self.model, self.divisor = model, divisor
         self.timeline: list[tuple[int, int, int]] = []
         self.growing: list[int] = []
         self._bytes = {"gradients": 0, "copies": 0, "rest": 0, "growing": 0}
-        self._kinds: Any = WeakIdKeyDictionary()  # storage → [kind], or None for what was there before
+        self._kinds: Any = WeakIdKeyDictionary()  # storage → [kind], or None for those that existed before
         self._hooks: list[Any] = []
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest instant."""
+        return max(map(sum, self.timeline))
 
     def __enter__(self) -> MemoryTrace:
         self._parameters: Any = WeakIdKeyDictionary()
@@ -111,7 +114,7 @@ class MemoryTrace(TorchDispatchMode):
 
     def _add(self, kind: str, size: int) -> None:
         self._bytes[kind] += size
-        if kind == "rest" and size % self.sign == 0:
+        if kind == "rest" and size % self.divisor == 0:
             self._bytes["growing"] += size
 
     def _gone(self, held: list[str], size: int) -> None:

@@ -1,0 +1,1 @@
+"""What all commands share: artifacts, the identity of a run, and caches."""
