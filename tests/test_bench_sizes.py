@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from bench_reader import evaluate, write_pictures
 from fuzz_world import run
@@ -71,13 +74,12 @@ def test_every_format_says_n_and_of_how_many(tmp_path: Path) -> None:
         text = FORMATS[name].render(built)
         assert "120 of 9,000" in text, name
         assert "Measured on a part of the benchmark: pope: 120 of 9,000 questions (clip, clips)." in text, name
-    assert "| n | 120 | 120 of 9,000 |" in FORMATS["markdown"].render(built)
-    cells = [json.loads(line) for line in FORMATS["json"].render(built).splitlines()]
-    assert {(cell["benchmark"], cell["items"], cell["full_size"]) for cell in cells} == {
+    assert "| n | 120 | 120 of 9,000 |" in re.sub(" +", " ", FORMATS["markdown"].render(built))
+    lines = pd.read_csv(io.StringIO(FORMATS["csv"].render(built))).fillna({"n_full": 0})
+    assert {*zip(lines["benchmark"], lines["n"], lines["n_full"], strict=True)} == {
         ("pope", 120, 9000),
-        ("gqa", 120, None),
+        ("gqa", 120, 0),
     }
-    assert "pope/accuracy full size" in FORMATS["csv"].render(built).splitlines()[0]
     ended = run("clips-bench", ["report", str(tmp_path), "--formats=csv"])
     assert "120 of 9,000" in ended.out
     ended = run("clips-bench", ["compare", str(tmp_path / "clip"), str(tmp_path / "clips")])

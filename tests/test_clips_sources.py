@@ -272,7 +272,7 @@ def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path
     assert source.read(12, rng()).image == clips_world.picture(12)
     footer, group = parquet_server.seen[before:]
     assert (footer, group < 20_000) == (65_536, True)  # the three rows have 60,000 bytes more in another column
-    config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, workers=2)
+    config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, num_workers=2)
     data = TrainingData(config, size=8, seed=0, batch_size=4, prepare=number_of)
     found = [batch["number"] for batch in batches(data, first_step=0, last_step=6)]
     assert sorted(torch.cat(found)[:23].tolist()) == list(range(23))

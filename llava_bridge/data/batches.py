@@ -49,7 +49,7 @@ class Conversations(Dataset):
                 return {**self.encode(sample), "skipped": skipped}
             except (SampleError, UserError) as error:
                 skipped.append((place, sample.name, str(error)))
-            except Exception as error:  # templates and pictures fail in every way; max_bad_share bounds how often
+            except Exception as error:  # templates and pictures fail in every way; max_invalid_ratio bounds how often
                 skipped.append((place, sample.name, f"{type(error).__name__}: {error}"))
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(skipped[0][1:])}")
 

@@ -33,7 +33,7 @@ class DataConfig:
         limit: read only the first so many samples; None reads all.
         weight: how often an epoch has each sample: 0.5 takes half of them, drawn with the seed, 2 each twice, 1.5 each
             once and half of them twice.
-        missing_images: ``skip`` leaves a sample out when its image turns out to be missing (see ``max_bad_share``);
+        missing_images: ``skip`` leaves a sample out when its image turns out to be missing (see ``max_invalid_ratio``);
             ``refuse`` looks for the files of all images before training starts.
         cache_gb: for ``conversations`` in parquet: how much of this disk copies of images may take, in the user's
             cache. Row groups are copied when they are first needed; the longest unused go first.

@@ -90,7 +90,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
             TextCollator(tokenizer.pad_token_id),
             mixture,
         )
-    enough = None if stage.steps is None else stage.steps * stage.batch_size
+    enough = None if stage.steps is None else stage.steps * stage.global_batch_size
     dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
     return Setup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
