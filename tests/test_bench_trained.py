@@ -221,7 +221,7 @@ def test_what_is_said_of_an_encoder_is_said_whole_and_of_the_place_that_was_look
     [
         ("align.data.limit", True),
         ("encoder.data.sources.2.split", True),
-        ("align.data.source", False),
+        ("align.data.format", False),
         ("data.sources.image", False),
     ],
 )

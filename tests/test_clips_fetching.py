@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import http.server
 import json
@@ -106,20 +105,6 @@ def test_a_shard_that_has_less_than_counted_gives_bad_samples(tmp_path: Path):
     assert len(source) == 5
     with pytest.raises(BadSampleError, match=r"sizes\.json counts it"):
         source.read(4, rng())
-
-
-def test_threads_copy_a_shard_once(tmp_path: Path):
-    made = []
-
-    def make(path: Path) -> None:
-        made.append(path)
-        time.sleep(0.05)
-        path.write_bytes(b"x")
-
-    cache = ShardCache(tmp_path, limit=100)
-    with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        paths = {future.result() for future in [threads.submit(cache.made, "key", "x", make) for _ in range(4)]}
-    assert len(made) == len(paths) == 1
 
 
 def test_processes_copy_a_shard_once(tmp_path: Path):

@@ -63,8 +63,7 @@ class FileImage(LazyImage):
         except UserError as error:
             if ".tar/" in self.reference:
                 raise
-            where = self.root.absolute()
-            raise UserError(f"{error} (looked for in {where}; give 'images: FOLDER' if it is elsewhere)") from None
+            raise UserError(f"{error} (give 'images: FOLDER' if it is elsewhere)") from None
 
     def exists(self) -> bool:
         """See `LazyImage`."""

@@ -70,7 +70,7 @@ def unpacked(
             total += _size(batch)
             _check(file, total, allowance)
             for part in _parts(file, batch):
-                yield part.cast(plain) if whole else part
+                yield _laid_out(part, plain) if whole else part
 
 
 def check_unpacked(files: Iterable[str]) -> None:
@@ -107,6 +107,15 @@ def _check_file(file: str) -> None:
             pass
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a whole parquet file ({reason_of(error)})") from None
+
+
+def _laid_out(batch: Any, plain: Any) -> Any:
+    """A batch with each of its texts in its row, as the schema ``plain`` has them."""
+    import pyarrow as pa
+
+    pairs = zip(batch.columns, plain, strict=True)  # pyarrow fails to cast a struct of nulls to itself
+    columns = [column if column.type == field.type else column.cast(field.type) for column, field in pairs]
+    return pa.RecordBatch.from_arrays(columns, schema=plain)
 
 
 def _without_views(schema: Any) -> Any:
