@@ -98,7 +98,7 @@ def run_steps(
     run = secrets.token_hex(8)
     write_jobs(missing, keys, output, run=run, jobs=jobs, executor=executor, resources=given, threads=threads)
     flags = [*executor.flags(jobs), *executor.flags_of(output)]
-    status = run_engine(output, flags, show, leave=executor.remote and not executor.cancel)
+    status = run_engine(output, flags, show, leave=executor.leaves_jobs)
     return _summary(missing, present, output, run=run, status=status)
 
 

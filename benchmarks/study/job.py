@@ -216,15 +216,15 @@ class JobRun:
 
     def _run_command(self, record: StepRecord, environment: Mapping[str, str], locks: Sequence[int]) -> bool:
         with (self.directory / LOG).open("ab") as log:
-            process = start_child(self._words(), log, self._environment() | environment, locks=locks)
+            process = start_child(self._words(), log, {**self._environment(), **environment}, locks=locks)
             status, peak_mb = self._wait(process, record)
         seconds = record.seconds + time.time() - record.started
         problems = self.step.problems() if status == 0 else []
         is_done = status == 0 and not problems
         tail = () if is_done or self.is_asked else (*log_tail(self.output, self.name), *problems)
         outcome: Any = "done" if is_done else "interrupted" if self.is_asked else "failed"
-        status = None if outcome == "interrupted" else status
-        ended = {"outcome": outcome, "exit_status": status, "peak_memory_mb": peak_mb, "log_tail": tail}
+        told = None if outcome == "interrupted" else status
+        ended = {"outcome": outcome, "exit_status": told, "peak_memory_mb": peak_mb, "log_tail": tail}
         write_record(self.output, dataclasses.replace(record, seconds=seconds, **ended))
         return is_done
 
