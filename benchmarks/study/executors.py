@@ -292,6 +292,10 @@ class KubernetesConfig(RemoteConfig):
         place = ["--kubernetes-namespace", self.namespace, "--container-image", self.image]
         return [*super().flags(jobs), "--executor", "kubernetes", *place, *mounts]
 
+    def flags_of(self, output: Path) -> list[str]:
+        """Where the markers of finished steps go, which the plugin does not take from a shared disk as they are."""
+        return ["--default-storage-provider", "fs", "--default-storage-prefix", str(output.resolve() / ".markers")]
+
     def demands(self, given: Resources) -> dict[str, Any]:
         """One job; its size as Snakemake's Kubernetes plugin names it."""
         asked = {"jobs": 1, "gpu": given.gpus or None, "gpu_manufacturer": "nvidia" if given.gpus else None}

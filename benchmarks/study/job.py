@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,6 +64,7 @@ class Job:
         threads: OMP_NUM_THREADS of each process.
         grace: seconds that the command has to save and end.
         devices: the machine's GPUs of which it takes its own; None where the executor or nobody hands them out.
+        is_remote: whether it runs on a cluster, and outlives the runner; a runner may itself be a job of SLURM.
         is_adopted: whether a job of an earlier run is at work on the step, for whose end this one waits.
         demands: the ``resources`` of its rule.
         shell: the line that Snakemake runs.
@@ -75,6 +77,7 @@ class Job:
     threads: int = 1
     grace: float = 20.0
     devices: tuple[str, ...] | None = None
+    is_remote: bool = False
     is_adopted: bool = False
     demands: Mapping[str, Any] = field(default_factory=dict)
     shell: str = ""
@@ -205,7 +208,7 @@ class JobRun:
             outputs=key.outputs,
             made=tuple(path.as_posix() for path in made),
             run=self.plan.run,
-            job=os.environ.get("SLURM_JOB_ID", ""),
+            job=(os.environ.get("SLURM_JOB_ID") or socket.gethostname()) if self.job.is_remote else "",
             machine=describe_machine(),
             git=git_state(),
             versions=versions(),
