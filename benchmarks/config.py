@@ -27,10 +27,10 @@ class BenchmarkConfig:
 
     Args:
         name: the column in the table, and the name of the result file.
-        data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another layout
-            (docs/protocols.md names them); classification: a directory of WebDataset shards, class folders or parquet
-            files; compositional: the benchmark's own file or directory of files, or JSON lines of {image, caption,
-            negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
+        data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another format
+            (docs/data-formats.md names them); classification: a directory of WebDataset shards, class folders or
+            parquet files; compositional: the benchmark's own file or directory of files, or JSON lines of {image,
+            caption, negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
         uses: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a task of one's own: its YAML
             file, its folder, or ``FOLDER/TASK``; by default ``name``.
         split: of data that have any; of retrieval's ``all`` takes every one.
@@ -43,7 +43,7 @@ class BenchmarkConfig:
             over what it is without the picture.
         images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
-        layout: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
+        format: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
             recaption's the format of a training source, by default ``webdataset``.
         web: recaption: where the web caption is found, as ``web`` of a training source.
         synthetic: recaption: where the synthetic caption is found, likewise.
@@ -76,7 +76,7 @@ class BenchmarkConfig:
     likelihood: Likelihood = "sum"
     images: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     captions_per_image: int = 5
-    layout: str | None = None
+    format: str | None = None
     web: str = "auto"
     synthetic: str = "auto"
     language: str | None = None
@@ -116,7 +116,7 @@ class BenchmarkConfig:
 
     def local_paths(self) -> dict[str, str]:
         """Field → what must lie on this machine; a data set of the hub need not."""
-        named = {"data": None if self.layout == "datasets" else self.data, "images": self.images}
+        named = {"data": None if self.format == "datasets" else self.data, "images": self.images}
         return {field: path for field, path in named.items() if path is not None}
 
     def given(self) -> list[str]:

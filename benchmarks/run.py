@@ -20,13 +20,12 @@ from benchmarks.config import COMMON, BenchmarkConfig, RunConfig
 from benchmarks.mllm.judge import NO_JUDGE, judge_of
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
-from benchmarks.output import writable_directory
 from benchmarks.protocol import fingerprint
 from benchmarks.registry import Benchmark
 from benchmarks.results import SCHEMA, Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
 from benchmarks.sizes import part_words
-from clips.core.artifact import git_state, say, versions
+from clips.core.artifact import git_state, say, versions, writable_directory
 from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
 

@@ -120,8 +120,8 @@ def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
     where = checkpoint / RUN_CONFIG
     try:
         seed = int(recorded["seed"])
-        model_config = from_plain(ModelConfig, recorded["model"], what=f"{where}", where="model")
-        recipe = from_plain(RecipeConfig, recorded["recipe"], what=f"{where}", where="recipe")
+        model_config = from_plain(ModelConfig, recorded["model"], what=f"{where}: model")
+        recipe = from_plain(RecipeConfig, recorded["recipe"], what=f"{where}: recipe")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: expected the config of a training run ({reason_of(error)})") from None
     from clips.method.model import build_model

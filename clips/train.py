@@ -129,7 +129,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
             checkpointer.poll()
             last = loop.step == run.steps
             validates = validation and (last or loop.step % config.validation.every == 0)
-            if last or validates or loop.step % config.log_every == 0:
+            if last or validates or loop.step % config.logging_steps == 0:
                 check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting takes longer than a small training's steps
@@ -138,7 +138,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
             asked = 0 if last else stop.of_any_process(run.processes.device)
-            if not last and (asked or loop.step % config.checkpoint_every == 0):
+            if not last and (asked or loop.step % config.save_steps == 0):
                 watchdog.at(loop.step, "saving")
                 checkpoint(run, checkpointer)
             if asked:
@@ -176,7 +176,7 @@ def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]
     _seed_step(run.config.seed, loop.step, run.processes.rank)
     values = training_step(run, to_device(batch, run))
     loop.step += 1
-    loop.samples_seen += run.config.batch_size
+    loop.samples_seen += run.config.global_batch_size
     loop.add(values)
     clock.tick()
     return values
@@ -224,7 +224,7 @@ def check_invalid_samples(run: Run) -> None:
     """
     run.loop.bad.gather()
     seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    run.loop.bad.check("data", "data.max_bad_share", run.config.data.max_bad_share, seen)
+    run.loop.bad.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
 
 
 # ---------------------------------------------------------------- after it

@@ -26,14 +26,13 @@ _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's 
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null", Any: "any"}
 
 
-def from_plain(kind: type[Record], values: Any, *, what: str = "", where: str = "") -> Record:
+def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
     """Build a dataclass from plain data.
 
     Args:
         kind: the dataclass.
         values: field → value, nested: what JSON and YAML can hold.
-        what: the command or file that the values are from, for messages.
-        where: dotted path of the values in it, for messages.
+        what: the command, file or key that the values are from, for messages.
 
     Raises:
         UserError: an unknown key (with the near miss), a wrong type, a missing field, or what the dataclass rejects
@@ -43,16 +42,16 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "", where: str = 
 
     try:
         if not isinstance(values, Mapping):
-            raise UserError(f"{where or 'content'}: expected a mapping of field names to values, got {values!r:.80}")
+            raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
         content = plain(values)
         # as JSON, in which pydantic takes lists for tuples and mappings for dataclasses, and is strict all the same
         return adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        problem = _problem(error.errors(include_url=False), kind, content, where)
+        problem = _problem(error.errors(include_url=False), kind, content)
     except UserError as error:
-        problem = f"{where}.{error}" if where and not str(error).startswith(where) else str(error)
+        problem = str(error)
     except (TypeError, ValueError, RecursionError) as error:
-        problem = f"{where or 'content'}: expected plain values ({reason_of(error)})"
+        problem = f"expected plain values ({reason_of(error)})"
     raise UserError(f"{what}: {problem}" if what else problem)
 
 
@@ -82,13 +81,13 @@ def is_config(kind: Any) -> bool:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
-def _problem(errors: Sequence[Any], kind: Any, content: Any, where: str) -> str:
+def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
     """One line about one of pydantic's errors: an unknown key, which may stand for what is missing, before others."""
     first = min(errors, key=lambda error: (error["type"] not in _UNKNOWN_KEY, error["type"] == "missing"))
     if first["type"] == "json_invalid":
-        return f"{where or 'content'}: expected plain values ({first['ctx']['error']})"
+        return f"expected plain values ({first['ctx']['error']})"
     *outer, last = first["loc"] or ("",)
-    name, found, holder = _spot(kind, outer, content, where)
+    name, found, holder = _spot(kind, outer, content)
     if first["type"] in _UNKNOWN_KEY:
         return _unknown_key(name, str(last), holder, kind)
     if first["type"] == "missing" and isinstance(last, str):
@@ -96,12 +95,13 @@ def _problem(errors: Sequence[Any], kind: Any, content: Any, where: str) -> str:
         missing = ", ".join(loc[-1] for loc in beside if loc[:-1] == (*outer,))
         return f"{name}: missing {missing}" if name else f"missing {missing}"
     if first["type"] != "missing":  # as of a pair with one item, whose holder is what is wrong
-        name, found, holder = _spot(kind, first["loc"], content, where)
+        name, found, holder = _spot(kind, first["loc"], content)
     return f"{name}: expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
 
 
-def _spot(kind: Any, loc: Sequence[str | int], content: Any, name: str) -> tuple[str, Any, Any]:
+def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, Any]:
     """Where pydantic's location leads: the dotted path, the value there, and the type that was expected of it."""
+    name = ""
     for part in loc:
         options = options_of(kind)
         if len(options) > 1:

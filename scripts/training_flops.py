@@ -48,7 +48,7 @@ def flops_of_sample(config: TrainConfig) -> float:
         with FlopCounter() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
         found += counter.total
-    return found / _BATCHES / config.batch_size
+    return found / _BATCHES / config.global_batch_size
 
 
 def stages_of(step: Step) -> list[TrainConfig]:
@@ -97,7 +97,7 @@ def main() -> None:
     for step in plan.steps:
         if step.name in wanted:
             stages = stages_of(step)
-            parts = [flops_of_sample(stage) * (stage.steps or 0) * stage.batch_size for stage in stages]
+            parts = [flops_of_sample(stage) * (stage.steps or 0) * stage.global_batch_size for stage in stages]
             cost[wanted[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
             print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)
     if arguments.like not in cost:

@@ -160,12 +160,12 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
         "stages": ["pretrain", "align", "instruct"],
         "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
         "pretrain": StageConfig(
-            data=[DataConfig(path=str(talk / "text.jsonl"), source="text")], steps=4, batch_size=4, max_length=32
+            data=[DataConfig(path=str(talk / "text.jsonl"), format="text")], steps=4, global_batch_size=4, max_length=32
         ),
-        "align": StageConfig(data=data, steps=4, batch_size=4),
-        "instruct": StageConfig(data=data, steps=6, batch_size=4, lr=1e-3),
+        "align": StageConfig(data=data, steps=4, global_batch_size=4),
+        "instruct": StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3),
         "precision": "fp32",
-        "log_every": 1,
+        "logging_steps": 1,
     }
     path = directory / f"{name}.yaml"
     path.write_text(to_yaml(TrainConfig(**{**settings, **fields})))

@@ -153,7 +153,7 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path
             for number, picture in enumerate(pictures)
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    copied, once = (load_pair_set(str(tmp_path / f"{name}.jsonl"), "lines") for name in ("copied", "once"))
+    copied, once = (load_pair_set(str(tmp_path / f"{name}.jsonl"), "jsonl") for name in ("copied", "once"))
     assert copied.hash == once.hash
     margins = []
     for results, names in (("fresh", ["once"]), ("both", ["copied", "once"])):
@@ -167,7 +167,7 @@ def test_a_picture_under_one_name_or_two_is_not_taken_for_its_neighbour(tmp_path
 
 
 def test_real_pairs(shared):
-    pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "lines")
+    pairs = load_pair_set(str(shared / "data/coco_mini/sugarcrepe.jsonl"), "jsonl")
     assert len(pairs.cases) == 478
     assert pairs.averaged == {
         *("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"),
@@ -178,12 +178,12 @@ def test_real_pairs(shared):
 def test_several_wrong_captions(tmp_path):
     _images(tmp_path, ["0.png"])
     (tmp_path / "pairs.jsonl").write_text('{"image": "0.png", "caption": "a", "negative": ["b", "c"]}')
-    (case,) = load_pair_set(str(tmp_path / "pairs.jsonl"), "lines").cases
+    (case,) = load_pair_set(str(tmp_path / "pairs.jsonl"), "jsonl").cases
     assert case.captions == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
-    ("layout", "content", "said"),
+    ("format", "content", "said"),
     [
         (
             "sugarcrepe",
@@ -207,14 +207,14 @@ def test_several_wrong_captions(tmp_path):
             '[{"true_caption": "x", "false_caption": "y", "bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9}]',
             "0: image_path: expected a text",
         ),
-        ("lines", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a text, or a list"),
+        ("jsonl", '{"image": "a", "caption": "x", "negative": []}', "line 1: negative: expected a text, or a list"),
         ("winoground", '{"image_0": "a", "image_1": "b", "caption_0": "x"}', "line 1: expected the key 'caption_1'"),
     ],
 )
-def test_a_fault_is_one_line(tmp_path, layout, content, said):
+def test_a_fault_is_one_line(tmp_path, format, content, said):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=said) as error:
-        load_pair_set(str(tmp_path / "x.json"), layout)
+        load_pair_set(str(tmp_path / "x.json"), format)
     assert len(str(error.value).splitlines()) == 1
 
 

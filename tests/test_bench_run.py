@@ -16,11 +16,11 @@ from PIL import Image
 
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.data.source import CaptionSource
 from benchmarks.encoders import embed
 from benchmarks.results import ITEM_COLUMNS, read_items, read_result, result_path
 from benchmarks.run import run
 from benchmarks.statistics import evaluate
+from clips.data.formats import DatasetSpec
 from clips.errors import UserError
 
 PICTURES = 12
@@ -133,7 +133,7 @@ def test_items_carry_what_the_metrics_and_the_report_need(tmp_path, shards, use)
 def test_protocol_states_data_and_input(tmp_path, shards, use):
     (result,) = _run(tmp_path, use(Oracle()), BenchmarkConfig(name="retrieval", data=str(shards)))
     stated = result.protocol
-    assert stated["data_hash"] == load_caption_set(CaptionSource(data=str(shards))).hash
+    assert stated["data_hash"] == load_caption_set(DatasetSpec(path=str(shards))).hash
     assert (stated["pictures"], stated["captions"], stated["captions_per_picture"]) == (12, 36, "3")
     assert (stated["input_resolution"], stated["input_resize"], stated["input_interpolation"]) == (
         64,
@@ -175,11 +175,11 @@ def test_failures_do_not_stop_the_others_and_are_named_at_the_end(tmp_path, shar
     (tmp_path / "empty").mkdir()
     empty = [BenchmarkConfig(name=name, uses="retrieval", data=str(tmp_path / "empty")) for name in ("one", "two")]
     good = BenchmarkConfig(name="retrieval", data=str(shards))
-    with pytest.raises(UserError, match=r"^failed: one \(.*found none\), two \(.*found none\)$"):
+    with pytest.raises(UserError, match=r"^failed: one \(.*none fits\), two \(.*none fits\)$"):
         _run(tmp_path, use(Oracle()), empty[0], good, empty[1])
     failed, found = (read_result(result_path(tmp_path / "results", "row", name)) for name in ("two", "retrieval"))
     assert (failed.status, failed.metrics, failed.items) == ("failed", {}, None)
-    assert "expected .tar shards or another layout" in failed.reason
+    assert "expected captions in one of the formats" in failed.reason
     assert found.status == "ok"
     assert "one: failed" in capsys.readouterr().err
 

@@ -193,7 +193,7 @@ def test_answers_to_other_questions_are_neither_ranked_nor_paired(hub, tmp_path)
     assert read_items(last)["item"].tolist() == ["4", "5", "6", "7"]
     assert read_items(last)["prediction"].tolist() == [row["answer"] for row in rows[4:]]
     assert first.fingerprint != last.fingerprint
-    (line, *_) = compared([({"pope": first}, {"pope": last})])
+    _, (line, *_) = compared([({"pope": first}, {"pope": last})])
     assert line.verdict == "not comparable"
     whole = _score(hub, tmp_path, "pope", rows, partial=True)
     assert "answered" not in whole.protocol

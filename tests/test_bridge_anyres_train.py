@@ -32,8 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, Any], **fields: Any) -> Path:
-    settings = {"data": [DataConfig(path=str(folder / "album" / file))], "steps": 3, "batch_size": 4, "lr": 1e-2}
-    made = StageConfig(**{**settings, "warmup": 0.0, **stage})
+    settings = {
+        "data": [DataConfig(path=str(folder / "album" / file))],
+        "steps": 3,
+        "global_batch_size": 4,
+        "learning_rate": 1e-2,
+    }
+    made = StageConfig(**{**settings, "warmup_ratio": 0.0, **stage})
     fields = {
         "stages": ["instruct"],
         "encoder": str(encoder),
@@ -45,7 +50,7 @@ def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, A
 
 def mixed(folder: Path, encoder: Path, name: str, **fields: Any) -> Path:
     """Three steps of two samples, so that a step has one with a picture and one without."""
-    stage = {"batch_size": 2, "trains": ["vision", "projector", "llm"], "lr": 1e-3}
+    stage = {"global_batch_size": 2, "trains": ["vision", "projector", "llm"], "learning_rate": 1e-3}
     return config(folder, encoder, name, "mixed.json", stage, **fields)
 
 
@@ -54,14 +59,14 @@ def runs(folder: Path, bridge_encoder: Path) -> Path:
     """LLaVAs that one process trained, each with other settings."""
     lora = LoraConfig(rank=4, alpha=8, dropout=0.0)
     stages: dict[str, dict[str, Any]] = {
-        "untrained": {"lr": 1e-30},
+        "untrained": {"learning_rate": 1e-30},
         "plain": {},
         "packed": {"packing": True, "max_length": 300},
         "llm_alone": {"trains": ["llm"]},
         "kept": {"keep_features": True},
         "found": {"keep_features": True, "packing": True, "max_length": 300},
         "whole": {"trains": ["vision", "projector", "llm"]},
-        "again": {"trains": ["vision", "projector", "llm"], "gradient_checkpointing": True},
+        "again": {"trains": ["vision", "projector", "llm"], "activation_checkpointing": True},
         "lora": {"lora": lora},
     }
     paths = [config(folder, bridge_encoder, name, "talk.json", stage) for name, stage in stages.items()]

@@ -155,7 +155,7 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(llava
 
 def config(llava: Path, talk: Path, output: Path, **fields: Any) -> TrainConfig:
     data = [DataConfig(path=str(talk / "talk.json"))]
-    stage = StageConfig(data=data, steps=2, batch_size=2, max_length=128)
+    stage = StageConfig(data=data, steps=2, global_batch_size=2, max_length=128)
     return TrainConfig(output=str(output), llava=str(llava), align=stage, instruct=stage, **fields)
 
 
@@ -192,8 +192,8 @@ def test_swapped_aligned_and_converted_instructed(
     swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
     data = [DataConfig(path=str(bridge_talk / "talk.json"))]
     fields: dict[str, Any] = {
-        "align": StageConfig(data=data, steps=3, batch_size=4, max_length=128),
-        "instruct": StageConfig(data=data, steps=3, batch_size=4, max_length=512, lr=1e-3),
+        "align": StageConfig(data=data, steps=3, global_batch_size=4, max_length=128),
+        "instruct": StageConfig(data=data, steps=3, global_batch_size=4, max_length=512, learning_rate=1e-3),
     }
     runs = {"aligned": (tmp_path / "swapped", ["align"]), "instructed": (converted, ["instruct"])}
     files = [

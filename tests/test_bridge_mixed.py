@@ -21,14 +21,14 @@ WAYS = ("zero2", "zero3", "fsdp")
 EVERY = ["vision", "projector", "llm"]
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0)
 KINDS: dict[str, dict[str, Any]] = {
-    "recomputed": {"gradient_checkpointing": True},
+    "recomputed": {"activation_checkpointing": True},
     "plain": {},
-    "unfrozen": {"trains": EVERY, "gradient_checkpointing": True, "micro_batch": 1},
-    "padded": {"lora": LORA, "gradient_checkpointing": True},
+    "unfrozen": {"trains": EVERY, "activation_checkpointing": True, "micro_batch_size": 1},
+    "padded": {"lora": LORA, "activation_checkpointing": True},
     "packed": {"packing": True, "max_length": 120, "trains": EVERY},
-    "tiles": {"max_length": 400, "gradient_checkpointing": True},
+    "tiles": {"max_length": 400, "activation_checkpointing": True},
     "adapted_tiles": {"max_length": 400, "lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
-    "unfrozen_tiles": {"max_length": 400, "trains": EVERY, "micro_batch": 1},
+    "unfrozen_tiles": {"max_length": 400, "trains": EVERY, "micro_batch_size": 1},
 }
 """What a stage is told. Tiles are LLaVA-NeXT's (anyres), ``padded`` pads to squares, the others squash."""
 
@@ -72,7 +72,9 @@ def launch(directory: Path, way: str) -> LaunchConfig:
 def run_file(directory: Path, kind: str, way: str, parts: tuple[Path, Path, Path]) -> Path:
     encoder, llm, album = parts
     data = [DataConfig(path=str(album / "talk.json"))]
-    stage = StageConfig(data=data, steps=len(STEPS), batch_size=4, lr=1e-3, warmup=0.0, **KINDS[kind])
+    stage = StageConfig(
+        data=data, steps=len(STEPS), global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, **KINDS[kind]
+    )
     fit = "anyres" if "tiles" in kind else "pad" if kind == "padded" else "squash"
     return bridge_world.config_file(
         directory,

@@ -77,7 +77,7 @@ def test_memory_follows_how_states_are_cut_up_and_what_learns():
     zero3 = instruct()
     assert instruct(launch__deepspeed="zero2") - zero3 == pytest.approx(2 * 6.76e9 * 7 / 8, rel=0.01)  # bf16 weights
     assert zero3 - instruct(launch__deepspeed="zero3_offload") == pytest.approx(12 * 6.76e9 / 8, rel=0.01)
-    assert instruct(instruct__gradient_checkpointing="false") > zero3
+    assert instruct(instruct__activation_checkpointing="false") > zero3
 
 
 @pytest.mark.slow

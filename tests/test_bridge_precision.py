@@ -20,7 +20,7 @@ WAYS = {
     "zero3": LaunchConfig(deepspeed="zero3"),
     "fsdp": LaunchConfig(parallel="fsdp"),
 }
-SMALL_STEPS = {"steps": 6, "batch_size": 4, "lr": 3e-5, "warmup": 0.0}
+SMALL_STEPS = {"steps": 6, "global_batch_size": 4, "learning_rate": 3e-5, "warmup_ratio": 0.0}
 """Most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, merge=False)
 STAGES: dict[str, dict[str, Any]] = {

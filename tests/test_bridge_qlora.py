@@ -36,13 +36,16 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fields(bridge_encoder: Path, bridge_talk: Path, llm: Path) -> dict[str, Any]:
     """A run of the stage instruct alone, but for its settings."""
     settings = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(llm), "precision": "fp32"}
-    return {**settings, "log_every": 1}
+    return {**settings, "logging_steps": 1}
 
 
 def stage(talk: Path, **changes: Any) -> StageConfig:
     data = [DataConfig(path=str(talk / "talk.json"))]
     lora = LoraConfig(**LORA | changes.pop("lora", {}))
-    return StageConfig(**{"data": data, "steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 0.0, "lora": lora} | changes)
+    return StageConfig(
+        **{"data": data, "steps": 6, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "lora": lora}
+        | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_talk: Path, fields: di
     folder = tmp_path_factory.mktemp("runs")
     stages = {name: stage(bridge_talk, lora={"merge": name == "merged"}) for name in ("merged", "beside")}
     paths = [
-        bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, checkpoint_every=0)
+        bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, save_steps=0)
         for name, own in stages.items()
     ]
     bridge_world.trained_alone(*paths)
@@ -97,9 +100,7 @@ def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> Non
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, bridge_talk: Path, fields: dict[str, Any], runs: Path) -> None:
     """Its checkpoints have the scales of 4 bits, for which there is no place in the model."""
-    path = bridge_world.config_file(
-        tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), checkpoint_every=2
-    )
+    path = bridge_world.config_file(tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), save_steps=2)
     checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
     process = subprocess.Popen(command, env={**os.environ, **launched(), "OMP_NUM_THREADS": "1"})

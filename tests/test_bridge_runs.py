@@ -54,11 +54,11 @@ def test_a_finished_run_is_left_as_it_is(
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
     (tmp_path / "one").mkdir()
     write_manifest(tmp_path / "one", kind="llava", config=config, identity=run_identity(config))
-    for free in ([], ["--log_every", "3", "--workers", "1", "--checkpoint_every", "9", "--launch.processes", "2"]):
+    for free in ([], ["--logging_steps", "3", "--num_workers", "1", "--save_steps", "9", "--launch.processes", "2"]):
         assert llava_bridge(monkeypatch, "train", "--config", str(path), *free) == 0
         assert "already trained with this config; nothing to do" in capsys.readouterr().err
-    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.lr", "0.5") == 2
-    assert "holds another run: align.lr is 0.001 there and 0.5 now" in capsys.readouterr().err
+    assert llava_bridge(monkeypatch, "train", "--config", str(path), "--align.learning_rate", "0.5") == 2
+    assert "holds another run: align.learning_rate is 0.001 there and 0.5 now" in capsys.readouterr().err
     config = json.loads((tmp_path / "one" / "manifest.json").read_text())
     config["identity"]["inputs.encoder"] = "another"
     (tmp_path / "one" / "manifest.json").write_text(json.dumps(config))
@@ -201,7 +201,7 @@ def test_the_number_of_processes_is_what_a_launcher_has_started(
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     assert llava_bridge(monkeypatch, "train", "--config", str(path)) == 2
-    assert "pretrain.batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
+    assert "pretrain.global_batch_size: expected a multiple of processes (3)" in capsys.readouterr().err
     assert llava_bridge(monkeypatch, "train", "--config", str(path), "--launch.processes", "2") == 2
     assert (
         "launch.processes: expected 3, as many as the launcher has started, or null, got 2" in capsys.readouterr().err

@@ -115,8 +115,8 @@ def trained(
                 "encoder": encoders[encoder],
                 "llm": llms[llm],
                 "projector": ProjectorConfig(name=name, tokens=9, depth=1),
-                "align": StageConfig(data=data, steps=2, batch_size=2, max_length=256),
-                "instruct": StageConfig(data=data, steps=3, batch_size=2, max_length=256, lr=1e-3),
+                "align": StageConfig(data=data, steps=2, global_batch_size=2, max_length=256),
+                "instruct": StageConfig(data=data, steps=3, global_batch_size=2, max_length=256, learning_rate=1e-3),
             }
             configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields))
     bridge_world.trained_alone(*configs)

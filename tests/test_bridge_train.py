@@ -90,7 +90,7 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
     directory = trained.parent
-    config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), checkpoint_every=2)
+    config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), save_steps=2)
     command = [sys.executable, "-m", "llava_bridge", "train", "--local_rank=0", "--config", str(config)]
     environment = {**os.environ, **bridge_world.launched(), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -199,11 +199,14 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
     [
         (["--encoder", "none"], "encoder: none is not a directory"),
         (["--llm", "none"], "llm: none has no config.json"),
-        (["--align.batch_size", "5", "--launch.processes", "2"], "align.batch_size: expected a multiple of processes"),
+        (
+            ["--align.global_batch_size", "5", "--launch.processes", "2"],
+            "align.global_batch_size: expected a multiple of processes",
+        ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
-        (["--align.warmup", "1.5"], "align.warmup: expected a share"),
+        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a share"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
-        (["--align.lr", ".nan"], "align.lr: expected more than 0, got nan"),
+        (["--align.learning_rate", ".nan"], "align.learning_rate: expected more than 0, got nan"),
         (
             ["--launch.deepspeed", "zero9"],
             "launch.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got 'zero9'",
@@ -276,13 +279,13 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     assert fingerprint(frozen_values(projector)) != before
 
 
-def stage_trainer(max_bad_share: float = 0.5) -> Any:
+def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
     """A StageTrainer of three samples without a model, for its own checks."""
     from clips.data.invalid_samples import InvalidSamples
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
-    trainer.stage_name, trainer.invalid, trainer.max_bad_share = "align", InvalidSamples(), max_bad_share
+    trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), max_invalid_ratio
     trainer.train_dataset, trainer.state = range(3), SimpleNamespace(global_step=6)
     return trainer
 

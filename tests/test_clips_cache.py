@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def test_a_directory_is_made_by_one_while_the_others_wait(tmp_path: Path):
 
     def make(directory: Path) -> None:
         made.append(directory)
+        time.sleep(0.2)  # while the others come
         directory.mkdir()
         (directory / "whole").touch()
 

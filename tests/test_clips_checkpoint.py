@@ -21,7 +21,7 @@ from clips.training.standing import CHECKPOINTS, LoopState, checkpoints, read_lo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataPart:
-    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     path: str = "x"
 
 
@@ -29,7 +29,7 @@ class DataPart:
 class RunConfig:
     output: str = dataclasses.field(metadata=RUN_ONLY)
     rate: float = 0.1
-    log_every: int = dataclasses.field(default=10, metadata=RUN_ONLY)
+    logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
     may_change: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     data: DataPart = dataclasses.field(default_factory=DataPart)
 
@@ -195,7 +195,7 @@ def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(
     begun(config)
     assert is_trained(other, known(other)) is False
     begun(config, step=1, trunk="a")
-    free = dataclasses.replace(config, output="elsewhere", log_every=3, data=DataPart(workers=4))
+    free = dataclasses.replace(config, output="elsewhere", logging_steps=3, data=DataPart(num_workers=4))
     for same in (known(free, trunk="a"), known(config)):  # a trunk that was loaded may be gone
         assert is_trained(config, same) is False
     with pytest.raises(UserError, match=r"run: data\.path is 'x' there and 'y' now and 1 more; choose"):

@@ -284,7 +284,7 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: li
         ("steps: 1\n", "missing place"),
         ("place: 2026-1-1\nsteps: '3'\n", "steps: expected an integer or null, got '3'"),
         ("? [a]\n: 1\n", "--config: {file}: line 1: expected a name as a key"),
-        ("place: !!set {a}\n", "content: expected plain values"),
+        ("place: !!set {a}\n", "expected plain values"),
         ("place: x\nsteps: 1\nsteps: 2\n", "--config: {file}: line 3: the key 'steps' is given twice"),
         ("place: x\npart: {rate: 1, rate: 2}\n", "--config: {file}: line 2: the key 'rate' is given twice"),
         ("place: &a [*a]\n", "--config: {file}: line 1: expected plain values"),

@@ -118,7 +118,7 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
         ("config.yaml", "model: {}", r"config\.yaml: expected the config of a training run \('seed'\)"),
         ("config.yaml", "seed: x", r"config\.yaml: expected the config of a training run \(invalid literal"),
         ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: model: expected a mapping"),
-        ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: unknown key 'model.size'"),
+        ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: model: unknown key 'size'"),
         ("config.yaml", "[]", r"config\.yaml: expected the config of a training run, a mapping"),
     ],
 )

@@ -38,8 +38,8 @@ def met(indexes: list[int]) -> list[tuple[int, str, str]]:
     return [(index, f"{index // 10_000:05d}.tar/{index:09d}", REASONS[index % 3]) for index in indexes]
 
 
-def run_of(samples: int, loop: LoopState, max_bad_share: float) -> Any:
-    data = SimpleNamespace(max_bad_share=max_bad_share)
+def run_of(samples: int, loop: LoopState, max_invalid_ratio: float) -> Any:
+    data = SimpleNamespace(max_invalid_ratio=max_invalid_ratio)
     config = SimpleNamespace(data=data)
     return SimpleNamespace(loop=loop, data=range(samples), config=config, processes=Processes())
 
@@ -92,7 +92,7 @@ def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
     training.check_invalid_samples(again)
     assert again.loop.bad.count == 300
     again.loop.bad.add(met([999]))
-    with pytest.raises(UserError, match=r"301 of 1000 samples are invalid, more than data.max_bad_share \(0.3\)"):
+    with pytest.raises(UserError, match=r"301 of 1000 samples are invalid, more than data.max_invalid_ratio \(0.3\)"):
         training.check_invalid_samples(again)
 
 
@@ -165,7 +165,7 @@ def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, ca
 
     def trainer(invalid: InvalidSamples) -> StageTrainer:
         made = StageTrainer.__new__(StageTrainer)
-        made.stage_name, made.invalid, made.max_bad_share = "align", invalid, 0.5
+        made.stage_name, made.invalid, made.max_invalid_ratio = "align", invalid, 0.5
         made.train_dataset = range(100_000)  # type: ignore[assignment]
         return made
 
@@ -202,7 +202,7 @@ def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest
     data = spoil(tmp_path / "data", 2)
     # Two runs of three steps: what the first met is remembered by the second.
     output = tmp_path / "run"
-    config = clips_world.train_config(data, output, checkpoint_every=3)
+    config = clips_world.train_config(data, output, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "training_step", scale_driver.stop_at(4))
         with pytest.raises(InterruptedError):
@@ -227,7 +227,7 @@ def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
         words = {"web_caption": " ", "synthetic_caption": "A red square. It lies on a table."}
         samples[f"{index:09d}"]["json"] = json.dumps(words).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
-    strict = {"sources": [{"path": str(tmp_path / "data")}], "max_bad_share": 0.0}
+    strict = {"sources": [{"path": str(tmp_path / "data")}], "max_invalid_ratio": 0.0}
     fields = {"data": strict, "recipe": {"name": recipe, "caption_weight": 0}, "steps": 5}
     config = clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
     data = open_data(config)
@@ -242,7 +242,7 @@ def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
 def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
     data = spoil(tmp_path / "data", 8)
     with pytest.raises(
-        UserError, match=r"of 20 samples are invalid, more than data.max_bad_share \(0.2\) .*: undecodable"
+        UserError, match=r"of 20 samples are invalid, more than data.max_invalid_ratio \(0.2\) .*: undecodable"
     ):
         train(clips_world.train_config(data, tmp_path / "run"))
     assert not (tmp_path / "run" / "manifest.json").exists()
@@ -252,10 +252,10 @@ def test_the_ratio_of_invalid_samples_counts_the_batch_that_they_came_in():
     run = SimpleNamespace(
         loop=LoopState(samples_seen=4000),
         data=range(10_000),
-        config=SimpleNamespace(data=SimpleNamespace(max_bad_share=0.01)),
+        config=SimpleNamespace(data=SimpleNamespace(max_invalid_ratio=0.01)),
     )
     run.loop.bad.add((number, str(number), "undecodable picture") for number in range(24))
     training.check_invalid_samples(run)
     run.loop.samples_seen = 2000
-    with pytest.raises(UserError, match=r"24 of 2000 samples are invalid, more than data.max_bad_share \(0.01\)"):
+    with pytest.raises(UserError, match=r"24 of 2000 samples are invalid, more than data.max_invalid_ratio \(0.01\)"):
         training.check_invalid_samples(run)

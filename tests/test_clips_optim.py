@@ -17,7 +17,7 @@ from clips.model.precision import choose_precision
 
 
 def test_the_rate_climbs_then_follows_a_cosine_to_zero():
-    config = OptimConfig(learning_rate=1.0, warmup=0.1)
+    config = OptimConfig(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate_at(step, 100, config, 4) for step in range(101)]
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[10] == 1.0
@@ -35,7 +35,7 @@ def test_rate_and_warmup_by_samples_are_the_authors():
     assert rates == pytest.approx([0.512e-3, 1.024e-3, 1.024e-3, 0.0])
     assert OptimConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
     neither = OptimConfig().resolved()
-    assert (neither.learning_rate, neither.warmup, neither.base_learning_rate) == (1e-3, 0.05, None)
+    assert (neither.learning_rate, neither.warmup_ratio, neither.base_learning_rate) == (1e-3, 0.05, None)
 
 
 def test_weight_decay_spares_what_it_should(tmp_path: Path):
@@ -66,26 +66,26 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
         ({"steps": None}, "steps, samples, epochs: expected exactly one of them, got none"),
         ({"epochs": 1.0}, "expected exactly one of them, got steps, epochs"),
         ({"steps": -1}, "steps: expected 0 or more, got -1"),
-        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
+        ({"global_batch_size": 0}, "global_batch_size: expected 1 or more, got 0"),
         ({"seed": -3}, "seed: expected 0 or more"),
         ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
-        ({"optim": {"warmup": 1}}, "optim.warmup: expected a share"),
+        ({"optim": {"warmup_ratio": 1}}, "optim.warmup_ratio: expected a share"),
         ({"optim": {"base_learning_rate": -1e-6}}, "optim.base_learning_rate: expected a number above 0"),
         (
             {"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
             "optim.learning_rate, optim.base_learning_rate: expected one of them, got both",
         ),
         (
-            {"optim": {"warmup": 0.1, "warmup_samples": 0}},
-            "optim.warmup, optim.warmup_samples: expected one of them, got both",
+            {"optim": {"warmup_ratio": 0.1, "warmup_samples": 0}},
+            "optim.warmup_ratio, optim.warmup_samples: expected one of them, got both",
         ),
         ({"optim": {"warmup_samples": -1}}, "optim.warmup_samples: expected 0 or more"),
         (
             {"optim": {"warmup_samples": 24}},
             "optim.warmup_samples: expected fewer than the 24 samples of the training, got 24",
         ),
-        ({"optim": {"clip_gradient": -1}}, "optim.clip_gradient: expected a number above 0 or null"),
+        ({"optim": {"max_grad_norm": -1}}, "optim.max_grad_norm: expected a number above 0 or null"),
         ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], 
 
 
 def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
-    config = clips_world.train_config(tmp_path, tmp_path / "x", batch_size=8)
+    config = clips_world.train_config(tmp_path, tmp_path / "x", global_batch_size=8)
     for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
         sized = dataclasses.replace(config, **{"steps": None, **fields})
         assert sized.steps_for(21) == steps

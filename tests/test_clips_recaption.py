@@ -148,8 +148,10 @@ def test_batches_are_full_across_shards_and_bad_pictures(
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["captions"]["dropped"] == {"undecodable picture": 1, "broken JSON": 1}
     assert "8 captions; 1 × undecodable picture" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"00000\.tar: 1 of 9 samples are invalid, more than max_bad_share \(0\.1\)"):
-        recaption(settings(path=str(tmp_path / "bad"), output=str(tmp_path / "strict"), max_bad_share=0.1))
+    with pytest.raises(
+        UserError, match=r"00000\.tar: 1 of 9 samples are invalid, more than max_invalid_ratio \(0\.1\)"
+    ):
+        recaption(settings(path=str(tmp_path / "bad"), output=str(tmp_path / "strict"), max_invalid_ratio=0.1))
     assert not list((tmp_path / "strict").rglob("*.tar*"))
 
 

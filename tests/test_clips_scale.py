@@ -28,19 +28,19 @@ from clips.training.standing import checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 FIELDS: dict[str, Any] = {
-    "optim": {"clip_gradient": 5.0},
+    "optim": {"max_grad_norm": 5.0},
     "validation": {"every": 3, "samples": 5},
-    "log_every": 3,  # runs stop at step 4: an entry is of steps before and after
+    "logging_steps": 3,  # runs stop at step 4: an entry is of steps before and after
 }
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"scale": {"peak_tflops": 1.0}},
-    "ddp_in_parts": {"micro_batch": 1},
+    "ddp_in_parts": {"micro_batch_size": 1},
     "fsdp": {"scale": {"parallel": "fsdp", "activation_checkpointing": True, "peak_tflops": 1.0}},
     "zero1": {"scale": {"parallel": "zero1"}},
-    "zero2": {"scale": {"parallel": "zero2"}, "micro_batch": 1},
+    "zero2": {"scale": {"parallel": "zero2"}, "micro_batch_size": 1},
     "zero3": {"scale": {"parallel": "zero3"}},
-    "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch": 1},
-    "zero3_in_parts": {"scale": {"parallel": "zero3"}, "micro_batch": 1},
+    "fsdp_in_parts": {"scale": {"parallel": "fsdp"}, "micro_batch_size": 1},
+    "zero3_in_parts": {"scale": {"parallel": "zero3"}, "micro_batch_size": 1},
 }
 COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its time
     "ddp_compiled": {"scale": {"compile": True}},
@@ -49,7 +49,7 @@ COMPILED: dict[str, dict[str, Any]] = {  # to the end only: compiling takes its 
 CAUSAL: dict[str, Any] = {  # texts in groups of like length: two of them in a process, four where there is one
     "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 24, "text_attention": "causal"},
     "recipe": {"name": "coca", "captioner": {"length": 24, "layers": 1}},
-    "batch_size": 64,
+    "global_batch_size": 64,
     "steps": 2,
 }
 CAUSAL_WAYS = ("ddp", "fsdp", "zero3")
@@ -229,7 +229,7 @@ def test_a_run_of_two_processes_goes_on_in_one(data: Path, one: dict[str, Path],
 
 @pytest.mark.slow
 def test_two_processes_begin_and_three_go_on(data: Path, tmp_path: Path):
-    more = {"batch_size": 6}
+    more = {"global_batch_size": 6}
     train(clips_world.train_config(data, tmp_path / "one", **fields(data, **more)))
     ways = {"ddp": {}, "fsdp": {"scale": {"parallel": "fsdp"}}}
     for processes, stop in ((2, 4), (3, None)):
@@ -253,8 +253,8 @@ def test_batch_norms_statistics_are_the_same_after_a_resume(two: Path):
 @pytest.mark.slow
 def test_preempted_processes_wait_for_the_checkpoint(data: Path, tmp_path: Path):
     output = tmp_path / "preempted"
-    reading = {"sources": [{"path": str(data)}], "workers": 1}
-    clips_world.train_config(data, output, steps=50, checkpoint_every=100, data=reading)
+    reading = {"sources": [{"path": str(data)}], "num_workers": 1}
+    clips_world.train_config(data, output, steps=50, save_steps=100, data=reading)
     (tmp_path / "plan.json").write_text(
         json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "preempt": 2}])
     )
@@ -328,8 +328,8 @@ def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path, more: 
 
 def test_batch_norms_see_whole_batches_or_nothing(data: Path, tmp_path: Path):
     model = {"architecture": "clips-rn-tiny", "image_size": 32, "context_length": 12}
-    with pytest.raises(UserError, match="micro_batch: expected null with batch norms"):
-        train(clips_world.train_config(data, tmp_path / "x", model=model, micro_batch=2))
+    with pytest.raises(UserError, match="micro_batch_size: expected null with batch norms"):
+        train(clips_world.train_config(data, tmp_path / "x", model=model, micro_batch_size=2))
 
 
 def test_bf16_is_entered_inside_the_model(data: Path, tmp_path: Path):

@@ -66,7 +66,7 @@ def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock:
     data = clips_world.write_shards(tmp_path / "data")
     validation = {"source": {"path": str(data)}, "every": 1, "samples": 5}
     config = clips_world.train_config(
-        data, tmp_path / "run", steps=None, model=model, stages=stages, validation=validation, checkpoint_every=1
+        data, tmp_path / "run", steps=None, model=model, stages=stages, validation=validation, save_steps=1
     )
     check_stages(stage_configs(config))
     train(config)

@@ -12,7 +12,8 @@ from clips.cli import COMMANDS
 from clips.commandline.commands import run_commands
 from clips.data.inspect_page import histogram
 from clips.data.shardindex import ShardIndex, index_shard
-from clips.data.sources import FORMATS, SourceConfig, open_source
+from clips.data.sources import SourceConfig, open_source
+from clips.data.sources.base import TRAINING_FORMATS
 from clips.data.survey import IndexConfig, InspectConfig, index, inspect, survey
 from clips.errors import UserError
 
@@ -114,12 +115,12 @@ def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path):
 
 
 def test_where_captions_are_is_resolved_by_the_format():
-    found = {
-        name: (config.web, config.synthetic) for name in FORMATS for config in [SourceConfig(path="x", format=name)]
-    }
+    configs = {name: SourceConfig(path="x", format=name) for name in TRAINING_FORMATS}
+    found = {name: (config.web, config.synthetic) for name, config in configs.items()}
     assert found.pop("capsfusion") == ("laion_2b", ("laion_coco", "capsfusion"))
-    assert found.pop("karpathy") == found.pop("coco") == ("drawn_sentence", "other_sentences")
-    assert set(found.values()) == {("web_caption", "synthetic_caption")}
+    columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}
+    assert set(columns.values()) == {("web_caption", "synthetic_caption")}
+    assert set(found.values()) == {("drawn_sentence", "other_sentences")}
     assert InspectConfig(path="x", format="coco", web="first_sentence", synthetic=None).synthetic is None
 
 

@@ -64,7 +64,7 @@ def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, da
     before = os.umask(mask)
     try:
         config = clips_world.train_config(data, tmp_path / "run")
-        train(dataclasses.replace(config, steps=2, checkpoint_every=1, keep_after_training=True))
+        train(dataclasses.replace(config, steps=2, save_steps=1, keep_after_training=True))
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -104,7 +104,7 @@ MEANS = ("loss", "contrastive_loss", "caption_loss", "cosine_gap", "grad_norm")
 
 
 def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, data: Path, tmp_path: Path):
-    train(clips_world.train_config(data, tmp_path / "each", log_every=1))
+    train(clips_world.train_config(data, tmp_path / "each", logging_steps=1))
     each = metrics(tmp_path / "each")
     for step, entry in zip((2, 4, 6), metrics(whole), strict=True):
         for name in MEANS:
@@ -112,7 +112,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         assert {name: entry[name] for name in ("lr", "logit_scale")} == {
             name: each[step - 1][name] for name in ("lr", "logit_scale")
         }
-    config = clips_world.train_config(data, tmp_path / "resumed", log_every=5, checkpoint_every=3)
+    config = clips_world.train_config(data, tmp_path / "resumed", logging_steps=5, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "training_step", stop_at(4))
         with pytest.raises(InterruptedError):
@@ -133,7 +133,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         samples[f"{index}"]["json"] = json.dumps(captions).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     for name, stop in (("whole", None), ("resumed", 3)):
-        fields = {"steps": 4, "batch_size": 1, "log_every": 1, "checkpoint_every": 1}
+        fields = {"steps": 4, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
         recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
@@ -152,10 +152,14 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
-    train(clips_world.train_config(data, whole, log_every=1, checkpoint_every=1))
+    train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
     sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
-    free = {"data": {"sources": sources, "max_bad_share": 0.3}, "validation": {"every": 7}, "keep_after_training": True}
+    free = {
+        "data": {"sources": sources, "max_invalid_ratio": 0.3},
+        "validation": {"every": 7},
+        "keep_after_training": True,
+    }
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
     sources[0]["web"] = "captions"
@@ -263,7 +267,7 @@ def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
 def test_it_learns(data: Path, tmp_path: Path):
     small = clips_world.write_shards(tmp_path / "small", (7,))
     still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
-    fields = {"steps": 40, "batch_size": 7, "log_every": 1, "recipe": {"name": "clip"}}
+    fields = {"steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
     train(clips_world.train_config(small, tmp_path / "learned", data=still, **fields))
     losses = [entry["loss"] for entry in metrics(tmp_path / "learned")]
     assert losses[0] > 0.8 * math.log(7)
@@ -282,7 +286,7 @@ def start(log: Path, *command: str) -> subprocess.Popen[bytes]:
 def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):
     output = tmp_path / "killed"
     steps = 6
-    config = clips_world.train_config(data, output, checkpoint_every=1)
+    config = clips_world.train_config(data, output, save_steps=1)
     process = start(tmp_path / "log", "clips.cli", "train", "--config", str(output.with_suffix(".json")))
     deadline = time.monotonic() + 200
     while len(checkpoints(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -303,7 +307,7 @@ def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, 
 
 def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(beginning, "start_processes", lambda **_: SimpleNamespace(count=3))
-    with pytest.raises(UserError, match="batch_size: expected a multiple of the 3 processes, got 4"):
+    with pytest.raises(UserError, match="global_batch_size: expected a multiple of the 3 processes, got 4"):
         train(clips_world.train_config(data, tmp_path / "three"))
 
 
@@ -351,12 +355,12 @@ def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))
     assert not (tmp_path / "run").exists()
-    fields = {"data": {"sources": [source]}, "steps": 1, "batch_size": 30}
+    fields = {"data": {"sources": [source]}, "steps": 1, "global_batch_size": 30}
     validation = {"every": 1, "samples": 5, "source": {"path": str(data)}}
     train(clips_world.train_config(data, tmp_path / "run", validation=validation, **fields))
     said = capsys.readouterr().err
     assert "none has synthetic captions; recipe clips takes web captions in their place" in said
-    assert "batch_size: 30 of 21 samples: a picture comes several times in a step" in said
+    assert "global_batch_size: 30 of 21 samples: an image comes several times in a step" in said
     assert re.search(r"T→I R@1 web \d+\.\d, partial \d+\.\d, whole \d+\.\d", said)
     train(clips_world.train_config(data, tmp_path / "web", recipe={"name": "clip"}, **fields))
     assert "none has synthetic" not in capsys.readouterr().err

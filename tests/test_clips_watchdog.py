@@ -47,7 +47,7 @@ def test_the_one_that_the_others_wait_for_is_named():
 def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_path: Path, rank: int):
     """The main process is one that cannot even say so itself."""
     output = tmp_path / "hung"
-    clips_world.train_config(data, output, scale={"patience": 6}, steps=50, checkpoint_every=1)
+    clips_world.train_config(data, output, scale={"patience": 6}, steps=50, save_steps=1)
     hang = {"rank": rank, "step": 3, "frozen": rank == 0}
     (tmp_path / "plan.json").write_text(
         json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}])
@@ -63,8 +63,8 @@ def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_pat
 
 
 def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "run", steps=200, checkpoint_every=1)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=1))
+    config = clips_world.train_config(data, tmp_path / "run", steps=200, save_steps=1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
     with pytest.MonkeyPatch.context() as patch:
         real = training.training_step
 
@@ -76,7 +76,7 @@ def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path
 
         patch.setattr(training, "training_step", kill_the_reader)
         with pytest.raises(
-            UserError, match=r"data\.workers: a process that reads data died \(.*\), as it does for want"
+            UserError, match=r"data\.num_workers: a process that reads data died \(.*\), as it does for want"
         ):
             train(config)
     assert read_loop(checkpoints(tmp_path / "run")[-1]).step >= 3

@@ -58,7 +58,9 @@ def test_their_training_is_told_what_ours_is(script: Any, tmp_path: Path) -> Non
     from llava_bridge.data import DataConfig
     from llava_bridge.training.config import StageConfig, TrainConfig
 
-    stage = StageConfig(data=[DataConfig(path="a.json", images="photos")], batch_size=4, micro_batch=2, lr=3e-4)
+    stage = StageConfig(
+        data=[DataConfig(path="a.json", images="photos")], global_batch_size=4, micro_batch_size=2, learning_rate=3e-4
+    )
     config = TrainConfig(output="run", llava="start", align=stage, instruct=stage, seed=5)
     first, second = (script.their_options(config, name, tmp_path) for name in script.STAGES)
     for options in (first, second):

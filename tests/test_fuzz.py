@@ -55,7 +55,11 @@ def test_whatever_comes_is_borne(name: str, world: World) -> None:
         ("clips", "'': 1", "expected a name as a key"),
         ("clips", "'a b': {c: 1}", "unknown key 'a b'"),
         ("clips", '"\\e[31m": 1', "unknown key '"),
-        ("llava-bridge", "align: {batch_size: null, data: [{path: a}]}", "align.batch_size: expected an integer"),
+        (
+            "llava-bridge",
+            "align: {global_batch_size: null, data: [{path: a}]}",
+            "align.global_batch_size: expected an integer",
+        ),
     ],
 )
 def test_configs_that_broke_a_command_once(program: str, text: str, told: str, tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ MISTAKES = [
     ("clips data inspect captions.csv --scan many", "scan: expected an integer, got 'many'"),
     ("clips data index none", "none: no such file or directory"),
     ("clips train --config none.yaml", "none.yaml: no such file"),
-    ("clips train --config train.yaml --batchsize 8", "unknown key 'batchsize'; did you mean 'batch_size'?"),
+    (
+        "clips train --config train.yaml --global_batchsize 8",
+        "unknown key 'global_batchsize'; did you mean 'global_batch_size'?",
+    ),
     ("clips train --config train.yaml --recipe.name clup", "unknown recipe 'clup'"),
     ("clips train --config train.yaml --recipe.loss softmix", "did you mean 'softmax'?"),
     ("clips train --config train.yaml --steps few", "steps: expected an integer"),

@@ -85,10 +85,10 @@ def test_the_command_writes_them(tmp_path):
 
 def test_fields_say_what_they_mean_and_which_choices_there_are():
     train = made()["clips-train.json"]
-    assert train["properties"]["batch_size"]["description"] == "samples a step, over all processes."
+    assert train["properties"]["global_batch_size"]["description"] == "samples a step, over all processes."
     assert "bf16" in train["properties"]["precision"]["enum"]
     assert set(train["required"]) == {"output", "data"}
-    assert train["properties"]["batch_size"]["default"] == 128
+    assert train["properties"]["global_batch_size"]["default"] == 128
     assert validator("clips-train.json").is_valid({"output": "o", "data": {"sources": []}})
     recipe = train["$defs"]["RecipeConfig"]["properties"]
     assert recipe["name"]["enum"] == sorted(RECIPES)

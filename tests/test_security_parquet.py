@@ -12,10 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.data.hub_tables import open_table
-from benchmarks.data.source import CaptionSource, OnDisk
-from benchmarks.data.tables import read_table
 from benchmarks.trust.overlap import benchmark_pictures
+from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.unpacking import check_unpacked, unpacked
 from clips.errors import UserError
@@ -70,9 +68,9 @@ READERS = {
     "clips": lambda file: of_clips(file, format="table"),
     "clips, a folder of the hub": lambda file: of_clips(file.parent, format="datasets", split="train"),
     "clips, a part of a split": lambda file: of_clips(file.parent, format="datasets", split="train[:3]"),
-    "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), source="conversations"), 0)),
-    "a benchmark": lambda file: open_table(file.parent, "bomb"),
-    "a benchmark's table": lambda file: list(read_table(OnDisk(CaptionSource(data=str(file)))).rows),
+    "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), format="conversations"), 0)),
+    "a benchmark": lambda file: read_dataset(DatasetSpec(path=str(file.parent), split="train"), "classes"),
+    "a benchmark's table": lambda file: list(read_dataset(DatasetSpec(path=str(file)), "captions").records),
     "overlap": lambda file: list(benchmark_pictures(str(file))),
 }
 

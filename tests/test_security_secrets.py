@@ -158,7 +158,7 @@ def test_a_training_leaves_none_behind(
     config = clips_world.train_config(
         shards,
         tmp_path / "out",
-        data={"sources": [source], "shuffle_window": 2, "max_bad_share": 0.2},
+        data={"sources": [source], "shuffle_window": 2, "max_invalid_ratio": 0.2},
     )
     (tmp_path / "out.json").unlink()
     train(config)

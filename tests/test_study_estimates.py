@@ -24,7 +24,7 @@ from clips.core.artifact import write_file
 from clips.errors import UserError
 from clips.plain import to_yaml
 
-ENCODER = {"batch_size": 10, "optim": {}}
+ENCODER = {"global_batch_size": 10, "optim": {}}
 
 
 def planned(output: Path, **fields: object) -> Plan:

@@ -152,20 +152,32 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     ("fields", "message"),
     [
         ({"executor": "slrm"}, "unknown executor 'slrm'; did you mean 'slurm'"),
-        ({"executor": {"name": "slurm", "partitoin": "gpu"}}, "did you mean 'executor.partition'"),
-        ({"executor": {"name": "slurm", "hours": "long"}}, "executor.hours: expected a number, got a text"),
-        ({"executor": {"name": "slurm", "hours": 0}}, "executor.hours: expected more than 0, got 0"),
-        ({"executor": {"name": "slurm", "setup": "module load"}}, "executor.setup: expected a list, got a text"),
-        ({"executor": {"name": "slurm", "options": {"x": [1]}}}, "executor.options: expected a mapping from names to"),
-        ({"executor": {"name": "slurm", "cancel": 1}}, "executor.cancel: expected true or false, got a number"),
+        (
+            {"executor": {"name": "slurm", "partitoin": "gpu"}},
+            "executor: unknown key 'partitoin'; did you mean 'partition'",
+        ),
+        ({"executor": {"name": "slurm", "hours": "long"}}, "executor: hours: expected a number, got 'long'"),
+        ({"executor": {"name": "slurm", "hours": 0}}, "executor: hours: expected more than 0, got 0"),
+        (
+            {"executor": {"name": "slurm", "setup": "module load"}},
+            "executor: setup: expected a list, each item a string, got 'module load'",
+        ),
+        (
+            {"executor": {"name": "slurm", "options": {"x": [1]}}},
+            "executor: options.x: expected a string or an integer, got [1]",
+        ),
+        ({"executor": {"name": "slurm", "cancel": 1}}, "executor: cancel: expected true or false, got 1"),
         (
             {"executor": ["local"]},
-            "executor: expected one of local, gpus, slurm, kubernetes, or a mapping",
+            "executor: expected one of local, gpus, slurm, kubernetes, or a mapping with its name, got [",
         ),
-        ({"resources": {"encoder": {"process": 2}}}, "did you mean 'resources.encoder.processes'"),
-        ({"resources": {"encoder": {"processes": 0}}}, "resources.encoder.processes: expected at least 1, got 0"),
-        ({"resources": {"encoder": {"gpus": "all"}}}, "resources.encoder.gpus: expected a whole number, got a text"),
-        ({"resources": {"encoder": {"hours": float("nan")}}}, "resources.encoder.hours: expected more than 0"),
+        (
+            {"resources": {"encoder": {"process": 2}}},
+            "resources.encoder: unknown key 'process'; did you mean 'processes'",
+        ),
+        ({"resources": {"encoder": {"processes": 0}}}, "resources.encoder: processes: expected at least 1, got 0"),
+        ({"resources": {"encoder": {"gpus": "all"}}}, "resources.encoder: gpus: expected an integer, got 'all'"),
+        ({"resources": {"encoder": {"hours": float("nan")}}}, "resources.encoder: hours: expected more than 0"),
         ({"resources": [1]}, "resources: expected a mapping"),
     ],
 )

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.gpus import visible_gpus
-from benchmarks.study.kinds import kind_of, record_of
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Share
 from clips.errors import UserError, suggest
+from clips.typed_data import from_plain
 
 _SIGNAL_SECONDS = 300  # before the end of its time a step is told to save, as by scripts/slurm/train.sbatch
 _SIGNAL_RATIO = 0.2  # of its time at most
@@ -337,8 +337,8 @@ def executor_config(content: Any) -> ExecutorConfig:
     settings = {"name": content} if isinstance(content, str) else content
     if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
         raise UserError(f"executor: expected one of {', '.join(EXECUTORS)}, or a mapping with its name, got "
-                        f"{kind_of(content)}")  # fmt: skip
+                        f"{content!r:.80}")  # fmt: skip
     if settings["name"] not in EXECUTORS:
         raise suggest(settings["name"], EXECUTORS, "executor")
     own = {key: value for key, value in settings.items() if key != "name"}
-    return record_of(EXECUTORS[settings["name"]], own, "executor")
+    return from_plain(EXECUTORS[settings["name"]], own, what="executor")

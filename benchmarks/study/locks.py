@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.output import writable_directory
 from benchmarks.study.state import read_record, step_directory
-from clips.core.artifact import say
+from clips.core.artifact import say, writable_directory
 from clips.errors import UserError
 
 LOCK = ".lock"

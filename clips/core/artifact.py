@@ -19,6 +19,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -202,6 +203,19 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def writable_directory(path: str | Path) -> Path:
+    """``path``, made where it is missing, before any work is done that could not be stored there.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    directory = Path(path)
+    with writing(path):
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()  # the sure test: permissions say nothing of /proc
+    return directory
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from filelock import FileLock
 
-from clips.core.artifact import whole_file, writing
+from clips.core.artifact import whole_file, writable_directory
 
 if TYPE_CHECKING:
     import torch
@@ -105,13 +105,7 @@ def made_once(directory: Path, is_made: Callable[[Path], bool], make: Callable[[
         is_made: whether it is there.
         make: writes it, whole or not at all.
     """
-    with writing(directory.parent):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory.with_name(f".{directory.name}.lock"))
-        lock.acquire()
-    try:
+    with FileLock(writable_directory(directory.parent) / f".{directory.name}.lock"):
         if not is_made(directory):
             make(directory)
-    finally:
-        lock.release()
     return directory

@@ -4,7 +4,7 @@ Runs of the same identity make the same result. This module alone decides what c
 `clips.core.artifact.is_finished` decides whether a run is finished.
 
 A field that says how a run is carried out, and not what comes of it, is marked where it is declared:
-``log_every: int = field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of these.
+``logging_steps: int = field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of these.
 """
 
 from __future__ import annotations

@@ -21,12 +21,13 @@ from PIL import Image
 from clips.commandline.progress import track
 from clips.core.artifact import say, write_file, writing
 from clips.data.files import ShardCache, is_remote
+from clips.data.formats.tar_shards import list_shards
 from clips.data.images import BadImageError, decode_image
 from clips.data.inspect_page import Example, Span, evenly, invalid_lines, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
-from clips.data.sources.webdataset import SIZES, list_shards
+from clips.data.sources.webdataset import SIZES
 from clips.errors import UserError
 from clips.method.captions import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer

@@ -1,11 +1,16 @@
-"""The config of ``clips plan``."""
+"""``clips plan``: memory, time, GPUs and storage of a training beforehand.
+
+clips plan scripts/configs/clips-l-14.yaml --gpu h200 --count 64
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError, suggest
 from clips.planning.hardware import GPUS
+from clips.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,3 +55,16 @@ class PlanConfig:
         for name in ("reserve_gb", "fragmentation"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+
+def plan(config: PlanConfig) -> None:
+    """Carry out ``config``: print the tables.
+
+    Raises:
+        UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
+    """
+    training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
+    assert training is not None
+    from clips.planning.tables import print_plan  # imports torch
+
+    print_plan(config, training)

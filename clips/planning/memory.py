@@ -96,7 +96,7 @@ class MemoryModel:
 
     def flops(self, count: int) -> float:
         """Model FLOPs of a sample, its share of the contrastive loss over the global batch included."""
-        local = self.config.batch_size // count
+        local = self.config.global_batch_size // count
         return self.step(_PLAIN, False).flops_per_sample + contrastive_flops(self.model, local, count) / local
 
     def computed_flops(self, layout: Layout, *, in_parts: bool) -> float:

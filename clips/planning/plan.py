@@ -1,6 +1,4 @@
-"""``clips plan``: memory, time, GPUs and storage of a training.
-
-clips plan scripts/configs/clips-l-14.yaml --gpu h200 --count 64
+"""Memory, time, GPUs and storage of a training.
 
 Nothing is trained and no data is read; the model is built without content (see `clips.planning.dry_run`).
 """
@@ -14,7 +12,6 @@ import statistics
 from pathlib import Path
 from typing import Literal
 
-from clips.commandline.parsing import parse_config
 from clips.data.files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -27,19 +24,6 @@ from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs
 
 _GB = 1e9
-
-
-def plan(config: PlanConfig) -> None:
-    """Carry out ``config``: print the tables.
-
-    Raises:
-        UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
-    """
-    training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
-    assert training is not None
-    from clips.planning.tables import print_plan
-
-    print_plan(config, training, plan_stages(config, training))
 
 
 def plan_stages(config: PlanConfig, training: TrainConfig) -> list[StagePlan]:
@@ -70,7 +54,7 @@ def training_cost(config: PlanConfig, training: TrainConfig, *, timed: bool = Tr
         return dataclasses.replace(cost, basis=f"worked out: not one sample fits on {config.gpu}")
     parts = [speed.at_once for speed in speeds]
     in_parts = any(part < stage.local(config.count) for part, stage in zip(parts, stages, strict=True))
-    hint = f", with micro_batch {', '.join(map(str, parts))} in its stages" if in_parts else ""
+    hint = f", with micro_batch_size {', '.join(map(str, parts))} in its stages" if in_parts else ""
     memory = [
         sum(stage.memory(layout, local=stage.local(config.count), at_once=part).values())
         for stage, part in zip(stages, parts, strict=True)
@@ -153,10 +137,10 @@ class StagePlan:
     def _at_once(self, layout: Layout) -> int:
         """Samples whose activations a GPU holds at a time: the stage's setting, else as many as fit; 0 if none does."""
         local = self.local(layout.count)
-        limit = min(self.stage.micro_batch or local, local)
+        limit = min(self.stage.micro_batch_size or local, local)
         if self.fits(layout, local=local, at_once=limit):
             return limit
-        if self.stage.micro_batch:
+        if self.stage.micro_batch_size:
             return 0
         return largest(lambda size: self.fits(layout, local=local, at_once=size), local - 1)
 
@@ -167,9 +151,11 @@ class StagePlan:
 
     def local(self, count: int) -> int:
         """Samples of a GPU's step."""
-        if self.stage.batch_size % count:
-            raise UserError(f"count: expected a divisor of batch_size {self.stage.batch_size}, got {count}")
-        return self.stage.batch_size // count
+        if self.stage.global_batch_size % count:
+            raise UserError(
+                f"count: expected a divisor of global_batch_size {self.stage.global_batch_size}, got {count}"
+            )
+        return self.stage.global_batch_size // count
 
     def speed(self, layout: Layout) -> Speed | None:
         """Time of a step and what follows; None where not one sample fits."""
@@ -183,8 +169,8 @@ class StagePlan:
         return Speed(
             at_once=at_once,
             computing=computing,
-            samples_per_second=self.stage.batch_size / step,
-            slowest=self.stage.batch_size / (computing + (gradients + features)),
+            samples_per_second=self.stage.global_batch_size / step,
+            slowest=self.stage.global_batch_size / (computing + (gradients + features)),
             hours=self.steps * step / 3600,
         )
 
@@ -220,7 +206,7 @@ def _steps(stage: TrainConfig) -> int:
         if any(is_remote(source.path) for source in stage.data.sources):
             raise UserError("epochs: expected samples or steps for a plan, since remote data is not counted")
         samples = stage.epochs * sum(len(open_source(source)) for source in stage.data.sources)
-    return math.ceil(samples / stage.batch_size)
+    return math.ceil(samples / stage.global_batch_size)
 
 
 def data_bytes(config: PlanConfig, training: TrainConfig) -> float | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from clips.core.artifact import say
 from clips.planning.config import PlanConfig
 from clips.planning.memory import PARALLELS
-from clips.planning.plan import Speed, StagePlan, data_bytes
+from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
 from clips.training.config import TrainConfig
 from clips.training.start import learns_statistics
 
@@ -32,15 +32,9 @@ _PARTS = {
 """Part of `clips.planning.plan.StagePlan.memory` → its name in the table."""
 
 
-def print_plan(config: PlanConfig, training: TrainConfig, stages: list[StagePlan]) -> None:
-    """Print what each stage and the whole training take.
-
-    Args:
-        config: of the plan.
-        training: the training.
-        stages: its stages.
-    """
-    console = Console()
+def print_plan(config: PlanConfig, training: TrainConfig) -> None:
+    """Print what each stage and the whole training take."""
+    console, stages = Console(), plan_stages(config, training)
     for number, stage in enumerate(stages, 1):
         say(f"{config.training}: stage {number} of {len(stages)} in a dry run …")
         facts, memory = _facts(stage), _memory(stage)
@@ -59,14 +53,16 @@ def print_plan(config: PlanConfig, training: TrainConfig, stages: list[StagePlan
     console.print(_times(config, stages, clusters))
     console.print(_held_at_once(stages, clusters))
     if any(_needs_parts(stages, count) for count in [config.count, *_timed(clusters)]):
-        console.print("Where fewer samples fit at once than a GPU's step has, give the stage micro_batch: so many.")
+        console.print(
+            "Where fewer samples fit at once than a GPU's step has, give the stage micro_batch_size: so many."
+        )
     for line in _basis(config, stages[0].mfu):
         console.print(line, style="dim")
 
 
 def speeds(stages: list[StagePlan], count: int) -> list[Speed] | str:
     """The speed of each stage on ``count`` GPUs, or why there is none."""
-    if any(stage.stage.batch_size % count for stage in stages):
+    if any(stage.stage.global_batch_size % count for stage in stages):
         return "the batch cannot be divided by it"
     found = [speed for stage in stages if (speed := stage.speed(stage.layout(count)))]
     return found if len(found) == len(stages) else "not enough memory"
@@ -80,7 +76,7 @@ def _needs_parts(stages: list[StagePlan], count: int) -> bool:
     """Whether a stage fits only in parts that its config does not set yet."""
     return any(
         0 < stage.at_once(stage.layout(count)) < stage.local(count)
-        and stage.stage.micro_batch is None
+        and stage.stage.micro_batch_size is None
         and not learns_statistics(stage.model.model)
         for stage in stages
     )
@@ -94,10 +90,9 @@ def _facts(plan: StagePlan) -> Table:
     sizes = {name: size for name, size in sizes.items() if size} | {"all": model.parameters, "trained": model.trained}
     table.add_row("parameters", ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items()) + " (millions)")
     table.add_row("FLOPs of a sample", f"{model.flops(count) / 1e9:,.1f} G, forward and backward")
-    table.add_row(
-        "length",
-        f"{plan.steps * stage.batch_size:,} samples, {plan.steps:,} steps of {stage.batch_size:,}, {plan.precision}",
-    )
+    batch = stage.global_batch_size
+    length = f"{plan.steps * batch:,} samples, {plan.steps:,} steps of {batch:,}, {plan.precision}"
+    table.add_row("length", length)
     speed, storage = plan.speed(layout), plan.storage()
     if speed is None:
         table.add_row("speed", "[red]not one sample fits[/red]")

@@ -188,5 +188,5 @@ def _add(shard: OpenShard, read: Read | str, said: list[Said], source: Source, c
 
 def _finish(opened: OpenShard, shard: Shard, config: RecaptionConfig) -> None:
     """Complete a shard, unless too much of it was dropped."""
-    opened.dropped.check(str(opened.target), "max_bad_share", config.max_bad_share, shard.stop - shard.start)
+    opened.dropped.check(str(opened.target), "max_invalid_ratio", config.max_invalid_ratio, shard.stop - shard.start)
     opened.finish()

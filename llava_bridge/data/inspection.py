@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from clips.commandline.progress import track
+from clips.data.formats.base import Conversation
 from clips.data.inspect_page import Example, Span, evenly, invalid_lines, thumbnail, write_page
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.visible import visible
-from llava_bridge.data.samples import DataConfig, Sample
+from llava_bridge.data.samples import DataConfig
 from llava_bridge.model.anyres import ImageFit, check_pinpoints, joins, pinpoints_for, tile_maker, tokens_of_picture
 
 
@@ -120,7 +121,7 @@ def _tiling(config: InspectConfig, tokenizer: Any, template: str) -> Any:
     return processor_of(images, tokenizer, config.image_size, config.image_tokens, template)
 
 
-def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
+def look(samples: list[Conversation], chat: Any, config: InspectConfig) -> Look:
     """Read samples, spread evenly, as training would."""
     from llava_bridge.chat import IGNORED
     from llava_bridge.data.batches import Conversations

@@ -119,7 +119,9 @@ def llava_cost(
             cost, basis=f"disk worked out; the data of {', '.join(unknown)} are not here; steps would tell"
         )
     rate = GPUS[gpu].peak("fp32" if config.precision == "fp32" else "bf16") * MFU
-    work = sum((stage.steps or 0) * config.stage(name).batch_size * stage.flops for name, stage in stages.items())
+    work = sum(
+        (stage.steps or 0) * config.stage(name).global_batch_size * stage.flops for name, stage in stages.items()
+    )
     return dataclasses.replace(
         cost,
         basis=f"worked out for {count} × {gpu} at {MFU:.0%} of its peak, {sizes.tokens} tokens a picture",
@@ -142,7 +144,7 @@ def stage_cost(config: TrainConfig, name: str, sizes: Sizes, count: int) -> Stag
     frozen = name != "pretrain" and "vision" not in learning and config.launch.parallel == "deepspeed"
     unsharded = parameters["vision"] if frozen else 0  # float32 in every process
     half = config.precision != "fp32"
-    micro = stage.micro_batch or math.ceil(stage.batch_size / count)
+    micro = stage.micro_batch_size or math.ceil(stage.global_batch_size / count)
     return StageCost(
         steps=_steps(stage, name),
         flops=flops,
@@ -151,7 +153,7 @@ def stage_cost(config: TrainConfig, name: str, sizes: Sizes, count: int) -> Stag
         + micro * _activations(stage, llm, length)
         + _RESERVE,
         checkpoints=_CHECKPOINTS * ((2 if half else 4) * weights + (12 if half else 8) * learned)
-        if config.checkpoint_every
+        if config.save_steps
         else 0.0,
     )
 
@@ -173,7 +175,7 @@ def _states(config: TrainConfig, weights: int, learned: int, count: int, *, half
 def _activations(stage: StageConfig, llm: LlmSize, length: int) -> float:
     """Bytes of a sample's activations in the LLM: of all layers, or the inputs of all and the whole of one."""
     layer = _ACTIVATIONS * llm.width * length
-    return layer + 2 * llm.layers * llm.width * length if stage.gradient_checkpointing else llm.layers * layer
+    return layer + 2 * llm.layers * llm.width * length if stage.activation_checkpointing else llm.layers * layer
 
 
 def _steps(stage: StageConfig, name: str) -> int | None:
@@ -182,7 +184,7 @@ def _steps(stage: StageConfig, name: str) -> int | None:
     if not all(Path(source.path).exists() for source in stage.data):
         return None
     read = [
-        (read_texts if name == "pretrain" and source.source == "text" else read_samples)(source)
+        (read_texts if name == "pretrain" and source.format == "text" else read_samples)(source)
         for source in stage.data
     ]
-    return math.ceil(stage.epochs * sum(map(len, read)) / stage.batch_size)
+    return math.ceil(stage.epochs * sum(map(len, read)) / stage.global_batch_size)

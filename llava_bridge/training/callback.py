@@ -58,7 +58,7 @@ class StageCallback(TrainerCallback):
             self.begin()
         self.begin = None  # and with it what it holds
         self.before = self._fingerprints()
-        state.compute_steps(args, state.max_steps)  # log_every and checkpoint_every of now, not of the checkpoint
+        state.compute_steps(args, state.max_steps)  # logging_steps and save_steps of now, not of the checkpoint
         self.progress.begin(state.global_step, state.max_steps)
         self.hung.start()
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from clips.core.artifact import directory_hash
 from clips.core.identity import Identity, identity
+from clips.data.formats.conversations import local_files
 from clips.data.tars import read_span
 from clips.plain import plain
 from clips.references import is_on_hub, model_directory
-from llava_bridge.data.files import named_files
 from llava_bridge.data.samples import DataConfig
 from llava_bridge.encoders.files import encoder_commits
 from llava_bridge.encoders.spec import paths_of
@@ -73,19 +73,19 @@ def commits(config: TrainConfig) -> dict[str, str]:
 def describe_data(data: DataConfig) -> dict[str, Any]:
     """A source with the hash of its files (pictures are not read), and that of its manifest if it has one."""
     path = Path(data.path)
-    files = [file for named in named_files(data.path) for file in _files_with_talk(named, data.source)]
+    files = [file for named in local_files(data.path) for file in _files_with_talk(named, data.format)]
     digest = hashlib.sha256("".join(map(_file_hash, files)).encode()).hexdigest()
     manifest = path.parent / "manifest.json"
     whole = {"directory_hash": directory_hash(path.parent)} if path.is_file() and manifest.is_file() else {}
     return {**plain(data), "hash": digest, **whole}
 
 
-def _files_with_talk(path: Path, source: str) -> list[Path]:
-    """A file itself, or those in a directory that the source may read what is said from."""
+def _files_with_talk(path: Path, format: str) -> list[Path]:
+    """A file itself, or those in a directory that a format may read what is said from."""
     if path.is_file():
         return [path]
     texts = sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
-    tables = path.rglob("*") if source in {"conversations", "webdataset"} else []
+    tables = path.rglob("*") if format in {"conversations", "webdataset"} else []
     return texts + sorted(file for file in tables if file.suffix in _WITH_PICTURES)
 
 

@@ -19,7 +19,7 @@ from clips.core.identity import RUN, difference, read_run, refuse_other_run, run
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from llava_bridge.data import read_samples
-from llava_bridge.data.mixture import refuse_missing
+from llava_bridge.data.sources import refuse_missing
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.inputs import data_of, kind_of, parents, run_identity
 from llava_bridge.training.launch import STOP, StopAsked, answers_for_run, is_main_process, report
@@ -71,7 +71,7 @@ def _prepare(work: Path, config: TrainConfig) -> None:
         UserError: pictures are missing where the config asks to look for them all, or another run has progress here.
     """
     for data in (data for name in config.stages for data in config.stage(name).data):
-        if data.missing_images == "refuse" and data.source != "text":
+        if data.missing_images == "refuse" and data.format != "text":
             report(f"looking for all pictures of {data.path}")
             refuse_missing(read_samples(data, config.seed), data.path, report)
     if answers_for_run():  # else the command has looked after it

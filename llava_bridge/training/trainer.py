@@ -60,14 +60,14 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     choose_what_learns(setup, stage, name, torch.bfloat16 if half else torch.float32)
     if stage.keep_features:
         keep_features(setup)
-    if stage.gradient_checkpointing:
+    if stage.activation_checkpointing:
         recompute_layers(setup.model)
     steps = total_steps(len(setup.dataset), stage)
     _announce(setup, config, name, steps)
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
     rounded = half and not all(frozen_fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS)
-    progress = Progress(name, stage.batch_size, work / "metrics.jsonl", started - seconds_before(start))
+    progress = Progress(name, stage.global_batch_size, work / "metrics.jsonl", started - seconds_before(start))
     if reshaped := start is not None and is_of_others(start):
         make_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
@@ -80,7 +80,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         parts=setup.parts,
         order=order_of(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
         invalid=bad_before(start),
-        max_bad_share=config.max_bad_share,
+        max_invalid_ratio=config.max_invalid_ratio,
         model=model,
         args=args,
         train_dataset=setup.dataset,
@@ -190,20 +190,22 @@ def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
             report(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
         else:
             report(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
-    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
+    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}")
 
 
 def total_steps(samples: int, stage: StageConfig) -> int:
     """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
-    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.batch_size))
+    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.global_batch_size))
 
 
-def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch: int) -> Sampler[int]:
+def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
     """The order in which a stage of so many ``steps`` sees its samples."""
-    total = steps * stage.batch_size
+    total = steps * stage.global_batch_size
     if not stage.group_by_modality_length:
         return RandomOrder(len(dataset), total, seed)
-    return GroupedOrder(dataset.sizes(), stage.batch_size, total, seed, stage.batch_size // micro_batch)
+    return GroupedOrder(
+        dataset.sizes(), stage.global_batch_size, total, seed, stage.global_batch_size // micro_batch_size
+    )
 
 
 def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
@@ -222,7 +224,7 @@ class StageTrainer(Trainer):
         parts: Mapping[Part, nn.Module],
         order: Sampler[int],
         invalid: InvalidSamples,
-        max_bad_share: float,
+        max_invalid_ratio: float,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -231,7 +233,7 @@ class StageTrainer(Trainer):
         self.parts = parts
         self.order = order
         self.invalid = invalid
-        self.max_bad_share = max_bad_share
+        self.max_invalid_ratio = max_invalid_ratio
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
@@ -264,7 +266,7 @@ class StageTrainer(Trainer):
         if not torch.isfinite(loss):
             raise UserError(
                 f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}, "
-                f"before which nothing is lost; a lower {self.stage_name}.lr may help"
+                f"before which nothing is lost; a lower {self.stage_name}.learning_rate may help"
             )
         return result
 
@@ -281,7 +283,7 @@ class StageTrainer(Trainer):
         """Report ``new`` invalid samples, and stop the stage at too many."""
         for line in self.invalid.lines(new):
             report(f"{self.stage_name}: {line}")
-        self.invalid.check(self.stage_name, "max_bad_share", self.max_bad_share, len(self.train_dataset))  # type: ignore[arg-type]
+        self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]
 
 
 class ShardedStageTrainer(ShardedTrainer, StageTrainer):
@@ -327,27 +329,27 @@ def training_arguments(
     deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.parallel == "deepspeed" else None
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
-    micro = stage.micro_batch or stage.batch_size // processes
+    micro = stage.micro_batch_size or stage.global_batch_size // processes
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=stage.batch_size // (micro * processes),
-        learning_rate=stage.lr,
+        gradient_accumulation_steps=stage.global_batch_size // (micro * processes),
+        learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(stage.warmup * steps),
+        warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
         bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
-        logging_steps=min(config.log_every, steps),
+        logging_steps=min(config.logging_steps, steps),
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if config.checkpoint_every else "no",
-        save_steps=config.checkpoint_every or 1,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
         save_total_limit=2,
-        dataloader_num_workers=config.workers,
+        dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to="none",
@@ -359,7 +361,7 @@ def training_arguments(
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
-        "samples_seen": trainer.state.global_step * stage.batch_size,
+        "samples_seen": trainer.state.global_step * stage.global_batch_size,
         "loss": progress.last_loss,
         "skipped": trainer.gather_invalid().count,
         "seconds": round(progress.seconds, 2),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava_bridge.chat import IMAGE
-from llava_bridge.data.files import text
-from llava_bridge.data.samples import Turn
+from clips.data.formats.base import IMAGE, Turn
 
-TALK = ("messages", "conversations")
+CONVERSATION_KEYS = ("messages", "conversations")
 """The names under which data sets keep a conversation."""
-PICTURES = ("images", "image")
-"""The names under which they keep its pictures."""
+IMAGE_KEYS = ("images", "image")
+"""The names under which they keep its images."""
 EXPECTED = (
     "messages or conversations of from (human, gpt or system) and value, or of role (user, assistant or system) and "
     "content, which is text or a list of parts of type text or image"
@@ -25,6 +24,13 @@ _ROLES: dict[str, Any] = {
     "assistant": "assistant",
     "system": "system",
 }
+
+
+def text(value: Any) -> str:
+    """``value``, which is to be text. Raises TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {json.dumps(value, default=repr)}")
+    return value
 
 
 def read_turns(talk: Any) -> list[Turn]:
@@ -71,25 +77,25 @@ def from_first_question(turns: list[Turn]) -> list[Turn]:
     return [turn for place, turn in enumerate(turns) if place >= first or turn.role == "system"]
 
 
-def with_pictures_placed(turns: list[Turn], pictures: int) -> list[Turn]:
-    """Pictures that no turn mentions stand before what the user says first."""
-    if not pictures or any(IMAGE in turn.content for turn in turns):
+def place_images(turns: list[Turn], count: int) -> list[Turn]:
+    """Images that no turn mentions stand before what the user says first."""
+    if not count or any(IMAGE in turn.content for turn in turns):
         return turns
     first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
         return turns
-    shown = Turn("user", f"{IMAGE}\n" * pictures + turns[first].content)
+    shown = Turn("user", f"{IMAGE}\n" * count + turns[first].content)
     return [*turns[:first], shown, *turns[first + 1 :]]
 
 
-def with_picture_first(turns: list[Turn]) -> list[Turn]:
-    """Where the user says something about one picture, it stands on a line before the text, wherever it stood.
+def place_image_first(turns: list[Turn]) -> list[Turn]:
+    """Where the user says something about one image, it stands on a line before the text, wherever it stood.
 
     LLaVA's data have it before or behind, its training (``preprocess_multimodal`` in ``train.py``) always before.
     """
-    return [_picture_first(turn) if turn.role == "user" and turn.content.count(IMAGE) == 1 else turn for turn in turns]
+    return [_image_first(turn) if turn.role == "user" and turn.content.count(IMAGE) == 1 else turn for turn in turns]
 
 
-def _picture_first(turn: Turn) -> Turn:
+def _image_first(turn: Turn) -> Turn:
     said = turn.content.replace(IMAGE, "").strip()
     return Turn(turn.role, f"{IMAGE}\n{said}" if said else IMAGE)

@@ -53,3 +53,20 @@ function filter(table) {
     count.textContent = `${all.filter((row) => !row.hidden).length} of ${all.length} rows`;
   });
 }
+
+// Folded sections open for links that lead into them, and for print.
+function unfold(target) {
+  for (let each = target; each; each = each.parentElement) if (each.tagName === "DETAILS") each.open = true;
+}
+function follow() {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target) { unfold(target); target.scrollIntoView(); }
+}
+addEventListener("hashchange", follow);
+follow();
+addEventListener("beforeprint", () => {
+  for (const each of document.querySelectorAll("details:not([open])")) each.dataset.folded = each.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const each of document.querySelectorAll("details[data-folded]")) { each.open = false; delete each.dataset.folded; }
+});
