@@ -99,7 +99,7 @@ def test_what_a_step_asks_for_is_what_snakemake_is_told():
     assert pods.demands(Resources(gpus=2, memory_gb=1))["gpu"] == 2
     words = " ".join(pods.flags(1))
     assert "--executor kubernetes" in words
-    assert "--container-image suite:1 --kubernetes-persistent-volumes work:/work" in words
+    assert "--kubernetes-persistent-volumes work:/work" in words
 
 
 TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")

@@ -281,3 +281,12 @@ def test_a_record_of_a_dead_job_is_not_called_running(tmp_path):
     lock = acquire(tmp_path / "steps" / "data" / ".lock")
     assert step_state(step, key, tmp_path) == "running"
     os.close(lock)
+
+
+def test_a_step_of_a_local_run_inside_a_slurm_job_is_no_job_of_its_own(tmp_path, monkeypatch):
+    """Else a later run would cancel that job."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run(tmp_path, [make(tmp_path, "data")])
+    record = read_record(tmp_path, "data")
+    assert record is not None
+    assert record.job == ""

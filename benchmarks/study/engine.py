@@ -12,6 +12,7 @@ import dataclasses
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def run_steps(
     run = secrets.token_hex(8)
     write_jobs(missing, keys, output, run=run, jobs=jobs, executor=executor, resources=given, threads=threads)
     flags = [*executor.flags(jobs), *executor.flags_of(output)]
-    status = run_engine(output, flags, show, leave=executor.remote and not executor.cancel)
+    status = run_engine(output, flags, show, leave=executor.leaves_jobs)
     return _summary(missing, present, output, run=run, status=status)
 
 
@@ -120,6 +121,7 @@ def write_jobs(
     names = {step.name for step in missing}
     path = output.resolve() / ".plan.json"
     planned = {}
+    shutil.rmtree(output / ".markers", ignore_errors=True)
     for step in missing:
         given = resources[step.name]
         directory = step_directory(output, step.name)
@@ -136,6 +138,7 @@ def write_jobs(
             threads=given.cpus or threads or share,
             grace=executor.grace(given),
             devices=devices,
+            is_remote=executor.remote,
             is_adopted=is_at_work(output, step.name),
             demands=executor.demands(given),
             shell=f"{setup}exec {spread}{command}",

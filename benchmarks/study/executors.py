@@ -37,6 +37,11 @@ class ExecutorConfig:
         """Whether steps run elsewhere and outlive the runner."""
         return False
 
+    @property
+    def leaves_jobs(self) -> bool:
+        """Whether jobs go on when the run is interrupted."""
+        return False
+
     def check(self, resources: Mapping[str, Resources]) -> None:
         """Refuse steps that the executor cannot run.
 
@@ -147,6 +152,11 @@ class RemoteConfig(ExecutorConfig):
     def remote(self) -> bool:
         """They do."""
         return True
+
+    @property
+    def leaves_jobs(self) -> bool:
+        """Unless they are to be cancelled."""
+        return not self.cancel
 
     def limits(self, jobs: int) -> dict[str, int]:
         """The jobs, should the cluster be free; how long its queue is nobody knows."""
@@ -281,6 +291,10 @@ class KubernetesConfig(RemoteConfig):
         mounts = ["--kubernetes-persistent-volumes", *volumes] if volumes else []
         place = ["--kubernetes-namespace", self.namespace, "--container-image", self.image]
         return [*super().flags(jobs), "--executor", "kubernetes", *place, *mounts]
+
+    def flags_of(self, output: Path) -> list[str]:
+        """Where the markers of finished steps go, which the plugin does not take from a shared disk as they are."""
+        return ["--default-storage-provider", "fs", "--default-storage-prefix", str(output.resolve() / ".markers")]
 
     def demands(self, given: Resources) -> dict[str, Any]:
         """One job; its size as Snakemake's Kubernetes plugin names it."""

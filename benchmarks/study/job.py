@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,6 +64,7 @@ class Job:
         threads: OMP_NUM_THREADS of each process.
         grace: seconds that the command has to save and end.
         devices: the machine's GPUs of which it takes its own; None where the executor or nobody hands them out.
+        is_remote: whether it runs on a cluster, and outlives the runner; a runner may itself be a job of SLURM.
         is_adopted: whether a job of an earlier run is at work on the step, for whose end this one waits.
         demands: the ``resources`` of its rule.
         shell: the line that Snakemake runs.
@@ -75,6 +77,7 @@ class Job:
     threads: int = 1
     grace: float = 20.0
     devices: tuple[str, ...] | None = None
+    is_remote: bool = False
     is_adopted: bool = False
     demands: Mapping[str, Any] = field(default_factory=dict)
     shell: str = ""
@@ -205,7 +208,7 @@ class JobRun:
             outputs=key.outputs,
             made=tuple(path.as_posix() for path in made),
             run=self.plan.run,
-            job=os.environ.get("SLURM_JOB_ID", ""),
+            job=(os.environ.get("SLURM_JOB_ID") or socket.gethostname()) if self.job.is_remote else "",
             machine=describe_machine(),
             git=git_state(),
             versions=versions(),
@@ -216,15 +219,15 @@ class JobRun:
 
     def _run_command(self, record: StepRecord, environment: Mapping[str, str], locks: Sequence[int]) -> bool:
         with (self.directory / LOG).open("ab") as log:
-            process = start_child(self._words(), log, self._environment() | environment, locks=locks)
+            process = start_child(self._words(), log, {**self._environment(), **environment}, locks=locks)
             status, peak_mb = self._wait(process, record)
         seconds = record.seconds + time.time() - record.started
         problems = self.step.problems() if status == 0 else []
         is_done = status == 0 and not problems
         tail = () if is_done or self.is_asked else (*log_tail(self.output, self.name), *problems)
         outcome: Any = "done" if is_done else "interrupted" if self.is_asked else "failed"
-        status = None if outcome == "interrupted" else status
-        ended = {"outcome": outcome, "exit_status": status, "peak_memory_mb": peak_mb, "log_tail": tail}
+        told = None if outcome == "interrupted" else status
+        ended = {"outcome": outcome, "exit_status": told, "peak_memory_mb": peak_mb, "log_tail": tail}
         write_record(self.output, dataclasses.replace(record, seconds=seconds, **ended))
         return is_done
 

@@ -53,7 +53,7 @@ class StepRecord:
         outputs: file name → key, of outputs whose dependencies are known by themselves.
         made: its outputs, relative to the study's directory.
         run: names the run of the study that ran it.
-        job: its SLURM job id, where it was one.
+        job: id of the SLURM job, or name of the pod, that ran it; empty on the runner's machine.
         machine: where it ran, see ``machine.describe_machine``.
         git: commit of the code, and whether there were changes besides.
         versions: of the libraries.
