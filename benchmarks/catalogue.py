@@ -28,10 +28,10 @@ def lmms_task(about: str, task: str, folder: str, dataset: str, **more: Any) -> 
     )
 
 
-_CAPTION_SETS = ("split", "images", "captions_per_image", "layout", "subset", "image_column", "caption_columns")
+_CAPTION_SETS = ("split", "images", "captions_per_image", "format", "subset", "image_column", "caption_columns")
 
 
-def compositional(name: str, layout: str, about: str, **more: Any) -> dict[str, Benchmark]:
+def compositional(name: str, format: str, about: str, **more: Any) -> dict[str, Benchmark]:
     """The entries of a compositional benchmark: by similarity, and of a LLaVA by likelihood and asked in words."""
     pair = (
         "A model that ignores the picture may prefer one kind of caption, and end above or below chance."
@@ -50,7 +50,7 @@ def compositional(name: str, layout: str, about: str, **more: Any) -> dict[str, 
             needs=needs,
             evaluate=f"benchmarks.compositional.{module}:evaluate",
             data_hash="benchmarks.compositional.scoring:data_hash",
-            layout=layout,
+            format=format,
             takes=("images", *takes),
             without_skill=pair,
             **more,
@@ -115,12 +115,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         needs="encoder",
         evaluate="benchmarks.encoders.recaption:evaluate",
         data_hash="benchmarks.encoders.recaption:data_hash",
-        takes=("layout", "images", "split", "subset", "web", "synthetic"),
+        takes=("format", "images", "split", "subset", "web", "synthetic"),
         without_skill=(
             "What a captioner gets that says the same of every picture, 'CIDEr of another picture's caption' shows."
         ),
     ),
-    **compositional("choice", "lines", "a caption or one that differs in a detail: JSON lines of pairs"),
+    **compositional("choice", "jsonl", "a caption or one that differs in a detail: JSON lines of pairs"),
     **compositional(
         "sugarcrepe",
         "sugarcrepe",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.protocol import CODE
 from clips.commandline.commands import Command, run_commands
 
 COMMANDS = {
-    "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run:run", version=CODE),
+    "run": Command(help="evaluate one model on a list of benchmarks", target="benchmarks.run:run"),
     "run encoder": Command(
         help="evaluate one encoder directory, during its training or after",
         target="benchmarks.one_model:run_encoder",
@@ -47,7 +46,9 @@ COMMANDS = {
         positional=("study",),
     ),
     "study status": Command(
-        help="how far a study is", target="benchmarks.study.commands:study_status", positional=("study",)
+        help="how far a study is; --follow redraws it while it runs",
+        target="benchmarks.study.commands:study_status",
+        positional=("study",),
     ),
     "study rerun": Command(
         help="make chosen steps of a study again, and what depends on them",
@@ -78,11 +79,6 @@ COMMANDS = {
     "publish": Command(
         help="push an encoder, a LLaVA or results to the Hugging Face hub",
         target="benchmarks.publishing.publish:publish",
-        positional=("directory",),
-    ),
-    "watch": Command(
-        help="follow a study or a training while it runs",
-        target="benchmarks.watching.watch:watch",
         positional=("directory",),
     ),
     "diff": Command(

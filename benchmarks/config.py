@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from benchmarks.encoders.prompts import check_templates
 from benchmarks.results import check_name
+from clips.core.identity import RUN_ONLY
 from clips.errors import UserError, suggest
 
 COMMON = ("name", "data", "uses", "limit")
@@ -26,10 +27,10 @@ class BenchmarkConfig:
 
     Args:
         name: the column in the table, and the name of the result file.
-        data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another layout
-            (docs/protocols.md names them); classification: a directory of WebDataset shards, class folders or parquet
-            files; compositional: the benchmark's own file or directory of files, or JSON lines of {image, caption,
-            negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
+        data: retrieval: WebDataset shards, a Karpathy JSON, JSON lines of {image, captions}, or another format
+            (docs/data-formats.md names them); classification: a directory of WebDataset shards, class folders or
+            parquet files; compositional: the benchmark's own file or directory of files, or JSON lines of {image,
+            caption, negative}; MLLM: a directory in the hub's layout (it holds ``lmms-lab-encoder/...``).
         uses: the benchmark to run (``clips-bench list``), any task name of lmms-eval, or a task of one's own: its YAML
             file, its folder, or ``FOLDER/TASK``; by default ``name``.
         split: of data that have any; of retrieval's ``all`` takes every one.
@@ -42,7 +43,7 @@ class BenchmarkConfig:
             over what it is without the picture.
         images: folder of the pictures; by default ``images`` beside a JSON, or the folder of the file itself.
         captions_per_image: retrieval uses the first so many captions of each picture (5 under the COCO protocol).
-        layout: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
+        format: of retrieval's data, where what lies there leaves a doubt; ``datasets`` with a name on the hub. Of
             recaption's the format of a training source, by default ``webdataset``.
         web: recaption: where the web caption is found, as ``web`` of a training source.
         synthetic: recaption: where the synthetic caption is found, likewise.
@@ -65,17 +66,17 @@ class BenchmarkConfig:
         judge_key_env: the environment variable that holds its key; an address given by ``judge_url`` may need none.
     """
 
-    name: str
-    data: str
-    uses: str | None = None
+    name: str = dataclasses.field(metadata=RUN_ONLY)
+    data: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
+    uses: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)  # as the entry that it names
     split: str = "test"
     train_split: str = "train"
     templates: str | tuple[str, ...] | None = None
     prompt: str | None = None
     likelihood: Likelihood = "sum"
-    images: str | None = None
+    images: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     captions_per_image: int = 5
-    layout: str | None = None
+    format: str | None = None
     web: str = "auto"
     synthetic: str = "auto"
     language: str | None = None
@@ -88,9 +89,11 @@ class BenchmarkConfig:
     max_new_tokens: int | None = None
     scale: float | None = None
     without: tuple[str, ...] = ()
-    judge_model: str | None = None
-    judge_url: str | None = None
-    judge_key_env: str = "OPENAI_API_KEY"
+    judge_model: str | None = dataclasses.field(
+        default=None, metadata=RUN_ONLY
+    )  # as the model that judges, named by it or not
+    judge_url: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    judge_key_env: str = dataclasses.field(default="OPENAI_API_KEY", metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         check_name(self.name, "benchmarks.name")
@@ -113,7 +116,7 @@ class BenchmarkConfig:
 
     def local_paths(self) -> dict[str, str]:
         """Field → what must lie on this machine; a data set of the hub need not."""
-        named = {"data": None if self.layout == "datasets" else self.data, "images": self.images}
+        named = {"data": None if self.format == "datasets" else self.data, "images": self.images}
         return {field: path for field, path in named.items() if path is not None}
 
     def given(self) -> list[str]:

@@ -1,17 +1,16 @@
-"""What a model makes of items, kept beside the results batch by batch, so that interrupted work goes on.
+"""What a model makes of items, cached beside the results batch by batch, so that interrupted work resumes.
 
-    <results>/.kept/vectors/<key>.safetensors    embeddings of all pictures, or all texts, of a data set
-    <results>/.kept/vectors/<key>/               the batches of one that is being computed
-    <results>/.kept/answers/<key>/               a LLaVA's answers, a line each, as they come
-    <results>/.kept/encoders/<name>-<key>/       the encoder of a checkpoint that was evaluated during training
+    <results>/.kept/vectors/<kk>/<key>.safetensors    embeddings of all pictures, or all texts, of a data set
+    <results>/.kept/vectors/<key>-<layout>/           the batches of one that is being computed
+    <results>/.kept/answers/<key>/                    a LLaVA's answers, a line each, as they come
+    <results>/.kept/encoders/<name>-<key>/            the encoder of a checkpoint that was evaluated during training
 
-The key is a hash of all that they depend on: nothing stale is ever found, and other benchmarks and settings on the same
-data find what is there. The folder can be deleted at any time.
+The key is a hash of all that they depend on (`clips.core.cache`): nothing stale is ever found, and other benchmarks and
+settings on the same data find what is there. The directory can be deleted at any time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import CODE
 from benchmarks.sharing import join, of_first, together
-from clips.core.artifact import whole_file, writing
+from clips.core.artifact import writing
+from clips.core.cache import Cache, tensor_cache
+from clips.core.identity import digest
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +36,8 @@ Compute = Callable[[Batches], "Iterator[torch.Tensor]"]
 
 
 def key_of(**parts: Any) -> str:
-    """SHA-256 of named plain values and the version of the evaluating code: another version reuses nothing."""
-    text = json.dumps({**parts, "code": CODE}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    """Hash of named plain values and of the version of evaluations: what another version computed is not found."""
+    return digest({**parts, "version": CODE})[:32]
 
 
 class Unkept:
@@ -74,43 +74,49 @@ class KeptVectors:
         Raises:
             UserError: what ``compute`` raises, in all processes.
         """
-        whole = self.folder / f"{self.key}.safetensors"
-        parts = self.folder / f"{self.key}-{_layout(batches)}"
-        if not of_first(self.processes, lambda: self._is_there(whole, parts)):
+        parts = tensor_cache(self.folder / f"{self.key}-{digest([len(batch) for batch in batches])[:8]}")
+        there: list[torch.Tensor] = []
+        if not of_first(self.processes, lambda: self._is_there(parts, there)):
             together(self.processes, lambda: self._compute(batches, compute, parts))
-            of_first(self.processes, lambda: self._merge(batches, parts, whole))
-        vectors = _load(whole)
+            of_first(self.processes, lambda: self._merge(batches, parts))
+        vectors = there[0] if there else self.whole.get(self.key)
         if vectors is None:
-            raise RuntimeError(f"{whole}: was there and has vanished")
+            raise RuntimeError(f"{self.whole.path(self.key)}: was there and has vanished")
         return vectors
 
-    def _is_there(self, whole: Path, parts: Path) -> bool:
-        """Whether nothing is to be computed; of several processes one must say it, for another run may just finish."""
+    @property
+    def whole(self) -> Cache[torch.Tensor]:
+        """Vectors of whole data sets."""
+        return tensor_cache(self.folder)
+
+    def _is_there(self, parts: Cache[torch.Tensor], there: list[torch.Tensor]) -> bool:
+        """Whether nothing is to be computed; what is there is put into ``there``.
+
+        Of several processes one must say it, for another run may just finish.
+        """
         if self.again:
-            whole.unlink(missing_ok=True)
-            shutil.rmtree(parts, ignore_errors=True)
-        return _is_whole(whole)
+            self.whole.path(self.key).unlink(missing_ok=True)
+            shutil.rmtree(parts.directory, ignore_errors=True)
+        if (found := self.whole.get(self.key)) is not None:
+            there.append(found)
+        return bool(there)
 
-    def _compute(self, batches: Batches, compute: Compute, parts: Path) -> None:
+    def _compute(self, batches: Batches, compute: Compute, parts: Cache[torch.Tensor]) -> None:
         mine = range(self.processes.rank, len(batches), self.processes.count)
-        missing = [number for number in mine if _load(_part(parts, number)) is None]
+        missing = [number for number in mine if parts.get(_part(number)) is None]
         for number, found in zip(missing, compute([batches[number] for number in missing]), strict=True):
-            _store(_part(parts, number), found)
+            parts.put(_part(number), found)
 
-    def _merge(self, batches: Batches, parts: Path, whole: Path) -> None:
-        found = [_load(_part(parts, number)) for number in range(len(batches))]
+    def _merge(self, batches: Batches, parts: Cache[torch.Tensor]) -> None:
+        found = [parts.get(_part(number)) for number in range(len(batches))]
         present = [part for part in found if part is not None]
         if len(present) == len(found):  # otherwise another run was faster and has cleared them away
-            _store(whole, _in_order(batches, present))
-            shutil.rmtree(parts, ignore_errors=True)
+            self.whole.put(self.key, _in_order(batches, present))
+            shutil.rmtree(parts.directory, ignore_errors=True)
 
 
-def _layout(batches: Batches) -> str:
-    return hashlib.sha256(json.dumps([len(batch) for batch in batches]).encode()).hexdigest()[:8]
-
-
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"{number:06d}.safetensors"
+def _part(number: int) -> str:
+    return f"{number:06d}"
 
 
 def _in_order(batches: Batches, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -121,35 +127,6 @@ def _in_order(batches: Batches, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     ordered = torch.empty_like(vectors)
     ordered[places] = vectors
     return ordered
-
-
-def _store(path: Path, vectors: torch.Tensor) -> None:
-    from safetensors.torch import save_file
-
-    with whole_file(path) as partial:
-        save_file({"vectors": vectors.cpu().contiguous()}, partial)
-
-
-def _load(path: Path) -> torch.Tensor | None:
-    """What is kept there; None where there is nothing that can be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)["vectors"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether `_load` would find something; its content is not read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return "vectors" in file.keys()  # noqa: SIM118  no dict
-    except (OSError, SafetensorError):
-        return False
 
 
 class KeptAnswers:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.config import MODEL_FIELDS, LmmsModel, Needs, RunConfig
 from clips.core.artifact import directory_hash, versions
+from clips.core.identity import digest
 from clips.errors import UserError
 from clips.references import model_directory
 from llava_bridge.encoders.files import check_encoder, encoder_commits, open_clip_directory
@@ -168,8 +167,8 @@ def _other_model(config: LmmsModel) -> dict[str, str]:
     check_known(config.model)
     values = [argument.partition("=")[2] for argument in config.args.split(",")]
     hashes = [_model_hash(value) for value in values if value and Path(value).is_dir()]
-    text = " ".join([config.model, config.args, *hashes])
-    return {"path": f"lmms-eval's {config.model} ({config.args})", "hash": hashlib.sha256(text.encode()).hexdigest()}
+    name = f"lmms-eval's {config.model} ({config.args})"
+    return {"path": name, "hash": digest([config.model, config.args, *hashes])}
 
 
 @functools.cache
@@ -184,4 +183,4 @@ def _tower_hash(spec: str) -> str:
     paths = paths_of(spec)
     parts = encoder_commits(spec) | {part: directory_hash(path) for part, path in paths.items()}
     words = functools.reduce(lambda text, path: text.replace(path, ""), paths.values(), spec)
-    return hashlib.sha256(json.dumps([words, parts], sort_keys=True).encode()).hexdigest()
+    return digest([words, parts])

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
-
 from benchmarks.config import BenchmarkConfig, Precision, RunConfig
 from benchmarks.kept import KEPT, key_of
-from benchmarks.output import writable_directory
 from benchmarks.run import run
 from clips.core.artifact import directory_hash, file_hash
+from clips.core.cache import made_once
 from clips.references import CONFIG
 from clips.training.standing import CONFIG as RECORDED
 from clips.training.standing import checkpoints, read_loop
@@ -97,8 +95,9 @@ def _exported(checkpoint: Path, folder: Path, name: str) -> str:
     from clips.export import ExportConfig, export
 
     key = key_of(checkpoint=directory_hash(checkpoint), config=file_hash(checkpoint / RECORDED))
-    output = folder / f"{name}-{key[:12]}"
-    with FileLock(writable_directory(folder) / f".{output.name}.lock"):
-        if not (output / CONFIG).is_file():
-            export(ExportConfig(run=str(checkpoint), output=str(output)))
-    return str(output)
+    made = made_once(
+        folder / f"{name}-{key[:12]}",
+        is_made=lambda directory: (directory / CONFIG).is_file(),
+        make=lambda directory: export(ExportConfig(run=str(checkpoint), output=str(directory))),
+    )
+    return str(made)

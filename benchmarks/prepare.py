@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data.caption_sets import load_caption_set
-from benchmarks.data.json_files import read_lines
-from benchmarks.data.source import CaptionSource
 from clips.core.artifact import artifact_directory, say, write_file, write_manifest
+from clips.data.formats import DatasetSpec
+from clips.data.formats.conversations import is_held_out
+from clips.data.lazy_images import FileImage, LazyImage
+from clips.data.text_files import read_json_lines
 from clips.errors import UserError, suggest
 
 _HUB = "lmms-lab-encoder"
@@ -33,7 +35,7 @@ class PrepareConfig:
         source: the directory of the data: ``questions.jsonl``, one ``dataset_*.json`` or ``mm-vet.jsonl``, beside
             ``images``; for coco_long the directory of both ``coco_long`` and ``coco_mini``.
         output: the directory to write.
-        split: of a Karpathy JSON any that it has, by default ``val``; of cocoqa ``held_back``, the fifth of its photos
+        split: of a Karpathy JSON any that it has, by default ``val``; of cocoqa ``held_out``, the fifth of its photos
             that training leaves out, which is the default, or ``all``. The others have none.
         limit: the first so many pictures only; for trials.
     """
@@ -55,7 +57,7 @@ class PrepareConfig:
             raise suggest(str(self.split), _COCOQA_SPLITS, "split of cocoqa")
 
 
-_COCOQA_SPLITS = ("held_back", "all")
+_COCOQA_SPLITS = ("held_out", "all")
 _WITHOUT_SPLITS = {"mmvet", "coco_long"}
 
 
@@ -72,14 +74,12 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
-    """The questions about held-back photos, or about all, as GQA's balanced testdev."""
-    from llava_bridge.data import is_held_back
-
+    """The questions about held-out photos, or about all, as GQA's balanced testdev."""
     source = Path(config.source)
     pictures: dict[str, None] = {}
     questions: list[dict[str, str]] = []
-    for number, row in read_lines(source / "questions.jsonl", texts=("image", "question", "answer")):
-        if config.split != "all" and not is_held_back(row["image"]):
+    for number, row in read_json_lines(source / "questions.jsonl", texts=("image", "question", "answer")):
+        if config.split != "all" and not is_held_out(row["image"]):
             continue
         if row["image"] not in pictures and config.limit is not None and len(pictures) == config.limit:
             continue
@@ -94,12 +94,12 @@ def _cocoqa(config: PrepareConfig, folder: Path) -> dict[str, int]:
             }
         )
     if not questions:
-        what = "a photo" if config.split == "all" else "a held-back photo"
+        what = "a photo" if config.split == "all" else "a held-out photo"
         raise UserError(f"{source / 'questions.jsonl'}: no question about {what}")
     data = folder / _HUB / "GQA"
     texts = dict.fromkeys(("id", "imageId", "question", "answer", "type"), "string")
     _write(data / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", iter(questions), texts)
-    rows = ({"id": name, "image": _bytes(source / "images" / name)} for name in pictures)
+    rows = ({"id": name, "image": _bytes(FileImage(source / "images", name))} for name in pictures)
     _write(
         data / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", rows, {"id": "string", "image": "image"}
     )
@@ -123,16 +123,15 @@ configs:
 
 def _karpathy(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """A split's pictures with all their captions, as NoCaps' validation set."""
-    found = sorted(Path(config.source).glob("dataset_*.json"))
-    if len(found) != 1:
-        raise UserError(f"{config.source}: expected one dataset_*.json in Karpathy's layout, found {len(found)}")
-    (file,) = found
-    captions = load_caption_set(
-        CaptionSource(data=str(file), split=config.split or "val"), captions_per_image=100, limit=config.limit
-    )
+    spec = DatasetSpec(path=config.source, format="karpathy", split=config.split or "val")
+    captions = load_caption_set(spec, captions_per_image=100, limit=config.limit)
     rows = (
-        {"image": _bytes(file.parent / "images" / name), "image_id": number, "annotations_captions": list(texts)}
-        for number, (name, texts) in enumerate(zip(captions.images, captions.captions, strict=True))
+        {
+            "image": _bytes(image),
+            "image_id": number,
+            "annotations_captions": list(texts),
+        }
+        for number, (image, texts) in enumerate(zip(captions.files, captions.captions, strict=True))
     )
     kinds = {"image": "image", "image_id": "int64", "annotations_captions": "strings"}
     _write(folder / _HUB / "NoCaps" / "data" / "validation-00000-of-00001.parquet", rows, kinds)
@@ -144,7 +143,7 @@ def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
     source = Path(config.source)
     kept: list[dict[str, Any]] = []
     pictures: dict[str, None] = {}
-    for number, row in read_lines(
+    for number, row in read_json_lines(
         source / "mm-vet.jsonl", texts=("question_id", "image", "question", "answer"), others=("capability",)
     ):
         if not isinstance(row["capability"], list):
@@ -158,7 +157,7 @@ def _mmvet(config: PrepareConfig, folder: Path) -> dict[str, int]:
         raise UserError(f"{source / 'mm-vet.jsonl'}: no questions in it")
     rows = (
         {name: row[name] for name in ("question_id", "question", "answer")}
-        | {"image": _bytes(source / "images" / row["image"]), "capability": ",".join(row["capability"])}
+        | {"image": _bytes(FileImage(source / "images", row["image"])), "capability": ",".join(row["capability"])}
         for row in kept
     )
     kinds = dict.fromkeys(("question_id", "question", "answer", "capability"), "string") | {"image": "image"}
@@ -174,7 +173,7 @@ def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
     """
     train, both, seen = [], [], set()
     source = Path(config.source)
-    for _, row in read_lines(
+    for _, row in read_json_lines(
         source / "coco_long/captions.jsonl", texts=("image",), others=("coco_id", "human_captions", "long_captions")
     ):
         image = posixpath.normpath(f"coco_long/{row['image']}")  # most lie in coco_mini
@@ -184,7 +183,9 @@ def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
         seen.add(int(row["coco_id"]))
     test = [
         {"image": row["image"], "captions": row["captions"]}
-        for _, row in read_lines(source / "coco_mini/captions.jsonl", texts=("image",), others=("image_id", "captions"))
+        for _, row in read_json_lines(
+            source / "coco_mini/captions.jsonl", texts=("image",), others=("image_id", "captions")
+        )
         if int(row["image_id"]) not in seen
     ]
     tables = {"train": train[: config.limit], "both": both[: config.limit], "test": test[: config.limit]}
@@ -197,11 +198,9 @@ def _coco_long(config: PrepareConfig, folder: Path) -> dict[str, int]:
     }
 
 
-def _bytes(path: Path) -> dict[str, Any]:
-    from clips.data.images import open_image
-
-    open_image(path.parent, path.name)  # a broken picture is named now, not in the middle of an evaluation
-    return {"bytes": path.read_bytes(), "path": path.name}
+def _bytes(image: LazyImage) -> dict[str, Any]:
+    image.open()  # a broken image is named now, not in the middle of an evaluation
+    return {"bytes": image.read(), "path": Path(image.name).name}
 
 
 def _write(path: Path, rows: Iterator[Mapping[str, Any]], kinds: Mapping[str, str]) -> None:

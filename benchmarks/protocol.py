@@ -12,17 +12,18 @@ thing says where it belongs:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clips.core.identity import digest, version_of
+
 INPUT = "input_"
 FULL_SIZE = "full_size"
 """Items of the data where only a part of them was used; how many were used is another entry."""
-CODE = 4
-"""Raise it when a change of this package changes numbers: results, and what models gave, are then made again."""
+CODE = version_of("clips-bench run")
+"""Version of the numbers that evaluations compute; with another, results and what models gave are made again."""
 
 Entries = dict[str, str | int | float | bool | None]
 Protocol = Mapping[str, str | int | float | bool | None]
@@ -42,7 +43,7 @@ def fingerprint(protocol: Protocol, *, across: Sequence[str] = ()) -> str:
             of them takes).
     """
     kept = {name: value for name, value in protocol.items() if not _left_out(name, across)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return digest(kept)
 
 
 def ranked_by(protocol: Protocol) -> str:

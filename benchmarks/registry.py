@@ -32,7 +32,7 @@ class Benchmark:
             user's own.
         own: MLLM: the YAML file that defines a task of the user's own.
         dataset: MLLM: the hub name of its data, a path below the data root.
-        layout: compositional: how its data come, a name in ``data.pair_sets.LAYOUTS``.
+        format: compositional: how its data come, a name in ``clips.data.formats.FORMATS``.
         also: MLLM: configurations of the data set that the task's functions read beside its own.
         max_new_tokens: MLLM: cap of an answer where the task itself states none.
         judged: MLLM: its scorer asks a judge, another model (``benchmarks.mllm.judge``).
@@ -52,7 +52,7 @@ class Benchmark:
     folder: str = ""
     own: str = ""
     dataset: str = ""
-    layout: str = ""
+    format: str = ""
     also: tuple[str, ...] = ()
     max_new_tokens: int | None = None
     judged: bool = False

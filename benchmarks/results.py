@@ -9,22 +9,20 @@ only a gallery reads (``SHOWN_COLUMNS``), of a few items.
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import json
 import math
 import re
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.protocol import fingerprint
 from benchmarks.result_types import CHANCE as CHANCE
 from benchmarks.result_types import ITEM_COLUMNS as ITEM_COLUMNS
-from benchmarks.result_types import SCHEMA, Metric, Result
+from benchmarks.result_types import SCHEMA, Result
 from benchmarks.result_types import SHOWN_COLUMNS as SHOWN_COLUMNS
+from benchmarks.result_types import Metric as Metric
 from benchmarks.result_types import columns_of as columns_of
 from benchmarks.validation import check_fields, check_items
 from clips.core.artifact import lexical, whole_file, write_file
@@ -32,12 +30,12 @@ from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import plain
 from clips.secrets import without_secrets
+from clips.typed_data import from_plain
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _GALLERY_COLUMNS = frozenset({"question", "prediction", "target", "thumbnail", *SHOWN_COLUMNS})
-_LARGEST = 1e100  # of a number; NaN is not below it either
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -115,59 +113,37 @@ def read_fields(path: str | Path) -> Result:
     file = Path(path)
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
-        if content["schema"] > SCHEMA:
-            raise NewerResultError(
-                f"{file}: written by a newer version (schema {content['schema']}; this one reads {SCHEMA})"
-            )
-        _check_types(Result, content)
-        for name, metric in content["metrics"].items():
-            _check_types(Metric, metric, f"metrics.{name}.")
-        metrics = {
-            name: Metric(**metric | {"columns": tuple(metric["columns"])})
-            for name, metric in content["metrics"].items()
-        }
-        result = Result(**content | {"metrics": metrics, "path": file})
-        check_fields(result, file)
-        return result
     except FileNotFoundError:
         raise UserError(f"{file}: no such result file") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a result file ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not a result file ({error})") from None
+    _check_schema(content, file)
+    result = dataclasses.replace(from_plain(Result, content, what=f"{file}: not a result file"), path=file)
+    check_fields(result, file)
+    return result
+
+
+def _check_schema(content: Any, file: Path) -> None:
+    """Reject what a newer version has written, and what lacks keys that every result file has."""
+    keys = content if isinstance(content, dict) else {}
+    metrics = keys.get("metrics")
+    schema = keys.get("schema")
+    if isinstance(schema, int | float) and schema > SCHEMA:
+        raise NewerResultError(f"{file}: written by a newer version (schema {schema}; this one reads {SCHEMA})")
+    for name in ("schema", "metrics"):
+        if name not in keys:
+            raise UserError(f"{file}: not a result file: missing {name}")
+    if "path" in keys:  # which says where a result was read from
+        raise UserError(f"{file}: not a result file: unknown key 'path'")
+    for name, metric in metrics.items() if isinstance(metrics, dict) else ():
+        if isinstance(metric, dict) and "columns" not in metric:
+            raise UserError(f"{file}: not a result file: metrics.{name}: missing columns")
 
 
 class NewerResultError(UserError):
     """A result file that a newer version has written: it can be neither read nor replaced."""
-
-
-def _check_types(kind: type, content: Mapping[str, Any], where: str = "") -> None:
-    """Refuse what would only break down where a report uses it. Raises TypeError naming the field."""
-    if not isinstance(content, dict):
-        raise TypeError(f"{where.rstrip('.')}: unexpected {json.dumps(content):.60}")
-    hints = typing.get_type_hints(kind, localns={"Metric": Any})  # whose own are checked apart
-    for name, value in content.items():
-        if name in hints and not _conforms(value, hints[name]):
-            raise TypeError(f"{where}{name}: unexpected {json.dumps(value):.60}")
-
-
-def _conforms(value: Any, kind: Any) -> bool:
-    """Whether what JSON gave is of a field's type; numbers must be finite."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return True
-    if origin is Literal:
-        return value in inner
-    if origin in {types.UnionType, typing.Union}:
-        return any(_conforms(value, part) for part in inner)
-    if origin in {dict, collections.abc.Mapping}:
-        return isinstance(value, dict) and all(_conforms(item, inner[1]) for item in value.values())
-    if origin in {tuple, list, collections.abc.Sequence}:
-        return isinstance(value, list) and all(_conforms(item, inner[0]) for item in value)
-    if kind in {int, float}:
-        numbers = int if kind is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < _LARGEST
-    return isinstance(value, kind)
 
 
 def result_files(results: str | Path) -> list[Path]:

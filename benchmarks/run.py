@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
-import json
 import math
 import shlex
 import sys
@@ -22,15 +20,14 @@ from benchmarks.config import COMMON, BenchmarkConfig, RunConfig
 from benchmarks.mllm.judge import NO_JUDGE, judge_of
 from benchmarks.models import Row
 from benchmarks.outcome import Outcome
-from benchmarks.output import writable_directory
-from benchmarks.protocol import CODE, fingerprint
+from benchmarks.protocol import fingerprint
 from benchmarks.registry import Benchmark
 from benchmarks.results import SCHEMA, Result, read_result, refuse_newer, result_path, write_result
 from benchmarks.sharing import of_first, together
 from benchmarks.sizes import part_words
-from clips.core.artifact import git_state, say, versions
+from clips.core.artifact import git_state, say, versions, writable_directory
+from clips.core.identity import digest, identity, is_below
 from clips.errors import UserError
-from clips.plain import plain
 
 NO_VALUE = "no item has a value"
 _LIBRARIES = ("lmms-eval", "open_clip_torch", "timm", "transformers", "torch")
@@ -171,20 +168,18 @@ def _result(
 
 def _key(row: Row, entry: Benchmark, config: BenchmarkConfig, model_hash: str) -> str:
     """Hash of everything that the result depends on, known before evaluating."""
-    taken = {*entry.takes, *COMMON} - {"name", "data", "images", "judge_url", "judge_key_env"}
-    settings = {name: value for name, value in plain(config).items() if name in taken}
-    if entry.judged:
-        settings["judge_model"] = judge_of(config, entry.task, row.config.results).model
-    parts = {
-        "code": CODE,
+    inputs = {
         "model": model_hash,
         "entry": config.entry,
-        "settings": settings,
         "precision": row.config.precision,
         "data": entry.hash_of_data(config),
         "libraries": {name: versions().get(name) for name in _LIBRARIES},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    if entry.judged:
+        inputs["judge_model"] = judge_of(config, entry.task, row.config.results).model
+    untaken = {field.name for field in dataclasses.fields(config)} - {*entry.takes, *COMMON}
+    found = identity("clips-bench run", config, inputs)
+    return digest({name: value for name, value in found.items() if not is_below(name, untaken)})
 
 
 def _earlier(run_config: RunConfig, config: BenchmarkConfig) -> Result | None:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.output import writable_directory
 from benchmarks.results import Result
 from benchmarks.study.file_schema import study_schema
 from benchmarks.study.programs import PROGRAMS, commands_of
 from benchmarks.study.record import StudyRecord
 from clips.commandline.config_schema import config_schema
-from clips.core.artifact import say, write_file
+from clips.core.artifact import say, writable_directory, write_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ def full_size(result: Result) -> int | None:
     """Items of the whole benchmark where it is known that the result has fewer; None otherwise.
 
     The larger of what its data hold and of the published set's size (`clips-bench list`), which is known by lmms-eval's
-    task where the column is called like it, by the layout of a compositional benchmark, or by the column's name.
+    task where the column is called like it, by the format of a compositional benchmark, or by the column's name.
     """
     used, _ = _used(result)
     stated = result.protocol.get(FULL_SIZE)
@@ -67,11 +67,11 @@ def _used(result: Result) -> tuple[int, str]:
 
 def _published(result: Result) -> int:
     """The size of the published set; 0 where it is not known."""
-    task, layout = (str(result.protocol.get(name, "")) for name in ("task", "layout"))
+    task, format = (str(result.protocol.get(name, "")) for name in ("task", "format"))
     name = task.removeprefix(_TASK)
     if task.startswith(_TASK) and _plain(name) != _plain(result.benchmark):
         return 0  # other data by the task's prompt and scorer
-    entry = BENCHMARKS.get(name if task.startswith(_TASK) else layout)
+    entry = BENCHMARKS.get(name if task.startswith(_TASK) else format)
     if entry is not None:
         return entry.items or 0
     known = {_plain(known.name): known.items for sets in KNOWN.values() for known in sets}

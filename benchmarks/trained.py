@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.results import Result, study_above
 from benchmarks.study.state import CONFIG, record_behind, step_directory
 from clips.core.artifact import MANIFEST, lexical, read_manifest
-from clips.core.identity import run_only_fields
+from clips.core.identity import is_below, run_only_fields
 from clips.errors import UserError
 from clips.training.config import TrainConfig as EncoderTrainConfig
 from llava_bridge.training.config import STAGES
@@ -29,7 +29,7 @@ _MAIN = re.compile(rf"(?:\w+\.)?(?:recipe\.name|model\.architecture|projector\.n
 # batch, learning rates, precision, what it began with and which parts learned.
 _WEIGHS = re.compile(
     rf"(?:(?:\w+|model\.\w+)\.)*?(?:{_STAGE})?"
-    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|batch_size|optim\.(?:base_)?learning_rate|(?:\w+_)?lr|precision|stages|trains|lora|llm|llava"
+    r"(?:data|data(?:\.sources)?(?:\.\d+)?\.(?:split|subset|limit|per_image|weight)|steps|samples|global_batch_size|optim\.(?:base_)?learning_rate|(?:\w+_)?lr|learning_rate|precision|stages|trains|lora|llm|llava"
     r"|model\.pretrained|model\.pretrained_trunk|new_llm\.\w+)"
 )
 _MADE_FROM = re.compile(r"(?:encoder\w*|llm|llava|model\.\w+)\.")
@@ -251,16 +251,16 @@ def _of_step(path: str, study: Path) -> dict[str, Any] | None:
 
 
 def _read(manifest: Mapping[str, Any], study: Path, seen: frozenset[str]) -> Training:
-    config = _mapping(manifest.get("config"))
+    config = mapping(manifest.get("config"))
     settings = {name: Setting(text=_word(value)) for name, value in _flat(_without_idle_stages(config), "")}
     amounts = {name: Setting(text=f"{value:,}") for name, value in _amounts(manifest.get("stages"))}
     if amounts:
         settings = {name: each for name, each in settings.items() if name.rpartition(".")[2] not in _AMOUNTS}
     settings |= amounts
     settings |= {name: Setting(text=_word(manifest[name])) for name in ("seed", "precision") if name in manifest}
-    sources = _sources(_mapping(manifest.get("data")), config)
+    sources = _sources(mapping(manifest.get("data")), config)
     settings |= {name: _named(each) for name, each in sources.items()}
-    for name, commit in _mapping(manifest.get("data")).items():  # of what came from the hub
+    for name, commit in mapping(manifest.get("data")).items():  # of what came from the hub
         if isinstance(commit, str) and name in settings:
             settings[name] = dataclasses.replace(settings[name], hashes=(commit,))
     settings = {name: dataclasses.replace(each, weighs=weighs(name)) for name, each in settings.items()}
@@ -289,7 +289,7 @@ def _unknown_encoders(
 
 def _parents(manifest: Mapping[str, Any], data: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """What the model began with, by the name of the setting that says so; data are told as data."""
-    for name, parent in _mapping(manifest.get("parents")).items():
+    for name, parent in mapping(manifest.get("parents")).items():
         if isinstance(parent, Mapping) and str(parent.get("path")) not in data:
             number = _OF_SOUP.match(name)
             part = number[0] if number else name
@@ -308,7 +308,7 @@ def _without_idle_stages(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Dotted names and values, those that decide nothing left out; of a list of mappings each, numbered from 1."""
-    if any(name == each or name.startswith(f"{each}.") for each in _RUN_ONLY):
+    if is_below(name, _RUN_ONLY):
         return
     below = f"{name}." if name else ""
     if isinstance(value, Mapping) and not name.endswith("lora"):
@@ -326,14 +326,14 @@ def _amounts(stages: Any) -> Iterator[tuple[str, int]]:
     """Steps and samples that were trained on: of each of a LLaVA's stages, of an encoder's together."""
     kinds = {"steps": "steps", "samples_seen": "samples"}
     if isinstance(stages, list):
-        found = [_mapping(stage) for stage in stages]
+        found = [mapping(stage) for stage in stages]
         for key, name in kinds.items():
             counts = [stage.get(key) for stage in found]
             if counts and all(isinstance(count, int) for count in counts):
                 yield name, sum(count for count in counts if isinstance(count, int))
-    for stage, done in _mapping(stages).items():
+    for stage, done in mapping(stages).items():
         for key, name in kinds.items():
-            if isinstance(count := _mapping(done).get(key), int):
+            if isinstance(count := mapping(done).get(key), int):
                 yield f"{stage}.{name}", count
 
 
@@ -342,8 +342,8 @@ def _sources(data: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, li
     known."""
     told = {"data" if name == "sources" else f"{name}.data": each for name, each in data.items()}
     if not told:
-        told = {"data": _mapping(config.get("data")).get("sources")}
-        told |= {f"{stage}.data": _mapping(config.get(stage)).get("data") for stage in STAGES}
+        told = {"data": mapping(config.get("data")).get("sources")}
+        told |= {f"{stage}.data": mapping(config.get(stage)).get("data") for stage in STAGES}
     lists = {name: [each for each in found if isinstance(each, Mapping)] for name, found in told.items()
              if isinstance(found, list)}  # fmt: skip
     return {name: found for name, found in lists.items() if found}
@@ -366,5 +366,6 @@ def _word(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A part of a manifest that should be an object; empty where it is something else."""
     return value if isinstance(value, Mapping) else {}

@@ -24,6 +24,7 @@ _ROUNDING = 1e-6
 _OF_WIDTH = 0.02  # of an interval: how far a value that its scorer rounds may lie outside
 _SCORERS_ROUNDING = 1e-5  # MMMU's scorer rounds its ratios
 _POINTS_ROUNDING = 0.1  # LLaVA-Bench's scorer rounds its ratios of points
+_LARGEST = 1e100  # of a number; NaN is not below it either
 _SHORTENED = (HIDDEN, "…/")  # secrets, and absolute paths in published results: the protocol is not as it was hashed
 
 
@@ -51,6 +52,13 @@ def _refuse(file: Path | None, faults: Iterator[str]) -> None:
 
 
 def _wrong_fields(result: Result) -> Iterator[str]:
+    numbers = {"seconds": result.seconds, "schema": result.schema}
+    for name, metric in result.metrics.items():
+        fields = {**vars(metric), **{f"blind.{kind}": value for kind, value in metric.blind.items()}}
+        numbers |= {f"metrics.{name}.{field}": value for field, value in fields.items() if type(value) in {int, float}}
+    for name, number in numbers.items():
+        if not abs(number) < _LARGEST:
+            yield f"{name}: expected a finite number, got {number!r:.60}"
     for name, value in result.protocol.items():
         if not isinstance(value, str | int | float | bool | None):
             yield f"protocol.{name}: expected a plain value, got {json.dumps(value):.60}"

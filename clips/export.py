@@ -24,6 +24,7 @@ from clips.training.runlog import METRICS
 from clips.training.stages import stages_so_far
 from clips.training.standing import CONFIG as RUN_CONFIG
 from clips.training.standing import LOOP, checkpoints, read_loop
+from clips.typed_data import from_plain
 
 if TYPE_CHECKING:
     from clips.method.model import ClipsModel
@@ -116,22 +117,18 @@ def _last_validation(checkpoint: Path, step: int) -> dict[str, Any]:
 
 
 def _rebuild(recorded: dict[str, Any], checkpoint: Path) -> ClipsModel:
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ModelConfig, "model")
-    parser.add_class_arguments(RecipeConfig, "recipe")
+    where = checkpoint / RUN_CONFIG
     try:
         seed = int(recorded["seed"])
-        parts = parser.instantiate(parser.parse_object({name: recorded[name] for name in ("model", "recipe")}))
-    except (KeyError, TypeError, ValueError, ArgumentError) as error:
-        where = checkpoint / RUN_CONFIG
+        model_config = from_plain(ModelConfig, recorded["model"], what=f"{where}: model")
+        recipe = from_plain(RecipeConfig, recorded["recipe"], what=f"{where}: recipe")
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: expected the config of a training run ({reason_of(error)})") from None
     from clips.method.model import build_model
     from clips.training.checkpoint import load_exported
 
     # The checkpoint holds every weight: what training began with need not be there any more.
-    bare = dataclasses.replace(parts.model, pretrained_trunk=None, pretrained=None)
-    model = build_model(bare, parts.recipe, seed)
+    bare = dataclasses.replace(model_config, pretrained_trunk=None, pretrained=None)
+    model = build_model(bare, recipe, seed)
     load_exported(checkpoint, model)
     return model

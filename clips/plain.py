@@ -1,14 +1,11 @@
-"""Configs and records as plain data: what JSON and YAML can hold, and how two of them differ."""
+"""Configs and records as plain data: what JSON and YAML can hold."""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from clips.secrets import alike
 
 
 def plain(value: Any) -> Any:
@@ -36,19 +33,3 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
-
-
-def difference(there: Mapping[str, Any], here: Mapping[str, Any], *, masked: bool = True) -> str | None:
-    """How two mappings differ, in words: the first name with both values, and how many more; None if they do not.
-
-    Args:
-        there: as recorded.
-        here: as it is now.
-        masked: whether secrets were taken out of either: ``***`` then stands for any.
-    """
-    same = alike if masked else operator.eq
-    differing = sorted(name for name in there.keys() | here.keys() if not same(there.get(name), here.get(name)))
-    if not differing:
-        return None
-    name, more = differing[0], f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-    return f"{name} is {there.get(name)!r} there and {here.get(name)!r} now{more}"

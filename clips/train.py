@@ -19,22 +19,22 @@ import torch.distributed as dist
 
 from clips.commandline.stopping import StopRequest, exit_status, stop_requests
 from clips.core.artifact import added_files, directory_hash, say, write_file, write_manifest
+from clips.core.identity import identity as identity_of
 from clips.data.loader import batches, told_of_dead_workers
 from clips.encoder import write_encoder
-from clips.errors import UserError
 from clips.method.model import ClipsModel
 from clips.modelcard import write_model_card
 from clips.parallel.base import whole
-from clips.parallel.processes import end_processes, gather_objects, mean_over_processes, wait_for_main_process
+from clips.parallel.processes import end_processes, mean_over_processes, wait_for_main_process
 from clips.parallel.watchdog import Watchdog
 from clips.plain import plain
-from clips.planning.utilisation import Utilisation
+from clips.planning.mfu import MfuMeter
 from clips.training.checkpoint import Checkpointer
 from clips.training.config import TrainConfig
-from clips.training.rundir import changes, is_finished, record_run
+from clips.training.rundir import changes, is_trained, record_run
 from clips.training.runlog import Clock, RunLog
 from clips.training.stages import stage_configs, stages_so_far
-from clips.training.standing import checkpoints, remove_checkpoints
+from clips.training.standing import remove_checkpoints
 from clips.training.start import bare_model, check_stages, open_data, parents_of, start_run
 from clips.training.step import Run, to_device, training_step
 from clips.training.trackers import open_trackers
@@ -42,7 +42,7 @@ from clips.training.validate import Validation
 
 SUMMARY = "summary.json"
 _OF_ITS_STEP = ("lr", "logit_scale")  # in an entry of the log; other numbers of the training step are means
-_JUDGED_SAMPLES = 1000  # the share of bad samples is not judged on fewer
+_JUDGED_SAMPLES = 1000  # the ratio of invalid samples is not judged on fewer
 
 
 def train(config: TrainConfig) -> None:
@@ -68,14 +68,15 @@ def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) ->
     """
     data = open_data(config)
     inputs = {name: directory_hash(path) for name, path in parents_of(config, data).items()}
-    if is_finished(config.output, config, inputs):
+    identity = identity_of("clips train", config, inputs)
+    if is_trained(config, identity):
         say(f"{config.output}: already trained with this config; nothing to do")
         return
     run = start_run(config, data)
-    run.loop.inputs, run.loop.sources = inputs, data.describe()
+    run.loop.identity, run.loop.sources = identity, data.describe()
     if run.processes.is_main:
         note_changes(run)
-        record_run(config.output, config)
+        record_run(config, identity)
     metrics = run_steps(run, stop)
     summary = summarise(run, metrics)
     encoder = exported(run)
@@ -92,7 +93,7 @@ def train_stage(config: TrainConfig, stop: StopRequest, *, last: bool = True) ->
 
 def note_changes(run: Run) -> None:
     """What the config has otherwise than it had when the run was interrupted is said, and kept for the manifest."""
-    for change in changes(checkpoints(run.config.output)[-1], run.config) if run.loop.step else ():
+    for change in changes(run.config, run.loop.identity) if run.loop.step else ():
         told = f"from step {run.loop.step + 1}: {change}"
         say(f"{run.config.output}: {told}")
         run.loop.changes.append(told)
@@ -104,7 +105,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
     validation = Validation(config.validation, run) if config.validation.source else None
     trackers = open_trackers(config.track, config.output, plain(config)) if is_main else []
     log = RunLog(config.output, step=loop.step, steps=run.steps, quiet=not is_main, trackers=trackers)
-    utilisation = Utilisation(
+    meter = MfuMeter(
         config,
         device=run.processes.device,
         precision=run.precision,
@@ -128,16 +129,16 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any]:
             checkpointer.poll()
             last = loop.step == run.steps
             validates = validation and (last or loop.step % config.validation.every == 0)
-            if last or validates or loop.step % config.log_every == 0:
-                refuse_bad_share(run)
+            if last or validates or loop.step % config.logging_steps == 0:
+                check_invalid_samples(run)
                 entry = log_entry(run, values, clock)
                 with clock.stopped():  # counting takes longer than a small training's steps
-                    entry |= utilisation.read(batch, entry["samples_per_second"]) if is_main else {}
+                    entry |= meter.read(batch, entry["samples_per_second"]) if is_main else {}
                 if validation and validates:
                     entry |= validate(run, validation, watchdog)
                 log.write(entry)
             asked = 0 if last else stop.of_any_process(run.processes.device)
-            if not last and (asked or loop.step % config.checkpoint_every == 0):
+            if not last and (asked or loop.step % config.save_steps == 0):
                 watchdog.at(loop.step, "saving")
                 checkpoint(run, checkpointer)
             if asked:
@@ -160,12 +161,12 @@ def read_batches(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def next_batch(run: Run, stream: Iterator[dict[str, Any]], clock: Clock, watchdog: Watchdog) -> dict[str, Any]:
-    """Wait for a batch; what was unusable in it is noted."""
+    """Wait for a batch; its invalid samples are counted."""
     watchdog.at(run.loop.step, "waiting for data")
     with clock.waiting():
         batch = next(stream)
     watchdog.at(run.loop.step, "computing")
-    run.met += batch.pop("bad")
+    run.loop.bad.add(batch.pop("bad"))
     return batch
 
 
@@ -175,7 +176,7 @@ def take_step(run: Run, batch: dict[str, Any], clock: Clock) -> dict[str, float]
     _seed_step(run.config.seed, loop.step, run.processes.rank)
     values = training_step(run, to_device(batch, run))
     loop.step += 1
-    loop.samples_seen += run.config.batch_size
+    loop.samples_seen += run.config.global_batch_size
     loop.add(values)
     clock.tick()
     return values
@@ -216,27 +217,14 @@ def log_entry(run: Run, values: dict[str, float], clock: Clock) -> dict[str, Any
     }
 
 
-def refuse_bad_share(run: Run) -> None:
-    """Stop a run whose data has too many unusable samples; judged on at least 1,000 samples or all there are.
+def check_invalid_samples(run: Run) -> None:
+    """Stop a run whose data has too many invalid samples; judged on at least 1,000 samples or all there are.
 
-    All processes judge together, by what all have met.
+    All processes call it together.
     """
-    hand_over_bad(run)
+    run.loop.bad.gather()
     seen = max(min(run.loop.samples_seen, len(run.data)), min(len(run.data), _JUDGED_SAMPLES))
-    count, example = gather_objects((run.loop.bad.count, run.loop.bad.named[:1]))[0]
-    if count > run.config.data.max_bad_share * seen:
-        raise UserError(
-            f"data: {count} unusable samples, more than data.max_bad_share "
-            f"({run.config.data.max_bad_share:g}) of {seen}; for instance {': '.join(example[0][1:])}"
-        )
-
-
-def hand_over_bad(run: Run) -> None:
-    """Invalid samples that processes met since the last time; the main process alone remembers. All ask together."""
-    for met in gather_objects(run.met):
-        if run.processes.is_main:
-            run.loop.bad.add(met)
-    run.met.clear()
+    run.loop.bad.check("data", "data.max_invalid_ratio", run.config.data.max_invalid_ratio, seen)
 
 
 # ---------------------------------------------------------------- after it
@@ -249,7 +237,7 @@ def checkpoint(run: Run, checkpointer: Checkpointer) -> None:
     if run.average is not None:
         parts["average"] = parallel.own(parallel.gathered(run.average.state))
     tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    hand_over_bad(run)
+    run.loop.bad.gather()
     run.loop.sums = mean_over_processes(run.loop.sums)  # the main process's are kept
     checkpointer.save(tensors, run.loop, run.config)
 
@@ -279,8 +267,7 @@ def exported(run: Run, *, everywhere: bool = False) -> ClipsModel | None:
 
 def summarise(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
     """What summary.json tells of the finished run, on the main process."""
-    refuse_bad_share(run)
-    hand_over_bad(run)
+    check_invalid_samples(run)
     loop = run.loop
     return {
         "steps": loop.step,
@@ -317,15 +304,15 @@ def finish(run: Run, encoder: ClipsModel, summary: dict[str, Any]) -> None:
             data={"sources": run.loop.sources},
             parents=parents_of(config, run.data),
             licence=config.licence,
+            identity=run.loop.identity,
             stages=stages_so_far(plain(config), summary, encoder.image_size),
             **summary,
         )
         write_model_card(partial, manifest)
     if not config.keep_after_training:
         remove_checkpoints(output)
-    bad = summary["bad_samples"]
-    reasons = ", ".join(f"{count} × {reason}" for reason, count in bad["by_reason"].items())
+    bad = run.loop.bad
     say(
         f"{output}: trained on {summary['samples_seen']} samples in {summary['seconds']:.0f} s; "
-        + (f"{bad['count']} unusable samples skipped ({reasons})" if bad["count"] else "no unusable samples")
+        + (f"{bad.count} invalid samples skipped ({bad.reasons()})" if bad.count else "no invalid samples")
     )

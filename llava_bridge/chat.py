@@ -22,11 +22,11 @@ from typing import Any
 from jinja2 import TemplateError
 from PIL import Image
 
+from clips.data.formats.base import IMAGE as IMAGE
 from clips.errors import UserError, suggest
 from clips.model.loading import refusing
 from llava_bridge.templates import BEGIN, DAY, PLAIN_WITH_BLANK, TEMPLATES
 
-IMAGE = "<image>"
 IGNORED = -100
 """The label of a token that is not learnt (PyTorch's and transformers' convention)."""
 

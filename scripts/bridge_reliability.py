@@ -64,7 +64,7 @@ def make_world(work: Path, rng: random.Random) -> None:
 
 
 def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
-    stage = {"data": [{"path": str(work / "data" / "talk.json")}], "steps": arguments.steps, "batch_size": 4}
+    stage = {"data": [{"path": str(work / "data" / "talk.json")}], "steps": arguments.steps, "global_batch_size": 4}
     path = work / f"{name}.json"
     path.write_text(
         json.dumps(
@@ -73,13 +73,13 @@ def write_config(work: Path, name: str, arguments: argparse.Namespace) -> Path:
                 "encoder": "timm:vit_tiny_patch16_224@random",
                 "image_size": 32,
                 "llm": str(work / "llm"),
-                "align": {**stage, "lr": 1e-3},
-                "instruct": {**stage, "lr": 1e-4},
+                "align": {**stage, "learning_rate": 1e-3},
+                "instruct": {**stage, "learning_rate": 1e-4},
                 "launch": {"processes": LAUNCHED, "deepspeed": arguments.deepspeed},
                 "precision": "fp32",
-                "log_every": 20,
-                "checkpoint_every": 20,
-                "max_bad_share": 0.1,
+                "logging_steps": 20,
+                "save_steps": 20,
+                "max_invalid_ratio": 0.1,
             }
         )
     )

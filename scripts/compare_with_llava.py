@@ -102,12 +102,12 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
     torch.manual_seed(args.seed)
     write_parts(Path(args.llm), folder)
     convert(ConvertConfig(source=str(folder / "projector"), llm=str(folder / "llm"), output=str(folder / "start")))
-    common = {"steps": args.steps, "batch_size": args.batch, "micro_batch": args.micro_batch}
+    common = {"steps": args.steps, "global_batch_size": args.batch, "micro_batch_size": args.micro_batch}
     images = str(Path(args.images or Path(args.data).parent).resolve())
     stages = {}
     for name, rows in zip(STAGES, write_data(args, folder), strict=True):
         data = [DataConfig(path=str(rows), images=images, missing_images="refuse")]
-        stages[name] = StageConfig(data=data, lr=getattr(args, f"{name}_lr"), **common)
+        stages[name] = StageConfig(data=data, learning_rate=getattr(args, f"{name}_lr"), **common)
     stages["align"] = dataclasses.replace(stages["align"], chat_template="plain", image_fit="crop")
     stages["instruct"] = dataclasses.replace(stages["instruct"], group_by_modality_length=True)
     return TrainConfig(
@@ -116,9 +116,9 @@ def prepare(args: argparse.Namespace, folder: Path) -> Any:
         launch=LaunchConfig(processes=1),
         precision="fp32",
         seed=args.seed,
-        checkpoint_every=0,
-        log_every=1,
-        max_bad_share=0.0,
+        save_steps=0,
+        logging_steps=1,
+        max_invalid_ratio=0.0,
         **stages,
     )
 
@@ -172,7 +172,7 @@ def train_theirs(args: argparse.Namespace, config: Any, folder: Path) -> dict[st
 def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
     """What `llava/train/train.py` is told, as in `scripts/v1_5/pretrain.sh` and `finetune.sh`, but for the sizes."""
     stage = config.stage(name)
-    micro = stage.micro_batch or stage.batch_size
+    micro = stage.micro_batch_size or stage.global_batch_size
     if name == "align":
         own = {"version": "plain", "image_aspect_ratio": "square", "tune_mm_mlp_adapter": True}
     else:
@@ -191,10 +191,10 @@ def their_options(config: Any, name: str, folder: Path) -> dict[str, Any]:
         "output_dir": folder / f"theirs_{name}",
         "num_train_epochs": 1,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": stage.batch_size // micro,
-        "learning_rate": stage.lr,
+        "gradient_accumulation_steps": stage.global_batch_size // micro,
+        "learning_rate": stage.learning_rate,
         "weight_decay": stage.weight_decay,
-        "warmup_ratio": stage.warmup,
+        "warmup_ratio": stage.warmup_ratio,
         "lr_scheduler_type": "cosine",
         "model_max_length": 2048,
         "lazy_preprocess": True,
@@ -213,7 +213,7 @@ def our_order(config: Any, name: str, folder: Path) -> list[int]:
     stage = config.stage(name)
     alone = config if name == "align" else dataclasses.replace(config, stages=[name])
     dataset = set_up(alone, name, folder).dataset
-    return list(order_of(dataset, stage, stage.steps, config.seed, stage.micro_batch or stage.batch_size))
+    return list(order_of(dataset, stage, stage.steps, config.seed, stage.micro_batch_size or stage.global_batch_size))
 
 
 def _run(command: list[str], **environment: str) -> None:

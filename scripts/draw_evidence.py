@@ -39,7 +39,7 @@ def read(run: Path) -> dict[str, Curves]:
         entry = dict(zip(head, row, strict=True))
         if entry["metric"] == METRIC:
             value = float(entry["value"])
-            low, high = (float(entry[side] or value) for side in ("low", "high"))
+            low, high = (float(entry[side] or value) for side in ("ci_low", "ci_high"))
             found[row[0].rpartition(":")[0]][row[1]].append(Point(float(row[2]) if row[2] else None, value, low, high))
     return found
 

@@ -100,15 +100,20 @@ def write_config(output: Path, data: Path, steps: int, parallel: str = "ddp") ->
         json.dumps(
             {
                 "output": str(output),
-                "data": {"sources": [{"path": str(data)}], "shuffle_window": 20, "max_bad_share": 0.05, "workers": 1},
+                "data": {
+                    "sources": [{"path": str(data)}],
+                    "shuffle_window": 20,
+                    "max_invalid_ratio": 0.05,
+                    "num_workers": 1,
+                },
                 "scale": {"parallel": parallel},
                 "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
                 "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 2}},
                 "steps": steps,
-                "batch_size": 4,
+                "global_batch_size": 4,
                 "precision": "fp32",
-                "log_every": 50,
-                "checkpoint_every": 10,
+                "logging_steps": 50,
+                "save_steps": 10,
             }
         )
     )

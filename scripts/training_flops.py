@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.study.commands import current_keys
-from benchmarks.study.lock import locked
+from benchmarks.study.engine import run_steps
+from benchmarks.study.locks import locked
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import read_study
-from benchmarks.study.runner import run_steps
 from benchmarks.study.steps import Step
 from clips.commandline.parsing import parse_config
 from clips.data.loader import batches
@@ -29,7 +29,7 @@ from clips.errors import UserError, suggest
 from clips.method import recipes
 from clips.method.model import build_model
 from clips.plain import to_yaml
-from clips.planning.instruments import FlopCount
+from clips.planning.profilers import FlopCounter
 from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs
 from clips.training.start import open_data
@@ -45,10 +45,10 @@ def flops_of_sample(config: TrainConfig) -> float:
     for batch in batches(data, first_step=0, last_step=_BATCHES):
         del batch["bad"]
         batch["image"] = batch["image"] / 255
-        with FlopCount() as counter:
+        with FlopCounter() as counter:
             recipe.losses(model(batch), batch)["loss"].backward()
         found += counter.total
-    return found / _BATCHES / config.batch_size
+    return found / _BATCHES / config.global_batch_size
 
 
 def stages_of(step: Step) -> list[TrainConfig]:
@@ -68,21 +68,13 @@ def stages_of(step: Step) -> list[TrainConfig]:
     ]
 
 
-class _Quiet:
-    def changed(self, step: Step, outcome: str, record: object) -> None:
-        print(f"{step.name}: {outcome}", file=sys.stderr)
-
-    def tick(self) -> None:
-        pass
-
-
 def make_data(plan: Plan) -> None:
     """Run the study's data steps that have not run."""
     steps = [step for step in plan.steps if step.kind == "data"]
     directory = plan.study.directory
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory) as lock:
-        summary = run_steps(steps, lambda: current_keys(plan), directory, lock=lock, jobs=1, observer=_Quiet())
+    with locked(directory):
+        summary = run_steps(steps, current_keys(plan), directory, jobs=1)
     if not summary.complete:
         raise UserError(f"{directory}/steps: {', '.join(summary.failed)} failed; see its log.txt")
 
@@ -105,7 +97,7 @@ def main() -> None:
     for step in plan.steps:
         if step.name in wanted:
             stages = stages_of(step)
-            parts = [flops_of_sample(stage) * (stage.steps or 0) * stage.batch_size for stage in stages]
+            parts = [flops_of_sample(stage) * (stage.steps or 0) * stage.global_batch_size for stage in stages]
             cost[wanted[step.name]] = sum(stage.steps or 0 for stage in stages), sum(parts)
             print(f"{step.name}: {sum(parts) / 1e12:.2f} TFLOP", file=sys.stderr)
     if arguments.like not in cost:

@@ -160,12 +160,12 @@ def config_file(directory: Path, name: str, talk: Path, **fields: Any) -> Path:
         "stages": ["pretrain", "align", "instruct"],
         "new_llm": SmallLlamaConfig(vocab_size=320, hidden_size=32, layers=2, heads=2, context=96),
         "pretrain": StageConfig(
-            data=[DataConfig(path=str(talk / "text.jsonl"), source="text")], steps=4, batch_size=4, max_length=32
+            data=[DataConfig(path=str(talk / "text.jsonl"), format="text")], steps=4, global_batch_size=4, max_length=32
         ),
-        "align": StageConfig(data=data, steps=4, batch_size=4),
-        "instruct": StageConfig(data=data, steps=6, batch_size=4, lr=1e-3),
+        "align": StageConfig(data=data, steps=4, global_batch_size=4),
+        "instruct": StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3),
         "precision": "fp32",
-        "log_every": 1,
+        "logging_steps": 1,
     }
     path = directory / f"{name}.yaml"
     path.write_text(to_yaml(TrainConfig(**{**settings, **fields})))
@@ -181,6 +181,26 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         text=True,
         timeout=400,
     )
+
+
+def trained_alone(*files: Path, driver: str = "swap_driver.py", **environment: str) -> str:
+    """Train by config files, one after the other, in one process that a launcher would start; return what it prints."""
+    done = run_python(str(Path(__file__).with_name(driver)), *map(str, files), **launched(), **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def launched() -> dict[str, str]:
+    """What a launcher tells the only process that it starts."""
+    from llava_bridge.training.launch import _free_port
+
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    return {**alone, "MASTER_PORT": str(_free_port())}
+
+
+def losses(directory: Path) -> list[float]:
+    """Of each logged step."""
+    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def run_processes(count: int, driver: str, *arguments: str, timeout: float, **environment: str) -> str:

@@ -69,14 +69,14 @@ def config_text(data: Path, output: Path, /, **fields: Any) -> str:
     return json.dumps(
         {
             "output": str(output),
-            "data": {"sources": [{"path": str(data)}], "max_bad_share": 0.2},
+            "data": {"sources": [{"path": str(data)}], "max_invalid_ratio": 0.2},
             "model": {"architecture": "clips-tiny", "image_size": 16, "context_length": 12},
             "recipe": {"name": "clips", "captioner": {"length": 12, "layers": 1, "positions": 4}},
             "steps": 6,
-            "batch_size": 4,
+            "global_batch_size": 4,
             "precision": "fp32",
-            "log_every": 2,
-            "checkpoint_every": 2,
+            "logging_steps": 2,
+            "save_steps": 2,
             **fields,
         }
     )

@@ -23,6 +23,7 @@ def pytest_unconfigure() -> None:
     """Keep what SWIG made for sentencepiece: 0.2.1 crashes where Python takes it down, and pytest then ends with status
     139 after tests that all passed.
     """
+    gc.unfreeze()  # or libraries that count what is left complain of leaks
     for name, module in list(sys.modules.items()):
         if name.startswith("swig_runtime_data"):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(module.type_pointer_capsule))
@@ -62,6 +63,17 @@ def _no_processes_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root ``hub`` about six pictures, and ``llava``, which transformers alone has made."""
+    import bench_world
+
+    root = tmp_path_factory.mktemp("places")
+    bench_world.write_hub(root / "hub")
+    bench_world.write_llava(root / "llava")
+    return root
+
+
+@pytest.fixture(scope="session")
 def bridge_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny untrained ViT in open_clip's hub layout."""
     import bridge_world
@@ -77,6 +89,14 @@ def bridge_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import bridge_world
 
     return bridge_world.make_llm(tmp_path_factory.mktemp("bridge") / "llm")
+
+
+@pytest.fixture(scope="session")
+def bridge_llava(tmp_path_factory: pytest.TempPathFactory, bridge_encoder: Path, bridge_llm: Path) -> Path:
+    """An untrained LLaVA of the two."""
+    import bridge_world
+
+    return bridge_world.make_llava(tmp_path_factory.mktemp("bridge") / "llava", bridge_encoder, bridge_llm)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ class Rule:
         return self.has in command.text and self.page in {"", command.block.page}
 
 
-_FEW = "--align.steps 1 --align.batch_size 4 --instruct.steps 1 --instruct.batch_size 4 --precision fp32"
+_FEW = "--align.steps 1 --align.global_batch_size 4 --instruct.steps 1 --instruct.global_batch_size 4 --precision fp32"
 _MEASURES = "measures for minutes; in miniature in tests/test_speed_scripts.py"
 _HOURS = "hours of training; in miniature in tests/test_evidence_scripts.py"
 
@@ -71,7 +71,7 @@ RULES = (
     Rule(has="scripts/studies/ablation.yaml", swap=(("study run", "study plan"),), shared=True),
     Rule(has="clips plan scripts/configs/clips-l-14.yaml", skip="a minute; tests/test_clips_plan.py plans it"),
     Rule(has="clips plan mine.yaml", swap=(("--count 64", "--count 4"),)),
-    Rule(has="runs/further", add="--batch_size 4", swap=(("1000000", "8"),)),
+    Rule(has="runs/further", add="--global_batch_size 4", swap=(("1000000", "8"),)),
     Rule(has="torchrun --nproc-per-node 8", swap=(("--nproc-per-node 8", "--nproc-per-node 2"),)),
     Rule(has="--launch.processes 8", swap=(("processes 8", "processes 2"),)),
     Rule(has="llava-bridge train --llava llava-1.5-7b", add=_FEW),
@@ -94,15 +94,15 @@ SWAPS = {
         ("clips-b-16", "clips-tiny"),
         ("s3://bucket/recap/{00000..01023}.tar", "shards"),
         ("12800000", "8"),
-        ("batch_size: 1024", "batch_size: 4"),
+        ("global_batch_size: 1024", "global_batch_size: 4"),
         ("shuffle_window: 100", "cache_images: false"),
-        ("workers: 4", "workers: 1"),
+        ("num_workers: 4", "num_workers: 1"),
     ),
     ("docs/how-to/own-data.md", "own.yaml"): (("clips-b-16", "clips-tiny"), ("10000000", "8"), ("1024", "8")),
     ("docs/tutorial.md", "study.yaml"): (
         ("  untrained: {model: {pretrained_trunk: null}, recipe: {name: clip}, steps: 0}   # random weights\n", ""),
         ("steps: 170", "steps: 1"),
-        ("batch_size: 64", "batch_size: 4"),
+        ("global_batch_size: 64", "global_batch_size: 4"),
         ("steps: 60", "steps: 1"),
         ("steps: 120", "steps: 1"),
     ),

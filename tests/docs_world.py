@@ -29,8 +29,8 @@ LLAVA = """\
 output: runs/llava
 encoder: runs/mine
 llm: models/llm
-align: {data: [{path: llava_align.json}], steps: 1, batch_size: 8}
-instruct: {data: [{path: llava_instruct.json}], steps: 1, batch_size: 8}
+align: {data: [{path: llava_align.json}], steps: 1, global_batch_size: 8}
+instruct: {data: [{path: llava_instruct.json}], steps: 1, global_batch_size: 8}
 precision: fp32
 """
 STUDY = """\
@@ -41,7 +41,7 @@ defaults:
     model: {architecture: clips-tiny, image_size: 16, context_length: 12}
     data: {sources: [{path: shards}]}
     steps: 1
-    batch_size: 4
+    global_batch_size: 4
 encoders: {clip: {recipe: {name: clip}}, clips: {recipe: {name: clips}}}
 benchmarks: {retrieval: {data: street.jsonl, captions_per_image: 1}}
 """

@@ -1,7 +1,7 @@
-"""Plays sbatch, srun, squeue, scancel and scontrol on one machine, by the name under which it is called.
+"""Plays SLURM's programs on one machine, without accounting, by the name under which it is called.
 
-Jobs lie in the folder PLAYED_SLURM, one file each: the pid of its shell and what it was given. There is no queue: what
-is submitted runs, unless a file ``hold`` is there, until it goes.
+Jobs lie in the directory PLAYED_SLURM: files with what sbatch was told, the pid of its shell, its state. There is no
+queue: what is submitted runs, unless a file ``hold`` is there.
 """
 
 import contextlib
@@ -17,117 +17,96 @@ from pathlib import Path
 JOBS = Path(os.environ["PLAYED_SLURM"])
 
 
-def options(script: str) -> dict[str, str]:
-    return dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.M))
-
-
-def sbatch(file: str) -> None:
-    script = Path(file).read_text(encoding="utf-8")
-    asked = options(script)
-    if asked.get("partition") == "closed":
+def sbatch(*words: str) -> None:
+    asked: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        flag = not equals and (not rest or rest[0].startswith("-"))
+        asked[name.lstrip("-")] = value if equals else "" if flag else rest.pop(0)
+    if asked.get("p") == "closed":
         sys.exit("sbatch: error: invalid partition specified: closed")
-    main = 1 + max([int(path.name.split("_")[0]) for path in JOBS.glob("[0-9]*")], default=100)
-    tasks = range(int(asked["array"].split("%")[0].split("-")[1]) + 1) if "array" in asked else [None]
-    for task in tasks:
-        name = str(main) if task is None else f"{main}_{task}"
-        spooled = JOBS / f"script.{name}"  # SLURM keeps a copy, too: submitit moves the file once sbatch has returned
-        spooled.write_text(script, encoding="utf-8")
-        (JOBS / name).write_text(json.dumps({"options": asked, "script": str(spooled)}), encoding="utf-8")
-        start(name)
-    print(f"Submitted batch job {main}")
+    number = 101 + len(list(JOBS.glob("job.*")))
+    (JOBS / f"job.{number}").write_text(json.dumps(asked), encoding="utf-8")
+    keeper = [sys.executable, __file__, "keep", str(number)]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.Popen(keeper, start_new_session=True, **quiet)
+    print(number)
 
 
-def start(name: str) -> None:
-    told = json.loads((JOBS / name).read_text(encoding="utf-8"))
-    main, _, task = name.partition("_")
-    slurm = {"SLURM_JOB_ID": main, "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0"}
-    slurm |= {"SLURM_ARRAY_JOB_ID": main, "SLURM_ARRAY_TASK_ID": task} if task else {}
-    wait = f"while [ -e {JOBS}/hold ]; do sleep 0.05; done"
-    shell = subprocess.Popen(
-        ["bash", "-c", f"{wait}; exec bash {told['script']}"],
-        env={**os.environ, **slurm, "SLURM_JOB_NODELIST": "localhost", "SLURM_LOCALID": "0"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    (JOBS / f"pid.{name}").write_text(str(shell.pid), encoding="utf-8")
-
-
-def srun(*arguments: str) -> None:
-    words = list(arguments)
-    places = {"%j": "SLURM_JOB_ID", "%A": "SLURM_ARRAY_JOB_ID", "%a": "SLURM_ARRAY_TASK_ID", "%t": "SLURM_PROCID"}
-    files = {}
-    while words[0].startswith("--"):
-        word = words.pop(0)
-        if word in {"--output", "--error"}:
-            name = words.pop(0)
-            for mark, variable in places.items():
-                name = name.replace(mark, os.environ.get(variable, mark))
-            files[word] = Path(name).open("ab")  # noqa: SIM115
-    for word, number in (("--output", 1), ("--error", 2)):
-        os.dup2(files[word].fileno(), number)
-    os.execvp(words[0], words)
-
-
-def scontrol(what: str, name: str) -> None:
-    """``requeue``: another process starts the job again when this turn of it has ended."""
-    assert what == "requeue"
-    (JOBS / f"again.{name}").touch()
-    if os.fork() == 0:
-        os.setsid()
-        while alive(name):
-            time.sleep(0.05)
-        start(name)
-        (JOBS / f"again.{name}").unlink()
-
-
-def alive(name: str) -> bool:
-    try:
-        pid = int((JOBS / f"pid.{name}").read_text(encoding="utf-8"))
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def squeue(*_arguments: str) -> None:
-    if (JOBS / "down").exists():
-        sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
-    print(
-        "\n".join(
-            path.name.removeprefix("pid.")
-            for path in JOBS.glob("pid.*")
-            if alive(path.name[4:]) or (JOBS / f"again.{path.name[4:]}").exists()
+def keep(number: str) -> None:
+    """Run a job and note its state."""
+    asked = json.loads((JOBS / f"job.{number}").read_text(encoding="utf-8"))
+    state = JOBS / f"state.{number}"
+    state.write_text("PENDING", encoding="utf-8")
+    while (JOBS / "hold").exists():
+        if (JOBS / f"cancelled.{number}").exists():
+            state.write_text("CANCELLED", encoding="utf-8")
+            return
+        time.sleep(0.05)
+    slurm = {"SLURM_JOB_ID": number, "SLURM_JOB_NODELIST": "localhost", "SLURM_PROCID": "0"}
+    with Path(asked["output"].replace("%j", number)).open("ab") as log:
+        shell = subprocess.Popen(
+            ["bash", "-c", asked["wrap"]], env={**os.environ, **slurm}, cwd=asked["D"], stdout=log, stderr=log
         )
-    )
+    (JOBS / f"pid.{number}").write_text(str(shell.pid), encoding="utf-8")
+    state.write_text("RUNNING", encoding="utf-8")
+    status = shell.wait()
+    cancelled = (JOBS / f"cancelled.{number}").exists()
+    state.write_text("CANCELLED" if cancelled else "FAILED" if status else "COMPLETED", encoding="utf-8")
 
 
-def scancel(*names: str) -> None:
-    asked = next((name.partition("=")[2] for name in names if name.startswith("--signal=")), None)
-    names = tuple(name for name in names if not name.startswith("--"))
-    for number in (signal.Signals[f"SIG{asked}"],) if asked else (signal.SIGTERM, signal.SIGKILL):
-        for name in names:
-            for path in JOBS.glob(f"pid.{name}*"):
-                for pid in session(int(path.read_text(encoding="utf-8"))):
-                    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                        os.kill(pid, number)
-        time.sleep(0.3)
+def srun(*words: str) -> None:
+    rest = list(words)
+    while rest[0].startswith("-"):
+        rest.pop(0)
+    os.execvp(rest[0], rest)
 
 
-def session(leader: int) -> list[int]:
-    """A job's processes, those that have sessions of their own included."""
-    below, found = {leader}, []
+def squeue(*words: str) -> None:
+    asked = dict(re.findall(r"--(\w+)[= ]([^ ]+(?: %j)?)", " ".join(words)))
+    for path in sorted(JOBS.glob("state.*")):
+        number, state = path.name.partition(".")[2], path.read_text(encoding="utf-8")
+        name = json.loads((JOBS / f"job.{number}").read_text(encoding="utf-8"))["job-name"]
+        if asked["states"] in {"all", state} and asked.get("name", name) == name:
+            print(asked["format"].replace("%i", number).replace("%T", state).replace("%j", name))
+
+
+def scancel(*words: str) -> None:
+    for number in [word for word in words if word.isdecimal()]:
+        (JOBS / f"cancelled.{number}").touch()
+        if (pid := JOBS / f"pid.{number}").is_file():
+            tell(int(pid.read_text(encoding="utf-8")), signal.SIGTERM)
+
+
+def tell(leader: int, number: int) -> None:
+    """Send a signal to a job's processes, those that have sessions of their own included."""
+    below = {leader}
     for path in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
-        try:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             parent = int((path / "stat").read_text(encoding="utf-8").rpartition(") ")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(path.name) == leader or parent in below:
-            below.add(int(path.name))
-            found.append(int(path.name))
-    return found
+            below |= {int(path.name)} if parent in below else set()
+    for pid in below - {leader}:  # the batch shell waits
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def scontrol(*_words: str) -> None:
+    print("MinJobAge               = 300 sec")
+
+
+def sacct(*_words: str) -> None:
+    sys.exit("Slurm accounting storage is disabled")
+
+
+def sinfo(*_words: str) -> None:
+    print("debug*")
 
 
 if __name__ == "__main__":
-    played = {"sbatch": sbatch, "srun": srun, "squeue": squeue, "scancel": scancel, "scontrol": scontrol}
-    played[Path(sys.argv[0]).name](*sys.argv[1:])
+    name = Path(sys.argv[0]).name
+    played = {each.__name__: each for each in (sbatch, srun, squeue, scancel, scontrol, sacct, sinfo)}
+    if sys.argv[1:2] == ["keep"]:
+        keep(sys.argv[2])
+    else:
+        played[name](*sys.argv[1:])

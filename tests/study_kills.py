@@ -22,9 +22,9 @@ def tiny_study(output: Path) -> dict[str, Any]:
                 "data": {"sources": [{"path": "$data/train"}]},
                 "recipe": {"captioner": {"layers": 1, "length": 32, "positions": 4}},
                 "steps": 24,
-                "batch_size": 16,
-                "checkpoint_every": 4,
-                "log_every": 4,
+                "global_batch_size": 16,
+                "save_steps": 4,
+                "logging_steps": 4,
             }
         },
         "encoders": {"clip": {"recipe": {"name": "clip"}}, "clips": {"recipe": {"name": "clips"}}},

@@ -119,10 +119,3 @@ def test_known_vulnerabilities_are_flagged(audit, service, monkeypatch, capsys):
     assert {"safetensors", "filelock"} <= {query["package"]["name"] for query in Service.asked}
     monkeypatch.setattr(audit, "project_requirements", lambda extras: ["filelock"])
     assert audit.main(["--only", "vulnerabilities", "--service", service]) == 0
-
-
-def test_without_the_service_one_line_says_so(audit, monkeypatch, capsys):
-    monkeypatch.setattr(audit, "project_requirements", lambda extras: ["filelock"])
-    assert audit.main(["--only", "vulnerabilities", "--service", "http://127.0.0.1:9/v1/query"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("audit_dependencies: the vulnerability service cannot be asked")

@@ -103,18 +103,6 @@ def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> Non
     assert not (other / "README.md").exists()
 
 
-def test_a_broken_card_is_one_line(model: Path) -> None:
-    (model / "README.md").write_text("---\nmodel-index: [1\n---\n")
-    with pytest.raises(UserError, match=r"README\.md: not a model card") as caught:
-        fill(model)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"manifest\.json: missing"):
-        card(CardConfig(directory=str(tmp_path), results=str(tmp_path)))
-
-
 def test_what_is_out_of_date_in_its_study_is_left_out_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 from bench_reader import write_pictures
 
 from benchmarks.compositional.scoring import _guessed
-from benchmarks.data.caption_sets import CaptionSource, load_caption_set
+from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.encoders.classification import by_frequency, guessed
 from benchmarks.encoders.recall import ranks
 from benchmarks.encoders.retrieval import METRICS, hits, items_of
@@ -24,6 +24,7 @@ from benchmarks.mllm.blind import ALWAYS_YES
 from benchmarks.mllm.metrics import READERS
 from benchmarks.outcome import MetricSpec, measure
 from benchmarks.results import CHANCE
+from clips.data.formats import DatasetSpec
 
 
 def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
@@ -34,7 +35,7 @@ def test_recall_by_chance_counts_pictures_and_all_their_captions(tmp_path):
         for n, count in enumerate(captions_of)
     ]
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    captions = load_caption_set(CaptionSource(data=str(tmp_path / "set.jsonl")))
+    captions = load_caption_set(DatasetSpec(path=str(tmp_path / "set.jsonl")))
     texts, pictures = sum(captions_of), len(captions_of)
     vectors = torch.nn.functional.normalize(torch.randn(texts, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     items = items_of(captions, ranks(vectors[:pictures], vectors, captions.pairs), with_thumbnails=False)

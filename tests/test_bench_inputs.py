@@ -14,9 +14,9 @@ from PIL import Image
 
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.data.class_sets import load_class_set, say_skipped
-from benchmarks.data.source import CaptionSource
 from benchmarks.kept import KeptAnswers
-from clips.data.images import FORMATS, IMAGE_SUFFIXES, decode_image
+from clips.data.formats import DatasetSpec
+from clips.data.images import FORMATS, IMAGE_SUFFIXES
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.errors import UserError
 from llava_bridge.pictures import SUFFIXES
@@ -26,7 +26,7 @@ LATIN = CAFE.encode("latin-1")
 
 
 def load(data: Path, **more: str) -> list[list[str]]:
-    return load_caption_set(CaptionSource(data=str(data), **more)).captions
+    return load_caption_set(DatasetSpec(path=str(data), **more)).captions
 
 
 def save(path: Path, number: int = 0) -> Path:
@@ -121,9 +121,9 @@ def test_pictures_of_every_kind_are_read_from_folders_shards_and_lists(tmp_path:
     shard(tmp_path / "captions/0.tar", **{f"1{suffix}": other.read_bytes(), "1.txt": b"one"})
     assert load(tmp_path / "captions") == [["one"]]
     (tmp_path / "list.txt").write_text(f"classes/blue/1{suffix.upper()},one\n")
-    found = load_caption_set(CaptionSource(data=str(tmp_path / "list.txt")))
+    found = load_caption_set(DatasetSpec(path=str(tmp_path / "list.txt")))
     assert found.captions == [["one"]]
-    assert decode_image(found.pictures.read(found.images[0])).size == (64, 64)
+    assert found.open(0).size == (64, 64)
 
 
 def test_hidden_files_and_directories_are_no_classes_and_no_pictures(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_class_of_unreadable_files_alone_is_refused_with_what_it_holds(tmp_pat
     save(tmp_path / "red/0.png")
     (tmp_path / "blue").mkdir()
     (tmp_path / "blue/0.heic").write_bytes(b"")
-    with pytest.raises(UserError, match=r"blue: expected the pictures of a class, found none \(1 \.heic\)$"):
+    with pytest.raises(UserError, match=r"blue: expected the images of a class, found none \(1 \.heic\)$"):
         load_class_set(str(tmp_path))
 
 
@@ -194,10 +194,3 @@ def test_a_sample_whose_caption_is_in_another_encoding_is_invalid_for_training(t
     assert source.read(0, np.random.default_rng(0)).web == CAFE
     with pytest.raises(BadSampleError, match=r"^\.txt is not UTF-8 text \(unexpected end of data|invalid"):
         source.read(1, np.random.default_rng(0))
-
-
-def test_what_is_skipped_is_said_when_a_classification_is_evaluated(tmp_path: Path, capsys) -> None:
-    save(tmp_path / "red/0.png")
-    (tmp_path / "red/1.heic").write_bytes(b"")
-    say_skipped(load_class_set(str(tmp_path)))
-    assert capsys.readouterr().err == f"{tmp_path}: skipped 1 .heic: neither of a class nor of a kind that is read\n"

@@ -11,8 +11,7 @@ import pytest
 from bench_reader import write_pictures
 
 from benchmarks.data.caption_sets import CaptionSet, load_caption_set
-from benchmarks.data.layouts import LAYOUTS
-from benchmarks.data.source import CaptionSource, OnDisk
+from clips.data.formats import DatasetSpec, detect
 from clips.errors import UserError
 
 COUNT = 3
@@ -20,7 +19,7 @@ TEXTS = ["The first picture. It has a square.", "The second picture.", "The thir
 
 
 def _load(path: Path, **asked: Any) -> CaptionSet:
-    return load_caption_set(CaptionSource(data=str(path), **asked))
+    return load_caption_set(DatasetSpec(path=str(path), **asked))
 
 
 def _write(file: Path, rows: list[Any]) -> Path:
@@ -100,15 +99,14 @@ LONG: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("name", LONG)
 def test_long_captions(tmp_path, name):
     path = LONG[name](tmp_path)
-    fitting = [known for known, layout in LAYOUTS.items() if layout.fits(OnDisk(CaptionSource(data=str(path))))]
-    assert fitting[0] == name
+    assert detect(DatasetSpec(path=str(path)), "captions") == name
     found = _load(path)
     texts = [text.replace("\n", " ") for text in found.texts] if name == "dci" else list(found.texts)
     assert texts == TEXTS
     assert [found.open(number).size for number in range(COUNT)] == [(64, 64)] * COUNT
     if name in {"docci", "dci"}:
         assert len(_load(path, split="all").texts) == COUNT + 1
-        with pytest.raises(UserError, match=r"has no split 'valid' \(it has: test, train\)"):
+        with pytest.raises(UserError, match=r"unknown split of .* 'valid' \(known: test, train\)"):
             _load(path, split="valid")
 
 
@@ -166,8 +164,7 @@ def _parallel(folder: Path, index: str, name: str) -> Path:
 @pytest.mark.parametrize(("name", "write"), [("xm3600", _xm3600), ("parallel", _flickr30k_200), ("parallel", _xtd10)])
 def test_languages(tmp_path, name, write):
     path = write(tmp_path)
-    fitting = [known for known, layout in LAYOUTS.items() if layout.fits(OnDisk(CaptionSource(data=str(path))))]
-    assert fitting[0] == name
+    assert detect(DatasetSpec(path=str(path)), "captions") == name
     assert _load(path, language="en").captions == CAPTIONS["en"]
     german = _load(path, language="de")
     assert [group[0] for group in german.captions] == ["eins", "zwei", "drei"]

@@ -39,8 +39,8 @@ def _write_seed(root: Path) -> Path:
     return root
 
 
-def test_the_likeliest_choice_is_the_answer(tmp_path):
-    llava = world.write_llava(tmp_path / "llava")
+def test_the_likeliest_choice_is_the_answer(places, tmp_path):
+    llava = places / "llava"
     task = BenchmarkConfig(name="seedbench_ppl", data=str(_write_seed(tmp_path / "hub")))
     run(RunConfig(row="row", results=str(tmp_path / "results"), llava=str(llava), benchmarks=[task], batch_size=3))
     result = read_result(result_path(tmp_path / "results", "row", "seedbench_ppl"))
@@ -56,7 +56,7 @@ def test_the_likeliest_choice_is_the_answer(tmp_path):
     assert result.metrics["acc"].value == pytest.approx(sum(right) / PICTURES)
 
 
-def test_what_is_not_offered(tmp_path):
+def test_what_is_not_offered(places):
     from benchmarks.mllm.tasks import go_offline
 
     go_offline()
@@ -67,4 +67,4 @@ def test_what_is_not_offered(tmp_path):
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     alone = Instance(request_type="loglikelihood", arguments=("", "red"), idx=0, task_name="t", metadata=metadata)
     with pytest.raises(UserError, match=r"^t: asks for likelihoods without a question"):
-        LlavaBridge(loaded=load_llava(world.write_llava(tmp_path / "llava"), "cpu")).loglikelihood([alone])
+        LlavaBridge(loaded=load_llava(places / "llava", "cpu")).loglikelihood([alone])

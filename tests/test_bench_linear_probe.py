@@ -121,11 +121,6 @@ def test_splits_that_do_not_do(tmp_path, encoder, settings, said):
         _run(tmp_path, encoder, data, **settings)
 
 
-def test_too_few_to_choose_from():
-    with pytest.raises(UserError, match="expected two classes and 5 pictures"):
-        choose_strength(np.zeros((8, 2)), np.array([0, 1] * 4))
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_timm_trunk_has_no_text_tower_and_needs_none(tmp_path, capsys):
     data = _data(tmp_path / "data", train=24)

@@ -11,10 +11,9 @@ import bench_world as world
 import pytest
 from bench_reader import evaluate, write_pictures
 
-from benchmarks.config import BenchmarkConfig, RunConfig
+from benchmarks.config import BenchmarkConfig
 from benchmarks.encoders.long_retrieval import first_words
 from benchmarks.results import read_items
-from benchmarks.run import run
 from benchmarks.statistics import evaluate as formula
 from clips.errors import UserError
 
@@ -162,21 +161,3 @@ def test_one_language_by_itself(tmp_path, monkeypatch, languages):
     assert (german.metrics["t2i_r1"].value, french.metrics["t2i_r1"].value) == (1, 1 / 2)
     assert (german.protocol["language"], french.protocol["language"]) == ("de", "fr")
     assert german.fingerprint != french.fingerprint
-
-
-def test_languages_must_be_named_and_have_the_same_pictures(tmp_path, monkeypatch, languages):
-    config = BenchmarkConfig(name="xm", uses="multilingual_retrieval", data=str(languages))
-    with pytest.raises(UserError, match=r"benchmarks\.languages: expected at least one \(benchmark 'xm'\)"):
-        evaluate(monkeypatch, tmp_path, config, pictures=PICTURES)
-    with pytest.raises(UserError, match=r"benchmarks\.languages: expected different ones"):
-        BenchmarkConfig(name="xm", data=".", languages=("de", "de"))
-    takes = BenchmarkConfig(name="xm", uses="retrieval", data=str(languages), languages=("de",))
-    with pytest.raises(UserError, match=r"languages: 'retrieval' takes no such setting"):
-        run(RunConfig(row="row", results=str(tmp_path / "r"), encoder=str(tmp_path), benchmarks=[takes]))
-    lines = tmp_path / "x.jsonl"
-    write_pictures(tmp_path, 2)
-    rows = [{"image": f"{n}.png", "captions": {"de": ["eins"], "en": ["one"]}} for n in range(2)]
-    lines.write_text("\n".join(map(json.dumps, rows)))
-    config = BenchmarkConfig(name="x", uses="multilingual_retrieval", data=str(lines), languages=("de", "fr"))
-    with pytest.raises(UserError, match=r"unknown language of .*x\.jsonl 'fr' \(known: de, en\)"):
-        evaluate(monkeypatch, tmp_path, config, pictures=2)

@@ -16,7 +16,6 @@ from PIL import Image, ImageEnhance, ImageFilter
 from benchmarks.trust.likeness import BITS, NEAR, look_at, near_pairs
 from benchmarks.trust.overlap import OverlapConfig, benchmark_pictures, find_overlap, overlap
 from clips.data.sources.base import SourceConfig
-from clips.errors import UserError
 
 
 def texture(number: int) -> Image.Image:
@@ -158,22 +157,3 @@ def test_pictures_come_from_every_layout_of_a_benchmark(tmp_path):
         found = dict(benchmark_pictures(str(write(tmp_path / write.__name__, 8))))
         assert len(found) == 8
         assert world.png(world.picture(0)) in found.values()
-
-
-def test_bad_input_is_named(tmp_path):
-    source = training_table(tmp_path / "train", [texture(7)])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: expected \.tar shards or another layout"):
-        overlap(OverlapConfig(training=[source], benchmark=str(tmp_path / "empty")))
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"broken\.parquet: not a readable parquet file"):
-        overlap(OverlapConfig(training=[source], benchmark=str(tmp_path / "broken.parquet")))
-    with pytest.raises(UserError, match="no such file or directory"):
-        overlap(OverlapConfig(training=[source], benchmark=str(tmp_path / "none.jsonl")))
-    for changes, message in (
-        ({"within": 128}, "within: expected 0 to 127"),
-        ({"output": "x.txt"}, "output: expected a name"),
-        ({"training": []}, "training: expected at least one source"),
-    ):
-        with pytest.raises(UserError, match=message):
-            OverlapConfig(**{"training": [source], "benchmark": "x"} | changes)

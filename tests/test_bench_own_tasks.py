@@ -9,7 +9,6 @@ from typing import Any
 import bench_world as world
 import pytest
 
-from benchmarks.catalogue import find
 from benchmarks.config import BenchmarkConfig, RunConfig
 from benchmarks.mllm.elsewhere import ScoreConfig, score_answers
 from benchmarks.mllm.evaluate import data_hash
@@ -105,10 +104,9 @@ def test_a_file_a_folder_and_a_task_in_a_folder_are_one_task(data, tasks, capsys
     assert read_items(shown[0])["question"].tolist()[0] == "Is sign 0 red?"
 
 
-def test_a_llava_is_asked_it(data, tasks, tmp_path):
-    llava = world.write_llava(tmp_path / "llava")
+def test_a_llava_is_asked_it(places, data, tasks, tmp_path):
     benchmark = BenchmarkConfig(name="signs", uses=str(tasks), data=str(data))
-    config = RunConfig(row="mine", results=str(tmp_path / "r"), llava=str(llava), benchmarks=[benchmark])
+    config = RunConfig(row="mine", results=str(tmp_path / "r"), llava=str(places / "llava"), benchmarks=[benchmark])
     run(config)
     found = read_result(result_path(tmp_path / "r", "mine", "signs"))
     assert found.status == "ok"
@@ -134,28 +132,3 @@ def test_the_scale_can_be_said_and_differing_ones_are_not_compared(data, tasks):
 def test_a_name_of_lmms_evals_given_to_ones_own_is_not_read_as_its(data, tasks):
     (tasks / "signs.yaml").write_text(TASK.replace("street_signs", "pope"))
     assert _score(data, str(tasks)).metrics.keys() == {"right", "points"}
-
-
-def test_what_is_no_task_takes_one_line(tasks, tmp_path, monkeypatch):
-    (tmp_path / "empty").mkdir()
-    (tasks / "second.yaml").write_text(TASK.replace("street_signs", "second"))
-    (tasks / "broken.yaml").write_text("include: nowhere\ntask: broken\n")
-    for uses, said in {
-        "nowhere/mine.yaml": "uses: nowhere/mine.yaml: no such file",
-        "nowhere/mine": "uses: nowhere/mine: no such file or folder",
-        str(tmp_path / "empty"): "expected a folder with one task, or .*nowhere: no .yaml file in it has 'task: NAME'",
-        str(tasks): "expected a folder with one task, or .*/TASK; TASK is one of broken, second, street_signs",
-        str(tasks / "street"): "unknown task in .* 'street'",
-        str(tasks / "utils.py"): "unknown task in",
-        str(tasks / "broken.yaml"): "tasks/nowhere: cannot be read",
-    }.items():
-        with pytest.raises(UserError, match=said) as caught:
-            find(uses)
-        assert "\n" not in str(caught.value)
-    (tasks / "third.yaml").write_text(TASK)
-    with pytest.raises(UserError, match=r"two files define the task street_signs: signs\.yaml and third\.yaml"):
-        find(str(tasks / "street_signs"))
-    monkeypatch.chdir(tasks.parent)
-    with pytest.raises(UserError, match="two files define"):
-        find("tasks")
-    assert find("pope").task == "pope"

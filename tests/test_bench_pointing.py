@@ -209,9 +209,9 @@ def test_the_page_shows_the_maps_row_beside_row(phrases, use):
         evaluate(phrases, use(ColourTower(side)), row)
     results = phrases.parent / "results"
     (shown,) = similarity_maps(read_source(results))
-    assert (len(shown.shown), shown.items) == (8, 24)
-    assert {tuple(each.row for each in looked.maps) for looked in shown.shown} == {("coarse", "fine")}
-    assert all(looked.maps[1].hit is True for looked in shown.shown)
+    assert (len(shown.cards), shown.items) == (8, 24)
+    assert {tuple(each.row for each in card.answers) for card in shown.cards} == {("coarse", "fine")}
+    assert all(card.answers[1].right is True for card in shown.cards)
     page = render_page(build_report(results))
     assert 'id="maps"' in page
     assert page.count("✓ on it") >= 8

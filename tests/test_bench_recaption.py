@@ -65,8 +65,8 @@ def test_a_captioner_that_says_it_all_and_one_that_always_says_the_same(places, 
     assert same.metrics["CIDEr"].value < 5
 
     (shown,) = captioned(read_source(tmp_path / "perfect"))
-    assert {(each.references[0], each.written[0].score) for each in shown.shown} <= {(e, "1000") for e in expected}
-    assert all(each.given and each.picture for each in shown.shown)
+    assert {(each.references[0], each.answers[0].score) for each in shown.cards} <= {(e, "1000") for e in expected}
+    assert all(each.notes and each.picture for each in shown.cards)
 
 
 def test_it_writes_what_clips_caption_writes(places, tmp_path, capsys):

@@ -87,24 +87,43 @@ def test_broken_results(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"metrics": []}, "metrics: unexpected \\[\\]"),
-        ({"metrics": None}, "metrics: unexpected null"),
-        ({"metrics": {"r1": 5}}, "metrics.r1: unexpected 5"),
-        ({"protocol": "x"}, 'protocol: unexpected "x"'),
-        ({"row": 3}, "row: unexpected 3"),
+        ({"metrics": []}, "metrics: expected a mapping of names .*, got \\[\\]"),
+        ({"metrics": None}, "metrics: expected a mapping of names .*, got null"),
+        ({"metrics": {"r1": 5}}, "metrics.r1: expected a mapping of .*, got 5"),
+        ({"protocol": "x"}, "protocol: expected a mapping, got 'x'"),
+        ({"row": 3}, "row: expected a string, got 3"),
+        ({"schema": True}, "schema: expected an integer, got True"),
+        ({"path": "x.json"}, "unknown key 'path'"),
     ],
 )
 def test_a_field_of_a_wrong_type_is_named(tmp_path, changes, said):
     path = write_result(tmp_path, _result())
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(UserError, match=f"not a result file .*{said}"):
+    with pytest.raises(UserError, match=f"not a result file: {said}"):
         read_result(path)
 
 
 def test_a_value_that_is_no_number_is_named(tmp_path):
     path = write_result(tmp_path, _result())
     path.write_text(path.read_text().replace('"value": 0.5', '"value": "much"'))
-    with pytest.raises(UserError, match=r'metrics\.r1\.value: unexpected "much"'):
+    with pytest.raises(UserError, match=r"metrics\.r1\.value: expected a number, got .much."):
+        read_result(path)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e101", f"1{'0' * 101}", f"-1{'0' * 400}"])
+def test_a_number_that_is_not_finite_is_named(tmp_path, value):
+    path = write_result(tmp_path, _result())
+    path.write_text(path.read_text().replace('"value": 0.5', f'"value": {value}'))
+    with pytest.raises(UserError, match=r"metrics\.r1\.value: expected a finite number"):
+        read_result(path)
+
+
+def test_a_metric_without_columns_is_named(tmp_path):
+    path = write_result(tmp_path, _result())
+    content = json.loads(path.read_text())
+    del content["metrics"]["r1"]["columns"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"metrics\.r1: missing columns"):
         read_result(path)
 
 

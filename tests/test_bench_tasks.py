@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import types
@@ -16,7 +15,6 @@ import pytest
 from benchmarks.catalogue import BENCHMARKS, find
 from benchmarks.config import BenchmarkConfig, LmmsModel, RunConfig
 from benchmarks.mllm.metrics import generic_reader
-from benchmarks.mllm.other_models import load_other
 from benchmarks.mllm.tasks import configuration, data_set, task_folders, task_groups
 from benchmarks.results import Result, read_items, read_result, result_path
 from benchmarks.run import run
@@ -30,9 +28,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.write_llava(tmp_path_factory.mktemp("tasks") / "llava")
+@pytest.fixture
+def llava(places: Path) -> Path:
+    return places / "llava"
 
 
 @pytest.fixture
@@ -308,15 +306,6 @@ def test_a_scorer_that_refuses_the_data(llava, tmp_path, answers):
     columns = {"question_id": ["a"], "question": ["Is it red?"], "answer": ["Yes"], "category": ["color"]}
     with pytest.raises(UserError, match=r"scorer of mme refuses the data .*pairwise"):
         _run(llava, tmp_path, "mme", columns | {"image": [world.picture(0)]})
-
-
-def test_a_model_whose_library_is_absent():
-    if importlib.util.find_spec("vllm"):
-        pytest.skip("vllm is installed")
-    with pytest.raises(
-        UserError, match=r"vllm cannot be loaded with 'model=x' .a library that it needs is not install"
-    ):
-        load_other(LmmsModel(model="vllm", args="model=x"))
 
 
 @pytest.mark.parametrize("name", ["llava_bridge", "llava_hf"])

@@ -40,8 +40,8 @@ def put_encoder(
             "output": str(directory), "recipe": {"name": "clip"},
             "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]},
             "data": {"sources": [{"path": described["path"], "web": "web_caption", "cache": str(directory)}],
-                     "workers": len(str(directory))},
-            "steps": steps, "samples": None, "batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
+                     "num_workers": len(str(directory))},
+            "steps": steps, "samples": None, "global_batch_size": 8, "precision": "auto", "seed": 0, "stages": [],
         } | config,
         seed=config.get("seed", 0),
         data={"sources": [described]},
@@ -55,10 +55,16 @@ def put_encoder(
 def put_llava(directory: Path, encoder: Path | str, *, steps: int = 6, seed: int = 0, lr: float = 1e-3) -> Path:
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(str(directory).encode())
-    stage = {"data": [{"path": "talk.json", "limit": None}], "steps": steps, "epochs": 1.0, "batch_size": 4, "lr": lr}
+    stage = {
+        "data": [{"path": "talk.json", "limit": None}],
+        "steps": steps,
+        "epochs": 1.0,
+        "global_batch_size": 4,
+        "learning_rate": lr,
+    }
     config = {
         "output": str(directory), "stages": ["align"], "encoder": str(encoder), "llm": "org/llm", "seed": seed,
-        "align": stage, "instruct": stage | {"lr": directory.name}, "new_llm": {"layers": directory.name},
+        "align": stage, "instruct": stage | {"learning_rate": directory.name}, "new_llm": {"layers": directory.name},
     }  # fmt: skip
     write_manifest(
         directory,
@@ -105,7 +111,7 @@ def test_what_differs_is_shown_and_what_is_the_same_is_counted(tmp_path, capsys)
     ("changes", "warned"),
     [
         ({"steps": 60}, "steps 6 against 60; samples 48 against 480"),
-        ({"batch_size": 16}, "batch_size 8 against 16"),
+        ({"global_batch_size": 16}, "global_batch_size 8 against 16"),
         ({"optim": {"learning_rate": 2e-3, "betas": [0.9, 0.95]}}, "optim.learning_rate 0.001 against 0.002"),
         ({"data": "f" * 64}, "data {0}/data (dddddddddddd) against {0}/data (ffffffffffff)"),
         ({"precision": "fp32"}, "precision bf16 against fp32"),
@@ -131,10 +137,10 @@ def test_of_a_llava_its_encoder_is_told_too_and_no_stage_that_did_not_run(tmp_pa
     second = put_llava(tmp_path / "two", put_encoder(tmp_path / "other", steps=60), lr=2e-3, seed=3)
     found = apart(read_training(first), read_training(second))
     assert [line.partition(":")[0] for line in found.differing] == [
-        "encoder", "seed", "align.lr", "encoder.steps", "encoder.samples",
+        "encoder", "seed", "align.learning_rate", "encoder.steps", "encoder.samples",
     ]  # fmt: skip
     assert found.uneven == (
-        "align.lr 0.001 against 0.002", "encoder.steps 6 against 60", "encoder.samples 48 against 480",
+        "align.learning_rate 0.001 against 0.002", "encoder.steps 6 against 60", "encoder.samples 48 against 480",
     )  # fmt: skip
     assert read_training(first).main["llm"] == "org/llm (cccccccccccc)"
 
@@ -256,10 +262,10 @@ def test_a_model_that_is_gone_is_told_by_its_step(tmp_path):
     )
     write_record(tmp_path / "study", record)
     config = step_directory(tmp_path / "study", "encoder-one") / "config.yaml"
-    config.write_text("{data: {sources: [{path: x/data}]}, batch_size: 16, output: y}", encoding="utf-8")
+    config.write_text("{data: {sources: [{path: x/data}]}, global_batch_size: 16, output: y}", encoding="utf-8")
     found = training_of(read_result(tmp_path / "study/results/one/gqa.json"))
     assert {name: each.text for name, each in found.settings.items()} == {
-        "batch_size": "16", "data": "x/data",  # the seed was left to the default, which is not stated
+        "global_batch_size": "16", "data": "x/data",  # the seed was left to the default, which is not stated
     }  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 
 import pandas as pd
@@ -14,7 +13,7 @@ from benchmarks.cli import COMMANDS
 from benchmarks.protocol import ranked_by
 from benchmarks.report.source import read_source
 from benchmarks.results import read_result
-from benchmarks.trust.compare import CompareConfig, compare, compared
+from benchmarks.trust.compare import CompareConfig, compare, compared, comparison
 from benchmarks.trust.diff import DiffConfig, diff
 from benchmarks.trust.rows import find_rows
 from clips.commandline.commands import run_commands
@@ -109,7 +108,8 @@ def test_the_commands_end_well_and_with_status_2_on_a_mistake(tmp_path, capsys):
 
 def lines_of(results, first: str, second: str, **more):  # type: ignore[no-untyped-def]
     rows = [find_rows(str(results / name), "first")[name] for name in (first, second)]
-    return {(line.benchmark, line.name): line for line in compared([tuple(rows)], **more)}
+    _, lines = compared([tuple(rows)], **more)
+    return {(line.benchmark, line.first.column.metric): line for line in lines}
 
 
 def test_better_worse_and_not_told_apart(tmp_path):
@@ -118,9 +118,10 @@ def test_better_worse_and_not_told_apart(tmp_path):
     assert {line.verdict for line in lines.values()} == {"B is better"}
     line = lines["gqa", "exact_match"]
     mine, other = (read_result(tmp_path / name / "gqa.json").metrics["exact_match"] for name in ("untrained", "clips"))
-    assert line.difference.value == pytest.approx(mine.value - other.value)
-    assert line.difference.low < line.difference.value < line.difference.high < 0
-    assert 0 < line.difference.smallest < -line.difference.value
+    delta = line.first.delta
+    assert delta.value == pytest.approx(100 * (mine.value - other.value))
+    assert delta.low < delta.value < delta.high < 0
+    assert 0 < delta.smallest < -delta.value
     assert {line.verdict for line in lines_of(tmp_path, "clips", "clips").values()} == {"unchanged: the same model"}
     shutil.copytree(tmp_path / "clips", tmp_path / "twin")
     for path in (tmp_path / "twin").glob("*.json"):
@@ -141,13 +142,12 @@ def test_all_lines_are_corrected_together(tmp_path):
     few, many = lines_of(tmp_path, "clip", "clips"), lines_of(tmp_path, "clip", "clips", all_metrics=True)
     assert set(few) < set(many)
     assert many["pope", "yes"].verdict in {"they differ", "not told apart"}
-    one = lines_of(tmp_path, "clip", "clips", benchmarks=("gqa",))
-    assert set(one) == {("gqa", "exact_match")}
-    single = one["gqa", "exact_match"]
-    assert single.p_value == single.difference.p_value
-    for line in many.values():
-        assert line.p_value >= min(1.0, line.difference.p_value * 1.0)
-    assert max(line.p_value / line.difference.p_value for line in many.values()) == pytest.approx(len(many))
+    paths = {"first": str(tmp_path / "clip"), "second": str(tmp_path / "clips")}
+    (single,) = comparison(CompareConfig(**paths, benchmarks=("gqa",))).lines
+    assert single.first.delta.p_adjusted == single.first.delta.p_value
+    deltas = [line.first.delta for line in many.values()]
+    assert all(delta.p_adjusted >= delta.p_value for delta in deltas)
+    assert max(delta.p_adjusted / delta.p_value for delta in deltas) == pytest.approx(len(many))
 
 
 def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path, capsys):
@@ -156,13 +156,14 @@ def test_unlike_protocols_and_unlike_items_are_not_tested(tmp_path, capsys):
     put_result(tmp_path, "other", "pope", items_table(0.6, benchmark="pope", count=60), protocol={"items": 120})
     lines = lines_of(tmp_path, "clip", "other")
     assert lines["gqa", "exact_match"].verdict == "not comparable"
-    assert lines["gqa", "exact_match"].difference is None
+    assert lines["gqa", "exact_match"].first.delta is None
     compare(
         CompareConfig(first=str(tmp_path / "clip"), second=str(tmp_path / "other"), output=str(tmp_path / "x.json"))
     )
-    assert 'gqa was measured otherwise: prompt: not stated against "Say it.".' in capsys.readouterr().out
-    written = {line["benchmark"]: line for line in json.loads((tmp_path / "x.json").read_text())}
-    assert (written["gqa"]["unlike"], written["gqa"]["difference"]) == ('prompt: not stated against "Say it."', None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert 'gqa was measured otherwise: prompt: not stated against "Say it.".' in said
+    written = {line["benchmark"]: line for line in json.loads((tmp_path / "x.json").read_text()) if line["verdict"]}
+    assert (written["gqa"]["unlike"], written["gqa"]["delta"]) == ('prompt: not stated against "Say it."', None)
     assert lines["pope", "accuracy"].verdict.startswith("no test: the rows do not share their items")
 
 
@@ -177,13 +178,14 @@ def test_directories_of_rows_are_compared_row_by_row(tmp_path, capsys):
     assert "A one, B one" in shown
     assert "A three" not in shown
     assert "only B has the row three" in shown
-    table = pd.read_csv(target).set_index("a")
-    assert list(table.index) == ["one", "two"]
-    assert table.loc["one", "difference"] < -20
-    assert table.loc["one", "p_corrected"] < 0.01
-    assert math.isnan(table.loc["two", "smallest_shown"])  # no answer differs
+    table = pd.read_csv(target).set_index("model")
+    assert list(table.index) == ["A one", "B one", "A two", "B two"]
+    assert table.loc["A one", "baseline"] == "B one"
+    assert table.loc["A one", "delta"] == table.loc["A one", "value"] - table.loc["B one", "value"] < -20
+    assert table.loc["A one", "p_adjusted"] < 0.01
+    assert table["verdict"].fillna("").tolist() == ["B is better", "", "unchanged: the same model", ""]
     compare(CompareConfig(first=first, second=second, benchmarks=("gqa",), output=str(tmp_path / "found.json")))
-    assert [line["smallest_shown"] is None for line in json.loads((tmp_path / "found.json").read_text())] == [0, 1]
+    assert [line["delta"] is None for line in json.loads((tmp_path / "found.json").read_text())] == [0, 1, 1, 1]
 
 
 def test_two_rows_that_share_nothing_are_refused(tmp_path):

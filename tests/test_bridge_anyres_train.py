@@ -9,16 +9,15 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import losses
 from PIL import Image
 from safetensors.torch import load_file
 
 from llava_bridge import answer, load_llava
 from llava_bridge.data import DataConfig
-from llava_bridge.training import launch as launching
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
 pytestmark = pytest.mark.slow
-DRIVER = Path(__file__).with_name("swap_driver.py")
 PARTS = {"vision_tower": "vision", "projector": "projector", "image_newline": "newline", "language_model": "llm"}
 
 
@@ -33,8 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, Any], **fields: Any) -> Path:
-    settings = {"data": [DataConfig(path=str(folder / "album" / file))], "steps": 3, "batch_size": 4, "lr": 1e-2}
-    made = StageConfig(**{**settings, "warmup": 0.0, **stage})
+    settings = {
+        "data": [DataConfig(path=str(folder / "album" / file))],
+        "steps": 3,
+        "global_batch_size": 4,
+        "learning_rate": 1e-2,
+    }
+    made = StageConfig(**{**settings, "warmup_ratio": 0.0, **stage})
     fields = {
         "stages": ["instruct"],
         "encoder": str(encoder),
@@ -46,7 +50,7 @@ def config(folder: Path, encoder: Path, name: str, file: str, stage: dict[str, A
 
 def mixed(folder: Path, encoder: Path, name: str, **fields: Any) -> Path:
     """Three steps of two samples, so that a step has one with a picture and one without."""
-    stage = {"batch_size": 2, "trains": ["vision", "projector", "llm"], "lr": 1e-3}
+    stage = {"global_batch_size": 2, "trains": ["vision", "projector", "llm"], "learning_rate": 1e-3}
     return config(folder, encoder, name, "mixed.json", stage, **fields)
 
 
@@ -55,30 +59,23 @@ def runs(folder: Path, bridge_encoder: Path) -> Path:
     """LLaVAs that one process trained, each with other settings."""
     lora = LoraConfig(rank=4, alpha=8, dropout=0.0)
     stages: dict[str, dict[str, Any]] = {
-        "untrained": {"lr": 1e-30},
+        "untrained": {"learning_rate": 1e-30},
         "plain": {},
         "packed": {"packing": True, "max_length": 300},
         "llm_alone": {"trains": ["llm"]},
         "kept": {"keep_features": True},
         "found": {"keep_features": True, "packing": True, "max_length": 300},
         "whole": {"trains": ["vision", "projector", "llm"]},
-        "again": {"trains": ["vision", "projector", "llm"], "gradient_checkpointing": True},
+        "again": {"trains": ["vision", "projector", "llm"], "activation_checkpointing": True},
         "lora": {"lora": lora},
     }
     paths = [config(folder, bridge_encoder, name, "talk.json", stage) for name, stage in stages.items()]
     paths += [config(folder, bridge_encoder, "aligned", "talk.json", {}, stages=["align"])]
     paths += [config(folder, bridge_encoder, "both", "talk.json", {}, stages=["align", "instruct"])]
     paths += [mixed(folder, bridge_encoder, f"mixed_{fit}", image_fit=fit) for fit in ("anyres", "squash")]
-    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    launched |= {"XDG_CACHE_HOME": str(folder / "cache"), "MASTER_PORT": str(launching._free_port())}
-    done = bridge_world.run_python(str(DRIVER), *map(str, paths), **launched)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (folder / "printed.txt").write_text(done.stderr)
+    printed = bridge_world.trained_alone(*paths, XDG_CACHE_HOME=str(folder / "cache"))
+    (folder / "printed.txt").write_text(printed)
     return folder
-
-
-def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -338,11 +338,6 @@ def test_plain_is_a_picture_and_its_caption(tokenizer: Any) -> None:
         Chat(tokenizer, template_for(None, "plain"), 2)
 
 
-def test_a_template_that_ends_is_the_same_where_it_need_not(tokenizer: Any) -> None:
-    chats = [Chat(tokenizer, template_for(None, "vicuna"), 2, must_end=must) for must in (True, False)]
-    assert chats[0].encode(TALK, 100) == chats[1].encode(TALK, 100)
-
-
 def test_a_template_that_tells_the_day_tells_the_same_one_always(tokenizer: Any) -> None:
     own = (
         "{{ bos_token }}{%- if strftime_now is defined %}{%- set day = strftime_now('%d %b %Y') %}"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bridge_world import make_llava
 from PIL import Image
 
 from clips.errors import UserError
@@ -25,9 +24,9 @@ from llava_bridge.asking import reply as replying
 from llava_bridge.asking.console import ChatConfig, chat
 
 
-@pytest.fixture(scope="module")
-def llava(bridge_encoder: Path, bridge_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llava(tmp_path_factory.mktemp("console") / "llava", bridge_encoder, bridge_llm)
+@pytest.fixture
+def llava(bridge_llava: Path) -> Path:
+    return bridge_llava
 
 
 @pytest.fixture

@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor
 
-from clips.commandline.parsing import from_plain
+from clips.data.formats.base import Turn
+from clips.data.formats.conversations import is_held_out
+from clips.data.lazy_images import FileImage
 from clips.errors import UserError
+from clips.typed_data import from_plain
 from llava_bridge.chat import Chat, template_for
-from llava_bridge.data import DataConfig, Turn, is_held_back, read_samples, read_texts
+from llava_bridge.data import DataConfig, read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, needed_logits
 from llava_bridge.data.inspection import InspectConfig, inspect
 from llava_bridge.data.order import GroupedOrder, RandomOrder
-from llava_bridge.data.pictures import FilePicture
 from llava_bridge.training.config import TrainConfig
 from llava_bridge.training.trainer import order_of
 
@@ -33,7 +35,7 @@ def write(path: Path, rows: Any) -> str:
 
 def test_llava_json(bridge_talk: Path) -> None:
     samples = read_samples(DataConfig(path=str(bridge_talk / "talk.json"), limit=3))
-    assert [sample.images for sample in samples] == [[FilePicture(bridge_talk, f"{n}.png")] for n in range(3)]
+    assert [sample.images for sample in samples] == [[FileImage(bridge_talk, f"{n}.png")] for n in range(3)]
     assert samples[1].turns[:2] == [Turn("user", "<image>\nWhat colour is it?"), Turn("assistant", "green")]
 
 
@@ -55,13 +57,13 @@ def test_karpathy_captions(tmp_path: Path) -> None:
         for split in ("train", "val")
     ]
     write(tmp_path / "dataset_x.json", {"images": rows})
-    one = read_samples(DataConfig(source="karpathy", path=str(tmp_path)))
-    picture = FilePicture(tmp_path / "images", "train.jpg")
+    one = read_samples(DataConfig(format="karpathy", path=str(tmp_path)))
+    picture = FileImage(tmp_path / "images", "train.jpg")
     assert [(sample.images, sample.turns[1].content) for sample in one] == [([picture], "a dog .")]
-    every = read_samples(DataConfig(source="karpathy", path=str(tmp_path), split="val", per_image=None))
+    every = read_samples(DataConfig(format="karpathy", path=str(tmp_path), split="val", per_image=None))
     assert [sample.turns[1].content for sample in every] == ["a dog .", "the dog"]
     with pytest.raises(UserError, match="did you mean 'train'"):
-        read_samples(DataConfig(source="karpathy", path=str(tmp_path), split="trian"))
+        read_samples(DataConfig(format="karpathy", path=str(tmp_path), split="trian"))
 
 
 def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
@@ -69,19 +71,19 @@ def test_cocoqa_holds_back_whole_photos(tmp_path: Path) -> None:
     rows = [{"image": f"{n % 50}.jpg", "question": f"what {n}", "answer": "cat"} for n in range(100)]
     write(tmp_path / "questions.jsonl", rows)
     train, held = (
-        read_samples(DataConfig(source="cocoqa", path=str(tmp_path), split=split)) for split in ("train", "held_back")
+        read_samples(DataConfig(format="cocoqa", path=str(tmp_path), split=split)) for split in ("train", "held_out")
     )
     photos = {sample.name for sample in train}
     assert photos.isdisjoint(sample.name for sample in held)
     assert len(train) + len(held) == 50
     assert 3 <= len(held) <= 20
-    assert all(is_held_back(sample.name) for sample in held)
+    assert all(is_held_out(sample.name) for sample in held)
     assert [turn.role for turn in train[0].turns] == ["user", "assistant"] * 2
     assert sum(turn.content.count("<image>") for turn in train[0].turns) == 1
 
 
 def test_the_rule_for_holding_back_never_changes() -> None:
-    held = [n for n in range(30) if is_held_back(f"COCO_train2014_{n:012d}.jpg")]
+    held = [n for n in range(30) if is_held_out(f"COCO_train2014_{n:012d}.jpg")]
     assert held == [5, 8, 25, 27]
 
 
@@ -91,18 +93,18 @@ def test_bad_sources_are_refused_in_one_line(tmp_path: Path, bridge_talk: Path) 
             read_samples(DataConfig(**fields))
 
     refuse("no such file", path=str(tmp_path / "none.json"))
-    refuse("did you mean 'llava'", source="lava", path=str(tmp_path))
-    refuse("only the pretrain stage", source="text", path=str(tmp_path))
+    refuse("did you mean 'llava'", format="lava", path=str(tmp_path))
+    refuse("only the pretrain stage", format="text", path=str(tmp_path))
     refuse("expected a JSON list", path=write(tmp_path / "a.json", {"a": 1}))
     refuse("sample 0: expected conversations", path=write(tmp_path / "b.json", [{"image": "x.png"}]))
     refuse("no samples", path=write(tmp_path / "c.json", []))
-    refuse("data.images", path=str(bridge_talk / "talk.json"), images=str(tmp_path / "none"))
+    refuse("images: .*none: expected the folder", path=str(bridge_talk / "talk.json"), images=str(tmp_path / "none"))
     refuse("data.limit", path="x", limit=0)
     (tmp_path / "broken.json").write_text("[")
     refuse("not valid JSON", path=str(tmp_path / "broken.json"))
     with pytest.raises(UserError, match='line 2: expected an object with a "text"'):
-        read_texts(DataConfig(source="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])))
-    with pytest.raises(UserError, match="expects source 'text'"):
+        read_texts(DataConfig(format="text", path=write(tmp_path / "t.jsonl", [{"text": "a"}, {"txt": "b"}])))
+    with pytest.raises(UserError, match="expected format 'text'"):
         read_texts(DataConfig(path=str(bridge_talk / "talk.json")))
 
 
@@ -141,7 +143,7 @@ def test_an_empty_answer_is_a_fault_of_its_sample(
     assert item["skipped"] == [(0, "talk.json 0", "an answer is empty")]
     assert item["input_ids"] == data[1]["input_ids"]
     inspect(InspectConfig(path=path, images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, shown=0))
-    assert "unusable: 1: an answer is empty (talk.json 0)" in capsys.readouterr().out
+    assert "invalid     1 × an answer is empty (talk.json 0)" in capsys.readouterr().out
 
 
 def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_path: Path, bridge_llm: Path) -> None:
@@ -173,23 +175,21 @@ def test_whatever_is_wrong_with_a_sample_it_is_skipped(bridge_talk: Path, tmp_pa
         ("llava", [{"image": 5, "conversations": []}], "sample 0: expected conversations .*image"),
         ("llava", [{"image": [5], "conversations": []}], "sample 0: .*expected text, got 5"),
         ("llava", [{"conversations": [{"from": "gpt", "value": None}]}], "sample 0: .*expected text, got null"),
-        ("karpathy", {"images": 5}, "expected Karpathy's JSON layout"),
-        ("karpathy", {"images": [5]}, "expected Karpathy's JSON layout"),
-        ("karpathy", {"images": [{"split": "train"}]}, "image 0: expected filename and sentences"),
+        ("karpathy", {"images": 5}, "expected Karpathy's format"),
+        ("karpathy", {"images": [{"split": "train"}]}, "image 0: expected the key 'filename'"),
         (
             "karpathy",
             {"images": [{"split": "train", "filename": "a.png", "sentences": [{"raw": None}]}]},
-            "image 0: .*expected text, got null",
+            r"a\.png: expected a list of captions, got \[None\]",
         ),
-        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: .*expected text, got 5"),
-        ("cocoqa", ["what"], "line 1: expected the texts image, question and answer"),
+        ("cocoqa", [{"image": 5, "question": "what", "answer": "cat"}], "line 1: image: expected a text, got 5"),
     ],
 )
 def test_malformed_rows_are_refused_in_one_line(source: str, rows: Any, match: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     path = write(tmp_path / ("rows.jsonl" if source == "cocoqa" else "rows.json"), rows)
     with pytest.raises(UserError, match=match):
-        read_samples(DataConfig(source=source, path=path))
+        read_samples(DataConfig(format=source, path=path))
 
 
 def test_pictures_of_every_kind(tmp_path: Path, chat: Chat) -> None:

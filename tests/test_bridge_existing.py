@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,8 @@ from llava_bridge.model.assembly import Assembly, assemble, load_llm, make_chat,
 from llava_bridge.model.existing import take_up
 from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training import launch
 from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.identity import parents
+from llava_bridge.training.inputs import parents
 from llava_bridge.training.workspace import check_inputs
 
 
@@ -157,7 +155,7 @@ def test_a_swap_keeps_the_precision_of_the_llm_and_the_bits_of_the_encoder(llava
 
 def config(llava: Path, talk: Path, output: Path, **fields: Any) -> TrainConfig:
     data = [DataConfig(path=str(talk / "talk.json"))]
-    stage = StageConfig(data=data, steps=2, batch_size=2, max_length=128)
+    stage = StageConfig(data=data, steps=2, global_batch_size=2, max_length=128)
     return TrainConfig(output=str(output), llava=str(llava), align=stage, instruct=stage, **fields)
 
 
@@ -194,22 +192,15 @@ def test_swapped_aligned_and_converted_instructed(
     swap(SwapConfig(llava=str(llava), encoder=str(bridge_encoder), output=str(tmp_path / "swapped")))
     data = [DataConfig(path=str(bridge_talk / "talk.json"))]
     fields: dict[str, Any] = {
-        "align": StageConfig(data=data, steps=3, batch_size=4, max_length=128),
-        "instruct": StageConfig(data=data, steps=3, batch_size=4, max_length=512, lr=1e-3),
+        "align": StageConfig(data=data, steps=3, global_batch_size=4, max_length=128),
+        "instruct": StageConfig(data=data, steps=3, global_batch_size=4, max_length=512, learning_rate=1e-3),
     }
     runs = {"aligned": (tmp_path / "swapped", ["align"]), "instructed": (converted, ["instruct"])}
     files = [
         bridge_world.config_file(tmp_path, name, bridge_talk, llava=str(start), stages=stages, **fields)
         for name, (start, stages) in runs.items()
     ]
-    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    driver = Path(__file__).parent / "swap_driver.py"
-    launched |= {
-        "MASTER_PORT": str(launch._free_port()),
-        "PYTHONPATH": f"{driver.parents[1]}{os.pathsep}{driver.parent}",
-    }
-    done = bridge_world.run_python(str(driver), *map(str, files), **launched)
-    assert done.returncode == 0, done.stderr[-3000:]
+    bridge_world.trained_alone(*files)
     for name, (start, _) in runs.items():
         before, after = (load_llava(directory, device="cpu")[0] for directory in (start, tmp_path / name))
         moved = {

@@ -24,7 +24,8 @@ from llava_bridge.training.trainer import frozen_encoder_apart, recompute_layers
 from llava_bridge.training.weights import frozen_fits_bf16
 
 
-@pytest.mark.parametrize("stored", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
     stored: torch.dtype, tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_talk: Path
 ) -> None:
@@ -34,7 +35,11 @@ def test_a_frozen_llm_is_bit_for_bit_as_it_was_after_bf16(
     llm.save_pretrained(tmp_path / "llm")
     AutoTokenizer.from_pretrained(bridge_llm).save_pretrained(tmp_path / "llm")
     stage = StageConfig(
-        data=[DataConfig(path=str(bridge_talk / "talk.json"))], steps=2, batch_size=4, lr=1e-2, warmup=0.0
+        data=[DataConfig(path=str(bridge_talk / "talk.json"))],
+        steps=2,
+        global_batch_size=4,
+        learning_rate=1e-2,
+        warmup_ratio=0.0,
     )
     world = bridge_encoder, tmp_path / "llm", bridge_talk
     path = config(tmp_path, "run", world, "deepspeed", stages=["align"], align=stage, precision="bf16")

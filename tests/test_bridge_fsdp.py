@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import losses
 from safetensors.torch import load_file
 
 from clips.errors import UserError
@@ -20,7 +20,7 @@ EVERY = ["vision", "projector", "llm"]
 STAGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "lora": {"lora": LoraConfig(rank=4, alpha=8, dropout=0.0, parts=["llm", "vision"])},
-    "parts": {"micro_batch": 1, "gradient_checkpointing": True, "trains": EVERY},
+    "parts": {"micro_batch_size": 1, "activation_checkpointing": True, "trains": EVERY},
     "half": {"trains": EVERY, "packing": True, "max_length": 120},
     "tied": {},
     "norms": {},
@@ -43,7 +43,13 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str,
     """A run of six steps; ``name`` says what its stage trains."""
     encoder, llm, talk = world
     data = [DataConfig(path=str(talk / "talk.json"))]
-    settings = {"data": data, "steps": 6, "batch_size": 4, "lr": 1e-3, "warmup": 0.0} | STAGES.get(name, {})
+    settings = {
+        "data": data,
+        "steps": 6,
+        "global_batch_size": 4,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.0,
+    } | STAGES.get(name, {})
     run = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm), "launch": LaunchConfig(parallel=way)}  # type: ignore[arg-type]
     run |= {"precision": "bf16" if name in {"half", "norms"} else "fp32"} | fields
     run |= {"image_fit": "anyres"} if name == "tiles" else {}
@@ -53,10 +59,6 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], way: str,
 def torchrun(driver: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     torch_run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     return bridge_world.run_python(*torch_run, str(Path(__file__).with_name(driver)), *arguments, **environment)
-
-
-def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_equal(one: Path, other: Path, atol: float) -> None:
@@ -91,9 +93,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
             kept = StageConfig(
                 data=[DataConfig(path=str(talk / "talk.json"))],
                 steps=6,
-                batch_size=4,
-                lr=1e-3,
-                warmup=0.0,
+                global_batch_size=4,
+                learning_rate=1e-3,
+                warmup_ratio=0.0,
                 keep_features=True,
             )
             paths.append(str(config(directory / way, "kept", world, way, instruct=kept)))
@@ -125,7 +127,7 @@ def test_processes_that_find_their_features_do_not_wait_for_those_that_compute_t
 def test_stopped_in_two_processes_it_goes_on_in_one(
     name: str, tmp_path: Path, world: tuple[Path, Path, Path], runs: Path
 ) -> None:
-    path = config(tmp_path, name, world, "fsdp", checkpoint_every=0)
+    path = config(tmp_path, name, world, "fsdp", save_steps=0)
     stopped = torchrun("stop_driver.py", str(path), "3")
     assert "instruct: stopped after step 4; the same command goes on" in stopped.stderr
     assert not (tmp_path / name).exists()

@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from bridge_world import config_file, make_llava
+from bridge_world import config_file
 from original_world import Parts, picture, write_original, write_tower
 
 from benchmarks.config import BenchmarkConfig, RunConfig
@@ -33,18 +33,20 @@ from llava_bridge.model.existing import take_up
 from llava_bridge.model.parts import check_llava, check_llm
 from llava_bridge.serving.command import ServeConfig, serve
 from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.identity import identity
+from llava_bridge.training.inputs import run_identity
 from llava_bridge.training.workspace import check_inputs
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 
 
 @pytest.fixture
-def hub(tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hub(
+    tmp_path: Path, bridge_encoder: Path, bridge_llm: Path, bridge_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """A cache of the hub with an encoder, an LLM (in two commits) and a LLaVA; no network."""
     cache = tmp_path / "hub"
-    llava = make_llava(tmp_path / "llava", bridge_encoder, bridge_llm)
-    for name, directory in {"eyes": bridge_encoder, "llm": bridge_llm, "llava": llava}.items():
+    shutil.copytree(bridge_llava, tmp_path / "llava")
+    for name, directory in {"eyes": bridge_encoder, "llm": bridge_llm, "llava": bridge_llava}.items():
         put(cache, name, directory, COMMIT, "main")
     put(cache, "llm", bridge_llm, OLDER, "old")
     (cache / "models--org--llm/snapshots" / OLDER / "model.safetensors").unlink()
@@ -167,11 +169,11 @@ def test_a_run_keeps_names_and_commits(encoder: str, hub: Path, bridge_talk: Pat
     path = config_file(tmp_path, "run", bridge_talk, encoder=encoder, llm="org/llm", stages=["align"])
     config = parse_config(TrainConfig, ["--config", str(path)], prog="test").among(1)
     check_inputs(config)
-    found = identity(config)
+    found = run_identity(config)
     assert (found["encoder"], found["llm"]) == (encoder, "org/llm")
     assert (found["inputs.encoder"], found["inputs.llm"]) == (COMMIT, COMMIT)
     several = dataclasses.replace(config, encoder=f"several:{encoder} + timm:test_vit@random")
-    assert identity(several)["inputs.encoder_1"] == COMMIT
+    assert run_identity(several)["inputs.encoder_1"] == COMMIT
 
 
 def test_a_llava_of_the_hub_takes_another_encoder(hub: Path, bridge_talk: Path, tmp_path: Path, capsys: Any) -> None:

@@ -1,4 +1,4 @@
-"""`llava-bridge data inspect`: what is learnt is marked, pictures are shown, faults are named."""
+"""`llava-bridge data inspect`: what is supervised is marked, pictures are shown, faults are named."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def test_samples_are_printed_as_the_llm_sees_them(
     )
     printed = capsys.readouterr().out
     assert re.search(r"<image> × 4\nWhat colour is it\?<\|assistant\|>« red</s>»<\|user\|> Sure\?", printed)
-    assert "16 samples, 8 of them read" in printed
-    assert "pictures: 8 with 1" in printed
-    learnt = re.search(r"learnt: (\d+\.\d)% of them", printed)
-    assert learnt
-    assert 5 < float(learnt[1]) < 60
+    assert "16 in the source, 8 read, 0 invalid" in printed
+    assert "images      8 with 1" in printed
+    supervised = re.search(r"supervised  (\d+\.\d)% of them", printed)
+    assert supervised
+    assert 5 < float(supervised[1]) < 60
     html = page.read_text()
     assert html.count('<img src="data:image/jpeg;base64,') == 2
     assert "<mark> red&lt;/s&gt;</mark>" in html
@@ -44,10 +44,10 @@ def test_what_cannot_be_used_is_counted_and_named(
     path.write_text(json.dumps(rows))
     inspect(InspectConfig(path=str(path), images=str(bridge_talk), llm=str(bridge_llm), image_tokens=4, max_length=60))
     printed = capsys.readouterr().out
-    assert "unusable: 2: no such picture (talk.json 0, talk.json 3)" in printed
-    assert "unusable: 1: no answer within 60 tokens (talk.json 1)" in printed
-    assert "1 are cut at max_length" in printed
-    assert "pictures: 13 with 1" in printed
+    assert "invalid     2 × no such picture (talk.json 0, talk.json 3)" in printed
+    assert "invalid     1 × no answer within 60 tokens (talk.json 1)" in printed
+    assert "1 truncated at max_length" in printed
+    assert "images      13 with 1" in printed
 
 
 def test_fields_are_checked(bridge_llm: Path) -> None:

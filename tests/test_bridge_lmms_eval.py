@@ -16,7 +16,7 @@ from llava_bridge.model.assembly import Assembly, assemble, make_stock
 QUESTIONS = ["What is it?", "Is there a red thing in the picture? Answer yes or no."]
 
 
-@pytest.mark.parametrize("image_fit", ["pad", "anyres"])
+@pytest.mark.parametrize("image_fit", ["pad", pytest.param("anyres", marks=pytest.mark.slow)])
 def test_the_harness_own_model_answers_the_same(
     image_fit: Any, tmp_path: Path, bridge_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clips.commandline.parsing import parse_config
-from llava_bridge.planning.plan import plan_llava
-from llava_bridge.planning.sizes import known, llm_size, new_llm_size, pair_size, projector_size, vision_size
+from llava_bridge.planning.plan import llava_cost, sizes_of, stage_cost
+from llava_bridge.planning.sizes import dual_tower_size, known, llm_size, new_llm_size, projector_size, vision_size
 from llava_bridge.projectors import ProjectorConfig
 from llava_bridge.training.config import TrainConfig
 
@@ -26,8 +26,8 @@ def test_sizes_are_those_of_the_models():
 def test_both_towers_of_released_encoders_take_what_open_clip_states():
     """GFLOPs of open_clip's own table of profiles, a picture and a text."""
     for name, stated in (("vit_large_patch14_clip_224.openai", 175.33), ("ViT-SO400M-14-SigLIP-384", 723.48)):
-        pair = pair_size(f"hf-hub:timm/{name}")
-        assert (pair.picture + pair.text) / 1e9 == pytest.approx(stated, abs=0.01)
+        pair = dual_tower_size(f"hf-hub:timm/{name}")
+        assert (pair.image_flops + pair.text_flops) / 1e9 == pytest.approx(stated, abs=0.01)
 
 
 def test_a_projector_and_two_towers_at_once():
@@ -59,22 +59,25 @@ def recipe(**flags: object) -> TrainConfig:
 
 
 def test_the_published_hours_of_llava_come_out():
-    cost = plan_llava(recipe(), gpu="a100-80", count=8)
+    cost = llava_cost(recipe(), gpu="a100-80", count=8)
     assert cost.gpu_hours == pytest.approx(8 * (3.5 + 10), rel=0.1)
-    assert cost.kept == pytest.approx(2 * 7.06e9, rel=0.01)
-    align, instruct = cost.stages
+    assert cost.seconds == pytest.approx(cost.gpu_hours / 8 * 3600)
+    assert cost.disk == pytest.approx(2 * 7.06e9, rel=0.01)
+    align, instruct = (stage_cost(recipe(), name, sizes_of(recipe()), 8) for name in ("align", "instruct"))
     assert instruct.flops > 1.9 * align.flops
     assert cost.memory == instruct.memory > align.memory
+    assert cost.most == 2 * cost.disk + max(align.checkpoints, instruct.checkpoints)
 
 
 def test_memory_follows_how_states_are_cut_up_and_what_learns():
     def instruct(**flags: object) -> float:
-        return plan_llava(recipe(**flags), gpu="h200", count=8).stages[1].memory
+        config = recipe(**flags)
+        return stage_cost(config, "instruct", sizes_of(config), 8).memory
 
     zero3 = instruct()
     assert instruct(launch__deepspeed="zero2") - zero3 == pytest.approx(2 * 6.76e9 * 7 / 8, rel=0.01)  # bf16 weights
     assert zero3 - instruct(launch__deepspeed="zero3_offload") == pytest.approx(12 * 6.76e9 / 8, rel=0.01)
-    assert instruct(instruct__gradient_checkpointing="false") > zero3
+    assert instruct(instruct__activation_checkpointing="false") > zero3
 
 
 @pytest.mark.slow

@@ -9,13 +9,18 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import losses
 from safetensors.torch import load_file
-from test_bridge_mixed import WAYS, losses
 
 from llava_bridge.data import DataConfig
-from llava_bridge.training.config import LoraConfig, StageConfig
+from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig
 
-SMALL_STEPS = {"steps": 6, "batch_size": 4, "lr": 3e-5, "warmup": 0.0}
+WAYS = {
+    "zero2": LaunchConfig(deepspeed="zero2"),
+    "zero3": LaunchConfig(deepspeed="zero3"),
+    "fsdp": LaunchConfig(parallel="fsdp"),
+}
+SMALL_STEPS = {"steps": 6, "global_batch_size": 4, "learning_rate": 3e-5, "warmup_ratio": 0.0}
 """Most of the LLM's weights are near 0.2, where bf16 has steps of 0.001."""
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.0, merge=False)
 STAGES: dict[str, dict[str, Any]] = {

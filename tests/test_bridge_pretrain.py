@@ -23,8 +23,8 @@ def setup_of(folder: Path, llm: Path, *entries: dict[str, Any], text: bool = Fal
     (folder / "talk.json").write_text(json.dumps(entries))
     (folder / "text.jsonl").write_text('{"text": "a dog"}\n')
     data = [DataConfig(path=str(folder / "talk.json"))]
-    data += [DataConfig(path=str(folder / "text.jsonl"), source="text")] if text else []
-    stage = StageConfig(data=data, steps=1, batch_size=1)
+    data += [DataConfig(path=str(folder / "text.jsonl"), format="text")] if text else []
+    stage = StageConfig(data=data, steps=1, global_batch_size=1)
     config = TrainConfig(output=str(folder / "out"), stages=["pretrain"], llm=str(llm), pretrain=stage)
     return set_up(config, "pretrain", folder)
 

@@ -10,6 +10,7 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from families import quick_of
 from PIL import Image
 
 from clips.errors import UserError
@@ -93,7 +94,7 @@ def small_llava(encoder: Path, llm: Path, name: str, **fields: Any) -> tuple[Any
     return assemble(Assembly(encoder=str(encoder), llm=str(llm), projector=config(name), **fields))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", quick_of(SMALL, "mlp2x_gelu", "perceiver"))
 def test_a_llava_with_it_is_saved_and_loaded(name: str, bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:
     model, processor = small_llava(bridge_encoder, bridge_llm, name)
     picture = Image.effect_noise((50, 40), 60).convert("RGB")
@@ -110,6 +111,7 @@ def test_a_llava_with_it_is_saved_and_loaded(name: str, bridge_encoder: Path, br
     assert answer(again, processor, [picture], ["What?"], max_new_tokens=5) == expected
 
 
+@pytest.mark.slow
 def test_stock_auto_classes_load_it_after_the_import(bridge_encoder: Path, bridge_llm: Path, tmp_path: Path) -> None:
     model, processor = small_llava(bridge_encoder, bridge_llm, "perceiver")
     model.save_pretrained(tmp_path)
@@ -124,13 +126,8 @@ def test_stock_auto_classes_load_it_after_the_import(bridge_encoder: Path, bridg
     assert "LlavaProcessor" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "AutoModel",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("AutoConfig", "LlavaForConditionalGeneration")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["AutoModel", "AutoConfig", "LlavaForConditionalGeneration"])
 def test_whatever_of_transformers_is_imported_first(first: str) -> None:
     code = (
         f"import llava_bridge; from transformers import {first}; from transformers import AutoConfig, AutoModel; "

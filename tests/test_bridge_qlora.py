@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -14,17 +13,16 @@ from typing import Any
 import bridge_world
 import pytest
 import torch
+from bridge_world import launched, losses
 from safetensors.torch import load_file
 
 from clips.errors import UserError
 from llava_bridge.data import DataConfig
-from llava_bridge.training import launch as launching
 from llava_bridge.training.config import LaunchConfig, LoraConfig, StageConfig, TrainConfig
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes (the extra qlora)"
 )
-DRIVER = Path(__file__).with_name("swap_driver.py")
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "dropout": 0.0, "quantise": "nf4"}
 
 
@@ -38,19 +36,16 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fields(bridge_encoder: Path, bridge_talk: Path, llm: Path) -> dict[str, Any]:
     """A run of the stage instruct alone, but for its settings."""
     settings = {"stages": ["instruct"], "encoder": str(bridge_encoder), "llm": str(llm), "precision": "fp32"}
-    return {**settings, "log_every": 1}
+    return {**settings, "logging_steps": 1}
 
 
 def stage(talk: Path, **changes: Any) -> StageConfig:
     data = [DataConfig(path=str(talk / "talk.json"))]
     lora = LoraConfig(**LORA | changes.pop("lora", {}))
-    return StageConfig(**{"data": data, "steps": 6, "batch_size": 4, "lr": 1e-2, "warmup": 0.0, "lora": lora} | changes)
-
-
-def launched() -> dict[str, str]:
-    """What a launcher tells a process that it starts."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    return {**alone, "MASTER_PORT": str(launching._free_port())}
+    return StageConfig(
+        **{"data": data, "steps": 6, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "lora": lora}
+        | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +54,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bridge_talk: Path, fields: di
     folder = tmp_path_factory.mktemp("runs")
     stages = {name: stage(bridge_talk, lora={"merge": name == "merged"}) for name in ("merged", "beside")}
     paths = [
-        str(bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, checkpoint_every=0))
+        bridge_world.config_file(folder, name, bridge_talk, **fields, instruct=own, save_steps=0)
         for name, own in stages.items()
     ]
-    done = bridge_world.run_python(str(DRIVER), *paths, **launched())
-    assert done.returncode == 0, done.stderr[-3000:]
+    bridge_world.trained_alone(*paths)
     return folder
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model.safetensors")
-
-
-def losses(directory: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 @needs_bitsandbytes
@@ -110,9 +100,7 @@ def test_the_output_is_what_was_trained_whether_merged_or_not(runs: Path) -> Non
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, bridge_talk: Path, fields: dict[str, Any], runs: Path) -> None:
     """Its checkpoints have the scales of 4 bits, for which there is no place in the model."""
-    path = bridge_world.config_file(
-        tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), checkpoint_every=2
-    )
+    path = bridge_world.config_file(tmp_path, "run", bridge_talk, **fields, instruct=stage(bridge_talk), save_steps=2)
     checkpoint = tmp_path / ".run.work" / "instruct" / "checkpoints" / "checkpoint-2" / "complete"
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
     process = subprocess.Popen(command, env={**os.environ, **launched(), "OMP_NUM_THREADS": "1"})

@@ -24,7 +24,16 @@ from llava_bridge.training.config import StageConfig, TrainConfig
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "configs" / "llava"
 FILES = sorted(FOLDER.glob("*.yaml"))
-STATED = {"data", "epochs", "batch_size", "micro_batch", "lr", "warmup", "weight_decay", "max_length"}
+STATED = {
+    "data",
+    "epochs",
+    "global_batch_size",
+    "micro_batch_size",
+    "learning_rate",
+    "warmup_ratio",
+    "weight_decay",
+    "max_length",
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +71,9 @@ def test_a_recipe_is_complete(path: Path) -> None:
         for data in config.stage(name).data:
             assert data.images
             assert data.missing_images == "refuse"
-    assert (config.align.batch_size, config.instruct.batch_size) == (256, 128)
+    assert (config.align.global_batch_size, config.instruct.global_batch_size) == (256, 128)
     assert config.align.chat_template == "plain"
-    assert config.instruct.lr == 2e-5
+    assert config.instruct.learning_rate == 2e-5
     assert path.name in path.read_text()  # the command that runs it
 
 
@@ -82,7 +91,7 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConf
     rows = json.loads((talk / "talk.json").read_text())
     captions = [{**row, "conversations": row["conversations"][:2]} for row in rows]
     (tmp_path / "captions.json").write_text(json.dumps(captions))
-    tiny = {"batch_size": 4, "micro_batch": 2, "steps": 3, "max_length": 300}
+    tiny = {"global_batch_size": 4, "micro_batch_size": 2, "steps": 3, "max_length": 300}
     align = DataConfig(path=str(tmp_path / "captions.json"), images=str(talk), missing_images="refuse", weight=0.5)
     return dataclasses.replace(
         large,
@@ -91,8 +100,8 @@ def miniature(tmp_path: Path, encoder: Path, llm: Path, talk: Path) -> TrainConf
         llm=str(llm),
         launch=dataclasses.replace(large.launch, processes=1),
         precision="fp32",
-        workers=1,
-        log_every=1,
+        num_workers=1,
+        logging_steps=1,
         align=dataclasses.replace(large.align, data=[align], **tiny),
         instruct=dataclasses.replace(large.instruct, data=[*mixture(tmp_path, talk)], **tiny),
     )
@@ -115,8 +124,8 @@ def mixture(tmp_path: Path, talk: Path) -> list[DataConfig]:
                 tar.addfile(member, io.BytesIO(content))
     return [
         DataConfig(path=str(talk / "talk.json"), images=str(talk), missing_images="refuse"),
-        DataConfig(path=str(tmp_path / "talk.parquet"), source="conversations", weight=1.5),
-        DataConfig(path=str(tmp_path / "talk.tar"), source="webdataset", weight=0.25),
+        DataConfig(path=str(tmp_path / "talk.parquet"), format="conversations", weight=1.5),
+        DataConfig(path=str(tmp_path / "talk.tar"), format="webdataset", weight=0.25),
     ]
 
 

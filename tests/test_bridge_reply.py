@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from bridge_world import make_llava
 from PIL import Image
 
 from llava_bridge.asking.inference import answer, load_llava, with_images
@@ -18,8 +17,8 @@ TALK = [{"role": "user", "content": "<image>\nWhat colour is it?"}]
 
 
 @pytest.fixture(scope="module")
-def llava(bridge_encoder: Path, bridge_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return load_llava(make_llava(tmp_path_factory.mktemp("reply") / "llava", bridge_encoder, bridge_llm))
+def llava(bridge_llava: Path) -> tuple[Any, Any]:
+    return load_llava(bridge_llava)
 
 
 def forced(monkeypatch: pytest.MonkeyPatch, llava: tuple[Any, Any], text: str) -> list[int]:
@@ -97,7 +96,3 @@ def test_the_context_is_the_limit(llava: tuple[Any, Any]) -> None:
     long = [{"role": "user", "content": with_images("word " * context, [PICTURE])}]
     with pytest.raises(ContextError, match="expected fewer than the LLM's context of 128"):
         reply(*llava, [PICTURE], long)
-
-
-def test_torch_keeps_no_gradients(llava: tuple[Any, Any]) -> None:
-    reply(*llava, [PICTURE], TALK, on_text=lambda _: None if torch.is_inference_mode_enabled() else pytest.fail("grad"))

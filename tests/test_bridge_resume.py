@@ -62,7 +62,7 @@ def test_stopped_in_two_processes_zero_2_goes_on_in_one_as_if_it_had_never_stopp
 ) -> None:
     world = bridge_encoder, bridge_llm, bridge_talk
     (tmp_path / "whole").mkdir()
-    path = config(tmp_path, "plain", world, "deepspeed", checkpoint_every=0)
+    path = config(tmp_path, "plain", world, "deepspeed", save_steps=0)
     assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr
     whole = config(tmp_path / "whole", "plain", world, "deepspeed")
     one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -87,9 +87,9 @@ def test_two_processes_that_were_stopped_learn_bit_for_bit_the_same(
     world = bridge_encoder, bridge_llm, bridge_talk
     (tmp_path / "whole").mkdir()
     data = [DataConfig(path=str(bridge_talk / "talk.json"))]
-    stage = StageConfig(data=data, steps=6, batch_size=4, lr=1e-3, warmup=0.0, lora=lora)
+    stage = StageConfig(data=data, steps=6, global_batch_size=4, learning_rate=1e-3, warmup_ratio=0.0, lora=lora)
     fields: dict[str, Any] = {"launch": LaunchConfig(deepspeed=way), "instruct": stage}
-    path = config(tmp_path, "plain", world, "deepspeed", checkpoint_every=0, **fields)
+    path = config(tmp_path, "plain", world, "deepspeed", save_steps=0, **fields)
     assert "stopped after step 4; the same command goes on" in torchrun("stop_driver.py", str(path), "3").stderr
     whole = config(tmp_path / "whole", "plain", world, "deepspeed", **fields)
     for one in (path, whole):

@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from bridge_world import make_llava
 from PIL import Image
 
 from clips.errors import UserError
@@ -44,8 +43,8 @@ def asked(text: str = "What colour is it?", url: str | None = None) -> list[Any]
 
 
 @pytest.fixture(scope="module")
-def llava(bridge_encoder: Path, bridge_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return inference.load_llava(make_llava(tmp_path_factory.mktemp("serve") / "llava", bridge_encoder, bridge_llm))
+def llava(bridge_llava: Path) -> tuple[Any, Any]:
+    return inference.load_llava(bridge_llava)
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,9 @@ async def answered(served: worker.Worker, temperature: float | None) -> None:
     ("temperatures", "samples", "batches"),
     [
         pytest.param([0.0] * 16, False, 1, id="greedy"),
-        pytest.param([0.7] * 8, False, 8, id="drawn"),
-        pytest.param([None] * 8, True, 8, id="a LLaVA that draws"),
-        pytest.param([0.7, 0.0] * 5, False, 6, id="both"),
+        pytest.param([0.7] * 4, False, 4, id="drawn"),
+        pytest.param([None] * 3, True, 3, id="a LLaVA that draws"),
+        pytest.param([0.7, 0.0] * 3, False, 4, id="both"),
         pytest.param([0.0] * 17, False, 2, id="more than a batch"),
         pytest.param([], False, 0, id="nobody waits"),
     ],

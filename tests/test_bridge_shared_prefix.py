@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import quick_of
 from PIL import Image
 from test_bridge_llms import KINDS, make
 from transformers import AutoTokenizer
@@ -42,7 +43,7 @@ def ask(llava: tuple[Any, Any], shown: list[Any], asked: list[str], **more: Any)
     return answer(*llava, shown, asked, max_new_tokens=6, **more)
 
 
-@pytest.mark.parametrize("kind", [*SHARED, "falcon_h1"])
+@pytest.mark.parametrize("kind", quick_of([*SHARED, "falcon_h1"], "qwen3", "falcon_h1"))
 def test_answers_are_those_of_questions_asked_alone(kind: str, llava: Any) -> None:
     built = llava(kind)
     three = pictures(3)

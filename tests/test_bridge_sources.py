@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clips.data.formats.base import Conversation
 from clips.errors import UserError
-from llava_bridge.data import DataConfig, Sample, read_samples, read_texts
-from llava_bridge.data.mixture import refuse_missing, weighted
+from llava_bridge.data import DataConfig, read_samples, read_texts
+from llava_bridge.data.sources import refuse_missing, weighted
 from llava_bridge.training.config import StageConfig, TrainConfig
-from llava_bridge.training.identity import describe_data, identity
+from llava_bridge.training.inputs import describe_data, run_identity
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 TALKS: list[tuple[list[str], list[tuple[str, str]]]] = [
@@ -74,7 +75,7 @@ def json_lines(folder: Path) -> DataConfig:
     found = rows("conversations", as_values, lambda colour: f"{colour}.png")
     found[2].pop("images")
     (folder / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
-    return DataConfig(source="conversations", path=str(folder / "talk.jsonl"))
+    return DataConfig(format="conversations", path=str(folder / "talk.jsonl"))
 
 
 def llava_json(folder: Path) -> DataConfig:
@@ -90,14 +91,14 @@ def llava_json(folder: Path) -> DataConfig:
 def parquet_of_structs(folder: Path) -> DataConfig:
     found = rows("messages", as_parts, lambda colour: {"bytes": png(colour), "path": f"{colour}.png"})
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet", row_group_size=2)
-    return DataConfig(source="conversations", path=str(folder / "talk.parquet"))
+    return DataConfig(format="conversations", path=str(folder / "talk.parquet"))
 
 
 def parquet_of_bytes(folder: Path) -> DataConfig:
     found = rows("conversations", as_values, png)
     pq.write_table(pa.Table.from_pylist(found[:2]), folder / "talk-0.parquet")
     pq.write_table(pa.Table.from_pylist(found[2:]), folder / "talk-1.parquet")
-    return DataConfig(source="conversations", path=str(folder / "talk-{0..1}.parquet"))
+    return DataConfig(format="conversations", path=str(folder / "talk-{0..1}.parquet"))
 
 
 def parquet_of_paths(folder: Path) -> DataConfig:
@@ -105,7 +106,7 @@ def parquet_of_paths(folder: Path) -> DataConfig:
     write_files(folder / "pictures")
     found = rows("messages", as_content, lambda colour: f"{colour}.png")
     pq.write_table(pa.Table.from_pylist(found), folder / "talk.parquet")
-    return DataConfig(source="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures"))
+    return DataConfig(format="conversations", path=str(folder / "talk.parquet"), images=str(folder / "pictures"))
 
 
 def saved_dataset(folder: Path) -> DataConfig:
@@ -118,7 +119,7 @@ def saved_dataset(folder: Path) -> DataConfig:
     turned(str(folder / "other"))
     splits = datasets.DatasetDict({"train": whole, "test": whole.select([0])})
     splits.save_to_disk(str(folder / "set"))
-    return DataConfig(source="conversations", path=str(folder / "set"))
+    return DataConfig(format="conversations", path=str(folder / "set"))
 
 
 def hub_layout(folder: Path) -> DataConfig:
@@ -126,7 +127,7 @@ def hub_layout(folder: Path) -> DataConfig:
     found = pa.Table.from_pylist(rows("messages", as_content, lambda colour: {"bytes": png(colour), "path": None}))
     for split, table in {"train": found, "test": found.slice(0, 1)}.items():
         pq.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
-    return DataConfig(source="conversations", path=str(folder / "hub"))
+    return DataConfig(format="conversations", path=str(folder / "hub"))
 
 
 def shards(folder: Path) -> DataConfig:
@@ -142,7 +143,7 @@ def shards(folder: Path) -> DataConfig:
                     member = tarfile.TarInfo(f"{number:03d}.{extension}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    return DataConfig(source="webdataset", path=str(folder / "shards"))
+    return DataConfig(format="webdataset", path=str(folder / "shards"))
 
 
 def colour_of(picture: Any) -> str:
@@ -172,7 +173,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_form_gives_the_same_samples(make: Callable[[Path], DataConfig], tmp_path: Path) -> None:
     samples = read_samples(make(tmp_path))
     assert [[(turn.role, turn.content) for turn in sample.turns] for sample in samples] == EXPECTED
-    again: list[Sample] = pickle.loads(pickle.dumps(samples))  # as processes that load data get them
+    again: list[Conversation] = pickle.loads(pickle.dumps(samples))  # as processes that load data get them
     for some in (samples, again):
         assert [[colour_of(picture) for picture in sample.images] for sample in some] == [talk[0] for talk in TALKS]
     assert len({sample.name for sample in samples}) == 4
@@ -184,18 +185,18 @@ def test_one_picture_a_row_in_a_column_of_its_own(tmp_path: Path) -> None:
         {"conversations": as_values([("user", "1 + 1?"), ("assistant", "2")]), "image": None},
     ]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet")
-    samples = read_samples(DataConfig(source="conversations", path=str(tmp_path / "talk.parquet")))
+    samples = read_samples(DataConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
     assert [[colour_of(picture) for picture in sample.images] for sample in samples] == [["red"], []]
 
 
 def test_a_split_is_chosen(tmp_path: Path) -> None:
     for make, where in ((saved_dataset, "set"), (hub_layout, "hub")):
         make(tmp_path)
-        config = {"source": "conversations", "path": str(tmp_path / where)}
+        config = {"format": "conversations", "path": str(tmp_path / where)}
         assert len(read_samples(DataConfig(split="test", **config))) == 1
         with pytest.raises(UserError, match="did you mean 'test'"):
             read_samples(DataConfig(split="tset", **config))
-    other = read_samples(DataConfig(source="conversations", path=str(tmp_path / "other")))
+    other = read_samples(DataConfig(format="conversations", path=str(tmp_path / "other")))
     assert [[colour_of(picture) for picture in sample.images] for sample in other] == [
         colours for colours, _ in reversed(TALKS)
     ]
@@ -207,7 +208,7 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
     found = [{"messages": as_content(TALKS[2][1]), "images": [{"bytes": one, "path": None}]} for one in noise]
     pq.write_table(pa.Table.from_pylist(found), tmp_path / "talk.parquet", row_group_size=2)
     before = pa.total_allocated_bytes()
-    samples = read_samples(DataConfig(source="conversations", path=str(tmp_path / "talk.parquet")))
+    samples = read_samples(DataConfig(format="conversations", path=str(tmp_path / "talk.parquet")))
     assert len(samples) == 8
     assert pa.total_allocated_bytes() - before < len(noise[0])
     cache = tmp_path / "cache" / "clips" / "rows"
@@ -228,13 +229,13 @@ def test_pictures_of_a_table_are_read_by_the_row_group(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of type 'video'"),
         ({"messages": [{"role": "user", "content": None}]}, "expected text, got null"),
         ({"messages": [], "images": [5]}, "row 0: expected an object whose images are paths"),
-        (["a"], "row 0: expected an object"),
+        (["a"], "line 1: expected a JSON object"),
     ],
 )
 def test_malformed_rows_are_refused_in_one_line(row: Any, match: str, tmp_path: Path) -> None:
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match=match) as caught:
-        read_samples(DataConfig(source="conversations", path=str(tmp_path / "talk.jsonl")))
+        read_samples(DataConfig(format="conversations", path=str(tmp_path / "talk.jsonl")))
     assert "talk.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -242,7 +243,7 @@ def test_malformed_rows_are_refused_in_one_line(row: Any, match: str, tmp_path: 
 def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
     def refuse(match: str, path: str, **fields: Any) -> None:
         with pytest.raises(UserError, match=match):
-            read_samples(DataConfig(path=str(tmp_path / path), **{"source": "conversations", **fields}))
+            read_samples(DataConfig(path=str(tmp_path / path), **{"format": "conversations", **fields}))
 
     (tmp_path / "talk.csv").write_text("a,b\n")
     refuse(r"talk.csv: expected a file that ends in \.parquet, \.jsonl, \.json", "talk.csv")
@@ -252,13 +253,13 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
     refuse("other.parquet: expected messages or conversations, found text", "other.parquet")
     (tmp_path / "empty").mkdir()
     refuse("empty: expected a directory of datasets", "empty")
-    refuse("expected .tar shards in this directory, found none", "empty", source="webdataset")
+    refuse("expected .tar shards in this directory, found none", "empty", format="webdataset")
     refuse("talk-1.parquet: no such file", "talk-{1..2}.parquet")
     with tarfile.open(tmp_path / "lone.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("000.txt"), io.BytesIO(b""))
-    refuse("000: expected 000.json with what is said, found txt", "lone.tar", source="webdataset")
+    refuse("000: expected 000.json with what is said, found txt", "lone.tar", format="webdataset")
     with pytest.raises(UserError, match="expected files of this machine"):
-        read_samples(DataConfig(source="webdataset", path="s3://bucket/{00..11}.tar"))
+        read_samples(DataConfig(format="webdataset", path="s3://bucket/{00..11}.tar"))
 
 
 def test_what_a_source_is_known_by(tmp_path: Path) -> None:
@@ -282,8 +283,8 @@ def test_what_a_source_is_known_by(tmp_path: Path) -> None:
 
 def test_how_a_source_is_read_makes_no_other_run_of_it(bridge_talk: Path) -> None:
     def known(**fields: Any) -> dict[str, Any]:
-        data = [DataConfig(path=str(bridge_talk / "text.jsonl"), source="text", **fields)]
-        return identity(TrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
+        data = [DataConfig(path=str(bridge_talk / "text.jsonl"), format="text", **fields)]
+        return run_identity(TrainConfig(output="x", stages=["pretrain"], pretrain=StageConfig(data=data)))
 
     assert known(missing_images="refuse", cache_gb=1.0) == known()
     assert known(weight=2.0) != known()
@@ -315,7 +316,7 @@ def test_a_source_has_a_weight(bridge_talk: Path) -> None:
     path = str(bridge_talk / "talk.json")
     assert len(read_samples(DataConfig(path=path, weight=1.5))) == 24
     assert len(read_samples(DataConfig(path=path, weight=0.5, limit=8))) == 4
-    assert len(read_texts(DataConfig(path=str(bridge_talk / "text.jsonl"), source="text", weight=0.25))) == 8
+    assert len(read_texts(DataConfig(path=str(bridge_talk / "text.jsonl"), format="text", weight=0.25))) == 8
     drawn = [[sample.name for sample in read_samples(DataConfig(path=path, weight=0.5), seed)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(UserError, match=r"data.weight: 0.01 of the 16 samples of .* is none"):
@@ -336,6 +337,6 @@ def test_missing_pictures_are_named_and_counted(bridge_talk: Path, tmp_path: Pat
         (tmp_path / f"{number}.png").write_bytes((bridge_talk / f"{number}.png").read_bytes())
     (tmp_path / "talk.json").write_text(json.dumps(found))
     samples = read_samples(DataConfig(path=str(tmp_path / "talk.json"), weight=2))
-    with pytest.raises(UserError, match=r"3 of 17 pictures of talk are missing; the first: .*gone.png"):
+    with pytest.raises(UserError, match=r"3 of 17 images of talk are missing; the first: .*gone.png"):
         refuse_missing(samples, "talk", print)
     refuse_missing([samples[0], samples[1]], "talk", print)

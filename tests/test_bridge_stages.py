@@ -29,7 +29,7 @@ def config(directory: Path, name: str, world: tuple[Path, Path, Path], stage: di
     """A run of a single stage, instruct, on a finished encoder and LLM."""
     encoder, llm, talk = world
     data = [DataConfig(path=str(talk / "talk.json"))]
-    settings = {"data": data, "steps": 3, "batch_size": 4, "lr": 1e-2, "warmup": 0.0} | stage
+    settings = {"data": data, "steps": 3, "global_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0} | stage
     fields = {"stages": ["instruct"], "encoder": str(encoder), "llm": str(llm)} | fields
     return bridge_world.config_file(directory, name, talk, instruct=StageConfig(**settings), **fields)
 
@@ -54,9 +54,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, world: tuple[Path, Path, Path
     every = ["vision", "projector", "llm"]
     stages: dict[str, dict[str, Any]] = {
         "plain": {},
-        "untrained": {"lr": 1e-30},
+        "untrained": {"learning_rate": 1e-30},
         "packed": {"packing": True, "max_length": 120},
-        "again": {"gradient_checkpointing": True, "trains": every},
+        "again": {"activation_checkpointing": True, "trains": every},
         "whole": {"trains": every},
         "rates": {"trains": every, "vision_lr": 1e-30, "projector_lr": 1e-30},
         "lora": {"lora": LoraConfig(**LORA)},
@@ -160,7 +160,7 @@ def test_zero_3_in_two_processes_saves_what_zero_2_does(
         world = world[0], bridge_world.make_llm(tmp_path / "llm", tied=True), world[2]
     for way in ("zero2", "zero3"):
         launch = LaunchConfig(processes=2, deepspeed=way)
-        done = train(config(tmp_path, way, world, {"lr": 1e-3} | stage, launch=launch))
+        done = train(config(tmp_path, way, world, {"learning_rate": 1e-3} | stage, launch=launch))
         assert done.returncode == 0, done.stderr[-3000:]
     one, other = weights(tmp_path / "zero2"), weights(tmp_path / "zero3")
     assert one.keys() == other.keys()
@@ -180,8 +180,8 @@ def test_offload_learns_the_same(way: str, tmp_path: Path, world: tuple[Path, Pa
 def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
-    stage = {"steps": 2000, "lr": 1e-3}
-    path = config(tmp_path, "stopped", world, stage, launch=LaunchConfig(processes=2), checkpoint_every=0)
+    stage = {"steps": 2000, "learning_rate": 1e-3}
+    path = config(tmp_path, "stopped", world, stage, launch=LaunchConfig(processes=2), save_steps=0)
     command = [sys.executable, "-m", "llava_bridge", "train", "--config", str(path)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / ".stopped.work" / "metrics.jsonl"
@@ -195,9 +195,9 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
     assert "Traceback" not in printed
     (mark,) = (tmp_path / ".stopped.work").glob("instruct/checkpoints/checkpoint-*/complete")
     step = int(mark.parent.name.rpartition("-")[2])
-    refused = train(path, "--instruct.lr", "0.5")
+    refused = train(path, "--instruct.learning_rate", "0.5")
     assert refused.returncode == 2
-    assert "holds an unfinished run with other settings: instruct.lr is 0.001 there and 0.5 now" in refused.stderr
+    assert "holds another run: instruct.learning_rate is 0.001 there and 0.5 now" in refused.stderr
     assert mark.is_file()
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
@@ -213,7 +213,7 @@ def test_sigterm_to_the_command_saves_and_the_same_command_goes_on(
 def test_sigterm_to_every_process_of_a_job_saves_readers_of_data_included(
     tmp_path: Path, world: tuple[Path, Path, Path]
 ) -> None:
-    path = config(tmp_path, "job", world, {"steps": 2000, "lr": 1e-3}, checkpoint_every=0, workers=1)
+    path = config(tmp_path, "job", world, {"steps": 2000, "learning_rate": 1e-3}, save_steps=0, num_workers=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(

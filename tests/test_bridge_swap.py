@@ -19,7 +19,6 @@ from llava_bridge import answer, load_llava
 from llava_bridge.chat import template_for
 from llava_bridge.data import DataConfig
 from llava_bridge.projectors import ProjectorConfig
-from llava_bridge.training import launch
 from llava_bridge.training.config import StageConfig
 
 ENCODERS = ("clips", "tiny_vit", "efficientnet", "open_clip", "siglip")
@@ -116,16 +115,11 @@ def trained(
                 "encoder": encoders[encoder],
                 "llm": llms[llm],
                 "projector": ProjectorConfig(name=name, tokens=9, depth=1),
-                "align": StageConfig(data=data, steps=2, batch_size=2, max_length=256),
-                "instruct": StageConfig(data=data, steps=3, batch_size=2, max_length=256, lr=1e-3),
+                "align": StageConfig(data=data, steps=2, global_batch_size=2, max_length=256),
+                "instruct": StageConfig(data=data, steps=3, global_batch_size=2, max_length=256, learning_rate=1e-3),
             }
             configs.append(bridge_world.config_file(folder, f"{encoder}-{llm}", bridge_talk, **fields))
-    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    driver = Path(__file__).parent / "swap_driver.py"
-    done = bridge_world.run_python(
-        str(driver), *map(str, configs), **launched, MASTER_PORT=str(launch._free_port()), PYTHONPATH=str(driver.parent)
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    bridge_world.trained_alone(*configs)
     return folder
 
 

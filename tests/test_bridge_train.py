@@ -19,12 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clips.commandline.parsing import parse_config
 from clips.errors import UserError
 from llava_bridge.cli import main
-from llava_bridge.data import DataConfig
 from llava_bridge.training import launch as launching
-from llava_bridge.training.config import TrainConfig
 
 
 def losses(directory: Path) -> list[tuple[str, int, float]]:
@@ -93,10 +90,9 @@ def test_two_processes_compute_what_one_does(trained: Path, bridge_encoder: Path
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder: Path, bridge_talk: Path) -> None:
     directory = trained.parent
-    config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), checkpoint_every=2)
-    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    config = bridge_world.config_file(directory, "killed", bridge_talk, encoder=str(bridge_encoder), save_steps=2)
     command = [sys.executable, "-m", "llava_bridge", "train", "--local_rank=0", "--config", str(config)]
-    environment = {**os.environ, **launched, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(launching._free_port())}
+    environment = {**os.environ, **bridge_world.launched(), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     checkpoint = directory / ".killed.work" / "instruct" / "checkpoints" / "checkpoint-4" / "complete"
     deadline = time.monotonic() + 300
@@ -109,7 +105,7 @@ def test_killed_and_resumed_gives_the_same_weights(trained: Path, bridge_encoder
         known = json.loads(mark.read_text())
         assert 0 < known["seconds"] < 1000
         mark.write_text(json.dumps(known | {"seconds": known["seconds"] + 10_000}))
-    resumed = bridge_world.run_python(*command[1:], **launched, MASTER_PORT=str(launching._free_port()))
+    resumed = bridge_world.run_python(*command[1:], **bridge_world.launched())
     assert resumed.returncode == 0, resumed.stderr
     assert "going on with the unfinished run" in resumed.stderr
     assert "align: done before" in resumed.stderr
@@ -203,15 +199,14 @@ def test_the_launcher_gets_the_gpus_that_are_visible(tmp_path: Path, monkeypatch
     [
         (["--encoder", "none"], "encoder: none is not a directory"),
         (["--llm", "none"], "llm: none has no config.json"),
-        (["--align.batch_sise", "4"], "unknown key 'align.batch_sise'; did you mean 'align.batch_size'?"),
-        (["--align.batch_size", "5", "--launch.processes", "2"], "align.batch_size: expected a multiple of processes"),
+        (
+            ["--align.global_batch_size", "5", "--launch.processes", "2"],
+            "align.global_batch_size: expected a multiple of processes",
+        ),
         (["--stages", "[instruct,align]"], "stages: expected each once and in the order"),
-        (["--align.warmup", "1.5"], "align.warmup: expected a share"),
+        (["--align.warmup_ratio", "1.5"], "align.warmup_ratio: expected a share"),
         (["--align.data", "[{path: none.json}]"], "align.data: none.json: no such file or directory"),
-        (["--seed", "-1"], "seed: expected 0 to 4294967295, got -1"),
-        (["--image_size", "-5"], "image_size: expected at least 1, got -5"),
-        (["--max_bad_share", "7"], "max_bad_share: expected a share from 0 to 1, got 7"),
-        (["--align.lr", ".nan"], "align.lr: expected more than 0, got nan"),
+        (["--align.learning_rate", ".nan"], "align.learning_rate: expected more than 0, got nan"),
         (
             ["--launch.deepspeed", "zero9"],
             "launch.deepspeed: expected a JSON file or one of zero2, zero2_offload, zero3, zero3_offload, got 'zero9'",
@@ -284,15 +279,14 @@ def test_frozen_parts_are_told_from_trained_ones_by_their_bits() -> None:
     assert fingerprint(frozen_values(projector)) != before
 
 
-def stage_trainer(allowed: float) -> Any:
-    """A StageTrainer without model and data, for its own checks."""
+def stage_trainer(max_invalid_ratio: float = 0.5) -> Any:
+    """A StageTrainer of three samples without a model, for its own checks."""
     from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training.bad_samples import BadSamples
     from llava_bridge.training.trainer import StageTrainer
 
     trainer = StageTrainer.__new__(StageTrainer)
-    trainer.stage_name, trainer.bad = "align", BadSamples("align", allowed, InvalidSamples())
-    trainer.state = SimpleNamespace(global_step=6)
+    trainer.stage_name, trainer.invalid, trainer.max_invalid_ratio = "align", InvalidSamples(), max_invalid_ratio
+    trainer.train_dataset, trainer.state = range(3), SimpleNamespace(global_step=6)
     return trainer
 
 
@@ -302,45 +296,44 @@ def stage_callback(tmp_path: Path) -> Any:
 
     progress = Progress("align", 4, tmp_path / "metrics.jsonl", 0.0)
     nobody = SimpleNamespace(of_any_process=lambda: 0, asked=lambda: False)
-    return StageCallback(progress, stage_trainer(allowed=1).bad, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
+    return StageCallback(progress, stage_trainer().gather_invalid, {}, 320, nobody, lambda: None)  # type: ignore[arg-type]
 
 
 def test_too_many_bad_samples_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import Trainer
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(1.0))
-    trainer, model = stage_trainer(allowed=1.5), torch.nn.Linear(1, 1)
+    trainer, model = stage_trainer(), torch.nn.Linear(1, 1)
     trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
     trainer.compute_loss(model, {"skipped": [(0, "a", "no such picture")]})  # the same one again
-    with pytest.raises(UserError, match=r"align: 2 samples cannot be used.*the first: a: no such picture"):
+    with pytest.raises(UserError, match=r"align: 2 of 3 samples are invalid.*the first: a: no such picture"):
         trainer.compute_loss(model, {"skipped": [(1, "b", "not a picture")]})
-    with pytest.raises(UserError, match="align: 1 samples cannot be used"):
-        stage_trainer(allowed=0).compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
+    with pytest.raises(UserError, match="align: 1 of 3 samples are invalid"):
+        stage_trainer(0.0).compute_loss(model, {"skipped": [(0, "a", "no such picture")]})
 
 
 def test_bad_samples_are_counted_over_all_processes_and_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training import bad_samples, checkpoints
-    from llava_bridge.training.bad_samples import BadSamples
+    from clips.parallel import processes
+    from llava_bridge.training import checkpoints
 
-    monkeypatch.setattr(bad_samples, "gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
+    monkeypatch.setattr(processes, "gather_objects", lambda own: [own, [(1, "b", "of rank 1")]])
     monkeypatch.setattr(checkpoints, "barrier", lambda: None)
-    bad = BadSamples("align", 2, InvalidSamples())
-    bad.add([(0, "a", "of rank 0")])
-    assert bad.gather().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
+    trainer = stage_trainer(0.7)
+    trainer._judge(trainer.invalid.add([(0, "a", "of rank 0")]))
+    assert trainer.gather_invalid().named == [(0, "a", "of rank 0"), (1, "b", "of rank 1")]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for step in (4, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", bad.found, 1.5 * step)
+        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", trainer.invalid, 1.5 * step)
     (tmp_path / "checkpoint-12").mkdir()  # its writing was interrupted
     start = checkpoints.last_checkpoint(tmp_path)
     assert start == tmp_path / "checkpoint-10"
     assert (checkpoints.seconds_before(start), checkpoints.seconds_before(None)) == (15.0, 0.0)
-    again = BadSamples("align", 2, checkpoints.bad_before(start))
-    with pytest.raises(UserError, match="align: 3 samples cannot be used"):
-        again.add([(1, "b", "met before"), (7, "c", "after resuming")])
+    trainer.invalid = checkpoints.bad_before(start)
+    with pytest.raises(UserError, match="align: 3 of 3 samples are invalid"):
+        trainer._judge(trainer.invalid.add([(1, "b", "met before"), (7, "c", "after resuming")]))
     assert not (tmp_path / "checkpoint-12").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-10"}
 
@@ -361,13 +354,6 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pyte
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(UserError, match="align: the loss is nan in step 7"):
         stage_trainer(allowed=1).compute_loss(torch.nn.Linear(1, 1), {})
-
-
-def test_configs_survive_yaml(tmp_path: Path, bridge_talk: Path) -> None:
-    path = bridge_world.config_file(tmp_path, "x", bridge_talk, encoder="timm:x@random", feature_layer=-1)
-    config = parse_config(TrainConfig, ["--config", str(path), "--instruct.lr", "0.5"], prog="test")
-    assert (config.instruct.lr, config.instruct.steps, config.feature_layer) == (0.5, 6, -1)
-    assert config.align.data == [DataConfig(path=str(bridge_talk / "talk.json"))]
 
 
 def test_a_first_loss_that_is_odd_is_told() -> None:

@@ -14,6 +14,7 @@ from clips.core.artifact import (
     artifact_directory,
     directory_hash,
     file_hash,
+    is_finished,
     read_manifest,
     whole_file,
     write_file,
@@ -131,15 +132,9 @@ def test_a_place_that_cannot_be_written_is_told_with_its_reason(tmp_path: Path, 
         pass
     with pytest.raises(UserError, match=r"cannot write here \(.+\)"):
         write_file(tmp_path / name / "a.txt", "x")
-
-
-def test_a_directory_is_not_written_below_or_over_a_file(tmp_path: Path):
-    (tmp_path / "file").write_text("precious")
-    with pytest.raises(UserError, match="cannot write"), artifact_directory(tmp_path / "file" / "below"):
-        pass
     with pytest.raises(UserError, match="file: a file is in the way"), artifact_directory(tmp_path / "file"):
         pass
-    assert (tmp_path / "file").read_text() == "precious"
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_added_files_join_what_is_there_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -202,6 +197,23 @@ def test_the_manifest_tells_what_it_is_and_where_it_comes_from(tmp_path: Path):
     assert read["parents"] == {"scenes": {"path": str(parent), "hash": directory_hash(parent, recorded=False)}}
     assert read["hash"] == directory_hash(child, recorded=False)
     assert read["versions"]["torch"][0].isdigit()
+
+
+def test_a_run_is_finished_where_its_manifest_has_its_identity(tmp_path: Path):
+    run = {"rate": 0.1, "inputs.data": "a", "version": 1}
+    output = tmp_path / "out"
+    assert is_finished(output, "captions", run) is False
+    work = make(output, work__run="{}") / "work"
+    assert is_finished(output, "captions", run, work=work) is False
+    with pytest.raises(UserError, match="out: not empty, and not an artifact of kind 'captions'"):
+        is_finished(output, "captions", run)
+    write_manifest(output, kind="captions", config={}, identity=run)
+    assert is_finished(output, "captions", run) is True
+    for other, named in (({**run, "rate": 0.2}, "rate is 0.1 there"), ({**run, "version": 2}, "version is 1 there")):
+        with pytest.raises(UserError, match=f"^output: .*out holds another run: {named}"):
+            is_finished(output, "captions", other)
+    with pytest.raises(UserError, match="not an artifact of kind 'llava'"):
+        is_finished(output, "llava", run, work=work)
 
 
 def test_the_recorded_hash_holds_while_size_and_time_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -64,10 +64,6 @@ def test_short_captions_stay_whole(name):
     assert draw(name, "Two dogs.") == "Two dogs."
 
 
-def test_full_is_the_whole_caption():
-    assert draw("full", CAPTION) == CAPTION
-
-
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_deterministic_in_the_generator(name):
     assert [draw(name, CAPTION, seed) for seed in range(20)] == [draw(name, CAPTION, seed) for seed in range(20)]

@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from clips.core.identity import RUN_ONLY
+from clips.core.identity import RUN_ONLY, Identity, identity
 from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
 from clips.parallel.processes import Processes, start_processes
+from clips.plain import to_yaml
 from clips.training import checkpoint as checkpointing
 from clips.training.checkpoint import Checkpointer, load_tensors, verify
-from clips.training.rundir import is_finished, read_run_config, record_run
+from clips.training.rundir import changes, is_trained, read_run_config, record_run
 from clips.training.standing import CHECKPOINTS, LoopState, checkpoints, read_loop, remove_checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataPart:
-    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     path: str = "x"
 
 
@@ -28,7 +29,7 @@ class DataPart:
 class RunConfig:
     output: str = dataclasses.field(metadata=RUN_ONLY)
     rate: float = 0.1
-    log_every: int = dataclasses.field(default=10, metadata=RUN_ONLY)
+    logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
     may_change: tuple[str, ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
     data: DataPart = dataclasses.field(default_factory=DataPart)
 
@@ -60,9 +61,10 @@ def invalid_samples() -> InvalidSamples:
     return found
 
 
-def save(output: Path, step: int, keep: int = 2) -> Path:
+def save(output: Path, step: int, keep: int = 2, run: Identity | None = None) -> Path:
     start_processes()
     loop = LoopState(step=step, samples_seen=4 * step, seconds=1.5, bad=invalid_samples(), norms=[0.25])
+    loop.identity = run or {}
     with Checkpointer(output, Processes(), keep=keep) as checkpointer:
         checkpointer.save(tensors(*trained(step)), loop, RunConfig(output=str(output)))
     return checkpoints(output)[-1]
@@ -173,79 +175,58 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
         load_tensors(checkpoint, other.state_dict(), "model.")
 
 
-def test_a_run_keeps_to_its_config_once_there_is_something_to_lose(tmp_path: Path):
-    output = tmp_path / "run"
-    config = RunConfig(output=str(output))
+def known(config: RunConfig, **inputs: str) -> Identity:
+    return identity("clips train", config, inputs)
+
+
+def begun(config: RunConfig, step: int = 0, **inputs: str) -> Identity:
+    """A run that was stopped before its first checkpoint, or at one."""
+    record_run(config, known(config, **inputs))
+    if step:
+        save(Path(config.output), step, run=known(config, **inputs))
+    return known(config, **inputs)
+
+
+def test_a_run_keeps_to_its_settings_and_inputs_once_there_is_something_to_lose(tmp_path: Path):
+    config = RunConfig(output=str(tmp_path / "run"))
     other = dataclasses.replace(config, rate=0.2, data=DataPart(path="y"))
-    assert is_finished(output, config, {}) is False
-    assert not output.exists()
-    record_run(output, config)
-    assert is_finished(output, other, {}) is False
-    save(output, 1)
-    free = dataclasses.replace(config, output="elsewhere", log_every=3, data=DataPart(workers=4))
-    assert is_finished(output, free, {}) is False
-    with pytest.raises(UserError, match=r"another config: data\.path is 'x' there and 'y' now and 1 more; choose"):
-        is_finished(output, other, {})
-    remove_checkpoints(output)
-    (output / "manifest.json").write_text('{"kind": "encoder"}')
-    assert is_finished(output, config, {}) is True
-    with pytest.raises(UserError, match="another config"):
-        is_finished(output, other, {})
+    assert is_trained(config, known(config)) is False
+    assert not (tmp_path / "run").exists()
+    begun(config)
+    assert is_trained(other, known(other)) is False
+    begun(config, step=1, trunk="a")
+    free = dataclasses.replace(config, output="elsewhere", logging_steps=3, data=DataPart(num_workers=4))
+    for same in (known(free, trunk="a"), known(config)):  # a trunk that was loaded may be gone
+        assert is_trained(config, same) is False
+    with pytest.raises(UserError, match=r"run: data\.path is 'x' there and 'y' now and 1 more; choose"):
+        is_trained(other, known(other))
+    with pytest.raises(UserError, match=r"inputs\.trunk is 'a' there and 'b' now"):
+        is_trained(config, known(config, trunk="b"))
+    allowed = dataclasses.replace(config, rate=0.2, may_change=("rate",))
+    assert is_trained(allowed, known(allowed)) is False
+    assert changes(allowed, known(allowed)) == ["rate 0.1 → 0.2"]
 
 
 def test_a_place_that_cannot_hold_a_run_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"below/config\.yaml: cannot write here"):
-        record_run(tmp_path / "file" / "below", RunConfig(output="x"))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml: not valid YAML"):
-        read_run_config(tmp_path / "run")
-    (tmp_path / "run" / "config.yaml").write_bytes(b"a: \xff")
-    with pytest.raises(UserError, match=r"config\.yaml: not valid YAML"):
-        read_run_config(tmp_path / "run")
-    (tmp_path / "run" / "config.yaml").write_text("- a")
-    with pytest.raises(UserError, match=r"config\.yaml: expected the config of a training run"):
-        read_run_config(tmp_path / "run")
-    with pytest.raises(UserError, match="expected the output of `clips train`"):
-        read_run_config(tmp_path)
+    with pytest.raises(UserError, match=r"below/.*: cannot write here"):
+        begun(RunConfig(output=str(tmp_path / "file" / "below")))
 
 
 def test_only_what_training_wrote_is_taken_for_a_run(tmp_path: Path):
-    output = tmp_path / "mine"
-    config = RunConfig(output=str(output))
-    output.mkdir()
-    (output / "config.yaml").write_text("rate: 0.1\n")  # a part of the fields: not a run's record
-    with pytest.raises(UserError, match="mine: exists and is not a training run"):
-        is_finished(output, config, {})
-    record_run(output, config)
-    (output / "metrics.jsonl").write_text("")
-    assert is_finished(output, config, {}) is False
-    (output / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="mine: exists and is not a training run"):
-        is_finished(output, config, {})
-    save(output, 1)
-    assert is_finished(output, config, {}) is False
-    (output / "manifest.json").write_text('{"name": "a web app"}')
-    with pytest.raises(UserError, match="mine: exists and is not a training run"):
-        is_finished(output, config, {})
+    config = RunConfig(output=str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text(to_yaml(config))
+    for manifest in (None, '{"name": "a web app"}', '{"kind": "llava", "hash": "0"}'):
+        if manifest:
+            (tmp_path / "mine" / "manifest.json").write_text(manifest)
+        with pytest.raises(UserError, match="mine: not empty, and not an artifact of kind 'encoder'"):
+            is_trained(config, known(config))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"stp": 1}', '{"step": null}', '{"step": 1, "inputs": 3}', "\xff"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"stp": 1}', '{"step": null}', '{"step": 1, "identity": 3}', "\xff"])
 def test_a_broken_record_of_a_checkpoint_is_named(tmp_path: Path, content: str):
     checkpoint = save(tmp_path, 1)
     (checkpoint / "loop.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"step-00000001/loop\.json: broken \(.*\); remove this checkpoint"):
         read_loop(checkpoint)
-
-
-def test_a_run_goes_on_with_the_inputs_it_began_with(tmp_path: Path):
-    model, optimizer = trained(1)
-    config = RunConfig(output=str(tmp_path))
-    record_run(tmp_path, config)
-    start_processes()
-    with Checkpointer(tmp_path, Processes(), keep=1) as checkpointer:
-        checkpointer.save(tensors(model, optimizer), LoopState(step=1, inputs={"trunk": "a"}), config)
-    assert is_finished(tmp_path, config, {"trunk": "a"}) is False
-    with pytest.raises(UserError, match="read other content from trunk than it has now"):
-        is_finished(tmp_path, config, {"trunk": "b"})

@@ -36,7 +36,7 @@ def training_data(path: Path, batch_size: int = 1, **fields: object) -> Training
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_batches_go_on_exactly_from_any_step_with_any_number_of_workers(shards: Path, workers: int):
     whole = list(batches(training_data(shards, 5), first_step=0, last_step=8))
-    rest = list(batches(training_data(shards, 5, workers=workers), first_step=5, last_step=8))
+    rest = list(batches(training_data(shards, 5, num_workers=workers), first_step=5, last_step=8))
     assert len(whole) == 8
     assert len(rest) == 3
     for expected, got in zip(whole[5:], rest, strict=True):
@@ -59,7 +59,7 @@ def test_workers_write_no_batch_over_another(shards: Path):
     """Their memory is used again and again; what was given out stays until the next is asked for."""
     steps = {"first_step": 0, "last_step": 40}
     alone = list(batches(training_data(shards, 3), **steps))
-    together = batches(training_data(shards, 3, workers=2), **steps)
+    together = batches(training_data(shards, 3, num_workers=2), **steps)
     for number, one in enumerate(alone):
         other = next(together)
         if number % 8 == 0:
@@ -117,7 +117,7 @@ def test_a_bad_first_sample_is_one_bad_sample(tmp_path: Path, first: bytes):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_nothing_but_bad_samples_stops(tmp_path: Path, workers: int):
     samples = {f"{i:09d}": {"png": b"x", "json": clips_world.sample(i)["json"]} for i in range(3)}
-    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), workers=workers)
+    data = training_data(clips_world.write_shard(tmp_path / "a.tar", samples), num_workers=workers)
     line = r"^data\.sources: 3 samples in a row cannot be used; a\.tar/\d*: undecodable picture$"
     with pytest.raises(UserError, match=line):
         next(batches(data, first_step=0, last_step=1))
@@ -283,7 +283,7 @@ def test_karpathy_layout(tmp_path: Path):
     [
         ({"split": "trian"}, "unknown split of .*dataset.json 'trian'; did you mean 'train'"),
         ({"web": "web_caption"}, "unknown 'web' of a karpathy data source 'web_caption'"),
-        ({"images": "nowhere"}, "nowhere: expected the folder of pictures"),
+        ({"images": "nowhere"}, "images: nowhere: expected the folder"),
         ({"path": "images/0.jpg"}, "0.jpg: not valid JSON"),
     ],
 )
@@ -340,10 +340,10 @@ def test_image_references_lead_to_files_and_tar_members(shards: Path, tmp_path: 
     ("make", "field"),
     [
         (lambda: AugmentConfig(min_area=0), "data.augment.min_area"),
-        (lambda: AugmentConfig(greyscale=2), "data.augment.greyscale"),
+        (lambda: AugmentConfig(gray_scale_prob=2), "data.augment.gray_scale_prob"),
         (lambda: DataConfig(sources=()), "data.sources"),
-        (lambda: DataConfig(sources=(SourceConfig(path="x"),), workers=-1), "data.workers"),
-        (lambda: DataConfig(sources=(SourceConfig(path="x"),), max_bad_share=2), "data.max_bad_share"),
+        (lambda: DataConfig(sources=(SourceConfig(path="x"),), num_workers=-1), "data.num_workers"),
+        (lambda: DataConfig(sources=(SourceConfig(path="x"),), max_invalid_ratio=2), "data.max_invalid_ratio"),
     ],
 )
 def test_configs_check_themselves(make, field: str):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clips.core.artifact import directory_hash, read_manifest
+from clips.core.artifact import directory_hash
 from clips.encoder import load_encoder, read_encoder_manifest, write_encoder
 from clips.errors import UserError
 from clips.export import ExportConfig, export
@@ -117,8 +117,8 @@ def test_nothing_to_export_is_told(run: Path, tmp_path: Path):
         ("loop.json", "{", r"loop\.json: broken"),
         ("config.yaml", "model: {}", r"config\.yaml: expected the config of a training run \('seed'\)"),
         ("config.yaml", "seed: x", r"config\.yaml: expected the config of a training run \(invalid literal"),
-        ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: expected the config of a training run"),
-        ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: expected the config"),
+        ("config.yaml", "{seed: 0, model: 3, recipe: {}}", r"config\.yaml: model: expected a mapping"),
+        ("config.yaml", "{seed: 0, model: {size: 3}, recipe: {}}", r"config\.yaml: model: unknown key 'size'"),
         ("config.yaml", "[]", r"config\.yaml: expected the config of a training run, a mapping"),
     ],
 )
@@ -129,17 +129,6 @@ def test_a_checkpoint_with_a_broken_record_is_named(run: Path, tmp_path: Path, n
     with pytest.raises(UserError, match=message):
         export(ExportConfig(run=str(copy), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
-
-
-def test_the_hash_of_the_run_is_that_of_its_files(run: Path):
-    assert read_manifest(run)["hash"] == directory_hash(run, recorded=False)
-
-
-def test_the_model_card_says_what_the_manifest_says(run: Path):
-    card = (run / "README.md").read_text()
-    for fact in ("# clips-tiny, recipe `clips`", "16 px", "12 in 3 steps of 4", "`sub_caption`", "train` (webdataset"):
-        assert fact in card, fact
-    assert "{{" not in card
 
 
 def spoil_weights(folder: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -237,23 +236,6 @@ def test_a_card_has_results_and_what_the_data_was(tmp_path: Path, capsys: pytest
     assert (tmp_path / "again" / "README.md").read_text().startswith("---\nlicense: cc-by-4.0\n")
     export(ExportConfig(run=str(run), output=str(tmp_path / "tower"), format="timm"))
     assert "without the captioner, for which timm has no place" in capsys.readouterr().err
-
-
-def test_a_card_tells_the_weights_of_a_mixture(tmp_path: Path):
-    often, seldom = (clips_world.write_shards(tmp_path / name, (3,)) for name in ("often", "seldom"))
-    sources = [{"path": str(often), "weight": 3}, {"path": str(seldom), "weight": 1}]
-    run = tmp_path / "run"
-    train(clips_world.train_config(often, run, steps=1, data={"sources": sources}))
-    told = [line for line in (run / "README.md").read_text().splitlines() if line.startswith("- `")]
-    assert [re.findall(r"/(\w+)` .*; weight (\S+); 3 samples", line) for line in told] == [
-        [("often", "3")],
-        [("seldom", "1")],
-    ]
-
-
-def test_an_unknown_format_is_told():
-    with pytest.raises(UserError, match=r"unknown format 'hf-clip'; did you mean 'hf_clip'\?"):
-        ExportConfig(run="a", output="b", format="hf-clip")
 
 
 def test_soup_of_imported_encoders_keeps_their_tokenizer(encoders: Path, tmp_path: Path):

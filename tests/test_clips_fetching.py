@@ -163,7 +163,7 @@ def copied(cache: Path, blocks: set[int], seconds: float) -> bool:
 def test_the_next_windows_shards_are_copied_while_this_one_is_read(tmp_path: Path, monkeypatch, workers: int):
     data = afar(tmp_path / "afar", tmp_path / "cache")
     data = TrainingData(
-        dataclasses.replace(data.config, workers=workers), size=8, seed=2, batch_size=2, prepare=number_of
+        dataclasses.replace(data.config, num_workers=workers), size=8, seed=2, batch_size=2, prepare=number_of
     )
     now, later = data.order.blocks_near(0, 40)
     steps = batches(data, first_step=0, last_step=40)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
-from clips.core.identity import RUN_ONLY, result_settings, run_only_fields
+import pytest
+
+from clips.core.identity import RUN_ONLY, VERSIONS, difference, digest, identity, result_settings, run_only_fields
 from clips.plain import plain
 from clips.training.config import TrainConfig as EncoderTrainConfig
 from llava_bridge.asking.describe import DescribeConfig
@@ -21,7 +24,7 @@ class Source:
 class Nested:
     sources: tuple[Source, ...] = ()
     one: Source | None = None
-    workers: int = field(default=0, metadata=RUN_ONLY)
+    num_workers: int = field(default=0, metadata=RUN_ONLY)
     sides: tuple[int, ...] = (1, 2)
 
 
@@ -33,26 +36,55 @@ class Config:
 
 
 def test_marked_fields_are_found_below_configs_and_lists_of_them():
-    names = {"data.sources[].cache", "data.one.cache", "data.workers", "scale"}
+    names = {"data.sources[].cache", "data.one.cache", "data.num_workers", "scale"}
     assert run_only_fields(Config) == names
 
 
 def test_only_what_decides_is_left_of_a_config():
-    config = Config(data=Nested(sources=(Source(path="a"), Source(path="b")), one=Source(path="c"), workers=3))
+    config = Config(data=Nested(sources=(Source(path="a"), Source(path="b")), one=Source(path="c"), num_workers=3))
     settings = result_settings(plain(config), Config)
     sources = [{"path": "a"}, {"path": "b"}]
     assert settings == {"data.sources": sources, "data.one.path": "c", "data.sides": [1, 2], "rate": 1.0}
-    assert result_settings(plain(config), Config, besides=("data",)) == {"rate": 1.0}
+
+
+def test_an_identity_is_settings_inputs_and_the_version_of_the_command(monkeypatch: pytest.MonkeyPatch):
+    config = Config(data=Nested(num_workers=3), rate=0.5)
+    found = identity("clips train", config, {"data": "abc"})
+    assert (found["rate"], found["inputs.data"]) == (0.5, "abc")
+    assert digest(found) == digest(dict(reversed(found.items())))
+    for other in (
+        identity("clips train", dataclasses.replace(config, rate=0.6), {"data": "abc"}),
+        identity("clips train", config, {"data": "abd"}),
+    ):
+        assert digest(other) != digest(found)
+        assert difference(found, other)
+    monkeypatch.setitem(VERSIONS, "clips train", 2)
+    assert difference(found, identity("clips train", config, {"data": "abc"})) == "version is 1 there and 2 now"
+
+
+def test_a_difference_names_the_first_setting_and_counts_the_others():
+    there = {"a": 1, "b": [1], "c": 2, "inputs.gone": "x"}
+    assert difference(there, {"a": 1, "b": (1,), "c": 2, "inputs.new": "y"}) is None
+    assert difference(there, {"a": 2, "b": [2]}) == "a is 1 there and 2 now and 2 more"
+    assert difference(there, {"a": 2, "b": [1], "c": 2}, may_change=("a",)) is None
 
 
 def test_what_the_trainings_may_go_on_with():
-    encoder = {"output", "track", "log_every", "checkpoint_every", "keep_checkpoints", "keep_after_training"}
-    encoder |= {"may_change", "micro_batch", "scale", "validation", "licence", "data.workers", "data.cache_images"}
-    encoder |= {"data.max_bad_share", "data.sources[].cache", "data.sources[].cache_gb"}
+    encoder = {"output", "track", "logging_steps", "save_steps", "keep_checkpoints", "keep_after_training"}
+    encoder |= {
+        "may_change",
+        "micro_batch_size",
+        "scale",
+        "validation",
+        "licence",
+        "data.num_workers",
+        "data.cache_images",
+    }
+    encoder |= {"data.max_invalid_ratio", "data.sources[].cache", "data.sources[].cache_gb"}
     assert run_only_fields(EncoderTrainConfig) == encoder
-    llava = {"output", "log_every", "checkpoint_every", "workers", "max_bad_share", "launch.processes"}
+    llava = {"output", "logging_steps", "save_steps", "num_workers", "max_invalid_ratio", "launch.processes"}
     for stage in ("pretrain", "align", "instruct"):
-        fields = ("keep_features", "gradient_checkpointing", "data[].missing_images", "data[].cache_gb")
+        fields = ("keep_features", "activation_checkpointing", "data[].missing_images", "data[].cache_gb")
         llava |= {f"{stage}.{name}" for name in fields}
     assert run_only_fields(LlavaTrainConfig) == llava
-    assert run_only_fields(DescribeConfig) == {"images", "output", "batch_size"}
+    assert run_only_fields(DescribeConfig) == {"directory", "images", "output", "batch_size"}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -336,17 +335,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_a
     assert run_commands("clips", "", COMMANDS, [*run, "--architecture", small_architecture]) == 0
     assert "encoder imported from open_clip" in capsys.readouterr().err
     assert load_encoder(output)
-
-
-def test_only_an_encoder_is_replaced(tmp_path: Path):
-    world.open_clip_directory(tmp_path / "hub")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not empty, and not an artifact"):
-        imported(tmp_path / "hub", tmp_path / "mine")
-    with pytest.raises(UserError, match=r"not empty|another directory than"):
-        imported(tmp_path / "hub", tmp_path / "hub")
-    imported(tmp_path / "hub", tmp_path / "encoder")
-    shutil.copytree(tmp_path / "encoder", tmp_path / "copy")
-    imported(tmp_path / "copy", tmp_path / "encoder")  # again, from what it wrote
-    assert load_file(tmp_path / "encoder" / "open_clip_model.safetensors")

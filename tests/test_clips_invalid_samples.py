@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import clips_world
 import pytest
+import scale_driver
 import torch
 
 from clips import train as training
@@ -20,9 +22,12 @@ from clips.data.invalid_samples import MAX_NAMES, MAX_REASONS, OTHER_REASONS, In
 from clips.data.loader import TrainingData
 from clips.data.sources import SourceConfig
 from clips.errors import UserError
+from clips.model.tokenizer import EOS
 from clips.parallel.processes import Processes, start_processes
+from clips.train import train
 from clips.training.checkpoint import Checkpointer
 from clips.training.standing import LOOP, LoopState, checkpoints, read_loop
+from clips.training.start import open_data
 
 CAPTIONS = json.dumps({"web_caption": "a dog", "synthetic_caption": "A dog on grass."}).encode()
 REASONS = ("undecodable picture", "no caption 'web_caption'", "missing picture")
@@ -33,10 +38,10 @@ def met(indexes: list[int]) -> list[tuple[int, str, str]]:
     return [(index, f"{index // 10_000:05d}.tar/{index:09d}", REASONS[index % 3]) for index in indexes]
 
 
-def run_of(samples: int, loop: LoopState, max_bad_share: float) -> Any:
-    data = SimpleNamespace(max_bad_share=max_bad_share)
+def run_of(samples: int, loop: LoopState, max_invalid_ratio: float) -> Any:
+    data = SimpleNamespace(max_invalid_ratio=max_invalid_ratio)
     config = SimpleNamespace(data=data)
-    return SimpleNamespace(loop=loop, met=[], data=range(samples), config=config, processes=Processes())
+    return SimpleNamespace(loop=loop, data=range(samples), config=config, processes=Processes())
 
 
 def stream(run: Any, batches: list[list[tuple[int, str, str]]]) -> Iterator[dict[str, Any]]:
@@ -61,7 +66,7 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
     clock: Any = NoClock()
     for _ in range(100):
         training.next_batch(run, batches, clock, watchdog)
-    training.hand_over_bad(run)
+    run.loop.bad.gather()
     with Checkpointer(tmp_path, Processes(), keep=1) as checkpointer:
         checkpointer.save({"model.x": torch.zeros(1)}, run.loop, {})
     (kept,) = checkpoints(tmp_path)
@@ -78,17 +83,17 @@ def test_a_checkpoint_of_a_hundred_thousand_invalid_samples_is_small(tmp_path: P
 def test_the_limit_is_exact_beyond_the_names_and_over_a_resume(tmp_path: Path):
     """300 of 1,000 samples are allowed; the 301st different one stops the run, however often the others come."""
     run = run_of(1000, LoopState(samples_seen=1000), 0.3)
-    run.met += met(list(range(0, 600, 2)))  # 300
-    training.refuse_bad_share(run)
+    run.loop.bad.add(met(list(range(0, 600, 2))))  # 300
+    training.check_invalid_samples(run)
     (tmp_path / LOOP).write_text(training_text(run.loop))
     again = run_of(1000, read_loop(tmp_path), 0.3)
     again.loop.samples_seen = 5000
-    again.met += met(list(range(0, 600, 2)))  # the next epochs meet the same
-    training.refuse_bad_share(again)
+    again.loop.bad.add(met(list(range(0, 600, 2))))  # the next epochs meet the same
+    training.check_invalid_samples(again)
     assert again.loop.bad.count == 300
-    again.met += met([999])
-    with pytest.raises(UserError, match=r"301 unusable samples, more than data.max_bad_share \(0.3\) of 1000"):
-        training.refuse_bad_share(again)
+    again.loop.bad.add(met([999]))
+    with pytest.raises(UserError, match=r"301 of 1000 samples are invalid, more than data.max_invalid_ratio \(0.3\)"):
+        training.check_invalid_samples(again)
 
 
 def training_text(loop: LoopState) -> str:
@@ -114,18 +119,6 @@ def test_reasons_are_bounded_and_add_up():
     found.add((index, str(index), f"shard-{index}.tar: no such file") for index in range(1000))
     assert len(found.by_reason) == MAX_REASONS + 1
     assert found.by_reason[OTHER_REASONS] == 1000 - MAX_REASONS
-
-
-def test_a_checkpoint_of_an_older_version_brings_its_count(tmp_path: Path):
-    old = {"step": 3, "samples_seen": 4000, "bad": {"a.tar/1": "missing picture", "a.tar/2": "no picture"}}
-    (tmp_path / LOOP).write_text(json.dumps(old))
-    found = read_loop(tmp_path).bad
-    assert found.report() == {
-        "count": 2,
-        "by_reason": {"missing picture": 1, "no picture": 1},
-        "samples": old["bad"],
-        "more": 0,
-    }
 
 
 def test_samples_of_two_sources_that_have_one_name_are_both_told(tmp_path: Path):
@@ -167,23 +160,102 @@ def test_stored_and_restored_are_equal():
 
 
 def test_a_stage_of_the_bridge_names_the_first_and_counts_all(tmp_path: Path, capsys, monkeypatch):
-    from llava_bridge.training import bad_samples, checkpoints
-    from llava_bridge.training.bad_samples import BadSamples
+    from llava_bridge.training import checkpoints
+    from llava_bridge.training.trainer import StageTrainer
+
+    def trainer(invalid: InvalidSamples) -> StageTrainer:
+        made = StageTrainer.__new__(StageTrainer)
+        made.stage_name, made.invalid, made.max_invalid_ratio = "align", invalid, 0.5
+        made.train_dataset = range(100_000)  # type: ignore[assignment]
+        return made
 
     monkeypatch.setenv("WORLD_SIZE", "1")
-    bad = BadSamples("align", 50_000, InvalidSamples())
+    first = trainer(InvalidSamples())
     for start in range(0, 50_000, 1000):
-        bad.add(met(list(range(start, start + 1000))))
-    assert bad.gather().count == 50_000
+        first._judge(first.invalid.add(met(list(range(start, start + 1000)))))
+    assert first.gather_invalid().count == 50_000
     told = capsys.readouterr()
     lines = (told.out + told.err).splitlines()
-    assert len([line for line in lines if "skipped 0" in line]) == MAX_NAMES
+    assert len([line for line in lines if "align: skipped 0" in line]) == MAX_NAMES
     assert len([line for line in lines if "further ones are counted, not named" in line]) == 1
     (tmp_path / "checkpoint-4").mkdir()
-    checkpoints.mark_complete(tmp_path / "checkpoint-4", bad.found, 1.0)
+    checkpoints.mark_complete(tmp_path / "checkpoint-4", first.invalid, 1.0)
     assert sum(path.stat().st_size for path in (tmp_path / "checkpoint-4").iterdir()) < 50_000
-    again = BadSamples("align", 50_000, checkpoints.bad_before(tmp_path / "checkpoint-4"))
-    again.add(met([17, 49_999]))
-    with pytest.raises(UserError, match="align: 50001 samples cannot be used"):
-        again.add(met([50_000]))
-    assert bad_samples.MAX_NAMES == MAX_NAMES
+    again = trainer(checkpoints.bad_before(tmp_path / "checkpoint-4"))
+    again._judge(again.invalid.add(met([17, 49_999])))
+    with pytest.raises(UserError, match="align: 50001 of 100000 samples are invalid"):
+        again._judge(again.invalid.add(met([50_000])))
+
+
+# ---- a whole training
+
+
+def spoil(folder: Path, share: int) -> Path:
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
+    for index in range(share):
+        samples[f"{index:09d}"]["png"] = b"broken"
+    clips_world.write_shard(folder / "a.tar", samples)
+    return folder
+
+
+def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = spoil(tmp_path / "data", 2)
+    # Two runs of three steps: what the first met is remembered by the second.
+    output = tmp_path / "run"
+    config = clips_world.train_config(data, output, save_steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_step", scale_driver.stop_at(4))
+        with pytest.raises(InterruptedError):
+            train(config)
+    train(config)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["bad_samples"] == {
+        "count": 2,
+        "by_reason": {"undecodable picture": 2},
+        "samples": {"a.tar/000000000": "undecodable picture", "a.tar/000000001": "undecodable picture"},
+        "more": 0,
+    }
+    assert "2 invalid samples skipped (2 × undecodable picture)" in capsys.readouterr().err
+    steps = [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+
+
+@pytest.mark.parametrize("recipe", ["clips", "clip", "recap"])
+def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
+    samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
+    for index in (4, 11, 13):
+        words = {"web_caption": " ", "synthetic_caption": "A red square. It lies on a table."}
+        samples[f"{index:09d}"]["json"] = json.dumps(words).encode()
+    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
+    strict = {"sources": [{"path": str(tmp_path / "data")}], "max_invalid_ratio": 0.0}
+    fields = {"data": strict, "recipe": {"name": recipe, "caption_weight": 0}, "steps": 5}
+    config = clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
+    data = open_data(config)
+    rows = [data[position] for position in range(20)]
+    text = "mixed" if recipe == "recap" else "web"
+    empty = sum(row[text][1].item() == EOS for row in rows)  # begin, end: as the authors' code has it
+    assert empty == (0 if recipe == "recap" else 3)
+    train(config)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_samples"]["count"] == 0
+
+
+def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
+    data = spoil(tmp_path / "data", 8)
+    with pytest.raises(
+        UserError, match=r"of 20 samples are invalid, more than data.max_invalid_ratio \(0.2\) .*: undecodable"
+    ):
+        train(clips_world.train_config(data, tmp_path / "run"))
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_the_ratio_of_invalid_samples_counts_the_batch_that_they_came_in():
+    run = SimpleNamespace(
+        loop=LoopState(samples_seen=4000),
+        data=range(10_000),
+        config=SimpleNamespace(data=SimpleNamespace(max_invalid_ratio=0.01)),
+    )
+    run.loop.bad.add((number, str(number), "undecodable picture") for number in range(24))
+    training.check_invalid_samples(run)
+    run.loop.samples_seen = 2000
+    with pytest.raises(UserError, match=r"24 of 2000 samples are invalid, more than data.max_invalid_ratio \(0.01\)"):
+        training.check_invalid_samples(run)

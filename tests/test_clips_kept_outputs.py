@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -70,27 +67,6 @@ def test_another_trunk_or_precision_or_picture_is_computed_anew(cache, computed)
     with torch.autocast("cpu", torch.bfloat16):
         towers.encode_image(built(0), torch.cat([image, image + 1]))  # whose output lies otherwise in memory
     assert computed == [1, 1, 1, 2]
-
-
-def test_a_broken_file_is_replaced(cache, computed):
-    image = torch.randn(1, 3, 64, 64)
-    wanted = towers.encode_image(built(0), image)[1]
-    (file,) = (path for path in cache.rglob("*") if path.is_file())
-    file.write_bytes(file.read_bytes()[:50])
-    torch.testing.assert_close(towers.encode_image(built(0), image)[1], wanted)
-    towers.encode_image(built(0), image)
-    assert computed == [1, 1]
-
-
-def test_what_cannot_be_written_whole_leaves_nothing(cache, computed, monkeypatch):
-    def full(tensors, path):
-        Path(path).write_bytes(b"half")
-        raise OSError(errno.EACCES, "no right")
-
-    monkeypatch.setattr(kept_outputs, "save_file", full)
-    with pytest.raises(UserError, match="cannot write here"):
-        towers.encode_image(built(0), torch.randn(1, 3, 64, 64))
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
 def test_pictures_that_vary_are_refused():

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from families import quick_of
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -146,21 +147,6 @@ def test_captioner_takes_the_text_towers_size_unless_told():
     assert (shape.width, shape.layers, shape.heads, shape.length, shape.vocabulary) == (32, 1, 2, 16, 32_000)
 
 
-def test_a_few_steps_lower_both_losses():
-    model = make(seed=3)
-    batch = batch_of(model)
-    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=3e-4)
-    history = []
-    for _ in range(12):
-        losses = model.recipe.losses(model(batch), batch)
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
-        history.append(losses)
-    assert history[-1]["contrastive_loss"] < history[0]["contrastive_loss"] - 0.5
-    assert history[-1]["caption_loss"] < history[0]["caption_loss"] - 1
-
-
 def test_logit_scale_is_clamped_at_100(model):
     with torch.no_grad():
         model.clip.logit_scale.fill_(9.0)
@@ -190,7 +176,9 @@ ADDED = {
 }
 
 
-@pytest.mark.parametrize("architecture", ADDED)
+@pytest.mark.parametrize(
+    "architecture", quick_of(ADDED, "clips-rn-tiny", "timm:vit_tiny_patch16_224", "clips-tinyvit-tiny")
+)
 def test_what_other_towers_add_is_not_decayed_and_their_matrices_are(architecture: str):
     model = build_model(ModelConfig(architecture=architecture), RecipeConfig(name="clip"), 0)
     names = model.no_decay_names()

@@ -80,7 +80,8 @@ def test_crops_keep_to_their_area_and_squash_to_the_square():
 def test_colours_change_only_when_asked():
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     draws = [
-        augment(image, 8, AugmentConfig(colour_jitter=0.4, greyscale=0.2), np.random.default_rng(s)) for s in range(99)
+        augment(image, 8, AugmentConfig(color_jitter=0.4, gray_scale_prob=0.2), np.random.default_rng(s))
+        for s in range(99)
     ]
     grey = sum(bool((draw[0] == draw[1]).all() and (draw[1] == draw[2]).all()) for draw in draws)
     same = sum(draw[:, 0, 0].tolist() == [200, 100, 50] for draw in draws)

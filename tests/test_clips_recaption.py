@@ -149,9 +149,9 @@ def test_batches_are_full_across_shards_and_bad_pictures(
     assert manifest["captions"]["dropped"] == {"undecodable picture": 1, "broken JSON": 1}
     assert "8 captions; 1 × undecodable picture" in capsys.readouterr().err
     with pytest.raises(
-        UserError, match=r"00000\.tar: 1 of 9 samples have no caption, more than max_bad_share \(0\.1\)"
+        UserError, match=r"00000\.tar: 1 of 9 samples are invalid, more than max_invalid_ratio \(0\.1\)"
     ):
-        recaption(settings(path=str(tmp_path / "bad"), output=str(tmp_path / "strict"), max_bad_share=0.1))
+        recaption(settings(path=str(tmp_path / "bad"), output=str(tmp_path / "strict"), max_invalid_ratio=0.1))
     assert not list((tmp_path / "strict").rglob("*.tar*"))
 
 
@@ -191,7 +191,7 @@ def test_done_is_done_and_other_settings_are_refused(settings: Settings, monkeyp
     monkeypatch.setattr(Describer, "__init__", lambda *arguments: pytest.fail("the model is loaded again"))
     recaption(config)
     assert "done before" in capsys.readouterr().err
-    with pytest.raises(UserError, match="other settings \\(max_new_tokens is 2 there and 3 now"):
+    with pytest.raises(UserError, match="max_new_tokens is 2 there and 3 now"):
         recaption(settings(max_new_tokens=3))
     begun = settings(output=f"{config.output}-begun")
     Path(begun.output, ".work").mkdir(parents=True)  # as by a process that began at the same time

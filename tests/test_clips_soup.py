@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import clips_world
@@ -48,17 +46,6 @@ def test_without_a_captioner_in_all_there_is_none(encoders: list[Path], tmp_path
     soup(SoupConfig(encoders=tuple(map(str, encoders)), output=str(tmp_path / "soup")))
     assert not list((tmp_path / "soup").glob("captioner*"))
     assert "license: unknown" in (tmp_path / "soup" / "README.md").read_text()  # they do not agree
-
-
-def test_configs_that_leave_defaults_out(encoders: list[Path], tmp_path: Path):
-    folders = [tmp_path / name for name in ("one", "two")]
-    for folder in folders:
-        shutil.copytree(encoders[2], folder)
-        config = json.loads((folder / "open_clip_config.json").read_text())
-        del config["model_cfg"]["text_cfg"]["context_length"]
-        (folder / "open_clip_config.json").write_text(json.dumps(config))
-    soup(SoupConfig(encoders=tuple(map(str, folders)), output=str(tmp_path / "soup")))
-    assert "| context length | 77 tokens |" in (tmp_path / "soup" / "README.md").read_text()
 
 
 def test_what_does_not_mix_is_told(encoders: list[Path], tmp_path: Path):

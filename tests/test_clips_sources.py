@@ -141,7 +141,7 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
     assert sample.web == "caption 0 of 2"
     assert sample.synthetic == " ".join(f"caption {number} of 2." for number in range(1, 5))
     path.write_text('{"images": []}', encoding="utf-8")
-    with pytest.raises(UserError, match="expected COCO's layout"):
+    with pytest.raises(UserError, match="expected COCO's format"):
         open_source(config)
 
 
@@ -152,7 +152,7 @@ def test_cocos_own_layout(tmp_path: Path, pictures: Path):
         ({"path": "rows.xls"}, "expected a file that ends in csv, tsv, jsonl, parquet"),
         ({"path": "rows.csv", "web": "org_captoin"}, "did you mean 'org_caption'"),
         ({"path": "rows.csv", "image": "picture"}, "unknown column for data source field image 'picture'"),
-        ({"path": "broken.parquet"}, "broken.parquet: cannot be read as a data set"),
+        ({"path": "broken.parquet"}, "broken.parquet: not a whole parquet file"),
         ({"path": "empty"}, "expected files that end in"),
         ({"path": "captions.jsonl"}, r"captions alone have to be joined with paths of their pictures"),
         ({"path": "captions.jsonl", "format": "webdataset"}, r"captions.jsonl: expected tar shards.* format: table"),
@@ -272,7 +272,7 @@ def test_from_afar_only_what_is_needed_is_fetched(parquet_server, tmp_path: Path
     assert source.read(12, rng()).image == clips_world.picture(12)
     footer, group = parquet_server.seen[before:]
     assert (footer, group < 20_000) == (65_536, True)  # the three rows have 60,000 bytes more in another column
-    config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, workers=2)
+    config = DataConfig(sources=(SourceConfig(**fields),), shuffle_window=2, num_workers=2)
     data = TrainingData(config, size=8, seed=0, batch_size=4, prepare=number_of)
     found = [batch["number"] for batch in batches(data, first_step=0, last_step=6)]
     assert sorted(torch.cat(found)[:23].tolist()) == list(range(23))

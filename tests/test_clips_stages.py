@@ -18,7 +18,12 @@ from clips.training.start import check_stages
 
 STAGES = (
     {"model.image_size": 16, "steps": 2, "optim.learning_rate": 1e-3},
-    {"model": {"image_size": 32}, "steps": 1, "batch_size": 3, "optim": {"learning_rate": 0.0001, "warmup": 0.0}},
+    {
+        "model": {"image_size": 32},
+        "steps": 1,
+        "global_batch_size": 3,
+        "optim": {"learning_rate": 0.0001, "warmup_ratio": 0.0},
+    },
 )
 
 
@@ -62,10 +67,12 @@ def test_a_stage_gives_its_rate_and_warmup_in_either_way(tmp_path: Path):
     stages = (
         {"steps": 9, "optim.base_learning_rate": 8e-6, "optim.warmup_samples": 8},
         {"steps": 9, "optim": {"learning_rate": 1e-4}},
-        {"steps": 9, "optim.warmup": 0.5},
+        {"steps": 9, "optim.warmup_ratio": 0.5},
     )
     optim = {"base_learning_rate": 4e-6, "betas": [0.8, 0.9]}
-    config = clips_world.train_config(tmp_path, tmp_path / "run", steps=None, batch_size=4, optim=optim, stages=stages)
+    config = clips_world.train_config(
+        tmp_path, tmp_path / "run", steps=None, global_batch_size=4, optim=optim, stages=stages
+    )
     found = [stage.optim for stage in stage_configs(config)]
     assert [one.peak_rate(4) for one in found] == pytest.approx([1.25e-7, 1e-4, 6.25e-8])
     assert [one.warmup_steps(9, 4) for one in found] == [2, 0, 4]
@@ -84,10 +91,12 @@ def test_a_stage_may_have_another_name_for_the_same_towers(tmp_path: Path):
 
 def test_a_finished_stage_may_have_had_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = clips_world.write_shards(tmp_path / "data")
-    stages = ({"steps": 1}, {"steps": 1, "batch_size": 6}, {"steps": 1})
+    stages = ({"steps": 1}, {"steps": 1, "global_batch_size": 6}, {"steps": 1})
     configs = stage_configs(clips_world.train_config(data, tmp_path / "run", steps=None, stages=stages))
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match=r"stages\[2\]: batch_size: expected a multiple of the 4 processes, got 6"):
+    with pytest.raises(
+        UserError, match=r"stages\[2\]: global_batch_size: expected a multiple of the 4 processes, got 6"
+    ):
         check_stages(configs)
     (tmp_path / "run.stages" / "2").mkdir(parents=True)
     (tmp_path / "run.stages" / "2" / "manifest.json").write_text("{}")
@@ -99,7 +108,7 @@ def test_a_finished_stage_may_have_had_other_processes(tmp_path: Path, monkeypat
     [
         ({"model.image_sise": 32}, r"stages\[2\].*image_sise"),
         ({"modle.image_size": 32}, r"stages\[2\]: unknown field 'modle.image_size'"),
-        ({"batch_size": 0}, r"stages\[2\]: batch_size: expected 1 or more, got 0"),
+        ({"global_batch_size": 0}, r"stages\[2\]: global_batch_size: expected 1 or more, got 0"),
         ({"model.image_size": 24}, r"stages\[2\]: model\.image_size: expected a multiple of the patch size 16, got 24"),
         (
             {"model.architecture": "clips-s-16"},

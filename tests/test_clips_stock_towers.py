@@ -19,7 +19,7 @@ from clips.method.recipes import RecipeConfig
 from clips.model import architectures, towers
 from clips.model.architectures import ModelConfig
 from clips.model.tokenizer import EMBEDDING_ROWS, EOS
-from clips.planning.dryrun import full_texts
+from clips.planning.dry_run import full_length_texts
 from clips.train import train
 from clips.training.stages import stage_configs
 from clips.training.start import check_stages
@@ -66,7 +66,7 @@ def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock:
     data = clips_world.write_shards(tmp_path / "data")
     validation = {"source": {"path": str(data)}, "every": 1, "samples": 5}
     config = clips_world.train_config(
-        data, tmp_path / "run", steps=None, model=model, stages=stages, validation=validation, checkpoint_every=1
+        data, tmp_path / "run", steps=None, model=model, stages=stages, validation=validation, save_steps=1
     )
     check_stages(stage_configs(config))
     train(config)
@@ -84,10 +84,10 @@ def test_a_stock_encoder_is_trained_in_stages_resumed_and_keeps_its_words(stock:
 
 def test_a_plan_fills_the_texts_of_stock_towers(stock: Path):
     model = build_model(ModelConfig(architecture=str(stock)), RecipeConfig(name="clip"), seed=0)
-    rows = full_texts(model, 3)
+    rows = full_length_texts(model, 3)
     assert (rows.argmax(dim=1) == LENGTH - 1).all()
     causal = build_model(ModelConfig(text_attention="causal", context_length=12), RecipeConfig(name="clip"), seed=0)
-    assert ((full_texts(causal, 2) == EOS).int().argmax(dim=1) == 11).all()
+    assert ((full_length_texts(causal, 2) == EOS).int().argmax(dim=1) == 11).all()
 
 
 @pytest.mark.parametrize(

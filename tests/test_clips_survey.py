@@ -10,9 +10,11 @@ import pytest
 
 from clips.cli import COMMANDS
 from clips.commandline.commands import run_commands
+from clips.data.inspect_page import histogram
 from clips.data.shardindex import ShardIndex, index_shard
-from clips.data.sources import FORMATS, SourceConfig, open_source
-from clips.data.survey import IndexConfig, InspectConfig, histogram, index, inspect, survey
+from clips.data.sources import SourceConfig, open_source
+from clips.data.sources.base import TRAINING_FORMATS
+from clips.data.survey import IndexConfig, InspectConfig, index, inspect, survey
 from clips.errors import UserError
 
 
@@ -30,8 +32,8 @@ def test_inspect_counts_measures_and_shows(shards: Path, tmp_path: Path, capsys:
     page = tmp_path / "page.html"
     inspect(InspectConfig(path=str(shards), page=str(page), shown=8))
     told = capsys.readouterr().out
-    assert "8 in the source, 8 read, 2 of them unusable" in told
-    assert "1 × no picture, for instance shard.tar/000000002" in told
+    assert "8 in the source, 8 read, 2 invalid" in told
+    assert "1 × no picture (shard.tar/000000002)" in told
     assert "0.0% are longer than the text tower's 80 places" in told
     assert "16.7% of the web captions are another sample's" in told
     html = page.read_text(encoding="utf-8")
@@ -113,12 +115,12 @@ def test_sentences_have_one_way_to_be_a_synthetic_caption(tmp_path: Path):
 
 
 def test_where_captions_are_is_resolved_by_the_format():
-    found = {
-        name: (config.web, config.synthetic) for name in FORMATS for config in [SourceConfig(path="x", format=name)]
-    }
+    configs = {name: SourceConfig(path="x", format=name) for name in TRAINING_FORMATS}
+    found = {name: (config.web, config.synthetic) for name, config in configs.items()}
     assert found.pop("capsfusion") == ("laion_2b", ("laion_coco", "capsfusion"))
-    assert found.pop("karpathy") == found.pop("coco") == ("drawn_sentence", "other_sentences")
-    assert set(found.values()) == {("web_caption", "synthetic_caption")}
+    columns = {name: found.pop(name) for name in ("webdataset", "table", "datasets")}
+    assert set(columns.values()) == {("web_caption", "synthetic_caption")}
+    assert set(found.values()) == {("drawn_sentence", "other_sentences")}
     assert InspectConfig(path="x", format="coco", web="first_sentence", synthetic=None).synthetic is None
 
 
@@ -126,8 +128,8 @@ def test_some_samples_stand_for_many(tmp_path: Path):
     folder = clips_world.write_shards(tmp_path / "data", sizes=(40,))
     config = InspectConfig(path=str(folder), scan=5, shown=2)
     found = survey(open_source(config), config)
-    assert (found.samples, found.scanned, len(found.shown)) == (40, 5, 2)
-    assert found.shown[-1]["name"].endswith("000000039")
+    assert (found.samples, found.scanned, len(found.examples)) == (40, 5, 2)
+    assert found.examples[-1].name.endswith("000000039")
 
 
 def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
@@ -144,7 +146,7 @@ def test_captions_cannot_leave_their_place_on_the_page(tmp_path: Path):
 def test_histograms_count_everything_once():
     bars = histogram([1, 1, 2, 30, 500])
     assert sum(bar["count"] for bar in bars) == 5
-    assert max(bar["share"] for bar in bars) == 1
+    assert max(bar["height"] for bar in bars) == 1
     assert histogram([]) == []
 
 

@@ -79,19 +79,6 @@ def test_models_of_many_kinds_make_features_and_tokens(name: str, projection: st
     assert tokens.shape == (2, 49, towers.token_widths(model)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("timm:test_vitt", r"unknown model\.architecture 'timm:test_vitt'; did you mean 'timm:test_vit'\?"),
-        (f"timm:{NAME}.none", "timm cannot build it .*Invalid pretrained tag"),
-        ("timm:crossvit_9_240", "timm:crossvit_9_240: expected a model with one set of features, not several"),
-    ],
-)
-def test_what_timm_does_not_have_is_told(name: str, message: str):
-    with pytest.raises(UserError, match=message):
-        vision_of(name)
-
-
 def test_a_file_has_its_own_sizes_and_this_methods_texts(tmp_path: Path):
     cfg = architectures.model_cfg(ModelConfig(architecture=str(write_config(tmp_path / "mine.json"))))
     assert (cfg["embed_dim"], cfg["vision_cfg"]["image_size"]) == (24, 64)

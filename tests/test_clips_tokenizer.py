@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clips.errors import UserError
 from clips.model.tokenizer import ClipsTokenizer, clean, text_config, wordpiece
 
 AWKWARD = [
@@ -78,23 +77,19 @@ def test_equal_to_stock_open_clip_on_real_captions(stock, shared):
     assert torch.equal(ClipsTokenizer(24)(texts), stock(texts))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(text=st.text(max_size=40) | st.text(alphabet=" .,'aBΣς́ſ[CLS]#日\u2028\x1c\xad", max_size=30))
 def test_word_by_word_is_the_whole_text(text):
     whole = wordpiece().encode(clean(text), add_special_tokens=False).ids
     assert ClipsTokenizer().encode_target(text, 200)[0].tolist()[: len(whole) + 2] == [1, *whole, 2]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(text=st.text(max_size=40) | st.text(alphabet="ab \n\r\t\x0b\x1c\x00\x7f&;", max_size=20))
 def test_cleaning_is_open_clips(text):
     from open_clip.tokenizer import get_clean_fn
 
     assert clean(text) == get_clean_fn("whitespace")(text)
-
-
-def test_context_length_is_the_stock_one(stock):
-    assert stock.context_length == 24
 
 
 def test_decode_gives_the_words_back():
@@ -113,8 +108,3 @@ def test_vocabulary_is_berts(shared):
 def test_travels_to_worker_processes():
     tokenizer = pickle.loads(pickle.dumps(ClipsTokenizer(12)))
     assert torch.equal(tokenizer("a red car"), ClipsTokenizer(12)("a red car"))
-
-
-def test_too_short_a_context_is_refused():
-    with pytest.raises(UserError, match="context_length: expected at least 4"):
-        ClipsTokenizer(3)

@@ -167,55 +167,12 @@ def test_permuting_the_batch_permutes_the_output(model, request):
             torch.testing.assert_close(permuted, direct[order], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "vision", "text", "embed"),
-    [
-        ("clips-s-16", (12, 384, 6), (12, 384, 6), 384),
-        ("clips-b-16", (12, 768, 12), (12, 512, 8), 512),
-        ("clips-l-14", (24, 1024, 16), (12, 768, 12), 768),
-        ("clips-h-14", (32, 1280, 16), (24, 1024, 16), 1024),
-    ],
-)
-def test_released_sizes(name, vision, text, embed):
-    with torch.device("meta"):
-        model = towers.build_towers(architectures.model_cfg(ModelConfig(architecture=name)))
-    for transformer, (layers, width, heads) in ((model.visual.transformer, vision), (model.transformer, text)):
-        assert (transformer.layers, transformer.width) == (layers, width)
-        assert transformer.resblocks[0].attn.num_heads == heads
-    assert model.text_projection.shape == (text[1], embed)
-    assert model.context_length == 80
-
-
-def test_every_shipped_architecture_has_a_config_that_open_clip_reads():
-    names = architectures.architectures()
-    released = {"clips-s-16", "clips-b-16", "clips-l-14", "clips-h-14"}
-    assert {"clips-tiny", "clips-rn-tiny", "clips-tinyvit"} | released <= set(names)
-    for name in names:
-        cfg = architectures.model_cfg(ModelConfig(architecture=name))
-        assert architectures.preprocess_cfg(cfg)["size"] == [cfg["vision_cfg"]["image_size"]] * 2
-
-
 def test_an_open_clip_architecture_gets_the_text_conventions():
     cfg = architectures.model_cfg(ModelConfig(architecture="ViT-B-32"))
     assert cfg["vision_cfg"]["width"] == 768
     assert cfg["text_cfg"]["width"] == 512
     assert cfg["text_cfg"]["no_causal_mask"]
     assert (cfg["text_cfg"]["vocab_size"], cfg["text_cfg"]["context_length"]) == (32_000, 80)
-
-
-def test_stock_open_clip_loads_config_weights_and_tokenizer(tiny, tmp_path):
-    open_clip = pytest.importorskip("open_clip")
-    cfg = architectures.model_cfg(ModelConfig(context_length=12))
-    config = {"model_cfg": cfg, "preprocess_cfg": architectures.preprocess_cfg(cfg)}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    save_file(tiny.state_dict(), tmp_path / "open_clip_model.safetensors")
-    ClipsTokenizer(12).save(tmp_path)
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-    text = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a red car"])
-    assert torch.equal(model.eval().encode_text(text), tiny.encode_text(ClipsTokenizer(12)(["a red car"])))
-    assert torch.equal(model.encode_image(images(2)), tiny.encode_image(images(2)))
-    assert preprocess.transforms[0].size == (64, 64)  # squashed
-    assert preprocess.transforms[-1].mean == [0.485, 0.456, 0.406]
 
 
 def test_pretrained_trunk_is_loaded_and_cast(trunked, shared):
@@ -298,6 +255,7 @@ def kind_of(cfg: dict[str, Any]) -> str:
     return json.dumps(cfg, sort_keys=True)
 
 
+@pytest.mark.slow
 def test_open_clips_configs_of_every_kind_are_built_and_read_pictures_and_texts():
     import open_clip
 
@@ -325,10 +283,6 @@ def test_open_clips_configs_of_every_kind_are_built_and_read_pictures_and_texts(
 def test_bad_architectures_are_refused():
     with pytest.raises(UserError, match="'clips-tyni'; did you mean 'clips-tiny'"):
         architectures.model_cfg(ModelConfig(architecture="clips-tyni"))
-    with pytest.raises(
-        UserError, match="is roberta-base, with its own tokens; ViT-B-32-quickgelu has the same image tower"
-    ):
-        architectures.model_cfg(ModelConfig(architecture="roberta-ViT-B-32"))
     with pytest.raises(UserError, match=r"model\.image_size: expected a multiple of the patch size 16, got 60"):
         architectures.model_cfg(ModelConfig(image_size=60))
     with pytest.raises(UserError, match=r"model\.image_size: expected 224, at which alone open_clip loads this trunk"):

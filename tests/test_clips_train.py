@@ -25,15 +25,10 @@ from clips import train as training
 from clips.core.artifact import directory_hash, write_manifest
 from clips.errors import UserError
 from clips.method.model import ModelConfig, build_model
-from clips.method.optim import OptimConfig, build_optimizer, learning_rate_at
 from clips.method.recipes import RecipeConfig
-from clips.model.precision import choose_precision
-from clips.model.tokenizer import EOS
-from clips.parallel.processes import Processes
 from clips.train import train, training_step
 from clips.training import start as beginning
-from clips.training.standing import CHECKPOINTS, LoopState, checkpoints
-from clips.training.start import open_data
+from clips.training.standing import CHECKPOINTS, checkpoints
 
 WEIGHTS = ("open_clip_model.safetensors", "captioner.safetensors")
 
@@ -64,12 +59,12 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 # ---- a whole run
 
 
-@pytest.mark.parametrize("mask", [0o022, 0o027], ids=["022", "027"])
-def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, data: Path, mask: int):
+def test_all_files_of_a_run_have_the_permissions_of_the_umask(tmp_path: Path, data: Path):
+    mask = 0o027
     before = os.umask(mask)
     try:
         config = clips_world.train_config(data, tmp_path / "run")
-        train(dataclasses.replace(config, steps=2, checkpoint_every=1, keep_after_training=True))
+        train(dataclasses.replace(config, steps=2, save_steps=1, keep_after_training=True))
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -109,7 +104,7 @@ MEANS = ("loss", "contrastive_loss", "caption_loss", "cosine_gap", "grad_norm")
 
 
 def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, data: Path, tmp_path: Path):
-    train(clips_world.train_config(data, tmp_path / "each", log_every=1))
+    train(clips_world.train_config(data, tmp_path / "each", logging_steps=1))
     each = metrics(tmp_path / "each")
     for step, entry in zip((2, 4, 6), metrics(whole), strict=True):
         for name in MEANS:
@@ -117,7 +112,7 @@ def test_an_entry_has_the_means_of_its_steps_also_in_a_resumed_run(whole: Path, 
         assert {name: entry[name] for name in ("lr", "logit_scale")} == {
             name: each[step - 1][name] for name in ("lr", "logit_scale")
         }
-    config = clips_world.train_config(data, tmp_path / "resumed", log_every=5, checkpoint_every=3)
+    config = clips_world.train_config(data, tmp_path / "resumed", logging_steps=5, save_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "training_step", stop_at(4))
         with pytest.raises(InterruptedError):
@@ -138,7 +133,7 @@ def test_flops_are_the_mean_of_batches_and_go_on_from_those_before(tmp_path: Pat
         samples[f"{index}"]["json"] = json.dumps(captions).encode()
     clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
     for name, stop in (("whole", None), ("resumed", 3)):
-        fields = {"steps": 4, "batch_size": 1, "log_every": 1, "checkpoint_every": 1}
+        fields = {"steps": 4, "global_batch_size": 1, "logging_steps": 1, "save_steps": 1}
         recipe = {"name": "clips", "captioner": {"length": 24, "layers": 1}}
         config = clips_world.train_config(tmp_path / "data", tmp_path / name, recipe=recipe, **fields)
         with pytest.MonkeyPatch.context() as patch:
@@ -157,16 +152,20 @@ def test_a_finished_run_is_left_alone_and_another_config_refused(
     whole: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ):
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
-    train(clips_world.train_config(data, whole, log_every=1, checkpoint_every=1))
+    train(clips_world.train_config(data, whole, logging_steps=1, save_steps=1))
     assert "already trained" in capsys.readouterr().err
     sources = [{"path": str(data), "cache": "/elsewhere", "cache_gb": 7}]
-    free = {"data": {"sources": sources, "max_bad_share": 0.3}, "validation": {"every": 7}, "keep_after_training": True}
+    free = {
+        "data": {"sources": sources, "max_invalid_ratio": 0.3},
+        "validation": {"every": 7},
+        "keep_after_training": True,
+    }
     train(clips_world.train_config(data, whole, **free))
     assert "already trained" in capsys.readouterr().err
     sources[0]["web"] = "captions"
-    with pytest.raises(UserError, match=r"whole: holds a run of another config: data\.sources is"):
+    with pytest.raises(UserError, match=r"whole holds another run: data\.sources is"):
         train(clips_world.train_config(data, whole, **free))
-    with pytest.raises(UserError, match="whole: holds a run of another config: seed is 0 there and 1 now"):
+    with pytest.raises(UserError, match="seed is 0 there and 1 now"):
         train(clips_world.train_config(data, whole, seed=1))
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
@@ -179,7 +178,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
         train(clips_world.train_config(data, tmp_path / "run"))
     monkeypatch.undo()
     slower = {"optim": {"learning_rate": 0.0005}}
-    with pytest.raises(UserError, match=r"another config: optim\.learning_rate is 0\.001 there and 0\.0005 now"):
+    with pytest.raises(UserError, match=r"optim\.learning_rate is 0\.001 there and 0\.0005 now"):
         train(clips_world.train_config(data, tmp_path / "run", **slower))
     for interrupted in (True, False):  # before it has come to another checkpoint
         with pytest.MonkeyPatch.context() as patch:
@@ -192,7 +191,7 @@ def test_an_unfinished_run_may_change_what_it_is_told_it_may(
                 train(clips_world.train_config(data, tmp_path / "run", **slower))
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["changes"] == ["from step 5: optim.learning_rate 0.001 → 0.0005"]
-    with pytest.raises(UserError, match="another config"):  # it is finished
+    with pytest.raises(UserError, match="another run"):  # it is finished
         train(clips_world.train_config(data, tmp_path / "run", may_change=["optim.learning_rate"]))
 
 
@@ -218,13 +217,10 @@ def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path: Path, field
 def test_nothing_is_written_over(data: Path, tmp_path: Path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="precious: exists and is not a training run"):
-        train(clips_world.train_config(data, tmp_path / "precious"))
-    (tmp_path / "precious" / "config.yaml").write_text("steps: 3\n")
-    with pytest.raises(UserError, match="precious: exists and is not a training run"):
+    with pytest.raises(UserError, match="precious: not empty"):
         train(clips_world.train_config(data, tmp_path / "precious"))
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="file: exists and is not a training run"):
+    with pytest.raises(UserError, match="file: a file is in the way"):
         train(clips_world.train_config(data, tmp_path / "file"))
 
 
@@ -254,7 +250,7 @@ def test_the_trunk_is_a_parent_and_must_stay_the_same(data: Path, tmp_path: Path
     assert parents["pretrained_trunk"] == {"path": str(trunk), "hash": directory_hash(trunk)}
     save_file({name: value + 1 for name, value in weights.items()}, trunk)
     for config in (started, finished):
-        with pytest.raises(UserError, match="read other content from pretrained_trunk than it has now"):
+        with pytest.raises(UserError, match=r"inputs\.pretrained_trunk is"):
             train(config)
 
 
@@ -265,17 +261,13 @@ def test_no_steps_write_the_untrained_encoder(data: Path, tmp_path: Path):
     saved = load_file(tmp_path / "untrained" / "open_clip_model.safetensors")
     assert saved.keys() == fresh.clip.state_dict().keys()
     assert all(torch.equal(saved[name], value) for name, value in fresh.clip.state_dict().items())
-    assert metrics_absent(tmp_path / "untrained")
-
-
-def metrics_absent(output: Path) -> bool:
-    return not (output / "metrics.jsonl").exists()
+    assert not (tmp_path / "untrained" / "metrics.jsonl").exists()
 
 
 def test_it_learns(data: Path, tmp_path: Path):
     small = clips_world.write_shards(tmp_path / "small", (7,))
     still = {"sources": [{"path": str(small)}], "augment": {"min_area": 1.0}}
-    fields = {"steps": 40, "batch_size": 7, "log_every": 1, "recipe": {"name": "clip"}}
+    fields = {"steps": 40, "global_batch_size": 7, "logging_steps": 1, "recipe": {"name": "clip"}}
     train(clips_world.train_config(small, tmp_path / "learned", data=still, **fields))
     losses = [entry["loss"] for entry in metrics(tmp_path / "learned")]
     assert losses[0] > 0.8 * math.log(7)
@@ -294,7 +286,7 @@ def start(log: Path, *command: str) -> subprocess.Popen[bytes]:
 def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, tmp_path: Path):
     output = tmp_path / "killed"
     steps = 6
-    config = clips_world.train_config(data, output, checkpoint_every=1)
+    config = clips_world.train_config(data, output, save_steps=1)
     process = start(tmp_path / "log", "clips.cli", "train", "--config", str(output.with_suffix(".json")))
     deadline = time.monotonic() + 200
     while len(checkpoints(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
@@ -315,59 +307,8 @@ def test_killed_in_mid_run_and_resumed_is_the_same_run(whole: Path, data: Path, 
 
 def test_the_batch_is_divided_evenly_or_not_at_all(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(beginning, "start_processes", lambda **_: SimpleNamespace(count=3))
-    with pytest.raises(UserError, match="batch_size: expected a multiple of the 3 processes, got 4"):
+    with pytest.raises(UserError, match="global_batch_size: expected a multiple of the 3 processes, got 4"):
         train(clips_world.train_config(data, tmp_path / "three"))
-
-
-# ---- bad samples
-
-
-def spoil(folder: Path, share: int) -> Path:
-    samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
-    for index in range(share):
-        samples[f"{index:09d}"]["png"] = b"broken"
-    clips_world.write_shard(folder / "a.tar", samples)
-    return folder
-
-
-def test_bad_samples_are_skipped_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    data = spoil(tmp_path / "data", 2)
-    # Two runs of three steps: what the first met is remembered by the second.
-    output = tmp_path / "run"
-    config = clips_world.train_config(data, output, checkpoint_every=3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_step", stop_at(4))
-        with pytest.raises(InterruptedError):
-            train(config)
-    train(config)
-    summary = json.loads((output / "summary.json").read_text())
-    assert summary["bad_samples"] == {
-        "count": 2,
-        "by_reason": {"undecodable picture": 2},
-        "samples": {"a.tar/000000000": "undecodable picture", "a.tar/000000001": "undecodable picture"},
-        "more": 0,
-    }
-    assert "2 unusable samples skipped (2 × undecodable picture)" in capsys.readouterr().err
-    assert [entry["step"] for entry in metrics(output)] == [2, 4, 6]
-
-
-@pytest.mark.parametrize("recipe", ["clips", "clip", "recap"])
-def test_empty_alt_texts_do_not_end_a_run(tmp_path: Path, recipe: str):
-    samples = {f"{index:09d}": clips_world.sample(index) for index in range(20)}
-    for index in (4, 11, 13):
-        words = {"web_caption": " ", "synthetic_caption": "A red square. It lies on a table."}
-        samples[f"{index:09d}"]["json"] = json.dumps(words).encode()
-    clips_world.write_shard(tmp_path / "data" / "a.tar", samples)
-    strict = {"sources": [{"path": str(tmp_path / "data")}], "max_bad_share": 0.0}
-    fields = {"data": strict, "recipe": {"name": recipe, "caption_weight": 0}, "steps": 5}
-    config = clips_world.train_config(tmp_path / "data", tmp_path / "run", **fields)
-    data = open_data(config)
-    rows = [data[position] for position in range(20)]
-    text = "mixed" if recipe == "recap" else "web"
-    empty = sum(row[text][1].item() == EOS for row in rows)  # begin, end: as the authors' code has it
-    assert empty == (0 if recipe == "recap" else 3)
-    train(config)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_samples"]["count"] == 0
 
 
 def stop_at(step: int) -> Any:
@@ -377,117 +318,6 @@ def stop_at(step: int) -> Any:
         return training_step(run, batch)
 
     return stopping
-
-
-def test_too_many_bad_samples_stop_the_run(tmp_path: Path):
-    data = spoil(tmp_path / "data", 8)
-    with pytest.raises(
-        UserError, match=r"unusable samples, more than data.max_bad_share \(0.2\) of 20; .*: undecodable"
-    ):
-        train(clips_world.train_config(data, tmp_path / "run"))
-    assert not (tmp_path / "run" / "manifest.json").exists()
-
-
-def test_the_share_of_bad_samples_counts_the_batch_that_they_came_in():
-    run = SimpleNamespace(
-        loop=LoopState(samples_seen=4000),
-        met=[(number, str(number), "undecodable picture") for number in range(24)],
-        data=range(10_000),
-        config=SimpleNamespace(data=SimpleNamespace(max_bad_share=0.01)),
-        processes=Processes(),
-    )
-    training.refuse_bad_share(run)
-    run.loop.samples_seen = 2000
-    with pytest.raises(UserError, match=r"24 unusable samples, more than data.max_bad_share \(0.01\) of 2000"):
-        training.refuse_bad_share(run)
-
-
-# ---- optimizer, schedule, precision
-
-
-def test_the_rate_climbs_then_follows_a_cosine_to_zero():
-    config = OptimConfig(learning_rate=1.0, warmup=0.1)
-    rates = [learning_rate_at(step, 100, config, 4) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
-    assert rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
-    assert learning_rate_at(0, 1, OptimConfig(learning_rate=1.0), 4) == 1.0
-
-
-def test_rate_and_warmup_by_samples_are_the_authors():
-    config = OptimConfig(base_learning_rate=8e-6, warmup_samples=40 * 1_281_167)
-    batch, steps = 32_768, 390_625  # of 12.8 billion samples
-    assert config.peak_rate(batch) == pytest.approx(1.024e-3)
-    assert config.warmup_steps(steps, batch) == 1564
-    rates = [learning_rate_at(step, steps, config, batch) for step in (781, 1563, 1564, steps)]
-    assert rates == pytest.approx([0.512e-3, 1.024e-3, 1.024e-3, 0.0])
-    assert OptimConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
-    neither = OptimConfig().resolved()
-    assert (neither.learning_rate, neither.warmup, neither.base_learning_rate) == (1e-3, 0.05, None)
-
-
-def test_weight_decay_spares_what_it_should(data: Path, tmp_path: Path):
-    config = clips_world.train_config(data, tmp_path / "x")
-    model = build_model(config.model, config.recipe, 0)
-    optimizer = build_optimizer(model, config.optim, model.no_decay_names())
-    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    decayed, spared = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
-    assert len(decayed) + len(spared) == len(names)
-    assert "clip.logit_scale" in spared
-    assert any(name.endswith("mlp.c_fc.weight") for name in decayed)
-    assert not any("ln_" in name or name.endswith("bias") for name in decayed)
-
-
-def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
-    cpu = torch.device("cpu")
-    assert choose_precision("bf16", cpu) == ("bf16", "as configured")
-    for supported, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer, raising=False)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-        assert choose_precision("auto", cpu)[0] == expected
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"steps": None}, "steps, samples, epochs: expected exactly one of them, got none"),
-        ({"epochs": 1.0}, "expected exactly one of them, got steps, epochs"),
-        ({"steps": -1}, "steps: expected 0 or more, got -1"),
-        ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
-        ({"seed": -3}, "seed: expected 0 or more"),
-        ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
-        ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
-        ({"optim": {"warmup": 1}}, "optim.warmup: expected a share"),
-        ({"optim": {"base_learning_rate": -1e-6}}, "optim.base_learning_rate: expected a number above 0"),
-        (
-            {"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
-            "optim.learning_rate, optim.base_learning_rate: expected one of them, got both",
-        ),
-        (
-            {"optim": {"warmup": 0.1, "warmup_samples": 0}},
-            "optim.warmup, optim.warmup_samples: expected one of them, got both",
-        ),
-        ({"optim": {"warmup_samples": -1}}, "optim.warmup_samples: expected 0 or more"),
-        (
-            {"optim": {"warmup_samples": 24}},
-            "optim.warmup_samples: expected fewer than the 24 samples of the training, got 24",
-        ),
-        ({"optim": {"clip_gradient": -1}}, "optim.clip_gradient: expected a number above 0 or null"),
-        ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
-    ],
-)
-def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], message: str):
-    with pytest.raises(UserError, match=message):
-        clips_world.train_config(tmp_path, tmp_path / "x", **fields)
-
-
-def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
-    config = clips_world.train_config(tmp_path, tmp_path / "x", batch_size=8)
-    for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
-        sized = dataclasses.replace(config, **{"steps": None, **fields})
-        assert sized.steps_for(21) == steps
 
 
 def test_a_full_disk_in_mid_run_is_told_and_the_run_goes_on_later(whole: Path, data: Path, tmp_path: Path):
@@ -525,12 +355,12 @@ def test_what_is_odd_about_the_data_is_said_and_validation_looked_at_first(
     with pytest.raises(UserError, match=r"gone\.tar: no such file"):
         train(clips_world.train_config(data, tmp_path / "run", validation=validation))
     assert not (tmp_path / "run").exists()
-    fields = {"data": {"sources": [source]}, "steps": 1, "batch_size": 30}
+    fields = {"data": {"sources": [source]}, "steps": 1, "global_batch_size": 30}
     validation = {"every": 1, "samples": 5, "source": {"path": str(data)}}
     train(clips_world.train_config(data, tmp_path / "run", validation=validation, **fields))
     said = capsys.readouterr().err
     assert "none has synthetic captions; recipe clips takes web captions in their place" in said
-    assert "batch_size: 30 of 21 samples: a picture comes several times in a step" in said
+    assert "global_batch_size: 30 of 21 samples: an image comes several times in a step" in said
     assert re.search(r"T→I R@1 web \d+\.\d, partial \d+\.\d, whole \d+\.\d", said)
     train(clips_world.train_config(data, tmp_path / "web", recipe={"name": "clip"}, **fields))
     assert "none has synthetic" not in capsys.readouterr().err

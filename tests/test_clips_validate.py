@@ -36,7 +36,7 @@ def validated(tmp_path: Path, **fields: object):  # type: ignore[no-untyped-def]
 
 
 def test_the_log_has_recalls_of_every_kind_of_caption(tmp_path: Path):
-    train(validated(tmp_path, steps=5, log_every=5, average=0.5))
+    train(validated(tmp_path, steps=5, logging_steps=5, average=0.5))
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [2, 4, 5]
     names = {f"val_{kind}_{way}_r1" for kind in ("web", "partial", "whole") for way in ("t2i", "i2t")}

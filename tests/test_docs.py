@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from docs_blocks import PROGRAMS, ROOT, Shell, blocks, commands, pages, shell, split, transcript
 from docs_rules import RULES, SWAPS, rule_for
 from docs_world import write_configs
 
 from benchmarks.study.reading import study_from
-from clips.commandline.complaints import field_types
-from clips.commandline.parsing import from_plain, parse_config
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError
+from clips.typed_data import field_types, from_plain
+from clips.yaml_files import parse_yaml
 
 PAGES = pages()
 LANGUAGES = {"sh", "yaml", "python", "diff", ""}
@@ -105,7 +105,7 @@ def configs() -> list[Any]:
 
 @pytest.mark.parametrize("block", configs())
 def test_configs_build(block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    content = yaml.safe_load(block.text)
+    content = parse_yaml(block.text)
     complaints = []
     for what, base in BASES.items():
         try:

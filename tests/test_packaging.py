@@ -79,6 +79,7 @@ def test_the_source_distribution_holds_the_clone(built):
     assert not {name for name in names if name.startswith((".git/", ".venv", "runs/"))}
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_wheel_run_away_from_the_clone(elsewhere):
     code = "import clips, llava_bridge, benchmarks; print(clips.__file__, llava_bridge.__file__, benchmarks.__file__)"
     where = run(elsewhere, "python", "-c", code)

@@ -261,11 +261,11 @@ def test_p_values_of_all_kinds_are_corrected_together(tmp_path):
         put_result(tmp_path, "clips", benchmark, with_kinds({"a": 0.9, "b": 0.5}))
     tables = category_tables(build_report(tmp_path, baseline="clip").source)
     assert [table.comparisons for table in tables] == [4, 4]
-    smallest = min(cell.delta.p_value for table in tables for cell in table.cells.values() if cell.delta)
+    smallest = min(cell.delta.p_adjusted for table in tables for cell in table.cells.values() if cell.delta)
     put_result(tmp_path / "one", "clip", "pope", with_kinds({"a": 0.5, "b": 0.5}))
     put_result(tmp_path / "one", "clips", "pope", with_kinds({"a": 0.9, "b": 0.5}))
     (table,) = category_tables(build_report(tmp_path / "one", baseline="clip").source)
-    half = min(cell.delta.p_value for cell in table.cells.values() if cell.delta)
+    half = min(cell.delta.p_adjusted for cell in table.cells.values() if cell.delta)
     assert 0 < smallest == pytest.approx(2 * half)
 
 

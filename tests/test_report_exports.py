@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 import subprocess
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import jsonschema
+import pandas as pd
 import pytest
-from report_material import items_table, put_failure, put_result, put_results
-from report_study import make_study
+from report_material import put_failure, put_results
 
-from benchmarks.report.command import ReportConfig
-from benchmarks.report.command import report as write_report
 from benchmarks.report.formats import FORMATS, latex
-from benchmarks.report.formats.json_lines import SCHEMA, SCHEMA_FILE
 from benchmarks.report.formats.latex import latex_text
 from benchmarks.report.model import Report, build_report
 from benchmarks.report.selection import Selection
+from benchmarks.report.tidy import COLUMNS
 from clips.commandline.commands import Command, run_commands
 from clips.core.artifact import say
 from clips.errors import UserError
@@ -114,41 +111,20 @@ def test_benchmarks_stand_above_their_metrics(tmp_path: Path) -> None:
     lines = FORMATS["latex"].render(build_report(tmp_path)).splitlines()
     top = lines.index("\\toprule")
     assert lines[top + 1 : top + 4] == [
-        r" & \multicolumn{1}{c}{gqa} & \multicolumn{1}{c}{pope} & \multicolumn{2}{c}{retrieval} \\",
+        r" & gqa & pope & \multicolumn{2}{c}{retrieval} \\",
         r"\cmidrule(lr){2-2} \cmidrule(lr){3-3} \cmidrule(lr){4-5}",
         r" & exact match & accuracy & T$\rightarrow$I R@1 & T$\rightarrow$I R@5 \\",
     ]
 
 
-def test_every_line_of_json_is_of_the_schema(nasty: Report, tmp_path: Path) -> None:
-    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["version"] == SCHEMA == schema["properties"]["schema"]["const"]
-    lines = [json.loads(line) for line in FORMATS["json"].render(nasty).splitlines()]
-    assert len(lines) == 12
-    for line in lines:
-        jsonschema.validate(line, schema)
-    assert {line["gap"] is None for line in lines} == {True, False}
-    assert {line["delta"] is None for line in lines} == {True, False}
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(lines[0] | {"more": 1}, schema)
-
-
-def test_control_characters_reach_no_text_format(nasty: Report) -> None:
-    for name in ("html", "csv", "markdown", "latex"):
-        assert not {"\x1b", "\x07", "\u202e"} & set(FORMATS[name].render(nasty))
-
-
-def test_figures_are_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = make_study(tmp_path, monkeypatch)
-    write_report(ReportConfig(directory=str(study), output=str(tmp_path / "report"), formats="svg,pdf"))
-    names = {path.name for path in (tmp_path / "report/figures").iterdir()}
-    assert {Path(name).stem for name in names if name.endswith(".svg")}
-    assert len({Path(name).stem for name in names}) * 2 == len(names)
-    for name in names:
-        content = (tmp_path / "report/figures" / name).read_bytes()
-        assert content.startswith(b"%PDF-") if name.endswith(".pdf") else ElementTree.fromstring(content).tag
-        assert b"var(--" not in content
+def test_the_tidy_table_has_a_line_for_each_model_and_metric(nasty: Report) -> None:
+    frame = pd.read_csv(io.StringIO(FORMATS["csv"].render(nasty)))
+    assert set(frame) == {*COLUMNS}
+    assert len(frame) == 12
+    assert set(frame["value"].isna() == frame["missing"].notna()) == {True}
+    assert frame["missing"].notna().sum() == 1
+    assert set(frame["delta"].notna() == frame["p_adjusted"].notna()) == {True}
+    assert (frame["significant"].dropna() == (frame["p_adjusted"].dropna() < 0.05)).all()
 
 
 def test_messages_reach_a_terminal_without_commands_to_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +139,7 @@ def test_messages_reach_a_terminal_without_commands_to_it(capsys: pytest.Capture
 
 
 def deltas(report: Report) -> dict[tuple[str, str, str], float]:
-    return {key: cell.delta.p_value for key, cell in report.table.cells.items() if cell.delta}
+    return {key: cell.delta.p_adjusted for key, cell in report.table.cells.items() if cell.delta}
 
 
 def test_columns_are_chosen_after_the_tests(tmp_path: Path) -> None:
@@ -213,13 +189,3 @@ def test_an_unknown_row_or_column_is_named(tmp_path: Path, selection: Selection,
     put_results(tmp_path)
     with pytest.raises(UserError, match=message):
         build_report(tmp_path, selection=selection)
-
-
-def test_a_chosen_part_stands_beside_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put_result(tmp_path, "one", "gqa", items_table(0.5, benchmark="gqa"))
-    put_result(tmp_path, "one", "pope", items_table(0.5, benchmark="pope"))
-    write_report(ReportConfig(directory=str(tmp_path), formats="markdown, csv", columns="pope"))
-    assert {path.name for path in (tmp_path / "report-chosen").iterdir()} == {"table.md", "table.csv"}
-    assert "gqa" not in (tmp_path / "report-chosen/table.md").read_text(encoding="utf-8")
-    assert not (tmp_path / "report").exists()
-    assert "report-chosen/table.md" in capsys.readouterr().err

@@ -17,9 +17,10 @@ from benchmarks.report import drawing, inks
 from benchmarks.report.curves import Curve, plot_curves
 from benchmarks.report.drawing import drawn_on_sheet, inline_svg, pdf, standalone_svg
 from benchmarks.report.figure import Figure, Key, Label, file_name
-from benchmarks.report.figures import figures, report_figures
+from benchmarks.report.formats import FORMATS
 from benchmarks.report.inks import light_inks
 from benchmarks.report.model import build_report
+from benchmarks.report.sections import report_figures
 
 CURVE = Curve(name="clip", colour=1, x=(0.0, 1.0, 2.0), y=(3.0, 2.0, 1.0))
 FIGURE = Figure(
@@ -73,15 +74,16 @@ def test_names_of_figures_are_fit_for_files():
 
 def test_every_figure_of_the_page_can_be_had_by_name(tmp_path, monkeypatch):
     report = build_report(make_study(tmp_path, monkeypatch))
-    found = figures(report)
+    found = report_figures(report)
     assert {"curves-encoder-contrastive-loss", "curves-llava-align"} <= {*found}
-    for svg in found.values():
-        ElementTree.fromstring(svg)
-    figure = report_figures(report)["curves-llava-align"]
+    for suffix, begin in (("svg", b"<svg"), ("pdf", b"%PDF")):
+        files = FORMATS[suffix].files(report)
+        assert [*files] == [f"figures/{name}.{suffix}" for name in found]
+        for content in files.values():
+            assert (content.encode() if isinstance(content, str) else content).startswith(begin)
+    figure = found["curves-llava-align"]
     assert figure.heads == ("row", "step", "first loss", "last loss", "lowest")
     assert figure.rows[0] == ("clip", "19", "5.00", "0.25", "0.25")
-    with pytest.raises(KeyError):
-        found["../nothing"]
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])

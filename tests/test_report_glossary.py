@@ -21,7 +21,7 @@ def explained(page: str) -> set[str]:
 
 def visible_text(page: str) -> str:
     """What a reader sees of a page, but for its glossary and what the study itself says."""
-    body = page[page.index("<body>") : page.index('<section id="words"')]
+    body = page[page.index("<body>") : page.index('<details class="section" id="words"')]
     body = re.sub(r"<(script|style|pre|svg|dl)\b.*?</\1>", " ", body, flags=re.DOTALL)
     return html.unescape(re.sub(r"<[^>]+>", "", body))
 

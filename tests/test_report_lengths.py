@@ -59,11 +59,3 @@ def test_the_page_has_the_figure_and_its_numbers(results):
     (whole,) = [row for row in rows[: len(rows) // 2] if '<th scope="row">whole' in row]
     numbers = re.findall(r"<td>([\d.]+)", whole)
     assert numbers == ["43.8", "62.5", "81.2", "100.0", "0"]
-
-
-def test_other_retrieval_has_no_such_figure(tmp_path, monkeypatch):
-    write_pictures(tmp_path, 2)
-    (tmp_path / "x.jsonl").write_text('{"image": "0.png", "caption": "thing0"}\n')
-    evaluate(monkeypatch, tmp_path, BenchmarkConfig(name="retrieval", data=str(tmp_path / "x.jsonl")), pictures=2)
-    assert length_figures(build_report(tmp_path / "results")) is None
-    assert 'id="lengths"' not in render_page(build_report(tmp_path / "results"))

@@ -134,7 +134,7 @@ def test_an_invalid_file_is_a_cell_of_the_report(results: Path, fields: dict[str
     assert cells["clip", "pope"].gap.kind == "invalid"
     assert all(cell.value is not None for place, cell in cells.items() if place != ("clip", "pope"))
     assert any(remark.startswith("clip on pope: invalid: clip/pope.json: ") for remark in built.remarks)
-    for name in ("html", "markdown", "latex", "csv", "json"):
+    for name in ("html", "markdown", "latex", "csv", "wide"):
         assert "invalid: clip/pope.json" in FORMATS[name].render(built).replace(r"\_", "_"), name
 
 

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
 from benchmarks.study.reading import read_study
 from clips import cli, encoder
-from clips.commandline import configfile
-from clips.commandline.configfile import StrictLoader
-from clips.data import images, tars
+from clips.data import tars
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.errors import UserError
@@ -54,12 +51,6 @@ def test_a_picture_that_states_a_giant_size_is_not_decoded(size: tuple[int, int]
 def test_a_picture_like_a_thread_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(BadImageError, match="too long and narrow"):
         decode_image(encoded(Image.new("RGB", size), "PNG"))
-
-
-def test_pictures_of_usual_kinds_are_decoded() -> None:
-    picture = Image.new("RGB", (600, 3), "red")
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "MPO"):
-        assert decode_image(encoded(picture, kind)).size == (600, 3), kind
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "SGI", "TGA", "DDS"])
@@ -174,10 +165,3 @@ def test_yaml_that_would_fill_the_memory_is_refused(
     assert message in told
     with pytest.raises(UserError, match=message):
         read_study(path)
-
-
-def test_large_plain_yaml_and_aliases_pass() -> None:
-    text = "a: &a [1, 2]\nb: *a\n" + "c: [" + "1, " * 5000 + "1]\n"
-    assert yaml.load(text, Loader=StrictLoader)["b"] == [1, 2]
-    assert configfile.MOST_VALUES > 10_000
-    assert images.MAX_ASPECT >= 100

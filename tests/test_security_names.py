@@ -13,11 +13,10 @@ import pandas as pd
 import pytest
 from serving import Quiet, address, serve
 
-from benchmarks.data import hub_tables
 from clips.data import named
 from clips.data.images import open_image
+from clips.data.lazy_images import ImageColumn, TableImage, image_bytes
 from clips.data.sources import BadSampleError, SourceConfig, open_source
-from clips.data.sources.base import picture_bytes
 from clips.data.tars import index_tar
 from clips.errors import UserError
 
@@ -35,8 +34,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_pictures_in_the_folder_are_read(folder: Path) -> None:
     inside = ["a.png", "./deep/b.png", "deep/../a.png", str(folder / "a.png"), (folder / "a.png").as_uri()]
-    assert [picture_bytes(name, folder) for name in inside] == [PICTURE] * len(inside)
-    assert picture_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
+    assert [image_bytes(name, folder) for name in inside] == [PICTURE] * len(inside)
+    assert image_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
 
 
 def test_a_folder_behind_a_link_goes_by_both_of_its_names(folder: Path) -> None:
@@ -44,10 +43,10 @@ def test_a_folder_behind_a_link_goes_by_both_of_its_names(folder: Path) -> None:
     link.symlink_to(folder)
     deep.symlink_to(folder / "deep")
     for name in (link / "a.png", folder / "a.png"):
-        assert picture_bytes(str(name), link) == PICTURE
-    assert picture_bytes("a.png", deep / "..") == PICTURE  # what the system takes it for, as it does elsewhere
+        assert image_bytes(str(name), link) == PICTURE
+    assert image_bytes("a.png", deep / "..") == PICTURE  # what the system takes it for, as it does elsewhere
     with pytest.raises(BadSampleError, match="outside"):
-        picture_bytes(str(folder.parent / "beside.png"), link)
+        image_bytes(str(folder.parent / "beside.png"), link)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_none_outside_of_it(folder: Path, name: str) -> None:
     wanted = name.format(root=folder.parent)
     for found in (wanted, {"bytes": None, "path": wanted}):
         with pytest.raises(BadSampleError, match=r"outside the folder of pictures \(data source's 'images'\)"):
-            picture_bytes(found, folder)
+            image_bytes(found, folder)
 
 
 def test_a_table_runs_no_command(folder: Path) -> None:
@@ -87,7 +86,7 @@ def test_a_table_runs_no_command(folder: Path) -> None:
 )
 def test_addresses_of_other_kinds_are_refused(folder: Path, name: str) -> None:
     with pytest.raises(BadSampleError, match="picture refused"):
-        picture_bytes(name, folder)
+        image_bytes(name, folder)
 
 
 class Pages(Quiet):
@@ -116,15 +115,15 @@ def test_a_table_reaches_nothing_of_the_own_network(
     here = address(server, "a.png")
     for name in (here, here.replace("127.0.0.1", "localhost"), here.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
         with pytest.raises(BadSampleError, match=r"this machine or a private network \(data source's 'own_network'\)"):
-            picture_bytes(name, folder)
+            image_bytes(name, folder)
     assert server.seen == []  # type: ignore[attr-defined]
-    assert picture_bytes(here, folder, own_network=True) == PICTURE
-    assert picture_bytes(address(server, "moved"), folder, own_network=True) == PICTURE
+    assert image_bytes(here, folder, own_network=True) == PICTURE
+    assert image_bytes(address(server, "moved"), folder, own_network=True) == PICTURE
     with pytest.raises(BadSampleError, match="missing picture"):
-        picture_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
+        image_bytes(address(server, "a.png").replace("127.0.0.1", "nowhere.invalid"), folder)
     monkeypatch.setattr(named, "MOST_BYTES", 2**20)
     with pytest.raises(BadSampleError, match="more than 1 MB"):
-        picture_bytes(address(server, "endless"), folder, own_network=True)
+        image_bytes(address(server, "endless"), folder, own_network=True)
 
 
 @pytest.mark.parametrize(
@@ -139,16 +138,20 @@ def test_public_addresses_pass() -> None:
     named._outside_socket((2, 1, 6, "", ("93.184.216.34", 80))).close()
 
 
+def in_table(folder: Path, cell: object) -> bytes:
+    return TableImage(ImageColumn([{"image": cell}], "image", "rows.parquet", folder), 0).read()
+
+
 def test_a_benchmarks_table_names_only_its_own_files(folder: Path) -> None:
-    assert hub_tables.picture_bytes({"bytes": PICTURE}, folder) == PICTURE
-    assert hub_tables.picture_bytes({"bytes": None, "path": str(folder / "a.png")}, folder) == PICTURE
+    assert in_table(folder, {"bytes": PICTURE}) == PICTURE
+    assert in_table(folder, {"bytes": None, "path": str(folder / "a.png")}) == PICTURE
     with pytest.raises(
         UserError,
-        match=r"beside\.png: picture refused: a path outside the folder of pictures; .* the benchmark's 'data', ",
+        match=r"beside\.png: picture refused: a path outside the folder of pictures; .* are looked for in ",
     ):
-        hub_tables.picture_bytes({"bytes": None, "path": str(folder.parent / "beside.png")}, folder)
-    with pytest.raises(UserError, match=r"gone\.png: no such picture"):
-        hub_tables.picture_bytes({"bytes": None, "path": "gone.png"}, folder)
+        in_table(folder, {"bytes": None, "path": str(folder.parent / "beside.png")})
+    with pytest.raises(UserError, match=r"gone\.png: missing picture"):
+        in_table(folder, {"bytes": None, "path": "gone.png"})
 
 
 def test_members_of_a_tar_name_nothing_outside_of_it(tmp_path: Path) -> None:

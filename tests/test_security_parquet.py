@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import datetime
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.data.hub_tables import open_table
-from benchmarks.data.source import CaptionSource, OnDisk
-from benchmarks.data.tables import read_table
 from benchmarks.trust.overlap import benchmark_pictures
+from clips.data.formats import DatasetSpec, read_dataset
 from clips.data.sources import BadSampleError, SourceConfig, open_source
 from clips.data.unpacking import check_unpacked, unpacked
 from clips.errors import UserError
@@ -73,9 +68,9 @@ READERS = {
     "clips": lambda file: of_clips(file, format="table"),
     "clips, a folder of the hub": lambda file: of_clips(file.parent, format="datasets", split="train"),
     "clips, a part of a split": lambda file: of_clips(file.parent, format="datasets", split="train[:3]"),
-    "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), source="conversations"), 0)),
-    "a benchmark": lambda file: open_table(file.parent, "bomb"),
-    "a benchmark's table": lambda file: list(read_table(OnDisk(CaptionSource(data=str(file)))).rows),
+    "the bridge": lambda file: list(read_samples(DataConfig(path=str(file), format="conversations"), 0)),
+    "a benchmark": lambda file: read_dataset(DatasetSpec(path=str(file.parent), split="train"), "classes"),
+    "a benchmark's table": lambda file: list(read_dataset(DatasetSpec(path=str(file)), "captions").records),
     "overlap": lambda file: list(benchmark_pictures(str(file))),
 }
 
@@ -146,57 +141,6 @@ def test_rows_are_what_pyarrow_reads(options: dict[str, Any], tmp_path: Path) ->
     assert found.to_pylist() == expected.to_pylist()
 
 
-def test_texts_that_share_their_beginning_are_read_few_at_a_time(tmp_path: Path, allocated: Any) -> None:
-    file = tmp_path / "shared.parquet"
-    texts = pa.array(["x" * MB + str(number) for number in range(300)])
-    pq.write_table(
-        pa.table({"t": texts}),
-        file,
-        use_dictionary=False,
-        column_encoding={"t": "DELTA_BYTE_ARRAY"},
-        compression="zstd",
-    )
-    before = allocated.max_memory()
-    with pytest.raises(UserError, match=r"shared\.parquet: unpacks to more than"):
-        collections.deque(unpacked(file.name, str(file), columns=["t"]), maxlen=0)
-    assert allocated.max_memory() - before < 200 * MB
-
-
-def written_as(encoding: str, file: Path, **columns: Any) -> Path:
-    pq.write_table(pa.table(columns), file, use_dictionary=False, column_encoding=dict.fromkeys(columns, encoding))
-    return file
-
-
-@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
-def test_small_batches_are_joined(encoding: str, tmp_path: Path) -> None:
-    texts = [np.random.default_rng(0).bytes(4 * MB), *(bytes([number]) * MB for number in range(80)), None, b""]
-    file = written_as(encoding, tmp_path / "rows.parquet", text=pa.array(texts, pa.binary()))
-    batches = list(unpacked(file.name, str(file), columns=["text"]))
-    assert [text for batch in batches for text in batch.column(0).to_pylist()] == texts
-    assert len(batches) < 5
-    assert all(batch.nbytes <= 65 * MB for batch in batches)
-
-
-def test_texts_of_known_lengths_are_not_read_one_by_one(tmp_path: Path) -> None:
-    texts = pa.array([np.random.default_rng(0).bytes(MB)] * 80, pa.binary())
-    file = written_as("DELTA_LENGTH_BYTE_ARRAY", tmp_path / "rows.parquet", text=texts)
-    assert [batch.num_rows for batch in unpacked(file.name, str(file), columns=["text"], whole=False)] == [63, 17]
-
-
-@pytest.mark.parametrize("kind", [pa.binary(MB), pa.json_()], ids=str)
-def test_what_is_laid_out_while_it_is_read_is_measured_before(kind: Any, tmp_path: Path, allocated: Any) -> None:
-    text = b"x" * MB if kind == pa.binary(MB) else '"' + "x" * MB + '"'
-    elsewhere = pa.system_memory_pool()  # which is not counted
-    storage = pa.repeat(pa.scalar(text, getattr(kind, "storage_type", kind)), 300, memory_pool=elsewhere)
-    column = storage if storage.type == kind else pa.ExtensionArray.from_storage(kind, storage)
-    file, limits = tmp_path / "bomb.parquet", {"data_page_size": 2 * MB, "dictionary_pagesize_limit": 2 * MB}
-    pq.write_table(pa.table({"t": column}), file, compression="zstd", **limits)
-    assert file.stat().st_size < 1000
-    with pytest.raises(UserError, match=REFUSED):
-        collections.deque(unpacked(str(file), str(file), columns=["t"]), maxlen=0)
-    assert allocated.max_memory() < 200 * MB
-
-
 def test_a_file_that_has_passed_is_not_read_again_until_it_changes(tmp_path: Path, allocated: Any, monkeypatch) -> None:
     from clips.data import unpacking
 
@@ -209,25 +153,3 @@ def test_a_file_that_has_passed_is_not_read_again_until_it_changes(tmp_path: Pat
     write(file, text=["ab"])
     check_unpacked([str(file)])
     assert len(read) == 2
-
-
-def test_of_several_processes_one_reads_a_file_for_all(tmp_path: Path, allocated: Any, monkeypatch) -> None:
-    from clips.data import unpacking
-
-    file, read = str(write(tmp_path / "rows.parquet", text=["a"])), []
-
-    def slow(*args: Any, **named: Any) -> Iterator[Any]:
-        read.append(args[0])
-        time.sleep(0.3)
-        return iter(())
-
-    monkeypatch.setattr(unpacking, "unpacked", slow)
-    with concurrent.futures.ThreadPoolExecutor(3) as executor:
-        list(executor.map(check_unpacked, [[file]] * 3))
-    assert read == [file]
-
-
-def test_a_cache_that_cannot_be_written_keeps_nobody_from_reading(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "cache").write_text("no directory")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    check_unpacked([str(write(tmp_path / "rows.parquet", text=["a"]))])

@@ -147,12 +147,6 @@ def test_every_answer_says_what_a_browser_may_not_do(path: str) -> None:
         assert answer.status_code == 404
 
 
-def test_the_page_loads_nothing_from_elsewhere() -> None:
-    html = serving.PAGE.read_text(encoding="utf-8")
-    for sign in ("http://", "https://", "src=", "@import", "url(", "<link", "innerHTML", "eval(", "document.write"):
-        assert sign not in html, sign
-
-
 def test_a_failure_tells_nothing_of_this_machine() -> None:
     answer = ask(said("fail"))
     assert answer.status_code == 500

@@ -45,15 +45,6 @@ def test_sides_take_turns_and_the_ratio_is_of_pairs(scripts):
     assert f"{ratio:.2f}" == "1.50 (1.25–2.25)"
 
 
-def test_captions_of_a_file(scripts, tmp_path):
-    rows = [{"web": "one", "long": {"a": "A long one.", "b": ""}}, {"web": ["two", "zwei"], "long": {"a": "B"}}]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    for name in ("rows.jsonl", "rows.json"):
-        assert scripts.measure.captions(str(tmp_path / name), "web", 3) == ["one", "two", "one"]
-        assert scripts.measure.captions(str(tmp_path / name), "long", 2) == ["A long one.", "B"]
-
-
 def options(**changes):
     defaults = {"architecture": "clips-tiny", "image_size": 16, "batch": 8, "captions": None, "field": "web"}
     return argparse.Namespace(**{**defaults, "device": "cpu", **changes})

@@ -26,7 +26,7 @@ def run(output: Path) -> subprocess.CompletedProcess[str]:
 
 def without_sizes(study: dict[str, Any]) -> dict[str, Any]:
     """A study without all in which the miniature may differ from the demo."""
-    shared, rows, sizes = study["defaults"], study["encoders"], {"steps", "batch_size", "log_every"}
+    shared, rows, sizes = study["defaults"], study["encoders"], {"steps", "global_batch_size", "logging_steps"}
     trainings = [shared["encoder"], shared["llm"]["pretrain"], shared["llava"]["align"], shared["llava"]["instruct"]]
     for settings, names in [
         (study, {"name", "title", "question", "baseline"}),
@@ -75,7 +75,7 @@ def test_every_cell_of_the_table_is_a_number(finished):
     assert {result["status"] for result in results.values()} == {"ok"}
     assert all(result["fingerprint"] and result["items"] for result in results.values())
     with (folder / "out" / "report" / "table.csv").open(encoding="utf-8", newline="") as file:
-        assert {line["row"] for line in csv.DictReader(file)} == set(ROWS)
+        assert {line["model"] for line in csv.DictReader(file)} == set(ROWS)
     assert "table.tex" in {path.name for path in (folder / "out" / "report").iterdir()}
     assert str(folder / "out" / "report" / "index.html") in ended.stdout + ended.stderr
 

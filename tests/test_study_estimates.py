@@ -13,9 +13,7 @@ from benchmarks.study import commands
 from benchmarks.study.commands import PlanConfig, plan_study
 from benchmarks.study.estimate import Estimate, in_all
 from benchmarks.study.estimates import estimate_steps
-from benchmarks.study.executors.gpus import GpusConfig
-from benchmarks.study.executors.local import LocalConfig
-from benchmarks.study.executors.slurm import SlurmConfig
+from benchmarks.study.executors import GpusConfig, LocalConfig, SlurmConfig
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.reading import study_from
 from benchmarks.study.resources import Resources, resources_of
@@ -26,7 +24,7 @@ from clips.core.artifact import write_file
 from clips.errors import UserError
 from clips.plain import to_yaml
 
-ENCODER = {"batch_size": 10, "optim": {}}
+ENCODER = {"global_batch_size": 10, "optim": {}}
 
 
 def planned(output: Path, **fields: object) -> Plan:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
 from study_material import SMALL
-from test_study_runner import FAKE, Quiet, keys_of, make
 
-from benchmarks.study import lock, runner
-from benchmarks.study.executors import gpus
-from benchmarks.study.executors.base import Site
-from benchmarks.study.executors.catalogue import executor_config
-from benchmarks.study.executors.gpus import Devices, GpusConfig
-from benchmarks.study.executors.local import LocalConfig
-from benchmarks.study.lock import locked
+from benchmarks.study import gpus, locks
+from benchmarks.study.children import start_child, stop_child
+from benchmarks.study.executors import GpusConfig, KubernetesConfig, LocalConfig, SlurmConfig, executor_config
+from benchmarks.study.gpus import gpu_environment, take_gpus, visible_gpus
+from benchmarks.study.job import rendezvous
+from benchmarks.study.locks import locked
 from benchmarks.study.programs import launched
 from benchmarks.study.reading import study_from
 from benchmarks.study.resources import Resources, check_patterns, resources_of
-from benchmarks.study.runner import run_steps
-from benchmarks.study.state import read_record
 from benchmarks.study.steps import Step
 from clips.errors import UserError
 
@@ -32,27 +28,24 @@ def step(name: str, kind: str = "encoder", **config: object) -> Step:
     return Step(name=name, kind=kind, command=("clips", "train"), config=config, outputs=())  # type: ignore[arg-type]
 
 
-def site(tmp_path: Path, jobs: int = 1, **wanted: int) -> Site:
-    resources = {name: Resources(gpus=count) for name, count in wanted.items()}
-    return Site(output=tmp_path, jobs=jobs, lock=0, resources=resources)
-
-
-def test_each_step_has_gpus_of_its_own_and_a_wide_one_is_not_overtaken(tmp_path, monkeypatch):
+def test_gpus_are_taken_whole_and_are_free_when_their_locks_are_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    wanted = {"one": 1, "two": 1, "wide": 3, "late": 1, "cpu": 0, "cpu2": 0}
-    devices = Devices(site(tmp_path, **wanted), ["0", "1", "2"])
-    ready = {name: step(name) for name in wanted}
-
-    first = devices.choose([ready[name] for name in ("one", "wide", "two", "cpu", "cpu2")])
-    assert {name: found["CUDA_VISIBLE_DEVICES"] for name, found in first.items()} == {"one": "0", "cpu": ""}
-    assert first["one"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert devices.choose([ready["wide"], ready["late"]]) == {}  # what is free waits for the wide one
-    devices.give_back("one")
-    assert devices.choose([ready["wide"], ready["late"]])["wide"]["CUDA_VISIBLE_DEVICES"] == "0,1,2"
-    devices.give_back("wide")
-    devices.give_back("cpu")
-    found = devices.choose([ready["late"], ready["two"], ready["cpu2"]])
-    assert [found[name]["CUDA_VISIBLE_DEVICES"] for name in ("late", "two", "cpu2")] == ["0", "1", ""]
+    first, wide = take_gpus(["0", "1", "2"], 2), take_gpus(["0", "1", "2"], 2)
+    assert first is not None
+    assert first[0] == ["0", "1"]
+    assert wide is None  # and it keeps nothing of what is free
+    other = take_gpus(["0", "GPU-a/b", "2"], 1)
+    assert other is not None
+    assert other[0] == ["GPU-a/b"]
+    for lock in first[1]:
+        os.close(lock)
+    again = take_gpus(["0", "1", "2"], 3)
+    assert again is not None
+    for lock in (*other[1], *again[1]):
+        os.close(lock)
+    assert gpu_environment(["0", "1"]) == {"CUDA_VISIBLE_DEVICES": "0,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert take_gpus(["0"], 0) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -61,53 +54,52 @@ def test_each_step_has_gpus_of_its_own_and_a_wide_one_is_not_overtaken(tmp_path,
 )
 def test_the_visible_gpus_are_those_that_the_environment_shows(monkeypatch, variable, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert gpus.visible_devices() == expected
+    assert visible_gpus() == expected
 
 
-def test_what_the_machine_cannot_give_is_refused_before_anything_starts(tmp_path, monkeypatch):
+def test_what_the_machine_cannot_give_is_refused_before_anything_starts(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     with pytest.raises(UserError, match="step llava wants 3 GPUs, and 2 are visible"):
-        GpusConfig().open(site(tmp_path, llava=3))
+        GpusConfig().check({"llava": Resources(gpus=3)})
     with pytest.raises(UserError, match=r"executor.devices: expected some of 4, 5, got 0"):
-        GpusConfig(devices=("0",)).open(site(tmp_path))
+        GpusConfig(devices=("0",)).check({})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="no GPU is visible here"):
-        GpusConfig().open(site(tmp_path))
-    two = Site(output=tmp_path, jobs=1, lock=0, resources={"llava": Resources(nodes=2)})
-    with pytest.raises(UserError, match="step llava wants 2 nodes, and executor local has one; expected executor: sl"):
-        LocalConfig().open(two)
+        GpusConfig().check({})
+    with pytest.raises(UserError, match="step llava wants 2 nodes; expected executor: slurm"):
+        LocalConfig().check({"llava": Resources(nodes=2)})
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="executor: slurm"):
+        SlurmConfig().check({"llava": Resources(nodes=2)})
 
 
-def test_a_failed_step_stops_its_branch_only_and_steps_see_their_gpus_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
-    script = "import os, sys; print('sees', os.environ['CUDA_VISIBLE_DEVICES'], flush=True);"
-    script += f"sys.argv[:1] = []; exec(open({str(FAKE)!r}).read())"
-    monkeypatch.setattr(runner, "executable", lambda words: [sys.executable, "-c", script, "fake", *words])
-    steps = [
-        make(tmp_path, "bad", fail="no such weights"),
-        make(tmp_path, "good", sleep=0.3),
-        make(tmp_path, "after-bad", "bad"),
-        make(tmp_path, "wide", "good"),
-    ]
-    wanted = {"bad": 1, "good": 1, "after-bad": 1, "wide": 2}
-    with locked(tmp_path) as held:
-        summary = run_steps(
-            steps,
-            lambda: keys_of(steps),
-            tmp_path,
-            lock=held,
-            jobs=1,
-            observer=Quiet(),
-            executor=GpusConfig(),
-            resources={name: Resources(gpus=count) for name, count in wanted.items()},
-        )
-    assert (summary.done, summary.failed, summary.blocked) == (("good", "wide"), ("bad",), ("after-bad",))
-    saw = {name: (tmp_path / "steps" / name / "log.txt").read_text(encoding="utf-8").split("\n")[0] for name in wanted
-           if name != "after-bad"}  # fmt: skip
-    assert saw == {"bad": "sees 6", "good": "sees 7", "wide": "sees 6,7"}
-    record = read_record(tmp_path, "bad")
-    assert record is not None
-    assert record.log_tail[-1] == "no such weights"
+def test_what_a_step_asks_for_is_what_snakemake_is_told():
+    slurm = SlurmConfig(partition="gpu", account="vision", qos="high", constraint="h100", options={"nice": 100})
+    asked = slurm.demands(Resources(processes=4, gpus=4, cpus=8, memory_gb=64, hours=0.5))
+    assert asked == {
+        "jobs": 1,
+        "slurm_partition": "gpu",
+        "slurm_account": "vision",
+        "qos": "high",
+        "constraint": "h100",
+        "runtime": 30,
+        "cpus_per_task": 32,
+        "mem_mb": 65536,
+        "gres": "gpu:4",
+        "slurm_extra": "--signal=TERM@300 --nice=100",
+    }
+    wide = slurm.demands(Resources(nodes=2, processes=8, gpus=8))
+    assert (wide["nodes"], wide["tasks"], wide["mpi"], wide["runtime"]) == (2, 2, "srun", 1440)
+    short = SlurmConfig(hours=0.1)
+    assert short.demands(Resources())["slurm_extra"] == "--signal=TERM@72"
+    assert 0 < short.grace(Resources()) < 72
+    assert short.flags(1)[-2:] == ["--slurm-status-command", "squeue"]  # no accounting here
+    assert GpusConfig(devices=("0", "1")).flags(3) == ["--cores", "5", "--resources", "jobs=3", "gpus=2"]
+    pods = KubernetesConfig(image="suite:1", volumes={"work": "/work"}, at_once=4)
+    assert pods.demands(Resources(gpus=2, memory_gb=1))["gpu"] == 2
+    words = " ".join(pods.flags(1))
+    assert "--executor kubernetes" in words
+    assert "--container-image suite:1 --kubernetes-persistent-volumes work:/work" in words
 
 
 TRAIN, LLAVA, RUN = ("clips", "train"), ("llava-bridge", "train"), ("clips-bench", "run")
@@ -160,17 +152,32 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
     ("fields", "message"),
     [
         ({"executor": "slrm"}, "unknown executor 'slrm'; did you mean 'slurm'"),
-        ({"executor": {"name": "slurm", "partitoin": "gpu"}}, "did you mean 'executor.partition'"),
-        ({"executor": {"name": "slurm", "hours": "long"}}, "executor.hours: expected a number, got a text"),
-        ({"executor": {"name": "slurm", "hours": 0}}, "executor.hours: expected more than 0, got 0"),
-        ({"executor": {"name": "slurm", "setup": "module load"}}, "executor.setup: expected a list, got a text"),
-        ({"executor": {"name": "slurm", "options": {"x": [1]}}}, "executor.options: expected a mapping from names to"),
-        ({"executor": {"name": "slurm", "cancel": 1}}, "executor.cancel: expected true or false, got a number"),
-        ({"executor": ["local"]}, "executor: expected one of local, gpus, slurm, or a mapping with its name, got a l"),
-        ({"resources": {"encoder": {"process": 2}}}, "did you mean 'resources.encoder.processes'"),
-        ({"resources": {"encoder": {"processes": 0}}}, "resources.encoder.processes: expected at least 1, got 0"),
-        ({"resources": {"encoder": {"gpus": "all"}}}, "resources.encoder.gpus: expected a whole number, got a text"),
-        ({"resources": {"encoder": {"hours": float("nan")}}}, "resources.encoder.hours: expected more than 0"),
+        (
+            {"executor": {"name": "slurm", "partitoin": "gpu"}},
+            "executor: unknown key 'partitoin'; did you mean 'partition'",
+        ),
+        ({"executor": {"name": "slurm", "hours": "long"}}, "executor: hours: expected a number, got 'long'"),
+        ({"executor": {"name": "slurm", "hours": 0}}, "executor: hours: expected more than 0, got 0"),
+        (
+            {"executor": {"name": "slurm", "setup": "module load"}},
+            "executor: setup: expected a list, each item a string, got 'module load'",
+        ),
+        (
+            {"executor": {"name": "slurm", "options": {"x": [1]}}},
+            "executor: options.x: expected a string or an integer, got [1]",
+        ),
+        ({"executor": {"name": "slurm", "cancel": 1}}, "executor: cancel: expected true or false, got 1"),
+        ({"executor": ["local"]}, "executor: expected one of local, gpus, slurm, kubernetes, or a mapping with its name"),
+            {"executor": ["local"]},
+            "executor: expected one of local, gpus, slurm, kubernetes, or a mapping with its name, got [",
+        ),
+        (
+            {"resources": {"encoder": {"process": 2}}},
+            "resources.encoder: unknown key 'process'; did you mean 'processes'",
+        ),
+        ({"resources": {"encoder": {"processes": 0}}}, "resources.encoder: processes: expected at least 1, got 0"),
+        ({"resources": {"encoder": {"gpus": "all"}}}, "resources.encoder: gpus: expected an integer, got 'all'"),
+        ({"resources": {"encoder": {"hours": float("nan")}}}, "resources.encoder: hours: expected more than 0"),
         ({"resources": [1]}, "resources: expected a mapping"),
     ],
 )
@@ -190,7 +197,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from benchmarks.study.lock import locked
+from benchmarks.study.locks import locked
 with locked(Path(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()
@@ -207,7 +214,7 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
         assert first.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="wait for it with --wait true"), locked(tmp_path):
             pass
-        monkeypatch.setattr(lock, "say", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
+        monkeypatch.setattr(locks, "say", lambda line: (said.append(line), first.stdin.close()))  # type: ignore[union-attr]
         with locked(tmp_path, wait=True):
             assert (tmp_path / "released").exists()
     who = f"another runner (process {first.pid}) or a step it left behind"
@@ -215,8 +222,6 @@ def test_a_second_runner_waits_where_it_is_asked_to(tmp_path, monkeypatch):
 
 
 def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):
-    from benchmarks.study.executors.children import start_child, stop_children
-
     worker = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
     )
@@ -230,7 +235,7 @@ def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):
     while len(told := (tmp_path / "log").read_text(encoding="utf-8").split()) < 2:
         time.sleep(0.02)
     pid = next(int(word) for word in told if word.isdecimal())
-    stop_children([child], 0.2)
+    stop_child(child, 0.2)
     deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z":
         assert time.monotonic() < deadline
@@ -240,14 +245,14 @@ def test_torchrun_s_workers_end_with_the_runner_s_patience(tmp_path):
 def test_torchrun_on_several_nodes_is_told_by_the_environment_where_to_meet(tmp_path, monkeypatch):
     from torch.distributed.run import get_args_parser
 
-    from benchmarks.study.executors.base import Job
-    from benchmarks.study.executors.job import _rendezvous
-
-    resources = Resources(processes=8, nodes=2)
-    words = launched(TRAIN, Path("c"), resources)
-    job = Job(step=step("a"), resources=resources, words=words, directory=tmp_path, append=False, threads=1, token="t")
-    place = types.SimpleNamespace(node=1, raw_job_id="1234567", hostnames=["n7", "n8"])
-    for name, value in _rendezvous(place, job).items():
+    names = tmp_path / "scontrol"
+    names.write_text("#!/bin/sh\nprintf 'n7\\nn8\\n'\n", encoding="utf-8")
+    names.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "n[7-8]", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    words = launched(TRAIN, Path("c"), Resources(processes=8, nodes=2))
+    for name, value in rendezvous().items():
         monkeypatch.setenv(name, value)
     parsed = get_args_parser().parse_args(list(words[1:]))
     assert (parsed.nnodes, parsed.nproc_per_node, parsed.node_rank) == ("2", "8", 1)

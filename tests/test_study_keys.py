@@ -10,11 +10,11 @@ from study_material import SMALL
 
 from benchmarks.protocol import CODE
 from benchmarks.study.plan import make_plan
-from benchmarks.study.programs import command_version, find_command
+from benchmarks.study.programs import command_version
 from benchmarks.study.reading import study_from
 from benchmarks.study.schema import Study
 from benchmarks.study.state import step_keys
-from clips import cli
+from clips.core.identity import VERSIONS
 
 
 def keys(study: Study) -> dict[str, str]:
@@ -67,8 +67,7 @@ def test_a_changed_line_changes_only_what_depends_on_it(path, value, changed):
 
 def test_a_raised_version_of_a_command_counts_for_its_steps_and_what_depends_on_them(monkeypatch):
     before = keys(study_from(SMALL))
-    command = find_command(("clips", "train"))
-    monkeypatch.setitem(cli.COMMANDS, "train", dataclasses.replace(command, version=command.version + 1))
+    monkeypatch.setitem(VERSIONS, "clips train", 2)
     after = keys(study_from(SMALL))
     same = {name for name in before if before[name] == after[name]}
     assert same == {"data-train", "data-test", "llm-tiny", "llava-net-tiny-s0", "evaluate-llava-net-tiny-s0"}

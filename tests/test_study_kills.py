@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from study_engine import make, run, visits
 from study_kills import tiny_study
-from test_study_runner import RUNNER, _programs, make, run, visits, wait_until_free  # noqa: F401  (the fixture counts)
+from test_study_engine import RUNNER, wait_until_free
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -32,7 +33,7 @@ def chain(place: Path) -> list[object]:
 def test_kills_at_random_moments_leave_nothing_undone_and_do_nothing_twice(tmp_path):
     code = RUNNER.format(tests=str(Path(__file__).parent), root=str(SCRIPTS.parent), place=str(tmp_path))
     head = code[: code.index("steps = [")]
-    code = f"{head}import test_study_kills as k\nt.run(Path({str(tmp_path)!r}), k.chain(Path({str(tmp_path)!r})))"
+    code = f"{head}import test_study_kills as k\nrun(Path({str(tmp_path)!r}), k.chain(Path({str(tmp_path)!r})))"
     rng, begun = random.Random(0), set[int]()
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", code])
@@ -44,7 +45,7 @@ def test_kills_at_random_moments_leave_nothing_undone_and_do_nothing_twice(tmp_p
         process.wait()
         wait_until_free(tmp_path)
         begun.add(lines(tmp_path))
-    summary, _ = run(tmp_path, chain(tmp_path))  # type: ignore[arg-type]
+    summary = run(tmp_path, chain(tmp_path))  # type: ignore[arg-type]
     assert summary.complete
     assert summary.present  # what was done before a kill was not done again
     assert len(begun) == 3

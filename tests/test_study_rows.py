@@ -24,7 +24,10 @@ def step(plan: Plan, name: str) -> Step:
     return next(step for step in plan.steps if step.name == name)
 
 
-RECIPES = {"mlp": None, "tuned": {"vary": {"align.lr": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"}}
+RECIPES = {
+    "mlp": None,
+    "tuned": {"vary": {"align.learning_rate": [2.0e-5, 0.01], "feature_layer": [-2]}, "features": "patch"},
+}
 LLAVAS = {
     "theirs": "models/llava",
     "ours": {"llava": "$shared/llava", "precision": "float32"},
@@ -37,7 +40,7 @@ def test_every_encoder_is_plugged_into_every_llm_by_every_recipe():
     names = ["mlp", "tuned.0.00002.minus2", "tuned.0.01.minus2"]
     assert [row.name for row in plan.rows] == [f"{e} by {r}" for r in names for e in SMALL["encoders"]]
     config = step(plan, "llava-clip-tiny-tuned.0.00002.minus2-s0").config
-    assert config["align"] == {"steps": 5, "lr": 2.0e-5}
+    assert config["align"] == {"steps": 5, "learning_rate": 2.0e-5}
     assert (config["feature_layer"], config["features"]) == (-2, "patch")
     assert "vary" not in config
     assert step(plan, "llava-clip-tiny-mlp-s0").config["align"] == {"steps": 5}
@@ -143,17 +146,17 @@ def test_several_rows_of_the_baseline_leave_an_existing_llava_without_one():
     [
         ({"llavas": {"clip": "a/b"}}, "llavas.clip: an encoder has this name already"),
         ({"llavas": {"a": {}}}, "llavas.a: expected either 'llava' or 'lmms'"),
-        ({"llavas": {"a": {"llava": "b", "lmms": {"model": "c"}}}}, "llavas.a: expected either 'llava' or 'lmms'"),
-        ({"llavas": {"a": {"lava": "b"}}}, r"'llavas\.a\.lava'; did you mean 'llavas\.a\.llava'"),
-        ({"llavas": {"a": {"llava": 3}}}, r"llavas\.a\.llava: expected a directory or a name on the hub"),
+        ({"llavas": {"a": {"llava": "b", "lmms": {"model": "c"}}}}, "llavas.a: lmms: expected either it or 'llava'"),
+        ({"llavas": {"a": {"lava": "b"}}}, r"llavas\.a: unknown key 'lava'; did you mean 'llava'"),
+        ({"llavas": {"a": {"llava": 3}}}, r"llavas\.a: llava: expected a string or null, got 3"),
         ({"llavas": {"a": {"llava": "b", "row": "c"}}}, r"llavas\.a\.row"),
         (
             {"llavas": {"a": {"lmms": "llava_hf"}}},
-            r"llavas\.a\.lmms: expected a mapping with model and args, got a text",
+            r"llavas\.a: lmms: expected a mapping of model, args or null, got 'llava_hf'",
         ),
-        ({"llavas": {"a": {"lmms": {"args": "x"}}}}, r"llavas\.a\.lmms\.model: missing"),
-        ({"llavas": {"a": 3}}, r"llavas\.a: expected settings \(a mapping\) or a path"),
-        ({"recipes": {"a": "b"}}, r"recipes\.a: expected settings \(a mapping\), got a text"),
+        ({"llavas": {"a": {"lmms": {"args": "x"}}}}, r"llavas\.a: lmms: missing model"),
+        ({"llavas": {"a": 3}}, r"llavas\.a: expected a mapping or a string, got 3"),
+        ({"recipes": {"a": "b"}}, r"recipes\.a: expected a mapping, got 'b'"),
         (
             {"recipes": {"a": {}}, "llms": {}, "benchmarks": {"retrieval": {"data": "d"}}},
             "recipes: expected none without",
@@ -165,7 +168,7 @@ def test_several_rows_of_the_baseline_leave_an_existing_llava_without_one():
             {"overrides": [{"encoder": "theirs", "skip": True}], "llavas": {"theirs": "a/llava"}},
             "unknown encoder in 'overrides' 'theirs'",
         ),
-        ({"overrides": [{"evaluation": {"llava": "x"}}]}, r"unknown key 'overrides\[0\].evaluation.llava'"),
+        ({"overrides": [{"evaluation": {"llava": "x"}}]}, r"unknown key in overrides\[1\]\.evaluation 'llava'"),
         (
             {"recipes": {"a": {"vary": {"b": [float("nan")]}}}},
             r"recipes\.a\.vary\.b: expected names or numbers, got nan",

@@ -20,7 +20,7 @@ from test_study_commands import _fakes, states, write_study  # noqa: F401  (the 
 from benchmarks.reported_study import rerun, run_study
 from benchmarks.study import trash
 from benchmarks.study.commands import PlanConfig, StudyConfig, plan_study
-from benchmarks.study.lock import locked
+from benchmarks.study.locks import acquire, locked
 from benchmarks.study.state import read_record, write_record
 from benchmarks.study.upkeep import AcceptConfig, CleanConfig, RerunConfig, accept_outputs, clean
 from benchmarks.trust.provenance import ProvenanceConfig, provenance
@@ -111,7 +111,7 @@ def test_a_limit_of_the_study_may_be_higher_and_is_checked(tmp_path):
     run_study(write_study(tmp_path))
     spend(tmp_path, "encoder-clips-s0", 2 * 3600)
     run_study(write_study(tmp_path, encoders=OTHER, confirm_hours=3))
-    with pytest.raises(UserError, match="confirm_hours: expected a number, got a text"):
+    with pytest.raises(UserError, match="confirm_hours: expected a number, got '"):
         run_study(write_study(tmp_path, confirm_hours="long"))
     for wrong in (-1, float("nan")):
         with pytest.raises(UserError, match="confirm_hours: expected a number from 0 on, got"):
@@ -261,13 +261,15 @@ def test_an_interrupted_training_that_is_accepted_goes_on_with_the_work_that_it_
     run_study(write_study(tmp_path))
     output = tmp_path / "out"
     record = read_record(output, "encoder-clips-s0")
-    write_record(output, dataclasses.replace(record, outcome="interrupted", seconds=9e4, token="t", job="7_1"))
+    write_record(output, dataclasses.replace(record, outcome="interrupted", seconds=9e4))
     config = write_study(tmp_path, encoders=OTHER)
     with pytest.raises(UserError, match=r"encoder-clips-s0 \(took 25 h 00 min; changed: config\)"):
         run_study(config)
-    write_record(output, dataclasses.replace(record, outcome="queued", seconds=9e4, token="t", job="7_1"))
-    with pytest.raises(UserError, match=r"encoder-clips-s0: cannot be accepted: a job is at work on it \(7_1\)"):
+    write_record(output, dataclasses.replace(record, outcome="running", seconds=9e4, job="7"))
+    lock = acquire(output / "steps/encoder-clips-s0/.lock")
+    with pytest.raises(UserError, match="encoder-clips-s0: cannot be accepted: a job is at work on it"):
         accept_outputs(AcceptConfig(study=config.study, steps=("encoder-clips-s0",)))
+    os.close(lock)
     write_record(output, dataclasses.replace(record, outcome="interrupted", seconds=9e4))
     accept_outputs(AcceptConfig(study=config.study, steps=("encoder-clips-s0",)))
     run_study(config)
@@ -312,10 +314,11 @@ KILLED = """
 import os, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
-import test_study_commands as t
+import study_engine as e
 from benchmarks.reported_study import run_study
-from benchmarks.study import commands, runner, trash
-runner.executable = lambda words: [sys.executable, str(t.FAKE), *words]
+from benchmarks.study import commands, engine, job, trash
+engine.executable = job.executable = e.fake_program
+engine.run_engine = e.in_process
 commands.check_command, commands.command_version = (lambda words: None), (lambda words: 1)
 calls = []
 def die(*_args, **_options):
@@ -333,8 +336,8 @@ run_study(commands.StudyConfig(study={study!r}, check=False, yes=True))
     [
         ("trash._rename", 1),  # the directory in the trash is made, nothing is in it
         ("trash._rename", 2),  # one output of two is in the trash
-        ("runner.to_yaml", 1),  # all of them are, and nothing says so
-        ("runner.write_record", 1),
+        ("job.to_yaml", 1),  # all of them are, and nothing says so
+        ("job.write_record", 1),
     ],
 )
 def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, place, after):
@@ -349,13 +352,13 @@ def test_a_kill_between_the_trash_and_the_start_is_harmless(tmp_path, place, aft
     code = KILLED.format(tests=str(tests), root=str(tests.parent), place=place, after=after, study=config.study)
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    if place.startswith("runner."):  # nothing is left that the limit would keep
+    if place.startswith("job."):  # nothing is left that the limit would keep
         run_study(config)
     else:
         run_study(dataclasses.replace(config, yes=True))
     assert set(states(config).values()) == {"done"}
     found = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.bin"))
-    assert [path.split("/", 2)[2] for path in found] == [
+    assert sorted(path.split("/", 2)[2] for path in found) == [
         "encoders/.clips-s0.work/state.bin",
         "encoders/clips-s0/weights.bin",
     ]

@@ -11,7 +11,7 @@ from test_study_commands import _fakes, states, write_study  # noqa: F401  (the 
 
 from benchmarks.reported_study import rerun, run_study
 from benchmarks.study import commands, upkeep
-from benchmarks.study.lock import locked
+from benchmarks.study.locks import locked
 from benchmarks.study.state import read_record, write_record
 from benchmarks.study.upkeep import CleanConfig, RerunConfig, clean
 from clips.errors import UserError
@@ -111,19 +111,16 @@ def test_nothing_is_changed_while_a_runner_works(change, tmp_path):
     assert commands.resolve(config).plan.steps
 
 
-def test_a_step_whose_job_may_be_at_work_is_made_again_but_its_job_is_not_forgotten(tmp_path):
+def test_a_step_that_is_made_again_keeps_the_record_of_its_job(tmp_path):
     run_study(write_study(tmp_path))
     output = tmp_path / "out"
-    for outcome in ("done", "queued"):
-        record = read_record(output, "data-train")
-        assert record is not None
-        write_record(output, dataclasses.replace(record, outcome=outcome, token="t", job="7_1"))
-        upkeep._forget(output, "data-train")
-        left = read_record(output, "data-train")
-        assert left is not None
-        assert (left.key, left.outputs) == ("", {})
-        if outcome == "queued":
-            assert (left.job, left.at_work) == ("7_1", True)
+    record = read_record(output, "data-train")
+    assert record is not None
+    write_record(output, dataclasses.replace(record, job="7"))
+    upkeep._forget(output, "data-train")
+    left = read_record(output, "data-train")
+    assert left is not None
+    assert (left.key, left.outputs, left.job) == ("", {}, "7")
 
 
 def test_a_runner_that_is_refused_changes_nothing(tmp_path):

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.compositional.likelihood import llava_protocol, scored
 from benchmarks.compositional.scoring import data_protocol, load, outcome
-from benchmarks.data.pair_sets import Case
 from benchmarks.outcome import MetricSpec, Outcome
+from clips.data.formats.base import Pair
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
     )
 
 
-def _questions(case: Case) -> list[tuple[int, int]]:
+def _questions(case: Pair) -> list[tuple[int, int]]:
     """(picture and its caption, wrong caption) of every question about a case."""
     return [
         (place, wrong) for place in range(len(case.pictures)) for wrong in range(len(case.captions)) if wrong != place

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.compositional.scoring import data_protocol, load, outcome
-from benchmarks.data.pair_sets import PairSet, Picture
+from benchmarks.data.pair_sets import PairSet
 from benchmarks.kept import key_of
 from benchmarks.outcome import Outcome
 from benchmarks.protocol import Entries
 from benchmarks.sharing import together
 from clips.commandline.progress import track
 from clips.core.artifact import versions
+from clips.data.formats.base import ImageRegion
 from clips.parallel.processes import gather_objects
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def llava_protocol(model: Any, processor: Any) -> Entries:
 
 
 def scored(
-    row: Row, pairs: PairSet, asked: Sequence[tuple[Picture | None, str, str]], *, end: bool = True
+    row: Row, pairs: PairSet, asked: Sequence[tuple[ImageRegion | None, str, str]], *, end: bool = True
 ) -> list[Likelihood]:
     """The likelihood of each text as the answer to a prompt about a picture, or about none.
 
@@ -109,7 +110,7 @@ def scored(
 
 
 def _likelihoods(
-    row: Row, pairs: PairSet, asked: Sequence[tuple[Picture | None, str, str]], *, end: bool
+    row: Row, pairs: PairSet, asked: Sequence[tuple[ImageRegion | None, str, str]], *, end: bool
 ) -> list[Likelihood]:
     from llava_bridge import likelihoods
 

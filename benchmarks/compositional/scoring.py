@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.catalogue import find
-from benchmarks.data.pair_sets import Case, PairSet, Picture, load_pair_set
+from benchmarks.data.pair_sets import PairSet, load_pair_set
 from benchmarks.encoders.recall import TIE
 from benchmarks.outcome import MetricSpec, Outcome, measure, thumbnails
 from benchmarks.protocol import Entries, full_size_entry
 from benchmarks.results import CHANCE
+from clips.data.formats.base import ImageRegion, Pair
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _GROUPS = {"image_score": "image", "group_score": "group"}
 
 def load(config: BenchmarkConfig) -> PairSet:
     """The data of a compositional benchmark."""
-    return load_pair_set(config.data, find(config.entry).layout, images=config.images, limit=config.limit)
+    return load_pair_set(config.data, find(config.entry).format, images=config.images, limit=config.limit)
 
 
 def data_hash(config: BenchmarkConfig) -> str:
@@ -91,7 +92,7 @@ def data_protocol(pairs: PairSet, config: BenchmarkConfig) -> Entries:
     return {
         "benchmark": config.name,
         "data_hash": pairs.hash,
-        "layout": find(config.entry).layout,
+        "format": find(config.entry).format,
         "cases": len(pairs.cases),
         "ties": f"expected value over random order of scores within {TIE}",
         "scorer": "benchmarks.compositional 1",
@@ -188,11 +189,11 @@ def _items(pairs: PairSet, scores: Sequence[np.ndarray], *, compared: bool) -> p
     return items
 
 
-def _name(picture: Picture) -> str:
+def _name(picture: ImageRegion) -> str:
     return picture.reference if picture.box is None else f"{picture.reference} {picture.box}"
 
 
-def _said(case: Case, scores: np.ndarray) -> str:
+def _said(case: Pair, scores: np.ndarray) -> str:
     """The caption that each picture gives the highest score; of tied ones the first."""
     return _numbered([case.captions[int(np.argmax(row > row.max() - TIE))] for row in scores])
 
@@ -202,7 +203,7 @@ def _numbered(texts: Sequence[str]) -> str:
     return texts[0] if len(texts) == 1 else " ".join(f"{place}. {text}" for place, text in enumerate(texts, 1))
 
 
-def _side_by_side(pairs: PairSet, case: Case) -> Image:
+def _side_by_side(pairs: PairSet, case: Pair) -> Image:
     """The pictures of a case in one, equally high."""
     from PIL import Image
 

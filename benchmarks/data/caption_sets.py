@@ -1,4 +1,4 @@
-"""Pictures with several captions each, and captions with several pictures, whatever layout they came in."""
+"""Images with several captions each, and captions with several images, whatever format they came in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.data.json_files import read_lines as read_lines
-from benchmarks.data.source import CaptionSource, Pictures, Row
+from clips.data.formats import DatasetSpec, read_dataset
+from clips.data.formats.base import Captioned, texts_of
+from clips.data.lazy_images import LazyImage
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,16 +33,16 @@ class CaptionSet:
     Letters: N pictures, M captions, P right pairs of them.
 
     Args:
-        pictures: what the references are read from.
-        images: (N,) picture references, all different.
+        files: (N,) the images.
+        images: (N,) their names, all different.
         texts: (M,) captions, those of a picture side by side; equal ones of two pictures are two.
         pairs: (P, 2) numbers of a picture and of a caption that is right for it, by caption.
         source: the file or directory that was read, for messages.
-        split: which split that is; ``source.WHOLE`` where there are none.
+        split: which split that is; ``formats.base.WHOLE`` where there are none.
         available: pictures that there are without ``limit``.
     """
 
-    pictures: Pictures
+    files: Sequence[LazyImage]
     images: Sequence[str]
     texts: Sequence[str]
     pairs: np.ndarray
@@ -69,17 +70,12 @@ class CaptionSet:
 
     def open(self, index: int) -> Image:
         """Picture ``index`` as RGB. Raises UserError naming one that is missing or broken."""
-        from clips.data.images import BadImageError, decode_image
-
-        try:
-            return decode_image(self.pictures.read(self.images[index]))
-        except BadImageError as error:
-            raise UserError(f"{self.source}: picture {self.images[index]}: {error}") from None
+        return self.files[index].open()
 
     @functools.cached_property
     def picture_hashes(self) -> list[str]:
         """(N,) SHA-256 of each picture's content."""
-        return [hashlib.sha256(self.pictures.read(image)).hexdigest() for image in self.images]
+        return [hashlib.sha256(image.read()).hexdigest() for image in self.files]
 
     @functools.cached_property
     def pictures_hash(self) -> str:
@@ -88,7 +84,7 @@ class CaptionSet:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 over captions and picture contents, the same whatever layout they came in."""
+        """SHA-256 over captions and picture contents, the same whatever format they came in."""
         digest = hashlib.sha256()
         for content, captions in zip(self.picture_hashes, self.captions, strict=True):
             digest.update(json.dumps([content, *captions], ensure_ascii=False).encode())
@@ -102,7 +98,7 @@ class CaptionSet:
         return hashlib.sha256(json.dumps([self.texts, self.pairs.tolist()], ensure_ascii=False).encode()).hexdigest()
 
 
-def load_caption_set(source: CaptionSource, *, captions_per_image: int = 5, limit: int | None = None) -> CaptionSet:
+def load_caption_set(source: DatasetSpec, *, captions_per_image: int = 5, limit: int | None = None) -> CaptionSet:
     """Read a retrieval data set; once in a process, unless its files change.
 
     A picture that comes several times is one picture with all those captions.
@@ -115,14 +111,14 @@ def load_caption_set(source: CaptionSource, *, captions_per_image: int = 5, limi
     Raises:
         UserError: missing or malformed, an empty split, a picture without captions.
     """
-    return _load(source, captions_per_image, limit, stamp(Path(source.data)))
+    return _load(source, captions_per_image, limit, stamp(Path(source.path)))
 
 
 def caption_set_of(config: BenchmarkConfig, *, language: str | None = None) -> CaptionSet:
     """The data set of a benchmark, or of one of its languages. Raises what `load_caption_set` does."""
-    source = CaptionSource(
-        data=config.data,
-        layout=config.layout,
+    source = DatasetSpec(
+        path=config.data,
+        format=config.format,
         split=config.split,
         images=config.images,
         language=language or config.language,
@@ -141,42 +137,43 @@ def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _load(source: CaptionSource, per_image: int, limit: int | None, _stamp: object) -> CaptionSet:
-    from benchmarks.data.layouts import read_source
-
-    found = read_source(source)
-    images, texts, owners = _gather(found.rows, source.data)
+def _load(source: DatasetSpec, per_image: int, limit: int | None, _stamp: object) -> CaptionSet:
+    found = read_dataset(source, "captions")
+    images, texts, owners = _gather(found.records, source.path)
     if not texts:
-        raise UserError(f"{source.data}: holds no picture with captions")
+        raise UserError(f"{source.path}: holds no picture with captions")
     kept = _choose(owners, per_image, limit)
     pairs = [(image, number) for number, (_, owned) in enumerate(kept) for image in owned]
     return CaptionSet(
-        found.pictures,
-        images[:limit],
+        list(images.values())[:limit],
+        list(images)[:limit],
         [texts[caption] for caption, _ in kept],
         np.array(pairs),
-        source.data,
+        source.path,
         found.split,
         len(images),
     )
 
 
-def _gather(rows: Iterable[Row], data: str) -> tuple[list[str], list[str], list[list[int]]]:
-    """(pictures, captions, the pictures of each caption), in the order of the rows."""
+def _gather(records: Iterable[Captioned], path: str) -> tuple[dict[str, LazyImage], list[str], list[list[int]]]:
+    """(images by name, captions, the images of each caption), in the order of the records."""
+    images: dict[str, LazyImage] = {}
     numbers: dict[str, int] = {}
     texts: list[str] = []
     owners: list[list[int]] = []
-    for pictures, captions in rows:
-        _check(captions, f"{data}: {', '.join(pictures):.200}")
-        owned = sorted({numbers.setdefault(name, len(numbers)) for name in pictures})
-        texts += captions
-        owners += [owned] * len(captions)
-    return list(numbers), texts, owners
+    for record in records:
+        names = [image.name for image in record.images]
+        _check(record.captions, f"{path}: {', '.join(names):.200}")
+        images |= {name: image for name, image in zip(names, record.images, strict=True) if name not in images}
+        owned = sorted({numbers.setdefault(name, len(numbers)) for name in names})
+        texts += record.captions
+        owners += [owned] * len(record.captions)
+    return images, texts, owners
 
 
 def _check(captions: Any, where: str) -> None:
-    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{where}: expected a list of captions, got {captions!r:.80}")
+    if not texts_of(captions, where):
+        raise UserError(f"{where}: expected a list of captions, got none")
     for number, text in enumerate(captions, 1):
         if not text.strip():
             raise UserError(f"{where}: caption {number} is empty")

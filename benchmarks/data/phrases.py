@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.data.caption_sets import stamp
-from benchmarks.data.json_files import parse_object, read_lines
-from benchmarks.data.source import Files
+from clips.data.lazy_images import FileImage
+from clips.data.text_files import parse_object, read_json_lines
 from clips.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class PhraseSet:
     """Phrases, those of a picture side by side.
 
     Args:
-        files: what the references are read from.
+        root: where the images lie.
         phrases: (P,) in order.
         source: the file or directory that was read, for messages.
         available: pictures that there are without ``limit``.
     """
 
-    files: Files
+    root: Path
     phrases: tuple[Phrase, ...]
     source: str
     available: int
@@ -78,19 +78,14 @@ class PhraseSet:
 
     def open(self, image: str) -> Image:
         """A picture as RGB. Raises UserError naming one that is missing or broken."""
-        from clips.data.images import BadImageError, decode_image
-
-        try:
-            return decode_image(self.files.read(image))
-        except BadImageError as error:
-            raise UserError(f"{self.source}: picture {image}: {error}") from None
+        return FileImage(self.root, image).open()
 
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 over pictures, phrases and boxes."""
         digest = hashlib.sha256()
         for image in self.images:
-            digest.update(hashlib.sha256(self.files.read(image)).digest())
+            digest.update(hashlib.sha256(FileImage(self.root, image).read()).digest())
         asked = [[phrase.image, phrase.text, phrase.box] for phrase in self.phrases]
         digest.update(json.dumps(asked, ensure_ascii=False).encode())
         return digest.hexdigest()
@@ -116,11 +111,11 @@ def _load(data: str, images: str | None, limit: int | None, _stamp: object) -> P
     phrases = tuple(sorted((each for each in found if each.image in kept), key=lambda each: each.image))
     if not phrases:
         raise UserError(f"{data}: expected phrases with boxes, found none (JSON lines, or shards of `clips scenes`)")
-    return PhraseSet(Files(root), phrases, data, len(there))
+    return PhraseSet(root, phrases, data, len(there))
 
 
 def _of_lines(path: Path) -> Iterator[Phrase]:
-    for number, row in read_lines(path, texts=("image", "phrase"), others=("box",)):
+    for number, row in read_json_lines(path, texts=("image", "phrase"), others=("box",)):
         box = row["box"]
         if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
             raise UserError(f"{path} line {number}: box: expected left, top, width and height, got {box!r:.80}")

@@ -120,7 +120,7 @@ def _samples(config: BenchmarkConfig) -> Recaptions:
     from clips.data.sources import SourceConfig
 
     source = SourceConfig(
-        format=config.layout or "webdataset",
+        format=config.format or "webdataset",
         path=config.data,
         web=config.web,
         synthetic=config.synthetic,

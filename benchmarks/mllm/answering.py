@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from benchmarks.mllm.tasks import outer_stderr
 from benchmarks.outcome import MOST_THUMBNAILS, thumbnail
 from benchmarks.sharing import together
 from clips.commandline.progress import Progress
+from clips.core.identity import digest
 from clips.errors import UserError
 from clips.parallel.processes import Processes, gather_objects
 
@@ -207,7 +207,7 @@ def _key(request: Instance, continuation: str | None = None) -> str:
     prompt, settings, _, number, task, split = request.args
     asked = [task, split, number, request.idx, prompt, continuation]
     asked += sorted(map(repr, settings.items())) if continuation is None else []
-    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:32]
+    return digest(asked)[:32]
 
 
 def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.caption_sets import read_lines
+from clips.data.text_files import read_json_lines
 from clips.errors import UserError
 
 ID_COLUMNS = ("question_id", "questionId", "id", "index", "image_id")
@@ -71,7 +71,7 @@ def read_answers(file: Path, questions: Path | None = None) -> list[Answer]:
 
 
 def _lines(file: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    return read_lines(file, texts=(), others=needed)
+    return read_json_lines(file, texts=(), others=needed)
 
 
 def _question(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -19,10 +19,9 @@ from benchmarks.mllm.answers import Answer, read_answers
 from benchmarks.mllm.evaluate import data_hash, outcome_of
 from benchmarks.mllm.matching import Match, loosest, match
 from benchmarks.mllm.tasks import data_root, go_offline, load_task
-from benchmarks.output import writable_directory
 from benchmarks.protocol import Entries, fingerprint
 from benchmarks.results import Result, check_name, refuse_newer, write_result
-from clips.core.artifact import file_hash, say
+from clips.core.artifact import file_hash, say, writable_directory
 from clips.errors import UserError
 
 

@@ -10,8 +10,6 @@ so that a judge that cannot be reached looks like a bad model. Here a judge that
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import time
@@ -22,7 +20,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from clips.core.artifact import write_file
+from clips.core.cache import Cache, json_cache
+from clips.core.identity import digest
 
 if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
@@ -60,7 +59,7 @@ class Judge:
         url: the address, ``https://host/v1``; ``/chat/completions`` is added where it is missing.
         model: its name; None for whichever the scorer asks for.
         key: the secret; empty where the address wants none.
-        cache: directory of the replies, one file for each request; the address is no part of what it is found by.
+        cache: the replies, each found by a hash of its request; the address does not count.
         mark: what the scorer can read.
         names: the models that answered, for the protocol.
         asked: how many requests went out.
@@ -69,7 +68,7 @@ class Judge:
     url: str
     model: str | None
     key: str
-    cache: Path
+    cache: Cache[Any]
     mark: Mark
     names: set[str] = field(default_factory=set)
     asked: int = 0
@@ -87,28 +86,26 @@ class Judge:
         """
         request = dict(payload) | ({"model": self.model} if self.model else {})
         reply = ""
-        new: dict[Path, str] = {}
+        new: dict[str, Any] = {}
         for warmer in _WARMER:
             warm = request | ({"temperature": (request.get("temperature") or 0) + warmer} if warmer else {})
             reply, model = self._remembered(warm, new)
             if self.mark.readable(reply):
-                for file, content in new.items():  # replies that led to no mark are not kept: it may be mended
-                    write_file(file, content)
+                for key, entry in new.items():  # replies that led to no mark are not kept: it may be mended
+                    self.cache.put(key, entry)
                 asked = str(request["model"])
                 self.names.add(asked if model in {"", asked} else f"{asked} ({model})")
                 return reply, model or asked
         raise NoJudge(f"'{request['model']}' answers {reply[:60]!r} where {self.mark.expected} is expected")
 
-    def _remembered(self, request: Mapping[str, Any], new: dict[Path, str]) -> tuple[str, str]:
-        """(reply, model); what was not known goes to ``new``, file → content."""
-        key = hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-        file = self.cache / key[:2] / f"{key}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(file.read_text(encoding="utf-8"))
+    def _remembered(self, request: Mapping[str, Any], new: dict[str, Any]) -> tuple[str, str]:
+        """(reply, model); what was not known goes to ``new``, key → entry."""
+        key = digest(request)
+        with contextlib.suppress(KeyError, TypeError):  # missing, or not an entry of ours
+            known = self.cache.get(key)
             return str(known["reply"]), str(known["model"])
         reply, model = self._post(request)
-        content = {"request": request, "reply": reply, "model": model}
-        new[file] = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        new[key] = {"request": request, "reply": reply, "model": model}
         return reply, model
 
     def _post(self, request: Mapping[str, Any]) -> tuple[str, str]:
@@ -153,7 +150,7 @@ def judge_of(config: BenchmarkConfig, task: str, results: str | Path) -> Judge:
         url=config.judge_url or os.environ.get("OPENAI_API_URL") or OPENAI,
         model=config.judge_model or os.environ.get("MODEL_VERSION") or None,
         key=os.environ.get(config.judge_key_env, ""),
-        cache=Path(results).absolute() / ".judge",
+        cache=json_cache(Path(results).absolute() / ".judge"),
         mark=MARKS.get(task, _ANYTHING),
     )
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.data.source import WHOLE
 from benchmarks.report.remarks import SCENES_CAVEAT
 from benchmarks.report.source import out_of_date
 from benchmarks.results import Metric, Result
@@ -19,6 +18,7 @@ from benchmarks.trust.diff import column_of
 from benchmarks.trust.rows import find_rows
 from benchmarks.wording import commit, decimals, duration, number
 from clips.core.artifact import directory_hash, read_manifest, say, write_file
+from clips.data.formats.base import WHOLE
 from clips.errors import UserError, reason_of
 from clips.modelcard import MODEL_CARD
 from clips.visible import markdown_text

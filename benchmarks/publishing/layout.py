@@ -14,7 +14,7 @@ from clips.core.artifact import MANIFEST, RECORDS, file_hash, read_manifest
 from clips.errors import UserError
 
 _LEFT_BEHIND = {"tensorboard", "checkpoints"}  # a training's own, which no one needs to use the model
-_REPORT = {"table.csv", "table.jsonl", "table.md", "table.tex", "seeds.csv", "settings.csv", "published.csv"}
+_REPORT = {"table.csv", "table_wide.csv", "table.md", "table.tex", "seeds.csv", "settings.csv", "published.csv"}
 _UNKNOWN = "unknown"
 
 

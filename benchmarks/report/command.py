@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.output import writable_directory
-from clips.core.artifact import say, write_file
+from clips.core.artifact import say, writable_directory, write_file
 from clips.errors import suggest
 
 
@@ -26,7 +25,7 @@ class ReportConfig:
         rows: only these, in this order: names or patterns, ``clip,clips`` or ``clips*``.
         columns: only these, in this order: ``BENCHMARK`` or ``BENCHMARK:METRIC``, ``retrieval,pope:accuracy``; also
             metrics that the main table leaves out.
-        formats: which of html, csv, json, published, seeds, settings, markdown, latex, svg, pdf to write; all where
+        formats: which of html, csv, wide, published, seeds, settings, markdown, latex, svg, pdf to write; all where
             empty.
     """
 

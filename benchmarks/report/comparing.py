@@ -82,15 +82,22 @@ def pool_training_noise(table: Table, evidence: Evidence) -> None:
             evidence.learn_noise([cell for cell in numbers if cell.group == group])
 
 
-def with_comparisons(tables: Sequence[Table], evidence: Evidence, *, ranked: bool = True) -> list[Table]:
+def with_comparisons(
+    tables: Sequence[Table],
+    evidence: Evidence,
+    *,
+    ranked: bool = True,
+    untested: Callable[[Cell, Cell], bool] = lambda cell, base: False,
+) -> list[Table]:
     """Tables with their differences to the baselines, their marks, and the number of tests behind them.
 
     Args:
         tables: whose tests are corrected together.
         evidence: of their cells.
         ranked: whether each pair of models is tested and the best are marked.
+        untested: pairs of a cell and its baseline's that are not tested.
     """
-    tests = Tests(tables, evidence, ranked=ranked)
+    tests = Tests(tables, evidence, ranked=ranked, untested=untested)
     return [_compared(table, tests, ranked=ranked) for table in tables]
 
 
@@ -107,9 +114,11 @@ def _compared(table: Table, tests: Tests, *, ranked: bool) -> Table:
 class Tests:
     """Every test that the marks and differences of some tables need, Holm-corrected as one family."""
 
-    def __init__(self, tables: Sequence[Table], evidence: Evidence, *, ranked: bool) -> None:
+    def __init__(
+        self, tables: Sequence[Table], evidence: Evidence, *, ranked: bool, untested: Callable[[Cell, Cell], bool]
+    ) -> None:
         self._evidence = evidence
-        pairs = [pair for table in tables for pair in _against_baseline(table)]
+        pairs = [pair for table in tables for pair in _against_baseline(table) if not untested(*pair)]
         if ranked:
             groups = (group for table in tables for group in _ranked_groups(table))
             pairs += [pair for group in groups for pair in itertools.combinations(group, 2)]
@@ -120,7 +129,7 @@ class Tests:
             if key not in self._estimates and key not in self._refused:
                 self._add(key, *sorted((first, second), key=lambda cell: cell.row))
         corrected = holm(p_values([*self._estimates.values()]).tolist())
-        self._p_values = dict(zip(self._estimates, corrected, strict=True))
+        self._p_adjusted = dict(zip(self._estimates, corrected, strict=True))
 
     def _add(self, key: _Key, first: Cell, second: Cell) -> None:
         mine, other = self._evidence.scores(first), self._evidence.scores(second)
@@ -135,9 +144,9 @@ class Tests:
     def __len__(self) -> int:
         return len(self._estimates)
 
-    def p_value(self, first: Cell, second: Cell) -> float:
+    def p_adjusted(self, first: Cell, second: Cell) -> float:
         """Corrected p-value of "no difference"; 1 where no test is possible."""
-        return self._p_values.get(_key(first, second), 1.0)
+        return self._p_adjusted.get(_key(first, second), 1.0)
 
     def delta(self, cell: Cell, base: Cell) -> Delta | None:
         """``cell`` minus ``base``, scaled as shown; None where no test is possible."""
@@ -152,7 +161,8 @@ class Tests:
             value=found.value * scale,
             low=found.low * scale,
             high=found.high * scale,
-            p_value=self._p_values[key],
+            p_value=found.p_value,
+            p_adjusted=self._p_adjusted[key],
             smallest=found.smallest * scale,
         )
 
@@ -195,7 +205,7 @@ def _ranked_groups(table: Table) -> Iterator[Group]:
 
 def _marks(group: Group, tests: Tests) -> list[tuple[Cell, Mark]]:
     top, *others = group
-    near = [other for other in others if tests.p_value(top, other) >= SIGNIFICANCE]
+    near = [other for other in others if tests.p_adjusted(top, other) >= SIGNIFICANCE]
     if len(near) == len(others):
         return []  # also where the top is alone
     return [(cell, "tied") for cell in (top, *near)] if near else [(top, "best")]

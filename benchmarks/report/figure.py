@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report.inks import Inks
+from benchmarks.report.table import Cell
 
 MOST_NAMES = 12
 """How many points of a figure are told apart, by colour and number."""
@@ -43,6 +44,15 @@ def numbered(points: Sequence[tuple[int, str, float, float]]) -> tuple[tuple[Key
         return (), ()
     keys = tuple(Key(colour=place, label=f"{place + 1} {name}") for place, name, _, _ in sorted(points))
     return keys, tuple(Label(x=x, y=y, text=str(place + 1)) for place, _, x, y in points)
+
+
+def plot_points(axes: Any, points: Sequence[tuple[float, Cell]], colour: str, style: str = "-") -> None:
+    """A line through cells at their places on the x axis, with strokes for their 95 % intervals."""
+    x, y = zip(*((place, cell.value) for place, cell in points), strict=True)
+    axes.plot(x, y, style, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+    ends = [(place, cell.low, cell.high) for place, cell in points if cell.low is not None]
+    if ends:
+        axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
 
 
 @dataclass(frozen=True, kw_only=True)

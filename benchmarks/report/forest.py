@@ -57,7 +57,7 @@ def _figure(column: Column, cells: list[tuple[Cell, Delta]]) -> Figure:
                 name,
                 number(delta.value, places, sign=True),
                 span(delta.low, delta.high, places),
-                f"{delta.p_value:.3g}",
+                f"{delta.p_adjusted:.3g}",
                 direction(cell, delta),
                 number(delta.smallest, enough(delta.smallest, places)),
             )

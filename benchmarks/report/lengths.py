@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.encoders.long_retrieval import CURVE, suffix
 from benchmarks.encoders.retrieval import ARROWS
-from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.figure import Figure, FigureSet, Key, file_name, plot_points
 from benchmarks.report.inks import SERIES_COLOURS, Inks
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Table
@@ -106,10 +106,6 @@ def _plot(curves: Sequence[LengthCurve], labels: Sequence[str], axes: Any, inks:
     places = {label: place for place, label in enumerate(labels)}
     for curve in curves:
         colour, style = inks.series(curve.colour), ":" if curve.unlike else "-"
-        x, y = [places[label] for label in curve.points], [cell.value for cell in curve.points.values()]
-        axes.plot(x, y, style, color=colour, linewidth=1.8, marker="o", markersize=3.5)
-        ends = [(places[label], cell.low, cell.high) for label, cell in curve.points.items() if cell.low is not None]
-        if ends:
-            axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+        plot_points(axes, [(places[label], cell) for label, cell in curve.points.items()], colour, style)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(bottom=0)

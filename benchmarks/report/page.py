@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from benchmarks import wording
 from benchmarks.report.chance import chance_parts, chance_words, has_chance
@@ -20,11 +23,16 @@ from benchmarks.report.gallery.pictures import Album
 from benchmarks.report.glossary import Glossary
 from benchmarks.report.inks import SERIES_COLOURS
 from benchmarks.report.model import Report
+from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PAGE
 from benchmarks.report.sections import contents
 from benchmarks.report.table import Cell, Column, Table
 from benchmarks.wording import column_title, group_sign
 from clips.visible import shown
+
+if TYPE_CHECKING:
+    import jinja2
+    import pandas as pd
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STYLES = ("style.css", "gallery.css")
@@ -32,6 +40,43 @@ _STYLES = ("style.css", "gallery.css")
 
 def render_page(report: Report) -> str:
     """The whole page as one HTML text."""
+    glossary, notes = Glossary(), report.below(PAGE)
+    environment = _environment(glossary)
+    sections = [
+        (section, "figures" if isinstance(content, FigureSet) else section.id, content)
+        for section, content in contents(report)
+    ]
+    answer = glossary.link(report.answer)
+    for column in report.table.columns:
+        glossary.look_up(column.label)
+    body = environment.get_template("sections.html.jinja").render(
+        report=report, notes=notes, note=lambda cell: note_of(cell, notes), sections=sections
+    )
+    return environment.get_template("page.html.jinja").render(
+        title=report.source.title,
+        command="clips-bench report",
+        report=report,
+        answer=answer,
+        body=Markup(body),
+        sections=sections,
+        words=glossary.used,
+    )
+
+
+def render_comparison(*, title: str, answer: str, tables: Mapping[str, pd.DataFrame], notes: Sequence[str]) -> str:
+    """A page of some frames of texts.
+
+    Args:
+        title: of the page.
+        answer: its first sentence.
+        tables: heading → frame.
+        notes: below them.
+    """
+    template = _environment(Glossary()).get_template("comparison.html.jinja")
+    return template.render(title=title, command="clips-bench compare", answer=answer, tables=tables, notes=notes)
+
+
+def _environment(glossary: Glossary) -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
@@ -42,42 +87,25 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
         finalize=shown,
     )
+    words = ("number", "decimals", "column_head", "margin", "ends", "enough", "span", "short_gap", "gap_words")
+    environment.globals.update({name: getattr(wording, name) for name in words})
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment.globals.update(
-        number=wording.number,
-        decimals=wording.decimals,
-        column_head=wording.column_head,
-        margin=wording.margin,
-        ends=wording.ends,
-        enough=wording.enough,
-        span=wording.span,
         has_chance=has_chance,
         chance_parts=chance_parts,
         chance_words=chance_words,
-        short_gap=wording.short_gap,
-        gap_words=wording.gap_words,
         whisker=whisker,
         groups=header_groups,
         picture=Album().tag,
         series=lambda place: place % SERIES_COLOURS,
         svg=inline_svg,
-    )
-    glossary = Glossary()
-    environment.globals.update(glossary=glossary, gloss=glossary.link, look_up=glossary.look_up)
-    sections = [
-        (section, "figures" if isinstance(content, FigureSet) else section.id, content)
-        for section, content in contents(report)
-    ]
-    notes = report.below(PAGE)
-    script = (_TEMPLATES / "table.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html.jinja").render(
-        report=report,
-        notes=notes,
-        note=lambda cell: note_of(cell, notes),
-        sections=sections,
+        gloss=glossary.link,
+        published_remark=REMARK,
         style="".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _STYLES),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return environment
 
 
 def note_of(cell: Cell, notes: Sequence[str]) -> int | None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from benchmarks.published.rows import PublishedRow, published_rows, select_rows
 from benchmarks.wording import number
 from clips.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REMARK = (
     "Published numbers are shown as printed, apart from the rows measured here: their protocols are not known in full, "
@@ -51,10 +55,6 @@ class PublishedTable:
     rows: tuple[PublishedRow, ...]
     baseline: PublishedRow | None = None
 
-    def heads(self) -> list[str]:
-        """The columns in words."""
-        return [column_words(column) for column in self.columns]
-
     def delta(self, row: PublishedRow, column: str) -> float | None:
         """A value minus the baseline's, rounded as both are printed.
 
@@ -66,13 +66,15 @@ class PublishedTable:
         mine, base = row.values.get(column), self.baseline.values.get(column)
         return None if mine is None or base is None else round(mine - base, 2)
 
-    def texts(self, row: PublishedRow) -> list[str]:
-        """The cells of a row: ``60.3 (+2.8)``; an em dash where nothing was published."""
-        return [self._text(row, column) for column in self.columns]
+    def text(self) -> pd.DataFrame:
+        """The rows as people read them, ``60.3 (+2.8)``; an em dash where nothing was published."""
+        import pandas as pd
 
-    def name(self, row: PublishedRow) -> str:
-        """The row's name, marked as published."""
-        return f"{row.name} (published, {row.set})"
+        return pd.DataFrame(
+            [[self._text(row, column) for column in self.columns] for row in self.rows],
+            index=[f"{row.name} (published, {row.set})" for row in self.rows],
+            columns=[column_words(column) for column in self.columns],
+        )
 
     def sources(self) -> list[str]:
         """Where the rows are printed."""

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.report.categories import category_figures
 from benchmarks.report.cost import cost_figures
 from benchmarks.report.curves import learning_curves
+from benchmarks.report.figure import Figure, FigureSet
 from benchmarks.report.forest import forest_plots
 from benchmarks.report.gallery.captioned import captioned
 from benchmarks.report.gallery.examples import galleries
@@ -17,7 +18,6 @@ from benchmarks.report.gallery.found import retrieved
 from benchmarks.report.gallery.maps import similarity_maps
 from benchmarks.report.lengths import length_figures
 from benchmarks.report.model import Report
-from benchmarks.report.published import REMARK
 from benchmarks.report.relation import retrieval_against_mllm
 from benchmarks.report.reproduce import reproduction
 from benchmarks.report.settings import setting_figures
@@ -34,35 +34,83 @@ class Section:
             ``sections/<id>.html.jinja``, which sees ``content`` and ``report``.
         title: heading, and entry of the contents.
         build: what is shown; a false value leaves the section out.
+        about: what is in it, in a line, where most readers skip it: it is folded up behind its title.
     """
 
     id: str
     title: str
     build: Callable[[Report], Any]
+    about: str = ""
+
+    @property
+    def folded(self) -> bool:
+        """Whether a reader has to open it."""
+        return bool(self.about)
 
 
 SECTIONS: tuple[Section, ...] = (
     Section(id="table", title="Results", build=lambda report: report.table),
-    Section(
-        id="published",
-        title="Published numbers",
-        build=lambda report: report.published and {"table": report.published, "remark": REMARK},
-    ),
+    Section(id="published", title="Published numbers", build=lambda report: report.published),
     Section(id="forest", title="Differences to the baseline", build=forest_plots),
     Section(id="settings", title="Scores against settings", build=setting_figures),
     Section(id="lengths", title="Recall against the length of captions", build=length_figures),
     Section(id="relation", title="Retrieval against MLLM benchmarks", build=retrieval_against_mllm),
-    Section(id="cost", title="Scores against their cost", build=cost_figures),
-    Section(id="kinds", title="Kind by kind", build=category_figures),
-    Section(id="seeds", title="Seed by seed", build=lambda report: report.table.seeds and report.table),
-    Section(id="details", title="All metrics", build=lambda report: report.details.columns and report.details),
-    Section(id="curves", title="Learning curves", build=lambda report: learning_curves(few_rows(report.source))),
     Section(id="examples", title="Examples", build=lambda report: galleries(few_rows(report.source))),
-    Section(id="found", title="What queries find", build=lambda report: retrieved(few_rows(report.source))),
-    Section(id="captioned", title="Captions", build=lambda report: captioned(few_rows(report.source))),
-    Section(id="maps", title="Where a phrase is seen", build=lambda report: similarity_maps(few_rows(report.source))),
-    Section(id="timing", title="Time", build=lambda report: step_timing(report.source.steps)),
-    Section(id="reproduce", title="How to make these numbers again", build=lambda report: reproduction(report.source)),
+    Section(id="cost", title="Scores against their cost", build=cost_figures, about="images seen, FLOPs and hours"),
+    Section(
+        id="kinds",
+        title="Kind by kind",
+        build=category_figures,
+        about="each benchmark's first measure on the items of one kind alone",
+    ),
+    Section(
+        id="seeds",
+        title="Seed by seed",
+        build=lambda report: report.table.seeds and report.table,
+        about="means, both kinds of noise, and every seed's own number",
+    ),
+    Section(
+        id="details",
+        title="All metrics",
+        build=lambda report: report.details.columns and report.details,
+        about="with their intervals and numbers of items",
+    ),
+    Section(
+        id="curves",
+        title="Learning curves",
+        build=lambda report: learning_curves(few_rows(report.source)),
+        about="the losses that every training logged",
+    ),
+    Section(
+        id="found",
+        title="What queries find",
+        build=lambda report: retrieved(few_rows(report.source)),
+        about="the five most similar answers to a query, row beside row",
+    ),
+    Section(
+        id="captioned",
+        title="Captions",
+        build=lambda report: captioned(few_rows(report.source)),
+        about="what was written, beside the references",
+    ),
+    Section(
+        id="maps",
+        title="Where a phrase is seen",
+        build=lambda report: similarity_maps(few_rows(report.source)),
+        about="bright where the image is similar to the phrase",
+    ),
+    Section(
+        id="timing",
+        title="Time",
+        build=lambda report: step_timing(report.source.steps),
+        about="how long each step took, and its memory",
+    ),
+    Section(
+        id="reproduce",
+        title="How to make these numbers again",
+        build=lambda report: reproduction(report.source),
+        about="commands, protocols, hashes, machine and versions",
+    ),
 )
 
 
@@ -70,3 +118,9 @@ SECTIONS: tuple[Section, ...] = (
 def contents(report: Report) -> tuple[tuple[Section, Any], ...]:
     """The sections that have something to show, with what they show."""
     return tuple((section, content) for section in SECTIONS if (content := section.build(report)))
+
+
+def report_figures(report: Report) -> dict[str, Figure]:
+    """The figures of all sections, in the order of the page, by their names."""
+    sets = [content for _, content in contents(report) if isinstance(content, FigureSet)]
+    return {figure.name: figure for each in sets for figure in each.figures}

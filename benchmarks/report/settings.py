@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.item_scores import comparable
 from benchmarks.noise import contrast_estimate
 from benchmarks.report.comparing import Evidence
-from benchmarks.report.figure import Figure, FigureSet, Key, file_name
+from benchmarks.report.figure import Figure, FigureSet, Key, file_name, plot_points
 from benchmarks.report.inks import Inks
 from benchmarks.report.model import Report
 from benchmarks.report.table import Cell, Column
@@ -204,10 +204,5 @@ def _plot(panel: SettingPanel, axes: Any, inks: Inks) -> None:
             if curve.level.low is not None:
                 axes.axhspan(curve.level.low, curve.level.high, color=colour, alpha=0.08, linewidth=0)
             continue
-        x = sorted(curve.points)
-        cells = [curve.points[value] for value in x]
-        axes.plot(x, [cell.value for cell in cells], color=colour, linewidth=1.8, marker="o", markersize=3.5)
-        ends = [(value, cell.low, cell.high) for value, cell in zip(x, cells, strict=True) if cell.low is not None]
-        if ends:
-            axes.vlines(*zip(*ends, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+        plot_points(axes, sorted(curve.points.items(), key=lambda point: point[0]), colour)
     axes.set_xticks(panel.values, [f"{value:g}" for value in panel.values])

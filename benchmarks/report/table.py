@@ -56,7 +56,8 @@ class Delta:
         value: row minus baseline.
         low: lower end of the 95 % interval; NaN, like the upper one, where none can be given.
         high: upper end.
-        p_value: corrected for the tests of the whole table.
+        p_value: of this test alone.
+        p_adjusted: corrected for the tests of the whole table.
         smallest: the smallest true difference that a single such test would show four times in five; NaN where nothing
             differs, and so nothing is known of the spread.
     """
@@ -66,12 +67,13 @@ class Delta:
     low: float
     high: float
     p_value: float
+    p_adjusted: float
     smallest: float
 
     @property
     def significant(self) -> bool:
         """Whether a difference was shown, given how many were looked at."""
-        return self.p_value < SIGNIFICANCE
+        return self.p_adjusted < SIGNIFICANCE
 
 
 @dataclass(frozen=True, kw_only=True)

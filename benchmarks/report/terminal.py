@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.report.chance import chance_words, has_chance
 from benchmarks.report.model import Report
-from benchmarks.report.published import REMARK, PublishedTable
+from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import PLAIN, TERMINAL
 from benchmarks.report.table import Cell
-from benchmarks.wording import column_head, decimals, group_sign, margin, number, short_gap, visible
+from benchmarks.report.text_table import main_table
+from benchmarks.wording import decimals, group_sign, margin, number, short_gap, visible
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
+    from rich.text import Text
+
+_EDGES = 3  # a column's edge and the blanks beside it
 
 
 def print_table(report: Report, console: Console) -> None:
@@ -21,63 +25,59 @@ def print_table(report: Report, console: Console) -> None:
 
     Metrics go down the side where there are more of them than rows, so that the table stays narrow.
     """
-    from rich.table import Table
     from rich.text import Text
 
-    model = report.table
-    heads = [column_head(column) for column in model.columns]
-    names = [row.name for row in model.rows]
-    cells = [[_text(model.cell(row, column)) for column in model.columns] for row in model.rows]
-    if has_chance(model):
-        names.append("chance")
-        cells.append([Text(chance_words(column) or "—", style="dim") for column in model.columns])
-    names.append("n")
-    cells.append([Text(report.n_words(column) or "—", style="dim") for column in model.columns])
-    if len(heads) > len(names):
-        heads, names, cells = names, heads, [list(column) for column in zip(*cells, strict=True)]
-    table = Table(title=Text(visible(report.source.title)), title_style="bold", title_justify="left", pad_edge=False)
-    table.add_column("")
-    for head in heads:
-        table.add_column(Text(visible(head)), justify="right", overflow="fold")
-    for name, line in zip(names, cells, strict=True):
-        table.add_row(Text(visible(name), style="bold"), *line)
-    console.print(table)
+    frame = main_table(report, _text, lambda text: Text(visible(text), style="dim"))
+    print_frame(frame.T if frame.shape[1] > len(frame) else frame, console, title=report.source.title)
     console.print(Text(visible(report.answer), style="bold"))
     for sentence in report.other_sentences:
         console.print(Text(visible(sentence)))
     if report.published:
-        _print_published(report.published, console)
+        console.print(Text(f"Published. {REMARK}", style="dim"))
+        for part, widths in _fitted(report.published.text(), console.width):
+            print_frame(part, console, widths=widths)
     for remark in report.below(TERMINAL if console.color_system else PLAIN):
         console.print(Text(f"  {visible(remark)}", style="dim"))
 
 
-def _print_published(published: PublishedTable, console: Console) -> None:
-    """Below the main table, rows of others; metrics go down the side where that is not wider than the terminal.
-
-    Otherwise rows do, in as many tables as the columns take; a row is left out of those that it has no number for.
-    """
+def print_frame(
+    frame: pd.DataFrame, console: Console, *, title: str = "", widths: Sequence[int | None] | None = None
+) -> None:
+    """A frame of texts as a table; names break where they are long and are never cut."""
+    from rich.table import Table
     from rich.text import Text
 
-    console.print(Text(f"Published. {REMARK}", style="dim"))
-    names, heads = [published.name(row) for row in published.rows], published.heads()
-    lines = [published.texts(row) for row in published.rows]
-    columns = [list(column) for column in zip(*lines, strict=True)]
-    if max(map(len, heads)) + sum(_width(name, line) for name, line in zip(names, lines, strict=True)) < console.width:
-        _print_texts(heads, names, columns, console, narrow=False)
+    def plain(value: object, style: str = "") -> Text:
+        return Text(value.plain if isinstance(value, Text) else visible(str(value)), style=style)
+
+    heading = plain(title) if title else None
+    table = Table(title=heading, title_style="bold", title_justify="left", pad_edge=False)
+    table.add_column("", overflow="fold")
+    for head, width in zip(frame.columns, widths or [None] * frame.shape[1], strict=True):
+        table.add_column(plain(head), justify="right" if head else "left", overflow="fold", width=width)
+    for name, line in zip(frame.index, frame.to_numpy(), strict=True):
+        cells = (each if isinstance(each, Text) else plain(each) for each in line)
+        table.add_row(plain(name, "bold"), *cells)
+    console.print(table)
+
+
+def _fitted(frame: pd.DataFrame, width: int) -> Iterator[tuple[pd.DataFrame, list[int] | None]]:
+    """A frame of texts in parts no wider than the terminal, with the widths of their columns: metrics down the side
+    where that is enough, else as many metrics side by side as there is room for, without the rows that have none."""
+    on_side = frame.T
+    if max(map(len, frame.columns)) + sum(_widths(on_side)) < width:
+        yield on_side, None
         return
-    widths = [_width(head, column) for head, column in zip(heads, columns, strict=True)]
-    for places in _pages(widths, console.width - min(max(map(len, names)), console.width // 2) - _EDGES):
-        chosen = {name: [line[place] for place in places] for name, line in zip(names, lines, strict=True)}
-        there = {name: line for name, line in chosen.items() if set(line) != {number(None, 0)}}
-        _print_texts([*there], [heads[place] for place in places], [*there.values()], console)
+    room = width - min(max(map(len, frame.index)), width // 2) - _EDGES
+    for places in _pages(_widths(frame), room):
+        part = frame.iloc[:, places]
+        yield part[(part != number(None, 0)).any(axis=1)], [each - _EDGES for each in _widths(part)]
 
 
-_EDGES = 3  # a column's edge and the blanks beside it
-
-
-def _width(head: str, cells: Sequence[str]) -> int:
-    """What a column takes at least: its head breaks between words."""
-    return max(len(text) for text in (*head.split(), *cells)) + _EDGES
+def _widths(frame: pd.DataFrame) -> list[int]:
+    """What each column takes at least: its head breaks between words."""
+    texts = ((*head.split(), *frame.iloc[:, place]) for place, head in enumerate(frame.columns))
+    return [max(map(len, each)) + _EDGES for each in texts]
 
 
 def _pages(widths: Sequence[int], room: int) -> Iterator[list[int]]:
@@ -91,23 +91,7 @@ def _pages(widths: Sequence[int], room: int) -> Iterator[list[int]]:
     yield page
 
 
-def _print_texts(
-    names: Sequence[str], heads: Sequence[str], lines: Sequence[Sequence[str]], console: Console, *, narrow: bool = True
-) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(pad_edge=False)
-    table.add_column("", overflow="fold")
-    for head, column in zip(heads, zip(*lines, strict=True), strict=True):
-        width = _width(head, column) - _EDGES if narrow else None
-        table.add_column(Text(visible(head)), justify="right", overflow="fold", width=width)
-    for name, line in zip(names, lines, strict=True):
-        table.add_row(Text(visible(name)), *line)
-    console.print(table)
-
-
-def _text(cell: Cell):  # rich is imported only when a table is printed
+def _text(cell: Cell) -> Text:
     from rich.text import Text
 
     if cell.value is None:

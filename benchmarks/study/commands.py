@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from benchmarks.study.lock import locked, runner_lives
+from benchmarks.study.locks import locked
 from benchmarks.study.plan import Plan, make_plan
 from benchmarks.study.programs import check_command, command_version, launched
 from benchmarks.study.reading import read_study
@@ -19,13 +18,17 @@ from benchmarks.study.record import RECORD_FILE, StepPlan, StudyRecord, write_st
 from benchmarks.study.resources import Resources, check_patterns, resources_of
 from benchmarks.study.schema import Study
 from benchmarks.study.shipped import study_file
-from benchmarks.study.state import StepKey, is_done, read_record, step_keys
+from benchmarks.study.state import CONFIG, StepKey, is_done, step_directory, step_keys
+from benchmarks.study.status import Progress, StudyWatch, step_state
 from benchmarks.study.trash import Replacement, check_costly, replaced_in_all, replacements, trash_words
 from clips.core.artifact import git_state, say, versions
 from clips.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from benchmarks.study.runner import Summary
+    from rich.console import Console
+    from rich.text import Text
+
+    from benchmarks.study.engine import Summary
     from benchmarks.study.steps import Share
 
 
@@ -120,26 +123,9 @@ class KeyedPlan:
         if not config.yes:
             check_costly(self.replaces(again), hours=self.plan.study.confirm_hours, study=config.study)
 
-    def state(self, name: str) -> str:
-        """``done``, ``changed``, ``failed``, ``interrupted``, ``running``, ``new``, ``missing`` or ``stopped``.
-
-        ``missing``: its outputs are gone. ``stopped``: it says that it runs, and no runner is there.
-        """
-        step = next(step for step in self.plan.steps if step.name == name)
-        record = read_record(self.output, name)
-        if record is None:
-            return "new"
-        if record.key != self.keys[name].key:
-            return "changed"
-        if record.outcome == "running" and not record.at_work and not runner_lives(self.output):
-            return "stopped"
-        return record.outcome if record.outcome != "done" or is_done(step, self.keys[name], self.output) else "missing"
-
-    def told(self, name: str) -> str:
-        """The state as users read it; of a changed step also what changed, such as ``changed: config, files``."""
-        state, record = self.state(name), read_record(self.output, name)
-        changes = self.keys[name].changes(record) if state == "changed" and record is not None else []
-        return f"{state}: {', '.join(changes)}" if changes else state
+    def watch(self) -> StudyWatch:
+        """What tells how far the study is."""
+        return StudyWatch(self.plan.steps, self.keys, self.output, self.shares)
 
 
 def resolve(config: StudyConfig) -> KeyedPlan:
@@ -184,11 +170,11 @@ def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
         check_files(missing, study)
         check_configs(missing)
     begun = time.monotonic()
-    with locked(output, wait=config.wait) as lock:
+    with locked(output, wait=config.wait):
         if config.wait:  # the study or its code may have changed meanwhile
             keyed = resolve(config)
             keyed.refuse_costly(config)
-        summary = _run_locked(keyed, config, lock)
+        summary = _run_locked(keyed, config)
         report(output)
     if missing:
         say(f"{study.name}: {duration(time.monotonic() - begun)} in all{trash_words(output)}")
@@ -198,27 +184,25 @@ def run_study(config: StudyConfig, *, report: Callable[[Path], None]) -> None:
         sys.exit(1)
 
 
-def _run_locked(keyed: KeyedPlan, config: StudyConfig, lock: int) -> Summary:
+def _run_locked(keyed: KeyedPlan, config: StudyConfig) -> Summary:
     """Run what is missing, with a record of the study before, for those who look on, and after."""
-    from benchmarks.study.progress import Progress
-    from benchmarks.study.runner import run_steps
+    from rich.console import Console
+
+    from benchmarks.study.engine import run_steps
 
     study, steps, output = keyed.plan.study, keyed.plan.steps, keyed.output
     if not (output / RECORD_FILE).is_file() or not all(is_done(step, keyed.keys[step.name], output) for step in steps):
         write_study_record(output, study_record(keyed, config.file))
-    with Progress(steps, output, shares=keyed.shares) as progress:
+    with Progress(keyed.watch(), Console(file=sys.stderr, highlight=False)) as progress:
         summary = run_steps(
             steps,
-            lambda: current_keys(keyed.plan),
+            keyed.keys,
             output,
-            lock=lock,
             jobs=study.jobs,
             threads=study.threads,
             executor=study.executor,
             resources=keyed.resources,
-            observer=progress,
-            confirm_hours=math.inf if config.yes else study.confirm_hours,
-            study=config.study,
+            show=progress.show,
         )
     now = dataclasses.replace(keyed, keys=current_keys(keyed.plan))
     write_study_record(output, study_record(now, config.file))
@@ -228,13 +212,14 @@ def _run_locked(keyed: KeyedPlan, config: StudyConfig, lock: int) -> Summary:
 def study_record(keyed: KeyedPlan, file: str) -> StudyRecord:
     """What ``study.json`` says about a plan."""
     from benchmarks.study.machine import describe_machine
-    from benchmarks.study.runner import command_line
 
     study = keyed.plan.study
     steps = {
         step.name: StepPlan(
             kind=step.kind,
-            command=command_line(step, keyed.output, keyed.resources[step.name]),
+            command=" ".join(
+                launched(step.command, step_directory(keyed.output, step.name) / CONFIG, keyed.resources[step.name])
+            ),
             key=keyed.keys[step.name].key,
             parents=step.parents,
             share=keyed.shares[step.name],
@@ -302,7 +287,8 @@ def plan_study(config: PlanConfig) -> None:
 
     keyed = resolve(config)
     study = keyed.plan.study
-    would_run = [step for step in keyed.plan.steps if keyed.state(step.name) != "done"]
+    states = {step.name: step_state(step, keyed.keys[step.name], keyed.output) for step in keyed.plan.steps}
+    would_run = [step for step in keyed.plan.steps if states[step.name] != "done"]
     replaced = {each.name: each for each in keyed.replaces()}
     estimates = {}
     if config.estimates:
@@ -311,7 +297,7 @@ def plan_study(config: PlanConfig) -> None:
     console = Console(highlight=False)
     width = max(len(step.name) for step in keyed.plan.steps)
     for step in keyed.plan.steps:  # names are long: no columns that would squeeze them
-        line = Text.assemble(f"{step.name:<{width}}  ", _coloured(keyed.told(step.name)), "  ")
+        line = Text.assemble(f"{step.name:<{width}}  ", _colored(states[step.name]), "  ")
         console.print(line.append(" ".join(step.command), style="dim"), soft_wrap=True)
         if step.parents:
             console.print(Text(f"    after {', '.join(step.parents)}", style="dim"), soft_wrap=True)
@@ -340,36 +326,67 @@ def _pinned(name: str) -> str:
     return name if "@" in name else f"{name} (not pinned: add @REVISION)"
 
 
-def study_status(config: StudyConfig) -> None:
-    """Print how far a study is: state, time and memory of each step, and the last line of those that failed."""
-    from rich.text import Text
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(StudyConfig):
+    """Tell how far a study is; what it reads stays as it is.
 
-    from benchmarks.wording import duration, visible
+    Args:
+        study: the study file, or the name of a study that is shipped (``mini``).
+        follow: redraw it until nothing runs any more, or Ctrl-C.
+        every: seconds between two looks.
+        output: another directory for what it makes.
+        jobs: steps that run at the same time; as the study says where not given.
+        paths: name → directory, instead of those in the study's ``paths``.
+        seeds: instead of the study's.
+        only: encoders, entries or patterns such as ``photos.*``, instead of all.
+        check: not used here.
+        wait: not used here.
+        yes: not used here.
+        confirm_hours: not used here.
+    """
 
-    keyed = resolve(config)
-    console, table = _table("step", "state", "time", "memory", "")
-    for step in keyed.plan.steps:
-        record, state = read_record(keyed.output, step.name), keyed.told(step.name)
-        time = duration(record.seconds) if record and record.seconds else ""
-        memory = f"{record.peak_memory_mb / 1024:.1f} GB" if record and record.peak_memory_mb else ""
-        last = record.log_tail[-1] if record and record.log_tail else ""
-        table.add_row(step.name, _coloured(state), time, memory, Text(visible(last, 100), style="red"))
-    console.print(table)
+    follow: bool = False
+    every: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.every > 0:
+            raise UserError(f"every: expected more than 0 seconds, got {self.every:g}")
 
 
-def _table(*heads: str):  # rich is imported only when something is printed
+def study_status(config: StatusConfig) -> None:
+    """Print how far a study is: state, progress, time and memory of each step, and the last lines of some logs."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for head in heads:
-        justify: Literal["left", "right"] = "right" if head in {"time", "memory"} else "left"
-        table.add_column(head, justify=justify, overflow="fold", no_wrap=head in {"step", "time", "memory"})
-    return Console(highlight=False), table
+    console = Console(highlight=False)
+    watch = resolve(config).watch()
+    seen = watch.look()
+    if not config.follow or not console.is_terminal:
+        console.print(watch.view(seen, console.width))
+        return
+    follow(watch, console, wait=lambda: time.sleep(config.every))
 
 
-def _coloured(state: str):
+def follow(watch: StudyWatch, console: Console, wait: Callable[[], None]) -> None:
+    """Redraw how far a study is until nothing runs any more.
+
+    Args:
+        watch: the study.
+        console: where to.
+        wait: called between two looks.
+    """
+    from rich.live import Live
+
+    seen = watch.look()
+    with Live(watch.view(seen, console.width), console=console, auto_refresh=False) as live:
+        while any(status.state in {"waiting", "running"} for status in seen):
+            wait()
+            seen = watch.look()
+            live.update(watch.view(seen, console.width), refresh=True)
+
+
+def _colored(state: str) -> Text:
     from rich.text import Text
 
-    colours = {"done": "green", "failed": "red", "running": "cyan"}
-    return Text(state, style=colours.get(state, "yellow"))
+    colors = {"done": "green", "failed": "red", "running": "cyan"}
+    return Text(state, style=colors.get(state, "yellow"))

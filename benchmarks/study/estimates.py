@@ -105,15 +105,15 @@ def samples_of(step: Step) -> float | None:
     """Samples that a training sees; None where its config does not tell or it is none."""
     if step.kind == "encoder":
         config = step.config
-        count = config["steps"] * config.get("batch_size", 256) if "steps" in config else config.get("samples")
+        count = config["steps"] * config.get("global_batch_size", 256) if "steps" in config else config.get("samples")
         return None if count is None or config.get("stages") else float(count)
     if step.kind not in {"llm", "llava"}:
         return None
     names = step.config.get("stages", ["align", "instruct"])
     stages = [step.config.get(name, {}) for name in names]
-    if not all("steps" in stage and "batch_size" in stage for stage in stages):
+    if not all("steps" in stage and "global_batch_size" in stage for stage in stages):
         return None
-    return float(sum(stage["steps"] * stage["batch_size"] for stage in stages))
+    return float(sum(stage["steps"] * stage["global_batch_size"] for stage in stages))
 
 
 def _memory(record: StepRecord) -> float | None:

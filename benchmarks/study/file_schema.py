@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from benchmarks.config import BenchmarkConfig
-from benchmarks.study.executors.catalogue import EXECUTORS
+from benchmarks.study.executors import EXECUTORS
 from benchmarks.study.grid import VARY
 from benchmarks.study.plan import EVALUATE, MAKE_DATA, OF_ROWS, TRAIN_ENCODER, TRAIN_LLAVA
 from benchmarks.study.programs import find_command
@@ -26,7 +25,7 @@ _ENCODERS = {"type": "array", "items": {"type": "string"}, "description": "For t
 
 def study_schema() -> dict[str, Any]:
     """The schema of a study file, a whole document. Ranges and references are checked by reading it, not here."""
-    study = config_schema(_file(), "a study of clips-bench")
+    study = config_schema(Study, "a study of clips-bench")
     fields, defs = study["properties"], study["$defs"]
     del fields["varied"]  # which nobody writes
     settings, further = _settings()
@@ -68,13 +67,6 @@ def _settings() -> tuple[dict[str, Any], dict[str, Any]]:
     settings["benchmarks"] = _with(settings["benchmark"], {"encoders": _ENCODERS})
     settings["data"] = _with(settings["data"], {"command": {**_COMMAND, "const": MAKE_DATA}})
     return settings, defs
-
-
-def _file() -> type:
-    """The study's dataclass, whose executor is of no kind that pydantic knows."""
-    made = dataclasses.make_dataclass("Study", [("executor", Any, None)], bases=(Study,), frozen=True, kw_only=True)
-    made.__doc__ = Study.__doc__
-    return made
 
 
 def _executors(settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catalogue import find
-from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, LmmsModel, Needs, RunConfig
+from benchmarks.config import MODEL_FIELDS, BenchmarkConfig, Needs, RunConfig
 from benchmarks.study.grid import Settings, merged
-from benchmarks.study.kinds import expect, kind_of, known_keys
-from benchmarks.study.reading import check_benchmark
 from benchmarks.study.record import NO_ENCODER, NO_LLAVA, NOT_ASKED, CellRecord, RowRecord
 from benchmarks.study.references import MARK, hub_name, mapped, outside_file, pieces
 from benchmarks.study.schema import Combination, Study
@@ -21,6 +19,7 @@ from benchmarks.study.steps import Part, Step, StepKind
 from clips.data.files import is_remote
 from clips.errors import UserError, suggest
 from clips.references import CONFIG
+from clips.typed_data import from_plain
 
 TRAIN_ENCODER = ("clips", "train")
 TRAIN_LLAVA = ("llava-bridge", "train")
@@ -145,8 +144,9 @@ def make_plan(study: Study) -> Plan:
     Raises:
         UserError: a ``$`` path that nothing makes, an unknown benchmark setting, no row left.
     """
-    for number, rule in enumerate(study.overrides):
-        known_keys(rule.evaluation, OF_ROWS, f"overrides[{number}].evaluation.")
+    for number, rule in enumerate(study.overrides, 1):
+        for key in rule.evaluation.keys() - set(OF_ROWS):
+            raise suggest(key, OF_ROWS, f"key in overrides[{number}].evaluation")
     maker = _Maker(study)
     for name, settings in study.data.items():
         _data_step(maker, name, settings)
@@ -224,17 +224,9 @@ def _benchmark(study: Study, name: str) -> _Column:
     settings = {"name": name, **merged(study.defaults.benchmark, study.benchmarks[name])}
     settings.pop("encoders", None)  # the study's own: which encoders are asked
     where = f"benchmarks.{name}"
-    known = [entry.name for entry in dataclasses.fields(BenchmarkConfig)]
-    for key in settings:
-        if key not in known:
-            raise suggest(f"{where}.{key}", [f"{where}.{setting}" for setting in known], "key")
-    if settings.get("data") is None:
+    config = from_plain(BenchmarkConfig, {"data": "", **settings}, what=where)
+    if not config.data:
         raise UserError(f"{where}.data: missing (or give defaults.benchmark.data)")
-    check_benchmark(settings, where)
-    try:
-        config = BenchmarkConfig(**settings)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
     return _Column(settings=settings, needs=find(config.entry).needs)
 
 
@@ -337,19 +329,12 @@ def _existing_row(maker: _Maker, columns: Mapping[str, _Column], name: str) -> R
 
 def _check_existing(settings: Settings, where: str) -> None:
     """Refuse settings that are not those of a LLaVA to be evaluated."""
-    known_keys(settings, [each.name for each in dataclasses.fields(RunConfig) if each.name not in _OWN], f"{where}.")
-    if (settings.get("llava") is None) == (settings.get("lmms") is None):
+    if own := settings.keys() & set(_OWN):
+        raise UserError(f"{where}.{min(own)}: expected no such key, for the study itself gives it")
+    given = {"row": "row", "results": "results", "encoder": "encoder", "benchmarks": [{"name": "a", "data": "a"}]}
+    config = from_plain(RunConfig, {**given, **settings}, what=where)
+    if config.llava is None and config.lmms is None:
         raise UserError(f"{where}: expected either 'llava' or 'lmms', a model of lmms-eval's")
-    expect(settings, "llava", str, "a directory or a name on the hub (a text)", f"{where}.")
-    lmms = settings.get("lmms")
-    if lmms is not None:
-        if not isinstance(lmms, Mapping):
-            raise UserError(f"{where}.lmms: expected a mapping with model and args, got {kind_of(lmms)}")
-        known_keys(lmms, [each.name for each in dataclasses.fields(LmmsModel)], f"{where}.lmms.")
-        if lmms.get("model") is None:
-            raise UserError(f"{where}.lmms.model: missing")
-        for field in lmms:
-            expect(lmms, field, str, "a text", f"{where}.lmms.")
 
 
 def _evaluate(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.study.resources import Resources
 from clips.commandline.commands import Command
+from clips.core.identity import version_of
 from clips.errors import UserError, suggest
 
 PROGRAMS: dict[str, str] = {
@@ -72,7 +73,7 @@ def command_version(words: tuple[str, ...]) -> int | str:
     """The command's version number, or the SHA-256 of a user's script, which has none."""
     if words[0] == SCRIPT:
         return hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()
-    return find_command(words).version
+    return version_of(" ".join(words))
 
 
 def launched(words: tuple[str, ...], config: Path, resources: Resources) -> tuple[str, ...]:

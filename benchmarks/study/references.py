@@ -84,7 +84,7 @@ def mapped(value: Any, change: Callable[[str, str], str], field: str = "") -> An
     if isinstance(value, str):
         return change(field, value)
     if isinstance(value, Mapping):
-        of_hub = "datasets" in (value.get("format"), value.get("layout"))
+        of_hub = value.get("format") == "datasets"
         names = {key: DATA_SET if of_hub and key in {"path", "data"} else key for key in value}
         return {key: mapped(item, change, names[key]) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -7,7 +7,7 @@
     encoders:
       clip:         {recipe: {name: clip}}          # a mapping: trained here, laid over defaults.encoder
       efficientnet: "timm:efficientnet_lite0"       # a text: pretrained, from anywhere
-      sized: {vary: {batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
+      sized: {vary: {global_batch_size: [64, 128]}}        # several: sized.64 and sized.128, see ``grid``
     llms:
       tiny:     {}                                  # likewise: trained here, over defaults.llm
       stories:  path/to/any/transformers/llm
@@ -36,13 +36,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.published.rows import select_rows
-from benchmarks.study.executors.base import ExecutorConfig
-from benchmarks.study.executors.local import LocalConfig
+from benchmarks.study.executors import ExecutorConfig, LocalConfig
 from benchmarks.study.grid import FigureSpec, Settings, Varied
-from benchmarks.study.kinds import list_of, record_of
 from benchmarks.study.resources import Resources
 from clips.errors import UserError, suggest
 from clips.planning.hardware import GPUS
+from clips.typed_data import from_plain
 
 _OWN_FOLDERS = {"data", "encoders", "llms", "llava", "results", "steps", "report", "trash"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
@@ -117,7 +116,7 @@ class Study:
         jobs: steps that run at the same time.
         threads: threads of each step; the cores divided by ``jobs`` where not given.
         confirm_hours: steps that took longer are made again only with ``--yes``.
-        executor: where steps run, see ``executors.catalogue``.
+        executor: where steps run, see ``executors``.
         gpu: kind of GPU that ``study plan`` reckons with, see ``clips.planning.hardware``.
         resources: kind of step, or pattern of step names → fields of ``resources.Resources``.
         seeds: every encoder and LLaVA is trained once with each.
@@ -196,7 +195,7 @@ class Study:
         if not self.confirm_hours >= 0:
             raise UserError(f"confirm_hours: expected a number from 0 on, got {self.confirm_hours}")
         for name, settings in self.resources.items():
-            record_of(Resources, settings, f"resources.{name}")
+            from_plain(Resources, settings, what=f"resources.{name}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError(f"seeds: expected different whole numbers from 0 on, got {list(self.seeds)}")
         for override in self.overrides:
@@ -207,9 +206,12 @@ class Study:
                 if name is not None and not fnmatch.filter(known, name):
                     raise suggest(name, known, f"{what} in 'overrides'")
         for name, settings in self.benchmarks.items():
-            for asked in list_of(settings.get("encoders"), f"benchmarks.{name}.encoders", str, "a name"):
-                self._check_encoder(asked, f"benchmarks.{name}.encoders")
-        for number, figure in enumerate(self.figures):
+            asked = settings.get("encoders") or []
+            if not isinstance(asked, list) or not all(isinstance(each, str) for each in asked):
+                raise UserError(f"benchmarks.{name}.encoders: expected a list, each item a name, got {asked!r:.80}")
+            for each in asked:
+                self._check_encoder(each, f"benchmarks.{name}.encoders")
+        for number, figure in enumerate(self.figures, 1):
             self._check_figure(figure, f"figures[{number}]")
 
     def _check_encoder(self, name: str, where: str, among: Sequence[str] | None = None) -> None:

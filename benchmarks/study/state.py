@@ -2,7 +2,7 @@
 
 A step's *key* is a hash of everything that it depends on: command, the command's version number, config,
 the files outside that it reads, and the keys of its parents. Source code does not count: whoever changes
-the results of a command raises its version (``Command.version``). A step is done when its last run
+the results of a command raises its version (``clips.core.identity.VERSIONS``). A step is done when its last run
 succeeded under the key that the study gives it now. The outputs of another key go to the study's trash before
 the step runs again, so old and new results never mix.
 """
@@ -28,7 +28,8 @@ LOG = "log.txt"
 CONFIG = "config.yaml"
 _SHORT = 12  # digits of a part's hash
 
-Outcome = Literal["queued", "running", "done", "failed", "interrupted"]
+LOG_TAIL_LINES = 20
+Outcome = Literal["running", "done", "failed", "interrupted"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class StepRecord:
         kind: what it makes.
         command: the line that was run, as a user would type it.
         key: what the run depended on.
-        parts: of the key, see ``StepKey``; empty in records of earlier versions.
+        parts: of the key, see ``StepKey``.
         outcome: how it ended.
         started: when it began, seconds since the epoch.
         seconds: wall time over all runs that went on from what an interrupted, killed or failed one left, theirs
@@ -51,8 +52,8 @@ class StepRecord:
         log_tail: the last lines of its log, where it failed.
         outputs: file name → key, of outputs whose dependencies are known by themselves.
         made: its outputs, relative to the study's directory.
-        token: of the run, by which a job that outlives the runner is known.
-        job: id of that job, where the executor gives one.
+        run: names the run of the study that ran it.
+        job: its SLURM job id, where it was one.
         machine: where it ran, see ``machine.describe_machine``.
         git: commit of the code, and whether there were changes besides.
         versions: of the libraries.
@@ -74,17 +75,12 @@ class StepRecord:
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     made: tuple[str, ...] = ()
-    token: str = ""
+    run: str = ""
     job: str = ""
     machine: Mapping[str, str] = dataclasses.field(default_factory=dict)
     git: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     accepted: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def at_work(self) -> bool:
-        """Whether a job may be at work on it that outlives its runner."""
-        return bool(self.token) and self.outcome in {"queued", "running"}
 
 
 def step_directory(output: Path, name: str) -> Path:
@@ -228,3 +224,15 @@ def is_done(step: Step, key: StepKey, output: Path) -> bool:
     """Whether the step's last run succeeded under this key and its outputs are still there."""
     record = read_record(output, step.name)
     return record is not None and record.outcome == "done" and record.key == key.key and not step.problems()
+
+
+def log_tail(output: Path, name: str) -> tuple[str, ...]:
+    """The last lines of a step's log that say something."""
+    try:
+        with (step_directory(output, name) / LOG).open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 20_000))
+            text = stream.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ()
+    lines = [line.split("\r")[-1].rstrip()[:400] for line in text.splitlines()]
+    return tuple([line for line in lines if line][-LOG_TAIL_LINES:])

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.study.locks import is_at_work
 from benchmarks.study.state import (
     CONFIG,
     LOG,
@@ -307,7 +308,7 @@ def accept(steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, *, 
         follows = before is not None and key.changes(before) == ["parents"] and current.issuperset(step.parents)
         if chosen and step.name not in chosen and not follows:
             continue
-        if problem := _not_acceptable(step, before, current):
+        if problem := _not_acceptable(step, before, current, output):
             if step.name in chosen:
                 raise UserError(f"{step.name}: cannot be accepted: {problem}")
             if before is not None:
@@ -322,13 +323,13 @@ def accept(steps: Sequence[Step], keys: Mapping[str, StepKey], output: Path, *, 
     return told
 
 
-def _not_acceptable(step: Step, before: StepRecord | None, current: Collection[str]) -> str | None:
+def _not_acceptable(step: Step, before: StepRecord | None, current: Collection[str], output: Path) -> str | None:
     """Why the outputs of a step cannot be taken as they are; None where they can."""
     stale = [parent for parent in step.parents if parent not in current]
     if stale:
         return f"it depends on {stale[0]}, which would be made again; accept that too"
-    if before is not None and before.at_work:
-        return f"a job is at work on it ({before.job or before.token})"
+    if is_at_work(output, step.name):
+        return "a job is at work on it"
     if before is not None and before.outcome != "done":  # a run that was interrupted goes on
         if step.parts:
             return "it has not ended, and would replace the results that it has"

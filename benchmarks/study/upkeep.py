@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.kept import KEPT
 from benchmarks.study.commands import KeyedPlan, StudyConfig, resolve, run_study, study_record
-from benchmarks.study.lock import locked
+from benchmarks.study.locks import locked
 from benchmarks.study.record import RECORD_FILE, write_study_record
 from benchmarks.study.state import read_record, stages_beside, step_directory, write_record
 from benchmarks.study.steps import Step, in_order

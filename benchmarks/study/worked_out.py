@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.study.estimate import Estimate
 from benchmarks.study.resources import Resources
 from benchmarks.study.steps import Step
-from clips.commandline.parsing import from_plain
 from clips.errors import UserError
 from clips.plain import plain
+from clips.typed_data import from_plain
 
 NOT_RUN = Estimate(basis="has not run yet")
 
@@ -45,57 +45,20 @@ def _encoder(step: Step, _steps: Mapping[str, Step], count: int, gpu: str | None
 
 @functools.cache  # encoders that differ in their seed are alike
 def _encoder_estimate(config: str, count: int, gpu: str | None) -> Estimate:
-    from clips.planning.plan import PlanConfig, StagePlan
+    from clips.planning.plan import PlanConfig, training_cost
     from clips.training.config import TrainConfig
-    from clips.training.stages import stage_configs
 
     asked = PlanConfig(training="", gpu=gpu or "h200", count=count)
-    stages = [StagePlan(asked, stage) for stage in stage_configs(_parsed(TrainConfig, json.loads(config)))]
-    storage = [stage.storage() for stage in stages]
-    kept = storage[-1]["encoder"]
-    disk = {"disk": kept, "most": kept + max(each["checkpoints"] for each in storage)}
-    if gpu is None:
-        return Estimate(basis="disk worked out; no GPU is named, and no like step has run", **disk)
-    speeds = [stage.speed(stage.spread(count)) for stage in stages]
-    if any(speed is None for speed in speeds):
-        return Estimate(basis=f"worked out: not one sample fits on {gpu}", **disk)
-    memory = [
-        sum(stage.memory(own, local=stage.local(count), at_once=stage.at_once(own)).values())
-        for stage in stages
-        for own in [stage.spread(count)]
-    ]
-    hours = sum(speed["hours"] for speed in speeds if speed)
-    parts = [stage.at_once(stage.spread(count)) for stage in stages]
-    whole = [stage.local(count) for stage in stages]
-    needed = any(part < local for part, local in zip(parts, whole, strict=True) if part)
-    hint = f", with micro_batch {', '.join(map(str, parts))} in its stages" if needed else ""
-    return Estimate(
-        basis=f"worked out for {count} × {gpu} at {asked.mfu:.0%} of its peak{hint}, see clips plan",
-        seconds=hours * 3600,
-        gpu_hours=hours * count,
-        memory=max(memory),
-        **disk,
-    )
+    cost = training_cost(asked, _parsed(TrainConfig, json.loads(config)), timed=gpu is not None)
+    return Estimate(**vars(cost))
 
 
 def _llava(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -> Estimate:
-    from llava_bridge.planning.plan import MFU, plan_llava
+    from llava_bridge.planning.plan import llava_cost
     from llava_bridge.training.config import TrainConfig
 
-    config = _parsed(TrainConfig, step.config)
     sizes = {"vision": _made_vision(step, steps), "llm": _made_llm(step, steps)}
-    cost = plan_llava(config, gpu=gpu, count=count, **sizes)
-    basis = f"disk worked out; {cost.lacking}"
-    if gpu is not None and cost.gpu_hours is not None:
-        basis = f"worked out for {count} × {gpu} at {MFU:.0%} of its peak, {cost.tokens} tokens a picture"
-    return Estimate(
-        basis=basis,
-        seconds=None if cost.gpu_hours is None else cost.gpu_hours / count * 3600,
-        gpu_hours=cost.gpu_hours,
-        memory=cost.memory if gpu else None,
-        disk=cost.kept,
-        most=cost.most,
-    )
+    return Estimate(**vars(llava_cost(_parsed(TrainConfig, step.config), gpu=gpu, count=count, **sizes)))
 
 
 def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | None) -> Estimate:
@@ -104,20 +67,19 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
         return _encoder_evaluation(step, steps, count, gpu)
     from benchmarks.catalogue import find
     from clips.planning.hardware import GPUS
-    from llava_bridge.planning.plan import MFU, MOST_TILES, TEXT_TOKENS
-    from llava_bridge.planning.sizes import projector_size
+    from llava_bridge.planning.plan import MFU, TEXT_TOKENS, sizes_of
     from llava_bridge.training.config import TrainConfig
 
     trained = next((steps[name] for name in step.parents if steps[name].kind == "llava"), None)
     if trained is None or gpu is None:
         return NOT_RUN
     config = _parsed(TrainConfig, trained.config)
-    vision, llm = _vision(trained, steps, config), _llm(trained, steps, config)
-    pictures = MOST_TILES if config.image_fit == "anyres" else 1
-    tokens = pictures * projector_size(config.projector, vision, llm)[1]
+    sizes = sizes_of(config, vision=_made_vision(trained, steps), llm=_made_llm(trained, steps))
+    if sizes.vision is None:
+        return NOT_RUN
     asked = [(find(each.get("uses") or each["name"]).items, each.get("limit")) for each in step.config["benchmarks"]]
     items = sum(min(limit or total, total) for total, limit in asked if total)
-    flops = pictures * vision.flops + llm.forward_flops(tokens + TEXT_TOKENS["align"])
+    flops = sizes.tiles * sizes.vision.flops + sizes.llm.forward_flops(sizes.tokens + TEXT_TOKENS["align"])
     seconds = items * flops / (GPUS[gpu].peak("bf16") * MFU * count)
     left_out = [each["name"] for each, (total, _) in zip(step.config["benchmarks"], asked, strict=True) if not total]
     more = f"; length unknown, left out: {', '.join(left_out)}" if left_out else ""
@@ -125,7 +87,7 @@ def _evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: str | No
         basis=f"worked out for {count} × {gpu}, the least: {items:,} questions read, generating comes on top{more}",
         seconds=seconds,
         gpu_hours=seconds / 3600 * count,
-        memory=2.0 * (vision.parameters + llm.parameters),
+        memory=2.0 * (sizes.vision.parameters + sizes.llm.parameters),
     )
 
 
@@ -134,10 +96,9 @@ def _encoder_evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: 
     from benchmarks.study.lengths import read_by_encoder
     from clips.planning.hardware import GPUS
     from llava_bridge.planning.plan import MFU
-    from llava_bridge.planning.sizes import pair_of_config, pair_size
+    from llava_bridge.planning.sizes import dual_tower_size
 
-    made = _made_cfg(step, steps)
-    pair = pair_size(step.config["encoder"]) if made is None else pair_of_config(made)  # a name is looked up
+    pair = dual_tower_size(_made_cfg(step, steps) or step.config["encoder"])  # a name is looked up
     if gpu is None:
         return NOT_RUN
     read = {each["name"]: read_by_encoder(each) for each in step.config["benchmarks"]}
@@ -146,7 +107,7 @@ def _encoder_evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: 
     if len(left_out) == len(read):
         return Estimate(basis=more, memory=2.0 * pair.parameters)
     pictures, texts = (sum(column) for column in zip(*filter(None, read.values()), strict=True))
-    flops = pictures * pair.picture + texts * pair.text
+    flops = pictures * pair.image_flops + texts * pair.text_flops
     seconds = flops / (GPUS[gpu].peak("bf16") * MFU * count)
     words = f"{pictures:,} pictures and {texts:,} texts read, as published; decoding comes on top"
     words += f"; {more}" if left_out else ""
@@ -158,18 +119,6 @@ def _encoder_evaluation(step: Step, steps: Mapping[str, Step], count: int, gpu: 
     )
 
 
-def _vision(step: Step, steps: Mapping[str, Step], config: Any) -> Any:
-    from llava_bridge.planning.sizes import vision_size
-
-    return _made_vision(step, steps) or vision_size(config.encoder, config.image_size)
-
-
-def _llm(step: Step, steps: Mapping[str, Step], config: Any) -> Any:
-    from llava_bridge.planning.sizes import llm_size
-
-    return _made_llm(step, steps) or llm_size(config.llm)
-
-
 def _maker(step: Step, field: str, steps: Mapping[str, Step]) -> Step | None:
     """The step that makes what a field of a config names."""
     named = step.config.get(field)
@@ -179,10 +128,10 @@ def _maker(step: Step, field: str, steps: Mapping[str, Step]) -> Step | None:
 
 def _made_vision(step: Step, steps: Mapping[str, Step]) -> Any:
     """The size of an encoder that the study trains; None of another."""
-    from llava_bridge.planning.sizes import tower_of_config
+    from llava_bridge.planning.sizes import vision_size_of
 
     made = _made_cfg(step, steps)
-    return None if made is None else tower_of_config(made)
+    return None if made is None else vision_size_of(made)
 
 
 def _made_cfg(step: Step, steps: Mapping[str, Step]) -> dict[str, Any] | None:

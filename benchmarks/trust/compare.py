@@ -1,26 +1,31 @@
-"""``clips-bench compare A B``: two rows, directories of results or studies, and what can be told of how they differ."""
+"""``clips-bench compare A B``: a report of two rows, or of the rows of two studies, with words on how they differ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import statistics
-from benchmarks.item_scores import ItemScores, comparable
-from benchmarks.noise import TrainingNoise
 from benchmarks.protocol import INPUT, differences, ranked_by
+from benchmarks.report.build import build_table
+from benchmarks.report.comparing import Evidence, with_comparisons
+from benchmarks.report.formats.csv_tables import csv_text
+from benchmarks.report.formats.markdown import markdown_frame, markdown_list
+from benchmarks.report.page import render_comparison
+from benchmarks.report.source import Gap, ReportSource
+from benchmarks.report.table import Cell, Table
+from benchmarks.report.terminal import print_frame
 from benchmarks.results import Result
-from benchmarks.statistics import Difference, holm
+from benchmarks.study.record import RowRecord
 from benchmarks.trained import Apart, apart, training_of
-from benchmarks.trust.compare_formats import WRITERS, print_comparison
 from benchmarks.trust.comparison import Comparison, Line, few
 from benchmarks.trust.sides import Side, read_side, told_apart
-from benchmarks.wording import listed
+from benchmarks.wording import listed, visible
 from clips.core.artifact import say, write_file
 from clips.errors import UserError, suggest
+from clips.visible import markdown_text
 
-Rows = Mapping[str, Mapping[str, Result]]
+Row = Mapping[str, Result]
 _A, _B = "A", "B"  # results may carry the same row's name
 
 
@@ -69,8 +74,9 @@ def comparison(config: CompareConfig) -> Comparison:
     for name in config.benchmarks:
         if name not in known:
             raise suggest(name, known, "benchmark ('benchmarks')")
-    lines = compared(pairs, config.benchmarks, all_metrics=config.all_metrics)
-    left_out = [reason for pair in pairs for reason in without_numbers(*pair, config.benchmarks)]
+    pairs = [_chosen(pair, config.benchmarks) for pair in pairs]
+    table, lines = compared(pairs, all_metrics=config.all_metrics)
+    left_out = [reason for pair in pairs for reason in _without_numbers(*pair)]
     if not lines:
         why = f" ({'; '.join(left_out)})" if left_out else ""
         raise UserError(f"{config.second}: has no metric in common with {config.first}{why}")
@@ -79,10 +85,16 @@ def comparison(config: CompareConfig) -> Comparison:
     left_out += [f"{letter}: {gap}" for letter, side in ((_A, first), (_B, second)) for gap in side.gaps]
     return Comparison(
         sides=(first, second),
+        table=table,
         lines=tuple(lines),
         left_out=tuple(dict.fromkeys(left_out)),
         context=tuple(told_apart(first, second)),
     )
+
+
+def _chosen(pair: tuple[Row, Row], benchmarks: Sequence[str]) -> tuple[Row, Row]:
+    mine, other = ({name: row[name] for name in row if not benchmarks or name in benchmarks} for row in pair)
+    return mine, other
 
 
 def _new_and_gone(first: Side, second: Side) -> Iterator[str]:
@@ -91,7 +103,7 @@ def _new_and_gone(first: Side, second: Side) -> Iterator[str]:
             yield f"only {letter} has the row{'s' if len(alone) > 1 else ''} {listed(alone)}"
 
 
-def _paired(first: Rows, second: Rows) -> list[tuple[Mapping[str, Result], Mapping[str, Result]]]:
+def _paired(first: Mapping[str, Row], second: Mapping[str, Row]) -> list[tuple[Row, Row]]:
     """Rows of equal name; the only row of each, whatever they are called."""
     if len(first) == len(second) == 1:
         return [(next(iter(first.values())), next(iter(second.values())))]
@@ -101,81 +113,130 @@ def _paired(first: Rows, second: Rows) -> list[tuple[Mapping[str, Result], Mappi
     return [(first[name], second[name]) for name in common]
 
 
-def compared(
-    pairs: Sequence[tuple[Mapping[str, Result], Mapping[str, Result]]],
-    benchmarks: Sequence[str] = (),
-    *,
-    all_metrics: bool = False,
-) -> list[Line]:
-    """One line a metric that both rows have; the p-values of all lines are Holm-corrected together."""
-    found: list[tuple[Line, Result, Result]] = []
+def compared(pairs: Sequence[tuple[Row, Row]], *, all_metrics: bool = False) -> tuple[Table, list[Line]]:
+    """A report's table of both rows of each pair, A's compared with B's, and a line a metric that both have.
+
+    What the same model has reached twice is not tested: there is nothing to test.
+    """
+    pairs = [pair for pair in pairs if all(pair)]
+    source = _source(pairs)
+    evidence = Evidence(source)
+    table = build_table(source, evidence, primary_only=not all_metrics, by_seed=True)
+    (table,) = with_comparisons([table], evidence, ranked=False, untested=_unchanged(source))
+    return table, [line for number, pair in enumerate(pairs) for line in _lines(source, table, number, pair)]
+
+
+def _source(pairs: Sequence[tuple[Row, Row]]) -> ReportSource:
+    """What a report reads, of both rows of each pair; A's has B's as its baseline."""
+    rows: list[RowRecord] = []
+    outcomes: dict[tuple[str, str], Result | Gap] = {}
+    benchmarks = tuple(dict.fromkeys(name for pair in pairs for name in pair[0] if name in pair[1]))
+    for pair in pairs:
+        names = [f"{letter} {_name(row)}" for letter, row in zip((_A, _B), pair, strict=True)]
+        rows += [RowRecord(name=names[0], encoder="", baseline=names[1]), RowRecord(name=names[1], encoder="")]
+        for name, row in zip(names, pair, strict=True):
+            for benchmark in benchmarks:
+                result = row.get(benchmark)
+                numbers = result is not None and bool(result.metrics)
+                outcomes[name, benchmark] = result if numbers and result else Gap(kind="missing", reason=_why(result))
+    return ReportSource(
+        title="", question="", notes=(), rows=tuple(rows), benchmarks=benchmarks, outcomes=outcomes, steps=(),
+        study=None, directory=Path(),
+    )  # fmt: skip
+
+
+def _name(row: Row) -> str:
+    return next((result.row for result in row.values()), "")
+
+
+def _lines(source: ReportSource, table: Table, number: int, pair: tuple[Row, Row]) -> Iterator[Line]:
+    first, second = table.rows[2 * number : 2 * number + 2]
     trainings: dict[str, Apart] = {}
-    for mine, other in pairs:
-        for name in [name for name in mine if name in other and (not benchmarks or name in benchmarks)]:
-            one, two = mine[name], other[name]
-            models = repr((one.model, two.model))
-            if not _same_model(one, two) and models not in trainings:
-                trainings[models] = apart(training_of(one), training_of(two))
-            for metric in one.metrics if all_metrics else one.primary:
-                if metric in one.metrics and metric in two.metrics:
-                    found.append((_line(one, two, metric, trainings.get(models)), one, two))
-    items = ItemScores()
-    tested = [
-        line if line.unlike or line.unchanged else replace(line, difference=_difference(items, one, two, line.name))
-        for line, one, two in found
+    for column in table.columns:
+        cells = table.cell(first, column), table.cell(second, column)
+        if any(cell.value is None for cell in cells):
+            continue
+        mine, other = (source.results(column.benchmark)[row.name] for row in (first, second))
+        models = repr((mine.model, other.model))
+        if not _same_model(mine, other) and models not in trainings:
+            trainings[models] = apart(training_of(mine), training_of(other))
+        yield Line(
+            rows=(mine.row, other.row),
+            first=cells[0],
+            second=cells[1],
+            unlike=_unlike(mine, other),
+            same_model=_same_model(mine, other),
+            training=trainings.get(models),
+        )
+
+
+def _unlike(first: Result, second: Result) -> tuple[str, ...]:
+    if ranked_by(first.protocol) == ranked_by(second.protocol):
+        return ()
+    own = [
+        {name: value for name, value in result.protocol.items() if not name.startswith(INPUT)}
+        for result in (first, second)
     ]
-    places = [place for place, line in enumerate(tested) if line.difference is not None]
-    corrected = holm([line.difference.p_value for line in tested if line.difference is not None])
-    for place, p_value in zip(places, corrected, strict=True):
-        tested[place] = replace(tested[place], p_value=p_value)
-    return tested
+    return tuple(differences(*own))
 
 
-def _difference(items: ItemScores, first: Result, second: Result, metric: str) -> Difference | None:
-    """A's metric minus B's; None where they do not share their items or the metric has no formula."""
-    mine, other = (items.of_model([result], metric) for result in (first, second))
-    if mine is None or other is None or not comparable(mine, other):
-        return None
-    return statistics.compare(mine, other, TrainingNoise())
+def _unchanged(source: ReportSource) -> Callable[[Cell, Cell], bool]:
+    def unchanged(first: Cell, second: Cell) -> bool:
+        results = source.results(first.column.benchmark)
+        return first.value == second.value and _same_model(results[first.row], results[second.row])
 
-
-def without_numbers(
-    first: Mapping[str, Result], second: Mapping[str, Result], benchmarks: Sequence[str] = ()
-) -> Iterator[str]:
-    """In words, which benchmarks are not compared, and why."""
-    asked = [name for name in dict.fromkeys([*first, *second]) if not benchmarks or name in benchmarks]
-    for letter, mine, other in ((_A, first, second), (_B, second, first)):
-        if alone := [name for name in asked if name in mine and name not in other]:
-            yield f"only {letter} has {listed(alone)}"
-    for name in asked:
-        pair = {_A: first.get(name), _B: second.get(name)}
-        lacking = [f"{letter}: {_why(result)}" for letter, result in pair.items() if result and not result.metrics]
-        if lacking and name in first and name in second:
-            yield f"{name} ({'; '.join(lacking)})"
-
-
-def _why(result: Result) -> str:
-    """Why a result has no number."""
-    return f"failed: {result.reason}" if result.reason else "; ".join(dict.fromkeys(result.absent.values()))
+    return unchanged
 
 
 def _same_model(first: Result, second: Result) -> bool:
     return bool(first.model.get("hash")) and first.model.get("hash") == second.model.get("hash")
 
 
-def _line(first: Result, second: Result, metric: str, training: Apart | None) -> Line:
-    alike = ranked_by(first.protocol) == ranked_by(second.protocol)
-    harness = [
-        {name: value for name, value in result.protocol.items() if not name.startswith(INPUT)}
-        for result in (first, second)
-    ]
-    return Line(
-        rows=(first.row, second.row),
-        benchmark=first.benchmark,
-        name=metric,
-        first=first.metrics[metric],
-        second=second.metrics[metric],
-        unlike=() if alike else tuple(differences(*harness)),
-        same_model=_same_model(first, second),
-        training=training,
-    )
+def _without_numbers(first: Row, second: Row) -> Iterator[str]:
+    """In words, which benchmarks are not compared, and why."""
+    for letter, mine, other in ((_A, first, second), (_B, second, first)):
+        if alone := [name for name in mine if name not in other]:
+            yield f"only {letter} has {listed(alone)}"
+    for name in first:
+        pair = {_A: first[name], _B: second.get(name)}
+        lacking = [f"{letter}: {_why(result)}" for letter, result in pair.items() if result and not result.metrics]
+        if lacking and name in second:
+            yield f"{name} ({'; '.join(lacking)})"
+
+
+def _why(result: Result | None) -> str:
+    """Why a row has no number."""
+    if result is None:
+        return "no result"
+    return f"failed: {result.reason}" if result.reason else "; ".join(dict.fromkeys(result.absent.values()))
+
+
+def print_comparison(found: Comparison) -> None:
+    """All of it in the terminal; names are text, never markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for title, frame in found.texts().items():
+        print_frame(frame, console, title=title)
+    for line in (found.answer, *found.said()):
+        console.print(Text(visible(line)))
+
+
+def _markdown(found: Comparison) -> str:
+    parts = [f"# {markdown_text(found.title)}", f"**{markdown_text(found.answer)}**"]
+    for title, frame in found.texts().items():
+        parts += [f"## {markdown_text(title)}", markdown_frame(frame)]
+    return "\n\n".join([*parts, markdown_list(found.said())]) + "\n"
+
+
+def _html(found: Comparison) -> str:
+    return render_comparison(title=found.title, answer=found.answer, tables=found.texts(), notes=found.said())
+
+
+WRITERS: dict[str, Callable[[Comparison], str]] = {
+    ".json": lambda found: found.tidy().to_json(orient="records", indent=1, force_ascii=False) + "\n",
+    ".csv": lambda found: csv_text(found.tidy()),
+    ".md": _markdown,
+    ".html": _html,
+}

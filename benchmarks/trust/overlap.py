@@ -16,11 +16,12 @@ import numpy as np
 
 from benchmarks.data.caption_sets import load_caption_set
 from benchmarks.data.class_sets import load_class_set
-from benchmarks.data.shards import is_shards
-from benchmarks.data.source import CaptionSource, OnDisk
 from benchmarks.trust.likeness import BITS, NEAR, Look, look_at, near_pairs
 from benchmarks.wording import duration
 from clips.core.artifact import say, write_file
+from clips.data.formats import DatasetSpec
+from clips.data.formats.base import Location
+from clips.data.formats.tar_shards import is_webdataset
 from clips.data.sources.base import SourceConfig
 from clips.data.unpacking import unpacked
 from clips.errors import UserError
@@ -201,20 +202,21 @@ def benchmark_pictures(
         UserError: missing or malformed.
     """
     path = Path(data)
-    source = CaptionSource(data=data, split=split, images=images, language=language)
-    table = path.is_dir() and not is_shards(OnDisk(source)) and next(path.rglob("*.parquet"), None) is not None
-    if path.suffix == ".parquet" or table:
+    spec = DatasetSpec(path=data, split=split, images=images, language=language)
+    if path.suffix == ".parquet" or (
+        path.is_dir() and not is_webdataset(Location(spec)) and next(path.rglob("*.parquet"), None)
+    ):
         yield from _from_parquet(path)
         return
     try:
-        captions = load_caption_set(source)
+        captions = load_caption_set(spec)
     except UserError as error:
         if not path.is_dir():
             raise
         yield from _from_classes(data, split, error)
         return
-    for name in captions.images:
-        yield name, captions.pictures.read(name)
+    for image in captions.files:
+        yield image.name, image.read()
 
 
 def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named]:
@@ -223,8 +225,8 @@ def _from_classes(data: str, split: str, otherwise: UserError) -> Iterator[Named
         found = load_class_set(data, split=split)
     except UserError:
         raise otherwise from None
-    for number, name in enumerate(found.pictures):
-        yield name, found.read(number)
+    for name, image in zip(found.pictures, found.files, strict=True):
+        yield name, image.read()
 
 
 def _from_parquet(path: Path) -> Iterator[Named]:

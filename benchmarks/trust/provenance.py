@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.results import Result, study_above
 from benchmarks.study.state import record_behind
 from benchmarks.study.trash import acceptance
-from benchmarks.trained import found_today
+from benchmarks.trained import found_today, mapping
 from benchmarks.trust.rows import find_result
 from benchmarks.wording import visible
 from clips.core.artifact import MANIFEST, directory_hash, read_manifest
@@ -114,18 +114,18 @@ def _artifact(
         return Node(f"{title}, {error}")
     parents = [
         _artifact(parent, each, study, check=check, seen=seen | {path})
-        for parent, each in _mapping(manifest.get("parents")).items()
+        for parent, each in mapping(manifest.get("parents")).items()
         if isinstance(each, Mapping)
     ]
     return Node(
         title,
         [*_about(manifest), *_step(directory)],
-        [*parents, *_sources(_mapping(manifest.get("data")), study, check=check)],
+        [*parents, *_sources(mapping(manifest.get("data")), study, check=check)],
     )
 
 
 def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
-    made = f"made {manifest.get('created', '')}{_code(_mapping(manifest.get('git')))}"
+    made = f"made {manifest.get('created', '')}{_code(mapping(manifest.get('git')))}"
     seed = manifest.get("seed")
     yield made + (f", seed {seed}" if seed is not None else "")
     amounts = {
@@ -138,7 +138,7 @@ def _about(manifest: Mapping[str, Any]) -> Iterator[str]:
     where = [str(manifest[name]) for name in ("device", "precision") if manifest.get(name)]
     if known or where:
         yield ", ".join([*known, *where])
-    versions = _mapping(manifest.get("versions"))
+    versions = mapping(manifest.get("versions"))
     wanted = [f"{name} {versions[name]}" for name in ("torch", "transformers", "open_clip_torch") if name in versions]
     if wanted:
         yield ", ".join(wanted)
@@ -202,7 +202,3 @@ def _code(git: Mapping[str, Any]) -> str:
 
 def _short(digest: str) -> str:
     return digest[:_SHOWN] if digest else "no hash"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -1,7 +1,7 @@
 """Subcommands whose options are the fields of a frozen dataclass.
 
 Each command is a function of one config: ``def train(config: TrainConfig) -> None``. Its YAML file
-(``--config FILE``) is the record of a run, dotted flags (``--optim.lr 1e-3``) override it,
+(``--config FILE``) is the record of a run, dotted flags (``--optim.learning_rate 1e-3``) override it,
 ``--print_config`` shows what would run. The module of a command is imported when that command is
 called, so ``clips --help`` is quick although training needs torch; what is wrong with a config is
 told before that, too.
@@ -49,8 +49,6 @@ class Command:
             what is wrong with a config is then told at once.
         positional: fields of the config that may be given without a flag, in this order.
         rest: a list field that takes all further words without a flag.
-        version: part of the key of each study step that runs the command. Raise it when the command computes other
-            results from the same config.
     """
 
     help: str
@@ -58,7 +56,6 @@ class Command:
     config: str | None = None
     positional: tuple[str, ...] = ()
     rest: str | None = None
-    version: int = 1
 
     def function(self) -> Any:
         """The function that ``target`` names; imports its module."""

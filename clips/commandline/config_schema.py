@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from clips.commandline.helptext import field_help, summary
 from clips.imported import imported
+from clips.typed_data import adapter
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -37,7 +38,7 @@ class _Generator(GenerateJsonSchema):
         for declared in dataclasses.fields(schema["cls"]):
             _add_choices(made["properties"].get(declared.name, {}), declared.metadata)
         made.pop("title", None)
-        return made | {"description": summary(schema["cls"]), "additionalProperties": False}
+        return made | {"description": summary(schema["cls"])}
 
 
 def _add_choices(field: dict[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -59,7 +60,7 @@ def config_schema(config_class: type, title: str) -> dict[str, Any]:
         config_class: a dataclass; those within it, in lists and mappings too, come along.
         title: what the file is, for people.
     """
-    made = TypeAdapter(config_class).json_schema(schema_generator=_Generator)
+    made = adapter(config_class).json_schema(schema_generator=_Generator)
     return {"$schema": DIALECT, "title": title, **made}
 
 
@@ -73,7 +74,7 @@ def partial_schemas(config_classes: Mapping[str, type]) -> tuple[dict[str, Any],
         name → schema, and the ``$defs`` that these refer to, with different names for different classes.
     """
     asked: list[tuple[str, Literal["validation"], TypeAdapter[Any]]]
-    asked = [(name, "validation", TypeAdapter(kind)) for name, kind in config_classes.items()]
+    asked = [(name, "validation", adapter(kind)) for name, kind in config_classes.items()]
     made, shared = TypeAdapter.json_schemas(asked, schema_generator=_Generator)
     defs = {name: _without_required(one) for name, one in shared.get("$defs", {}).items()}
     found = {}

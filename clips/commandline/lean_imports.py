@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import sys
-import typing
 from collections.abc import Iterator
 
 
@@ -25,20 +22,3 @@ def without_wandb() -> Iterator[None]:
         yield
     finally:
         sys.modules.pop("wandb", None)
-
-
-@functools.cache
-def evaluate_annotations(config_class: type) -> None:
-    """Make types of the annotations, which are text until then, of a config and of those within it.
-
-    jsonargparse would evaluate the text itself, and for that run what stands under ``TYPE_CHECKING`` in the config's
-    module: ``import torch``, in many. No field of a config needs it.
-    """
-    hints = typing.get_type_hints(config_class)
-    config_class.__init__.__annotations__ = {  # type: ignore[misc]
-        field.name: hints[field.name] for field in dataclasses.fields(config_class)
-    } | {"return": None}
-    for kind in hints.values():
-        for inner in (kind, *typing.get_args(kind)):
-            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-                evaluate_annotations(inner)

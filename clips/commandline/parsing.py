@@ -1,30 +1,19 @@
-"""A config dataclass from its YAML file and dotted flags, or from plain data; what is wrong is told in one line.
+"""A config dataclass from YAML files and dotted flags; what is wrong is one line.
 
 Flags may be written with hyphens, lists with commas, and fields that a command names positional without a flag.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import json
-import re
 import typing
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from clips.commandline.complaints import describe_type, field_types, one_line
-from clips.commandline.configfile import check_config_files
-from clips.commandline.helptext import add_help, item_help, summary
-from clips.commandline.lean_imports import evaluate_annotations
+from clips.commandline.helptext import help_text, item_help
 from clips.errors import UserError
-
-_FLAG = re.compile(r"--\w[\w.-]*")
-_TEXTS = (tuple[str, ...], list[str])
-_LISTS = (*_TEXTS, tuple[int, ...], tuple[int, ...] | None)  # fields that may be written ``a,b``
-_ALONE = ("--help", "--print_config")  # flags without a value
+from clips.plain import plain, to_yaml
+from clips.typed_data import from_plain, is_config, options_of
+from clips.yaml_files import parse_yaml, read_yaml
 
 
 def parse_config(
@@ -35,199 +24,134 @@ def parse_config(
     positional: Sequence[str] = (),
     rest: str | None = None,
 ) -> Any | None:
-    """Build ``config_class`` from ``--config FILE`` and dotted flags; None where help was printed instead.
+    """Build ``config_class`` from ``--config FILE`` and dotted flags, of which later ones override earlier ones.
+
+    Args:
+        config_class: the dataclass.
+        arguments: words of the command line.
+        prog: the command, for usage and messages.
+        positional, rest: of its fields, see `clips.commandline.commands.Command`.
+
+    Returns:
+        The config; None where help or the config (``--print_config``) was printed instead.
 
     Raises:
         UserError: an unknown key (with the near miss), a wrong type, a missing field or file.
     """
-    import jsonargparse
-
-    arguments = [_underscored(word, config_class) for word in arguments]
-    if (told := item_help(config_class, arguments)) is not None:
-        print(told)
+    if (printed := item_help(config_class, arguments)) is not None:
+        print(printed)
         return None
-    check_config_files(arguments, prog)
-    parser = parser_of(config_class, prog, positional, rest)
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(config_class, prog, positional, rest))
+        return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            named = _name_positionals(_switched(arguments, config_class), positional, rest)
-            parsed = parser.parse_args(_listed(named, config_class))
-            _check_groups(parsed, config_class)
-            built = parser.instantiate(parsed)
-            return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
-    except jsonargparse.ArgumentError as error:
-        _check_items(config_class, arguments, prog, str(error))
-        raise UserError(
-            f"{prog}: {one_line(str(error), config_class, lambda field: _given(arguments, field))}"
-        ) from None
-    except SystemExit as stop:  # --help and --print_config
-        if stop.code in {0, None}:
-            return None
-        raise
-
-
-def from_plain(config_class: type, values: Mapping[str, Any], *, what: str) -> Any:
-    """Build ``config_class`` from plain data, checked as a file's would be.
-
-    Args:
-        config_class: the dataclass.
-        values: field → value, nested.
-        what: what the values are, for messages.
-
-    Raises:
-        UserError: an unknown key (with the near miss), a wrong type, a missing field.
-    """
-    import jsonargparse
-
-    try:
-        parser = parser_of(config_class, what, ())
-        parsed = parser.parse_object(dict(values))
-        _check_groups(parsed, config_class)
-        built = parser.instantiate(parsed)
-        return config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})
-    except jsonargparse.ArgumentError as error:
-        raise UserError(f"{what}: {one_line(str(error), config_class, values.get)}") from None
+        values, print_only = _read(config_class, arguments, positional, rest)
     except UserError as error:
-        raise UserError(f"{what}: {error}") from None
+        raise UserError(f"{prog}: {error}") from None
+    config = from_plain(config_class, values, what=prog)
+    if print_only:
+        print(to_yaml(plain(config)), end="")
+    return None if print_only else config
 
 
-def parser_of(config_class: type, prog: str, positional: Sequence[str], rest: str | None = None) -> Any:
-    """A parser of the fields of ``config_class``.
-
-    Args:
-        config_class: the dataclass.
-        prog: the command, for usage and messages.
-        positional, rest: of its fields, see `clips.commandline.commands.Command`.
-    """
-    import jsonargparse
-
-    evaluate_annotations(config_class)
-    words = "".join(f" {name.upper()}" for name in positional) + (f" {rest.upper()} …" if rest else "")
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        usage=f"{prog}{words} [--config FILE] [--FIELD VALUE ...]",
-        description=summary(config_class),
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="a YAML file of these fields; flags after it override it")
-    parser.add_class_arguments(config_class, None)
-    add_help(parser, config_class)
-    return parser
-
-
-def _underscored(word: str, config_class: type) -> str:
-    """``--batch-size=8`` is ``--batch_size=8``; what is no field, such as a key that users choose, stays as it is."""
-    flag = _FLAG.match(word)
-    if flag is None:
-        return word
-    parts, kind = flag[0].removeprefix("--").split("."), config_class
-    for number, part in enumerate(parts):
-        fields = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-        if not fields:
-            break
-        parts[number] = part.replace("-", "_")
-        kind = fields.get(parts[number], object)
-    return f"--{'.'.join(parts)}{word[flag.end() :]}"
-
-
-def _switched(arguments: Sequence[str], config_class: type) -> list[str]:
-    """``--yes`` at the end, or before another flag, is ``--yes true``."""
-    switches = {f"--{name}" for name, kind in field_types(config_class) if kind is bool}
-    written = list[str]()
-    for word, following in zip(arguments, [*arguments, "--"][1:], strict=True):
-        written += [word, "true"] if word in switches and following.startswith("--") else [word]
-    return written
-
-
-def _check_groups(parsed: Any, config_class: type) -> None:
-    """Refuse what jsonargparse lets pass in nested configs: null where none is allowed, or no mapping at all."""
-    for name, kind in field_types(config_class):
-        value = parsed.get(name, ...)
-        if "[]" in name or value is ... or kind is Any:
-            continue
-        allowed = typing.get_args(kind) or (kind,)
-        wrong_null = value is None and type(None) not in allowed
-        no_group = isinstance(value, list | int | float | str) and dataclasses.is_dataclass(kind)
-        if wrong_null or no_group:
-            got = "null" if value is None else f"{value!r:.80}"
-            raise UserError(f"{name}: expected {describe_type(kind)}, got {got}")
-
-
-def _check_items(config_class: type, arguments: Sequence[str], prog: str, complaint: str) -> None:
-    """Raise UserError naming the first item, of a list of configs that is complained of, which cannot be built.
-
-    jsonargparse refuses such a list as a whole.
-    """
-    for name, kind in typing.get_type_hints(config_class).items():
-        inner = typing.get_args(kind)[0] if typing.get_origin(kind) in {list, tuple} else None
-        if not dataclasses.is_dataclass(inner) or f'Parser key "{name}"' not in complaint:
-            continue
-        items = _given(arguments, name)
-        for number, item in enumerate(items if isinstance(items, list) else (), 1):
-            if isinstance(item, dict):
-                from_plain(typing.cast(type, inner), item, what=f"{prog}: {name}[{number}]")
-            else:
-                raise UserError(
-                    f"{prog}: {name}[{number}]: expected a mapping of field names to values, got {item!r:.80}"
-                )
-
-
-def _given(arguments: Sequence[str], field: str) -> Any:
-    """What flags and ``--config`` files say of a field, the last of them; None where they say nothing."""
-    import yaml
-
-    found = None
-    for number, word in enumerate(arguments):
-        flag, _, value = word.partition("=")
-        value = value or next(iter(arguments[number + 1 :]), "")
-        with contextlib.suppress(yaml.YAMLError, OSError, ValueError, RecursionError):
-            if flag == f"--{field}":
-                found = yaml.safe_load(value)
-            elif flag == "--config":
-                file = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-                found = file.get(field, found) if isinstance(file, dict) else found
-    return found
-
-
-def _name_positionals(arguments: Sequence[str], positional: Sequence[str], rest: str | None = None) -> list[str]:
-    """``[DIR, --x, 1]`` becomes ``[--dir, DIR, --x, 1]`` for ``positional == ("dir",)``; flags may stand before too.
-
-    Words for which there are no more names become one list, that of ``rest``.
-    """
-    named, further = list[str](), list[str]()
-    names, left = list(positional), list(arguments)
+def _read(
+    config_class: type, arguments: Sequence[str], positional: Sequence[str], rest: str | None
+) -> tuple[dict[str, Any], bool]:
+    """What files and flags say, as plain data, and whether the config is only to be printed."""
+    values: dict[str, Any] = {}
+    names, left, print_only = list(positional), list(arguments), False
     while left:
         word = left.pop(0)
-        if word.startswith("-"):
-            takes_value = word.startswith("--") and "=" not in word and not word.startswith(_ALONE)
-            named += [word, *([left.pop(0)] if takes_value and left else [])]
-        elif names:
-            named += [f"--{names.pop(0)}", word]
+        flag, equals, text = word.partition("=")
+        if not word.startswith("-") and (names or rest):
+            name = names.pop(0) if names else None
+            if name is None:
+                values[str(rest)] = [*values.get(str(rest), ()), word]
+            else:
+                values[name] = _typed(word, typing.get_type_hints(config_class)[name])
+            continue
+        if not flag.startswith("--") or flag == "--":
+            raise UserError(f"unrecognized argument: {word}")
+        path, kind = _field(config_class, flag.removeprefix("--"))
+        if path == ["print_config"]:
+            print_only = True
+            continue
+        followed = bool(left) and not left[0].startswith("--")
+        if not equals and not followed and kind is not bool:
+            raise UserError(f"{'.'.join(path)}: expected a value")
+        text = text if equals else left.pop(0) if followed else "true"
+        if path == ["config"]:
+            values = _merged(values, _mapping(text), config_class)
         else:
-            further.append(word)
-    if rest and further:
-        return [*named, f"--{rest}", json.dumps(further)]
-    return named + further
+            _put(values, path, _typed(text, kind))
+    return values, print_only
 
 
-def _listed(arguments: Sequence[str], config_class: type) -> list[str]:
-    """``[--only, a,b]`` becomes ``[--only, ["a", "b"]]``: lists of texts and whole numbers may have commas alone."""
-    lists = {f"--{name}": kind for name, kind in field_types(config_class) if kind in _LISTS}
-    written = list[str]()
-    for place, word in enumerate(arguments):
-        flag, equals, value = word.partition("=")
-        if equals and flag in lists:
-            written.append(f"{flag}={_as_list(value, lists[flag])}")
+def _mapping(path: str) -> dict[str, Any]:
+    """The content of a file that ``--config`` names."""
+    try:
+        content = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"--config: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config: {path}: expected YAML, a mapping of field names to values, got {content!r:.80}")
+    return content
+
+
+def _field(config_class: type, dotted: str) -> tuple[list[str], Any]:
+    """Path and type of the field that a flag names; hyphens are underscores but in keys that users choose."""
+    path: list[str] = []
+    kind: Any = config_class
+    parts = dotted.split(".")
+    for number, part in enumerate(parts):
+        config = next((option for option in options_of(kind) if is_config(option)), None)
+        if config is not None:
+            path.append(part.replace("-", "_"))
+            kind = typing.get_type_hints(config).get(path[-1], Any)
         else:
-            kind = lists.get(arguments[place - 1]) if place else None
-            written.append(_as_list(word, kind) if kind else word)
-    return written
+            inner = typing.get_args(kind)
+            return [*path, ".".join(parts[number:])], inner[1] if _is_mapping(kind) else Any
+    return path, kind
 
 
-def _as_list(text: str, kind: Any) -> str:
-    names = [each.strip() for each in text.split(",")]
-    if text.lstrip().startswith("[") or (kind not in _TEXTS and not all(map(str.isdecimal, names))):
+def _is_mapping(kind: Any) -> bool:
+    origin = typing.get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _typed(text: str, kind: Any) -> Any:
+    """A word of the command line as a value of a field: YAML, but where the field takes strings or a list."""
+    options, hints = options_of(kind), typing.get_args(kind)
+    if text == "null" and type(None) in hints:
+        return None
+    listed = next((option for option in options if typing.get_origin(option) in {list, tuple}), None)
+    literals = [each for option in options if typing.get_origin(option) is Literal for each in typing.get_args(option)]
+    if text in literals or (str in options and not (listed and text.lstrip().startswith("["))):
         return text
-    return json.dumps([name if kind in _TEXTS else int(name) for name in names if name])
+    inner = typing.get_args(listed)[0] if listed else None
+    if inner in {str, int} and not text.lstrip().startswith("[") and (len(options) == 1 or "," in text):
+        return [_typed(part.strip(), inner) for part in text.split(",") if part.strip()]
+    try:
+        return parse_yaml(text)
+    except UserError:
+        return text  # of the wrong type, as the field's check says
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *outer, last = path
+    for part in outer:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[last] = value
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[Any, Any], kind: Any) -> dict[str, Any]:
+    """``above`` over ``below``: nested configs field by field, everything else replaced."""
+    hints = typing.get_type_hints(kind)
+    merged = dict(below)
+    for key, value in above.items():
+        inner = next((option for option in options_of(hints.get(key)) if is_config(option)), None)
+        both = inner and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value, inner) if both else value
+    return merged

@@ -19,11 +19,13 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clips.core.identity import Identity, refuse_other_run
 from clips.errors import UserError
 from clips.jsontext import parse_json
 from clips.plain import plain
@@ -136,6 +138,31 @@ def _kind(directory: Path) -> str | None:
     return manifest.get("kind") if "hash" in manifest else None
 
 
+def is_finished(output: str | Path, kind: str, run: Identity, *, work: Path | None = None) -> bool:
+    """Whether the run of this identity is already finished in ``output``.
+
+    Args:
+        output: the run's directory, there or not.
+        kind: what the run makes.
+        run: the identity of the run.
+        work: a path within ``output`` that exists while it holds unfinished work of this command.
+
+    Raises:
+        UserError: the directory holds something else, or the work of another run; what differs is named.
+    """
+    with writing(output):
+        finished = (Path(output) / MANIFEST).is_file()
+        try:
+            check_replaceable(output, kind, trained=True)
+        except UserError:
+            if finished or work is None or not work.exists():  # another process may have begun just now
+                raise
+    if finished:
+        recorded = read_manifest(output).get("identity")
+        refuse_other_run(output, recorded if isinstance(recorded, Mapping) else {}, run)
+    return finished
+
+
 @contextlib.contextmanager
 def added_files(directory: str | Path) -> Iterator[Path]:
     """A fresh directory whose files move into ``directory`` when the block ends well, the manifest last."""
@@ -178,6 +205,19 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def writable_directory(path: str | Path) -> Path:
+    """``path``, made where it is missing, before any work is done that could not be stored there.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    directory = Path(path)
+    with writing(path):
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()  # the sure test: permissions say nothing of /proc
+    return directory
+
+
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Tell the user in one line why the system does not let this block write at ``path``.
@@ -201,6 +241,7 @@ def write_manifest(
     data: Mapping[str, Any] | None = None,
     parents: Mapping[str, str | Path] | None = None,
     known: Mapping[str, Any] | None = None,
+    identity: Identity | None = None,
     **details: Any,
 ) -> dict[str, Any]:
     """Describe the artifact in ``directory`` and return the manifest.
@@ -214,6 +255,7 @@ def write_manifest(
         data: what was read that is not an artifact of ours: name → description (path, hash, counts).
         parents: artifacts that this one was made from: name → directory. Their hashes are recorded.
         known: size, modified_ns and hash of files that were hashed when they were written: file's name → these.
+        identity: of the run that made it (`clips.core.identity`); `is_finished` compares it.
         details: anything else worth keeping, for instance ``samples_seen`` or ``seconds``.
     """
     files = _describe_files(directory, known=known or {})
@@ -229,6 +271,7 @@ def write_manifest(
             for name, path in (parents or {}).items()
         },
         **told,
+        **({} if identity is None else {"identity": identity}),
         "versions": versions(),
         "git": git_state(),
         "hash": _digest(files),

@@ -1,11 +1,111 @@
-"""Where things are kept that can be made again."""
+"""The one store of what can be computed again: found by a hash of all that it depends on, so nothing stale is found.
+
+An entry is written whole by an atomic rename: processes that write the same entry at once leave one of the two, whole.
+An entry that cannot be read counts as missing and is computed again. A cache can be deleted at any time.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from filelock import FileLock
+
+from clips.core.artifact import whole_file, writable_directory
+
+if TYPE_CHECKING:
+    import torch
+
+Value = TypeVar("Value")
+_TENSOR = "value"  # its name in a file of safetensors
 
 
 def cache_directory(kind: str) -> Path:
-    """A folder for things of this ``kind``: ``clips/KIND`` in the user's cache."""
+    """The directory for things of this ``kind``: ``clips/KIND`` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clips" / kind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache(Generic[Value]):
+    """Files of one kind, each named by the hash of what its content depends on (`clips.core.identity.digest`).
+
+    Args:
+        directory: holds the files, in directories named by the first two digits.
+        suffix: of the files.
+        read: gives the value of a file; any error means that the file is broken.
+        write: writes a value to a path.
+    """
+
+    directory: Path
+    suffix: str
+    read: Callable[[Path], Value]
+    write: Callable[[Path, Value], Any]
+
+    def path(self, key: str) -> Path:
+        """The file of an entry, there or not."""
+        return self.directory / key[:2] / f"{key}{self.suffix}"
+
+    def get(self, key: str) -> Value | None:
+        """The value of an entry; None where it is missing or broken."""
+        try:
+            return self.read(self.path(key))
+        except Exception:  # libraries raise errors of their own
+            return None
+
+    def put(self, key: str, value: Value) -> None:
+        """Write an entry whole. UserError where the system does not allow it."""
+        with whole_file(self.path(key)) as partial:
+            self.write(partial, value)
+
+    def get_or_compute(self, key: str, compute: Callable[[], Value]) -> Value:
+        """The value of an entry, computed and written where it is missing."""
+        found = self.get(key)
+        if found is None:
+            found = compute()
+            self.put(key, found)
+        return found
+
+
+def json_cache(directory: Path) -> Cache[Any]:
+    """A cache of plain data."""
+    return Cache(
+        directory=directory,
+        suffix=".json",
+        read=lambda path: json.loads(path.read_text(encoding="utf-8")),
+        write=lambda path, value: path.write_bytes(json.dumps(value, ensure_ascii=False, indent=1).encode()),
+    )
+
+
+def tensor_cache(directory: Path) -> Cache[torch.Tensor]:
+    """A cache of tensors, on the CPU."""
+
+    def read(path: Path) -> torch.Tensor:
+        from safetensors.torch import load_file
+
+        return load_file(path)[_TENSOR]
+
+    def write(path: Path, value: torch.Tensor) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        save_file({_TENSOR: value.detach().cpu().contiguous(memory_format=torch.contiguous_format)}, path)
+
+    return Cache(directory=directory, suffix=".safetensors", read=read, write=write)
+
+
+def made_once(directory: Path, is_made: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
+    """A directory named by a hash, made by one process while the others wait.
+
+    Args:
+        directory: where it is to be.
+        is_made: whether it is there.
+        make: writes it, whole or not at all.
+    """
+    with FileLock(writable_directory(directory.parent) / f".{directory.name}.lock"):
+        if not is_made(directory):
+            make(directory)
+    return directory

@@ -1,22 +1,141 @@
-"""What a run is: the settings that its result depends on. Runs of the same settings and inputs make the same.
+"""What a run is: the settings that its result depends on, the hashes of its inputs, and a version of its command.
+
+Runs of the same identity make the same result. This module alone decides what counts and whether two runs are the same;
+`clips.core.artifact.is_finished` decides whether a run is finished.
 
 A field that says how a run is carried out, and not what comes of it, is marked where it is declared:
-``log_every: int = field(default=10, metadata=RUN_ONLY)``. An interrupted run may go on with other values of these.
+``logging_steps: int = field(default=10, metadata=RUN_ONLY)``. An interrupted run may resume with other values of these.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from clips.plain import leaves
+from clips.errors import UserError
+from clips.jsontext import parse_json
+from clips.plain import leaves, plain
+from clips.secrets import alike, without_secrets
 
 RUN_ONLY: Mapping[str, Any] = MappingProxyType({"run_only": True})
-"""The metadata of such a field."""
+"""The metadata of a field that the result does not depend on."""
+VERSIONS = {"clips-bench run": 4}
+"""Command → version of its results, 1 for those not listed.
+
+Raise it in the commit that changes what the command makes of the same config: steps of studies, results and cached
+answers are then made again, and outputs of the earlier version are refused.
+"""
+RUN = "run.json"
+"""Name of the file with the identity of an unfinished run."""
+_INPUTS = "inputs."
+
+Identity = dict[str, Any]
+"""Dotted names of settings → values, ``inputs.NAME`` → hash, ``version`` → number; plain data without secrets."""
+
+
+def identity(command: str, config: Any, inputs: Mapping[str, Any] | None = None) -> Identity:
+    """The identity of a run.
+
+    Args:
+        command: such as ``"clips train"``; its version counts.
+        config: the run's config, a dataclass whose run-only fields are marked.
+        inputs: what the run reads: name → hash of the content.
+    """
+    read = {f"{_INPUTS}{name}": content for name, content in (inputs or {}).items()}
+    found = result_settings(plain(config), type(config)) | read
+    return without_secrets(found) | {"version": version_of(command)}
+
+
+def version_of(command: str) -> int:
+    """The version of a command's results (`VERSIONS`)."""
+    return VERSIONS.get(command, 1)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain data, in hexadecimal; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The names in which two identities differ.
+
+    ``***`` in place of a secret stands for any value: environments know different secrets. An input that one side does
+    not have is no difference: what a run began with need not exist any more.
+    """
+    there = without_secrets(there)  # by today's rules and environment
+    return [
+        name
+        for name in sorted(there.keys() | here.keys())
+        if not alike(there.get(name), here.get(name))
+        if not (name.startswith(_INPUTS) and (name in there) != (name in here))
+    ]
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any], *, may_change: Sequence[str] = ()) -> str | None:
+    """How two identities differ, in one line: the first name with both values, and how many more; None if they do not.
+
+    Args:
+        there: as recorded.
+        here: as it is now.
+        may_change: names that may differ, with all below them.
+    """
+    found = [name for name in differing(there, here) if not is_below(name, may_change)]
+    if not found:
+        return None
+    name, more = found[0], f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{name} is {there.get(name)!r} there and {here.get(name)!r} now{more}"
+
+
+def refuse_other_run(
+    place: str | Path, there: Mapping[str, Any], here: Mapping[str, Any], *, may_change: Sequence[str] = ()
+) -> None:
+    """Refuse to resume or to reuse the work of another run.
+
+    Args:
+        place: where that work is.
+        there: identity of the run that did it.
+        here: identity of the run of now.
+        may_change: see `difference`.
+
+    Raises:
+        UserError: they differ; the first differing name is in the message.
+    """
+    if found := difference(there, here, may_change=may_change):
+        raise UserError(f"output: {place} holds another run: {found}; choose another output or remove it")
+
+
+def read_run(path: Path) -> Identity | None:
+    """The identity that `run_text` wrote to a file; None where there is no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); remove {path.parent}, and the run begins anew") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected an object; remove {path.parent}, and the run begins anew")
+    return found
+
+
+def run_text(found: Identity) -> str:
+    """An identity as `read_run` reads it."""
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def is_below(name: str, fields: Sequence[str] | frozenset[str]) -> bool:
+    """Whether a dotted name is one of the fields, or below one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 @functools.cache
@@ -41,27 +160,24 @@ def _configs_in(hint: Any, *, is_item: bool) -> Iterator[tuple[type, bool]]:
         yield from _configs_in(part, is_item=in_list)
 
 
-def result_settings(values: Mapping[str, Any], config_class: type, *, besides: tuple[str, ...] = ()) -> dict[str, Any]:
+def result_settings(values: Mapping[str, Any], config_class: type) -> dict[str, Any]:
     """Dotted names and values of the settings that the result depends on.
 
     Args:
         values: a config as plain data (`clips.plain.plain`), of today or as it was recorded.
         config_class: whose fields are marked.
-        besides: dotted names that are left out as well, with all below them.
     """
-    left_out = run_only_fields(config_class) | set(besides)
+    run_only = run_only_fields(config_class)
     return {
-        name: _without(value, f"{name}[].", left_out)
-        for name, value in leaves(values)
-        if not any(name == each or name.startswith(f"{each}.") for each in left_out)
+        name: _without(value, f"{name}[].", run_only) for name, value in leaves(values) if not is_below(name, run_only)
     }
 
 
-def _without(value: Any, prefix: str, left_out: frozenset[str]) -> Any:
+def _without(value: Any, prefix: str, run_only: frozenset[str]) -> Any:
     if not isinstance(value, list | tuple):
         return value
     return [
-        {key: one for key, one in item.items() if f"{prefix}{key}" not in left_out}
+        {key: one for key, one in item.items() if f"{prefix}{key}" not in run_only}
         if isinstance(item, Mapping)
         else item
         for item in value

@@ -12,7 +12,7 @@ from clips.data.config import AugmentConfig
 
 _ASPECT = (3 / 4, 4 / 3)
 _JITTER_PROBABILITY = 0.8
-_OF_STRENGTH, _HUE_OF_STRENGTH = 0.8, 0.2  # of colour_jitter: brightness, contrast, saturation; hue
+_OF_STRENGTH, _HUE_OF_STRENGTH = 0.8, 0.2  # of color_jitter: brightness, contrast, saturation; hue
 _SAME = list(range(256))
 
 
@@ -30,9 +30,9 @@ def augment(image: Image.Image, size: int, config: AugmentConfig, rng: np.random
     image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
     if config.flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if config.colour_jitter and rng.random() < _JITTER_PROBABILITY:
-        image = _jitter(image, config.colour_jitter, rng)
-    if config.greyscale and rng.random() < config.greyscale:
+    if config.color_jitter and rng.random() < _JITTER_PROBABILITY:
+        image = _jitter(image, config.color_jitter, rng)
+    if config.gray_scale_prob and rng.random() < config.gray_scale_prob:
         image = image.convert("L").convert("RGB")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

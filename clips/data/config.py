@@ -15,29 +15,29 @@ class AugmentConfig:
 
     Args:
         min_area: a random crop covers at least this share of the picture; 1 squashes the whole picture instead.
-        colour_jitter: strength of SimCLR's color jitter, in four pictures of five: brightness, contrast and saturation
+        color_jitter: strength of SimCLR's color jitter, in four pictures of five: brightness, contrast and saturation
             change by up to 0.8 times this share, the hue by up to 0.2 times this share of its circle. The authors' 0.4
             is ±0.32 and ±0.08.
-        greyscale: the share of pictures that lose their colour; the authors' is 0.2.
+        gray_scale_prob: the share of pictures that lose their colour; the authors' is 0.2.
         flip: mirror half of the pictures; wrong where captions say left and right.
     """
 
     min_area: float = 0.4
-    colour_jitter: float = 0.0
-    greyscale: float = 0.0
+    color_jitter: float = 0.0
+    gray_scale_prob: float = 0.0
     flip: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
             raise UserError(f"data.augment.min_area: expected a share above 0 and at most 1, got {self.min_area}")
-        for name in ("colour_jitter", "greyscale"):
+        for name in ("color_jitter", "gray_scale_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.augment.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
 
     @property
     def varies(self) -> bool:
         """Whether a picture can look different from one time to the next."""
-        return self.min_area < 1 or self.flip or self.colour_jitter > 0 or self.greyscale > 0
+        return self.min_area < 1 or self.flip or self.color_jitter > 0 or self.gray_scale_prob > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,17 @@ class DataConfig:
             shuffles all samples of an epoch, which suits local disks; with shards from afar or very many samples a
             number, such as 100, keeps the reading to few shards at a time.
         augment: how pictures are varied.
-        workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
+        num_workers: processes that read ahead for each training process; 0 reads ahead in a thread of its own.
         cache_images: keep decoded pictures in memory, for data that fits; spares the decoding after one epoch.
-        max_bad_share: stop once more than this share of the samples is undecodable or has no caption at all.
+        max_invalid_ratio: stop once more than this share of the samples is undecodable or has no caption at all.
     """
 
     sources: tuple[SourceConfig, ...]
     shuffle_window: int | None = None
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
     cache_images: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
-    max_bad_share: float = dataclasses.field(default=0.01, metadata=RUN_ONLY)
+    max_invalid_ratio: float = dataclasses.field(default=0.01, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -73,7 +73,7 @@ class DataConfig:
             raise UserError(f"data.shuffle_window: expected 1 or more, got {self.shuffle_window}")
         if self.shuffle_window is None and any(source.stream for source in self.sources):
             raise UserError("data.shuffle_window: expected a number, such as 100, where a source is streamed")
-        if self.workers < 0:
-            raise UserError(f"data.workers: expected 0 or more, got {self.workers}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"data.max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+        if self.num_workers < 0:
+            raise UserError(f"data.num_workers: expected 0 or more, got {self.num_workers}")
+        if not 0 <= self.max_invalid_ratio <= 1:
+            raise UserError(f"data.max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")

@@ -29,6 +29,10 @@ class BadImageError(Exception):
     """A picture that cannot be used; the message is a short reason, the same for all pictures with that fault."""
 
 
+class BadSampleError(Exception):
+    """A sample without a usable part; the message is a short reason, the same for all samples with that fault."""
+
+
 def decode_image(content: bytes, *, at_least: int | None = None) -> Image.Image:
     """Decode a picture in one of ``FORMATS`` to RGB: turned upright, on white, the first frame of an animated one.
 

@@ -1,4 +1,4 @@
-"""The invalid samples that a run has met: all of them counted exactly, the first of them named.
+"""Samples that cannot be used: all of them counted exactly, the first of them named, too many of them an error.
 
 A count must survive a resume and several epochs, so each sample is remembered by one bit: a dataset of 100 million
 samples takes 12.5 MB of memory, and much less in a checkpoint, where the bits are compressed.
@@ -10,8 +10,10 @@ import base64
 import dataclasses
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from clips.errors import UserError
 
 MAX_NAMES = 100
 """Invalid samples that are named."""
@@ -32,15 +34,30 @@ class InvalidSamples:
         by_reason: reason → samples, which add up to ``count``; beyond `MAX_REASONS` under `OTHER_REASONS`.
         named: (index, name, reason) of the `MAX_NAMES` that come first in the dataset, whoever met them and when.
         bits: one a sample of the dataset, as far as the last invalid one.
+        unshared: those that only this process knows, see `gather`; not stored.
     """
 
     count: int = 0
     by_reason: dict[str, int] = dataclasses.field(default_factory=dict)
     named: list[Invalid] = dataclasses.field(default_factory=list)
     bits: bytearray = dataclasses.field(default_factory=bytearray)
+    unshared: list[Invalid] = dataclasses.field(default_factory=list, compare=False, repr=False)
 
     def add(self, found: Iterable[Invalid]) -> list[Invalid]:
-        """Take samples in; returns those that were not known."""
+        """Add samples that this process has met; returns those that were not known."""
+        new = self._include(found)
+        self.unshared += new
+        return new
+
+    def gather(self) -> list[Invalid]:
+        """Add what the other processes have met; returns those that were not known. All processes call it together."""
+        from clips.parallel.processes import gather_objects  # imports torch
+
+        new = [entry for met in gather_objects(self.unshared) for entry in self._include(met)]
+        self.unshared = []
+        return new
+
+    def _include(self, found: Iterable[Invalid]) -> list[Invalid]:
         new = [entry for entry in found if self._mark(entry[0])]
         for _, _, reason in new:
             known = reason in self.by_reason or len(self.by_reason) < MAX_REASONS
@@ -59,6 +76,35 @@ class InvalidSamples:
         was_set = self.bits[place] & bit
         self.bits[place] |= bit
         return not was_set
+
+    def check(self, where: str, setting: str, max_ratio: float, samples: int) -> None:
+        """Raise UserError if more than ``max_ratio`` of ``samples`` are invalid.
+
+        Args:
+            where: the source or the stage, for the message.
+            setting: the field that limits the ratio, for the message.
+            max_ratio: the limit.
+            samples: how many there are, valid or not.
+        """
+        if self.count > max_ratio * samples:
+            _, name, reason = self.named[0]
+            raise UserError(
+                f"{where}: {self.count} of {samples} samples are invalid, more than {setting} ({max_ratio:g}) allows: "
+                f"{self.reasons()}; the first: {name}: {reason}"
+            )
+
+    def reasons(self) -> str:
+        """The reasons with their counts, the most frequent first."""
+        ordered = sorted(self.by_reason.items(), key=lambda item: -item[1])
+        return ", ".join(f"{count:,} × {reason}" for reason, count in ordered)
+
+    def lines(self, new: list[Invalid]) -> Iterator[str]:
+        """A line for each of the ``new`` samples just added, up to `MAX_NAMES` in all; then one line more."""
+        before = self.count - len(new)
+        for _, name, reason in new[: max(0, MAX_NAMES - before)]:
+            yield f"skipped {name}: {reason}"
+        if before <= MAX_NAMES < self.count:
+            yield f"more than {MAX_NAMES} samples skipped; further ones are counted, not named"
 
     def report(self) -> dict[str, Any]:
         """For people: ``count``, ``by_reason``, ``samples`` (name → reason) and how many ``more`` are not named.
@@ -83,16 +129,11 @@ class InvalidSamples:
 
 
 def restored(stored: Mapping[str, Any]) -> InvalidSamples:
-    """What `InvalidSamples.stored` gave; also name → reason, as older versions stored it.
-
-    Of those the indexes are not known: one that is met again counts twice.
+    """The samples of `InvalidSamples.stored`.
 
     Raises:
-        ValueError, TypeError, KeyError: it is neither.
+        ValueError, TypeError, KeyError: it is something else.
     """
-    if all(isinstance(reason, str) for reason in stored.values()):
-        named = [(place, name, reason) for place, (name, reason) in enumerate(stored.items())]
-        return InvalidSamples(count=len(named), by_reason=dict(Counter(stored.values())), named=named[:MAX_NAMES])
     try:
         bits = bytearray(zlib.decompress(base64.b64decode(stored["bits"], validate=True)))
     except zlib.error as error:

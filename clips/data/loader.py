@@ -195,7 +195,7 @@ def batches(
         positions_of_step(step, batch_size=data.order.batch_size, rank=rank, world_size=world_size)
         for step in range(first_step, last_step)
     ]
-    found = _from_workers(_SharedBatches(data, plan)) if data.config.workers and plan else _read_ahead(data, plan)
+    found = _from_workers(_SharedBatches(data, plan)) if data.config.num_workers and plan else _read_ahead(data, plan)
     with contextlib.closing(found), fetching(data.order, data.parts, last_step, rank, world_size) as fetcher:
         for step in range(first_step, last_step):  # the readers' processes are there before the fetcher's threads
             if fetcher:
@@ -212,14 +212,15 @@ class _SharedBatches(torch.utils.data.Dataset):
 
     def __init__(self, data: TrainingData, plan: list[range]) -> None:
         self.data, self.plan = data, plan
-        slots = data.config.workers * _READ_AHEAD + 1
+        slots = data.config.num_workers * _READ_AHEAD + 1
         shape = (slots, len(plan[0]), data.size, data.size, 3)
         try:
             self.pictures = torch.empty(shape, dtype=torch.uint8).share_memory_().permute(0, 1, 4, 2, 3)
         except RuntimeError as error:
             raise UserError(
-                f"data.workers: {data.config.workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory in each "
-                f"process ({reason_of(error)}); docker has --shm-size, Kubernetes an emptyDir with medium: Memory"
+                f"data.num_workers: {data.config.num_workers} expect {math.prod(shape) / 1e9:.2g} GB of shared memory "
+                f"in each process ({reason_of(error)}); docker has --shm-size, "
+                "Kubernetes an emptyDir with medium: Memory"
             ) from None
 
     def __len__(self) -> int:
@@ -240,7 +241,7 @@ def _from_workers(shared: _SharedBatches) -> Generator[dict[str, Any]]:
     loader = torch.utils.data.DataLoader(
         shared,
         batch_size=None,
-        num_workers=shared.data.config.workers,
+        num_workers=shared.data.config.num_workers,
         collate_fn=_as_it_is,
         prefetch_factor=_READ_AHEAD,
         worker_init_fn=_begin_worker,
@@ -272,7 +273,7 @@ def told_of_dead_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            f"data.workers: a process that reads data died ({reason_of(error)}), as it does for want of memory; "
+            f"data.num_workers: a process that reads data died ({reason_of(error)}), as it does for want of memory; "
             "the same command goes on from the last checkpoint"
         ) from None
 

@@ -7,7 +7,6 @@ clips data index s3://bucket/recap            (writes sizes.json, which shards f
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
 import dataclasses
 import io
@@ -15,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,30 +21,31 @@ from PIL import Image
 from clips.commandline.progress import track
 from clips.core.artifact import say, write_file, writing
 from clips.data.files import ShardCache, is_remote
+from clips.data.formats.tar_shards import list_shards
 from clips.data.images import BadImageError, decode_image
+from clips.data.inspect_page import Example, Span, evenly, invalid_lines, thumbnail, write_page
+from clips.data.invalid_samples import InvalidSamples
 from clips.data.shardindex import index_shard
 from clips.data.sources import BadSampleError, Sample, Source, SourceConfig, blocks_of, open_source
-from clips.data.sources.webdataset import SIZES, list_shards
+from clips.data.sources.webdataset import SIZES
 from clips.errors import UserError
 from clips.method.captions import sentences
 from clips.model.tokenizer import BOS, CONTEXT_LENGTH, EOS, ClipsTokenizer
-from clips.visible import shown, visible
+from clips.visible import visible
 
-_THUMBNAIL = 160
-_BARS = 24
 _BLOCKS_COPIED = 16  # of a source from afar, for a look at it
 _AT_ONCE = 8  # shards copied and counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectConfig(SourceConfig):
-    """Tell what a source of training data holds: counts, caption lengths, samples, and what is broken.
+    """Report what a source of training data holds: counts, caption lengths, samples, and invalid samples.
 
     Args:
-        scan: how many samples are read, spread evenly over the source, from afar over 16 of its shards; 0 reads all.
-        shown: how many of them the page shows with their pictures.
+        scan: number of samples to read, spread evenly over the source, if remote over 16 of its shards; 0 reads all.
+        shown: how many of them the page shows with their images.
         page: the HTML page to write.
-        seed: of the captions that are drawn where a sample has several.
+        seed: of the captions that are sampled where a sample has several.
     """
 
     scan: int = 2000
@@ -63,91 +62,94 @@ class InspectConfig(SourceConfig):
 
 @dataclasses.dataclass
 class Survey:
-    """What was found.
+    """Statistics of a source.
 
     Args:
         samples: in the source.
         scanned: of them read.
-        bad: reason → names of the samples that training would skip.
+        invalid: samples that training would skip.
         tokens: "web" and "synthetic" → WordPiece tokens of each caption, begin and end token left out.
-        sentences: of each synthetic caption.
-        sizes: width and height of each picture.
-        formats: how the pictures are encoded → how many.
-        file_sizes: bytes of each encoded picture.
-        repeated: share of the web captions that an earlier sample has as well.
-        shown: thumbnails and captions of some samples.
+        sentences: of each synthetic caption; ``sentence_tokens`` of each of its sentences.
+        sizes: width and height of each image.
+        formats: encodings of the images → how many.
+        file_sizes: bytes of each encoded image.
+        duplicates: ratio of the web captions that an earlier sample has as well.
+        examples: some samples.
     """
 
     samples: int
     scanned: int = 0
-    bad: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    invalid: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
     tokens: dict[str, list[int]] = dataclasses.field(default_factory=lambda: {"web": [], "synthetic": []})
     sentences: list[int] = dataclasses.field(default_factory=list)
     sentence_tokens: list[int] = dataclasses.field(default_factory=list)
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     formats: Counter[str] = dataclasses.field(default_factory=Counter)
     file_sizes: list[int] = dataclasses.field(default_factory=list)
-    repeated: float = 0.0
-    shown: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    duplicates: float = 0.0
+    examples: list[Example] = dataclasses.field(default_factory=list)
 
 
 def inspect(config: InspectConfig) -> None:
     """Carry out ``config``: a summary on the terminal, and the page.
 
     Raises:
-        UserError: the source cannot be read, or none of its samples is of use.
+        UserError: the source cannot be read, or none of its samples is valid.
     """
     source = open_source(config)
     found = survey(source, config)
-    for line in summary(found):
+    lines = list(summary(found))
+    for line in lines:
         print(visible(line))
     if found.scanned and not found.sizes:
-        raise UserError(f"{config.path}: none of {found.scanned:,} samples can be used; the reasons stand above")
-    write_file(Path(config.page), render(config, found))
-    say(f"samples with pictures and histograms: {config.page}")
+        raise UserError(f"{config.path}: none of {found.scanned:,} samples can be used; the reasons are printed above")
+    sides = [min(size) for size in found.sizes]
+    charts = {
+        "Tokens of a web caption": found.tokens["web"],
+        "Tokens of a synthetic caption": found.tokens["synthetic"],
+        "Sentences of a synthetic caption": found.sentences,
+        "Pixels of an image's short side": sides,
+    }
+    write_page(
+        config.page, title=config.path, lines=lines, examples=found.examples, invalid=found.invalid, charts=charts
+    )
 
 
 def survey(source: Source, config: InspectConfig) -> Survey:
-    """Read samples spread over ``source`` and gather what `Survey` tells."""
+    """Read samples spread over ``source`` and collect their `Survey`."""
     found = Survey(samples=len(source))
     chosen = _chosen(source, config.scan)
-    count = len(chosen)
-    shown = set(chosen[np.linspace(0, count - 1, min(config.shown, count)).round().astype(int)].tolist())
+    shown = set(chosen[evenly(len(chosen), config.shown)].tolist()) if config.shown else set()
     tokenizer, seen = ClipsTokenizer(), Counter[str]()
     for index in track(chosen.tolist(), "reading"):
         found.scanned += 1
         try:
             sample = source.read(index, np.random.default_rng([config.seed, index]))
-            picture = decode_image(sample.image)
+            image = decode_image(sample.image)
         except (BadSampleError, BadImageError) as error:
-            found.bad.setdefault(str(error), []).append(source.name(index))
+            found.invalid.add([(index, source.name(index), str(error))])
             continue
         _count(found, sample, tokenizer)
-        found.sizes.append(picture.size)
+        found.sizes.append(image.size)
         found.formats[Image.open(io.BytesIO(sample.image)).format or "?"] += 1
         if sample.web:
             seen[sample.web] += 1
         if index in shown:
-            found.shown.append({"name": source.name(index), "picture": _thumbnail(picture), **_texts(sample)})
-    found.repeated = 1 - len(seen) / max(1, seen.total())
+            texts = {label: [Span(text=text)] for label, text in _texts(sample).items() if text}
+            found.examples.append(Example(name=source.name(index), thumbnails=[thumbnail(image)], texts=texts))
+    found.duplicates = 1 - len(seen) / max(1, seen.total())
     return found
 
 
 def _chosen(source: Source, count: int) -> np.ndarray:
-    """Indexes of ``count`` samples, 0 for all, spread evenly; from afar those of few blocks, which are copied whole."""
+    """Indexes of ``count`` samples, 0 for all, spread evenly; remote ones of few blocks, which are copied whole."""
     everything, blocks = np.arange(len(source)), blocks_of(source)
-    if not count:
-        return everything
-    if getattr(source, "from_afar", False) and len(blocks) > _BLOCKS_COPIED:
+    if count and getattr(source, "from_afar", False) and len(blocks) > _BLOCKS_COPIED:
         say(f"only {_BLOCKS_COPIED} of {len(blocks):,} shards are looked at, since each has to be copied")
         ends = np.cumsum(blocks)
-        looked_at = _evenly(np.arange(len(blocks)), _BLOCKS_COPIED)
-        everything = np.concatenate([np.arange(ends[block] - blocks[block], ends[block]) for block in looked_at])
-    return _evenly(everything, count)
-
-
-def _evenly(items: np.ndarray, count: int) -> np.ndarray:
-    return items[np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
+        copied = evenly(len(blocks), _BLOCKS_COPIED)
+        everything = np.concatenate([np.arange(ends[block] - blocks[block], ends[block]) for block in copied])
+    return everything[evenly(len(everything), count)]
 
 
 def _count(found: Survey, sample: Sample, tokenizer: ClipsTokenizer) -> None:
@@ -172,10 +174,8 @@ def _texts(sample: Sample) -> dict[str, str]:
 
 def summary(found: Survey) -> Iterator[str]:
     """The survey in lines of text."""
-    bad = sum(map(len, found.bad.values()))
-    yield f"samples     {found.samples:,} in the source, {found.scanned:,} read, {bad:,} of them unusable"
-    for reason, names in sorted(found.bad.items(), key=lambda item: -len(item[1])):
-        yield f"  unusable  {len(names):,} × {reason}, for instance {names[0]}"
+    yield f"samples     {found.samples:,} in the source, {found.scanned:,} read, {found.invalid.count:,} invalid"
+    yield from invalid_lines(found.invalid)
     if not found.sizes:
         return
     for kind, lengths in found.tokens.items():
@@ -189,10 +189,10 @@ def summary(found: Survey) -> Iterator[str]:
         yield f"            {_spread(found.sentences)} sentences in a synthetic caption, of which recipes such as clips"
         yield f"            contrast one at a time: {_spread(found.sentence_tokens)} tokens;"
         yield f"            {_too_long(found.sentence_tokens)}"
-    yield f"repeated    {found.repeated:.1%} of the web captions are another sample's as well"
+    yield f"repeated    {found.duplicates:.1%} of the web captions are another sample's as well"
     short = [min(size) for size in found.sizes]
     kinds = ", ".join(f"{name} {count / found.formats.total():.0%}" for name, count in found.formats.most_common())
-    yield f"pictures    {_spread(short)} pixels on the short side; {kinds}"
+    yield f"images      {_spread(short)} pixels on the short side; {kinds}"
     yield f"            {_spread([size / 1024 for size in found.file_sizes])} KiB"
 
 
@@ -205,43 +205,6 @@ def _too_long(lengths: Sequence[int]) -> str:
 def _spread(values: Sequence[float]) -> str:
     low, median, high = np.quantile(values, (0.05, 0.5, 0.95))
     return f"median {median:,.0f} (5 % below {low:,.0f}, 5 % above {high:,.0f})"
-
-
-def histogram(values: Sequence[float]) -> list[dict[str, float]]:
-    """Bars for a page: where each begins and ends, its count, and its height as a share of the highest."""
-    if not values:
-        return []
-    last = float(np.quantile(values, 0.99)) + 1
-    counts, edges = np.histogram(np.clip(values, 0, last), bins=min(_BARS, max(1, int(last))), range=(0, last))
-    return [
-        {"start": start, "end": end, "count": int(count), "share": count / counts.max()}
-        for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True)
-    ]
-
-
-def render(config: InspectConfig, found: Survey) -> str:
-    """The page, self-contained."""
-    import jinja2
-
-    template = (Path(__file__).parent / "survey.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown)
-    charts = {
-        "Tokens of a web caption": histogram(found.tokens["web"]),
-        "Tokens of a synthetic caption": histogram(found.tokens["synthetic"]),
-        "Sentences of a synthetic caption": histogram(found.sentences),
-        "Pixels of a picture's short side": histogram([min(size) for size in found.sizes]),
-    }
-    return environment.from_string(template).render(
-        path=config.path, lines=list(summary(found)), charts=charts, survey=found
-    )
-
-
-def _thumbnail(picture: Image.Image) -> str:
-    picture = picture.copy()
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=75)
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

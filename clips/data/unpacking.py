@@ -17,7 +17,7 @@ from filelock import FileLock
 from clips.core.artifact import write_file
 from clips.core.cache import cache_directory
 from clips.data.tars import MOST_BYTES
-from clips.errors import UserError
+from clips.errors import UserError, reason_of
 
 _ANYWAY, _RATIO = 256 << 20, 100  # bytes that any file may unpack to, and how many for each that it has
 _AT_ONCE, _MOST_ROWS = 64 << 20, 8192
@@ -33,7 +33,7 @@ def unpacked(
     footer: Any = None,
     whole: bool = True,
 ) -> Iterator[Any]:
-    """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row; small ones are joined.
+    """The rows of a parquet file as Arrow's record batches of at most 64 MB, or one row.
 
     Args:
         file: its name, for messages.
@@ -52,27 +52,25 @@ def unpacked(
     if footer is None:
         footer = pyarrow.parquet.read_metadata(stream)
     groups = list(range(footer.num_row_groups)) if group is None else [group]
-    chunks = [chunk for number in groups for chunk in _chunks(footer.row_group(number), columns)]
-    allowance = _ANYWAY + _RATIO * sum(chunk.total_compressed_size for chunk in chunks)
-    leaves = [footer.schema.column(number) for number in range(len(footer.schema))]
-    widths = {leaf.path: leaf.length for leaf in leaves if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY"}
-    _check(file, sum(_laid_out_size(chunk, widths) for chunk in chunks), allowance)
-    texts = {leaf.path: leaf for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"}
-    plain = {path for path, leaf in texts.items() if _is_plain(leaf)}
-    once = plain - _written_as(chunks, "DELTA")
-    repeated = (texts.keys() - plain) | (_written_as(chunks, "DELTA_BYTE_ARRAY") & texts.keys())
+    chunks = {number: list(_chunks(footer.row_group(number), columns)) for number in groups}
+    every = [chunk for found in chunks.values() for chunk in found]
+    leaves = {leaf.path: leaf for leaf in map(footer.schema.column, range(len(footer.schema)))}
+    delta = {chunk.path_in_schema for chunk in every if any(each.startswith("DELTA") for each in chunk.encodings)}
+    once = {path for path, leaf in leaves.items() if _is_text(leaf)} - delta  # each different text is read once
+    allowance = _ANYWAY + _RATIO * sum(chunk.total_compressed_size for chunk in every)
+    _check(file, sum(_stated_size(chunk, leaves) for chunk in every), allowance)
     reader = pyarrow.parquet.ParquetFile(stream, metadata=footer, read_dictionary=sorted(once), pre_buffer=True)
-    batches = (
-        batch
-        for number in groups
-        for batch in reader.iter_batches(
-            _rows_at_once(footer.row_group(number), columns, repeated, widths),
-            row_groups=[number],
-            columns=list(columns),
-        )
+    plain = _without_views(
+        pyarrow.parquet.ParquetFile(stream, metadata=footer).read_row_groups([], list(columns)).schema
     )
-    parts = _measured(file, batches, allowance)
-    yield from _joined(parts, footer.schema.to_arrow_schema()) if whole else (part for part, _ in parts)
+    total = 0
+    for number in groups:
+        rows = _rows_at_once(chunks[number], leaves, footer.row_group(number).num_rows)
+        for batch in reader.iter_batches(rows, row_groups=[number], columns=list(columns)):
+            total += _size(batch)
+            _check(file, total, allowance)
+            for part in _parts(file, batch):
+                yield part.cast(plain) if whole else part
 
 
 def check_unpacked(files: Iterable[str]) -> None:
@@ -103,9 +101,20 @@ def check_unpacked(files: Iterable[str]) -> None:
 def _check_file(file: str) -> None:
     import pyarrow.parquet
 
-    footer = pyarrow.parquet.read_metadata(file)
-    for _ in unpacked(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
-        pass
+    try:
+        footer = pyarrow.parquet.read_metadata(file)
+        for _ in unpacked(file, file, columns=footer.schema.to_arrow_schema().names, footer=footer, whole=False):
+            pass
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a whole parquet file ({reason_of(error)})") from None
+
+
+def _without_views(schema: Any) -> Any:
+    """The schema with texts that a dictionary can be cast to."""
+    import pyarrow as pa
+
+    kinds = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return pa.schema([field.with_type(kinds.get(field.type, field.type)) for field in schema])
 
 
 def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
@@ -116,33 +125,30 @@ def _chunks(group: Any, columns: Sequence[str]) -> Iterator[Any]:
             yield chunk
 
 
-def _written_as(chunks: Iterable[Any], encoding: str) -> set[str]:
-    """The columns that have parts in an encoding, or in one of those whose names begin so."""
-    return {chunk.path_in_schema for chunk in chunks if any(each.startswith(encoding) for each in chunk.encodings)}
+def _is_text(leaf: Any) -> bool:
+    """Whether pyarrow can read each different value of a column once: not of JSON and the like."""
+    return leaf.physical_type == "BYTE_ARRAY" and str(leaf.logical_type) in {"None", "String"}
 
 
-def _is_plain(leaf: Any) -> bool:
-    return str(leaf.logical_type) in {"None", "String"}
-
-
-def _laid_out_size(chunk: Any, widths: Mapping[str, int]) -> int:
+def _stated_size(chunk: Any, leaves: Mapping[str, Any]) -> int:
     """Bytes of a column, as far as the footer tells: of texts each different one once, of all else every value."""
+    leaf = leaves[chunk.path_in_schema]
+    width = leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
     size: int = chunk.total_uncompressed_size + 4 * chunk.num_values
-    return max(size, widths.get(chunk.path_in_schema, 0) * chunk.num_values)
+    return max(size, width * chunk.num_values)
 
 
-def _rows_at_once(group: Any, columns: Sequence[str], repeated: set[str], widths: Mapping[str, int]) -> int:
-    """Rows that hold about 64 MB.
+def _rows_at_once(chunks: Sequence[Any], leaves: Mapping[str, Any], count: int) -> int:
+    """Rows of a row group, of ``count``, that hold about 64 MB.
 
-    Args:
-        repeated: columns that may hold more than is there, and cannot be read each different text once: each of their
-            texts may be as long as all that is there.
+    Of texts that may share parts with others (JSON, delta encoding) each may be as long as all that is stored.
     """
-    chunks = list(_chunks(group, columns))
-    size = sum(_laid_out_size(chunk, widths) for chunk in chunks)
-    longest = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in repeated)
-    rows = min(_MOST_ROWS, _AT_ONCE * group.num_rows // max(size, 1), _AT_ONCE // max(longest, 1))
-    return max(rows, 1)
+    texts = [(leaves[chunk.path_in_schema], chunk) for chunk in chunks]
+    texts = [(leaf, chunk) for leaf, chunk in texts if leaf.physical_type == "BYTE_ARRAY"]
+    shared = [chunk for leaf, chunk in texts if not _is_text(leaf) or "DELTA_BYTE_ARRAY" in chunk.encodings]
+    longest = sum(chunk.total_uncompressed_size for chunk in shared)
+    size = sum(_stated_size(chunk, leaves) for chunk in chunks)
+    return max(1, min(_MOST_ROWS, _AT_ONCE * count // max(size, 1), _AT_ONCE // max(longest, 1)))
 
 
 def _check(file: str, size: int, allowance: int) -> None:
@@ -153,85 +159,17 @@ def _check(file: str, size: int, allowance: int) -> None:
         )
 
 
-def _measured(file: str, batches: Iterable[Any], allowance: int) -> Iterator[tuple[Any, int]]:
-    """Batches in pieces of 64 MB or one row, with their bytes; UserError where a row, or all of them, has too many."""
-    total = 0
-    for batch in batches:
-        size = _size(batch)
-        total += size
-        _check(file, total, allowance)
-        yield from _parts(file, batch, size)
-
-
-def _parts(file: str, batch: Any, size: int) -> Iterator[tuple[Any, int]]:
+def _parts(file: str, batch: Any) -> Iterator[Any]:
+    """A batch in pieces of 64 MB or one row; UserError where a row has too much."""
+    size = _size(batch)
     if size <= _AT_ONCE or batch.num_rows == 1:
         if size > MOST_BYTES:
             raise UserError(f"{file}: a row unpacks to {size // _MB:,} MB, expected at most {MOST_BYTES // _MB}")
-        yield batch, size
+        yield batch
         return
     half = batch.num_rows // 2
     for part in (batch.slice(0, half), batch.slice(half)):
-        yield from _parts(file, part, _size(part))
-
-
-def _joined(parts: Iterable[tuple[Any, int]], schema: Any) -> Iterator[Any]:
-    """Pieces with their bytes, laid out and joined where they are small: where rows are read one by one, all are."""
-    held: list[Any] = []
-    total = rows = 0
-    for part, size in parts:
-        if held and (total + size > _AT_ONCE or rows + part.num_rows > _MOST_ROWS):
-            yield _one(held)
-            held, total, rows = [], 0, 0
-        held.append(_lay_out(part, schema))
-        total, rows = total + size, rows + part.num_rows
-    if held:
-        yield _one(held)
-
-
-def _one(batches: Sequence[Any]) -> Any:
-    import pyarrow as pa
-
-    if len(batches) == 1:
-        return batches[0]
-    columns = [pa.concat_arrays(parts) for parts in zip(*(batch.columns for batch in batches), strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=batches[0].schema)
-
-
-def _lay_out(batch: Any, whole: Any) -> Any:
-    """A batch with each of its texts in its row; ``whole`` is the schema of the file, which may have more columns."""
-    import pyarrow as pa
-
-    schema = pa.schema([_laid_out(field, whole.field(field.name)) for field in batch.schema])
-    pairs = zip(batch.columns, schema, strict=True)
-    columns = [column if column.type == field.type else column.cast(field.type) for column, field in pairs]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _laid_out(field: Any, plain: Any) -> Any:
-    """A field as it was read, each of its texts in its row.
-
-    Args:
-        field: of a batch.
-        plain: the same of the whole file, which may have more parts.
-    """
-    import pyarrow as pa
-
-    kind, wanted = field.type, plain.type
-    if pa.types.is_dictionary(kind):
-        wanted = wanted.value_type if pa.types.is_dictionary(wanted) else wanted
-        views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # no dictionary can be made these
-        return field.with_type(views.get(wanted, wanted))
-    if pa.types.is_struct(kind):
-        return field.with_type(pa.struct([_laid_out(part, wanted.field(part.name)) for part in kind]))
-    if pa.types.is_map(kind):
-        keys, items = _laid_out(kind.key_field, wanted.key_field), _laid_out(kind.item_field, wanted.item_field)
-        return field.with_type(pa.map_(keys, items))
-    if pa.types.is_fixed_size_list(kind):
-        return field.with_type(pa.list_(_laid_out(kind.value_field, wanted.value_field), kind.list_size))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return field.with_type(make(_laid_out(kind.value_field, wanted.value_field)))
-    return field
+        yield from _parts(file, part)
 
 
 def _size(found: Any) -> int:
@@ -241,11 +179,6 @@ def _size(found: Any) -> int:
 
     if isinstance(found, pa.RecordBatch):
         return sum(map(_size, found.columns))
-    if isinstance(found, pa.DictionaryArray):
-        if pa.types.is_primitive(found.dictionary.type):
-            return len(found) * found.dictionary.type.bit_width // 8
-        lengths = pc.take(pc.binary_length(found.dictionary).cast(pa.int64()), found.indices)
-        return int(found.indices.nbytes) + (pc.sum(lengths).as_py() or 0)
     if isinstance(found, pa.StructArray):
         return sum(map(_size, found.flatten()))
     if isinstance(found, pa.MapArray):
@@ -253,4 +186,7 @@ def _size(found: Any) -> int:
         return 8 * len(found) + sum(_size(part.slice(first, last - first)) for part in (found.keys, found.items))
     if isinstance(found, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return 8 * len(found) + _size(found.flatten())
+    if isinstance(found, pa.DictionaryArray) and not pa.types.is_primitive(found.dictionary.type):
+        lengths = pc.take(pc.binary_length(found.dictionary).cast(pa.int64()), found.indices)
+        return int(found.indices.nbytes) + (pc.sum(lengths).as_py() or 0)
     return int(found.nbytes)

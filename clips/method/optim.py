@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup", "warmup_samples"): 0.05}
+EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
 """Fields that exclude each other → the first one's value if neither is set."""
 
 
@@ -23,25 +23,25 @@ class OptimConfig:
 
     Args:
         learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
-        base_learning_rate: the same for 256 samples: times batch_size / 256 it is the learning rate. The authors'
-            ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
-        warmup: the ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it nor
-            ``warmup_samples`` is given.
+        base_learning_rate: the same for 256 samples: times global_batch_size / 256 it is the learning rate. The
+            authors' ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
+        warmup_ratio: the ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it
+            nor ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.
         betas: Adam's decay rates for the gradient and its square.
         weight_decay: on the matrices of products; not on norms, biases, embeddings, positions or the temperature [C].
-        clip_gradient: maximum gradient norm; null does not clip.
+        max_grad_norm: maximum gradient norm; null does not clip.
         skip_spikes: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and stop
             after ten such steps in a row; null skips none.
     """
 
     learning_rate: float | None = None
     base_learning_rate: float | None = None
-    warmup: float | None = None
+    warmup_ratio: float | None = None
     warmup_samples: int | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.2
-    clip_gradient: float | None = None
+    max_grad_norm: float | None = None
     skip_spikes: float | None = None
 
     def __post_init__(self) -> None:
@@ -51,16 +51,16 @@ class OptimConfig:
         for name in ("learning_rate", "base_learning_rate"):
             if (rate := getattr(self, name)) is not None and rate <= 0:
                 raise UserError(f"optim.{name}: expected a number above 0, got {rate}")
-        if self.warmup is not None and not 0 <= self.warmup < 1:
-            raise UserError(f"optim.warmup: expected a share from 0 to below 1, got {self.warmup}")
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"optim.warmup_ratio: expected a share from 0 to below 1, got {self.warmup_ratio}")
         if self.warmup_samples is not None and self.warmup_samples < 0:
             raise UserError(f"optim.warmup_samples: expected 0 or more, got {self.warmup_samples}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
         if self.weight_decay < 0:
             raise UserError(f"optim.weight_decay: expected 0 or more, got {self.weight_decay}")
-        if self.clip_gradient is not None and self.clip_gradient <= 0:
-            raise UserError(f"optim.clip_gradient: expected a number above 0 or null, got {self.clip_gradient}")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UserError(f"optim.max_grad_norm: expected a number above 0 or null, got {self.max_grad_norm}")
         if self.skip_spikes is not None and self.skip_spikes <= 1:
             raise UserError(f"optim.skip_spikes: expected a number above 1 or null, got {self.skip_spikes}")
 
@@ -83,7 +83,7 @@ class OptimConfig:
             UserError: the run is not longer than its warm-up in samples.
         """
         if self.warmup_samples is None:
-            return round((self.resolved().warmup or 0.0) * steps)
+            return round((self.resolved().warmup_ratio or 0.0) * steps)
         found = round(self.warmup_samples / batch_size)
         if found >= max(1, steps):
             raise UserError(

@@ -9,15 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clips.core.artifact import whole_file
-from clips.core.cache import cache_directory
+from clips.core.cache import cache_directory, tensor_cache
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -47,7 +43,7 @@ class KeptOutputs:
         self.kind = kind
         self.variant = variant
         self.remember = remember
-        self.held: dict[Path, Tensor] = {}
+        self.held: dict[tuple[str, str], Tensor] = {}
 
     @functools.cached_property
     def weights(self) -> str:
@@ -66,17 +62,22 @@ class KeptOutputs:
         device = image.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
         name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"
-        folder = cache_directory(self.kind) / name
-        files = [folder / digest[:2] / digest for digest in map(_digest, image.cpu())]
-        found = {file: output for file in set(files) if (output := self._read(file)) is not None}
-        missing = {file: number for number, file in enumerate(files) if file not in found}
+        cache = tensor_cache(cache_directory(self.kind) / name)
+        keys = [_digest(picture) for picture in image.cpu()]
+        found: dict[str, Tensor] = {}
+        for key in set(keys):
+            output = self.held.get((name, key))
+            output = cache.get(key) if output is None else output
+            if output is not None:
+                found[key] = output
+        missing = {key: index for index, key in enumerate(keys) if key not in found}
         if missing:
-            for file, output in zip(missing, self._run(image[list(missing.values())]).cpu(), strict=True):
-                found[file] = output.clone(memory_format=torch.contiguous_format)
-                _write(file, found[file])
+            for key, output in zip(missing, self._run(image[list(missing.values())]).cpu(), strict=True):
+                found[key] = output.clone(memory_format=torch.contiguous_format)
+                cache.put(key, found[key])
         if self.remember:
-            self.held |= found
-        return torch.stack([found[file] for file in files]).to(image.device)
+            self.held |= {(name, key): output for key, output in found.items()}
+        return torch.stack([found[key] for key in keys]).to(image.device)
 
     def _run(self, image: Tensor) -> Tensor:
         learns, _ = self.module.training, self.module.eval()
@@ -84,19 +85,6 @@ class KeptOutputs:
             return self.compute(image)
         finally:
             self.module.train(learns)
-
-    def _read(self, file: Path) -> Tensor | None:
-        if file in self.held:
-            return self.held[file]
-        try:
-            return load_file(file)["features"]
-        except (OSError, SafetensorError, KeyError):
-            return None
-
-
-def _write(file: Path, output: Tensor) -> None:
-    with whole_file(file) as partial:
-        save_file({"features": output}, partial)
 
 
 def _digest(*values: Tensor) -> str:

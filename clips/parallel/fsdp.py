@@ -1,16 +1,50 @@
-"""Every process holds shards of the model, put together layer by layer (torch's FSDP2)."""
+"""Every process holds shards of the model, gathered layer by layer (torch's FSDP2)."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from clips.parallel.base import DataParallel, layers_of
+from clips.parallel.processes import Processes
+
+
+def shard_model(
+    model: nn.Module,
+    processes: Processes,
+    *,
+    bf16: bool = False,
+    exact: Sequence[nn.Module] = (),
+    unsharded: Sequence[nn.Module] = (),
+) -> nn.Module:
+    """Keep a shard of each weight on this process; repeated layers are gathered one at a time, the rest as one.
+
+    Weights stay float32, gradients are summed in float32.
+
+    Args:
+        model: full; changed in place.
+        processes: who shares it.
+        bf16: cast weights and inputs of the layers to bf16 when they compute.
+        exact: its modules that keep float32 weights and inputs even so, as they enter bf16 themselves.
+        unsharded: its modules of which every process keeps all, as not all processes call them in every step.
+    """
+    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    ignored = {weight for module in unsharded for weight in module.to(processes.device).parameters()}
+    all_unsharded, all_exact = ({inner for one in some for inner in one.modules()} for some in (unsharded, exact))
+    for module in [*layers_of(model), *exact]:
+        if module not in all_unsharded:
+            own = MixedPrecisionPolicy(cast_forward_inputs=False) if module in all_exact else policy
+            fully_shard(module, mesh=mesh, mp_policy=own)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+    return model
 
 
 class FullySharded(DataParallel):
@@ -19,11 +53,7 @@ class FullySharded(DataParallel):
     shards_weights = True
 
     def _wrapped(self) -> nn.Module:
-        mesh = init_device_mesh(self.processes.device.type, (self.processes.count,))
-        for layer in layers_of(self.encoder):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(self.encoder, mesh=mesh)
-        return self.encoder
+        return shard_model(self.encoder, self.processes)
 
     def part(self, *, last: bool) -> AbstractContextManager[Any]:
         """See `DataParallel`."""

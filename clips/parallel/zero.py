@@ -42,7 +42,7 @@ class Zero(DataParallel):
             group["lr"] = 0.0  # stage 3 makes its state by a step of its own
         settings = {
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_clipping": optim.clip_gradient or 0.0,
+            "gradient_clipping": optim.max_grad_norm or 0.0,
             "zero_optimization": {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,

@@ -1,30 +1,34 @@
-"""The config of ``clips plan``."""
+"""``clips plan``: memory, time, GPUs and storage of a training beforehand.
+
+clips plan scripts/configs/clips-l-14.yaml --gpu h200 --count 64
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
+from clips.commandline.parsing import parse_config
 from clips.errors import UserError, suggest
 from clips.planning.hardware import GPUS
+from clips.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """Tell what a training will need, stage by stage: memory of a GPU by part, time, GPU hours, storage.
+    """Print what a training will need, stage by stage: memory of a GPU by part, time, GPU hours, storage.
 
     Args:
         training: a YAML file of `clips train`.
-        gpu: the kind of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
-        count: how many of them.
-        mfu: model FLOPs utilisation, the share of the GPU's peak that goes into the model; an assumption.
+        gpu: the type of GPU, such as a100-80, h100, h200, b200, l40s, 4090.
+        count: number of GPUs.
+        mfu: model FLOPs utilization, the assumed ratio of model FLOP/s to the GPU's peak.
         measured: a metrics.jsonl whose median "mfu" is taken instead.
-        caption_tokens: tokens of a synthetic caption that enter the caption loss on average; null takes all places of
-            the captioner, the most that can happen.
+        caption_tokens: tokens of a synthetic caption that enter the caption loss on average; null takes the captioner's
+            maximum.
         reserve_gb: GB of a GPU for what no tensor holds: context, libraries, buffers of NCCL.
-        fragmentation: bytes lost to gaps between tensors, as a share of the tensors.
-        pictures: how many different ones the training data have, where they are not on this machine.
-        bytes_per_picture: of one with its captions, as stored.
-        json: a file for the whole plan, for machines.
+        fragmentation: bytes lost to gaps between tensors, as a ratio of the tensors.
+        pictures: number of different images of the training data, where the data is remote.
+        bytes_per_picture: of one image with its captions, as stored.
     """
 
     training: str
@@ -37,22 +41,30 @@ class PlanConfig:
     fragmentation: float = 0.05
     pictures: int | None = None
     bytes_per_picture: float | None = None
-    json: str | None = None
 
     def __post_init__(self) -> None:
         if self.gpu not in GPUS:
-            raise suggest(self.gpu, GPUS, "kind of GPU")
-        if self.count < 1:
-            raise UserError(f"count: expected 1 or more, got {self.count}")
+            raise suggest(self.gpu, GPUS, "type of GPU")
         if not 0 < self.mfu <= 1:
-            raise UserError(f"mfu: expected a share above 0, up to 1, got {self.mfu}")
-        if self.caption_tokens is not None and self.caption_tokens < 1:
-            raise UserError(f"caption_tokens: expected 1 or more, got {self.caption_tokens}")
+            raise UserError(f"mfu: expected a ratio above 0, up to 1, got {self.mfu}")
         if (self.pictures is None) != (self.bytes_per_picture is None):
             raise UserError("bytes_per_picture: expected together with pictures, or neither")
-        for name in ("pictures", "bytes_per_picture"):
-            if not (getattr(self, name) is None or getattr(self, name) > 0):
+        for name in ("count", "caption_tokens", "pictures", "bytes_per_picture"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         for name in ("reserve_gb", "fragmentation"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+
+def plan(config: PlanConfig) -> None:
+    """Carry out ``config``: print the tables.
+
+    Raises:
+        UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
+    """
+    training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
+    assert training is not None
+    from clips.planning.tables import print_plan  # imports torch
+
+    print_plan(config, training)

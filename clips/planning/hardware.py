@@ -1,4 +1,4 @@
-"""GPUs that training may run on: what they hold, how fast they multiply, how fast they talk to each other."""
+"""The GPUs that plans know: memory, peak FLOP/s and bandwidth."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ GPUS: dict[str, Gpu] = {
 }
 
 
-def gpu_of(device_name: str) -> Gpu | None:
-    """The entry for what torch.cuda.get_device_name says; None for a GPU that is not in the table."""
+def find_gpu(device_name: str) -> Gpu | None:
+    """The entry for a name of torch.cuda.get_device_name; None for a GPU that is not in the table."""
     return next((gpu for gpu in GPUS.values() if re.search(gpu.name, device_name)), None)

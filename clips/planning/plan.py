@@ -1,57 +1,77 @@
-"""What a training will need before it costs anything: memory, time, GPUs, storage.
+"""Memory, time, GPUs and storage of a training.
 
-Nothing is trained and no data is opened; the model is built without content (see `clips.planning.dryrun`).
+Nothing is trained and no data is read; the model is built without content (see `clips.planning.dry_run`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from clips.core.artifact import say
 from clips.data.files import is_remote
 from clips.data.sources import open_source
 from clips.errors import UserError
 from clips.jsontext import parse_json
+from clips.planning import Cost
 from clips.planning.config import PlanConfig
-from clips.planning.footprint import DIVIDED, PARALLELS, Allowance, Rehearsal, Spread, largest
 from clips.planning.hardware import GPUS, Gpu
+from clips.planning.memory import SHARDED, Layout, MemoryModel, Parts, largest
 from clips.training.config import TrainConfig
 from clips.training.stages import stage_configs
-from clips.training.start import learns_statistics
 
-_COUNTS = (8, 16, 32, 64, 128, 256, 512)
 _GB = 1e9
 
 
-def make_plan(config: PlanConfig, training: TrainConfig) -> dict[str, Any]:
-    """The plan as plain data; sizes in bytes, times in seconds unless a name says otherwise.
+def plan_stages(config: PlanConfig, training: TrainConfig) -> list[StagePlan]:
+    """The stages of ``training``, each with its dry steps."""
+    return [StagePlan(config, stage) for stage in stage_configs(training)]
+
+
+def training_cost(config: PlanConfig, training: TrainConfig, *, timed: bool = True) -> Cost:
+    """The cost of a training as it is configured.
 
     Args:
         config: of the plan.
-        training: what ``config.training`` holds.
+        training: the training.
+        timed: whether a GPU was chosen; otherwise only storage is known.
     """
-    stages, told = [StagePlan(config, stage) for stage in stage_configs(training)], []
-    for number, stage in enumerate(stages, 1):
-        say(f"{config.training}: going through stage {number} of {len(stages)} without its numbers …")
-        told.append(stage.tell(config.count))
-    return {
-        "gpu": {"kind": config.gpu, "count": config.count, **dataclasses.asdict(GPUS[config.gpu])},
-        "mfu": mfu_of(config),
-        "mfu_from": config.measured or "assumed",
-        "stages": told,
-        "training_data": _data_bytes(config, training),
-        "clusters": [cluster(stages, count) for count in sorted({*_COUNTS, config.count})],
-        "basis": list(_basis(config)),
-    }
+    stages = plan_stages(config, training)
+    storage = [stage.storage() for stage in stages]
+    disk = storage[-1]["encoder"]
+    cost = Cost(
+        basis="disk worked out; no GPU is named, and no like step has run",
+        disk=disk,
+        most=disk + max(each["checkpoints"] for each in storage),
+    )
+    if not timed:
+        return cost
+    speeds = [speed for stage in stages if (speed := stage.speed(stage.layout(config.count)))]
+    if len(speeds) < len(stages):
+        return dataclasses.replace(cost, basis=f"worked out: not one sample fits on {config.gpu}")
+    parts = [speed.at_once for speed in speeds]
+    in_parts = any(part < stage.local(config.count) for part, stage in zip(parts, stages, strict=True))
+    hint = f", with micro_batch_size {', '.join(map(str, parts))} in its stages" if in_parts else ""
+    memory = [
+        sum(stage.memory(layout, local=stage.local(config.count), at_once=part).values())
+        for stage, part in zip(stages, parts, strict=True)
+        for layout in [stage.layout(config.count)]
+    ]
+    seconds = sum(speed.hours for speed in speeds) * 3600
+    return dataclasses.replace(
+        cost,
+        basis=f"worked out for {config.count} × {config.gpu} at {config.mfu:.0%} of its peak{hint}, see clips plan",
+        seconds=seconds,
+        gpu_hours=seconds / 3600 * config.count,
+        memory=float(max(memory)),
+    )
 
 
-def mfu_of(config: PlanConfig) -> float:
-    """The utilisation to reckon with: measured where there is a measurement."""
+def resolve_mfu(config: PlanConfig) -> float:
+    """The utilization to assume: the measured one if there is a measurement."""
     if config.measured is None:
         return config.mfu
     path = Path(config.measured)
@@ -65,8 +85,27 @@ def mfu_of(config: PlanConfig) -> float:
     return statistics.median(values)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+    """The speed of a stage.
+
+    Args:
+        at_once: samples whose activations a GPU holds at a time.
+        computing: seconds of a step's computation.
+        samples_per_second: of all GPUs.
+        slowest: samples per second if no communication overlaps with computation.
+        hours: of the whole stage.
+    """
+
+    at_once: int
+    computing: float
+    samples_per_second: float
+    slowest: float
+    hours: float
+
+
 class StagePlan:
-    """One stage: its model's dry steps, and what follows from them.
+    """One stage: its model's memory, and what follows.
 
     Args:
         config: of the plan.
@@ -74,146 +113,88 @@ class StagePlan:
     """
 
     def __init__(self, config: PlanConfig, stage: TrainConfig) -> None:
-        self.config, self.stage, self.gpu = config, stage, GPUS[config.gpu]
+        self.config, self.stage, self.gpu, self.mfu = config, stage, GPUS[config.gpu], resolve_mfu(config)
         self.precision: Literal["bf16", "fp32"] = "fp32" if stage.precision == "fp32" else "bf16"
-        self.rehearsal = Rehearsal(stage, bf16=self.precision == "bf16", caption_tokens=config.caption_tokens)
-        self.allowance = Allowance(fixed=config.reserve_gb * _GB, share=config.fragmentation)
+        self.model = MemoryModel(stage, bf16=self.precision == "bf16", caption_tokens=config.caption_tokens)
         self.steps = _steps(stage)
+        self.at_once = functools.cache(self._at_once)
 
-    def spread(self, count: int) -> Spread:
-        """The stage's own way of spreading the work, over ``count`` GPUs."""
+    def layout(self, count: int) -> Layout:
+        """The stage's own strategy on ``count`` GPUs."""
         scale = self.stage.scale
-        return Spread(parallel=scale.parallel, count=count, checkpointing=scale.activation_checkpointing)
+        return Layout(parallel=scale.parallel, count=count, checkpointing=scale.activation_checkpointing)
 
-    def memory(self, spread: Spread, *, local: int, at_once: int) -> dict[str, float]:
-        """Bytes of each part, see `Rehearsal.footprint`."""
-        return self.rehearsal.footprint(spread, local=local, at_once=at_once, allowance=self.allowance)
+    def memory(self, layout: Layout, *, local: int, at_once: int) -> Parts:
+        """Bytes of each part, see `MemoryModel.parts`, with the allowance for what cannot be counted."""
+        parts = self.model.parts(layout, local=local, at_once=at_once)
+        allowance = self.config.reserve_gb * _GB + self.config.fragmentation * sum(parts.values())
+        return parts | {"allowance": allowance}
 
-    def fits(self, spread: Spread, *, local: int, at_once: int) -> bool:
+    def fits(self, layout: Layout, *, local: int, at_once: int) -> bool:
         """Whether that is within the GPU's memory."""
-        return sum(self.memory(spread, local=local, at_once=at_once).values()) <= self.gpu.memory
+        return sum(self.memory(layout, local=local, at_once=at_once).values()) <= self.gpu.memory
 
-    def at_once(self, spread: Spread) -> int:
-        """Samples whose activations a GPU holds at a time: as the stage says, else as many as fit; 0 if none does."""
-        local = self.local(spread.count)
-        limit = min(self.stage.micro_batch or local, local)
-        if self.fits(spread, local=local, at_once=limit):
+    def _at_once(self, layout: Layout) -> int:
+        """Samples whose activations a GPU holds at a time: the stage's setting, else as many as fit; 0 if none does."""
+        local = self.local(layout.count)
+        limit = min(self.stage.micro_batch_size or local, local)
+        if self.fits(layout, local=local, at_once=limit):
             return limit
-        return 0 if self.stage.micro_batch else self._largest_part(spread, local)
+        if self.stage.micro_batch_size:
+            return 0
+        return largest(lambda size: self.fits(layout, local=local, at_once=size), local - 1)
 
-    def _largest_part(self, spread: Spread, local: int) -> int:
-        return largest(lambda size: self.fits(spread, local=local, at_once=size), local - 1)
-
-    def largest_batch(self, spread: Spread) -> int:
-        """The most samples a GPU can take in a step whose activations it holds all at once."""
-        most = self.gpu.memory / self.rehearsal.activation_bytes(spread.checkpointing)
-        return largest(lambda size: self.fits(spread, local=size, at_once=size), int(most))
+    def largest_batch(self, layout: Layout) -> int:
+        """The most samples of a step whose activations a GPU can hold all at once."""
+        limit = self.gpu.memory / self.model.activation_bytes(layout.checkpointing)
+        return largest(lambda size: self.fits(layout, local=size, at_once=size), int(limit))
 
     def local(self, count: int) -> int:
         """Samples of a GPU's step."""
-        if self.stage.batch_size % count:
-            raise UserError(f"count: expected a divisor of batch_size {self.stage.batch_size}, got {count}")
-        return self.stage.batch_size // count
+        if self.stage.global_batch_size % count:
+            raise UserError(
+                f"count: expected a divisor of global_batch_size {self.stage.global_batch_size}, got {count}"
+            )
+        return self.stage.global_batch_size // count
 
-    def speed(self, spread: Spread) -> dict[str, float] | None:
+    def speed(self, layout: Layout) -> Speed | None:
         """Time of a step and what follows; None where not one sample fits."""
-        local, at_once = self.local(spread.count), self.at_once(spread)
+        local, at_once = self.local(layout.count), self.at_once(layout)
         if not at_once:
             return None
-        flops = self.rehearsal.computed_flops(spread, in_parts=at_once < local)
-        computing = local * flops / (self.gpu.peak(self.precision) * mfu_of(self.config))
-        gradients, features = self._sent(spread, local)
-        sending = [bytes_sent / bandwidth(self.gpu, spread.count) for bytes_sent in (gradients, features)]
-        step = max(computing, sending[0]) + sending[1]  # gradients travel while others are computed, features cannot
-        hours = self.steps * step / 3600
-        return {
-            "samples_at_once": at_once,
-            "computed_flops_per_sample": flops,
-            "computing_seconds": computing,
-            "sent_bytes": gradients + features,
-            "sending_seconds": sum(sending),
-            "step_seconds": step,
-            "samples_per_second": self.stage.batch_size / step,
-            "samples_per_second_nothing_overlapped": self.stage.batch_size / (computing + sum(sending)),
-            "hours": hours,
-            "gpu_hours": hours * spread.count,
-        }
+        flops = self.model.computed_flops(layout, in_parts=at_once < local)
+        computing = local * flops / (self.gpu.peak(self.precision) * self.mfu)
+        gradients, features = (sent / bandwidth(self.gpu, layout.count) for sent in self._sent(layout, local))
+        step = max(computing, gradients) + features  # gradients travel while others are computed, features cannot
+        return Speed(
+            at_once=at_once,
+            computing=computing,
+            samples_per_second=self.stage.global_batch_size / step,
+            slowest=self.stage.global_batch_size / (computing + (gradients + features)),
+            hours=self.steps * step / 3600,
+        )
 
-    def _sent(self, spread: Spread, local: int) -> tuple[float, float]:
+    def _sent(self, layout: Layout, local: int) -> tuple[float, float]:
         """Bytes that a GPU sends in a step by ring algorithms: for gradients and parameters, and for features.
 
         All-reduce 2 × and all-gather or reduce-scatter 1 × (count - 1) / count of the whole.
         """
-        rounds = 3 if "parameters" in DIVIDED[spread.parallel] else 2  # gather twice and scatter, or reduce
-        ring = (spread.count - 1) / spread.count
-        kinds = 1 + len(self.rehearsal.model.recipe.spec.texts)
-        features = local * spread.count * self.rehearsal.model.model_cfg["embed_dim"] * kinds * 4
-        return rounds * ring * self.rehearsal.trained * 4, 3 * ring * features
+        rounds = 3 if "parameters" in SHARDED[layout.parallel] else 2  # gather twice and scatter, or reduce
+        ring = (layout.count - 1) / layout.count
+        towers = 1 + len(self.model.model.recipe.spec.texts)
+        features = local * layout.count * self.model.model.model_cfg["embed_dim"] * towers * 4
+        return rounds * ring * self.model.trained * 4, 3 * ring * features
 
     def storage(self) -> dict[str, float]:
-        """Bytes on disk: the encoder directory, and the most that checkpoints take, one being written."""
-        weights = self.rehearsal.parameters * 4 + self.rehearsal.buffers
+        """Bytes on disk: the encoder directory, and the peak of the checkpoints, one being written."""
+        weights = self.model.parameters * 4 + self.model.buffers
         average = weights if self.stage.average is not None else 0
-        checkpoint = weights + self.rehearsal.trained * 8 + average
-        kept = self.stage.keep_checkpoints
-        return {"encoder": weights, "checkpoint": checkpoint, "checkpoints": checkpoint * (kept + 1)}
-
-    def tell(self, count: int) -> dict[str, Any]:
-        """Everything about the stage on ``count`` GPUs."""
-        rehearsal, local, own = self.rehearsal, self.local(count), self.spread(count)
-        at_once = self.at_once(own) or 1
-        parts = {name: _count(part) for name, part in rehearsal.model.named_children() if _count(part)}
-        memory = {}
-        for parallel in PARALLELS:
-            other = dataclasses.replace(own, parallel=parallel)
-            again = dataclasses.replace(other, checkpointing=True)
-            plain = dataclasses.replace(other, checkpointing=False)
-            memory[parallel] = {
-                "parts": {name: float(size) for name, size in self.memory(other, local=local, at_once=at_once).items()},
-                "largest_batch": self.largest_batch(plain),
-                "largest_batch_checkpointed": self.largest_batch(again),
-            }
-        return {
-            "output": self.stage.output,
-            "image_size": rehearsal.model.image_size,
-            "samples": self.steps * self.stage.batch_size,
-            "steps": self.steps,
-            "batch_size": self.stage.batch_size,
-            "samples_per_gpu": local,
-            "samples_at_once": self.at_once(own),
-            "may_take_parts": self.stage.micro_batch is None and not learns_statistics(rehearsal.model),
-            "precision": self.precision,
-            "parallel": own.parallel,
-            "activation_checkpointing": own.checkpointing,
-            "parameters": {**parts, "all": rehearsal.parameters, "trained": rehearsal.trained},
-            "flops_per_sample": rehearsal.flops(count),
-            "memory": memory,
-            "validation": rehearsal.validation(own),
-            "speed": self.speed(own),
-            "storage": self.storage(),
-        }
-
-
-def cluster(stages: list[StagePlan], count: int) -> dict[str, Any]:
-    """What the whole training takes on ``count`` GPUs; "hours" None where a stage does not fit or divide."""
-    if any(stage.stage.batch_size % count for stage in stages):
-        return {"count": count, "hours": None, "reason": "the batch cannot be divided by it"}
-    speeds = [stage.speed(stage.spread(count)) for stage in stages]
-    if None in speeds:
-        return {"count": count, "hours": None, "reason": "not enough memory"}
-    found = [speed for speed in speeds if speed is not None]
-    return {
-        "count": count,
-        "hours": sum(speed["hours"] for speed in found),
-        "gpu_hours": sum(speed["gpu_hours"] for speed in found),
-        "samples_at_once": [speed["samples_at_once"] for speed in found],
-        "samples_per_gpu": [stage.local(count) for stage in stages],
-        "samples_per_second": [speed["samples_per_second"] for speed in found],
-    }
+        checkpoint = weights + self.model.trained * 8 + average
+        return {"encoder": weights, "checkpoints": checkpoint * (self.stage.keep_checkpoints + 1)}
 
 
 def bandwidth(gpu: Gpu, count: int) -> float:
-    """Bytes a second that each GPU of a ring over ``count`` GPUs sends, machines with all their network cards."""
+    """Bytes a second that each GPU of a ring over ``count`` GPUs sends, nodes with all their network cards."""
     return gpu.link if count <= gpu.per_machine else min(gpu.link, gpu.network * gpu.per_machine)
 
 
@@ -223,13 +204,13 @@ def _steps(stage: TrainConfig) -> int:
     samples = float(stage.samples or 0)
     if stage.epochs is not None:
         if any(is_remote(source.path) for source in stage.data.sources):
-            raise UserError("epochs: expected samples or steps for a plan, since the data is not here to be counted")
+            raise UserError("epochs: expected samples or steps for a plan, since remote data is not counted")
         samples = stage.epochs * sum(len(open_source(source)) for source in stage.data.sources)
-    return math.ceil(samples / stage.batch_size)
+    return math.ceil(samples / stage.global_batch_size)
 
 
-def _data_bytes(config: PlanConfig, training: TrainConfig) -> float | None:
-    """Bytes of the training data, as told or where all of it is on this machine."""
+def data_bytes(config: PlanConfig, training: TrainConfig) -> float | None:
+    """Bytes of the training data, as stated or where all of it is local."""
     if config.pictures is not None and config.bytes_per_picture is not None:
         return config.pictures * config.bytes_per_picture
     paths = [Path(source.path) for source in training.data.sources]
@@ -237,26 +218,3 @@ def _data_bytes(config: PlanConfig, training: TrainConfig) -> float | None:
         return None
     files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
     return sum(file.stat().st_size for file in files)
-
-
-def _count(part: Any) -> int:
-    return sum(value.numel() for value in part.parameters())
-
-
-def _basis(config: PlanConfig) -> Iterator[str]:
-    """What the numbers rest on, for readers."""
-    yield (
-        "Counted on the model itself: parameters, FLOPs, and the tensors of a step, texts without padding. "
-        "Checked against measurements on CPU, with one and two processes: tensors within 10 %; a CPU process held up "
-        "to 23 % more than planned (docs/performance.md)."
-    )
-    source = f"the median of {config.measured}" if config.measured else "assumed; --measured takes that of a run"
-    yield f"MFU {mfu_of(config):.0%}: {source}."
-    yield (
-        f"Allowed for, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} "
-        "for gaps. Not reckoned with: torch.compile, waiting for data, failures, the time of validation."
-    )
-    yield (
-        "Reckoned, not measured: the time of more than one GPU: ring algorithms at the data sheet's bandwidth, "
-        "gradients sent while others are computed. Everything up to 512 GPUs is extrapolated."
-    )

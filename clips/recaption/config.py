@@ -46,7 +46,7 @@ class RecaptionConfig(SourceConfig):
             process takes its share by itself.
         readers: threads that read and decode pictures ahead.
         precision: fp32 or bf16; auto is bf16 on a GPU that has it.
-        max_bad_share: stop where a shard loses a larger share of its samples to bad pictures and dropped captions.
+        max_invalid_ratio: stop where a shard loses a larger share of its samples to bad pictures and dropped captions.
         seed: of what is drawn.
     """
 
@@ -71,7 +71,7 @@ class RecaptionConfig(SourceConfig):
     part: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     readers: int = dataclasses.field(default=8, metadata=RUN_ONLY)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    max_bad_share: float = 0.2
+    max_invalid_ratio: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,8 +87,8 @@ class RecaptionConfig(SourceConfig):
             raise UserError(f"temperature: expected above 0 for {self.captions} captions of a picture, which are drawn")
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(f"max_words: expected {self.min_words} (min_words) or more, got {self.max_words}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.max_invalid_ratio <= 1:
+            raise UserError(f"max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")
         if self.caption == self.web:
             raise UserError(f"caption: expected another name than the web caption's, got '{self.caption}'")
         self.share()

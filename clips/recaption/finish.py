@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clips.core.artifact import MANIFEST, say, versions, write_file, write_manifest
+from clips.core.identity import RUN
 from clips.data.sources import Source
 from clips.data.sources.webdataset import SIZES
 from clips.jsontext import parse_json
 from clips.recaption.config import RecaptionConfig
-from clips.recaption.shards import SETTINGS, WORK
+from clips.recaption.shards import WORK
 
 if TYPE_CHECKING:
     from clips.recaption.describer import Describer
@@ -34,7 +35,7 @@ def complete(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> 
     output = Path(config.output)
     try:
         counts = {name: _read(output, f"{name}.json") for name in shards}
-        settings, model = _read(output, SETTINGS), _read(output, _MODEL)
+        run, model = _read(output, RUN), _read(output, _MODEL)
     except FileNotFoundError:
         if (output / MANIFEST).is_file():  # the other was quicker
             return
@@ -61,7 +62,7 @@ def complete(config: RecaptionConfig, source: Source, shards: Sequence[str]) -> 
             if (Path(path) / MANIFEST).is_file()
         },
         known={name: count["file"] for name, count in counts.items()},
-        settings=settings,
+        identity=run,
         captions=totals,
     )
     shutil.rmtree(output / WORK, ignore_errors=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,18 +20,15 @@ import numpy as np
 from PIL import Image
 
 from clips.commandline.progress import Progress
-from clips.core.artifact import MANIFEST, check_replaceable, read_manifest, say, write_file
-from clips.core.identity import result_settings
+from clips.core.artifact import is_finished, say, write_file
+from clips.core.identity import RUN, identity, read_run, refuse_other_run, run_text
 from clips.data.images import BadImageError, decode_image
 from clips.data.sources import BadSampleError, Sample, Source, blocks_of, open_source
-from clips.errors import UserError
-from clips.jsontext import parse_json
-from clips.plain import difference, plain
 from clips.recaption.cleaning import fitting
 from clips.recaption.config import WEB, RecaptionConfig
 from clips.recaption.finish import complete, note_model
 from clips.recaption.plan import Shard, cut_shards, make_groups, make_windows, overlaps
-from clips.recaption.shards import SETTINGS, WORK, Captioned, OpenShard, shard_name
+from clips.recaption.shards import WORK, Captioned, OpenShard, shard_name
 
 if TYPE_CHECKING:
     from clips.recaption.describer import Describer, Said
@@ -81,24 +77,15 @@ def _begin(config: RecaptionConfig, samples: int) -> bool:
     Raises:
         UserError: it holds something else, or captions that were written with other settings.
     """
-    output, settings = Path(config.output), {**result_settings(plain(config), RecaptionConfig), "samples": samples}
-    if (output / MANIFEST).is_file():
-        manifest = read_manifest(output)
-        check_replaceable(output, KIND)
-        before = manifest.get("settings", {})
-    elif (output / WORK / SETTINGS).is_file():
-        before = parse_json((output / WORK / SETTINGS).read_text(encoding="utf-8"))
+    work, run = Path(config.output) / WORK, identity("clips recaption", config, {"samples": samples})
+    if is_finished(config.output, KIND, run, work=work):
+        return False
+    before = read_run(work / RUN)
+    if before is None:
+        write_file(work / RUN, run_text(run))
     else:
-        try:
-            check_replaceable(output, KIND)
-        except UserError:
-            if not (output / WORK).is_dir():  # else another process has begun at the same time
-                raise
-        write_file(output / WORK / SETTINGS, json.dumps(settings, indent=1))
-        return True
-    if differing := difference(before, settings, masked=(output / MANIFEST).is_file()):
-        raise UserError(f"{output}: has captions of other settings ({differing}); choose another directory")
-    return not (output / MANIFEST).is_file()
+        refuse_other_run(config.output, before, run)
+    return True
 
 
 def _is_done(shard: Shard, config: RecaptionConfig) -> bool:
@@ -123,7 +110,8 @@ def _caption_group(
                     continue
                 opened = opened or OpenShard(waiting[0].number, config)
                 said = written.get(index, [])
-                _add(opened, samples[index], said, source, config)
+                if reason := _add(opened, samples[index], said, source, config):
+                    opened.dropped.add([(index - waiting[0].start, source.name(index), reason)])
                 progress.advance(tokens=sum(one.tokens for one in said))
                 if index == waiting[0].stop - 1:
                     _finish(opened, waiting.pop(0), config)
@@ -136,7 +124,7 @@ def _caption_group(
 
 def _report(shard: OpenShard, progress: Progress) -> None:
     """Tell of a finished shard and what was dropped from it."""
-    dropped = "".join(f"; {count:,} × {reason}" for reason, count in shard.dropped.most_common())
+    dropped = f"; {shard.dropped.reasons()}" if shard.dropped.count else ""
     say(f"{shard.target.name}: {shard.written:,} captions{dropped} · {progress.rates()}")
 
 
@@ -187,25 +175,18 @@ def _caption_window(
     return said
 
 
-def _add(shard: OpenShard, read: Read | str, said: list[Said], source: Source, config: RecaptionConfig) -> None:
+def _add(shard: OpenShard, read: Read | str, said: list[Said], source: Source, config: RecaptionConfig) -> str:
+    """Append a sample; returns why it has no caption instead, else nothing."""
     if isinstance(read, str):
-        shard.dropped[read] += 1
-        return
+        return read
     captions, reason = fitting(said, config)
-    if not captions:
-        shard.dropped[reason] += 1
-        return
-    captioned = Captioned(source.record(read.index), read.sample.image, read.sample.web, captions)
-    shard.add(captioned, sum(one.tokens for one in said))
+    if captions:
+        captioned = Captioned(source.record(read.index), read.sample.image, read.sample.web, captions)
+        shard.add(captioned, sum(one.tokens for one in said))
+    return "" if captions else reason
 
 
 def _finish(opened: OpenShard, shard: Shard, config: RecaptionConfig) -> None:
     """Complete a shard, unless too much of it was dropped."""
-    lost = opened.dropped.total()
-    if lost > config.max_bad_share * (shard.stop - shard.start):
-        reason, often = opened.dropped.most_common(1)[0]
-        raise UserError(
-            f"{opened.target}: {lost} of {shard.stop - shard.start} samples have no caption, more than max_bad_share "
-            f"({config.max_bad_share:g}); {often} × {reason}"
-        )
+    opened.dropped.check(str(opened.target), "max_invalid_ratio", config.max_invalid_ratio, shard.stop - shard.start)
     opened.finish()

@@ -7,20 +7,18 @@ import dataclasses
 import io
 import json
 import tarfile
-from collections import Counter
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
 from clips.core.artifact import file_hash, partial_beside, write_file, writing
+from clips.data.invalid_samples import InvalidSamples
 from clips.data.sources import Record
 from clips.recaption.config import RecaptionConfig
 
 WORK = ".work"
 """In the output, until it is complete: counts of finished shards, and unfinished ones."""
-SETTINGS = "settings.json"
-"""In WORK: what the captions depend on."""
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
@@ -120,7 +118,7 @@ class OpenShard:
         self.counts = work / f"{self.target.name}.json"
         with writing(self.target):
             self.writer: Writer = _WRITERS[config.write](self.partial, config)
-        self.written, self.tokens, self.dropped = 0, 0, Counter[str]()
+        self.written, self.tokens, self.dropped = 0, 0, InvalidSamples()
 
     def add(self, sample: Captioned, tokens: int) -> None:
         """Append a sample, for which the model wrote ``tokens`` tokens."""
@@ -134,7 +132,7 @@ class OpenShard:
             self.writer.close()
             status = self.partial.stat()
         stamp = {"size": status.st_size, "modified_ns": status.st_mtime_ns, "hash": file_hash(self.partial)}
-        counts = {"written": self.written, "tokens": self.tokens, "dropped": dict(self.dropped), "file": stamp}
+        counts = {"written": self.written, "tokens": self.tokens, "dropped": self.dropped.by_reason, "file": stamp}
         write_file(self.counts, json.dumps(counts))
         with writing(self.target):
             self.partial.replace(self.target)

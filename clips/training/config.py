@@ -55,8 +55,8 @@ class TrainConfig:
         steps: length of the training in steps; 0 writes the untrained encoder. Give one of steps, samples, epochs.
         samples: length of the training in samples.
         epochs: length of the training in passes over the data.
-        batch_size: samples a step, over all processes.
-        micro_batch: samples that one process holds activations of at a time; null means its whole share of the batch.
+        global_batch_size: samples a step, over all processes.
+        micro_batch_size: samples that one process holds activations of at a time; null means its slice of the batch.
             The gradient is the same: features are computed twice, and contrasted over the global batch (GradCache,
             arXiv 2101.06983). This is how gradients are accumulated: a contrastive loss cannot be summed over parts.
         scale: how the work is spread over processes, and what is traded for memory.
@@ -65,8 +65,8 @@ class TrainConfig:
         seed: of the weights, the order of the data, crops and caption draws.
         precision: of activations; auto takes bf16 where the hardware multiplies it faster.
         track: where metrics go besides metrics.jsonl: tensorboard, wandb.
-        log_every: steps between entries of metrics.jsonl; losses and gradient norms in them are means over these steps.
-        checkpoint_every: steps between checkpoints.
+        logging_steps: steps between entries of metrics.jsonl, whose losses and gradient norms are means over them.
+        save_steps: steps between checkpoints.
         keep_checkpoints: how many checkpoints are kept.
         keep_after_training: leave the checkpoints in place when the training is done.
         licence: of the weights, for the model card, such as apache-2.0.
@@ -86,15 +86,15 @@ class TrainConfig:
     steps: int | None = None
     samples: int | None = None
     epochs: float | None = None
-    batch_size: int = 128
-    micro_batch: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
+    global_batch_size: int = 128
+    micro_batch_size: int | None = dataclasses.field(default=None, metadata=RUN_ONLY)
     scale: ScaleConfig = dataclasses.field(default_factory=ScaleConfig, metadata=RUN_ONLY)
     average: float | None = None
     seed: int = 0
     precision: Precision = "auto"
     track: tuple[Literal["tensorboard", "wandb"], ...] = dataclasses.field(default=(), metadata=RUN_ONLY)
-    log_every: int = dataclasses.field(default=10, metadata=RUN_ONLY)
-    checkpoint_every: int = dataclasses.field(default=500, metadata=RUN_ONLY)
+    logging_steps: int = dataclasses.field(default=10, metadata=RUN_ONLY)
+    save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
     keep_checkpoints: int = dataclasses.field(default=2, metadata=RUN_ONLY)
     keep_after_training: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     licence: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
@@ -109,7 +109,7 @@ class TrainConfig:
         for name, value in given.items():
             if value < 0:
                 raise UserError(f"{name}: expected 0 or more, got {value}")
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("global_batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         object.__setattr__(self, "optim", self.optim.resolved())
@@ -123,8 +123,8 @@ class TrainConfig:
             raise UserError("model.keep_trunk_outputs: expected false where parameters are in shards (scale.parallel)")
         if fixed := next((name for name in self.may_change if not name.startswith(_MAY_CHANGE)), None):
             raise UserError(f"may_change: expected fields that begin with {', '.join(_MAY_CHANGE)}; got {fixed}")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UserError(f"micro_batch: expected 1 or more, got {self.micro_batch}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise UserError(f"micro_batch_size: expected 1 or more, got {self.micro_batch_size}")
         if self.average is not None and not 0 <= self.average < 1:
             raise UserError(f"average: expected a decay from 0 to below 1, got {self.average}")
         zero = self.scale.parallel.startswith("zero")
@@ -140,7 +140,7 @@ class TrainConfig:
             UserError: its warm-up is longer.
         """
         samples = self.samples if self.samples is not None else (self.epochs or 0) * samples_in_data
-        steps = self.steps if self.steps is not None else math.ceil(samples / self.batch_size)
+        steps = self.steps if self.steps is not None else math.ceil(samples / self.global_batch_size)
         if steps:
-            self.optim.warmup_steps(steps, self.batch_size)
+            self.optim.warmup_steps(steps, self.global_batch_size)
         return steps

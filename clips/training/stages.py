@@ -1,8 +1,8 @@
 """Training in stages of growing resolution: each begins with the weights of the one before.
 
 stages:
-  - {model.image_size: 84, samples: 12800000000, batch_size: 32768, optim.base_learning_rate: 8.0e-6}
-  - {model.image_size: 224, samples: 512000000, batch_size: 16384, optim.base_learning_rate: 4.0e-7}
+  - {model.image_size: 84, samples: 12800000000, global_batch_size: 32768, optim.base_learning_rate: 8.0e-6}
+  - {model.image_size: 224, samples: 512000000, global_batch_size: 16384, optim.base_learning_rate: 4.0e-7}
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clips.commandline.parsing import from_plain
 from clips.core.artifact import MANIFEST, STAGES, read_manifest
 from clips.errors import UserError
 from clips.method.optim import EITHER
 from clips.plain import plain
 from clips.training.config import TrainConfig
+from clips.typed_data import from_plain
 
 _LENGTHS = ("steps", "samples", "epochs")
 
@@ -71,7 +71,7 @@ def stages_so_far(config: Mapping[str, Any], loop: Mapping[str, Any], image_size
     if begun_from is not None and Path(begun_from).parent == folder and (Path(begun_from) / MANIFEST).is_file():
         before = read_manifest(Path(begun_from)).get("stages", [])
     done = {name: loop[name] for name in ("steps", "samples_seen", "seconds")}
-    this = {"begun_from": begun_from, "image_size": image_size, "batch_size": config["batch_size"]}
+    this = {"begun_from": begun_from, "image_size": image_size, "global_batch_size": config["global_batch_size"]}
     return [*before, this | done]
 
 

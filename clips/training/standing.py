@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clips.core.identity import Identity
 from clips.data.invalid_samples import InvalidSamples, restored
 from clips.errors import UserError, reason_of
 from clips.jsontext import parse_json
@@ -26,8 +27,8 @@ class LoopState:
         step: steps done.
         samples_seen: samples trained on, over all processes.
         seconds: time spent in training, interruptions left out.
-        bad: invalid samples that all processes have met so far, on the main process; empty on the others.
-        inputs: what the run reads, each with its hash.
+        bad: invalid samples that all processes have met so far.
+        identity: of the run (`clips.core.identity`).
         sources: what the data say of themselves: path, size, hash.
         norms: the gradient's norms of the latest steps.
         skipped: steps whose gradient was not followed because its norm stood out; ``spikes_in_a_row`` the latest.
@@ -40,7 +41,7 @@ class LoopState:
     samples_seen: int = 0
     seconds: float = 0.0
     bad: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
-    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    identity: Identity = dataclasses.field(default_factory=dict)
     sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     norms: list[float] = dataclasses.field(default_factory=list)
     skipped: int = 0
@@ -79,8 +80,8 @@ def read_loop(checkpoint: Path) -> LoopState:
     path = checkpoint / LOOP
     try:
         stored = parse_json(path.read_text(encoding="utf-8"))
-        loop = LoopState(**{**stored, "bad": restored(stored.get("bad", {}))})
-        return dataclasses.replace(loop, step=int(loop.step), inputs=dict(loop.inputs))
+        loop = LoopState(**{**stored, "bad": restored(stored["bad"])})
+        return dataclasses.replace(loop, step=int(loop.step), identity=dict(loop.identity))
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{path}: broken ({reason_of(error)}); remove this checkpoint to go on without it") from None
 

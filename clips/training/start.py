@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from clips.core.artifact import MANIFEST, say
-from clips.data.invalid_samples import InvalidSamples
 from clips.data.loader import TrainingData
 from clips.data.sources import open_source
 from clips.errors import UserError
@@ -40,7 +39,7 @@ def open_data(config: TrainConfig) -> TrainingData:
     if config.validation.source is not None and os.environ.get("RANK", "0") == "0":
         open_source(config.validation.source)
     size = int(architectures.preprocess_cfg(cfg)["size"][0])
-    return TrainingData(config.data, size=size, seed=config.seed, batch_size=config.batch_size, prepare=prepare)
+    return TrainingData(config.data, size=size, seed=config.seed, batch_size=config.global_batch_size, prepare=prepare)
 
 
 def check_stages(stages: Sequence[TrainConfig]) -> None:
@@ -51,7 +50,7 @@ def check_stages(stages: Sequence[TrainConfig]) -> None:
             if _lasting(architectures.model_cfg(stage.model)) != _lasting(architectures.model_cfg(before.model)):
                 raise UserError(f"model: expected the towers of the stage before, {before.model.architecture}")
             if not (Path(stage.output) / MANIFEST).is_file():
-                _refuse_uneven(stage.batch_size, processes)
+                _refuse_uneven(stage.global_batch_size, processes)
             if stage.data.sources != before.data.sources:
                 open_data(stage)
         except UserError as error:
@@ -69,7 +68,7 @@ def _lasting(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_uneven(batch_size: int, processes: int) -> None:
     if batch_size % processes:
-        raise UserError(f"batch_size: expected a multiple of the {processes} processes, got {batch_size}")
+        raise UserError(f"global_batch_size: expected a multiple of the {processes} processes, got {batch_size}")
 
 
 def parents_of(config: TrainConfig, data: TrainingData) -> dict[str, str]:
@@ -87,15 +86,15 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     Precedence: (1) the latest checkpoint in the output directory, (2) a fresh model, its trunk pretrained or not.
     """
     processes = start_processes(patience=config.scale.patience)
-    _refuse_uneven(config.batch_size, processes.count)
+    _refuse_uneven(config.global_batch_size, processes.count)
     precision, reason = choose_precision(config.precision, processes.device)
-    mine: list[InvalidSamples] = []
-    latest, loop = from_main(lambda: _standing(config, mine))
+    latest, loop = from_main(lambda: _standing(config))
     encoder = _begin(config, latest).to(processes.device)
-    if config.micro_batch is not None and learns_statistics(encoder):
-        raise UserError("micro_batch: expected null with batch norms, whose statistics are those of the whole batch")
+    if config.micro_batch_size is not None and learns_statistics(encoder):
+        raise UserError(
+            "micro_batch_size: expected null with batch norms, whose statistics are those of the whole batch"
+        )
     parallel = spread(encoder, config.scale, config.optim, processes)
-    loop.bad = mine[0] if mine else InvalidSamples()  # the main process remembers for all
     run = Run(
         config=config,
         data=data,
@@ -116,13 +115,10 @@ def start_run(config: TrainConfig, data: TrainingData) -> Run:
     return run
 
 
-def _standing(config: TrainConfig, invalid: list[InvalidSamples]) -> tuple[Path | None, LoopState]:
-    """The latest checkpoint and where the run stood then; its invalid samples, a bit a sample, into ``invalid``."""
+def _standing(config: TrainConfig) -> tuple[Path | None, LoopState]:
+    """The latest checkpoint, and the loop state that it holds."""
     latest = next(reversed(checkpoints(config.output)), None)
-    loop = LoopState() if latest is None else read_loop(latest)
-    invalid.append(loop.bad)
-    loop.bad = InvalidSamples()
-    return latest, loop
+    return latest, LoopState() if latest is None else read_loop(latest)
 
 
 def _announce(run: Run, reason: str) -> None:
@@ -130,15 +126,16 @@ def _announce(run: Run, reason: str) -> None:
     config, processes = run.config, run.processes
     under = f" under {config.scale.parallel}" if config.scale.parallel != "ddp" else ""
     say(
-        f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.batch_size}, "
+        f"{config.output}: {len(run.data)} samples, {run.steps} steps of {config.global_batch_size}, "
         f"{processes.count} process(es){under} on {processes.device.type}, {run.precision} ({reason})"
     )
     if run.loop.step:
         say(f"going on from step {run.loop.step}")
     if run.recipe.needs_synthetic and not any(source.synthetics for source in config.data.sources):
         say(f"data.sources: none has synthetic captions; recipe {config.recipe.name} takes web captions in their place")
-    if config.batch_size > len(run.data):
-        say(f"batch_size: {config.batch_size} of {len(run.data)} samples: a picture comes several times in a step")
+    if config.global_batch_size > len(run.data):
+        batch = f"{config.global_batch_size} of {len(run.data)} samples"
+        say(f"global_batch_size: {batch}: an image comes several times in a step")
 
 
 def _begin(config: TrainConfig, latest: Path | None) -> ClipsModel:

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clips.data.invalid_samples import Invalid
 from clips.data.loader import TrainingData
 from clips.errors import UserError
 from clips.method.model import ClipsModel
@@ -35,7 +34,6 @@ class Run:
         parallel: the model and its optimizer, spread over the processes.
         average: a running average of the model's weights, or None.
         loop: where the run stands.
-        met: invalid samples that this process has met since it last handed them over.
         steps: where it ends.
         precision: what it computes in.
         mean: channel means of normalised pictures, (3, 1, 1); ``std`` likewise.
@@ -52,7 +50,6 @@ class Run:
     precision: Literal["fp32", "bf16"]
     mean: torch.Tensor
     std: torch.Tensor
-    met: list[Invalid] = dataclasses.field(default_factory=list)
 
     @property
     def encoder(self) -> ClipsModel:
@@ -72,10 +69,10 @@ def training_step(run: Run, batch: dict[str, torch.Tensor]) -> dict[str, float]:
         UserError: a loss or the gradient is not finite, or the gradient's norm stood out too often; the model has not
             moved (under ZeRO, which tells the norm too late, it has).
     """
-    rate = learning_rate_at(run.loop.step, run.steps, run.config.optim, run.config.batch_size)
+    rate = learning_rate_at(run.loop.step, run.steps, run.config.optim, run.config.global_batch_size)
     with quick_attention(run.processes.device, run.precision):
         losses, outputs = gradients(run, batch)
-    norm = run.parallel.clip(run.config.optim.clip_gradient)
+    norm = run.parallel.clip(run.config.optim.max_grad_norm)
 
     told = {**losses, "logit_scale": outputs["logit_scale"]} | ({} if norm is None else {"grad_norm": norm})
     values = _to_numbers(told)
@@ -112,7 +109,7 @@ def refuse_non_finite(values: dict[str, float], step: int) -> None:
     if broken:
         raise UserError(
             f"step {step + 1}: {broken}; stopped before the weights moved. "
-            "A lower optim.learning_rate, optim.clip_gradient or precision: fp32 may help (see may_change)"
+            "A lower optim.learning_rate, optim.max_grad_norm or precision: fp32 may help (see may_change)"
         )
 
 
@@ -127,7 +124,7 @@ def _to_numbers(values: dict[str, torch.Tensor]) -> dict[str, float]:
 
 def gradients(run: Run, batch: Batch) -> tuple[Batch, Batch]:
     """Add the loss's gradient to the parameters; returns the losses and the model's outputs for the whole batch."""
-    size = run.config.micro_batch
+    size = run.config.micro_batch_size
     if size is None or size >= len(batch["image"]):
         with run.parallel.part(last=True):
             outputs = forward(run, batch)

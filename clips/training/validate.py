@@ -31,7 +31,7 @@ from clips.training.step import Run
 IMAGE, CAPTIONS = "image", ("web", "partial", "whole")
 _SENTENCE = recipes.build(RecipeConfig(name="clips"))
 _ROUNDING = 1e-6  # of a cosine in float32
-_UNCHANGED = AugmentConfig(min_area=1.0, colour_jitter=0.0, greyscale=0.0, flip=False)
+_UNCHANGED = AugmentConfig(min_area=1.0, color_jitter=0.0, gray_scale_prob=0.0, flip=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,9 @@ from PIL import Image
 
 from clips.commandline.progress import Progress
 from clips.core.artifact import directory_hash, say, write_file, writing
-from clips.core.identity import RUN_ONLY, result_settings
+from clips.core.identity import RUN, RUN_ONLY, identity, read_run, refuse_other_run, run_text
 from clips.errors import UserError
 from clips.jsontext import parse_json
-from clips.plain import difference, plain
 from clips.references import model_directory
 from llava_bridge.asking.directory import llava_directory
 from llava_bridge.pictures import find_pictures, open_picture
@@ -49,7 +48,7 @@ class DescribeConfig:
         max_new_tokens: an answer is cut there.
     """
 
-    directory: str
+    directory: str = dataclasses.field(metadata=RUN_ONLY)  # the hash of what it holds counts
     images: list[str] = dataclasses.field(metadata=RUN_ONLY)
     prompt: str = "Describe this picture."
     output: str | None = dataclasses.field(default=None, metadata=RUN_ONLY)
@@ -115,13 +114,13 @@ def _ask(config: DescribeConfig, names: Sequence[str], output: _Output | None, f
 
 
 class _Output:
-    """The file of answers, and the one beside it that says what they were made by."""
+    """The file of answers, and the one beside it with the identity of the run that made them."""
 
     def __init__(self, config: DescribeConfig) -> None:
         self.path = Path(config.output or "")
-        self.note = self.path.with_name(f"{self.path.name}.made_by.json")
-        settings = result_settings(plain(config), DescribeConfig, besides=("directory",))
-        self.made_by = {"model": directory_hash(model_directory(config.directory, "llava")), **settings}
+        self.record = self.path.with_name(f"{self.path.name}.{RUN}")
+        model = directory_hash(model_directory(config.directory, "llava"))
+        self.run = identity("llava-bridge describe", config, {"model": model})
 
     def pictures(self) -> set[str]:
         """The pictures that are described already.
@@ -131,15 +130,15 @@ class _Output:
         """
         if not self.path.exists():
             return set()
+        before = read_run(self.record)
+        if before is None:
+            line = f"output: {self.path} is in the way and not of this command, or {self.record.name} beside it is lost"
+            raise UserError(f"{line}; choose another output")
+        refuse_other_run(self.path, before, self.run)
         try:
-            before = parse_json(self.note.read_text(encoding="utf-8"))
-            found = {parse_json(line)["image"] for line in self._whole_lines().splitlines()}
+            return {parse_json(line)["image"] for line in self._whole_lines().splitlines()}
         except (OSError, ValueError, KeyError, TypeError):
-            line = f"output: {self.path} is in the way and not of this command, or {self.note.name} beside it is lost"
-            raise UserError(f"{line}; choose another output") from None
-        if unlike := difference(before, self.made_by, masked=False):
-            raise UserError(f"output: {self.path} holds other answers: {unlike}; choose another or remove the file")
-        return found
+            raise UserError(f"output: {self.path} is no output of this command; choose another") from None
 
     @contextlib.contextmanager
     def adding(self) -> Iterator[TextIO]:
@@ -148,7 +147,7 @@ class _Output:
             if self.path.exists():
                 os.truncate(self.path, len(self._whole_lines()))
             else:
-                write_file(self.note, json.dumps(self.made_by, indent=1, ensure_ascii=False) + "\n")
+                write_file(self.record, run_text(self.run))
             stream = self.path.open("a", encoding="utf-8")
         with stream:
             yield stream

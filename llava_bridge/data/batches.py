@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from clips.data.formats.base import Conversation
 from clips.data.invalid_samples import Invalid
 from clips.errors import UserError
 from llava_bridge.chat import IGNORED, IMAGE, Chat, SampleError
-from llava_bridge.data.samples import Sample
 
 _TEXTS_AT_ONCE = 1000
 
@@ -31,7 +31,7 @@ class Conversations(Dataset):
         UserError: the chat template trains answers behind other prompts than it asks for them with.
     """
 
-    def __init__(self, samples: Sequence[Sample], chat: Chat, max_length: int) -> None:
+    def __init__(self, samples: Sequence[Conversation], chat: Chat, max_length: int) -> None:
         chat.check_prompts()
         self.samples = samples
         self.chat = chat
@@ -49,7 +49,7 @@ class Conversations(Dataset):
                 return {**self.encode(sample), "skipped": skipped}
             except (SampleError, UserError) as error:
                 skipped.append((place, sample.name, str(error)))
-            except Exception as error:  # templates and pictures fail in every way; max_bad_share bounds how often
+            except Exception as error:  # templates and pictures fail in every way; max_invalid_ratio bounds how often
                 skipped.append((place, sample.name, f"{type(error).__name__}: {error}"))
         raise UserError(f"none of {len(self.samples)} samples can be used; the first: {': '.join(skipped[0][1:])}")
 
@@ -64,7 +64,7 @@ class Conversations(Dataset):
             for sample in self.samples
         ]
 
-    def encode(self, sample: Sample) -> dict[str, Any]:
+    def encode(self, sample: Conversation) -> dict[str, Any]:
         """Tokens, labels and opened pictures of one sample.
 
         Raises:

@@ -1,37 +1,32 @@
-"""Look at what an LLM will be shown before money is spent on it: which tokens are learnt, and the pictures.
+"""Inspect training conversations as the LLM sees them: which tokens are supervised, the images, invalid samples.
 
 llava-bridge data inspect llava_instruct.json --llm path/to/llm
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
-import io
 import itertools
 import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from clips.commandline.progress import track
-from clips.core.artifact import say, write_file
+from clips.data.formats.base import Conversation
+from clips.data.inspect_page import Example, Span, evenly, invalid_lines, thumbnail, write_page
+from clips.data.invalid_samples import InvalidSamples
 from clips.errors import UserError
-from clips.visible import shown as as_shown
 from clips.visible import visible
-from llava_bridge.data.samples import DataConfig, Sample
+from llava_bridge.data.samples import DataConfig
 from llava_bridge.model.anyres import ImageFit, check_pinpoints, joins, pinpoints_for, tile_maker, tokens_of_picture
-
-_THUMBNAIL = 320
-_EXAMPLES = 5  # of samples with the same fault
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InspectConfig(DataConfig):
-    """Show samples as the LLM sees them, what is learnt of them, and what cannot be used.
+    """Show samples as the LLM sees them, their supervised tokens, and invalid samples.
 
     Args:
         llm: the LLM's directory, or its name on the hub, whose tokenizer and chat template are used.
@@ -43,8 +38,8 @@ class InspectConfig(DataConfig):
         image_grid_pinpoints: with ``anyres``: as for ``llava-bridge train``.
         max_length: longest sequence in tokens, pictures included.
         shown: how many samples are printed.
-        scan: how many are read, spread evenly; 0 reads all.
-        page: an HTML page to write, with the pictures.
+        scan: number of samples to read, spread evenly; 0 reads all.
+        page: an HTML page to write, with the images.
     """
 
     llm: str
@@ -72,24 +67,16 @@ class InspectConfig(DataConfig):
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """A run of text that is learnt, or is not."""
-
-    text: str
-    learnt: bool
-
-
 @dataclasses.dataclass
 class Look:
-    """What was found: lengths of usable samples, of that learnt, pictures, faults, and some samples in pieces."""
+    """Statistics: tokens of valid samples, of them supervised, images, truncated and invalid samples, some examples."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
-    learnt: list[int] = dataclasses.field(default_factory=list)
-    pictures: Counter[int] = dataclasses.field(default_factory=Counter)
-    cut: int = 0
-    bad: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    shown: list[tuple[Sample, list[Piece], list[Any]]] = dataclasses.field(default_factory=list)
+    supervised: list[int] = dataclasses.field(default_factory=list)
+    images: Counter[int] = dataclasses.field(default_factory=Counter)
+    truncated: int = 0
+    invalid: InvalidSamples = dataclasses.field(default_factory=InvalidSamples)
+    examples: list[Example] = dataclasses.field(default_factory=list)
 
 
 def inspect(config: InspectConfig) -> None:
@@ -97,17 +84,16 @@ def inspect(config: InspectConfig) -> None:
     from llava_bridge.data.sources import read_samples
 
     samples = read_samples(config)
-    chat = _chat(config)
-    found = look(samples, chat, config)
-    for sample, pieces, _ in found.shown:
-        print_sample(sample, pieces)
-    if found.shown:
-        print("what is learnt stands between « and »\n")
-    for line in summary(len(samples), found):
+    found = look(samples, _chat(config), config)
+    for example in found.examples:
+        print_example(example)
+    if found.examples:
+        print("supervised text is between « and »\n")
+    lines = list(summary(len(samples), found))
+    for line in lines:
         print(visible(line))
     if config.page:
-        write_file(Path(config.page), page(config, list(summary(len(samples), found)), found))
-        say(f"page: {config.page}")
+        write_page(config.page, title=config.path, lines=lines, examples=found.examples, invalid=found.invalid)
 
 
 def _chat(config: InspectConfig) -> Any:
@@ -135,91 +121,72 @@ def _tiling(config: InspectConfig, tokenizer: Any, template: str) -> Any:
     return processor_of(images, tokenizer, config.image_size, config.image_tokens, template)
 
 
-def look(samples: list[Sample], chat: Any, config: InspectConfig) -> Look:
+def look(samples: list[Conversation], chat: Any, config: InspectConfig) -> Look:
     """Read samples, spread evenly, as training would."""
     from llava_bridge.chat import IGNORED
     from llava_bridge.data.batches import Conversations
 
-    count = min(config.scan or len(samples), len(samples))
-    chosen = [samples[index * len(samples) // count] for index in range(count)]
-    data, found = Conversations(chosen, chat, config.max_length), Look()
-    whole = Conversations(chosen, chat, sys.maxsize)
-    for sample in track(chosen, "reading"):
+    data, found = Conversations(samples, chat, config.max_length), Look()
+    complete = Conversations(samples, chat, sys.maxsize)
+    for index in track(evenly(len(samples), config.scan).tolist(), "reading"):
+        sample = samples[index]
         try:
             encoded = data.encode(sample)
         except Exception as error:  # whatever would make training skip it
             reason = str(error) or type(error).__name__
-            for picture in sample.images:  # so that samples with the same fault stand together
-                reason = reason.replace(f"{picture}: ", "")
-            found.bad.setdefault(reason, []).append(sample.name)
+            for image in sample.images:  # so that samples with the same fault are counted together
+                reason = reason.replace(f"{image}: ", "")
+            found.invalid.add([(index, sample.name, reason)])
             continue
         ids, labels = encoded["input_ids"], encoded["labels"]
         found.tokens.append(len(ids))
-        found.learnt.append(sum(label != IGNORED for label in labels))
-        found.pictures[len(sample.images)] += 1
+        found.supervised.append(sum(label != IGNORED for label in labels))
+        found.images[len(sample.images)] += 1
         if len(ids) == config.max_length:
-            found.cut += len(whole.encode(sample)["input_ids"]) > config.max_length
-        if len(found.shown) < config.shown:
-            found.shown.append((sample, pieces_of(chat, ids, labels), encoded["pictures"]))
+            found.truncated += len(complete.encode(sample)["input_ids"]) > config.max_length
+        if len(found.examples) < config.shown:
+            name = f"{sample.name}  {', '.join(map(str, sample.images))}"
+            images = [thumbnail(image) for image in encoded["pictures"]] if config.page else []
+            found.examples.append(Example(name=name, thumbnails=images, texts={"": spans_of(chat, ids, labels)}))
     return found
 
 
-def pieces_of(chat: Any, ids: list[int], labels: list[int]) -> list[Piece]:
-    """The text of a conversation in runs of tokens that are learnt or are not, a picture's tokens as one mark."""
+def spans_of(chat: Any, ids: list[int], labels: list[int]) -> list[Span]:
+    """The text of a conversation in runs of supervised tokens and of others, an image's tokens as one mark."""
     from llava_bridge.chat import IGNORED, IMAGE
 
-    pieces = []
-    for (learnt, image), run in itertools.groupby(
+    spans = []
+    for (supervised, image), run in itertools.groupby(
         zip(ids, labels, strict=True), key=lambda pair: (pair[1] != IGNORED, pair[0] == chat.image_id)
     ):
         tokens = [token for token, _ in run]
         text = f"{IMAGE} × {len(tokens)}" if image else chat.tokenizer.decode(tokens)
-        pieces.append(Piece(text, learnt))
-    return pieces
+        spans.append(Span(text=text, supervised=supervised))
+    return spans
 
 
-def print_sample(sample: Sample, pieces: list[Piece]) -> None:
-    """A sample in the terminal: what is learnt in green and between guillemets, which stay where there is no colour."""
+def print_example(example: Example) -> None:
+    """A sample in the terminal: supervised text in green and between guillemets, which work without color."""
     from rich.console import Console
     from rich.text import Text
 
-    text = Text(visible(f"{sample.name}  {', '.join(map(str, sample.images))}\n"), style="dim")
-    for piece in pieces:
-        said = visible(piece.text)
-        text.append(f"«{said}»" if piece.learnt else said, style="bold green" if piece.learnt else "default")
+    text = Text(visible(f"{example.name}\n"), style="dim")
+    for span in example.texts[""]:
+        content = visible(span.text)
+        text.append(
+            f"«{content}»" if span.supervised else content, style="bold green" if span.supervised else "default"
+        )
     Console(highlight=False, soft_wrap=True).print(text, end="\n\n")
 
 
 def summary(count: int, found: Look) -> Iterator[str]:
-    """What was found, in lines."""
-    read = len(found.tokens) + sum(map(len, found.bad.values()))
-    yield f"{count:,} samples, {read:,} of them read"
+    """The statistics in lines of text."""
+    read = len(found.tokens) + found.invalid.count
+    yield f"samples     {count:,} in the source, {read:,} read, {found.invalid.count:,} invalid"
+    yield from invalid_lines(found.invalid)
     if found.tokens:
-        pictures = ", ".join(f"{number:,} with {many}" for many, number in sorted(found.pictures.items()))
         mean = sum(found.tokens) / len(found.tokens)
-        yield f"pictures: {pictures}"
-        yield f"tokens: {mean:.0f} on average, {max(found.tokens)} at most; {found.cut:,} are cut at max_length"
-        yield f"learnt: {sum(found.learnt) / sum(found.tokens):.1%} of them"
-    for reason, names in sorted(found.bad.items(), key=lambda item: -len(item[1])):
-        more = "" if len(names) <= _EXAMPLES else " …"
-        yield f"unusable: {len(names):,}: {reason} ({', '.join(names[:_EXAMPLES])}{more})"
-
-
-def page(config: InspectConfig, lines: list[str], found: Look) -> str:
-    """The page, self-contained."""
-    import jinja2
-
-    template = (Path(__file__).parent / "inspection.html.jinja").read_text(encoding="utf-8")
-    shown = [
-        (sample.name, pieces, [_thumbnail(picture) for picture in images]) for sample, pieces, images in found.shown
-    ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=as_shown)
-    return environment.from_string(template).render(path=config.path, lines=lines, shown=shown)
-
-
-def _thumbnail(picture: Any) -> str:
-    picture = picture.convert("RGB")
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=80)
-    return base64.b64encode(stream.getvalue()).decode()
+        most = max(found.tokens)
+        yield f"images      {', '.join(f'{number:,} with {many}' for many, number in sorted(found.images.items()))}"
+        yield f"tokens      {mean:.0f} on average, {most} at most; {found.truncated:,} truncated at max_length"
+        yield f"supervised  {sum(found.supervised) / sum(found.tokens):.1%} of them"

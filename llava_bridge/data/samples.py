@@ -1,17 +1,19 @@
-"""What every data source gives to training: pictures by reference and what is said about them."""
+"""A data source of LLaVA's training: what is read, and how much of it an epoch has."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from clips.core.identity import RUN_ONLY
-from clips.errors import UserError
+from clips.data.formats import FORMATS
+from clips.errors import UserError, suggest
 
-if TYPE_CHECKING:  # the command line reads configs before anything heavy is imported
-    from llava_bridge.data.pictures import Picture
+TEXT = "text"
+"""The format of JSON lines with "text", which only the pretrain stage reads."""
+READ_FORMATS = (TEXT, *(name for name, entry in FORMATS.items() if entry.conversations or entry.captions))
+"""The formats that LLaVA's training reads: of captions each is an answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,25 +22,25 @@ class DataConfig:
 
     Args:
         path: its file or directory. ``conversations`` and ``webdataset`` also take ``{000..127}`` for many files.
-        source: the form it has: ``llava`` (LLaVA's JSON list, also ShareGPT4V's and that of ``clips scenes``),
-            ``conversations`` (rows with messages or conversations and images: a directory of ``datasets``, parquet,
-            JSON lines), ``webdataset`` (tar shards of pictures and JSON), ``text`` (JSON lines with "text"),
-            ``karpathy`` (captions in Karpathy's JSON layout) or ``cocoqa`` (JSON lines of image, question, answer).
+        format: ``llava`` (LLaVA's JSON list, also ShareGPT4V's and that of ``clips scenes``), ``conversations`` (rows
+            with messages or conversations and images: a directory of ``datasets``, parquet, JSON lines),
+            ``webdataset`` (tar shards of images and JSON), ``text`` (JSON lines with "text"), ``cocoqa`` (JSON lines of
+            image, question, answer), ``karpathy`` (captions in Karpathy's JSON) or another that lists captions.
         images: folder that image references start from; None takes the folder of the file.
         split: for ``karpathy`` the split to read, for ``conversations`` that of a directory which has several; for
-            ``cocoqa`` ``train`` (without the held-back fifth of the photos), ``held_back`` or ``all``.
-        per_image: for ``karpathy``, how many captions of each picture; None takes all.
+            ``cocoqa`` ``train`` (without the held-out fifth of the photos), ``held_out`` or ``all``.
+        per_image: for captions, how many of each image; None takes all.
         limit: read only the first so many samples; None reads all.
         weight: how often an epoch has each sample: 0.5 takes half of them, drawn with the seed, 2 each twice, 1.5 each
             once and half of them twice.
-        missing_images: ``skip`` leaves a sample out when its picture turns out to be missing (see ``max_bad_share``);
-            ``refuse`` looks for the files of all pictures before training starts.
-        cache_gb: for ``conversations`` in parquet: how much of this disk copies of pictures may take, in the user's
+        missing_images: ``skip`` leaves a sample out when its image turns out to be missing (see ``max_invalid_ratio``);
+            ``refuse`` looks for the files of all images before training starts.
+        cache_gb: for ``conversations`` in parquet: how much of this disk copies of images may take, in the user's
             cache. Row groups are copied when they are first needed; the longest unused go first.
     """
 
     path: str
-    source: str = "llava"
+    format: str = dataclasses.field(default="llava", metadata={"choices": "llava_bridge.data.samples:READ_FORMATS"})
     images: str | None = None
     split: str = "train"
     per_image: int | None = 1
@@ -48,6 +50,8 @@ class DataConfig:
     cache_gb: float = dataclasses.field(default=100.0, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
+        if self.format not in READ_FORMATS:
+            raise suggest(self.format, READ_FORMATS, "data.format")
         for name in ("per_image", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -55,31 +59,3 @@ class DataConfig:
         for name in ("weight", "cache_gb"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"data.{name}: expected more than 0, got {getattr(self, name)}")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Literal["user", "assistant", "system"]
-    content: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sample:
-    """A conversation about pictures; ``<image>`` in the text stands for each of them in order.
-
-    Args:
-        name: for messages about it.
-        images: where its pictures are; they are read when a batch needs them.
-        turns: who says what.
-    """
-
-    name: str
-    images: Sequence[Picture]
-    turns: Sequence[Turn]
-
-    @property
-    def text(self) -> str:
-        """What is said, without who says it: for a tokenizer to learn from."""
-        return " ".join(turn.content for turn in self.turns)

@@ -1,27 +1,29 @@
-"""Data sources by name; each is one function from a :class:`DataConfig` to samples."""
+"""The conversations of a data source, as often as an epoch has them; captions become answers to one question."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from clips.errors import UserError, suggest
-from clips.model.loading import refusing
-from llava_bridge.data.captions import cocoqa, karpathy
-from llava_bridge.data.files import image_root, read_json, read_json_lines, text
-from llava_bridge.data.mixture import weighted
-from llava_bridge.data.pictures import FilePicture, Picture
-from llava_bridge.data.samples import DataConfig, Sample
-from llava_bridge.data.shards import webdataset
-from llava_bridge.data.tables import read_rows
-from llava_bridge.data.turns import EXPECTED, from_first_question, read_turns, with_picture_first, with_pictures_placed
+from clips.data.formats import FORMATS, DatasetSpec, read_dataset
+from clips.data.formats.base import IMAGE, Conversation, Turn, texts_of
+from clips.data.text_files import read_json_lines
+from clips.errors import UserError
+from llava_bridge.data.samples import TEXT, DataConfig
 
+CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
+"""What captions answer; also the words of lmms-eval's captioning tasks."""
+_AT_ONCE = 32
+_SECONDS_BETWEEN_LINES = 20.0
 Item = TypeVar("Item")
 
 
-def read_samples(config: DataConfig, seed: int = 0) -> list[Sample]:
+def read_samples(config: DataConfig, seed: int = 0) -> list[Conversation]:
     """The conversations of one source, as often as an epoch has them.
 
     Args:
@@ -29,16 +31,31 @@ def read_samples(config: DataConfig, seed: int = 0) -> list[Sample]:
         seed: of the draw where its weight is no whole number.
 
     Raises:
-        UserError: an unknown source, a missing or malformed file, or nothing in it.
+        UserError: a missing or malformed file, or nothing in it.
     """
-    if config.source == "text":
-        raise UserError(f"data.source: {config.path} is text, which only the pretrain stage reads")
-    if config.source not in SOURCES:
-        raise suggest(config.source, {*SOURCES, "text"}, "data source")
-    samples = list(itertools.islice(SOURCES[config.source](config), config.limit))
+    if config.format == TEXT:
+        raise UserError(f"data.format: {config.path} is text, which only the pretrain stage reads")
+    taken = ("split", "images", "cache_gb")
+    given = {name: getattr(config, name) for name in taken if name in FORMATS[config.format].takes}
+    spec = DatasetSpec(path=config.path, format=config.format, **given)
+    found: Iterable[Conversation]
+    if FORMATS[config.format].conversations:
+        found = read_dataset(spec, "conversations").records
+    else:
+        found = _captions(spec, config.per_image)
+    samples = list(itertools.islice(found, config.limit))
     if not samples:
-        raise UserError(f"{config.path}: no samples (source {config.source}, split {config.split})")
-    return _mixed(samples, config, seed)
+        raise UserError(f"{config.path}: no samples (format {config.format}, split {config.split})")
+    return _weighted(samples, config, seed)
+
+
+def _captions(spec: DatasetSpec, per_image: int | None) -> Iterator[Conversation]:
+    """A sample for each caption."""
+    for record in read_dataset(spec, "captions").records:
+        name = " ".join(image.name for image in record.images)
+        captions = [text.strip() for text in texts_of(record.captions, f"{spec.path}: {name:.200}")[:per_image]]
+        for image, caption in itertools.product(record.images, captions):
+            yield Conversation(name, [image], [Turn("user", f"{IMAGE}\n{CAPTION_PROMPT}"), Turn("assistant", caption)])
 
 
 def read_texts(config: DataConfig, seed: int = 0) -> list[str]:
@@ -47,56 +64,61 @@ def read_texts(config: DataConfig, seed: int = 0) -> list[str]:
     Raises:
         UserError: another source, a missing or malformed file, or nothing in it.
     """
-    if config.source != "text":
-        raise UserError(f"data.source: the pretrain stage expects source 'text', got '{config.source}'")
+    if config.format != TEXT:
+        raise UserError(f"data.format: the pretrain stage reads texts; expected format 'text', got '{config.format}'")
     texts = []
-    for number, row in enumerate(itertools.islice(read_json_lines(Path(config.path)), config.limit), 1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+    for number, row in itertools.islice(read_json_lines(Path(config.path)), config.limit):
+        if not isinstance(row.get("text"), str):
             raise UserError(f'{config.path} line {number}: expected an object with a "text"')
         texts.append(row["text"])
     if not texts:
         raise UserError(f"{config.path}: no texts")
-    return _mixed(texts, config, seed)
+    return _weighted(texts, config, seed)
 
 
-def _mixed(items: list[Item], config: DataConfig, seed: int) -> list[Item]:
-    mixed = weighted(items, config.weight, seed)
-    if not mixed:
+def _weighted(items: list[Item], config: DataConfig, seed: int) -> list[Item]:
+    found = weighted(items, config.weight, seed)
+    if not found:
         raise UserError(f"data.weight: {config.weight} of the {len(items)} samples of {config.path} is none of them")
-    return mixed
+    return found
 
 
-def llava(config: DataConfig) -> Iterator[Sample]:
-    """LLaVA's JSON list: id, image (a reference, a list of them, or none), conversations (from, value)."""
-    path = Path(config.path)
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a JSON list of samples, got {type(rows).__name__}")
-    root = image_root(config, path.parent)
-    for number, row in enumerate(rows):
-        with refusing(
-            f"{path} sample {number}: expected conversations with from (human, gpt or system) and value, "
-            "and image as a reference or a list of them"
-        ):
-            turns = with_picture_first(from_first_question(read_turns(row["conversations"])))
-            image = row.get("image")
-            references = [] if image is None else [image] if isinstance(image, str) else image
-            pictures: list[Picture] = [FilePicture(root, text(one)) for one in references]
-        yield Sample(f"{path.name} {row.get('id', number)}", pictures, turns)
+def weighted(items: Sequence[Item], weight: float, seed: int) -> list[Item]:
+    """As many of ``items`` as an epoch has: each ``weight`` times, rounded down, and some of them once more.
+
+    Args:
+        items: all of them.
+        weight: 1 gives them as they are, 0.5 half of them, 1.5 each once and half of them twice.
+        seed: of the draw of those that come once more.
+    """
+    whole, part = divmod(weight, 1)
+    drawn = random.Random(seed).sample(range(len(items)), round(part * len(items)))
+    return [*itertools.chain.from_iterable([items] * int(whole)), *(items[index] for index in sorted(drawn))]
 
 
-def conversations(config: DataConfig) -> Iterator[Sample]:
-    """Rows with messages or conversations in either form, and images or image: bytes, paths, or none."""
-    for row in read_rows(config):
-        with refusing(f"{config.path}: {row.name}: expected {EXPECTED}"):
-            turns = read_turns(row.talk)
-        yield Sample(row.name, row.pictures, with_pictures_placed(turns, len(row.pictures)))
+def refuse_missing(samples: Iterable[Conversation], path: str, say: Callable[[str], None]) -> None:
+    """Look for the file of every image.
 
+    Args:
+        samples: those of a source.
+        path: the source's, for messages.
+        say: is told every now and then how far it is.
 
-SOURCES: dict[str, Callable[[DataConfig], Iterator[Sample]]] = {
-    "llava": llava,
-    "conversations": conversations,
-    "webdataset": webdataset,
-    "karpathy": karpathy,
-    "cocoqa": cocoqa,
-}
+    Raises:
+        UserError: naming the first that is missing, and how many are.
+    """
+    images = list({str(image): image for sample in samples for image in sample.images}.values())
+    missing, told = [], time.monotonic()
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        found = threads.map(lambda image: image.exists(), images)
+        for done, (image, exists) in enumerate(zip(images, found, strict=True), 1):
+            if not exists:
+                missing.append(image)
+            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                say(f"{path}: looked for {done:,} of {len(images):,} images")
+    if missing:
+        raise UserError(
+            f"data.missing_images: {len(missing):,} of {len(images):,} images of {path} are missing; "
+            f"the first: {missing[0]}"
+        )

@@ -1,7 +1,7 @@
-"""How large the parts of a LLaVA are, and what they compute: told by their configs, without any weights.
+"""Sizes of the parts of a LLaVA and their FLOPs, from configs alone.
 
 Models are built on torch's meta device, where tensors have shapes and no content. The config is that of the directory,
-of the hub's copy on this machine, or, for names whose copy is not here, of ``known.json``: widths and depths as the
+of the local copy of a hub repository, or, for names without a local copy, of ``known.json``: widths and depths as the
 models' own config.json states them. Names of timm and open_clip are these libraries' own.
 """
 
@@ -22,12 +22,14 @@ from clips.errors import UserError
 from clips.references import CONFIG, HUB, is_on_hub
 from llava_bridge.encoders.contract import VisionTower
 from llava_bridge.encoders.spec import members, parse_spec
+from llava_bridge.model.llm import SmallLlamaConfig
+from llava_bridge.projectors import ProjectorConfig
 
 _KNOWN = Path(__file__).with_name("known.json")
 
 
 class UnknownSizeError(Exception):
-    """Nothing here says how large a model is; the message names it."""
+    """The size of a model is unknown; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class VisionSize:
 
     Args:
         parameters: of it.
-        flops: of a picture's forward pass; a multiplication with an addition is two.
-        tokens: that it gives for a picture, without the class token.
+        flops: of an image's forward pass; a multiplication with an addition counts as two.
+        tokens: that it gives for an image, without the class token.
         width: of a token.
     """
 
@@ -48,18 +50,18 @@ class VisionSize:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairSize:
-    """An image tower and the text tower beside it.
+class DualTowerSize:
+    """An image tower and its text tower.
 
     Args:
         parameters: of both.
-        picture: FLOPs of a picture's forward pass.
-        text: FLOPs of a text's, padded to the tower's length as it is when encoded.
+        image_flops: of an image's forward pass.
+        text_flops: of a text's, padded to the tower's length as it is when encoded.
     """
 
     parameters: int
-    picture: float
-    text: float
+    image_flops: float
+    text_flops: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class LlmSize:
 
     Args:
         parameters: of it.
-        multiplied: those that every token is multiplied with: all but the table of embeddings.
+        multiplied: parameters that every token is multiplied with: all but the table of embeddings.
         layers: how many.
         width: of a token.
     """
@@ -95,10 +97,10 @@ def vision_size(spec: str, image_size: int | None = None) -> VisionSize:
 
     Args:
         spec: as in a LLaVA's config.
-        image_size: of the pictures, where it is not the encoder's own.
+        image_size: of the images, where it is not the encoder's own.
 
     Raises:
-        UnknownSizeError: nothing here says how large it is.
+        UnknownSizeError: its size is unknown.
         UserError: the library does not know the name.
     """
     parts = [_tower_size(*_tower(member, image_size)) for member in members(spec)]
@@ -111,67 +113,60 @@ def vision_size(spec: str, image_size: int | None = None) -> VisionSize:
     )
 
 
-def tower_of_config(model_cfg: Mapping[str, Any]) -> VisionSize:
+def vision_size_of(model_cfg: Mapping[str, Any]) -> VisionSize:
     """The image tower of an open_clip ``model_cfg``."""
     return _tower_size(*_open_clip_tower(model_cfg, None))
 
 
-def pair_size(spec: str) -> PairSize:
-    """Both towers of the encoder that a spec names; of a bare image tower its own, and texts take nothing.
+def dual_tower_size(encoder: str | Mapping[str, Any]) -> DualTowerSize:
+    """Both towers of an encoder; of a bare image tower its own, and texts take nothing.
+
+    Args:
+        encoder: an encoder spec, or an open_clip ``model_cfg``.
 
     Raises:
-        UnknownSizeError: nothing here says how large they are.
+        UnknownSizeError: their size is unknown, as of a text tower of transformers.
         UserError: the library does not know the name, or cannot build it.
     """
-    source, reference = parse_spec(spec)
-    if source == "open_clip":
-        return pair_of_config(_open_clip_config(reference))
-    return _alone(vision_size(spec))
+    if isinstance(encoder, str):
+        source, reference = parse_spec(encoder)
+        if source != "open_clip":
+            vision = vision_size(encoder)
+            return DualTowerSize(parameters=vision.parameters, image_flops=vision.flops)
+        encoder = _open_clip_config(reference)
+    if "text_cfg" not in encoder:
+        vision = vision_size_of(encoder)
+        return DualTowerSize(parameters=vision.parameters, image_flops=vision.flops)
+    return _dual_tower_size(json.dumps(encoder, sort_keys=True))
 
 
-def pair_of_config(model_cfg: Mapping[str, Any]) -> PairSize:
-    """Both towers of an open_clip ``model_cfg``; of one without a text tower the other, as above.
-
-    Raises:
-        UnknownSizeError: the text tower is one of transformers.
-        UserError: open_clip cannot build them.
-    """
-    if "text_cfg" in model_cfg:
-        return _pair_size(json.dumps(model_cfg, sort_keys=True))
-    return _alone(tower_of_config(model_cfg))
-
-
-def _alone(vision: VisionSize) -> PairSize:
-    return PairSize(parameters=vision.parameters, picture=vision.flops, text=0.0)
-
-
-@functools.cache  # rows that differ in their seed or recipe are alike
-def _pair_size(text: str) -> PairSize:
+@functools.cache  # models that differ in their seed or recipe are alike
+def _dual_tower_size(model_cfg: str) -> DualTowerSize:
     from clips.model.architectures import preprocess_cfg
     from clips.model.towers import build_towers
-    from clips.planning.instruments import FlopCount
+    from clips.planning.profilers import FlopCounter
 
-    cfg = json.loads(text)
+    cfg = json.loads(model_cfg)
     if "hf_model_name" in cfg["text_cfg"]:
         raise UnknownSizeError(f"the text tower {cfg['text_cfg']['hf_model_name']}")
     flops = []
     with torch.no_grad(), torch.device("meta"):
         towers = build_towers(cfg).eval()
-        pictures = torch.empty(1, 3, *preprocess_cfg(cfg)["size"])
+        images = torch.empty(1, 3, *preprocess_cfg(cfg)["size"])
         texts = torch.zeros(1, cfg["text_cfg"].get("context_length", 77), dtype=torch.long)  # open_clip's default
-        for encode, given in ((towers.encode_image, pictures), (towers.encode_text, texts)):
-            with FlopCount() as counter:
+        for encode, given in ((towers.encode_image, images), (towers.encode_text, texts)):
+            with FlopCounter() as counter:
                 encode(given)
             flops.append(counter.total)
-    whole = sum(value.numel() for value in towers.parameters())
-    return PairSize(parameters=whole, picture=flops[0], text=flops[1])
+    parameters = sum(value.numel() for value in towers.parameters())
+    return DualTowerSize(parameters=parameters, image_flops=flops[0], text_flops=flops[1])
 
 
 def _tower_size(tower: VisionTower, size: int) -> VisionSize:
-    from clips.planning.instruments import FlopCount
+    from clips.planning.profilers import FlopCounter
 
     tower.eval()
-    with torch.no_grad(), torch.device("meta"), FlopCount() as counter:
+    with torch.no_grad(), torch.device("meta"), FlopCounter() as counter:
         layer = tower.default_layer % (tower.depth + 1)
         state = next(itertools.islice(tower.states(torch.empty(1, 3, size, size), layer), layer, None))
     return VisionSize(
@@ -183,7 +178,7 @@ def _tower_size(tower: VisionTower, size: int) -> VisionSize:
 
 
 def _tower(spec: str, image_size: int | None) -> tuple[VisionTower, int]:
-    """The tower without content, and the side of its pictures."""
+    """The tower without content, and the side of its images."""
     source, reference = parse_spec(spec)
     if source == "timm":
         return _timm_tower(reference.partition("@")[0], image_size)
@@ -279,7 +274,7 @@ def llm_size(reference: str) -> LlmSize:
     """The language model that a reference names, a LLaVA's own included.
 
     Raises:
-        UnknownSizeError: nothing here says how large it is.
+        UnknownSizeError: its size is unknown.
     """
     from transformers import AutoConfig
 
@@ -288,12 +283,8 @@ def llm_size(reference: str) -> LlmSize:
     return _llm_size(AutoConfig.for_model(config.pop("model_type", "llama"), **config))
 
 
-def new_llm_size(settings: Any) -> LlmSize:
-    """The language model that the stage ``pretrain`` makes.
-
-    Args:
-        settings: a `llava_bridge.model.llm.SmallLlamaConfig`.
-    """
+def new_llm_size(settings: SmallLlamaConfig) -> LlmSize:
+    """The language model that the stage ``pretrain`` makes."""
     from transformers import LlamaConfig
 
     return _llm_size(
@@ -324,22 +315,15 @@ def _llm_size(config: Any) -> LlmSize:
     )
 
 
-def projector_size(config: Any, vision: VisionSize, llm: LlmSize) -> tuple[int, int]:
-    """Parameters of a projector, and the tokens that it makes of a picture.
-
-    Args:
-        config: a `llava_bridge.projectors.ProjectorConfig`.
-        vision: what it reads.
-        llm: what reads it.
+def projector_size(config: ProjectorConfig, vision: VisionSize, llm: LlmSize) -> tuple[int, int]:
+    """Parameters of a projector, and the LLM tokens that it makes of an image.
 
     Raises:
         UserError: it does not fit the tower's grid.
     """
     from llava_bridge.projectors import Shape, build, tokens_of
 
-    shape = Shape(patches=vision.tokens, width=vision.width, llm=llm.width)
-    if math.isqrt(shape.patches) ** 2 != shape.patches:
-        shape = dataclasses.replace(shape, patches=math.isqrt(shape.patches) ** 2)
+    shape = Shape(patches=math.isqrt(vision.tokens) ** 2, width=vision.width, llm=llm.width)
     with torch.device("meta"):
         module = build(config, shape)
     return sum(value.numel() for value in module.parameters()), tokens_of(config, shape)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from llava_bridge.training.bad_samples import BadSamples
+from clips.data.invalid_samples import InvalidSamples
 from llava_bridge.training.checkpoints import mark_complete
 from llava_bridge.training.config import Part
 from llava_bridge.training.hung import HungWatch
@@ -26,7 +26,7 @@ class StageCallback(TrainerCallback):
 
     Args:
         progress: where steps are logged.
-        bad: the unusable samples.
+        gather_invalid: the invalid samples that all processes have met.
         parts: of the model, by name.
         vocabulary: tokens that the LLM tells apart.
         stop: whether anybody wants the run to stop.
@@ -36,14 +36,14 @@ class StageCallback(TrainerCallback):
     def __init__(
         self,
         progress: Progress,
-        bad: BadSamples,
+        gather_invalid: Callable[[], InvalidSamples],
         parts: Mapping[Part, nn.Module],
         vocabulary: int,
         stop: StopAsked,
         begin: Callable[[], None],
     ) -> None:
         self.progress = progress
-        self.bad = bad
+        self.gather_invalid = gather_invalid
         self.parts = parts
         self.vocabulary = vocabulary
         self.stop = stop
@@ -58,7 +58,7 @@ class StageCallback(TrainerCallback):
             self.begin()
         self.begin = None  # and with it what it holds
         self.before = self._fingerprints()
-        state.compute_steps(args, state.max_steps)  # log_every and checkpoint_every of now, not of the checkpoint
+        state.compute_steps(args, state.max_steps)  # logging_steps and save_steps of now, not of the checkpoint
         self.progress.begin(state.global_step, state.max_steps)
         self.hung.start()
 
@@ -80,9 +80,9 @@ class StageCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint as whole."""
-        bad = self.bad.gather()  # and so all processes have written their parts
+        invalid = self.gather_invalid()  # and so all processes have written their parts
         if is_main_process():
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", bad, self.progress.seconds)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", invalid, self.progress.seconds)
         if not self.stopped_by:
             self.hung.saved()
 

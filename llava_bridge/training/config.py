@@ -73,22 +73,22 @@ class StageConfig:
         data: its sources, one after the other; their samples are shuffled together.
         epochs: passes over the data, if ``steps`` is not given.
         steps: optimizer steps; None means by ``epochs``.
-        batch_size: samples in a step, over all processes.
-        micro_batch: samples that one process computes at once; None takes its whole share of the batch.
-        lr: peak learning rate.
+        global_batch_size: samples in a step, over all processes.
+        micro_batch_size: samples that one process computes at once; None takes its whole share of the batch.
+        learning_rate: peak learning rate.
         trains: the parts that learn: vision, projector, llm; None takes the stage's own. Others are frozen.
-        vision_lr: peak learning rate of the vision tower; None takes ``lr``, and so for the other parts.
+        vision_lr: peak learning rate of the vision tower; None takes ``learning_rate``, and so for the other parts.
         projector_lr: of the projector.
         llm_lr: of the LLM, or its adapters.
         lora: adapters that learn in place of whole weights; None trains the weights themselves.
-        warmup: share of the steps in which the rate rises to ``lr``; it then falls to 0 along a cosine.
+        warmup_ratio: ratio of the steps in which the rate rises to ``learning_rate``; cosine to 0 follows.
         weight_decay: of AdamW.
         beta2: of AdamW.
         max_length: longest sequence in tokens, pictures included; what is beyond is cut, but never a picture. None
             takes the LLM's own limit, but no more than 2048 beside the largest picture that tiles may make.
         group_by_modality_length: LLaVA's order of samples: in each step those with images or those without, else at
             random; false shuffles all alike. LLaVA-1.5 has it in ``instruct`` alone. Which samples a step has does not
-            depend on their lengths, nor on ``micro_batch`` and processes.
+            depend on their lengths, nor on ``micro_batch_size`` and processes.
         packing: put samples of a micro-batch end to end into rows of ``max_length`` tokens, kept apart from each other,
             instead of padding each. The same samples make a step either way, and their losses are the same.
         keep_features: remember on disk, in the user's cache, what the frozen encoder makes of each picture: whoever
@@ -97,21 +97,21 @@ class StageConfig:
         chat_template: the template of this stage, where it is not the LLaVA's: ``plain`` is LLaVA-1.5's in align, the
             picture and then its caption, without roles and questions.
         image_fit: how pictures become squares in this stage, where it is not as in the LLaVA.
-        gradient_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
+        activation_checkpointing: keep each layer's input only and compute its activations again in the backward pass.
     """
 
     data: list[DataConfig] = dataclasses.field(default_factory=list)
     epochs: float = 1.0
     steps: int | None = None
-    batch_size: int = 32
-    micro_batch: int | None = None
-    lr: float = 1e-3
+    global_batch_size: int = 32
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-3
     trains: list[Part] | None = None
     vision_lr: float | None = None
     projector_lr: float | None = None
     llm_lr: float | None = None
     lora: LoraConfig | None = None
-    warmup: float = 0.03
+    warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     beta2: float = 0.999
     max_length: int | None = None
@@ -120,7 +120,7 @@ class StageConfig:
     keep_features: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
     chat_template: str | None = None
     image_fit: Literal["squash", "pad", "crop"] | None = None
-    gradient_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
+    activation_checkpointing: bool = dataclasses.field(default=False, metadata=RUN_ONLY)
 
     def trained(self, name: str) -> tuple[Part, ...]:
         """The parts that learn in the stage ``name``, those with adapters among them."""
@@ -131,28 +131,28 @@ class StageConfig:
     def rate(self, part: Part) -> float:
         """The peak learning rate of a part."""
         own = {"vision": self.vision_lr, "projector": self.projector_lr, "llm": self.llm_lr}[part]
-        return self.lr if own is None else own
+        return self.learning_rate if own is None else own
 
     def check(self, name: str, processes: int) -> None:
         """Raise UserError, naming the field, if the stage cannot run on so many processes."""
         if not self.data:
             raise UserError(f"{name}.data: expected at least one source for the stage {name}")
-        numbers = ("epochs", "steps", "batch_size", "micro_batch", "max_length")
-        for field in (*numbers, "lr", "vision_lr", "projector_lr", "llm_lr"):
+        numbers = ("epochs", "steps", "global_batch_size", "micro_batch_size", "max_length")
+        for field in (*numbers, "learning_rate", "vision_lr", "projector_lr", "llm_lr"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name}.{field}: expected more than 0, got {value}")
-        for field in ("warmup", "beta2"):
+        for field in ("warmup_ratio", "beta2"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{name}.{field}: expected a share from 0 to below 1, got {getattr(self, field)}")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"{name}.weight_decay: expected 0 or more, got {self.weight_decay}")
         self._check_parts(name)
-        share = self.micro_batch or self.batch_size / processes
-        if self.batch_size % (processes * share) or share != int(share):
+        share = self.micro_batch_size or self.global_batch_size / processes
+        if self.global_batch_size % (processes * share) or share != int(share):
             raise UserError(
-                f"{name}.batch_size: expected a multiple of processes ({processes}) × micro_batch, "
-                f"got {self.batch_size}"
+                f"{name}.global_batch_size: expected a multiple of processes ({processes}) × micro_batch_size, "
+                f"got {self.global_batch_size}"
             )
 
     def _check_parts(self, name: str) -> None:
@@ -234,10 +234,10 @@ class TrainConfig:
         precision: ``auto`` takes bf16 where the hardware multiplies it faster than fp32. The encoder in the output
             equals the one given bit for bit either way.
         seed: of initial weights and of the order of samples.
-        checkpoint_every: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
-        log_every: steps between lines of metrics.jsonl.
-        workers: processes that load data beside each training process; 0 loads within it.
-        max_bad_share: training stops when more than this share of a stage's samples cannot be used.
+        save_steps: steps between checkpoints, from which an interrupted run goes on; 0 keeps only whole stages.
+        logging_steps: steps between lines of metrics.jsonl.
+        num_workers: processes that load data beside each training process; 0 loads within it.
+        max_invalid_ratio: training stops when more than this share of a stage's samples cannot be used.
     """
 
     output: str = dataclasses.field(metadata=RUN_ONLY)
@@ -257,19 +257,21 @@ class TrainConfig:
     attn_implementation: str | None = None
     new_llm: SmallLlamaConfig = dataclasses.field(default_factory=SmallLlamaConfig)
     pretrain: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(lr=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
+        default_factory=lambda: StageConfig(learning_rate=2e-3, max_length=256, weight_decay=0.01, beta2=0.98)
     )
-    align: StageConfig = dataclasses.field(default_factory=lambda: StageConfig(lr=1e-3, batch_size=256))
+    align: StageConfig = dataclasses.field(
+        default_factory=lambda: StageConfig(learning_rate=1e-3, global_batch_size=256)
+    )
     instruct: StageConfig = dataclasses.field(
-        default_factory=lambda: StageConfig(lr=2e-5, batch_size=128, group_by_modality_length=True)
+        default_factory=lambda: StageConfig(learning_rate=2e-5, global_batch_size=128, group_by_modality_length=True)
     )
     launch: LaunchConfig = dataclasses.field(default_factory=LaunchConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
-    checkpoint_every: int = dataclasses.field(default=500, metadata=RUN_ONLY)
-    log_every: int = dataclasses.field(default=5, metadata=RUN_ONLY)
-    workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
-    max_bad_share: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
+    save_steps: int = dataclasses.field(default=500, metadata=RUN_ONLY)
+    logging_steps: int = dataclasses.field(default=5, metadata=RUN_ONLY)
+    num_workers: int = dataclasses.field(default=0, metadata=RUN_ONLY)
+    max_invalid_ratio: float = dataclasses.field(default=0.02, metadata=RUN_ONLY)
 
     def __post_init__(self) -> None:
         self._check_stages()
@@ -278,15 +280,15 @@ class TrainConfig:
         self._check_beginning()
         check_pinpoints(self.image_fit, self.image_grid_pinpoints)
         self._check_own_ways()
-        for name in ("checkpoint_every", "workers"):
+        for name in ("save_steps", "num_workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        for name in ("log_every", "image_size"):
+        for name in ("logging_steps", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"max_bad_share: expected a share from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.max_invalid_ratio <= 1:
+            raise UserError(f"max_invalid_ratio: expected a share from 0 to 1, got {self.max_invalid_ratio}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
 

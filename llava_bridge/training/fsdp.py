@@ -1,14 +1,13 @@
-"""PyTorch's FSDP2 in place of DeepSpeed: every process holds a shard of each weight and of its optimizer state.
+"""HF's Trainer for a model that `clips.parallel.fsdp.shard_model` has sharded (torch's FSDP2) in place of DeepSpeed.
 
-accelerate has a way to FSDP2 of its own, but leaves it out without a word on CPU, where this is tested, and wraps the
-output layer alone, whose weights the loss uses beside that layer's forward. So the model is sharded before HF's
-Trainer sees it.
+accelerate supports FSDP2 itself, but silently skips it on CPU, where this is tested, and wraps the output layer
+separately, whose weights the loss uses outside that layer's forward. So the model is sharded before HF's Trainer sees
+it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Trainer
 
-from clips.parallel.base import layers_of, whole
+from clips.parallel.base import whole
 from llava_bridge.training.launch import is_main_process
 from llava_bridge.training.workspace import SHARDS
 
@@ -28,37 +25,8 @@ _SCHEDULER = "scheduler.pt"
 _OF_WHAT_LEARNS = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
-def shard(
-    model: nn.Module, *, bf16: bool, exact: Sequence[nn.Module] = (), apart: Sequence[nn.Module] = ()
-) -> nn.Module:
-    """Leave this process a shard of each weight; repeated layers are put together one at a time, the rest as one.
-
-    Weights stay float32, gradients are summed in float32; with ``bf16`` all is computed in bf16, as under DeepSpeed.
-
-    Args:
-        model: whole, on the CPU; changed in place.
-        bf16: whether to compute in bf16.
-        exact: its modules that are given float32 weights even so, as they enter bf16 themselves.
-        apart: its modules of which every process keeps the whole, as not all call them in every step.
-    """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    mesh = init_device_mesh(device.type, (int(os.environ["WORLD_SIZE"]),))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
-    kept = {weight for module in apart for weight in module.to(device).parameters()}
-    whole_ones, exact_ones = ({inner for one in some for inner in one.modules()} for some in (apart, exact))
-    for module in [*layers_of(model), *exact]:
-        if module not in whole_ones:
-            own = MixedPrecisionPolicy(cast_forward_inputs=False) if module in exact_ones else policy
-            fully_shard(module, mesh=mesh, mp_policy=own)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=kept)
-    return model
-
-
 class ShardedTrainer(Trainer):
-    """HF's Trainer for a model that `shard` has made; its checkpoints are read by any number of processes."""
+    """HF's Trainer for a sharded model; any number of processes can read its checkpoints."""
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         return _Prepared(model)

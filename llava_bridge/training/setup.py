@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, default_data_collator
 
+from clips.data.formats.base import Conversation
 from clips.errors import UserError
 from clips.model.loading import refusing
 from llava_bridge.chat import Chat, template_for
-from llava_bridge.data import Sample, read_samples, read_texts
+from llava_bridge.data import read_samples, read_texts
 from llava_bridge.data.batches import Collator, Conversations, PackedText, TextCollator
 from llava_bridge.model.anyres import makes_tiles, most_tokens
 from llava_bridge.model.assembly import Assembly, add_tokens, assemble, load_llm, load_tokenizer, make_chat
@@ -55,7 +56,7 @@ def set_up(config: TrainConfig, name: str, work: Path) -> Setup:
 
 def _text(config: TrainConfig, work: Path) -> Setup:
     stage = config.pretrain
-    spoken = [data.source != "text" for data in stage.data]
+    spoken = [data.format != "text" for data in stage.data]
     if any(spoken) != all(spoken):
         raise UserError("pretrain.data: expected either text, of which all is learnt, or conversations; got both")
     samples, mixture = _samples(stage, config.seed) if any(spoken) else ([], [])
@@ -89,7 +90,7 @@ def _text(config: TrainConfig, work: Path) -> Setup:
             TextCollator(tokenizer.pad_token_id),
             mixture,
         )
-    enough = None if stage.steps is None else stage.steps * stage.batch_size
+    enough = None if stage.steps is None else stage.steps * stage.global_batch_size
     dataset = PackedText(texts, tokenizer, length, seed=config.seed, enough=enough)
     return Setup(model, tokenizer, {"llm": model}, dataset, default_data_collator)
 
@@ -141,9 +142,9 @@ def _llava(config: TrainConfig, name: str, work: Path) -> Setup:
     )
 
 
-def _samples(stage: StageConfig, seed: int) -> tuple[list[Sample], list[str]]:
+def _samples(stage: StageConfig, seed: int) -> tuple[list[Conversation], list[str]]:
     """Those of all sources of a stage; of a mixture also what to tell of where they are from."""
-    found: list[Sample] = []
+    found: list[Conversation] = []
     told = []
     for data in stage.data:
         found += (some := read_samples(data, seed))

@@ -10,21 +10,18 @@ State of an unfinished run, in its work directory::
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from clips.commandline.stopping import stop_requests
 from clips.core.artifact import artifact_directory, write_file, write_manifest
+from clips.core.identity import RUN, difference, read_run, refuse_other_run, run_text
 from clips.errors import UserError
 from clips.jsontext import parse_json
-from clips.plain import difference
-from clips.secrets import without_secrets
 from llava_bridge.data import read_samples
-from llava_bridge.data.mixture import refuse_missing
+from llava_bridge.data.sources import refuse_missing
 from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.identity import data_of, identity, kind_of, parents
+from llava_bridge.training.inputs import data_of, kind_of, parents, run_identity
 from llava_bridge.training.launch import STOP, StopAsked, answers_for_run, is_main_process, report
 from llava_bridge.training.workspace import has_progress, work_directory
 
@@ -50,7 +47,7 @@ def _check_shared(work: Path) -> None:
     """Raise UserError if not every process sees what the main one has written."""
     from clips.parallel.processes import gather_objects  # imports torch
 
-    for rank, sees in enumerate(gather_objects((work / "run.json").is_file())):
+    for rank, sees in enumerate(gather_objects((work / RUN).is_file())):
         if not sees:
             raise UserError(
                 f"output: expected a place that all machines share, but the process of rank {rank} does not see {work}"
@@ -74,45 +71,30 @@ def _prepare(work: Path, config: TrainConfig) -> None:
         UserError: pictures are missing where the config asks to look for them all, or another run has progress here.
     """
     for data in (data for name in config.stages for data in config.stage(name).data):
-        if data.missing_images == "refuse" and data.source != "text":
+        if data.missing_images == "refuse" and data.format != "text":
             report(f"looking for all pictures of {data.path}")
             refuse_missing(read_samples(data, config.seed), data.path, report)
     if answers_for_run():  # else the command has looked after it
         (work / STOP).unlink(missing_ok=True)
-    record = json.dumps(identity(config), indent=2)
-    path = work / "run.json"
-    found = difference(without_secrets(_recorded(path)), parse_json(record))
-    if found is None:
+    run, before = run_identity(config), read_run(work / RUN)
+    if has_progress(work):
+        refuse_other_run(work, before or {}, run)
+    if before is not None and difference(before, run) is None:
         report(f"going on with the unfinished run in {work}")
         return
-    if has_progress(work):
-        raise UserError(
-            f"output: {work} holds an unfinished run with other settings: {found}; "
-            "go on with those, choose another output, or remove that directory"
-        )
     for entry in work.iterdir():
         if entry.name not in {"lock", "log.txt", "config.yaml", STOP}:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    write_file(path, record)
+    write_file(work / RUN, run_text(run))
 
 
 def remove_leftover(config: TrainConfig) -> None:
     """Remove the work directory of a finished run; one with the progress of another run stays, and is named."""
     work = work_directory(config)
-    if has_progress(work) and difference(without_secrets(_recorded(work / "run.json")), identity(config)):
+    if has_progress(work) and difference(read_run(work / RUN) or {}, run_identity(config)):
         report(f"{work} holds an unfinished run with other settings; remove it if it is not wanted")
         return
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    """What the run of a work directory is; empty where none has begun."""
-    try:
-        return parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); remove {path.parent}, and the run begins anew") from None
 
 
 def _write_output(config: TrainConfig, work: Path) -> None:
@@ -129,6 +111,7 @@ def _write_output(config: TrainConfig, work: Path) -> None:
             seed=config.seed,
             data=data_of(config),
             parents=parents(config),
+            identity=run_identity(config),
             stages=summaries,
             seconds=round(sum(summary["seconds"] for summary in summaries.values()), 1),
         )

@@ -9,10 +9,10 @@ them, and :func:`llava_bridge.training.trainer.train_stage` is one stage.
 
 from __future__ import annotations
 
-from clips.core.artifact import write_file
+from clips.core.artifact import is_finished, write_file
 from clips.plain import to_yaml
 from llava_bridge.training.config import TrainConfig
-from llava_bridge.training.identity import is_finished
+from llava_bridge.training.inputs import kind_of, run_identity
 from llava_bridge.training.launch import (
     answers_for_run,
     hand_over_errors,
@@ -37,7 +37,7 @@ def train(config: TrainConfig) -> None:
     with hand_over_errors():
         config = config if processes is None else config.among(processes)
         check_inputs(config)
-        if is_finished(config):
+        if is_finished(config.output, kind_of(config), run_identity(config)):
             report(f"{config.output}: already trained with this config; nothing to do")
             if is_main_process():
                 remove_leftover(config)

@@ -23,16 +23,18 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
+from clips.data.invalid_samples import Invalid, InvalidSamples
 from clips.errors import UserError
 from clips.model.precision import choose_precision
+from clips.parallel.fsdp import shard_model
+from clips.parallel.processes import start_processes
 from llava_bridge.data.order import GroupedOrder, RandomOrder
 from llava_bridge.model.vision import EncoderVisionModel
 from llava_bridge.training.adapters import adapt
-from llava_bridge.training.bad_samples import BadSamples
 from llava_bridge.training.callback import StageCallback
 from llava_bridge.training.checkpoints import bad_before, is_of_others, last_checkpoint, make_universal, seconds_before
 from llava_bridge.training.config import Parallel, Part, StageConfig, TrainConfig
-from llava_bridge.training.fsdp import ShardedTrainer, shard
+from llava_bridge.training.fsdp import ShardedTrainer
 from llava_bridge.training.launch import StopAsked, deepspeed_config, end_stopped, report
 from llava_bridge.training.objective import Objective
 from llava_bridge.training.progress import Progress
@@ -58,15 +60,14 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     choose_what_learns(setup, stage, name, torch.bfloat16 if half else torch.float32)
     if stage.keep_features:
         keep_features(setup)
-    if stage.gradient_checkpointing:
+    if stage.activation_checkpointing:
         recompute_layers(setup.model)
     steps = total_steps(len(setup.dataset), stage)
     _announce(setup, config, name, steps)
     parts = [module for part, module in setup.parts.items() if part != "vision"]  # the encoder keeps its own precision
     rounded = half and not all(frozen_fits_bf16(module) for module in parts)
     start = last_checkpoint(folder / CHECKPOINTS)
-    bad = BadSamples(name, config.max_bad_share * len(setup.dataset), bad_before(start))
-    progress = Progress(name, stage.batch_size, work / "metrics.jsonl", started - seconds_before(start))
+    progress = Progress(name, stage.global_batch_size, work / "metrics.jsonl", started - seconds_before(start))
     if reshaped := start is not None and is_of_others(start):
         make_universal(start)
     args = training_arguments(config, stage, steps, folder / CHECKPOINTS, universal=reshaped)
@@ -78,7 +79,8 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
         stage_name=name,
         parts=setup.parts,
         order=order_of(setup.dataset, stage, steps, config.seed, args.per_device_train_batch_size),
-        bad=bad,
+        invalid=bad_before(start),
+        max_invalid_ratio=config.max_invalid_ratio,
         model=model,
         args=args,
         train_dataset=setup.dataset,
@@ -86,7 +88,7 @@ def train_stage(config: TrainConfig, name: str, work: Path, stop: StopAsked) -> 
     )
     vocabulary = setup.model.get_input_embeddings().num_embeddings
     begin = functools.partial(set_masters, setup.model, masters)
-    callback = StageCallback(progress, bad, setup.parts, vocabulary, stop, begin)
+    callback = StageCallback(progress, trainer.gather_invalid, setup.parts, vocabulary, stop, begin)
     del begin, masters
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
@@ -109,8 +111,8 @@ def _to_train(setup: Setup, *, half: bool, sharded: bool, some_call_encoder: boo
     if not sharded:
         return model
     towers = [part for part in setup.parts.values() if isinstance(part, EncoderVisionModel)]
-    apart = towers if some_call_encoder else []  # only those who miss a picture call it
-    model = shard(model, bf16=half, exact=towers, apart=apart)
+    unsharded = towers if some_call_encoder else []  # only those who miss a picture call it
+    model = shard_model(model, start_processes(), bf16=half, exact=towers, unsharded=unsharded)
     if "vision" in setup.parts:
         setup.parts.update(parts_of(setup.model))  # a weight beside modules is another one now
     return model
@@ -188,20 +190,22 @@ def _announce(setup: Setup, config: TrainConfig, name: str, steps: int) -> None:
             report(f"{name}: {part} {'trains' if learns else 'frozen'}, {count:,} parameters")
         else:
             report(f"{name}: {part} trains {learns:,} parameters of adapters beside {count - learns:,} frozen ones")
-    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.batch_size}, {precision(config)}")
+    report(f"{name}: {len(setup.dataset):,} samples, {steps} steps of {stage.global_batch_size}, {precision(config)}")
 
 
 def total_steps(samples: int, stage: StageConfig) -> int:
     """Optimizer steps of a stage; a batch may end one epoch and begin the next."""
-    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.batch_size))
+    return stage.steps or max(1, math.ceil(stage.epochs * samples / stage.global_batch_size))
 
 
-def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch: int) -> Sampler[int]:
+def order_of(dataset: Any, stage: StageConfig, steps: int, seed: int, micro_batch_size: int) -> Sampler[int]:
     """The order in which a stage of so many ``steps`` sees its samples."""
-    total = steps * stage.batch_size
+    total = steps * stage.global_batch_size
     if not stage.group_by_modality_length:
         return RandomOrder(len(dataset), total, seed)
-    return GroupedOrder(dataset.sizes(), stage.batch_size, total, seed, stage.batch_size // micro_batch)
+    return GroupedOrder(
+        dataset.sizes(), stage.global_batch_size, total, seed, stage.global_batch_size // micro_batch_size
+    )
 
 
 def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
@@ -210,7 +214,7 @@ def precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
 
 
 class StageTrainer(Trainer):
-    """HF's Trainer with a LLaVA's cares: rates by part, bad samples counted, a non-finite loss stops the step."""
+    """HF's Trainer with a LLaVA's cares: rates by part, invalid samples counted, a non-finite loss stops the step."""
 
     def __init__(
         self,
@@ -219,7 +223,8 @@ class StageTrainer(Trainer):
         stage_name: str,
         parts: Mapping[Part, nn.Module],
         order: Sampler[int],
-        bad: BadSamples,
+        invalid: InvalidSamples,
+        max_invalid_ratio: float,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -227,7 +232,8 @@ class StageTrainer(Trainer):
         self.stage_name = stage_name
         self.parts = parts
         self.order = order
-        self.bad = bad
+        self.invalid = invalid
+        self.max_invalid_ratio = max_invalid_ratio
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
@@ -254,15 +260,30 @@ class StageTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The mean loss over the learnt tokens of the whole batch, over all processes."""
-        self.bad.add(inputs.pop("skipped", []))
+        self._judge(self.invalid.add(inputs.pop("skipped", [])))
         result = super().compute_loss(model, inputs, *arguments, **options)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss):
             raise UserError(
                 f"{self.stage_name}: the loss is {loss.item()} in step {self.state.global_step + 1}, "
-                f"before which nothing is lost; a lower {self.stage_name}.lr may help"
+                f"before which nothing is lost; a lower {self.stage_name}.learning_rate may help"
             )
         return result
+
+    def gather_invalid(self) -> InvalidSamples:
+        """The invalid samples that all processes have met, which call it together.
+
+        Raises:
+            UserError: too many.
+        """
+        self._judge(self.invalid.gather())
+        return self.invalid
+
+    def _judge(self, new: list[Invalid]) -> None:
+        """Report ``new`` invalid samples, and stop the stage at too many."""
+        for line in self.invalid.lines(new):
+            report(f"{self.stage_name}: {line}")
+        self.invalid.check(self.stage_name, "max_invalid_ratio", self.max_invalid_ratio, len(self.train_dataset))  # type: ignore[arg-type]
 
 
 class ShardedStageTrainer(ShardedTrainer, StageTrainer):
@@ -308,27 +329,27 @@ def training_arguments(
     deepspeed = deepspeed_config(config.launch.deepspeed) if config.launch.parallel == "deepspeed" else None
     if deepspeed is not None and universal:
         deepspeed["checkpoint"] = {**deepspeed.get("checkpoint", {}), "load_universal": True}
-    micro = stage.micro_batch or stage.batch_size // processes
+    micro = stage.micro_batch_size or stage.global_batch_size // processes
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=stage.batch_size // (micro * processes),
-        learning_rate=stage.lr,
+        gradient_accumulation_steps=stage.global_batch_size // (micro * processes),
+        learning_rate=stage.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(stage.warmup * steps),
+        warmup_steps=math.ceil(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         adam_beta2=stage.beta2,
         bf16=deepspeed is not None and precision(config) == "bf16",  # FSDP's own policy does it
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
-        logging_steps=min(config.log_every, steps),
+        logging_steps=min(config.logging_steps, steps),
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if config.checkpoint_every else "no",
-        save_steps=config.checkpoint_every or 1,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
         save_total_limit=2,
-        dataloader_num_workers=config.workers,
+        dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         report_to="none",
@@ -340,9 +361,9 @@ def training_arguments(
 def _summary(trainer: StageTrainer, stage: StageConfig, progress: Progress) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
-        "samples_seen": trainer.state.global_step * stage.batch_size,
+        "samples_seen": trainer.state.global_step * stage.global_batch_size,
         "loss": progress.last_loss,
-        "skipped": trainer.bad.gather().count,
+        "skipped": trainer.gather_invalid().count,
         "seconds": round(progress.seconds, 2),
     }
 

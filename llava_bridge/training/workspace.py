@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clips.core.artifact import say, writing
+from clips.data.formats.conversations import local_files
 from clips.errors import UserError
-from llava_bridge.data.files import named_files
 from llava_bridge.encoders.files import check_encoder
 from llava_bridge.model.parts import check_llava, check_llm
 from llava_bridge.training.config import TrainConfig
@@ -93,7 +93,7 @@ def check_inputs(config: TrainConfig) -> None:
             )
         for data in config.stage(name).data:
             try:
-                named_files(data.path)
+                local_files(data.path)
             except UserError as error:
                 raise UserError(f"{name}.data: {error}") from None
 

@@ -99,10 +99,10 @@ def no_videos() -> Any:
 
 def photos(args: argparse.Namespace) -> list[Image.Image]:
     from benchmarks.data.caption_sets import load_caption_set
-    from benchmarks.data.source import CaptionSource
+    from clips.data.formats import DatasetSpec
 
     data = Path(args.shared) / "data/flickr8k/dataset_flickr8k.json"
-    found = load_caption_set(CaptionSource(data=str(data), split="val"), limit=args.pictures)
+    found = load_caption_set(DatasetSpec(path=str(data), split="val"), limit=args.pictures)
     return [found.open(index).resize((640, 480)) for index in range(len(found.images))]
 
 

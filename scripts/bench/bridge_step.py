@@ -217,11 +217,12 @@ def bridge_steps(
 ) -> list[float]:
     """Seconds of each step but the first two."""
     from clips.data.invalid_samples import InvalidSamples
-    from llava_bridge.training.bad_samples import BadSamples
     from llava_bridge.training.setup import parts_of
     from llava_bridge.training.trainer import StageTrainer, training_arguments
 
-    stage = StageConfig(data=[DataConfig(path=str(mix))], steps=args.steps, batch_size=args.micro_batch, lr=1e-6)
+    stage = StageConfig(
+        data=[DataConfig(path=str(mix))], steps=args.steps, global_batch_size=args.micro_batch, learning_rate=1e-6
+    )
     config = TrainConfig(
         output=str(folder / "x"), stages=["instruct"], encoder="e", llm="l", instruct=stage, precision="fp32"
     )
@@ -231,7 +232,8 @@ def bridge_steps(
         stage_name="instruct",
         parts=parts_of(model),
         order=GroupedOrder(data.sizes(), args.micro_batch, args.steps * args.micro_batch, 0),
-        bad=BadSamples("instruct", len(data), InvalidSamples()),
+        invalid=InvalidSamples(),
+        max_invalid_ratio=1.0,
         model=Objective(model),
         args=training_arguments(config, stage, args.steps, folder / "checkpoints"),
         train_dataset=data,

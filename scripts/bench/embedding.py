@@ -42,12 +42,12 @@ def arguments() -> argparse.Namespace:
 
 def rows_of(name: str, args: argparse.Namespace, folder: Path) -> list[list[object]]:
     from benchmarks.data.caption_sets import load_caption_set
-    from benchmarks.data.source import CaptionSource
     from benchmarks.encoders.embed import embed_images, embed_texts
+    from clips.data.formats import DatasetSpec
 
     encoder = random_encoder(name, folder / name, args)
     data = Path(args.shared) / "data/flickr8k/dataset_flickr8k.json"
-    photos = load_caption_set(CaptionSource(data=str(data), split="val"), limit=args.pictures)
+    photos = load_caption_set(DatasetSpec(path=str(data), split="val"), limit=args.pictures)
     texts = [text for captions in photos.captions for text in captions]
     pixels = torch.stack([encoder.preprocess(photos.open(index)) for index in range(len(photos.images))])
     tokens = encoder.tokenizer(texts)

@@ -180,7 +180,7 @@ class Loader:
 def clips_loader(folder: Path, config: AugmentConfig, arguments: argparse.Namespace) -> Iterator[Any]:
     recipe, tokenizer = build(RecipeConfig(name="clips")), ClipsTokenizer()
     data = TrainingData(
-        DataConfig(sources=(SourceConfig(path=str(folder)),), augment=config, workers=arguments.workers),
+        DataConfig(sources=(SourceConfig(path=str(folder)),), augment=config, num_workers=arguments.workers),
         size=SIZE,
         seed=0,
         batch_size=arguments.batch_size,

@@ -29,8 +29,8 @@ from clips.data.config import DataConfig
 from clips.data.sources import SourceConfig
 from clips.model.architectures import ModelConfig
 from clips.parallel.config import Parallel, ScaleConfig
-from clips.planning.dryrun import fake_batch, fake_model
-from clips.planning.footprint import Allowance, Rehearsal, Spread
+from clips.planning.dry_run import fake_batch, fake_model
+from clips.planning.memory import Layout, MemoryModel
 from clips.training.config import TrainConfig
 from clips.training.start import start_run
 from clips.training.step import Run, training_step
@@ -66,12 +66,11 @@ def main() -> None:
 def plan(case: str, parallel: Parallel, processes: int) -> dict[str, float]:
     """Planned bytes of a process by part."""
     config = training(case, parallel, output="nowhere")
-    local = config.batch_size // processes
-    return Rehearsal(config, device="cpu", bf16=False).footprint(
-        Spread(parallel=parallel, count=processes, checkpointing=False),
+    local = config.global_batch_size // processes
+    return MemoryModel(config, device="cpu", bf16=False).parts(
+        Layout(parallel=parallel, count=processes, checkpointing=False),
         local=local,
-        at_once=min(config.micro_batch or local, local),
-        allowance=Allowance(),
+        at_once=min(config.micro_batch_size or local, local),
     )
 
 
@@ -94,8 +93,8 @@ def training(case: str, parallel: Parallel, output: str) -> TrainConfig:
         data=DataConfig(sources=(SourceConfig(path="none"),)),
         model=ModelConfig(architecture=architecture),
         steps=10,
-        batch_size=int(sizes[0]),
-        micro_batch=int(sizes[1]) if len(sizes) > 1 else None,
+        global_batch_size=int(sizes[0]),
+        micro_batch_size=int(sizes[1]) if len(sizes) > 1 else None,
         precision="fp32",
         scale=ScaleConfig(parallel=parallel),
     )
@@ -105,7 +104,7 @@ def measured_here(arguments: argparse.Namespace) -> None:
     """Begin a training, take two steps, and tell from the main process what they held."""
     with tempfile.TemporaryDirectory() as folder:
         config = training(arguments.cases[0], arguments.parallel[0], output=f"{folder}/run")
-        local = config.batch_size // int(os.environ.get("WORLD_SIZE", 1))
+        local = config.global_batch_size // int(os.environ.get("WORLD_SIZE", 1))
         model = fake_model(config.model, config.recipe)
         texts = {name: value for name, value in fake_batch(model, local).items() if name != "image"}
         bytes_held = MEASURES[arguments.measure](config, texts, (local, 3, model.image_size, model.image_size))

@@ -20,9 +20,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from clips.commandline.commands import Command
-from clips.commandline.complaints import describe_type, field_types
 from clips.commandline.helptext import field_help, item_classes
 from clips.plain import plain
+from clips.typed_data import describe_type, field_types
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-bench": "benchmarks.cli"}

@@ -9,13 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.report.figures import figures, figures_as_pdf
-from benchmarks.report.formats.csv_tables import render_csv, render_published, render_seeds, render_settings
-from benchmarks.report.formats.json_lines import render_json
+from benchmarks.report.drawing import pdf, standalone_svg
+from benchmarks.report.figure import Figure
+from benchmarks.report.formats.csv_tables import (
+    render_csv,
+    render_published,
+    render_seeds,
+    render_settings,
+    render_wide,
+)
 from benchmarks.report.formats.latex import render_latex
 from benchmarks.report.formats.markdown import render_markdown
 from benchmarks.report.model import Report
 from benchmarks.report.page import render_page
+from benchmarks.report.sections import report_figures
 
 
 class Format(Protocol):
@@ -39,25 +46,25 @@ class OneFile:
 
 @dataclass(frozen=True, kw_only=True)
 class FigureFiles:
-    """A format of a file for each figure, under ``figures/``: how they end, and what draws them, by name."""
+    """A format of a file for each figure, under ``figures/``: how they end, and what draws one."""
 
     suffix: str
-    render: Callable[[Report], Mapping[str, str | bytes]]
+    draw: Callable[[Figure], str | bytes]
 
     def files(self, report: Report) -> Mapping[str, str | bytes]:
         """See `Format`."""
-        return {f"figures/{name}{self.suffix}": content for name, content in self.render(report).items()}
+        return {f"figures/{name}{self.suffix}": self.draw(figure) for name, figure in report_figures(report).items()}
 
 
 FORMATS: dict[str, Format] = {
     "html": OneFile(file="index.html", render=render_page),
     "csv": OneFile(file="table.csv", render=render_csv),
     "published": OneFile(file="published.csv", render=render_published),
-    "json": OneFile(file="table.jsonl", render=render_json),
+    "wide": OneFile(file="table_wide.csv", render=render_wide),
     "seeds": OneFile(file="seeds.csv", render=render_seeds),
     "settings": OneFile(file="settings.csv", render=render_settings),
     "markdown": OneFile(file="table.md", render=render_markdown),
     "latex": OneFile(file="table.tex", render=render_latex),
-    "svg": FigureFiles(suffix=".svg", render=figures),
-    "pdf": FigureFiles(suffix=".pdf", render=figures_as_pdf),
+    "svg": FigureFiles(suffix=".svg", draw=standalone_svg),
+    "pdf": FigureFiles(suffix=".pdf", draw=pdf),
 }

@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from benchmarks.report.formats.json_lines import mean_fields
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
 from benchmarks.report.model import Report
 from benchmarks.report.settings import setting_panels
-from benchmarks.report.table import Cell
-from benchmarks.wording import finite, visible
+from benchmarks.report.tidy import cell_fields, tidy, wide
+from benchmarks.wording import visible
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def render_csv(report: Report) -> str:
-    """One line a row; for each metric its value, interval, difference with interval, p-value, mark and remark."""
-    table = report.table
-    lines = []
-    for row in table.rows:
-        line: dict[str, object] = {"row": _safe_cell(row.name)}
-        for column in table.columns:
-            line |= _csv_fields(table.cell(row, column), report.full_size(column, row.name))
-        lines.append(line)
-    return _csv(lines)
+    """The tidy table: one line for each model and metric, see `benchmarks.report.tidy`."""
+    return csv_text(tidy_table(report))
 
 
-def _csv_fields(cell: Cell, full_size: int | None) -> dict[str, object]:
-    name = f"{cell.column.benchmark}/{cell.column.metric}" if cell.column.metric else cell.column.benchmark
-    delta = cell.delta
-    remark = f"{cell.gap.kind}: {cell.gap.reason}" if cell.gap else "; ".join(cell.unlike)
-    return {
-        name: cell.value,
-        f"{name} low": cell.low,
-        f"{name} high": cell.high,
-        f"{name} n": cell.n or None,
-        f"{name} full size": full_size,
-        **{f"{name} {way}": None if cell.group else value for way, value in cell.column.blind.items()},
-        f"{name} delta": delta.value if delta else None,
-        f"{name} delta low": finite(delta.low) if delta else None,
-        f"{name} delta high": finite(delta.high) if delta else None,
-        f"{name} delta p": delta.p_value if delta else None,
-        f"{name} delta smallest shown": finite(delta.smallest) if delta else None,
-        f"{name} mark": cell.mark or None,
-        f"{name} remark": _safe_cell(remark) or None,
-    }
+def render_wide(report: Report) -> str:
+    """One line a model, the fields of each metric side by side."""
+    return csv_text(wide(tidy_table(report)))
+
+
+def tidy_table(report: Report) -> pd.DataFrame:
+    """The report's main table as a tidy frame."""
+    cells = report.table.cells.values()
+    return tidy(
+        report.table,
+        {(cell.row, cell.column.benchmark): report.full_size(cell.column, cell.row) for cell in cells},
+    )
 
 
 def render_published(report: Report) -> str:
@@ -47,9 +38,9 @@ def render_published(report: Report) -> str:
     table = report.published
     if table is None:
         return ""
-    lines: list[dict[str, object]] = [
+    return _lines(
         {
-            "row": _safe_cell(row.name),
+            "model": row.name,
             "set": row.set,
             "about": row.about,
             "source": row.source,
@@ -57,56 +48,60 @@ def render_published(report: Report) -> str:
             **({f"{column} delta": table.delta(row, column) for column in table.columns} if table.baseline else {}),
         }
         for row in table.rows
-    ]
-    return _csv(lines)
+    )
 
 
 def render_seeds(report: Report) -> str:
-    """One line a row and metric: the mean over seeds, both kinds of noise, every seed; empty without several seeds."""
+    """One line a model and metric: mean over seeds, both kinds of noise, every seed; empty without several seeds."""
     table = report.table
-    lines = [
+    return _lines(
         {
-            "row": _safe_cell(row.name),
+            "model": row.name,
             "benchmark": column.benchmark,
             "metric": column.metric,
-            **mean_fields(cell),
+            **cell_fields(cell),
             **{f"seed {seed}": value for seed, value in cell.by_seed.items()},
         }
         for row in table.rows
         for column in table.columns
         if (cell := table.cell(row, column)).by_seed
-    ]
-    return _csv(lines)
+    )
 
 
 def render_settings(report: Report) -> str:
     """One line for each point of the figures of scores against settings, with the curve's slope; empty without any."""
-    lines = [
+    return _lines(
         {
-            "figure": _safe_cell(panel.title),
-            "curve": _safe_cell(curve.name),
+            "figure": panel.title,
+            "curve": curve.name,
             panel.label: value,
             "benchmark": panel.column.benchmark,
             "metric": panel.column.metric,
-            **mean_fields(cell),
+            **cell_fields(cell),
             "slope": curve.slope.value if curve.slope else None,
-            "slope low": curve.slope.low if curve.slope else None,
-            "slope high": curve.slope.high if curve.slope else None,
+            "slope_ci_low": curve.slope.low if curve.slope else None,
+            "slope_ci_high": curve.slope.high if curve.slope else None,
         }
         for panel in setting_panels(report)
         for curve in panel.curves
         for value, cell in curve.cells
-    ]
-    return _csv(lines)
+    )
 
 
-def _csv(lines: list[dict[str, object]]) -> str:
+def _lines(lines: Iterable[Mapping[str, object]]) -> str:
     import pandas as pd
 
-    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n") if lines else ""
+    return csv_text(pd.DataFrame(lines))
 
 
-def _safe_cell(text: str) -> str:
-    """Text that a spreadsheet will not take for a formula, nor a terminal for a command."""
-    clean = visible(text)
-    return f"'{clean}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else clean
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV, its texts fit for a spreadsheet; empty without lines."""
+    return frame.map(_safe_cell).to_csv(index=False, lineterminator="\n") if len(frame) else ""
+
+
+def _safe_cell(value: object) -> object:
+    """A value; of a text one that a spreadsheet will not take for a formula, nor a terminal for a command."""
+    if not isinstance(value, str):
+        return value
+    clean = visible(value)
+    return f"'{clean}" if value[:1] in {"=", "+", "-", "@", "\t", "\r"} else clean

@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report.chance import chance_parts, has_chance
+from benchmarks.report.chance import chance_parts
 from benchmarks.report.model import Report
-from benchmarks.report.published import REMARK, PublishedTable
+from benchmarks.report.published import REMARK
 from benchmarks.report.remarks import LATEX
 from benchmarks.report.table import Cell, Column
+from benchmarks.report.text_table import latex_table, main_table
 from benchmarks.results import CHANCE
 from benchmarks.wording import decimals, gap_words, group_sign, margin, number, visible
 
@@ -32,7 +33,8 @@ def render_latex(report: Report) -> str:
     ]
     if report.published:
         sources = [_comment(source) for source in report.published.sources()]
-        parts += [*_float(latex_text(REMARK), f"tab:{name}-published", _published(report.published)), *sources]
+        rows = report.published.text().map(latex_text).rename(latex_text).rename(latex_text, axis=1)
+        parts += [*_float(latex_text(REMARK), f"tab:{name}-published", latex_table(rows)), *sources]
     return "\n".join([_NEEDS, *parts]) + "\n"
 
 
@@ -55,24 +57,12 @@ def _float(caption: str, label: str, tabular: Sequence[str]) -> list[str]:
 
 def _rows(report: Report) -> list[str]:
     """A tabular whose head has the benchmarks above their metrics."""
-    table = report.table
-    groups: list[tuple[str, list[Column]]] = []
-    for column in table.columns:
-        if groups and groups[-1][0] == column.benchmark:
-            groups[-1][1].append(column)
-        else:
-            groups.append((column.benchmark, [column]))
-    above, rules, first = [""], [], 2
-    for benchmark, columns in groups:
-        above.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{latex_text(benchmark)}}}")
-        rules.append(rf"\cmidrule(lr){{{first}-{first + len(columns) - 1}}}")
-        first += len(columns)
-    heads = ["", *(_head(column) for column in table.columns)]
-    body = [[latex_text(row.name), *(_cell(table.cell(row, column)) for column in table.columns)] for row in table.rows]
-    chance = [["chance", *map(_chance, table.columns)]] if has_chance(table) else []
-    foot = [*chance, ["n", *(latex_text(report.n_words(column) or "—") for column in table.columns)]]
-    head = [_line(above), " ".join(rules), _line(heads)]
-    return _tabular(len(table.columns), head, body, foot)
+    import pandas as pd
+
+    frame, columns = main_table(report, _cell, latex_text, _chance), report.table.columns
+    heads = [(latex_text(column.benchmark), _head(column)) for column in columns]
+    frame.columns = pd.MultiIndex.from_tuples(heads)
+    return latex_table(frame, foot=len(frame) - len(report.table.rows))
 
 
 def _chance(column: Column) -> str:
@@ -87,24 +77,6 @@ def _head(column: Column) -> str:
     """The metric; empty where its label only repeats the benchmark above it."""
     label = "" if column.label == column.benchmark else column.label
     return latex_text(label + (" ↓" if column.higher_is_better is False else ""))
-
-
-def _published(table: PublishedTable) -> list[str]:
-    heads = ["", *map(latex_text, table.heads())]
-    body = [[latex_text(table.name(row)), *map(latex_text, table.texts(row))] for row in table.rows]
-    return _tabular(len(heads) - 1, [_line(heads)], body)
-
-
-def _tabular(
-    columns: int, head: Sequence[str], body: Sequence[Sequence[str]], foot: Sequence[Sequence[str]] = ()
-) -> list[str]:
-    lines = [rf"\begin{{tabular}}{{l{'r' * columns}}}", r"\toprule", *head, r"\midrule", *map(_line, body)]
-    lines += [r"\midrule", *map(_line, foot)] if foot else []
-    return [*lines, r"\bottomrule", r"\end{tabular}"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
 
 
 def _cell(cell: Cell) -> str:

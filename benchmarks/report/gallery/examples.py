@@ -11,44 +11,16 @@ import pandas as pd
 
 from benchmarks.lots import by_lot, of_different_pictures
 from benchmarks.protocol import ranked_by
+from benchmarks.report.gallery.cards import Answer, Card, Gallery, first_of, tables_of
 from benchmarks.report.gallery.pictures import SECTION_BYTES, Picture, pictures_of, that_fit
 from benchmarks.report.source import ReportSource
-from benchmarks.results import Result, read_items
+from benchmarks.results import Result
 from benchmarks.wording import visible
 
 MOST_PER_BENCHMARK = 6
 MOST_EACH_WAY = 3
 _LONGEST_TEXT = 280
 SHOWN = "the left picture"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What one row said.
-
-    Args:
-        row: the row.
-        text: its prediction; empty where it is a picture.
-        picture: the picture that it found, in text-to-image retrieval.
-        right: whether it is right; None where the score is not all or nothing.
-        score: its score, as text, where it is not all or nothing.
-    """
-
-    row: str
-    text: str
-    picture: Picture | None
-    right: bool | None
-    score: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One item with the answers of some rows."""
-
-    picture: Picture | None
-    question: str
-    target: str
-    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,37 +40,29 @@ class Pair:
     second: str
     first_better: int
     second_better: int
-    examples: tuple[Example, ...]
+    examples: tuple[Card, ...]
     left_out: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """The examples of one benchmark.
+class Examples(Gallery):
+    """The examples of one benchmark; ``left_out`` counts those of pairs as well.
 
     Args:
-        benchmark: its name.
-        examples: items with the answers of all rows.
         pairs: rows two by two.
         disagreements: on how many items some row is better than another; None of a single row.
-        items: how many there are.
         graded: whether items have scores rather than right and wrong.
-        left_out: examples that would make the page too large, those of pairs included.
     """
 
-    benchmark: str
-    examples: tuple[Example, ...]
     pairs: tuple[Pair, ...]
     disagreements: int | None
-    items: int
     graded: bool
-    left_out: int
 
 
-def galleries(source: ReportSource) -> list[Gallery]:
+def galleries(source: ReportSource) -> list[Examples]:
     """A gallery for every benchmark whose items were kept."""
     found = (_gallery(source, name, SECTION_BYTES // len(source.benchmarks)) for name in source.benchmarks)
-    return [gallery for gallery in found if gallery is not None and gallery.examples]
+    return [gallery for gallery in found if gallery is not None and gallery.cards]
 
 
 @dataclass(frozen=True)
@@ -123,11 +87,11 @@ class _Items:
 
     @staticmethod
     def of(results: Mapping[str, Result]) -> _Items | None:
-        tables = {row: read_items(result).set_index("item") for row, result in results.items() if result.items}
+        tables = tables_of(results, lambda _, table: True)
         if not tables:
             return None
         scores = pd.DataFrame({row: table["score"] for row, table in tables.items()}).dropna(how="all")
-        images = {name: str(image) for name, image in next(iter(tables.values()))["image"].items()}
+        images = {name: str(image) for name, image in first_of(tables)["image"].items()}
         graded = not scores.isin([0.0, 1.0]).where(scores.notna(), True).all(axis=None)
         scale = next((each.metrics[each.primary[0]].scale for each in results.values() if each.primary), 1.0)
         return _Items(tables, scores, images, pictures_of(tables.values()), bool(graded), scale)
@@ -136,14 +100,14 @@ class _Items:
         """Those of some items whose pictures can be shown, of many pictures not all being kept; else all of them."""
         return [name for name in names if self.images.get(name) in self.pictures] or list(names)
 
-    def example(self, item: Any, rows: Sequence[str]) -> Example:
+    def example(self, item: Any, rows: Sequence[str]) -> Card:
         there = {row: self.tables[row].loc[item] for row in rows if item in self.tables[row].index}
         first = next(iter(there.values()))
         finds_pictures = str(first["direction"]) == "t2i"
-        return Example(
+        return Card(
             picture=self.pictures.get(str(first["image"])),
             question=visible(str(first["question"]), _LONGEST_TEXT),
-            target=SHOWN if finds_pictures else _target(str(first["target"])),
+            notes=(("expected", SHOWN if finds_pictures else _target(str(first["target"]))),),
             answers=tuple(
                 _answer(row, entry, self.pictures if finds_pictures else {}, self.scale if self.graded else None)
                 for row, entry in there.items()
@@ -151,31 +115,24 @@ class _Items:
         )
 
 
-def _gallery(source: ReportSource, benchmark: str, budget: int) -> Gallery | None:
+def _gallery(source: ReportSource, benchmark: str, budget: int) -> Examples | None:
     results = source.results(benchmark)
     items = _Items.of(results)
     if items is None:
         return None
     chosen = choose_items(items.scores.loc[items.seen(items.scores.index)], items.images)
-    examples, left_out = that_fit(
-        [items.example(item, list(items.tables)) for item in chosen], pictures_in, budget // 2
-    )
+    examples, left_out = that_fit([items.example(item, list(items.tables)) for item in chosen], budget // 2)
     named = [pair for pair in _pairs(source, results) if set(pair) <= items.tables.keys()]
     pairs = [_pair(items, first, second, budget // 2 // len(named)) for first, second in named]
-    return Gallery(
+    return Examples(
         benchmark=benchmark,
-        examples=examples,
+        cards=examples,
         pairs=tuple(pairs),
         disagreements=int(_disagree(items.scores).sum()) if len(items.tables) > 1 else None,
         items=len(items.scores),
         graded=items.graded,
         left_out=left_out + sum(pair.left_out for pair in pairs),
     )
-
-
-def pictures_in(example: Example) -> list[Picture | None]:
-    """All pictures of an example."""
-    return [example.picture, *(answer.picture for answer in example.answers)]
 
 
 def _pairs(source: ReportSource, results: Mapping[str, Result]) -> Iterator[tuple[str, str]]:
@@ -196,7 +153,7 @@ def _pair(items: _Items, first: str, second: str, budget: int) -> Pair:
     drawn = [of_different_pictures(by_lot(items.seen(names)), items.images, MOST_EACH_WAY) for names in better.values()]
     most = min(map(len, drawn)) or MOST_EACH_WAY
     turns = [names[turn] for turn in range(most) for names in drawn if turn < len(names)]
-    examples, left_out = that_fit([items.example(item, (second, first)) for item in turns], pictures_in, budget)
+    examples, left_out = that_fit([items.example(item, (second, first)) for item in turns], budget)
     return Pair(
         first=first,
         second=second,

@@ -11,24 +11,15 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.lots import by_lot
-from benchmarks.report.gallery.pictures import Picture, fitted, pictures_of
+from benchmarks.report.gallery.cards import Answer, Gallery, first_of, fitted, tables_of
+from benchmarks.report.gallery.pictures import Picture, pictures_of
 from benchmarks.report.source import ReportSource
-from benchmarks.results import read_items
+from benchmarks.results import Result
 from benchmarks.wording import number, visible
 
 QUERIES = {"t2i": 5, "i2t": 3}
 _LONGEST_TEXT = 280
 _LONGEST_CAPTION = 140
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One answer to a query: a picture, or a caption's text."""
-
-    picture: Picture | None
-    text: str
-    similarity: str
-    right: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,36 +47,25 @@ class Query:
     text: str
     found: tuple[Found, ...]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Retrieved:
-    """The queries of one benchmark that are shown, of so many that were drawn, and how many made the page too large."""
-
-    benchmark: str
-    shown: tuple[Query, ...]
-    drawn: int
-    left_out: int = 0
+    def pictures(self) -> list[Picture | None]:
+        """All pictures of the query and its answers."""
+        return [self.picture, *(answer.picture for found in self.found for answer in found.answers)]
 
 
-def retrieved(source: ReportSource) -> list[Retrieved]:
-    """One for every retrieval whose answers were kept."""
-    found = (_retrieved(source, name) for name in source.benchmarks)
-    return fitted([each for each in found if each is not None], _pictures_in)
+def retrieved(source: ReportSource) -> list[Gallery]:
+    """One for every retrieval whose answers were kept; its items are the queries that were drawn."""
+    return fitted(_gallery(name, source.results(name)) for name in source.benchmarks)
 
 
-def _retrieved(source: ReportSource, benchmark: str) -> Retrieved | None:
-    tables = {}
-    for row, result in source.results(benchmark).items():
-        table = read_items(result).set_index("item") if result.items else pd.DataFrame()
-        if "found" in table:
-            tables[row] = table
+def _gallery(benchmark: str, results: Mapping[str, Result]) -> Gallery | None:
+    tables = tables_of(results, lambda _, table: "found" in table)
     if not tables:
         return None
     pictures = pictures_of(tables.values())
     drawn = {direction: _drawn(tables.values(), direction) for direction in QUERIES}
     chosen = [name for direction, names in drawn.items() for name in spread(names, tables, QUERIES[direction])]
-    shown = tuple(_query(name, tables, pictures) for name in chosen)
-    return Retrieved(benchmark=benchmark, shown=shown, drawn=sum(map(len, drawn.values())))
+    cards = tuple(_query(name, tables, pictures) for name in chosen)
+    return Gallery(benchmark=benchmark, cards=cards, items=sum(map(len, drawn.values())))
 
 
 def _drawn(tables: Iterable[pd.DataFrame], direction: str) -> list[str]:
@@ -115,7 +95,7 @@ def _rank(item: pd.Series) -> float:
 
 
 def _query(name: str, tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, Picture]) -> Query:
-    first = next(iter(tables.values())).loc[name]
+    first = first_of(tables).loc[name]
     caption = str(first["question"]) if first["direction"] == "t2i" else str(first["target"]).split(" | ")[0]
     return Query(
         direction=str(first["direction"]),
@@ -135,7 +115,7 @@ def _answers(item: pd.Series, pictures: Mapping[str, Picture]) -> Iterable[Answe
         yield Answer(
             picture=picture,
             text="" if picture else visible(answer, _LONGEST_CAPTION),
-            similarity=number(found["similarity"], 2),
+            score=number(found["similarity"], 2),
             right=found.get("right") is True,
         )
 
@@ -151,7 +131,3 @@ def _read(text: object) -> list[Mapping[str, Any]]:
 def _rank_words(item: pd.Series) -> str:
     rank = _rank(item)
     return "" if math.isnan(rank) else f"{rank:,.0f}" if rank == round(rank) else f"{rank:,.1f}"
-
-
-def _pictures_in(query: Query) -> list[Picture | None]:
-    return [query.picture, *(answer.picture for found in query.found for answer in found.answers)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar
 
 import pandas as pd
 from markupsafe import Markup
@@ -22,8 +21,13 @@ SECTION_BYTES = 2_000_000
 _JPEG, _LARGEST_THUMBNAIL = b"\xff\xd8\xff", 100_000
 _LARGEST_SIDE = 1000
 _LONGEST_NAME = 80
-_Card = TypeVar("_Card")
-_Gallery = TypeVar("_Gallery", bound=Any)
+
+
+class _HasPictures(Protocol):
+    def pictures(self) -> Iterable[Picture | None]: ...
+
+
+_Card = TypeVar("_Card", bound=_HasPictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,32 +104,18 @@ def data_uri(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
 
 
-def that_fit(
-    cards: Sequence[_Card], pictures: Callable[[_Card], Iterable[Picture | None]], most: int
-) -> tuple[tuple[_Card, ...], int]:
+def that_fit(cards: Sequence[_Card], most: int) -> tuple[tuple[_Card, ...], int]:
     """The first cards whose different pictures take no more than ``most`` bytes in the page, and how many are left out.
 
     Args:
         cards: in the order in which they are shown.
-        pictures: of a card.
         most: bytes, as base64 takes them.
     """
     size, seen = 0, set[str]()
     for number, card in enumerate(cards):
-        new = {shown.id: shown for shown in pictures(card) if shown is not None and shown.id not in seen}
+        new = {shown.id: shown for shown in card.pictures() if shown is not None and shown.id not in seen}
         size += sum(len(shown.content) * 4 // 3 for shown in new.values())
         if size > most:
             return tuple(cards[:number]), len(cards) - number
         seen |= new.keys()
     return tuple(cards), 0
-
-
-def fitted(galleries: Sequence[_Gallery], pictures: Callable[[Any], Iterable[Picture | None]]) -> list[_Gallery]:
-    """Galleries of one section that together keep to ``SECTION_BYTES``, equal shares for all.
-
-    Args:
-        galleries: dataclasses with the cards ``shown`` and with ``left_out``, how many of them did not fit.
-        pictures: of a card.
-    """
-    fitting = [(each, that_fit(each.shown, pictures, SECTION_BYTES // len(galleries))) for each in galleries]
-    return [dataclasses.replace(each, shown=shown, left_out=left_out) for each, (shown, left_out) in fitting]

@@ -1,13 +1,14 @@
-"""Where pictures and their captions come from: one class a format."""
+"""Where pictures and their captions come from: by random access, as training reads them."""
 
 from __future__ import annotations
 
-from clips.data.sources.base import FORMATS, Afar, BadSampleError, Record, Sample, Source, SourceConfig, blocks_of
+from clips.data.formats import FORMATS
+from clips.data.images import BadSampleError
+from clips.data.sources.base import Afar, Record, Sample, Source, SourceConfig, blocks_of
 from clips.errors import UserError
 from clips.imported import imported
 
 __all__ = [
-    "FORMATS",
     "Afar",
     "BadSampleError",
     "Record",
@@ -25,7 +26,8 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         UserError: a file is missing or broken, or all of the first samples lack what ``config`` names.
     """
-    source: Source = imported(FORMATS[config.format].reader)(config)
+    reader = FORMATS[config.format].source or "clips.data.sources.listed:ListedCaptions"
+    source: Source = imported(reader)(config)
     if not len(source):
         raise UserError(f"{config.path}: no samples")
     return source

@@ -12,40 +12,16 @@ import numpy as np
 
 from clips.core.identity import RUN_ONLY
 from clips.data.files import ShardCache
-from clips.data.named import NotAllowedError, read_named
+from clips.data.formats import FORMATS
+from clips.data.images import BadSampleError
 from clips.errors import UserError, suggest
 
 AUTO = "auto"
-"""Of a config's ``web`` and ``synthetic``: where the format has its captions, see `Format`."""
+"""Of a config's ``web`` and ``synthetic``: where the format has its captions, see `clips.data.formats.Format`."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Format:
-    """An entry of ``FORMATS``.
-
-    Args:
-        reader: ``module:class`` of the `Source` that reads it.
-        web: where its web caption is found if the config does not say.
-        synthetic: the same of its synthetic caption, or of several.
-    """
-
-    reader: str
-    web: str = "web_caption"
-    synthetic: str | tuple[str, ...] = "synthetic_caption"
-
-
-_OF_SENTENCES = {"web": "drawn_sentence", "synthetic": "other_sentences"}
-FORMATS = {
-    "webdataset": Format(reader="clips.data.sources.webdataset:WebDataset"),
-    "table": Format(reader="clips.data.sources.tables:Table"),
-    "capsfusion": Format(
-        reader="clips.data.sources.tables:Table", web="laion_2b", synthetic=("laion_coco", "capsfusion")
-    ),
-    "datasets": Format(reader="clips.data.sources.tables:HubDataset"),
-    "karpathy": Format(reader="clips.data.sources.sentences:Karpathy", **_OF_SENTENCES),
-    "coco": Format(reader="clips.data.sources.sentences:Coco", **_OF_SENTENCES),
-}
-"""Format of a data source → how it is read; one entry each."""
+TRAINING_FORMATS = {name: entry for name, entry in FORMATS.items() if entry.trains_encoders}
+"""The formats that ``clips train`` reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +32,8 @@ class SourceConfig:
         format: webdataset (tar shards of pictures with JSON or text files of the same name), table (a CSV, TSV, JSON
             lines or parquet file, or a directory of such, a picture a row), capsfusion (a table with the columns of
             CapsFusion-120M), datasets (a data set of the Hugging Face hub, or a directory that ``save_to_disk`` wrote),
-            karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k), coco (COCO's captions_*.json).
+            karpathy (Karpathy's JSON: COCO, Flickr30k, Flickr8k), coco (COCO's captions_*.json), or another that lists
+            captions (docs/data-formats.md).
         path: the file, the directory, or the data set's name on the hub. webdataset and tables also take addresses
             that fsspec reads (https://, s3://, …), with ``{000..127}`` for many of them; webdataset also commands that
             write a shard (``pipe:aws s3 cp s3://bucket/{000..127}.tar -``).
@@ -90,7 +67,9 @@ class SourceConfig:
             too: shares of all samples so far are rounded to whole samples, every 1,000 samples.
     """
 
-    format: str = dataclasses.field(default="webdataset", metadata={"choices": "clips.data.sources.base:FORMATS"})
+    format: str = dataclasses.field(
+        default="webdataset", metadata={"choices": "clips.data.sources.base:TRAINING_FORMATS"}
+    )
     path: str
     image: str | None = None
     web: str = AUTO
@@ -106,8 +85,8 @@ class SourceConfig:
     weight: float | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise suggest(self.format, FORMATS, "format of a data source")
+        if self.format not in TRAINING_FORMATS:
+            raise suggest(self.format, TRAINING_FORMATS, "format of a data source")
         for name in ("web", "synthetic"):
             if getattr(self, name) == AUTO:
                 object.__setattr__(self, name, getattr(FORMATS[self.format], name))
@@ -146,10 +125,6 @@ class Record:
     fields: dict[str, Any]
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     reference: str | None = None
-
-
-class BadSampleError(Exception):
-    """A sample without a usable part; the message is a short reason, the same for all samples with that fault."""
 
 
 class Source(Protocol):
@@ -210,40 +185,3 @@ def one_of(captions: Sequence[str], rng: np.random.Generator) -> str:
     """One of those that are not empty, each equally likely; "" where there is none."""
     there = [caption for caption in captions if caption]
     return there[rng.integers(len(there))] if len(there) > 1 else "".join(there)
-
-
-def picture_bytes(found: Any, folder: str | Path, *, own_network: bool = False, settings: bool = True) -> bytes:
-    """The encoded picture behind a table's value: bytes, ``{"bytes", "path"}``, or a path or address.
-
-    Args:
-        found: the value.
-        folder: where paths start, and which they may not leave; see `clips.data.named`.
-        own_network: whether an address may lead to this machine or a private network.
-        settings: whether a refusal names the setting of a data source that would allow it.
-
-    Raises:
-        BadSampleError: there is none, or it cannot or may not be read.
-    """
-    folders = [Path(folder)]
-    if isinstance(found, dict):
-        found = found.get("bytes") or found.get("path")
-        folders += _kept_by_datasets()
-    if isinstance(found, bytes | bytearray):
-        return bytes(found)
-    if not isinstance(found, str) or not found:
-        raise BadSampleError("no picture")
-    try:
-        return read_named(found, folders, own_network=own_network)
-    except NotAllowedError as error:
-        allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
-        raise BadSampleError(f"picture refused: {error}{allowed_by}") from None
-    except (OSError, ValueError, ImportError):
-        raise BadSampleError("missing picture") from None
-
-
-def _kept_by_datasets() -> list[Path]:
-    """Where ``datasets`` unpacks a data set's pictures, which it then names by their whole paths."""
-    import datasets
-    import huggingface_hub
-
-    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]

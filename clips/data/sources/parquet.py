@@ -21,7 +21,7 @@ import numpy as np
 
 from clips.core.artifact import write_file
 from clips.data.files import ShardCache, UnreachableError, is_remote
-from clips.data.sources.base import BadSampleError
+from clips.data.images import BadSampleError
 from clips.data.unpacking import unpacked
 from clips.errors import UserError, reason_of
 

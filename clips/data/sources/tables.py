@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clips.data.files import ShardCache, expand, is_remote
-from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, one_of, picture_bytes
+from clips.data.formats.rows import files_of_splits, is_saved, one_line_errors, open_rows, undecoded
+from clips.data.images import BadSampleError
+from clips.data.lazy_images import image_bytes
+from clips.data.sources.base import Record, Sample, SourceConfig, drawn, one_of
 from clips.data.sources.parquet import ParquetRows
 from clips.data.unpacking import check_unpacked
-from clips.errors import UserError, reason_of, suggest
+from clips.errors import UserError, suggest
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     "csv": ("csv", {}),
@@ -42,19 +44,17 @@ class HubDataset:
         for field, column in wanted:
             if column not in found:
                 raise UserError(f"{config.path}: {suggest(column, found, f'column for data source field {field}')}")
-        self.whole_rows = undecoded(self.rows)
+        self.whole_rows = self.rows
         self.rows = self.whole_rows.select_columns(list(dict.fromkeys(column for _, column in wanted)))
         self.folder = config.images or self.folder_of_pictures()
 
     def read_rows(self) -> Any:
         """The rows, as a ``datasets.Dataset`` or `ParquetRows`."""
-        import datasets
-
         if not self.config.stream or is_saved(self.config.path):
-            return hub_rows(self.config.path, self.config.subset, self.config.split)
-        files = datasets.load_dataset_builder(self.config.path, self.config.subset).config.data_files
-        if not files or self.config.split not in files:
-            raise suggest(self.config.split, files or (), f"split of {self.config.path}")
+            return open_rows(self.config.path, self.config.subset, self.config.split)
+        files = files_of_splits(self.config.path, self.config.subset)
+        if self.config.split not in files:
+            raise suggest(self.config.split, files, f"split of {self.config.path}")
         return self.streamed(files[self.config.split])
 
     def streamed(self, files: Sequence[str]) -> ParquetRows:
@@ -105,9 +105,8 @@ class HubDataset:
         synthetic = one_of([drawn(row[name], name, rng) for name in self.config.synthetics], rng)
         if not web and not synthetic:
             raise BadSampleError(f"no caption '{self.config.web}'")
-        return Sample(
-            picture_bytes(row[self.picture], self.folder, own_network=self.config.own_network), web, synthetic
-        )
+        image = image_bytes(row[self.picture], self.folder, own_network=self.config.own_network)
+        return Sample(image, web, synthetic)
 
     def record(self, index: int) -> Record:
         """See `Source`."""
@@ -154,7 +153,7 @@ class Table(HubDataset):
         if kind == "parquet":
             check_unpacked(file for file in self.files if not is_remote(file))
         reader, options = _READERS[kind]
-        return datasets.load_dataset(reader, data_files=self.files, split="train", **options)
+        return undecoded(datasets.load_dataset(reader, data_files=self.files, split="train", **options))
 
     def folder_of_pictures(self) -> str:
         """See `HubDataset`."""
@@ -188,64 +187,3 @@ def _table_files(path: str) -> list[str]:
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file or directory")
     return files
-
-
-def is_saved(path: str) -> bool:
-    """Whether ``save_to_disk`` wrote a directory."""
-    return any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def hub_rows(path: str, subset: str | None, split: str) -> Any:
-    """A ``datasets.Dataset``: of the hub, of a directory in the hub's layout, or of one that ``save_to_disk`` wrote."""
-    import datasets
-
-    if not is_saved(path):
-        check_unpacked(_parquet_of_split(path, subset, split))
-        return datasets.load_dataset(path, subset, split=split)
-    saved = datasets.load_from_disk(path)
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    if split not in saved:
-        raise suggest(split, saved, f"split of {path}")
-    return saved[split]
-
-
-def _parquet_of_split(path: str, subset: str | None, split: str) -> list[str]:
-    """The parquet files of a directory that ``datasets`` would read of a split; all of them for ``train[:9]+test``."""
-    import datasets
-
-    if not Path(path).is_dir():
-        return []
-    files = datasets.load_dataset_builder(path, subset).config.data_files or {}
-    named = files[split] if split in files else [file for each in files.values() for file in each]
-    return [file for file in named if file.endswith(".parquet")]
-
-
-@contextlib.contextmanager
-def one_line_errors(path: str) -> Iterator[None]:
-    """Whatever datasets and its readers raise on a missing, broken or empty file, in one line; no progress bars."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path}: cannot be read as a data set ({reason_of(error)})") from None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def undecoded(rows: Any) -> Any:
-    """Pictures stay the bytes or paths that they are; our own decoding is safer, and may shrink them on the way."""
-    import datasets
-
-    if isinstance(rows, ParquetRows):
-        return rows
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from clips.core.artifact import MANIFEST, directory_hash, say
-from clips.data.files import ShardCache, UnreachableError, expand, is_remote, read_file
-from clips.data.images import IMAGE_SUFFIXES
+from clips.data.files import ShardCache, UnreachableError, is_remote, read_file
+from clips.data.formats.tar_shards import list_shards
+from clips.data.images import IMAGE_SUFFIXES, BadSampleError
 from clips.data.shardindex import UNREADABLE_INDEX, ShardIndex, Spans, index_shard, load_index
-from clips.data.sources.base import BadSampleError, Record, Sample, SourceConfig, drawn, one_of
+from clips.data.sources.base import Record, Sample, SourceConfig, drawn, one_of
 from clips.data.tars import read_span
 from clips.errors import UserError, reason_of, suggest
 from clips.jsontext import parse_json
 
 SIZES = "sizes.json"
 """Beside the shards: {shard's name: samples in it}, as webdataset and open_clip have it."""
-_OF_OTHER_FORMATS = {".json": "karpathy or coco"} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 _TRIED_SAMPLES = 20  # before training, for the keys that they have
 _IMAGE_EXTENSIONS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _INDEXES_KEPT = 128  # of shards whose sizes are known: more than the usual shuffle window has
@@ -212,27 +212,6 @@ class WebDataset:
             bytes_here = None if is_remote(shard) else Path(shard).stat().st_size
             digest.update(json.dumps([_file_name(shard), size, bytes_here]).encode())
         return described | {"index_hash": digest.hexdigest()}
-
-
-def list_shards(path: str) -> list[str]:
-    """The shards that ``path`` names: a directory's .tar files, or those of a range of names, here or from afar.
-
-    Raises:
-        UserError: there are none.
-    """
-    found = expand(path)
-    if is_remote(path):
-        return found
-    if len(found) == 1 and Path(path).is_dir():
-        found = sorted(map(str, Path(path).glob("*.tar")))
-        if not found:
-            raise UserError(f"{path}: expected .tar shards in this directory, found none")
-    for shard in found:
-        if not Path(shard).exists():
-            raise UserError(f"{shard}: no such file or directory")
-        if other := _OF_OTHER_FORMATS.get(Path(shard).suffix):
-            raise UserError(f"{shard}: expected tar shards, as format webdataset has them; give format: {other}")
-    return found
 
 
 def _known_sizes(path: str | None, shards: list[str]) -> list[int] | None:

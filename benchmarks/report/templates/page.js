@@ -1,0 +1,72 @@
+"use strict";
+// The main table sorts by a click on a column's head, and shows the rows and columns that are asked for. Without this
+// it stands as written.
+const table = document.querySelector("table.main");
+if (table) {
+  const body = table.tBodies[0];
+  const heads = Array.from(table.querySelectorAll("tr.heads th"));
+  heads.forEach((head, place) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const descending = head.getAttribute("aria-sort") !== "descending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      const sign = descending ? -1 : 1;
+      const rows = Array.from(body.rows);
+      rows.sort((one, two) => compare(one.cells[place], two.cells[place], sign));
+      body.append(...rows);
+    });
+  });
+  filter(table);
+}
+
+function compare(one, two, sign) {
+  if (one.tagName === "TH") return sign * two.textContent.localeCompare(one.textContent, undefined, { numeric: true });
+  const [first, second] = [one.dataset.value, two.dataset.value];
+  if (first === "" || second === "") return (first === "") - (second === ""); // gaps stay at the end
+  return sign * (Number(first) - Number(second));
+}
+
+function filter(table) {
+  const form = document.getElementById("filter");
+  if (!form) return;
+  const section = table.closest("section");
+  const rows = Array.from(section.querySelectorAll("[data-row]"));
+  const columns = Array.from(section.querySelectorAll("[data-group]"));
+  const text = form.querySelector("input[type=search]");
+  const boxes = Array.from(form.querySelectorAll("input[type=checkbox]"));
+  const count = form.querySelector("output");
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", () => {
+    const words = text.value.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of rows) {
+      const name = row.dataset.row.toLocaleLowerCase();
+      row.hidden = !words.every((word) => name.includes(word));
+    }
+    const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+    if (boxes.length) for (const column of columns) column.hidden = !shown.has(column.dataset.group);
+    const all = Array.from(table.tBodies[0].rows);
+    count.textContent = `${all.filter((row) => !row.hidden).length} of ${all.length} rows`;
+  });
+}
+
+// Folded sections open for links that lead into them, and for print.
+function unfold(target) {
+  for (let each = target; each; each = each.parentElement) if (each.tagName === "DETAILS") each.open = true;
+}
+function follow() {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target) { unfold(target); target.scrollIntoView(); }
+}
+addEventListener("hashchange", follow);
+follow();
+addEventListener("beforeprint", () => {
+  for (const each of document.querySelectorAll("details:not([open])")) each.dataset.folded = each.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const each of document.querySelectorAll("details[data-folded]")) { each.open = false; delete each.dataset.folded; }
+});

@@ -1,0 +1,254 @@
+"""Run what is missing of a study: Snakemake starts a job for each step, parents first.
+
+A step's key alone says whether the step is missing: Snakemake gets the missing steps and nothing else, and keeps no
+state, for its lock and its metadata are turned off. It dies with the runner; the jobs notice and end, or go on where
+the executor runs them elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.children import start_child
+from benchmarks.study.executors import ExecutorConfig, GpusConfig, LocalConfig, SlurmConfig
+from benchmarks.study.gpus import visible_gpus
+from benchmarks.study.job import Job, RunPlan, write_plan
+from benchmarks.study.locks import is_at_work, left_behind
+from benchmarks.study.machine import cores
+from benchmarks.study.programs import executable, launched
+from benchmarks.study.resources import Resources
+from benchmarks.study.state import CONFIG, StepKey, is_done, log_tail, read_record, step_directory, write_record
+from benchmarks.study.steps import Step, in_order
+from clips.errors import UserError
+
+WORKFLOW = Path(__file__).with_name("workflow.smk")
+LOG = ".snakemake.log"
+_ROOT = Path(__file__).parents[2]
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run of a study ended: the names of its steps by what became of them."""
+
+    present: tuple[str, ...]
+    done: tuple[str, ...]
+    failed: tuple[str, ...]
+    blocked: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step is done."""
+        return not self.failed and not self.blocked
+
+
+def run_steps(
+    steps: Sequence[Step],
+    keys: Mapping[str, StepKey],
+    output: Path,
+    *,
+    jobs: int,
+    executor: ExecutorConfig | None = None,
+    resources: Mapping[str, Resources] | None = None,
+    threads: int | None = None,
+    show: Callable[[], None] = lambda: None,
+) -> Summary:
+    """Run every step that is not done, parents first. The caller holds the study's lock.
+
+    Args:
+        steps: of the study.
+        keys: step name → key.
+        output: the study's directory.
+        jobs: steps at the same time, where the executor leaves that to the study.
+        executor: where they run; on this machine where None.
+        resources: step name → what it is given; one process each where None.
+        threads: OMP_NUM_THREADS of each process; None: an equal share of the cores.
+        show: called about five times a second.
+
+    Raises:
+        UserError: a program is not installed, or the executor cannot give what a step asks for.
+        KeyboardInterrupt: after the steps of this machine have ended.
+    """
+    executor = executor or LocalConfig()
+    given = {step.name: (resources or {}).get(step.name, Resources()) for step in steps}
+    executor.check(given)
+    ordered = in_order(steps)
+    present = [step.name for step in ordered if is_done(step, keys[step.name], output)]
+    missing = [step for step in ordered if step.name not in present]
+    if not missing:
+        return Summary(present=tuple(present), done=(), failed=(), blocked=())
+    for step in missing:
+        executable(launched(step.command, step_directory(output, step.name) / CONFIG, given[step.name]))
+    if isinstance(executor, SlurmConfig):
+        _cancel_pending(executor.job_prefix(output))
+    for name in left_behind(output, jobs=True):
+        _await_end_of_changed(output, name, keys.get(name))
+    run = secrets.token_hex(8)
+    write_jobs(missing, keys, output, run=run, jobs=jobs, executor=executor, resources=given, threads=threads)
+    flags = [*executor.flags(jobs), *executor.flags_of(output)]
+    status = run_engine(output, flags, show, leave=executor.remote and not executor.cancel)
+    return _summary(missing, present, output, run=run, status=status)
+
+
+def write_jobs(
+    missing: Sequence[Step],
+    keys: Mapping[str, StepKey],
+    output: Path,
+    *,
+    run: str,
+    jobs: int,
+    executor: ExecutorConfig,
+    resources: Mapping[str, Resources],
+    threads: int | None,
+) -> Path:
+    """Write the plan of a run; what earlier runs told Snakemake of these steps is removed. See ``run_steps``."""
+    width = executor.limits(jobs).get("gpus") or jobs
+    devices = (executor.devices or tuple(visible_gpus())) if isinstance(executor, GpusConfig) else None
+    setup = "".join(f"{line}; " for line in executor.setup) if isinstance(executor, SlurmConfig) else ""
+    names = {step.name for step in missing}
+    path = output.resolve() / ".plan.json"
+    planned = {}
+    for step in missing:
+        given = resources[step.name]
+        directory = step_directory(output, step.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ".done").unlink(missing_ok=True)
+        share = 1 if executor.remote else max(1, cores() // (width * given.processes))
+        command = shlex.join([sys.executable, "-m", "benchmarks.study.job", str(path), step.name])
+        spread = f"srun --nodes={given.nodes} --ntasks={given.nodes} --kill-on-bad-exit " if given.nodes > 1 else ""
+        planned[step.name] = Job(
+            step=step,
+            key=keys[step.name],
+            resources=given,
+            parents=tuple(parent for parent in step.parents if parent in names),
+            threads=given.cpus or threads or share,
+            grace=executor.grace(given),
+            devices=devices,
+            is_adopted=is_at_work(output, step.name),
+            demands=executor.demands(given),
+            shell=f"{setup}exec {spread}{command}",
+        )
+    return write_plan(RunPlan(run=run, output=str(output), folder=str(Path.cwd()), jobs=planned))
+
+
+def run_engine(output: Path, flags: Sequence[str], show: Callable[[], None], *, leave: bool) -> int:
+    """Run Snakemake on the plan that was written; its exit status.
+
+    Args:
+        output: the study's directory.
+        flags: of its executor.
+        show: called while it runs.
+        leave: whether jobs go on when the run is interrupted.
+    """
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW), "--directory", str(output)]
+    words += ["--nolock", "--drop-metadata", "--keep-going", "--rerun-incomplete", "--scheduler", "greedy", "--nocolor"]
+    words += [*flags, "--config", f"plan={output.resolve() / '.plan.json'}"]
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with (output / LOG).open("wb") as log, _sigterm_interrupts():
+        # killed, not asked: its jobs end by themselves when it dies, and those elsewhere shall not
+        process = start_child(words, log, os.environ | {"PYTHONPATH": path}, on_death=signal.SIGKILL)
+        try:
+            while process.poll() is None:
+                show()
+                time.sleep(_POLL_SECONDS)
+        finally:
+            if process.poll() is None and (leave or "--executor" not in flags):
+                process.kill()  # it alone: its jobs notice
+            elif process.poll() is None:
+                process.send_signal(signal.SIGINT)  # it cancels its jobs
+            process.wait()
+            while left_behind(output):
+                time.sleep(_POLL_SECONDS)
+            show()
+    return process.returncode
+
+
+def _summary(missing: Sequence[Step], present: Sequence[str], output: Path, *, run: str, status: int) -> Summary:
+    """What became of the steps; a record of a job that was killed says so."""
+    done, failed, blocked = list[str](), list[str](), list[str]()
+    for step in missing:
+        record = read_record(output, step.name)
+        if (
+            record is not None
+            and record.run == run
+            and record.outcome == "running"
+            and not is_at_work(output, step.name)
+        ):
+            problem = (*log_tail(output, step.name), "its process was killed")
+            record = dataclasses.replace(record, outcome="failed", log_tail=problem)
+            write_record(output, record)
+        if record is not None and record.outcome == "done" and not step.problems():
+            done.append(step.name)
+        elif any(parent in failed or parent in blocked for parent in step.parents):
+            blocked.append(step.name)
+        else:
+            failed.append(step.name)
+    if status == 0 and not failed:
+        return Summary(present=tuple(present), done=tuple(done), failed=(), blocked=())
+    if not any(_ended(output, name, run) for name in [*done, *failed]):
+        lines = (output / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        reason = next((line.strip() for line in lines if "message:" in line or "rror:" in line), lines[-1])
+        raise UserError(f"{output / LOG}: Snakemake could not run the steps: {reason:.300}")
+    return Summary(present=tuple(present), done=tuple(done), failed=tuple(failed), blocked=tuple(blocked))
+
+
+def _ended(output: Path, name: str, run: str) -> bool:
+    record = read_record(output, name)
+    return record is not None and record.run == run
+
+
+def _cancel_pending(prefix: str) -> None:
+    """Cancel what an earlier run of this study submitted and has not begun: this run submits it anew."""
+    try:
+        listed = _output("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %j")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"executor: slurm: squeue does not answer here ({error})") from None
+    pending = [words[0] for line in listed.splitlines() if (words := line.split())[1:] and words[1].startswith(prefix)]
+    if pending:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            _output("scancel", *pending)
+
+
+def _output(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def _await_end_of_changed(output: Path, name: str, key: StepKey | None) -> None:
+    """Cancel a job of an earlier run whose step the study does not want so any more, and wait until it is gone."""
+    record = read_record(output, name)
+    if record is None or (key is not None and record.key == key.key):
+        return
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        _output("scancel", record.job)
+    while is_at_work(output, name):
+        time.sleep(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the runner as Ctrl-C does. Only the main thread may set handlers."""
+
+    def interrupt(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,34 @@
+# The steps of a study that are not done, as `engine.py` writes them to `.plan.json`; a step's key decides what that is.
+import json
+import re
+
+with open(config["plan"], encoding="utf-8") as _file:
+    _plan = json.load(_file)
+
+
+def _marker(name):
+    return f"steps/{name}/.done"
+
+
+rule all:
+    input:
+        [_marker(_name) for _name in _plan["jobs"]],
+
+
+for _number, (_name, _job) in enumerate(_plan["jobs"].items()):
+
+    rule:
+        name:
+            f"{re.sub(r'[^A-Za-z0-9]', '_', _name)}_{_number}"
+        input:
+            [_marker(_parent) for _parent in _job["parents"]],
+        output:
+            touch(_marker(_name)),
+        localrule: _job["is_adopted"]
+        priority: len(_plan["jobs"]) - _number
+        params:  # evaluated now; what follows `shell` is evaluated when the job runs
+            command=_job["shell"],
+        resources:
+            **_job["demands"],
+        shell:
+            "{params.command}"

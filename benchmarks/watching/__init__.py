@@ -1,1 +1,0 @@
-"""Looking on while a study or a training runs. Everything here reads only, and takes no lock."""

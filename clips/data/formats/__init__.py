@@ -1,0 +1,267 @@
+"""Every dataset format that the suite reads: one entry each, with a reader for each kind of record that it yields.
+
+To add one: a function from `Location` to `Dataset` in a module of this package, and an entry in ``FORMATS``. Training
+of encoders, training of LLaVAs and the benchmarks take their data from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from clips.data.files import is_remote
+from clips.data.formats.base import (
+    Captioned,
+    Classified,
+    Conversation,
+    Dataset,
+    DatasetSpec,
+    Location,
+    Pair,
+)
+from clips.errors import UserError, suggest
+from clips.imported import imported
+
+__all__ = ["FORMATS", "Dataset", "DatasetSpec", "Format", "Kind", "formats_of", "read_dataset"]
+
+Kind = Literal["captions", "conversations", "classes", "pairs"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format. Functions are named as ``module:function`` of this package, and imported when they are called.
+
+    Args:
+        about: what it is, in a few words.
+        fits: whether what lies there looks like it; empty where that cannot be told.
+        captions: yields images with captions.
+        conversations: yields conversations about images.
+        classes: yields images with one class each.
+        pairs: yields images with captions that fit and captions that nearly fit.
+        takes: the fields of `DatasetSpec` that it reads, besides path and format.
+        source: the class that training reads samples of it with, by random access; empty: all captions are listed.
+        web: where training finds its short web caption if the config does not say.
+        synthetic: the same of its long synthetic caption, or of several.
+    """
+
+    about: str
+    fits: str = ""
+    captions: str = ""
+    conversations: str = ""
+    classes: str = ""
+    pairs: str = ""
+    takes: tuple[str, ...] = ()
+    source: str = ""
+    web: str = "drawn_sentence"
+    synthetic: str | tuple[str, ...] = "other_sentences"
+
+    @property
+    def trains_encoders(self) -> bool:
+        """Whether ``clips train`` reads it."""
+        return bool(self.source or self.captions)
+
+    def reader(self, kind: Kind) -> Callable[[Location], Dataset[Any]]:
+        """What reads records of a kind."""
+        return _function(getattr(self, kind))
+
+
+_COLUMNS: dict[str, Any] = {"web": "web_caption", "synthetic": "synthetic_caption"}
+FORMATS: dict[str, Format] = {
+    "webdataset": Format(
+        about="WebDataset tar shards, CLIP_benchmark's included: in a folder a split or in one",
+        fits="tar_shards:is_webdataset",
+        captions="tar_shards:read_captions",
+        conversations="tar_shards:read_conversations",
+        classes="tar_shards:read_classes",
+        takes=("split",),
+        source="clips.data.sources.webdataset:WebDataset",
+        **_COLUMNS,
+    ),
+    "docci": Format(
+        about="DOCCI: docci_descriptions.jsonlines and its images",
+        fits="long_captions:is_docci",
+        captions="long_captions:read_docci",
+        takes=("split", "images"),
+    ),
+    "dci": Format(
+        about="Densely Captioned Images: splits.json, annotations, photos",
+        fits="long_captions:is_dci",
+        captions="long_captions:read_dci",
+        takes=("split", "images"),
+    ),
+    "iiw": Format(
+        about="ImageInWords: data.jsonl and the images of DOCCI or DCI",
+        fits="long_captions:is_iiw",
+        captions="long_captions:read_iiw",
+        takes=("images",),
+    ),
+    "urban1k": Format(
+        about="Urban-1k: folders caption and image",
+        fits="long_captions:is_urban1k",
+        captions="long_captions:read_urban1k",
+        takes=("images",),
+    ),
+    "xm3600": Format(
+        about="Crossmodal-3600: captions.jsonl with every language, and images",
+        fits="multilingual:is_xm3600",
+        captions="multilingual:read_xm3600",
+        takes=("images", "language"),
+    ),
+    "parallel": Format(
+        about="Flickr30k-200, XTD200, XTD10: names of images and a file of captions a language",
+        fits="multilingual:is_parallel",
+        captions="multilingual:read_parallel",
+        takes=("images", "language"),
+    ),
+    "datasets": Format(
+        about="Hugging Face datasets: parquet files, save_to_disk, or ORG/NAME on the hub",
+        fits="rows:is_datasets",
+        captions="rows:read_datasets",
+        classes="classes:read_datasets",
+        takes=("split", "subset", "image_column", "caption_columns"),
+        source="clips.data.sources.tables:HubDataset",
+        **_COLUMNS,
+    ),
+    "sharegpt4v": Format(
+        about="ShareGPT4V: share-captioner_coco_lcs_sam_1246k_1107.json and its images",
+        fits="conversations:is_llava",
+        captions="long_captions:read_sharegpt4v",
+        takes=("split", "images"),
+    ),
+    "llava": Format(
+        about="LLaVA's JSON list, also ShareGPT4V's and that of `clips scenes`",
+        fits="conversations:is_llava",
+        conversations="conversations:read_llava",
+        takes=("images",),
+    ),
+    "conversations": Format(
+        about="rows with messages or conversations and images: a directory of datasets, parquet, JSON lines",
+        conversations="conversations:read_rows",
+        takes=("split", "images", "cache_gb"),
+    ),
+    "cocoqa": Format(
+        about="COCO-QA: JSON lines of image, question, answer",
+        conversations="conversations:read_cocoqa",
+        takes=("split", "images"),
+    ),
+    "paired": Format(
+        about="CLIP_benchmark's JSON of one language: image_paths and annotations",
+        fits="multilingual:is_paired",
+        captions="multilingual:read_paired",
+        takes=("images",),
+    ),
+    "coco": Format(
+        about="COCO's captions_*.json: images and annotations",
+        fits="caption_files:is_coco",
+        captions="caption_files:read_coco",
+        takes=("images",),
+    ),
+    "karpathy": Format(
+        about="Karpathy's JSON: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
+        fits="caption_files:is_karpathy",
+        captions="caption_files:read_karpathy",
+        takes=("split", "images"),
+    ),
+    "list": Format(
+        about="a JSON list of {image, caption}, as ALBEF and BLIP have it",
+        fits="caption_files:is_list",
+        captions="caption_files:read_list",
+        takes=("images",),
+    ),
+    "jsonl": Format(
+        about="JSON lines of {image, captions}, {image, caption}, {caption, images} or {image, caption, negative}",
+        fits="caption_files:is_jsonl",
+        captions="caption_files:read_jsonl",
+        pairs="pairs:read_jsonl",
+        takes=("images", "language"),
+    ),
+    "table": Format(
+        about="a CSV, TSV or parquet file with columns for the image's name and its captions",
+        fits="rows:is_table",
+        captions="rows:read_table",
+        takes=("images", "image_column", "caption_columns"),
+        source="clips.data.sources.tables:Table",
+        **_COLUMNS,
+    ),
+    "capsfusion": Format(
+        about="a table with the columns of CapsFusion-120M",
+        source="clips.data.sources.tables:Table",
+        web="laion_2b",
+        synthetic=("laion_coco", "capsfusion"),
+    ),
+    "flickr": Format(
+        about="lines of image,caption or image#0<tab>caption, as Flickr30k's and Flickr8k's text files",
+        fits="caption_files:is_flickr",
+        captions="caption_files:read_flickr",
+        takes=("images",),
+    ),
+    "folders": Format(
+        about="a folder of images for each class",
+        fits="classes:is_folders",
+        classes="classes:read_folders",
+        takes=("split",),
+    ),
+    "sugarcrepe": Format(about="SugarCrepe's JSON files", pairs="pairs:read_sugarcrepe", takes=("images",)),
+    "aro_relation": Format(about="ARO's VG-Relation", pairs="pairs:read_aro", takes=("images",)),
+    "aro_attribution": Format(about="ARO's VG-Attribution", pairs="pairs:read_aro", takes=("images",)),
+    "valse": Format(about="VALSE's JSON files", pairs="pairs:read_valse", takes=("images",)),
+    "winoground": Format(
+        about="Winoground: parquet, or examples.jsonl and its images", pairs="pairs:read_winoground", takes=("images",)
+    ),
+}
+"""In the order in which they are tried: those that would fit another's data too come after it."""
+
+
+def formats_of(kind: Kind) -> dict[str, Format]:
+    """The formats that yield records of a kind, in the order in which they are tried."""
+    return {name: entry for name, entry in FORMATS.items() if getattr(entry, kind)}
+
+
+@overload
+def read_dataset(spec: DatasetSpec, kind: Literal["captions"]) -> Dataset[Captioned]: ...
+@overload
+def read_dataset(spec: DatasetSpec, kind: Literal["conversations"]) -> Dataset[Conversation]: ...
+@overload
+def read_dataset(spec: DatasetSpec, kind: Literal["classes"]) -> Dataset[Classified]: ...
+@overload
+def read_dataset(spec: DatasetSpec, kind: Literal["pairs"]) -> Dataset[Pair]: ...
+def read_dataset(spec: DatasetSpec, kind: Kind) -> Dataset[Any]:
+    """The records of a dataset, by the format that the spec names or that fits.
+
+    Raises:
+        UserError: nothing is there, no format fits, or it reads no such setting; what is malformed is found while the
+            records are read.
+    """
+    name = spec.format or detect(spec, kind)
+    if name not in formats_of(kind):
+        raise suggest(name, formats_of(kind), f"format of {kind}")
+    taken = {"path", "format", *FORMATS[name].takes}
+    for field in dataclasses.fields(spec):
+        if field.name not in taken and getattr(spec, field.name) != field.default:
+            takes = ", ".join(FORMATS[name].takes)
+            raise UserError(f"{field.name}: {spec.path}: the format '{name}' has no such setting (it has {takes})")
+    elsewhere = name == "datasets" or is_remote(spec.path) or "{" in spec.path
+    if not elsewhere and not Path(spec.path).exists():
+        raise UserError(f"{spec.path}: no such file or directory")
+    return FORMATS[name].reader(kind)(Location(spec))
+
+
+def detect(spec: DatasetSpec, kind: Kind) -> str:
+    """The first format of a kind that fits what lies there.
+
+    Raises:
+        UserError: nothing is there, or none fits.
+    """
+    if not Path(spec.path).exists():
+        raise UserError(f"{spec.path}: no such file or directory (a data set of the hub needs 'format: datasets')")
+    found, choices = Location(spec), formats_of(kind)
+    for name, entry in choices.items():
+        if entry.fits and _function(entry.fits)(found):
+            return name
+    raise UserError(f"{spec.path}: expected {kind} in one of the formats {', '.join(choices)}; none fits")
+
+
+def _function(reference: str) -> Any:
+    return imported(f"clips.data.formats.{reference}")

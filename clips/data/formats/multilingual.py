@@ -1,0 +1,86 @@
+"""Data sets in several languages, as their authors and CLIP_benchmark keep them; ``language`` chooses one.
+
+CLIP_benchmark's readers (``crossmodal3600.py``, ``flickr30k_200.py``, ``xtd200.py``, ``multilingual_mscoco.py``) say
+which files there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from clips.data.formats.base import Captioned, Dataset, Location, captioned
+from clips.data.text_files import check_keys, read_json_lines, read_text_lines
+from clips.errors import UserError
+
+_XM3600 = "captions.jsonl"
+_INDICES = ("filenames.txt", "test_image_names.txt")
+_XTD10 = "test_1kcaptions_"
+
+
+def is_xm3600(found: Location) -> bool:
+    """``captions.jsonl`` with ``image/key``."""
+    first = found.first_row(_XM3600)
+    return "image/key" in first and "IIW" not in first
+
+
+def read_xm3600(found: Location) -> Dataset[Captioned]:
+    """Crossmodal-3600: 36 languages, about two captions an image in each (CLIP_benchmark takes the first)."""
+    return Dataset(records=_xm3600(found, found.folder("images")))
+
+
+def _xm3600(found: Location, root: Path) -> Iterator[Captioned]:
+    path = found.file(_XM3600)
+    for number, row in read_json_lines(path, texts=("image/key",)):
+        language = found.language(name for name, value in row.items() if isinstance(value, dict))
+        check_keys(row[language], f"{path} line {number}: {language}", texts=(), others=("caption",))
+        yield captioned(root, f"{row['image/key']}.jpg", row[language]["caption"])
+
+
+def is_parallel(found: Location) -> bool:
+    """``filenames.txt`` or ``test_image_names.txt``."""
+    return any(name in found.names for name in _INDICES)
+
+
+def read_parallel(found: Location) -> Dataset[Captioned]:
+    """Flickr30k-200, XTD200, XTD10 (multilingual COCO): a file of captions a language, line by line as the images."""
+    return Dataset(records=_parallel(found, found.folder("images")))
+
+
+def _parallel(found: Location, root: Path) -> Iterator[Captioned]:
+    index = next((name for name in _INDICES if name in found.names), _INDICES[0])
+    files = {
+        name.removeprefix(_XTD10).removesuffix(".txt"): found.path / name
+        for name in found.names - set(_INDICES)
+        if name.endswith(".txt")
+    }
+    captions = files[found.language(files)]
+    images, texts = _lines(found.path / index), _lines(captions)
+    if len(images) != len(texts):
+        raise UserError(f"{captions}: expected {len(images)} captions, one for each line of {index}, got {len(texts)}")
+    yield from (captioned(root, image, [text]) for image, text in zip(images, texts, strict=True))
+
+
+def _lines(path: Path) -> list[str]:
+    lines = read_text_lines(path)
+    while len(lines) > 1 and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def is_paired(found: Location) -> bool:
+    """``{"image_paths", "annotations"}``."""
+    return isinstance(found.json, dict) and "image_paths" in found.json
+
+
+def read_paired(found: Location) -> Dataset[Captioned]:
+    """What CLIP_benchmark writes for one language of these (``flickr30k_200-deu_Latn.json``).
+
+    Its paths are those of the machine that wrote it; of each the name is kept, in the folder of the images.
+    """
+    paths, captions = found.json["image_paths"], found.json.get("annotations")
+    if not isinstance(paths, list) or not isinstance(captions, list) or len(paths) != len(captions):
+        raise UserError(f"{found.path}: expected as many annotations as image_paths")
+    root = found.folder("images")
+    both = zip(paths, captions, strict=True)
+    return Dataset(records=(captioned(root, Path(str(path)).name, [caption]) for path, caption in both))

@@ -1,0 +1,162 @@
+"""Images with captions that fit and captions that nearly fit, as compositional benchmarks publish them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clips.data.formats.base import Dataset, ImageRegion, Location, Pair
+from clips.data.formats.rows import holds_rows, open_rows
+from clips.data.images import has_reference
+from clips.data.lazy_images import FileImage, ImageColumn, TableImage
+from clips.data.text_files import read_json, read_json_lines
+from clips.errors import UserError
+
+_WINOGROUND = ("caption_0", "caption_1")
+
+
+def read_jsonl(found: Location) -> Dataset[Pair]:
+    """JSON lines of {image, caption, negative, kind}; ``negative`` is a text or several."""
+    path, root = found.path, found.folder()
+
+    def pairs() -> Iterator[Pair]:
+        rows = read_json_lines(path, texts=("image", "caption"), others=("negative",))
+        for number, (line, row) in enumerate(rows):
+            negative = row["negative"]
+            wrong = [negative] if isinstance(negative, str) else negative
+            where = f"{path} line {line}"
+            if not isinstance(wrong, list) or not wrong or not all(isinstance(text, str) and text for text in wrong):
+                raise UserError(f"{where}: negative: expected a text, or a list of texts, got {negative!r:.80}")
+            name = f"{number}/{row['image']}"
+            yield _pair(name, str(row.get("kind", "")), root, row["image"], (row["caption"], *wrong))
+
+    return Dataset(records=pairs())
+
+
+def read_sugarcrepe(found: Location) -> Dataset[Pair]:
+    """A JSON for each kind, number → {filename, caption, negative_caption}."""
+    root = found.folder("images")
+
+    def pairs() -> Iterator[Pair]:
+        for file, number, row in _objects(found.path):
+            text = functools.partial(_text, f"{file}: {number}", row)
+            captions = (text("caption"), text("negative_caption"))
+            yield _pair(f"{file.stem}/{number}", file.stem, root, text("filename"), captions)
+
+    return Dataset(records=pairs())
+
+
+def read_aro(found: Location) -> Dataset[Pair]:
+    """A JSON list of {image_path, true_caption, false_caption, bbox_x, bbox_y, bbox_w, bbox_h, …}, the box cut out."""
+    path, root = found.path, found.folder("images")
+
+    def pairs() -> Iterator[Pair]:
+        for number, row in enumerate(_list(path)):
+            where = f"{path}: {number}"
+            text = functools.partial(_text, where, row)
+            sides = [row.get(f"bbox_{side}") for side in "xywh"]
+            numbers = [int(side) for side in sides if isinstance(side, int | float)]
+            if len(numbers) < 4 or min(numbers[2:]) <= 0:
+                raise UserError(f"{where}: expected numbers bbox_x, bbox_y, bbox_w and bbox_h, got {sides}")
+            left, top, width, height = numbers
+            region = ImageRegion(FileImage(root, text("image_path")), (left, top, left + width, top + height))
+            kind = row.get("relation_name") or "_".join(map(str, row.get("attributes") or []))
+            captions = (text("true_caption"), text("false_caption"))
+            yield Pair(f"{number}/{region.reference}", kind, (region,), captions)
+
+    return Dataset(records=pairs())
+
+
+def read_valse(found: Location) -> Dataset[Pair]:
+    """A JSON for each instrument, name → {image_file, dataset, caption, foil, mturk}.
+
+    Taken are the pairs of which at least two of three people chose the caption and not the foil, which is what the
+    authors call valid; a pair that nobody was asked about is taken. Images lie in the folder, or in one in it that is
+    called as the dataset which they are from.
+    """
+    root = found.folder("images")
+
+    def pairs() -> Iterator[Pair]:
+        for file, name, row in _objects(found.path):
+            text = functools.partial(_text, f"{file}: {name}", row)
+            votes = row.get("mturk")
+            if isinstance(votes, dict):
+                chosen = votes.get("caption", 0)
+                if not isinstance(chosen, int):
+                    raise UserError(f"{file}: {name}: mturk.caption: expected a number, got {chosen!r:.80}")
+                if chosen < 2:
+                    continue
+            image, within = text("image_file"), f"{row.get('dataset', '')}/{row['image_file']}"
+            image = within if not has_reference(root, image) and has_reference(root, within) else image
+            yield _pair(f"{file.stem}/{name}", file.stem, root, image, (text("caption"), text("foil")))
+
+    return Dataset(records=pairs())
+
+
+def read_winoground(found: Location) -> Dataset[Pair]:
+    """The hub's dataset: parquet with its images, or ``examples.jsonl`` with a folder of PNGs."""
+    if holds_rows(found.path):
+        return Dataset(records=_winoground_rows(found))
+    file, root = found.file("examples.jsonl"), found.folder("images")
+
+    def pairs() -> Iterator[Pair]:
+        for line, row in read_json_lines(file, texts=("image_0", "image_1", *_WINOGROUND)):
+            names = (row["image_0"], row["image_1"])
+            images = [FileImage(root, name if Path(name).suffix else f"{name}.png") for name in names]
+            yield _winoground(line, row, images, row.__getitem__)
+
+    return Dataset(records=pairs())
+
+
+def _winoground_rows(found: Location) -> Iterator[Pair]:
+    rows = open_rows(found.asked.path, found.asked.subset, found.asked.split)
+    for column in ("image_0", "image_1", *_WINOGROUND):
+        if column not in rows.features:
+            raise UserError(f"{found.path}: expected the columns image_0, image_1, caption_0 and caption_1")
+    columns = [ImageColumn(rows, f"image_{side}", found.asked.path, found.path) for side in (0, 1)]
+    for number, row in enumerate(
+        rows.select_columns([name for name in rows.features if not name.startswith("image_")])
+    ):
+        text = functools.partial(_text, f"{found.path}: row {number}", row)
+        images = [TableImage(column, number, label=f"{number}/{column.name}") for column in columns]
+        yield _winoground(number, row, images, text)
+
+
+def _winoground(number: int, row: Mapping[str, Any], images: list[Any], text: Callable[[str], str]) -> Pair:
+    kind = str(row.get("collapsed_tag") or "")
+    captions = tuple(text(name) for name in _WINOGROUND)
+    return Pair(str(row.get("id", number)), kind, tuple(map(ImageRegion, images)), captions)
+
+
+def _pair(name: str, kind: str, root: Path, image: str, captions: tuple[str, ...]) -> Pair:
+    return Pair(name, kind, (ImageRegion(FileImage(root, image)),), captions)
+
+
+def _objects(path: Path) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """(file, name, object) of all JSON files of named objects in a directory, or of one such file."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: expected a .json file for each kind, found none")
+    for file in files:
+        content = read_json(file)
+        if not isinstance(content, dict) or not all(isinstance(row, dict) for row in content.values()):
+            raise UserError(f"{file}: expected an object of objects, one for each case")
+        yield from ((file, name, row) for name, row in content.items())
+
+
+def _list(file: Path) -> list[dict[str, Any]]:
+    if file.is_dir():
+        raise UserError(f"{file}: expected the .json file, got a directory")
+    content = read_json(file)
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise UserError(f"{file}: expected a list of objects, one for each case")
+    return content
+
+
+def _text(where: str, row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where}: {key}: expected a text, got {value!r:.80}")
+    return value

@@ -1,0 +1,101 @@
+"""What is said in a conversation, from the two forms that data sets write it in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clips.data.formats.base import IMAGE, Turn
+
+CONVERSATION_KEYS = ("messages", "conversations")
+"""The names under which data sets keep a conversation."""
+IMAGE_KEYS = ("images", "image")
+"""The names under which they keep its images."""
+EXPECTED = (
+    "messages or conversations of from (human, gpt or system) and value, or of role (user, assistant or system) and "
+    "content, which is text or a list of parts of type text or image"
+)
+
+_ROLES: dict[str, Any] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+
+def text(value: Any) -> str:
+    """``value``, which is to be text. Raises TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {json.dumps(value, default=repr)}")
+    return value
+
+
+def read_turns(talk: Any) -> list[Turn]:
+    """The turns of a conversation in either form: from and value (LLaVA's) or role and content (transformers').
+
+    Args:
+        talk: a list of messages; or, as ``datasets`` stores sequences of objects, an object of lists.
+
+    Raises:
+        Exception: of any kind, where it has neither form; name the place and what was `EXPECTED`.
+    """
+    if isinstance(talk, Mapping):
+        talk = [dict(zip(talk, values, strict=True)) for values in zip(*talk.values(), strict=True)]
+    if isinstance(talk, str):
+        raise TypeError(f"expected a list of messages, got the text {talk[:40]!r}")
+    return [_turn(message) for message in talk]
+
+
+def _turn(message: Mapping[str, Any]) -> Turn:
+    role, said = ("from", "value") if message.get("from") is not None else ("role", "content")
+    content = message[said]
+    return Turn(_ROLES[message[role]], content if isinstance(content, str) else _flat(content))
+
+
+def _flat(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Parts as text, as the chat template writes them when the LLaVA is asked."""
+    if not isinstance(parts, Sequence):
+        return text(parts)
+    pieces = []
+    for part in parts:
+        if part["type"] not in ("text", "image"):
+            raise ValueError(f"a part of type {part['type']!r}")
+        pieces.append(f"{IMAGE}\n" if part["type"] == "image" else text(part["text"]))
+    return "".join(pieces)
+
+
+def from_first_question(turns: list[Turn]) -> list[Turn]:
+    """Without what is said before the user says anything; a system's word stays.
+
+    LLaVA's training leaves such a first turn out (``preprocess_v1`` in ``train.py``): ShareGPT's conversations are cut
+    in pieces, some of which begin with an answer.
+    """
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    return [turn for place, turn in enumerate(turns) if place >= first or turn.role == "system"]
+
+
+def place_images(turns: list[Turn], count: int) -> list[Turn]:
+    """Images that no turn mentions stand before what the user says first."""
+    if not count or any(IMAGE in turn.content for turn in turns):
+        return turns
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        return turns
+    shown = Turn("user", f"{IMAGE}\n" * count + turns[first].content)
+    return [*turns[:first], shown, *turns[first + 1 :]]
+
+
+def place_image_first(turns: list[Turn]) -> list[Turn]:
+    """Where the user says something about one image, it stands on a line before the text, wherever it stood.
+
+    LLaVA's data have it before or behind, its training (``preprocess_multimodal`` in ``train.py``) always before.
+    """
+    return [_image_first(turn) if turn.role == "user" and turn.content.count(IMAGE) == 1 else turn for turn in turns]
+
+
+def _image_first(turn: Turn) -> Turn:
+    said = turn.content.replace(IMAGE, "").strip()
+    return Turn(turn.role, f"{IMAGE}\n{said}" if said else IMAGE)

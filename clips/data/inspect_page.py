@@ -1,0 +1,111 @@
+"""What ``clips data inspect`` and ``llava-bridge data inspect`` share: the samples to read, and the report."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clips.core.artifact import say, write_file
+from clips.data.invalid_samples import InvalidSamples
+from clips.visible import shown
+
+_THUMBNAIL = 320  # pixels
+_BARS = 24
+_NAMES_IN_LINE, _NAMES_ON_PAGE = 5, 20  # of samples that are invalid for the same reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+    """A run of text of a sample: ``supervised`` if a model learns to write it."""
+
+    text: str
+    supervised: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A sample on the page.
+
+    Args:
+        name: of the sample.
+        thumbnails: its images as base64 JPEGs, see `thumbnail`.
+        texts: label → its runs of text; a label may be empty.
+    """
+
+    name: str
+    thumbnails: list[str]
+    texts: dict[str, list[Span]]
+
+
+def evenly(count: int, wanted: int) -> np.ndarray:
+    """Indexes of ``wanted`` of ``count`` items, spread evenly from the first to the last; all of them for 0."""
+    return np.linspace(0, count - 1, min(wanted or count, count)).round().astype(int)
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small JPEG of ``image`` in base64."""
+    small = image.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def invalid_lines(invalid: InvalidSamples, limit: int = _NAMES_IN_LINE) -> Iterator[str]:
+    """A line for each reason, the most frequent first: how many samples, and the names of ``limit`` of them."""
+    for reason, count in sorted(invalid.by_reason.items(), key=lambda item: -item[1]):
+        names = [name for _, name, why in invalid.named if why == reason][:limit]
+        more = ["…"] if count > len(names) else []
+        yield f"invalid     {count:,} × {reason} ({', '.join([*names, *more])})"
+
+
+def histogram(values: Sequence[float]) -> list[dict[str, float]]:
+    """Bars for a page: start and end of each, its count, and its height relative to the highest."""
+    if not values:
+        return []
+    last = float(np.quantile(values, 0.99)) + 1
+    counts, edges = np.histogram(np.clip(values, 0, last), bins=min(_BARS, max(1, int(last))), range=(0, last))
+    return [
+        {"start": start, "end": end, "count": int(count), "height": count / counts.max()}
+        for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True)
+    ]
+
+
+def write_page(
+    output: str,
+    *,
+    title: str,
+    lines: Iterable[str],
+    examples: Sequence[Example],
+    invalid: InvalidSamples,
+    charts: dict[str, Sequence[float]] | None = None,
+) -> None:
+    """Write a self-contained HTML page.
+
+    Args:
+        output: the file.
+        title: of the page.
+        lines: the summary.
+        examples: some samples.
+        invalid: the invalid ones.
+        charts: title → the values of a histogram.
+    """
+    import jinja2
+
+    template = Path(__file__).with_name("inspect_page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown)
+    page = environment.from_string(template).render(
+        title=title,
+        lines=list(lines),
+        examples=examples,
+        invalid=list(invalid_lines(invalid, _NAMES_ON_PAGE)),
+        charts={name: bars for name, values in (charts or {}).items() if (bars := histogram(values))},
+    )
+    write_file(Path(output), page)
+    say(f"page: {output}")

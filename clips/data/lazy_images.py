@@ -1,0 +1,189 @@
+"""Where an image lies: in a file, in a tar, or in a row of a table. Nothing of it is in memory until it is read."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from clips.data.images import BadImageError, BadSampleError, decode_image, has_reference, read_reference
+from clips.data.named import NotAllowedError, read_named
+from clips.data.tars import read_span
+from clips.errors import UserError
+
+
+class LazyImage(abc.ABC):
+    """An image that can be read; as text it is where people find it."""
+
+    __slots__ = ()
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What the dataset calls it."""
+
+    @abc.abstractmethod
+    def read(self) -> bytes:
+        """The encoded image. Raises UserError if it is missing."""
+
+    def exists(self) -> bool:
+        """Whether its file is there, without reading it; true of an image whose place within a file is known."""
+        return True
+
+    def open(self) -> Image.Image:
+        """The image in RGB. Raises UserError if it is missing or broken."""
+        try:
+            return decode_image(self.read())
+        except BadImageError as error:
+            raise UserError(f"{self}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileImage(LazyImage):
+    """A file below ``root``, or ``shard.tar/member``."""
+
+    root: Path
+    reference: str
+
+    def __str__(self) -> str:
+        return str(self.root / self.reference)
+
+    @property
+    def name(self) -> str:
+        """See `LazyImage`."""
+        return self.reference
+
+    def read(self) -> bytes:
+        """See `LazyImage`."""
+        try:
+            return read_reference(self.root, self.reference)
+        except UserError as error:
+            if ".tar/" in self.reference:
+                raise
+            where = self.root.absolute()
+            raise UserError(f"{error} (looked for in {where}; give 'images: FOLDER' if it is elsewhere)") from None
+
+    def exists(self) -> bool:
+        """See `LazyImage`."""
+        return has_reference(self.root, self.reference)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TarImage(LazyImage):
+    """A member of a tar whose place is known: ``size`` bytes from ``offset`` on; the shard lies below ``root``."""
+
+    root: Path
+    shard: Path
+    member: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.member}"
+
+    @property
+    def name(self) -> str:
+        """See `LazyImage`."""
+        return f"{self.shard.relative_to(self.root).as_posix()}/{self.member}"
+
+    def read(self) -> bytes:
+        """See `LazyImage`."""
+        try:
+            return read_span(self.shard, self.offset, self.size)
+        except OSError as error:
+            raise UserError(f"{self}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ImageColumn:
+    """The images of a table.
+
+    Args:
+        rows: index → row, a dict with the column: bytes, ``{"bytes", "path"}``, a path, or a list of such.
+        name: the column's.
+        table: the file or directory, for messages.
+        root: folder that paths start from.
+    """
+
+    rows: Any
+    name: str
+    table: str
+    root: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TableImage(LazyImage):
+    """An image in a row of a table.
+
+    Args:
+        column: where it stands.
+        row: its row.
+        number: its place where the column holds lists.
+        label: its name; by default the number of its row.
+    """
+
+    column: ImageColumn
+    row: int
+    number: int | None = None
+    label: str = ""
+
+    def __str__(self) -> str:
+        place = "" if self.number is None else f"[{self.number}]"
+        return f"{self.column.table} row {self.row} {self.column.name}{place}"
+
+    @property
+    def name(self) -> str:
+        """See `LazyImage`."""
+        return self.label or str(self.row)
+
+    def read(self) -> bytes:
+        """See `LazyImage`."""
+        cell: Any = None
+        try:
+            cell = self.column.rows[self.row][self.column.name]
+            cell = cell[self.number or 0] if isinstance(cell, list) else cell
+            return image_bytes(cell, self.column.root, settings=False)
+        except BadSampleError as error:
+            path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+            below = f"; paths in the table are looked for in {self.column.root}" if path else ""
+            raise UserError(f"{self}: {f'{path}: ' if path else ''}{error}{below}") from None
+
+
+def image_bytes(found: Any, folder: str | Path, *, own_network: bool = False, settings: bool = True) -> bytes:
+    """The encoded image behind a table's value: bytes, ``{"bytes", "path"}``, or a path or address.
+
+    Args:
+        found: the value.
+        folder: where paths start, and which they may not leave; see `clips.data.named`.
+        own_network: whether an address may lead to this machine or a private network.
+        settings: whether a refusal names the setting of a data source that would allow it.
+
+    Raises:
+        BadSampleError: there is none, or it cannot or may not be read.
+    """
+    folders = [Path(folder)]
+    if isinstance(found, dict):
+        found = found.get("bytes") or found.get("path")
+        folders += _kept_by_datasets()
+    if isinstance(found, bytes | bytearray):
+        return bytes(found)
+    if not isinstance(found, str) or not found:
+        raise BadSampleError("no picture")
+    try:
+        return read_named(found, folders, own_network=own_network)
+    except NotAllowedError as error:
+        allowed_by = f" (data source's '{error.setting}')" if settings and error.setting else ""
+        raise BadSampleError(f"picture refused: {error}{allowed_by}") from None
+    except (OSError, ValueError, ImportError):
+        raise BadSampleError("missing picture") from None
+
+
+def _kept_by_datasets() -> list[Path]:
+    """Where ``datasets`` unpacks a dataset's images, which it then names by their whole paths."""
+    import datasets
+    import huggingface_hub
+
+    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]

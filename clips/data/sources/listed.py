@@ -1,0 +1,89 @@
+"""Training data in any format whose captions are listed: images in a folder with about five human sentences each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clips.core.artifact import file_hash
+from clips.data.formats import FORMATS, DatasetSpec, read_dataset
+from clips.data.formats.base import texts_of
+from clips.data.images import BadSampleError
+from clips.data.lazy_images import FileImage, image_bytes
+from clips.data.sources.base import Record, Sample, SourceConfig
+from clips.errors import UserError, suggest
+
+WEB = ("drawn_sentence", "first_sentence")
+SYNTHETIC = ("other_sentences", "all_sentences")
+_TRIED_IMAGES = 20
+
+
+class ListedCaptions:
+    """All images and their sentences in memory, images as their paths."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        if config.web not in WEB:
+            raise suggest(config.web, WEB, f"'web' of a {config.format} data source")
+        for name in config.synthetics:
+            if name not in SYNTHETIC:
+                raise suggest(name, SYNTHETIC, f"'synthetic' of a {config.format} data source")
+        if len(config.synthetics) > 1:
+            raise UserError(f"'synthetic' of a {config.format} data source: expected one of {', '.join(SYNTHETIC)}")
+        given = {"split": config.split, "images": config.images}
+        taken = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
+        found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
+        self.samples = [
+            (image, [text.strip() for text in texts if text.strip()])
+            for record in found.records
+            for texts in [texts_of(record.captions, f"{config.path}: {' '.join(map(str, record.images)):.200}")]
+            for image in record.images
+            if isinstance(image, FileImage) and texts  # COCO has images without captions
+        ]
+        tried = [image for image, _ in self.samples[:_TRIED_IMAGES]]
+        if tried and not any(image.exists() for image in tried):
+            raise UserError(
+                f"{tried[0].root}: expected the images there (data source's 'images'); none of the first is"
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        """See `Source`."""
+        return self.samples[index][0].name
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See `Source`."""
+        image, sentences = self.samples[index]
+        if not sentences:
+            raise BadSampleError("no sentences")
+        web = int(rng.integers(len(sentences))) if self.config.web == "drawn_sentence" else 0
+        kept = [
+            _as_sentence(sentence)
+            for number, sentence in enumerate(sentences)
+            if number != web or "all_sentences" in self.config.synthetics
+        ]
+        synthetic = " ".join(kept) if self.config.synthetics else ""
+        return Sample(image_bytes(image.reference, image.root), sentences[web], synthetic)
+
+    def record(self, index: int) -> Record:
+        """See `Source`; a list of sentences stays one where the web caption is drawn from it."""
+        image, sentences = self.samples[index]
+        web = sentences if self.config.web == "drawn_sentence" else sentences[0]
+        fields = {"file": image.name, "sentences": sentences, self.config.web: web}
+        return Record(f"{index:09d}", fields, reference=image.name)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Source`."""
+        path = Path(self.config.path)
+        described = {"path": str(path), "split": self.config.split, "samples": len(self)}
+        return described | ({"hash": file_hash(path)} if path.is_file() else {})
+
+
+def _as_sentence(text: str) -> str:
+    """Sentences must be told apart again when a caption is cut into sub-captions."""
+    text = text.rstrip(" .!")
+    return f"{text}."

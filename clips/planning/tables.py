@@ -1,0 +1,192 @@
+"""The tables of ``clips plan``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from clips.core.artifact import say
+from clips.planning.config import PlanConfig
+from clips.planning.memory import PARALLELS
+from clips.planning.plan import Speed, StagePlan, data_bytes, plan_stages
+from clips.training.config import TrainConfig
+from clips.training.start import learns_statistics
+
+_COUNTS = (8, 16, 32, 64, 128, 256, 512)
+_PARTS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "average": "average of weights",
+    "exchange": "buffers of exchange",
+    "copies": "bf16 copies of weights",
+    "activations": "activations, work space",
+    "contrast": "contrastive loss",
+    "batch": "batch and features",
+    "validation": "validation",
+    "allowance": "allowance",
+}
+"""Part of `clips.planning.plan.StagePlan.memory` → its name in the table."""
+
+
+def print_plan(config: PlanConfig, training: TrainConfig) -> None:
+    """Print what each stage and the whole training take."""
+    console, stages = Console(), plan_stages(config, training)
+    for number, stage in enumerate(stages, 1):
+        say(f"{config.training}: stage {number} of {len(stages)} in a dry run …")
+        facts, memory = _facts(stage), _memory(stage)
+        size = stage.model.model.image_size
+        title = f"Stage {number} of {len(stages)}: {size} pixels, {config.count} × {config.gpu}"
+        console.print(f"\n[bold]{title}[/bold]")
+        console.print(facts)
+        console.print(memory)
+    data = data_bytes(config, training)
+    console.print(
+        "training data: not local; --pictures and --bytes_per_picture state its size"
+        if data is None
+        else f"training data: {_gb(data)} GB"
+    )
+    clusters = {count: speeds(stages, count) for count in sorted({*_COUNTS, config.count})}
+    console.print(_times(config, stages, clusters))
+    console.print(_held_at_once(stages, clusters))
+    if any(_needs_parts(stages, count) for count in [config.count, *_timed(clusters)]):
+        console.print(
+            "Where fewer samples fit at once than a GPU's step has, give the stage micro_batch_size: so many."
+        )
+    for line in _basis(config, stages[0].mfu):
+        console.print(line, style="dim")
+
+
+def speeds(stages: list[StagePlan], count: int) -> list[Speed] | str:
+    """The speed of each stage on ``count`` GPUs, or why there is none."""
+    if any(stage.stage.global_batch_size % count for stage in stages):
+        return "the batch cannot be divided by it"
+    found = [speed for stage in stages if (speed := stage.speed(stage.layout(count)))]
+    return found if len(found) == len(stages) else "not enough memory"
+
+
+def _timed(clusters: dict[int, list[Speed] | str]) -> dict[int, list[Speed]]:
+    return {count: found for count, found in clusters.items() if not isinstance(found, str)}
+
+
+def _needs_parts(stages: list[StagePlan], count: int) -> bool:
+    """Whether a stage fits only in parts that its config does not set yet."""
+    return any(
+        0 < stage.at_once(stage.layout(count)) < stage.local(count)
+        and stage.stage.micro_batch_size is None
+        and not learns_statistics(stage.model.model)
+        for stage in stages
+    )
+
+
+def _facts(plan: StagePlan) -> Table:
+    model, stage, count = plan.model, plan.stage, plan.config.count
+    layout = plan.layout(count)
+    table = Table(show_header=False, box=None)
+    sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in model.model.named_children()}
+    sizes = {name: size for name, size in sizes.items() if size} | {"all": model.parameters, "trained": model.trained}
+    table.add_row("parameters", ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in sizes.items()) + " (millions)")
+    table.add_row("FLOPs of a sample", f"{model.flops(count) / 1e9:,.1f} G, forward and backward")
+    batch = stage.global_batch_size
+    length = f"{plan.steps * batch:,} samples, {plan.steps:,} steps of {batch:,}, {plan.precision}"
+    table.add_row("length", length)
+    speed, storage = plan.speed(layout), plan.storage()
+    if speed is None:
+        table.add_row("speed", "[red]not one sample fits[/red]")
+    else:
+        rate = f"{speed.samples_per_second:,.0f} samples/s ({speed.slowest:,.0f} if nothing overlaps)"
+        table.add_row("speed", rate)
+        table.add_row("time", f"{speed.hours:,.1f} h, {speed.hours * count:,.0f} GPU hours")
+        table.add_row("a GPU's step", f"{plan.local(count):,} samples, {speed.at_once:,} of them at once")
+    if validation := model.validation(layout):
+        parts = ", ".join(f"{name} {_gb(size)}" for name, size in validation.items() if size)
+        table.add_row("validation", f"{_gb(sum(validation.values()))} GB of a GPU, between steps: {parts}")
+    table.add_row("storage", f"encoder {_gb(storage['encoder'])} GB, checkpoints {_gb(storage['checkpoints'])} GB")
+    return table
+
+
+def _memory(plan: StagePlan) -> Table:
+    """Bytes by part under each strategy."""
+    own, local = plan.layout(plan.config.count), plan.local(plan.config.count)
+    at_once, limit = plan.at_once(own) or 1, plan.gpu.memory
+    recomputed = ", layers computed again" if own.checkpointing else ""
+    table = Table(title=f"GB of a GPU with {at_once} samples at once{recomputed}", title_justify="left")
+    table.add_column("part")
+    layouts = [dataclasses.replace(own, parallel=parallel) for parallel in PARALLELS]
+    for layout in layouts:
+        table.add_column(f"{layout.parallel} *" if layout == own else layout.parallel, justify="right")
+    columns = [plan.memory(layout, local=local, at_once=at_once) for layout in layouts]
+    for part, name in _PARTS.items():
+        sizes = [column[part] for column in columns]
+        if any(sizes):
+            table.add_row(name, *map(_gb, sizes))
+    table.add_section()
+    totals = (sum(column.values()) for column in columns)
+    table.add_row(
+        f"in all, of {_gb(limit)}", *(f"[red]{_gb(size)}[/red]" if size > limit else _gb(size) for size in totals)
+    )
+    for name, checkpointing in (("largest batch of a GPU", False), ("… layers computed again", True)):
+        found = (plan.largest_batch(dataclasses.replace(layout, checkpointing=checkpointing)) for layout in layouts)
+        table.add_row(name, *(f"{size:,}" for size in found))
+    return table
+
+
+def _times(config: PlanConfig, stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
+    table = Table(title=f"The whole training on {config.gpu}s, as configured", title_justify="left")
+    _add_columns(table, ["GPUs", "days", "GPU hours", *_headers(stages, "samples/s")])
+    for count, found in clusters.items():
+        if isinstance(found, str):
+            table.add_row(str(count), "—", "—", *["—"] * len(stages))
+            continue
+        hours = sum(speed.hours for speed in found)
+        rates = (f"{speed.samples_per_second:,.0f}" for speed in found)
+        table.add_row(str(count), f"{hours / 24:,.1f}", f"{hours * count:,.0f}", *rates)
+    return table
+
+
+def _held_at_once(stages: list[StagePlan], clusters: dict[int, list[Speed] | str]) -> Table:
+    table = Table(title="Samples that a GPU holds at once, of those of its step", title_justify="left")
+    _add_columns(table, ["GPUs", *_headers(stages, "samples")])
+    for count, found in clusters.items():
+        cells = (
+            [found]
+            if isinstance(found, str)
+            else [f"{speed.at_once:,} of {stage.local(count):,}" for speed, stage in zip(found, stages, strict=True)]
+        )
+        table.add_row(str(count), *cells)
+    return table
+
+
+def _add_columns(table: Table, names: list[str]) -> None:
+    for name in names:
+        table.add_column(name, justify="right")
+
+
+def _headers(stages: list[StagePlan], name: str) -> list[str]:
+    return [name] if len(stages) == 1 else [f"{name}\nstage {number}" for number in range(1, len(stages) + 1)]
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f}" if size >= 0.05e9 else f"{size / 1e9:.2g}"
+
+
+def _basis(config: PlanConfig, mfu: float) -> Iterator[str]:
+    """The assumptions behind the numbers, for readers."""
+    yield (
+        "Counted on the model itself: parameters, FLOPs, and the tensors of a step, texts without padding. "
+        "Checked against measurements on CPU, with one and two processes: tensors within 10 %; a CPU process held up "
+        "to 23 % more than planned (docs/performance.md)."
+    )
+    source = f"the median of {config.measured}" if config.measured else "assumed; --measured takes that of a run"
+    yield f"MFU {mfu:.0%}: {source}."
+    yield (
+        f"Allowed for, not measured: {config.reserve_gb:g} GB for context and libraries, {config.fragmentation:.0%} "
+        "for gaps. Not included: torch.compile, waiting for data, failures, the time of validation."
+    )
+    yield (
+        "Estimated, not measured: the time of more than one GPU: ring algorithms at the data sheet's bandwidth, "
+        "gradients sent while others are computed. Everything up to 512 GPUs is extrapolated."
+    )

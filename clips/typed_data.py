@@ -1,0 +1,167 @@
+"""Dataclasses from plain data: the one place where configs, study files and result files are checked.
+
+pydantic checks the types of the fields, strictly: a number in quotes is a string. What is wrong is one line, which
+names the field by its dotted path and says what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from clips.errors import UserError, reason_of
+from clips.plain import plain
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Record = TypeVar("Record")
+_UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}  # pydantic's types of errors
+_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null", Any: "any"}
+
+
+def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
+    """Build a dataclass from plain data.
+
+    Args:
+        kind: the dataclass.
+        values: field → value, nested: what JSON and YAML can hold.
+        what: the command, file or key that the values are from, for messages.
+
+    Raises:
+        UserError: an unknown key (with the near miss), a wrong type, a missing field, or what the dataclass rejects
+            itself.
+    """
+    from pydantic import ValidationError
+
+    try:
+        if not isinstance(values, Mapping):
+            raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
+        content = plain(values)
+        # as JSON, in which pydantic takes lists for tuples and mappings for dataclasses, and is strict all the same
+        return adapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        problem = _problem(error.errors(include_url=False), kind, content)
+    except UserError as error:
+        problem = str(error)
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = f"expected plain values ({reason_of(error)})"
+    raise UserError(f"{what}: {problem}" if what else problem)
+
+
+@functools.cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """pydantic's validator of a dataclass, which accepts no other keys than its fields."""
+    from pydantic import ConfigDict, TypeAdapter, with_config
+
+    for each in _dataclasses(kind):
+        with_config(ConfigDict(extra="forbid"))(each)
+    return TypeAdapter(kind)
+
+
+def _dataclasses(kind: Any) -> Iterator[type]:
+    """The dataclasses that a type consists of, each with those of its fields."""
+    for each in (kind, *typing.get_args(kind)):
+        if is_config(each):
+            yield each
+            for inner in typing.get_type_hints(each).values():
+                yield from _dataclasses(inner)
+        elif each is not kind:
+            yield from _dataclasses(each)
+
+
+def is_config(kind: Any) -> bool:
+    """Whether a type is a dataclass."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _problem(errors: Sequence[Any], kind: Any, content: Any) -> str:
+    """One line about one of pydantic's errors: an unknown key, which may stand for what is missing, before others."""
+    first = min(errors, key=lambda error: (error["type"] not in _UNKNOWN_KEY, error["type"] == "missing"))
+    if first["type"] == "json_invalid":
+        return f"expected plain values ({first['ctx']['error']})"
+    *outer, last = first["loc"] or ("",)
+    name, found, holder = _spot(kind, outer, content)
+    if first["type"] in _UNKNOWN_KEY:
+        return _unknown_key(name, str(last), holder, kind)
+    if first["type"] == "missing" and isinstance(last, str):
+        beside = (error["loc"] for error in errors if error["type"] == "missing")
+        missing = ", ".join(loc[-1] for loc in beside if loc[:-1] == (*outer,))
+        return f"{name}: missing {missing}" if name else f"missing {missing}"
+    if first["type"] != "missing":  # as of a pair with one item, whose holder is what is wrong
+        name, found, holder = _spot(kind, first["loc"], content)
+    return f"{name}: expected {describe_type(holder)}, got {'null' if found is None else f'{found!r:.80}'}"
+
+
+def _spot(kind: Any, loc: Sequence[str | int], content: Any) -> tuple[str, Any, Any]:
+    """Where pydantic's location leads: the dotted path, the value there, and the type that was expected of it."""
+    name = ""
+    for part in loc:
+        options = options_of(kind)
+        if len(options) > 1:
+            break  # what follows names one of the options
+        (holder,) = options
+        inner = typing.get_args(holder)
+        if is_config(holder):
+            kind = typing.get_type_hints(holder)[part]
+        elif isinstance(part, int) and inner:
+            kind = inner[part] if typing.get_origin(holder) is tuple and Ellipsis not in inner else inner[0]
+        else:
+            kind = inner[1] if len(inner) == 2 else Any
+        content = content[part]
+        name += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if name else part
+    return name, content, kind
+
+
+def options_of(kind: Any) -> tuple[Any, ...]:
+    """The types that a value may be of, null left out."""
+    if typing.get_origin(kind) in {types.UnionType, typing.Union}:
+        return tuple(part for part in typing.get_args(kind) if part is not type(None))
+    return (kind,)
+
+
+def _unknown_key(path: str, key: str, holder: Any, root: Any) -> str:
+    """The line about a key that ``holder``, which lies at ``path``, has no field for."""
+    outer = f"{path}." if path else ""
+    own = [field.name for option in options_of(holder) if is_config(option) for field in dataclasses.fields(option)]
+    near = [f"{outer}{name}" for name in difflib.get_close_matches(key, own, n=1, cutoff=0.5)]
+    near = near or difflib.get_close_matches(f"{outer}{key}", [name for name, _ in field_types(root)], n=1, cutoff=0.6)
+    return f"unknown key '{outer}{key:.200}'" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and types of a config's fields, nested ones too; those of a list's items as ``list[].name``."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        yield prefix + field.name, hint
+        for inner in (hint, *typing.get_args(hint)):
+            if is_config(inner):
+                mark = "[]" if typing.get_origin(hint) in {list, tuple} else ""
+                yield from field_types(inner, f"{prefix}{field.name}{mark}.")
+
+
+def describe_type(kind: Any) -> str:
+    """A field's type in words."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind in _NAMES:
+        return _NAMES[kind]
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in {types.UnionType, typing.Union}:
+        return " or ".join(describe_type(part) for part in inner)
+    if origin is tuple and Ellipsis not in inner:
+        return f"a list of {len(inner)}: " + ", ".join(describe_type(part) for part in inner)
+    if is_config(kind):
+        return "a mapping of " + ", ".join(field.name for field in dataclasses.fields(kind))
+    if origin is not None and issubclass(origin, Mapping):
+        return "a mapping" + ("" if inner[1] is Any else f" of names to {describe_type(inner[1])}")
+    if origin is not None and issubclass(origin, Sequence):
+        return f"a list, each item {describe_type(inner[0])}"
+    return str(kind)

@@ -1,0 +1,73 @@
+"""Steps that need no training: a program that stands in for the suite's, and an engine that starts jobs in the test.
+
+Snakemake takes seconds to start, so that most tests of a study run its jobs one after the other in their own process;
+``test_study_engine.py`` runs them under Snakemake.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import commands, engine, job
+from benchmarks.study.engine import Summary, run_steps
+from benchmarks.study.job import PLAN, JobRun, read_plan
+from benchmarks.study.locks import locked
+from benchmarks.study.state import StepKey
+from benchmarks.study.steps import Step
+
+FAKE = Path(__file__).with_name("fake_step.py")
+
+
+def fake_program(words: Sequence[str]) -> list[str]:
+    """How a step is started: the fake, whatever the command."""
+    return [sys.executable, str(FAKE), *words]
+
+
+def in_process(output: Path, flags: Sequence[str], show: Callable[[], None], *, leave: bool) -> int:
+    """``engine.run_engine`` without Snakemake: the jobs in their order, children of failed ones left out."""
+    path, failed = output.resolve() / PLAN, set[str]()
+    for name, planned in read_plan(path).jobs.items():
+        if not failed.isdisjoint(planned.parents) or not JobRun(path, name).run():
+            failed.add(name)
+        show()
+    return 1 if failed else 0
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have studies run the fake program in this process, and take any command for known."""
+    monkeypatch.setattr(engine, "executable", fake_program)
+    monkeypatch.setattr(job, "executable", fake_program)
+    monkeypatch.setattr(engine, "run_engine", in_process)
+    monkeypatch.setattr(commands, "check_command", lambda words: None)
+    monkeypatch.setattr(commands, "command_version", lambda words: 1)
+
+
+def make(root: Path, name: str, *parents: str, **config: object) -> Step:
+    """A step that runs the fake program by its path."""
+    output = root / "made" / name
+    settings = {"output": str(output), "count": str(root / "runs.txt"), **config}
+    return Step(
+        name=name, kind="data", command=("python", str(FAKE)), config=settings, outputs=(output,), parents=parents
+    )
+
+
+def keys_of(steps: Sequence[Step], mark: str = "") -> dict[str, StepKey]:
+    """Keys that change with ``mark`` alone."""
+    return {step.name: StepKey(key=f"{step.name}{mark}", outputs={}) for step in steps}
+
+
+def run(
+    root: Path, steps: list[Step], *, mark: str = "", keys: dict[str, StepKey] | None = None, **options: object
+) -> Summary:
+    """Run steps as the runner does."""
+    with locked(root):
+        return run_steps(steps, keys or keys_of(steps, mark), root, **{"jobs": 2, **options})  # type: ignore[arg-type]
+
+
+def visits(root: Path, name: str) -> int:
+    """How often a step was begun on what is there now of its output."""
+    return (root / "made" / name / "visits.txt").read_text(encoding="utf-8").count("visit")

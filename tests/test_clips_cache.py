@@ -1,0 +1,91 @@
+"""The one cache: entries are whole or missing, whoever writes them at once and whatever a crash left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from clips.core.cache import cache_directory, json_cache, made_once, tensor_cache
+from clips.errors import UserError
+
+KEY = "0123456789abcdef"
+
+
+def test_what_was_computed_is_found_and_computed_once(tmp_path: Path):
+    computed: list[int] = []
+    cache = json_cache(tmp_path)
+    for _ in range(2):
+        assert cache.get_or_compute(KEY, lambda: computed.append(1) or {"a": ["ä", 1]}) == {"a": ["ä", 1]}
+    assert computed == [1]
+    assert cache.get("fedcba") is None
+    tensors = tensor_cache(tmp_path)
+    tensors.put(KEY, torch.arange(12.0).view(1, 3, 2, 2).to(memory_format=torch.channels_last).bfloat16())
+    torch.testing.assert_close(tensors.get(KEY), torch.arange(12.0).view(1, 3, 2, 2).bfloat16())
+
+
+@pytest.mark.parametrize("broken", [b"", b'{"a', b"\xff", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_a_broken_entry_is_missing_and_made_again(tmp_path: Path, broken: bytes):
+    for cache, value in ((json_cache(tmp_path), {"a": 1}), (tensor_cache(tmp_path), torch.ones(2))):
+        cache.put(KEY, value)
+        cache.path(KEY).write_bytes(broken)
+        assert cache.get(KEY) is None
+        assert cache.get_or_compute(KEY, lambda value=value: value) is value
+        assert cache.get(KEY) is not None
+
+
+def test_an_entry_that_fails_to_be_written_leaves_nothing(tmp_path: Path):
+    cache = json_cache(tmp_path / "cache")
+    cache.put(KEY, "before")
+    with pytest.raises(TypeError):
+        cache.put(KEY, {"a": object()})
+    assert cache.get(KEY) == "before"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [cache.path(KEY)]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"file/.*: cannot write here"):
+        json_cache(tmp_path / "file" / "cache").put(KEY, 1)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from clips.core.cache import json_cache
+cache, number = json_cache(Path(sys.argv[1])), sys.argv[2]
+for turn in range(300):
+    cache.put("entry", [number] * 2000)
+    found = cache.get("entry")
+    assert found is not None and len(found) == 2000 and len(set(found)) == 1, found
+"""
+
+
+def test_two_processes_write_one_entry_at_once_and_read_it_whole(tmp_path: Path):
+    running = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), number]) for number in "12"]
+    assert [process.wait() for process in running] == [0, 0]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
+
+
+def test_a_directory_is_made_by_one_while_the_others_wait(tmp_path: Path):
+    made: list[Path] = []
+
+    def make(directory: Path) -> None:
+        made.append(directory)
+        time.sleep(0.2)  # while the others come
+        directory.mkdir()
+        (directory / "whole").touch()
+
+    def one(_: int) -> Path:
+        return made_once(tmp_path / "a" / KEY, lambda directory: (directory / "whole").exists(), make)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(one, range(4))) == {tmp_path / "a" / KEY}
+    assert made == [tmp_path / "a" / KEY]
+
+
+def test_the_users_cache_is_where_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_directory("trunks") == tmp_path / "clips" / "trunks"

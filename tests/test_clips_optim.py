@@ -1,0 +1,101 @@
+"""Learning rate, weight decay, precision, and mistakes in the config of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import pytest
+import torch
+
+from clips.errors import UserError
+from clips.method.model import build_model
+from clips.method.optim import OptimConfig, build_optimizer, learning_rate_at
+from clips.model.precision import choose_precision
+
+
+def test_the_rate_climbs_then_follows_a_cosine_to_zero():
+    config = OptimConfig(learning_rate=1.0, warmup_ratio=0.1)
+    rates = [learning_rate_at(step, 100, config, 4) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+    assert learning_rate_at(0, 1, OptimConfig(learning_rate=1.0), 4) == 1.0
+
+
+def test_rate_and_warmup_by_samples_are_the_authors():
+    config = OptimConfig(base_learning_rate=8e-6, warmup_samples=40 * 1_281_167)
+    batch, steps = 32_768, 390_625  # of 12.8 billion samples
+    assert config.peak_rate(batch) == pytest.approx(1.024e-3)
+    assert config.warmup_steps(steps, batch) == 1564
+    rates = [learning_rate_at(step, steps, config, batch) for step in (781, 1563, 1564, steps)]
+    assert rates == pytest.approx([0.512e-3, 1.024e-3, 1.024e-3, 0.0])
+    assert OptimConfig(base_learning_rate=8e-6).peak_rate(1024) == pytest.approx(3.2e-5)
+    neither = OptimConfig().resolved()
+    assert (neither.learning_rate, neither.warmup_ratio, neither.base_learning_rate) == (1e-3, 0.05, None)
+
+
+def test_weight_decay_spares_what_it_should(tmp_path: Path):
+    config = clips_world.train_config(tmp_path, tmp_path / "x")
+    model = build_model(config.model, config.recipe, 0)
+    optimizer = build_optimizer(model, config.optim, model.no_decay_names())
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decayed, spared = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+    assert len(decayed) + len(spared) == len(names)
+    assert "clip.logit_scale" in spared
+    assert any(name.endswith("mlp.c_fc.weight") for name in decayed)
+    assert not any("ln_" in name or name.endswith("bias") for name in decayed)
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    assert choose_precision("bf16", cpu) == ("bf16", "as configured")
+    for supported, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        assert choose_precision("auto", cpu)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": None}, "steps, samples, epochs: expected exactly one of them, got none"),
+        ({"epochs": 1.0}, "expected exactly one of them, got steps, epochs"),
+        ({"steps": -1}, "steps: expected 0 or more, got -1"),
+        ({"global_batch_size": 0}, "global_batch_size: expected 1 or more, got 0"),
+        ({"seed": -3}, "seed: expected 0 or more"),
+        ({"seed": 2**70}, r"seed: expected 0 or more, below 2\*\*63"),
+        ({"optim": {"learning_rate": 0}}, "optim.learning_rate: expected a number above 0"),
+        ({"optim": {"warmup_ratio": 1}}, "optim.warmup_ratio: expected a share"),
+        ({"optim": {"base_learning_rate": -1e-6}}, "optim.base_learning_rate: expected a number above 0"),
+        (
+            {"optim": {"learning_rate": 1e-3, "base_learning_rate": 1e-6}},
+            "optim.learning_rate, optim.base_learning_rate: expected one of them, got both",
+        ),
+        (
+            {"optim": {"warmup_ratio": 0.1, "warmup_samples": 0}},
+            "optim.warmup_ratio, optim.warmup_samples: expected one of them, got both",
+        ),
+        ({"optim": {"warmup_samples": -1}}, "optim.warmup_samples: expected 0 or more"),
+        (
+            {"optim": {"warmup_samples": 24}},
+            "optim.warmup_samples: expected fewer than the 24 samples of the training, got 24",
+        ),
+        ({"optim": {"max_grad_norm": -1}}, "optim.max_grad_norm: expected a number above 0 or null"),
+        ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas: expected two numbers"),
+    ],
+)
+def test_a_wrong_config_names_its_field(tmp_path: Path, fields: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        clips_world.train_config(tmp_path, tmp_path / "x", **fields)
+
+
+def test_the_length_is_counted_in_steps_samples_or_epochs(tmp_path: Path):
+    config = clips_world.train_config(tmp_path, tmp_path / "x", global_batch_size=8)
+    for fields, steps in (({"steps": 5}, 5), ({"samples": 33}, 5), ({"epochs": 1.5}, 4), ({"epochs": 0}, 0)):
+        sized = dataclasses.replace(config, **{"steps": None, **fields})
+        assert sized.steps_for(21) == steps

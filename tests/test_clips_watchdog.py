@@ -1,0 +1,82 @@
+"""Processes that hang or die: the training ends and names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import re
+from pathlib import Path
+from typing import Any
+
+import clips_world
+import pytest
+from test_clips_scale import torchrun
+
+from clips import train as training
+from clips.errors import UserError
+from clips.parallel.watchdog import EXIT_HUNG, blame
+from clips.train import train
+from clips.training.standing import checkpoints, read_loop
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips_world.write_shards(tmp_path_factory.mktemp("data") / "train")
+
+
+def place(step: int, doing: str, who: str) -> dict[str, Any]:
+    return {"step": step, "doing": doing, "who": who, "moves": 1}
+
+
+def test_the_one_that_the_others_wait_for_is_named():
+    still = {0: place(6, "computing", "rank 0"), 1: place(6, "waiting for data", "rank 1 (host b, process 7)")}
+    assert blame(still, 2, 60) == (
+        "rank 1 (host b, process 7) has stood still for 60 s (waiting for data, step 7; scale.patience) "
+        "and the others wait for it; ended"
+    )
+    still[1] = place(5, "saving", "rank 1")
+    assert blame(still, 2, 60).startswith("rank 1 has stood still for 60 s (saving, step 6;")
+    still[1] = place(6, "computing", "rank 1")
+    assert blame(still, 2, 60).startswith("all 2 processes have stood still for 60 s (computing, step 7;")
+    assert blame({3: place(2, "computing", "rank 3")}, 9, 60).startswith("rank 3 has stood still")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_process_that_hangs_is_named_and_the_training_ends(data: Path, tmp_path: Path, rank: int):
+    """The main process is one that cannot even say so itself."""
+    output = tmp_path / "hung"
+    clips_world.train_config(data, output, scale={"patience": 6}, steps=50, save_steps=1)
+    hang = {"rank": rank, "step": 3, "frozen": rank == 0}
+    (tmp_path / "plan.json").write_text(
+        json.dumps([{"config": str(output.with_suffix(".json")), "stop": None, "hang": hang}])
+    )
+    driver = Path(__file__).parent / "scale_driver.py"
+    process = torchrun(tmp_path / "log", "--shutdown-timeout", "2", str(driver), str(tmp_path / "plan.json"))
+    assert process.wait(200) != 0
+    log = (tmp_path / "log").read_text()
+    blamed = rf"rank {rank} \(host .*, process \d+\) has stood still for 6 s \(waiting for data, step 4; "
+    assert re.search(blamed, log), log
+    assert f"exitcode  : {EXIT_HUNG}" in log
+    assert checkpoints(output)[-1].name == "step-00000003"
+
+
+def test_a_reader_that_dies_ends_the_training_with_one_line(data: Path, tmp_path: Path):
+    config = clips_world.train_config(data, tmp_path / "run", steps=200, save_steps=1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
+    with pytest.MonkeyPatch.context() as patch:
+        real = training.training_step
+
+        def kill_the_reader(run: Any, batch: Any) -> dict[str, float]:
+            if run.loop.step == 3:
+                for child in multiprocessing.active_children():
+                    child.kill()
+            return real(run, batch)
+
+        patch.setattr(training, "training_step", kill_the_reader)
+        with pytest.raises(
+            UserError, match=r"data\.num_workers: a process that reads data died \(.*\), as it does for want"
+        ):
+            train(config)
+    assert read_loop(checkpoints(tmp_path / "run")[-1]).step >= 3

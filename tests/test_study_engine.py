@@ -1,0 +1,142 @@
+"""Studies under Snakemake: order, failures, GPUs, and runners that are interrupted or killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from study_engine import FAKE, make, run, visits
+
+from benchmarks.study.executors import GpusConfig
+from benchmarks.study.locks import locked
+from benchmarks.study.resources import Resources
+from benchmarks.study.state import read_record
+from clips.errors import UserError
+
+pytest.importorskip("snakemake", reason="the engine of studies is not installed")
+
+RUNNER = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it otherwise
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from study_engine import make, run
+steps = [make(Path({place!r}), "first"), make(Path({place!r}), "long", "first", until="/nowhere/at/all")]
+run(Path({place!r}), steps)
+"""
+
+
+def test_steps_run_in_order_side_by_side_and_a_failed_one_stops_its_branch_only(tmp_path):
+    gate = tmp_path / "made" / "opens"
+    steps = [
+        make(tmp_path, "data"),
+        make(tmp_path, "bad", "data", fail="the weights are not of this architecture"),
+        make(tmp_path, "after-bad", "bad"),
+        make(tmp_path, "waits", "data", until=str(gate)),  # one at a time would never end
+        make(tmp_path, "opens", "data", sleep=0.1),
+        make(tmp_path, "last", "waits", "opens"),
+    ]
+    summary = run(tmp_path, steps, jobs=2)
+    assert (summary.failed, summary.blocked) == (("bad",), ("after-bad",))
+    assert summary.done == ("data", "waits", "opens", "last")
+    record = read_record(tmp_path, "bad")
+    assert record is not None
+    assert (record.exit_status, record.log_tail[-1]) == (3, "the weights are not of this architecture")
+    assert (tmp_path / "runs.txt").read_text(encoding="utf-8").splitlines()[0].endswith("data")
+    assert not list(tmp_path.glob(".snakemake/locks/*"))
+
+
+def test_steps_see_gpus_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    script = tmp_path / "sees.py"
+    script.write_text("import os, sys; print('sees', os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n"
+                      f"exec(open({str(FAKE)!r}).read())\n", encoding="utf-8")  # fmt: skip
+    names = {"one": 1, "two": 1, "wide": 2, "none": 0}
+    steps = [dataclasses.replace(make(tmp_path, name, sleep=0.3), command=("python", str(script))) for name in names]
+    given = {name: Resources(gpus=count) for name, count in names.items()}
+    assert run(tmp_path, steps, jobs=1, executor=GpusConfig(), resources=given).complete
+    saw = {name: (tmp_path / "steps" / name / "log.txt").read_text(encoding="utf-8").split("\n")[0] for name in names}
+    assert saw["wide"] == "sees 6,7"
+    assert saw["none"] == "sees "
+    assert {saw["one"], saw["two"]} <= {"sees 6", "sees 7"}
+
+
+def test_an_engine_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(UserError, match=r"\.snakemake\.log: Snakemake could not run the steps: "):
+        run(tmp_path, [make(tmp_path, "data")])
+
+
+def start_runner(place: Path) -> subprocess.Popen[bytes]:
+    """A runner in a process of its own, its second step at work."""
+    tests = Path(__file__).parent
+    code = RUNNER.format(tests=str(tests), root=str(tests.parent), place=str(place))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    started = place / "made" / "long" / "visits.txt"
+    deadline = time.monotonic() + 120
+    while not started.exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def wait_until_free(place: Path) -> None:
+    """Until nothing of a killed runner is at work in the directory any more."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with locked(place):
+                return
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def processes_of(place: Path) -> list[list[str]]:
+    """The command lines that name a directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "pid"]):
+        words = process.info["cmdline"] or []
+        if process.info["pid"] != os.getpid() and any(str(place) in word for word in words):
+            found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_runner_leaves_nothing_at_work_and_goes_on_where_it_was(tmp_path, number):
+    process = start_runner(tmp_path)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    wait_until_free(tmp_path)
+    record = read_record(tmp_path, "long")
+    assert record is not None
+    assert record.outcome == "interrupted"
+    assert record.seconds > 0
+    deadline = time.monotonic() + 10
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(tmp_path) == []
+    summary = run(tmp_path, [make(tmp_path, "first"), make(tmp_path, "long", "first")])
+    assert (summary.present, summary.done) == (("first",), ("long",))
+    assert visits(tmp_path, "long") == 2  # the second visit found the first one's work
+
+
+def test_a_killed_job_has_failed_its_command_ends_and_the_next_run_goes_on(tmp_path):
+    process = start_runner(tmp_path)
+    job = next(each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-1:] == ["long"])
+    job.kill()
+    process.communicate(timeout=60)
+    wait_until_free(tmp_path)
+    record = read_record(tmp_path, "long")
+    assert record is not None
+    assert (record.outcome, record.log_tail[-1]) == ("failed", "its process was killed")
+    assert run(tmp_path, [make(tmp_path, "first"), make(tmp_path, "long", "first")]).done == ("long",)
+    assert visits(tmp_path, "long") == 2

@@ -1,0 +1,172 @@
+"""``study status``: what the files of a running study say, drawn in a real terminal's screen, without touching any."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+from report_study import make_study
+from rich.console import Console
+
+from benchmarks.study import commands
+from benchmarks.study.commands import StatusConfig, StudyConfig, follow, study_status
+from benchmarks.study.locks import acquire
+from benchmarks.study.state import LOG, read_record, step_directory, write_record
+from benchmarks.study.status import StepStatus, StudyWatch, _progress
+from clips.errors import UserError
+
+STEP = "llava-net-tiny-s0"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A study of which one LLaVA is being trained, by this very process as it were."""
+    found = make_study(tmp_path, monkeypatch)
+    (found / ".lock").write_text(f"{os.getpid()}\n")
+    record = read_record(found, STEP)
+    assert record is not None
+    write_record(
+        found, dataclasses.replace(record, outcome="running", started=time.time() - 70, log_tail=(), seconds=0.0)
+    )
+    (step_directory(found, STEP) / LOG).write_text("align: step 10/50  loss 3.1\nevil \x1b[31m\x07 line\n")
+    lock = acquire(step_directory(found, STEP) / ".lock")
+    assert lock is not None
+    yield found
+    os.close(lock)
+
+
+def watch(study: Path) -> StudyWatch:
+    return commands.resolve(StudyConfig(study=str(study.parent / "study.yaml"))).watch()
+
+
+def seen(study: Path, name: str = STEP) -> StepStatus:
+    return next(status for status in watch(study).look() if status.name == name)
+
+
+def text_of(shown: Any, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_running_step_tells_its_numbers_and_nothing_is_touched(study: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file()}
+    status = seen(study)
+    assert (status.state, status.progress) == ("running", "10/50 20 %")
+    assert 69 < status.seconds < 90
+    assert seen(study, "encoder-clip-s0").state == "done"
+    assert seen(study, "evaluate-llava-net-tiny-s0").state == "waiting"
+    assert {path: path.stat().st_mtime_ns for path in study.rglob("*") if path.is_file()} == before
+
+
+def test_the_time_of_a_step_that_goes_on_is_that_of_all_its_runs(study: Path) -> None:
+    record = read_record(study, STEP)
+    assert record is not None
+    write_record(study, dataclasses.replace(record, seconds=1000.0, earlier=1000.0))
+    assert 1069 < seen(study).seconds < 1090
+
+
+def test_time_left_is_that_of_what_runs_and_waits(study: Path) -> None:
+    record = read_record(study, "llava-clip-tiny-s0")
+    assert record is not None
+    write_record(study, dataclasses.replace(record, seconds=191.0))
+    looking = watch(study)
+    statuses = looking.look()
+    rests = {status.name: status.left for status in statuses if status.state in {"waiting", "running"}}
+    assert 25 < rests[STEP] <= 30  # its kind takes 9 and 191 s, and it runs for 70
+    assert looking.left(statuses) == pytest.approx(sum(rests.values()))  # one job at a time
+
+
+def test_the_screen_has_it_all_and_nothing_raw(study: Path) -> None:
+    looking = watch(study)
+    text = text_of(looking.view(looking.look(), 160))
+    line = next(line for line in text.splitlines() if line.startswith(STEP))
+    assert "running" in line
+    assert "10/50 20 %" in line
+    assert f"{STEP}: evil \N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER} line" in text
+    assert "8 of 13 done" in text
+    assert not {"\x1b", "\x07"} & set(text)
+    narrow = text_of(looking.view(looking.look(), 60), 60)
+    assert "memory" not in narrow.splitlines()[0]
+    assert STEP in narrow
+
+
+def test_a_terminal_is_redrawn_until_nothing_runs(study: Path) -> None:
+    """The screen after each look, as a terminal shows it."""
+    screen = pyte.Screen(160, 40)
+    stream, out = pyte.Stream(screen), io.StringIO()
+    console = Console(file=out, force_terminal=True, width=160, height=40, highlight=False, legacy_windows=False)
+    screens: list[str] = []
+
+    def drawn() -> str:
+        stream.feed(out.getvalue().replace("\n", "\r\n"))
+        out.truncate(0)
+        out.seek(0)
+        return "\n".join(screen.display)
+
+    def wait() -> None:
+        screens.append(drawn())
+        if len(screens) == 1:
+            (step_directory(study, STEP) / LOG).write_text("instruct: step 1/100  loss 1.25\n")
+        else:
+            (study / ".lock").write_text("\n")  # the runner is gone
+            record = read_record(study, STEP)
+            assert record is not None
+            write_record(study, dataclasses.replace(record, outcome="failed", log_tail=("no weights",)))
+
+    follow(watch(study), console, wait=wait)
+    assert len(screens) == 2
+    assert "10/50 20 %" in screens[0]
+    assert "1/100 1 %" in screens[1]
+    assert "10/50" not in screens[1]
+    assert screens[1].count("\n" + STEP + " ") == 1  # drawn over, not below
+    assert f"{STEP}: no weights" in (last := drawn())
+    assert "nothing is running" in last
+
+
+def test_what_a_killed_runner_left_is_not_called_running(study: Path) -> None:
+    record = read_record(study, "llm-tiny")
+    assert record is not None
+    write_record(study, dataclasses.replace(record, outcome="running"))
+    (study / ".lock").write_text("999999999\n")
+    assert seen(study, "llm-tiny").state == "stopped"
+    assert seen(study).state == "running"  # its job outlives the runner: it holds its lock
+
+
+def test_lines_tell_what_changed_and_count_what_ended(study: Path) -> None:
+    looking = watch(study)
+    before = looking.look()
+    record = read_record(study, STEP)
+    assert record is not None
+    failed = dataclasses.replace(record, outcome="failed", log_tail=("no \x07 weights",))
+    now = [
+        dataclasses.replace(status, state="failed", record=failed, seconds=9.0) if status.name == STEP else status
+        for status in before
+    ]
+    now[-1] = dataclasses.replace(now[-1], state="cannot run")
+    said = looking.lines(before, now)
+    assert said[0] == f"[9/13] {STEP}: failed after 9 s"
+    assert said[2] == "    no \N{REPLACEMENT CHARACTER} weights"
+    assert said[-1] == f"[10/13] {now[-1].name}: cannot run"
+    assert looking.lines(now, now) == []
+
+
+def test_without_a_terminal_it_prints_once(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study_status(StatusConfig(study=str(study.parent / "study.yaml"), follow=True))
+    said = capsys.readouterr().out
+    assert said.count(f"\n{STEP} ") == 1
+    assert "\x1b" not in said
+    with pytest.raises(UserError, match="every: expected more than 0"):
+        StatusConfig(study="x", every=0)
+
+
+def test_progress_is_read_from_the_last_line_that_counts() -> None:
+    assert _progress(("making scenes: 1,000 of 9,000, 1 min left", "done")) == "1,000/9,000 11 %"
+    assert _progress(("nothing",)) == ""
