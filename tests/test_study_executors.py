@@ -167,7 +167,7 @@ def test_resources_of_a_kind_are_overlaid_by_those_of_a_name():
             "executor: options.x: expected a string or an integer, got [1]",
         ),
         ({"executor": {"name": "slurm", "cancel": 1}}, "executor: cancel: expected true or false, got 1"),
-        ({"executor": ["local"]}, "executor: expected one of local, gpus, slurm, kubernetes, or a mapping with its name"),
+        (
             {"executor": ["local"]},
             "executor: expected one of local, gpus, slurm, kubernetes, or a mapping with its name, got [",
         ),
