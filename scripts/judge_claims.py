@@ -29,7 +29,7 @@ def main() -> int:
             print(f"{run}: expected the output of a study, with results/", file=sys.stderr)
             return 2
         scores |= found
-    print("| claim | world | compared | difference | seeds | verdict |\n| --- | --- | --- | ---: | ---: | --- |")
+    print("| claim | dataset | compared | difference | seeds | verdict |\n| --- | --- | --- | ---: | ---: | --- |")
     for claim, world, words, one, other in claims(scores):
         if one and other:
             print("|", " | ".join([claim, world, words, *judged(scores, one, other)]), "|")
@@ -102,7 +102,7 @@ def judged(scores: Scores, one: Sequence[str], other: Sequence[str]) -> list[str
     if interval is None:
         return [f"{fmean(values):+.1f}" if values else "–", str(len(values)), "needs two seeds"]
     low, high = interval
-    verdict = "reproduced" if low > 0 else "contradicted" if high < 0 else "not shown"
+    verdict = "reproduced" if low > 0 else "contradicted" if high < 0 else "not significant"
     return [f"{fmean(values):+.1f} [{low:+.1f}, {high:+.1f}]", str(len(values)), verdict]
 
 

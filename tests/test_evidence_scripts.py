@@ -41,7 +41,7 @@ def test_an_interval_on_one_side_of_zero_decides(run: Path) -> None:
     assert "| C1 | scenes | clips − clip | +4.0 [+4.0, +4.0] | 3 | reproduced |" in lines
     assert "| C2 | scenes | clips − veclip_compute | -5.0 [-5.0, -5.0] | 3 | contradicted |" in lines
     (between,) = [line for line in lines if line.startswith("| B3 |")]
-    assert between.endswith("| 3 | not shown |")
+    assert between.endswith("| 3 | not significant |")
     assert "+0.7 [" in between
 
 

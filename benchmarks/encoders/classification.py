@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose prompts are most similar to the picture."""
+"""Zero-shot classification: the class whose prompts are most similar to the image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CELLS_AT_ONCE = 16_000_000
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
-    """Accuracy at 1 and 5 and mean per-class recall of a row's encoder."""
+    """Compute accuracy at 1 and 5 and mean per-class recall of a model's encoder."""
     from benchmarks.encoders.embed import computed_by
     from benchmarks.encoders.vectors import image_vectors, text_vectors
 
@@ -68,13 +68,13 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the pictures, their classes and the templates that are used."""
+    """Return the SHA-256 of the images, their classes and the templates."""
     found = load_class_set(config.data, split=config.split, limit=config.limit)
     return hashlib.sha256(f"{found.hash} {_templates(found, config)}".encode()).hexdigest()
 
 
 def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
-    """Entries about the test data."""
+    """Return protocol entries about the test data."""
     return {
         "benchmark": config.name,
         "data_hash": found.hash,
@@ -86,27 +86,27 @@ def data_protocol(found: ClassSet, config: BenchmarkConfig) -> Entries:
 
 
 def metrics(items: pd.DataFrame, found: ClassSet) -> dict[str, Metric]:
-    """The metrics that say something of so many classes."""
+    """Return the metrics that are meaningful for this number of classes."""
     blind = {CHANCE: guessed(found), COMMONEST: by_frequency(found)}
     return {name: measure(items, spec, blind=blind) for name, spec in METRICS.items() if name not in absent(found)}
 
 
 def guessed(found: ClassSet) -> dict[str, np.ndarray]:
-    """The hits of one that draws classes by lot."""
+    """Return the hits of random classes."""
     none, ones = np.zeros(len(found.targets), int), np.ones(len(found.targets), int)
     ranks = Ranks(above=none, tied=len(found.classes) * ones, right=ones, first=none)
     return {f"acc{k}": ranks.hit(k) for k in CUTS}
 
 
 def by_frequency(found: ClassSet) -> dict[str, np.ndarray]:
-    """The hits of one that always names the commonest classes, the commonest first."""
+    """Return the hits of the majority classes, the most frequent first."""
     common = np.argsort(-np.bincount(found.targets, minlength=len(found.classes)), kind="stable")
     place = np.argsort(common)[found.targets]
     return {f"acc{k}": (place < k).astype(float) for k in CUTS}
 
 
 def absent(found: ClassSet) -> Mapping[str, str]:
-    """Metrics that say nothing here, and why."""
+    """Return the omitted metrics, and why."""
     few = len(found.classes) <= CUTS[-1]
     return {f"acc{CUTS[-1]}": f"there are only {len(found.classes)} classes"} if few else {}
 
@@ -121,17 +121,17 @@ def _templates(found: ClassSet, config: BenchmarkConfig) -> str | Sequence[str]:
 
 
 def similarities(pictures: torch.Tensor, classes: torch.Tensor) -> Iterator[np.ndarray]:
-    """Blocks (n, C) of the similarity of (N, D) pictures to (C, D) classes."""
+    """Yield blocks (n, C) of the similarity of (N, D) images to (C, D) classes."""
     for block in pictures.split(max(1, _CELLS_AT_ONCE // len(classes))):
         yield (block @ classes.T).cpu().numpy()
 
 
 def placed(scores: Iterator[np.ndarray], targets: np.ndarray) -> Ranks:
-    """Where each picture's class stands among all.
+    """Return the rank of each image's class.
 
     Args:
-        scores: blocks (n, C), together (N, C); more is likelier.
-        targets: (N,) the right classes.
+        scores: blocks (n, C), together (N, C); more is more probable.
+        targets: (N,) the correct classes.
     """
     parts, start = [], 0
     for block in scores:
@@ -144,7 +144,7 @@ def placed(scores: Iterator[np.ndarray], targets: np.ndarray) -> Ranks:
 
 
 def items_table(found: ClassSet, ranks: Ranks) -> pd.DataFrame:
-    """One item for each picture; its ``category`` is number and name of its class, for names may repeat."""
+    """Build one item per image; its ``category`` is index and name of its class, because names may repeat."""
     import pandas as pd
 
     hits = {f"acc{k}": ranks.hit(k) for k in CUTS}

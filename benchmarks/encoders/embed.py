@@ -1,4 +1,4 @@
-"""Unit vectors of pictures and texts from an encoder with a text tower."""
+"""Unit vectors of images and texts from an encoder with a text tower."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-_DECODERS = min(16, os.cpu_count() or 1)  # threads that open pictures while the tower computes
+_DECODERS = min(16, os.cpu_count() or 1)  # threads that open images while the tower computes
 _BATCHES_AHEAD = 2
 Kept = KeptVectors | Unkept
 UNKEPT = Unkept()
@@ -34,11 +34,11 @@ class DualEncoder:
 
     Args:
         model: has ``encode_image(pixels (B, 3, H, W))`` and ``encode_text(tokens (B, L))``.
-        preprocess: PIL picture → (3, H, W).
+        preprocess: PIL image → (3, H, W).
         tokenizer: list of texts → (B, L).
-        how: how the model takes its input, as its directory records it, as protocol entries.
-        device: where it runs.
-        precision: the type that the towers are cast to.
+        how: the model's preprocessing, as its directory records it, as protocol entries.
+        device: torch device.
+        precision: the dtype of the towers.
     """
 
     model: Any
@@ -50,7 +50,7 @@ class DualEncoder:
 
 
 def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
-    """Load an encoder directory: ours, or any in open_clip's hub layout.
+    """Load an encoder directory: of this suite, or any in open_clip's Hub format.
 
     Raises:
         UserError: not such a directory.
@@ -75,13 +75,13 @@ def load_dual_encoder(path: str, device: str, precision: str) -> DualEncoder:
 
 
 def computed_by(encoder: DualEncoder) -> Entries:
-    """What the harness runs an encoder with, as protocol entries. A build (``2.9.0+cpu``) is no other version."""
+    """Return the runtime of an encoder as protocol entries. A build (``2.9.0+cpu``) is not another version."""
     found = {name: versions()[name].partition("+")[0] for name in ("torch", "open_clip_torch")}
     return {"precision": encoder.precision, **found}
 
 
 def _how(model: Any, path: str) -> Entries:
-    """Resolution, resize and interpolation, from open_clip's own record of them."""
+    """Return resolution, resize and interpolation, from open_clip's own record."""
     settings = getattr(model.visual, "preprocess_cfg", None)
     if not settings:
         settings = parse_json((Path(path) / CONFIG).read_text(encoding="utf-8")).get("preprocess_cfg", {})
@@ -100,17 +100,17 @@ def embed_images(
     batch_size: int,
     kept: Kept = UNKEPT,
 ) -> torch.Tensor:
-    """(N, D) float32 unit vectors of the pictures ``opener(0) … opener(N - 1)``.
+    """Return (N, D) float32 unit vectors of the images ``opener(0) … opener(N - 1)``.
 
     Args:
         encoder: the encoder.
-        opener: opens picture ``index``; called by several threads.
+        opener: opens image ``index``; called by several threads.
         names: (N,) for messages.
-        batch_size: pictures at once.
-        kept: where the vectors are kept.
+        batch_size: images per batch.
+        kept: cache of the vectors.
 
     Raises:
-        UserError: a picture cannot be opened, or its features are not finite; it is named.
+        UserError: an image cannot be opened, or its features are not finite; it is named.
     """
     import torch
 
@@ -127,13 +127,13 @@ def embed_images(
 
 
 def embed_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int, kept: Kept = UNKEPT) -> torch.Tensor:
-    """(M, D) float32 unit vectors of the texts, computed in batches of like length.
+    """Return (M, D) float32 unit vectors of the texts, computed in batches of similar length.
 
     Args:
         encoder: the encoder.
         texts: (M,) texts.
-        batch_size: texts at once.
-        kept: where the vectors are kept.
+        batch_size: texts per batch.
+        kept: cache of the vectors.
 
     Raises:
         UserError: features that are not finite; the text is named.
@@ -153,7 +153,7 @@ def embed_texts(encoder: DualEncoder, texts: Sequence[str], batch_size: int, kep
 
 
 def _encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """Text features, padding left out where it cannot count; where that is not sure, the model's own function."""
+    """Return text features without padding where it has no effect; otherwise use the model's own function."""
     from open_clip import CLIP, CustomTextCLIP
     from open_clip.transformer import TextTransformer
 
@@ -169,7 +169,7 @@ def _batches(order: Sequence[int], batch_size: int) -> list[Sequence[int]]:
 
 
 def _ahead(pool: ThreadPoolExecutor, prepare: Callable[[int], Any], batches: Batches) -> Iterator[list[Any]]:
-    """Batches of prepared items; the next ones are prepared while the caller works on this one."""
+    """Yield batches of prepared items; the next ones are prepared while the caller works on this one."""
     waiting: deque[list[Future]] = deque()
     for batch in batches:
         waiting.append([pool.submit(prepare, index) for index in batch])

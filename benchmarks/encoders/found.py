@@ -1,6 +1,6 @@
-"""What some queries of a retrieval find, kept beside the items so that people can look at it.
+"""Retrieval examples: the top results of some queries, stored with the items for the report.
 
-The queries are drawn by lot from the names of the items: they are the same for every row.
+The queries are chosen by a hash of the item names: they are the same for every model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-QUERIES = 24  # of each direction, each about another picture
+QUERIES = 24  # per direction, each about another image
 FOUND = 5
 _LONGEST_CAPTION = 1000
 
@@ -26,17 +26,17 @@ _LONGEST_CAPTION = 1000
 def with_found(
     items: pd.DataFrame, captions: CaptionSet, images: torch.Tensor, texts: torch.Tensor, *, most: int = QUERIES
 ) -> pd.DataFrame:
-    """The items of a retrieval with a column ``found`` and with the thumbnails of all pictures that are in it.
+    """Add a column ``found`` and the thumbnails of all images in it to the items of a retrieval.
 
     ``found`` is JSON, the most similar answers first: ``[{"answer": …, "similarity": 0.31, "right": true}, …]``, an
-    answer being a picture's reference or a caption; null for queries that were not drawn.
+    answer is an image's reference or a caption; null for queries that were not chosen.
 
     Args:
-        items: a row a picture, then a row a caption, as `retrieval.items_of` makes them.
+        items: one row per image, then one row per caption, as `retrieval.items_of` makes them.
         captions: the data.
-        images: (N, D) unit vectors of its pictures.
+        images: (N, D) unit vectors of its images.
         texts: (M, D) unit vectors of its captions.
-        most: queries of each direction.
+        most: maximum queries per direction.
     """
     shown: set[int] = set()
     column: list[str | None] = [None] * len(items)

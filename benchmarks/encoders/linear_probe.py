@@ -1,9 +1,9 @@
-"""Linear probe: logistic regression on an image tower's features, its regularisation chosen on a part of train.
+"""Linear probe: logistic regression on an image tower's features, with regularization selected on a part of train.
 
-Letters: N pictures, D width, C classes.
+Letters: N images, D width, C classes.
 
-Source: section A.3 of the CLIP paper (arXiv 2103.00020): scikit-learn's L-BFGS with at most 1,000 steps, its strength
-found by a search over 97 values from 1e-6 to 1e6 that looks at every 16th first and halves the step around the best.
+Source: section A.3 of the CLIP paper (arXiv 2103.00020): scikit-learn's L-BFGS with at most 1,000 steps; a search over
+97 values of its strength from 1e-6 to 1e6 tries every 16th first and halves the step around the best.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from benchmarks.models import Row
 
 STRENGTHS = np.logspace(-6, 6, 97)
-"""What C, the inverse of the regularisation, can be: eight values a decade."""
-_HELD_OUT = 5  # one picture in so many of each class
+"""Values of C, the inverse of the regularization strength: eight per decade."""
+_HELD_OUT = 5  # ratio of held-out images, one in this number per class
 _STEPS = 1000
 _CHOSEN = MetricSpec(label="C", formula=None, scale=1.0, higher_is_better=None)
-_NEVER = -1e9  # log probability of a class that train does not hold
+_NEVER = -1e9  # log probability of a class that train does not contain
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
-    """Accuracy on the test split of a classifier learnt from the train split, and the C that was chosen."""
+    """Compute the test accuracy of a classifier trained on the train split, and the selected C."""
     from importlib.metadata import version
 
     from benchmarks.encoders.embed import computed_by
@@ -72,14 +72,14 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the pictures of both splits and their classes."""
+    """Return the SHA-256 of the images of both splits and their classes."""
     import hashlib
 
     return hashlib.sha256("".join(found.hash for found in _load(config)).encode()).hexdigest()
 
 
 def _load(config: BenchmarkConfig) -> tuple[ClassSet, ClassSet]:
-    """Train and test; ``limit`` is of the test pictures alone."""
+    """Return train and test; ``limit`` applies only to the test images."""
     if config.split == config.train_split:
         raise UserError(f"benchmarks.train_split: expected another than 'split', got '{config.split}' for both")
     train = load_class_set(config.data, split=config.train_split)
@@ -90,14 +90,14 @@ def _load(config: BenchmarkConfig) -> tuple[ClassSet, ClassSet]:
 
 
 def choose_strength(features: np.ndarray, targets: np.ndarray) -> float:
-    """The C of :data:`STRENGTHS` that is best on the held-out part; of equally good ones the smallest.
+    """Return the C of :data:`STRENGTHS` with the best held-out accuracy; the smallest of equal ones.
 
     Args:
         features: (N, D).
         targets: (N,) classes.
 
     Raises:
-        UserError: too few pictures to hold any out, or a single class.
+        UserError: too few images to hold any out, or a single class.
     """
     held = held_out(targets)
     if not held.any() or len(np.unique(targets[~held])) < 2:
@@ -121,7 +121,7 @@ def choose_strength(features: np.ndarray, targets: np.ndarray) -> float:
 
 
 def held_out(targets: np.ndarray) -> np.ndarray:
-    """(N,) which pictures are held out: of each class one in five, drawn with a fixed seed."""
+    """Return (N,) whether an image is held out: one in five of each class, sampled with a fixed seed."""
     order = np.random.default_rng(0).permutation(len(targets))
     held = np.zeros(len(targets), bool)
     for target in np.unique(targets):
@@ -130,7 +130,7 @@ def held_out(targets: np.ndarray) -> np.ndarray:
 
 
 def fit(features: np.ndarray, targets: np.ndarray, strength: float, name: str = "") -> Any:
-    """The classifier that (N, D) features and (N,) targets give; says so if it is ``name``'s and was stopped early."""
+    """Fit the classifier to (N, D) features and (N,) targets; report early stopping if ``name`` is given."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -143,7 +143,7 @@ def fit(features: np.ndarray, targets: np.ndarray, strength: float, name: str = 
 
 
 def _scores(model: Any, features: np.ndarray, classes: int) -> np.ndarray:
-    """(N, C) log probabilities."""
+    """Return (N, C) log probabilities."""
     scores = np.full((len(features), classes), _NEVER)
     scores[:, model.classes_] = model.predict_log_proba(features)
     return scores

@@ -1,8 +1,8 @@
-"""Retrieval by long captions: whole, cut to their first words, and by how long they are.
+"""Retrieval with long captions: full, truncated to their first words, and by length.
 
-The curve of recall against words says how much of a caption an encoder uses: a tower that reads 77 tokens stops rising
-where these end. All points are measured on the same pictures with the same number of captions; only the texts get
-shorter. A picture's or caption's place in the bins is that of the whole caption, and it is searched among all.
+The curve of recall against words shows how much of a caption an encoder uses: a tower that reads 77 tokens stops rising
+where these end. All points use the same images and the same number of captions; only the texts get shorter. The length
+bin of an image or caption is that of the full caption, and the search covers all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CURVE = "words_kept"
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
-    """Recalls by whole captions and by their first words, and R@1 for captions of each length."""
+    """Compute recalls with full captions and with their first words, and R@1 per length bin."""
     from benchmarks.encoders.embed import computed_by
     from benchmarks.encoders.vectors import image_vectors, text_vectors
 
@@ -74,18 +74,18 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
 
 def suffix(words: int) -> str:
-    """What the names of metrics and item columns of a cut end in."""
+    """Return the suffix of the metric names and item columns of a truncation."""
     return f"_w{words}"
 
 
 def first_words(text: str, words: int) -> str:
-    """The first so many words, single spaces between them; a text that has no more stays as it is."""
+    """Return the first ``words`` words with single spaces; a text that is short enough is unchanged."""
     found = text.split()
     return " ".join(found[:words]) if len(found) > words else text
 
 
 def _cut_off(texts: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor]) -> np.ndarray:
-    """(M,) 1 where the tower does not see a caption's last word: without it the tokens are the same."""
+    """Return (M,) 1 for truncated captions: their tokens are the same without the last word."""
     found = []
     for start in range(0, len(texts), 1000):
         block = list(texts[start : start + 1000])
@@ -96,7 +96,7 @@ def _cut_off(texts: Sequence[str], tokenizer: Callable[[list[str]], torch.Tensor
 
 
 def _bins(words: Sequence[int]) -> dict[str, tuple[int, float]]:
-    """Suffix → (lowest, highest) number of words, between the points of the curve."""
+    """Map suffix to (lowest, highest) number of words, between the points of the curve."""
     edges = [0, *words]
     bounds: list[tuple[int, float]] = [(low + 1, high) for low, high in itertools.pairwise(edges)]
     closed = {f"_of_{low}_to_{high}": (low, high) for low, high in bounds}
@@ -106,7 +106,7 @@ def _bins(words: Sequence[int]) -> dict[str, tuple[int, float]]:
 def _by_length(
     items: pd.DataFrame | Mapping[str, np.ndarray], captions: CaptionSet, words: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """R@1 columns of each bin that holds a caption; a picture's length is the mean of its captions'."""
+    """Return the R@1 columns of each non-empty bin; an image's length is the mean of its captions'."""
     lengths = np.array([len(text.split()) for text in captions.texts])
     total, count = np.zeros(len(captions.images)), np.zeros(len(captions.images))
     np.add.at(total, captions.pairs[:, 0], lengths[captions.pairs[:, 1]])

@@ -1,4 +1,4 @@
-"""``clips-bench look``: the picture, bright where an encoder finds it similar to a phrase.
+"""``clips-bench look``: similarity map of an image and a phrase.
 
 clips-bench look runs/clips --image photo.jpg --phrase "a dog" --output dog.png
 """
@@ -17,12 +17,12 @@ _LARGEST = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class LookConfig:
-    """Write a picture that is bright where an encoder finds it similar to a phrase.
+    """Write an image–phrase similarity map: the image, bright where the encoder finds it similar to the phrase.
 
     Args:
-        encoder: an encoder directory with a text tower (open_clip layout), or ``hf-hub:ORG/NAME``.
-        image: the picture's file.
-        phrase: what to look for.
+        encoder: an encoder directory with a text tower (open_clip format), or ``hf-hub:ORG/NAME``.
+        image: the image file.
+        phrase: the phrase.
         output: the PNG file to write; its longest side is at most 1,024 pixels.
     """
 
@@ -39,10 +39,10 @@ class LookConfig:
 
 
 def look(config: LookConfig) -> None:
-    """Carry out ``config``.
+    """Run ``clips-bench look``.
 
     Raises:
-        UserError: no such encoder or picture, or a tower that has no places.
+        UserError: no such encoder or image, or a tower without patches.
     """
     from clips.data.images import BadImageError, decode_image
 

@@ -1,7 +1,7 @@
-"""Retrieval in several languages over the same pictures, and the mean over the languages.
+"""Retrieval in several languages over the same images, and the mean over languages.
 
-An item is an image, or an image's n-th caption, with a column for each language: an image counts with its captions in
-every language, and every language weighs the same however many captions it has.
+An item is an image, or an image's n-th caption, with a column per language: an image counts with its captions in every
+language, and every language has the same weight regardless of its number of captions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
-    """Recall at 1, 5 and 10 in each language, and the means over them."""
+    """Compute recall at 1, 5 and 10 in each language, and the means over them."""
     from benchmarks.encoders.embed import computed_by
     from benchmarks.encoders.vectors import image_vectors, text_vectors
 
@@ -48,12 +48,12 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the pictures and of the captions in every language."""
+    """Return the SHA-256 of the images and of the captions in every language."""
     return _hash(_sets(config))
 
 
 def _sets(config: BenchmarkConfig) -> dict[str, CaptionSet]:
-    """Language → its captions, of the same pictures in the same order."""
+    """Map language to its captions, of the same images in the same order."""
     if not config.languages:
         raise UserError(f"benchmarks.languages: expected at least one (benchmark '{config.name}')")
     sets = {language: caption_set_of(config, language=language) for language in config.languages}
@@ -72,7 +72,7 @@ def _hash(sets: dict[str, CaptionSet]) -> str:
 
 
 def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row for all languages of an item; what is asked and found is shown in the first language that has it."""
+    """Merge all languages of an item into one row; it shows query and answer in the first language that has it."""
     import pandas as pd
 
     shown = pd.concat(tables.values())
@@ -92,7 +92,7 @@ def _columns(languages: list[str], *names: str) -> tuple[str, ...]:
 
 
 def _specs(languages: list[str]) -> dict[str, MetricSpec]:
-    """The means over languages, then every language's R@1."""
+    """Return the means over languages, then every language's R@1."""
     means = {
         f"{direction}_r{k}": MetricSpec(label=f"{arrow} R@{k}", columns=_columns(languages, f"{direction}_r{k}"))
         for direction, arrow in ARROWS.items()

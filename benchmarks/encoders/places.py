@@ -1,15 +1,15 @@
-"""What an encoder says of each place of a picture, in the space in which it compares pictures and texts.
+"""Patch embeddings of an encoder in the joint space of images and texts.
 
-A picture's embedding is pooled from its places. Here every place goes through the pooling alone: an attention that
-sees one place only gives that place's value, whatever it asks for. Source: MaskCLIP (Zhou, Loy and Dai 2022, arXiv
-2112.01071), which takes the value path of CLIP's last attention; by tower:
+An image's embedding is pooled from its patches. Here every patch passes through the pooling alone: an attention over a
+single patch returns that patch's value, regardless of the query. Source: MaskCLIP (Zhou, Loy and Dai 2022, arXiv
+2112.01071), which uses the value path of CLIP's last attention; by tower:
 
-- ViT with a class token: each patch goes through the last block alone, then final norm and projection.
-- ViT with the mean of the patches, or with attention pooling: each patch goes through pooling and projection alone.
+- ViT with a class token: each patch passes through the last block alone, then final norm and projection.
+- ViT with the mean of the patches, or with attention pooling: each patch passes through pooling and projection alone.
 - CLIP's ResNet: the value and output projection of its attention pooling, positions included.
-- timm's trunks: each place goes through the trunk's own pooling and head alone.
+- timm's trunks: each patch passes through the trunk's own pooling and head alone.
 
-Letters: B pictures, I places in h rows of w, D width of a token, E of the common space.
+Letters: B images, I patches in h rows of w, D width of a token, E width of the joint space.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from clips.errors import UserError
 
 
 def place_vectors(model: Any, pixels: Tensor) -> Tensor:
-    """(B, h, w, E) vectors of the places of pictures, not normalised.
+    """Return (B, h, w, E) vectors of the patches of images, not normalized.
 
     Args:
         model: an open_clip model.
-        pixels: (B, 3, H, W), normalised.
+        pixels: (B, 3, H, W), normalized.
 
     Raises:
-        UserError: the image tower pools its places in another way than those above.
+        UserError: the image tower pools its patches in another way than those above.
     """
     from open_clip.transformer import VisionTransformer
 
@@ -56,7 +56,7 @@ def _of_vit(visual: Any, pixels: Tensor) -> Tensor:
     x = visual._embeds(pixels)
     for block in blocks[:-1] if by_class_token else blocks:
         x = block(x)
-    alone = _alone(x[:, 1:], 2)  # twice: the first stands where pooling expects the class token
+    alone = _alone(x[:, 1:], 2)  # twice: pooling expects the class token at the first position
     if by_class_token:
         alone = blocks[-1](alone)
     pooled, _ = visual._pool(alone)
@@ -85,7 +85,7 @@ def _of_trunk(visual: Any, pixels: Tensor) -> Tensor:
 
 
 def _alone(tokens: Tensor, copies: int) -> Tensor:
-    """(B, I, D) tokens → (B · I, copies, D), each a row of its own."""
+    """Reshape (B, I, D) tokens to (B · I, copies, D), each a sequence of its own."""
     return tokens.flatten(0, 1)[:, None].expand(-1, copies, -1)
 
 
@@ -97,7 +97,7 @@ def _grid(places: int, height: int, width: int) -> tuple[int, int]:
 
 
 def similarity_maps(places: Tensor, texts: Tensor) -> Tensor:
-    """(P, h, w) cosine of each place of one picture with each of P phrases.
+    """Return (P, h, w) cosine of each patch of one image with each of P phrases.
 
     Args:
         places: (h, w, E).

@@ -1,8 +1,8 @@
-"""Whether an encoder's similarity map points at what a phrase names.
+"""Pointing game: whether an encoder's similarity map points at the object that a phrase names.
 
-The *pointing game* (Zhang et al. 2016, arXiv 1608.00507): the map's highest point, the middle of the most similar
-place, is a hit where it lies in the box of the thing. Beside it the area under the ROC curve of telling points in the
-box from those outside by the map, and both for the mean of all phrases: what the map shows without knowing the phrase.
+The *pointing game* (Zhang et al. 2016, arXiv 1608.00507): the map's maximum, the center of the most similar patch, is a
+hit if it lies in the box of the object. Further metrics: the area under the ROC curve of the map for points inside and
+outside the box, and both for the mean of all phrases, a map without knowledge of the phrase.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.config import BenchmarkConfig
     from benchmarks.models import Row
 
-SHOWN = 24  # phrases, each of another picture, whose maps are kept
+SHOWN = 24  # phrases, each of another image, whose maps are stored
 TIE = 1e-6
 METRICS = {
     "pointing": MetricSpec(label="hits", columns=("hit",)),
@@ -38,7 +38,7 @@ PRIMARY = ("pointing", "auc")
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
-    """Hits and areas of a row's encoder. Of several processes the first does the maps."""
+    """Compute hits and areas of a model's encoder. The first of several processes computes the maps."""
     from benchmarks.encoders.embed import computed_by
     from benchmarks.encoders.vectors import text_vectors
 
@@ -72,12 +72,12 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of pictures, phrases and boxes."""
+    """Return the SHA-256 of images, phrases and boxes."""
     return phrase_set_of(config).hash
 
 
 def _items(row: Row, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame, str]:
-    """The items, and how many places a picture has, ``"7 x 7"``."""
+    """Return the items, and the patch grid of an image, ``"7 x 7"``."""
     import pandas as pd
     import torch
 
@@ -119,12 +119,12 @@ def _items(row: Row, data: PhraseSet, texts: torch.Tensor) -> tuple[pd.DataFrame
 
 
 def _guessed(items: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Hits of a place at random, and the area of a map without any sense."""
+    """Return the hits of a random patch, and the area of a random map."""
     return {"hit": items["chance"].to_numpy(), "auc": items["auc"].where(items["auc"].isna(), 0.5).to_numpy()}
 
 
 def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tensor, seen: Seen) -> dict[str, Any]:
-    """The columns of one phrase; ``found`` and ``any_phrase`` are (h, w) maps."""
+    """Return the columns of one phrase; ``found`` and ``any_phrase`` are (h, w) maps."""
     inside = seen.inside(box, *found.shape)
     points = seen.inside(box, RASTER, RASTER)
     row, column = divmod(int(found.argmax()), found.shape[1])
@@ -148,17 +148,17 @@ def _item(phrase: Phrase, box: Box, found: torch.Tensor, any_phrase: torch.Tenso
 
 
 def pointing(found: np.ndarray, inside: np.ndarray) -> float:
-    """Share of the most similar places, those within ``TIE`` of the first, whose middle is in the box.
+    """Return the ratio of the most similar patches, within ``TIE`` of the first, whose center is in the box.
 
     Args:
         found: (h, w) map.
-        inside: (h, w) whether a place's middle is in the box.
+        inside: (h, w) whether a patch's center is in the box.
     """
     return float(inside[found >= found.max() - TIE].mean())
 
 
 def area(found: np.ndarray, inside: np.ndarray) -> float:
-    """Probability that a point inside is higher than one outside, ties counting half; NaN where there are none.
+    """Return the probability that a point inside is higher than one outside, ties counting half; NaN if undefined.
 
     Args:
         found: (R, R) map.
@@ -169,5 +169,5 @@ def area(found: np.ndarray, inside: np.ndarray) -> float:
     within, without = int(inside.sum()), int((~inside).sum())
     if not within or not without:
         return float("nan")
-    ranks = rankdata((found / TIE).round().ravel())[inside.ravel()]  # what rounding alone tells apart is tied
+    ranks = rankdata((found / TIE).round().ravel())[inside.ravel()]  # differences due to rounding are ties
     return float((ranks.sum() - within * (within + 1) / 2) / (within * without))

@@ -1,4 +1,4 @@
-"""The texts that a class is called by, and the vector that is made of them."""
+"""The prompts of a class, and the vector built from them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 TEMPLATE_SETS = {"openai_imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
-"""Name in a config → open_clip's list: CLIP's 80 for ImageNet, and the seven that its authors found to do as well."""
+"""Name in a config → open_clip's list: CLIP's 80 for ImageNet, and the seven that its authors found equally good."""
 _PLACES = ("{}", "{c}")
 
 
 def check_templates(templates: str | Sequence[str], field: str) -> None:
-    """Refuse what is neither a name in :data:`TEMPLATE_SETS` nor texts with a place for the class.
+    """Reject values that are neither a name in :data:`TEMPLATE_SETS` nor texts with a slot for the class.
 
     Raises:
         UserError: naming ``field``.
@@ -32,7 +32,7 @@ def check_templates(templates: str | Sequence[str], field: str) -> None:
 
 
 def prompts(templates: str | Sequence[str], name: str) -> list[str]:
-    """The texts for the class called ``name``."""
+    """Return the prompts of the class ``name``."""
     if isinstance(templates, str):
         from clips.commandline.lean_imports import without_wandb
 

@@ -1,6 +1,6 @@
-"""What an encoder's captioner writes of held-out pictures and their web captions, against the synthetic captions.
+"""Captions of an encoder's captioner for held-out images and their web captions, against the synthetic captions.
 
-The captioner is decoded as `clips caption` does: all words at once where it was trained so, else greedily.
+Decoding is that of `clips caption`: all words in parallel if trained so, else greedy.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Recaptions:
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
-    """CIDEr, BLEU and ROUGE-L of the captioner's captions. Of several processes the first does it all."""
+    """Compute CIDEr, BLEU and ROUGE-L of the captioner's captions. The first of several processes does it all."""
     if not row.processes.is_main:
         return None
     from benchmarks.encoders.embed import computed_by
@@ -112,7 +112,7 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome | None:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the pictures, web captions and synthetic captions."""
+    """Return the SHA-256 of the images, web captions and synthetic captions."""
     return _samples(config).hash
 
 
@@ -161,12 +161,12 @@ def _read(config: SourceConfig, limit: int | None, _stamp: object) -> Recaptions
 
 
 def _drawer(number: int) -> np.random.Generator:
-    """Draws the same of a sample's captions each time."""
+    """A random generator that always makes the same choice."""
     return np.random.default_rng([0, number])
 
 
 def _written(row: Row, samples: Recaptions) -> list[str] | None:
-    """The captioner's captions; None where there is no captioner."""
+    """Return the captioner's captions; None if there is no captioner."""
     from clips.encoder import load_captioner
     from clips.model.generation import generate_each
     from clips.model.tokenizer import ClipsTokenizer

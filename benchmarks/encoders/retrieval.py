@@ -1,4 +1,4 @@
-"""Zero-shot retrieval under the protocol of COCO and Flickr30K: several captions a picture, both directions."""
+"""Zero-shot retrieval under the protocol of COCO and Flickr30K: several captions per image, both directions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRIMARY = ("t2i_r1", "i2t_r1", "mean_r1")
 
 
 def recalls(suffix: str = "", label: str = "") -> dict[str, MetricSpec]:
-    """Recall at 1, 5 and 10 both ways, and mean R@1, of the item columns whose names end in ``suffix``."""
+    """Return recall at 1, 5 and 10 both ways, and mean R@1, of the item columns whose names end in ``suffix``."""
     single = {
         f"{direction}_r{k}{suffix}": MetricSpec(label=f"{arrow} R@{k}{label}", columns=(f"{direction}_r{k}{suffix}",))
         for direction, arrow in ARROWS.items()
@@ -53,7 +53,7 @@ METRICS: dict[str, MetricSpec] = {
 
 
 def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
-    """Recall at 1, 5 and 10, median rank and means, of a row's encoder."""
+    """Compute recall at 1, 5 and 10, median rank and means, of a model's encoder."""
     from benchmarks.encoders.embed import computed_by
     from benchmarks.encoders.vectors import image_vectors, text_vectors
 
@@ -71,12 +71,12 @@ def evaluate(row: Row, config: BenchmarkConfig) -> Outcome:
 
 
 def data_hash(config: BenchmarkConfig) -> str:
-    """SHA-256 of the pictures and captions."""
+    """Return the SHA-256 of the images and captions."""
     return caption_set_of(config).hash
 
 
 def protocol_of(captions: CaptionSet, config: BenchmarkConfig) -> Entries:
-    """What a recall depends on besides the model."""
+    """Protocol of a retrieval result: every setting, except the model, that affects recall."""
     stated: Entries = {
         "task": "zero-shot retrieval, both directions",
         "benchmark": config.name,
@@ -167,7 +167,7 @@ def hits(found: tuple[Ranks, Ranks], suffix: str = "") -> dict[str, np.ndarray]:
 
 
 def guessed(captions: CaptionSet) -> tuple[Ranks, Ranks]:
-    """Ranks of picture → caption and caption → picture queries to a model that finds everything equally similar."""
+    """Return the ranks of both directions for a model whose similarities are all equal."""
     sides = []
     for side, answers in enumerate((len(captions.texts), len(captions.images))):
         right = np.bincount(captions.pairs[:, side])

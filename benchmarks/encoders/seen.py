@@ -1,4 +1,4 @@
-"""A map of places laid over the picture that it is of: which part the model saw, and how people see it."""
+"""Draw a patch map over its image: the part that the model saw, in the image's own coordinates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Seen:
 
     @staticmethod
     def of(how: Entries, width: int, height: int) -> Seen:
-        """By how the encoder's directory says that pictures are resized."""
+        """Compute it from the resize mode in the encoder's directory."""
         sides = {"shortest": min(width, height), "longest": max(width, height)}
         side = sides.get(str(how["input_resize"]))
         if side is None:  # squashed
@@ -43,18 +43,18 @@ class Seen:
         return Seen((1 - wide) / 2, (1 - tall) / 2, (1 + wide) / 2, (1 + tall) / 2)
 
     def middles(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-        """(columns,) x and (rows,) y of the middles of places, in shares of the picture's sides."""
+        """Return (columns,) x and (rows,) y of the patch centers, as ratios of the image size."""
         x = self.left + (np.arange(columns) + 0.5) / columns * (self.right - self.left)
         return x, self.top + (np.arange(rows) + 0.5) / rows * (self.bottom - self.top)
 
     def inside(self, box: tuple[float, float, float, float], rows: int, columns: int) -> np.ndarray:
-        """(rows, columns) whether the middle of each place lies in ``box``: left, top, right, bottom in shares."""
+        """Return (rows, columns) whether each patch center lies in ``box``: left, top, right, bottom as ratios."""
         x, y = self.middles(rows, columns)
         return ((y >= box[1]) & (y <= box[3]))[:, None] & ((x >= box[0]) & (x <= box[2]))[None]
 
 
 def fine(found: Tensor) -> np.ndarray:
-    """(RASTER, RASTER) map of an (h, w) one, bilinear between the middles of places."""
+    """Interpolate an (h, w) map to (RASTER, RASTER), bilinear between patch centers."""
     from torch.nn.functional import interpolate
 
     return interpolate(found[None, None].float(), size=(RASTER, RASTER), mode="bilinear")[0, 0].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Image towers without texts, from any source that a LLaVA can be made with, ready to embed."""
+"""Image towers without text, from any source that a LLaVA can use, ready to embed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def load_tower(spec: str, device: str, precision: str) -> DualEncoder:
-    """Load the tower that ``spec`` names (see :mod:`llava_bridge.encoders`); texts it refuses.
+    """Load the tower ``spec`` (see :mod:`llava_bridge.encoders`); it rejects texts.
 
-    Its embedding of a picture is the class token of the last hidden state, or the mean over the tokens where there is
-    none. Pictures are resized by their shorter side and cropped to the middle.
+    Its image embedding is the class token of the last hidden state, or the mean over the tokens if there is none.
+    Images are resized by their shorter side and center-cropped.
 
     Raises:
-        UserError: no such encoder, or its weights do not fit.
+        UserError: no such encoder, or its weights do not match.
     """
     import torch
 
@@ -49,13 +49,13 @@ def load_tower(spec: str, device: str, precision: str) -> DualEncoder:
 
 
 class _Pooled:
-    """One vector for each picture."""
+    """One vector per image."""
 
     def __init__(self, tower: Any) -> None:
         self.tower = tower
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, D) of pixels (B, 3, S, S)."""
+        """Return (B, D) of pixels (B, 3, S, S)."""
         *_, last = self.tower.states(pixels, self.tower.depth)
         return last[:, 0] if self.tower.class_token else last.mean(dim=1)
 

@@ -1,4 +1,4 @@
-"""A row's unit vectors of pictures and texts: found where they are kept, otherwise computed by all its processes."""
+"""A model's unit vectors of images and texts: read from the cache, or computed by all its processes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def image_vectors(row: Row, opener: Callable[[int], Image], names: Sequence[str], content: str) -> torch.Tensor:
-    """(N, D) unit vectors of pictures by the row's image tower, on its device.
+    """Return (N, D) unit vectors of images by the model's image tower, on its device.
 
     Args:
-        row: the row.
-        opener: opens picture ``index``; called by several threads.
+        row: the model.
+        opener: opens image ``index``; called by several threads.
         names: (N,) for messages.
-        content: hash of something that fixes what the pictures show, and their order.
+        content: hash that fixes the images and their order.
 
     Raises:
-        UserError: a picture cannot be opened, or its features are not finite; it is named.
+        UserError: an image cannot be opened, or its features are not finite; it is named.
     """
     encoder = row.tower
     kept = _kept(row, encoder, "tower", pictures=content)
@@ -36,7 +36,7 @@ def image_vectors(row: Row, opener: Callable[[int], Image], names: Sequence[str]
 
 
 def text_vectors(row: Row, texts: Sequence[str]) -> torch.Tensor:
-    """(M, D) unit vectors of texts, on the row's device.
+    """Return (M, D) unit vectors of texts, on the model's device.
 
     Raises:
         UserError: features that are not finite; the text is named.

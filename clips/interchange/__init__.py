@@ -1,5 +1,5 @@
-"""Encoders from and for other formats: ``clips import`` and ``clips export --format``.
+"""Import and export of encoders: ``clips import`` and ``clips export --format``.
 
-Each format is one file with ``read`` (from it), ``write`` (to it), or both, and one entry in ``IMPORTS`` of
-`clips.interchange.importing` or in ``EXPORTS`` of `clips.interchange.exporting`.
+Each format is one file with ``read``, ``write``, or both, and one entry in ``IMPORTS`` of `clips.interchange.importing`
+or in ``EXPORTS`` of `clips.interchange.exporting`.
 """

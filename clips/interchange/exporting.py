@@ -1,4 +1,4 @@
-"""Encoder directories as models of other libraries; ``clips export --format``."""
+"""Export encoder directories as models of other libraries; ``clips export --format``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EXPORTS: dict[str, str] = {  # modules with write(encoder, directory) -> feature
     "hf_siglip": "clips.interchange.hf_siglip",
     "timm": "clips.interchange.timm_tower",
 }
-_TOLERANCE = 1e-5  # of unit features; more means that the conversion is wrong
+_TOLERANCE = 1e-5  # of unit features; a larger difference means that the conversion is wrong
 
 
 def export_as(encoder_directory: str | Path, output: str, *, format: str, licence: str | None = None) -> None:
-    """Write the encoder in ``encoder_directory`` into ``output`` as ``format``, an entry of ``EXPORTS``.
+    """Write the encoder in ``encoder_directory`` to ``output`` in the format ``format``, an entry of ``EXPORTS``.
 
     Raises:
-        UserError: the other library cannot compute what this encoder does, or features would differ.
+        UserError: the other library cannot compute this encoder, or the features would differ.
     """
     from clips.encoder import load_encoder
     from clips.interchange.parity import largest_difference

@@ -1,4 +1,4 @@
-"""transformers' ``CLIPModel``: OpenAI's CLIP and those like it, both ways."""
+"""transformers' ``CLIPModel`` (OpenAI's CLIP and similar models): read and write."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from clips.interchange.tensors import (
 )
 from clips.interchange.towers import blocks_of, pool_type, same_norm, text_prefix, text_tower
 
-_OPENAI_WORDS = 49408  # entries of OpenAI's vocabulary, which open_clip brings along
-_HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # where open_clip finds the words of a copy on the hub
-_BY_LARGEST = 2  # with this eos_token_id transformers reads the text at the largest token, as open_clip's "argmax"
+_OPENAI_WORDS = 49408  # entries of OpenAI's vocabulary, which ships with open_clip
+_HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # where open_clip finds a Hub copy of the vocabulary
+_BY_LARGEST = 2  # with this eos_token_id transformers reads the largest token, as open_clip's "argmax"
 _WANTED = "hf_clip: transformers' CLIPModel"
 
 
 def links(vision_layers: int, text_layers: int, text: str = "") -> list[Link]:
-    """Names of a model's tensors; ``text`` stands before open_clip's names of its text tower."""
+    """Names of a model's tensors; ``text`` is the prefix of open_clip's text tower names."""
     return [
         link("visual.class_embedding", "vision_model.embeddings.class_embedding"),
         link("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
@@ -51,7 +51,7 @@ def links(vision_layers: int, text_layers: int, text: str = "") -> list[Link]:
 
 
 def text_links(layers: int, text: str) -> list[Link]:
-    """Names of a text tower's tensors, its projection apart: those of CLIP are those of SigLIP."""
+    """Names of a text tower's tensors without its projection; CLIP and SigLIP share them."""
     return [
         link(f"{text}token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
         link(f"{text}positional_embedding", "text_model.embeddings.position_embedding.weight"),
@@ -62,7 +62,7 @@ def text_links(layers: int, text: str) -> list[Link]:
     ]
 
 
-# ---------------------------------------------------------------- from it
+# ---------------------------------------------------------------- read
 
 
 def recognises(path: Path) -> bool:
@@ -71,7 +71,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, architecture: str | None) -> Found:
-    """See `clips.interchange.importing`; the directory's own config says the architecture."""
+    """See `clips.interchange.importing`; the directory's own config states the architecture."""
     from transformers import CLIPModel
 
     if architecture is not None:
@@ -129,24 +129,24 @@ def _model_cfg(config: Any, where: Path) -> dict[str, Any]:
 
 
 def features_of(model: Any) -> Features:
-    """Image and text features of a two-tower model of transformers, not normalised."""
+    """Image and text features of a two-tower model of transformers, not normalized."""
 
     def features(pixels: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = (model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens))
-        image, text = (getattr(output, "pooler_output", output) for output in found)  # older ones give the tensor
+        image, text = (getattr(output, "pooler_output", output) for output in found)  # older versions return the tensor
         return image, text
 
     return features
 
 
-# ---------------------------------------------------------------- to it
+# ---------------------------------------------------------------- write
 
 
 def write(encoder: Encoder, directory: Path) -> Features:
     """See `clips.interchange.exporting`.
 
     Raises:
-        UserError: a ``CLIPModel`` cannot compute what this encoder does.
+        UserError: a ``CLIPModel`` cannot compute this encoder.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -217,7 +217,7 @@ def _vision_config(visual: Any) -> dict[str, Any]:
 
 
 def text_config(model: Any) -> dict[str, Any]:
-    """The entries of a ``CLIPTextConfig`` that computes what a model's text tower does."""
+    """Return the entries of a ``CLIPTextConfig`` equivalent to a model's text tower."""
     text = text_tower(model)
     blocks = blocks_of(text, "text", _WANTED)
     words, length = text.token_embedding.num_embeddings, text.positional_embedding.shape[0]

@@ -1,7 +1,7 @@
-"""transformers' ``VisionTextDualEncoderModel``: any image tower that timm has, with the text tower of CLIP or SigLIP.
+"""transformers' ``VisionTextDualEncoderModel``: any timm image tower with the text tower of CLIP or SigLIP.
 
 A CLIPS text tower is SigLIP's (no causal mask, the last position read), which transformers does not let ``AutoModel``
-build unless it is told of it, in one line:
+build unless it is registered, in one line:
 
     AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
 """
@@ -26,7 +26,7 @@ _WANTED = "hf_dual: transformers' VisionTextDualEncoderModel"
 
 
 def register() -> None:
-    """Let transformers' ``AutoModel`` build SigLIP's text tower by its config."""
+    """Register SigLIP's text tower with transformers' ``AutoModel``."""
     from transformers import AutoModel, SiglipTextConfig, SiglipTextModel
 
     AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
@@ -36,7 +36,7 @@ def write(encoder: Encoder, directory: Path) -> Features:
     """See `clips.interchange.exporting`.
 
     Raises:
-        UserError: no stock text tower or no timm model computes what this encoder does.
+        UserError: no unmodified text tower or no timm model computes this encoder.
     """
     from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
@@ -85,7 +85,7 @@ def _siglip_text_config(model: Any) -> dict[str, Any]:
     return {"model_type": "siglip_text_model"} | own
 
 
-# by whether later words are masked, and where the feature is read
+# by whether later words are masked, and the position of the feature
 _TEXT_TOWERS = {
     (True, "argmax"): _clip_text_config,
     (True, "eos"): _clip_text_config,
@@ -99,7 +99,7 @@ def _text_config(model: Any) -> dict[str, Any]:
 
 
 def _vision_config(encoder: Encoder, tower: Any) -> dict[str, Any]:
-    """A ``TimmWrapperConfig``'s entries, with the width that the dual encoder asks every image tower for."""
+    """Return the entries of a ``TimmWrapperConfig``, with the width that the dual encoder needs."""
     from open_clip.transformer import VisionTransformer
 
     visual = encoder.model.visual
@@ -131,7 +131,7 @@ def _weights(model: Any, tower: Any, classifier: torch.nn.Linear, theirs: Any) -
         link("logit_scale", "logit_scale"),
     ]
     weights = to_theirs(ours, named, shapes)
-    if "text_model.head.weight" in shapes:  # SigLIP's own projection, which leaves things as they are
+    if "text_model.head.weight" in shapes:  # SigLIP's own projection becomes the identity
         weights["text_model.head.weight"] = torch.eye(shapes["text_model.head.weight"][0])
         weights["text_model.head.bias"] = torch.zeros(shapes["text_model.head.bias"])
     weights |= {f"vision_model.timm_model.{name}": value for name, value in image.items()}

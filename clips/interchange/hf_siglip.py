@@ -1,6 +1,6 @@
-"""transformers' ``SiglipModel``: SigLIP and SigLIP 2 of one resolution, both ways.
+"""transformers' ``SiglipModel``, SigLIP and SigLIP 2 of one resolution: read and write.
 
-open_clip's image tower is timm's ViT of the same size; the sizes it knows are those that timm has names for.
+open_clip's image tower is timm's ViT of the same size; only sizes with a timm name are supported.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PREPROCESS = {
 _HUB_TOKENIZERS = {
     True: "timm/ViT-B-16-SigLIP2-256",
     False: "timm/ViT-B-16-SigLIP",
-}  # by whether they are Gemma's words
+}  # by whether the vocabulary is Gemma's
 _GEMMA_WORDS = 256_000
 _WANTED = "hf_siglip: transformers' SiglipModel"
 
@@ -73,7 +73,7 @@ def links(vision_layers: int, text_layers: int) -> list[Link]:
     ]
 
 
-# ---------------------------------------------------------------- from it
+# ---------------------------------------------------------------- read
 
 
 def recognises(path: Path) -> bool:
@@ -82,7 +82,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, architecture: str | None) -> Found:
-    """See `clips.interchange.importing`; ``architecture`` names timm's image tower where several would do."""
+    """See `clips.interchange.importing`; ``architecture`` names timm's image tower if several match."""
     from transformers import SiglipModel
 
     model = files.from_pretrained(SiglipModel, path)
@@ -138,7 +138,7 @@ def _model_cfg(config: Any, tower: str | None, where: Path) -> dict[str, Any]:
 
 
 def _timm_name(vision: Any, where: Path) -> str:
-    """timm's name of an image tower: of the same sizes, and if there is one, of the same activation."""
+    """Return timm's name of an image tower: of the same sizes and, if there is one, of the same activation."""
     import timm
 
     fitting = []
@@ -175,14 +175,14 @@ def _approximation(name: str, activation: str) -> str | None:
     return None if own == activation else f"timm's {name} computes {own}, the source {activation}"
 
 
-# ---------------------------------------------------------------- to it
+# ---------------------------------------------------------------- write
 
 
 def write(encoder: Encoder, directory: Path) -> Features:
     """See `clips.interchange.exporting`.
 
     Raises:
-        UserError: a ``SiglipModel`` cannot compute what this encoder does.
+        UserError: a ``SiglipModel`` cannot compute this encoder.
     """
     from transformers import SiglipConfig, SiglipModel
 
@@ -214,7 +214,7 @@ def write(encoder: Encoder, directory: Path) -> Features:
 
 
 def siglip_text_config(text: Any, blocks: Any) -> dict[str, Any]:
-    """The entries of a ``SiglipTextConfig`` that computes what this text tower does, its projection apart."""
+    """Return the entries of a ``SiglipTextConfig`` equivalent to this text tower, without its projection."""
     return {
         "vocab_size": text.token_embedding.num_embeddings,
         "hidden_size": blocks.width,

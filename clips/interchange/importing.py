@@ -1,10 +1,10 @@
-"""Encoders of other formats as encoder directories.
+"""Import encoders of other formats as encoder directories.
 
     clips import path/to/clip-vit-base-patch32 --output encoders/openai-b-32
     clips import epoch_32.pt --architecture ViT-B-32 --output encoders/mine
 
-What is written is checked: stock open_clip loads it, and where the source's own library is there to ask, both give the
-same features.
+The output is checked: unmodified open_clip loads it, and if the source's own library is installed, both give the same
+features.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ IMPORTS: dict[str, str] = {  # modules with recognises(path) and read(path, arch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Make an encoder directory from a model of another format.
+    """Convert a model of another format to an encoder directory.
 
     Args:
-        path: a directory of open_clip's hub layout (released CLIPS and OpenVision models too) or of transformers'
-            CLIPModel or SiglipModel; or a file of weights: safetensors, a state dict or checkpoint of torch's, or the
-            authors' JAX parameters (.npz).
+        path: a directory in open_clip's Hub format (also published CLIPS and OpenVision models) or of transformers'
+            CLIPModel or SiglipModel; or a weights file: safetensors, a torch state dict or checkpoint, or the authors'
+            JAX parameters (.npz).
         output: the encoder directory to write.
-        architecture: what a file of weights is of: a CLIPS architecture, a name of open_clip's, or a released one
-            (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). Of a SiglipModel, timm's name of its image tower.
-        format: open_clip, hf_clip, hf_siglip or openvision_jax; found out from the content if not given.
-        licence: of the weights; what the source's model card states if not given.
-        tolerance: the largest difference of unit features from the source's that is let pass, where its own library
-            can be asked. Some SigLIP towers need more, for timm computes GELU where the source approximates it.
+        architecture: architecture of a weights file: a CLIPS architecture, an open_clip name, or a published one
+            (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-336). For a SiglipModel, timm's name of its image tower.
+        format: open_clip, hf_clip, hf_siglip or openvision_jax; detected from the content if not given.
+        licence: license of the weights; the one in the source's model card if not given.
+        tolerance: largest accepted difference of unit features from the source's, if its own library is installed. Some
+            SigLIP towers need more, because timm computes GELU where the source approximates it.
     """
 
     path: str
@@ -63,7 +63,7 @@ class ImportConfig:
 
 
 def import_encoder(config: ImportConfig) -> None:
-    """Carry out ``config``."""
+    """Run ``clips import``."""
     path = Path(config.path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory")
@@ -117,7 +117,7 @@ def _write(found: Found, weights: dict[str, Any], directory: Path) -> None:
 
 
 def _checked(partial: Path, found: Found, config: ImportConfig) -> float | None:
-    """How far the new encoder's features are from the source's; None where there is nobody to ask."""
+    """Return the difference between the features of the new encoder and the source; None if it cannot be computed."""
     from clips.encoder import load_encoder
     from clips.interchange.parity import largest_difference
 

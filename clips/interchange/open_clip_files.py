@@ -1,7 +1,7 @@
-"""open_clip's files: directories in its hub layout, checkpoints of its training, bare state dicts.
+"""open_clip's files: directories in its Hub format, training checkpoints, bare state dicts.
 
-Released CLIPS and OpenVision weights come in the same layout. Their configs were written for the authors' copy of
-open_clip, which took the tokenizer from the model's name; here the config says it (``tokenizer_mode``).
+Published CLIPS and OpenVision weights have the same format. Their configs were written for the authors' fork of
+open_clip, which derived the tokenizer from the model's name; here the config states it (``tokenizer_mode``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "tr
 
 
 def recognises(path: Path) -> bool:
-    """Whether this is a directory of open_clip's hub layout, or a single file of weights."""
+    """Whether this is a directory in open_clip's Hub format, or a single weights file."""
     return (path / CONFIG).is_file() if path.is_dir() else path.suffix in _ENDINGS
 
 
@@ -71,9 +71,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer_stated(cfg: dict[str, Any]) -> dict[str, Any]:
-    """``cfg`` with the CLIPS tokenisation written down where the authors' copy of open_clip knows it by name.
+    """Return ``cfg`` with an explicit CLIPS tokenization where the authors' fork of open_clip derives it from the name.
 
-    Theirs is the only text tower over BERT's words without a causal mask that is read at the last position.
+    It is the only text tower with BERT's vocabulary, without a causal mask, and with the feature at the last position.
     """
     text = cfg["text_cfg"]
     if (
@@ -102,12 +102,12 @@ def _fetch_tokenizer(name: str, directory: Path) -> None:
 
     try:
         AutoTokenizer.from_pretrained(name).save_pretrained(directory)
-    except Exception as error:  # the hub's, the network's and the tokenizer's own
+    except Exception as error:  # the Hub's, the network's and the tokenizer's own
         raise UserError(f"tokenizer {name}: cannot be had from the hub ({reason_of(error)})") from None
 
 
 def _text_placed(weights: Weights, custom_text: bool) -> Weights:
-    """``weights`` with the text tower's names where this architecture has them, below ``text.`` or at the top."""
+    """Return ``weights`` with the text tower's names at the prefix of this architecture, ``text.`` or none."""
     if custom_text:
         return {f"text.{name}" if name.startswith(_TEXT_PARTS) else name: value for name, value in weights.items()}
     return {name.removeprefix("text."): value for name, value in weights.items()}

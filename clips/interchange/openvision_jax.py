@@ -1,9 +1,9 @@
-"""Weights of the authors' JAX code, CLIPS and OpenVision: a ``.npz`` of its parameters under their flax names.
+"""Weights of the reference JAX code (CLIPS, OpenVision): a ``.npz`` of its parameters under their flax names.
 
 Names: ``img/…`` and ``txt/…`` are the towers, ``t`` the log-scale, below ``params/`` or at the top; the captioner
-(``txt_decoder/…``) is left. Kernels are input × output there. The sines and cosines of the picture's positions are not
-stored; they follow MoCo v3, whose frequencies differ a little from open_clip's.
-Source: [C], ``src/models/vit.py`` and ``src/convert_upload/transfer_jax2hf.py``.
+(``txt_decoder/…``) is skipped. Kernels are input × output there. The sinusoidal image positions are not stored; they
+follow MoCo v3, whose frequencies differ slightly from open_clip's. Source: [C], ``src/models/vit.py`` and
+``src/convert_upload/transfer_jax2hf.py``.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _read_parameters(path: Path) -> dict[str, np.ndarray]:
 
 
 def _as_torch(stored: dict[str, np.ndarray]) -> Weights:
-    """Each tensor in torch's orientation, its name with dots, kernels and scales called weights."""
+    """Return each tensor in torch's orientation, under a dotted name, with kernels and scales called weights."""
     weights = {}
     for name, value in stored.items():
         *folders, last = name.split("/")
@@ -101,15 +101,15 @@ def _as_torch(stored: dict[str, np.ndarray]) -> Weights:
         elif last == "scale":
             last = "weight"
         elif last == "bias":
-            tensor = tensor.flatten()  # attention's may be heads × width of a head
+            tensor = tensor.flatten()  # attention kernels may be heads × head width
         weights[".".join([*folders, last])] = tensor
     return weights
 
 
 def _kernel(kernel: Tensor, folders: list[str]) -> Tensor:
-    """A convolution's kernel as output × input × height × width; a dense one as output × input."""
+    """Return a convolution's kernel as output × input × height × width, a dense one as output × input."""
     if kernel.ndim == 4:
         return kernel.permute(3, 2, 0, 1)
-    if kernel.ndim == 3:  # attention's, split by heads
+    if kernel.ndim == 3:  # attention kernels, split by heads
         kernel = kernel.flatten(0, 1) if folders[-1] == "out" else kernel.flatten(1, 2)
     return kernel.t()

@@ -1,4 +1,4 @@
-"""Do two encoders say the same? Features of both for the same pictures and texts."""
+"""Compare two encoders by their features for the same images and texts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TEXTS = ["a photo of a cat", "Two red buses stand beside a tree, and a dog runs
 
 @torch.no_grad()
 def largest_difference(encoder: Any, features: Features) -> float:
-    """The largest difference between the unit features of an encoder and those that ``features`` gives.
+    """Return the largest difference between the unit features of an encoder and those of ``features``.
 
     Args:
-        encoder: an `clips.encoder.Encoder`; pictures are noise of its size, texts go through its tokenizer.
+        encoder: an `clips.encoder.Encoder`; images are noise of its size, texts pass through its tokenizer.
         features: the other side.
     """
     noise = torch.Generator().manual_seed(0)

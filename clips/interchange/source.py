@@ -1,4 +1,4 @@
-"""What every format that is read gives: an encoder in open_clip's terms."""
+"""The result of reading any format: an encoder in open_clip's terms."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ _CLIPS = re.compile(r"vit-(?P<family>[a-z])-(?P<patch>\d+)-clips-(?P<size>\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """An encoder that was read from another format.
+    """An encoder read from another format.
 
     Args:
         model_cfg: open_clip's configuration of the towers.
         preprocess_cfg: open_clip's preprocessing.
         weights: under open_clip's names.
-        write_tokenizer: writes the tokenizer's files into the directory that it is given.
-        features: the source's own image and text features of pixels and tokens, where its library is there to compute
-            them.
-        approximation: where open_clip's towers are known to compute something slightly else, what it is.
-        licence: what the source says of its licence.
-        where: the file or folder of the weights, for messages.
+        write_tokenizer: writes the tokenizer's files into a directory.
+        features: the source's own image and text features of pixels and tokens, if its library is installed.
+        approximation: a known small difference of open_clip's towers, as text.
+        licence: the license that the source states.
+        where: the file or directory of the weights, for messages.
     """
 
     model_cfg: dict[str, Any]
@@ -60,13 +59,13 @@ class Found:
 
 
 def no_tokenizer(directory: Path) -> None:
-    """Write nothing: open_clip brings the tokenizer itself."""
+    """Write nothing: the tokenizer ships with open_clip."""
 
 
 def released_name(name: str) -> tuple[str, int | None]:
-    """Our architecture and the picture size of a released name (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-224).
+    """Map a published name to architecture and image size (openvision-vit-large-patch14-224, ViT-L-14-CLIPS-224).
 
-    Any other name is returned as it is, without a size.
+    Any other name is returned unchanged, without a size.
     """
     for pattern in (_OPENVISION, _CLIPS):
         if match := pattern.fullmatch(name.lower()):
@@ -78,7 +77,7 @@ def released_name(name: str) -> tuple[str, int | None]:
 
 
 def named_configs(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``model_cfg`` and ``preprocess_cfg`` of an architecture; a CLIPS one takes its sizes from the weights' positions.
+    """Return ``model_cfg`` and ``preprocess_cfg`` of an architecture; for a CLIPS one the positions give the sizes.
 
     Raises:
         UserError: an unknown architecture.
@@ -91,7 +90,7 @@ def named_configs(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, A
         patch = cfg["vision_cfg"].get("patch_size")
         if size is None and patch and "visual.positional_embedding" in weights:
             size = int(patch) * round((len(weights["visual.positional_embedding"]) - 1) ** 0.5)
-        if size is not None:  # SO400M/14 was released at 384 px, of which its patches leave out six
+        if size is not None:  # SO400M/14 was published at 384 px; its patches skip six of them
             cfg["vision_cfg"]["image_size"] = size
         if "logit_bias" in weights:
             cfg["init_logit_bias"] = 0.0
@@ -105,7 +104,7 @@ def named_configs(name: str, weights: Mapping[str, Tensor]) -> tuple[dict[str, A
 
 
 def stock_preprocess(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The preprocessing of an open_clip architecture that states none: the timm trunk's, else OpenAI's."""
+    """Return the preprocessing of an open_clip architecture that states none: the timm trunk's, else OpenAI's."""
     if cfg["vision_cfg"].get("timm_model_name"):
         return clips_preprocess_cfg(cfg)
     size = cfg["vision_cfg"].get("image_size", 224)
@@ -113,10 +112,10 @@ def stock_preprocess(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def tower_shapes(cfg: Mapping[str, Any], where: str | Path) -> dict[str, torch.Size]:
-    """The shapes of the tensors of the towers that ``cfg`` describes.
+    """Return the shapes of the tower tensors that ``cfg`` describes.
 
     Raises:
-        UserError: open_clip builds no pair of towers from it.
+        UserError: open_clip cannot build the two towers from it.
     """
     if "multimodal_cfg" in cfg:
         raise UserError(f"{where}: expected image and text towers, but this architecture has CoCa's decoder")
@@ -127,7 +126,7 @@ def tower_shapes(cfg: Mapping[str, Any], where: str | Path) -> dict[str, torch.S
 
 
 def stated_licence(path: Path) -> str | None:
-    """The licence in the front matter of a folder's model card."""
+    """Return the license in the front matter of a directory's model card."""
     card = (path if path.is_dir() else path.parent) / "README.md"
     try:
         front = card.read_text(encoding="utf-8").split("---")[1]

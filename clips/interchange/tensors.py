@@ -1,4 +1,4 @@
-"""Tensors under other names: tables of links that are read in either direction, and files of weights."""
+"""Weight name mappings between formats, readable in both directions, and weights files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from clips.errors import UserError, reason_of
 
 Weights = dict[str, Tensor]
-_PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
+_PREFIXES = ("module.", "_orig_mod.")  # prefixes that DDP and torch.compile add to every name
 
 
 @dataclass(frozen=True)
 class Link:
-    """Tensors of open_clip and of another format that hold the same numbers.
+    """Tensors of open_clip and of another format that hold the same values.
 
     Args:
-        ours: open_clip's name, or names whose tensors are the parts of one, row after row.
+        ours: open_clip's name, or names whose tensors are concatenated by rows.
         theirs: the same of the other format.
         transposed: whether rows there are columns here.
     """
@@ -33,18 +33,18 @@ class Link:
 
 
 def link(ours: str, theirs: str, *, transposed: bool = False) -> Link:
-    """A link of one tensor to one."""
+    """Map one tensor to one."""
     return Link((ours,), (theirs,), transposed)
 
 
 def link_both(ours: str, theirs: str) -> list[Link]:
-    """Links of a weight and a bias; ``{}`` in the names stands for which."""
+    """Map a weight and a bias; ``{}`` in the names is replaced by either."""
     return [link(ours.format(kind), theirs.format(kind)) for kind in ("weight", "bias")]
 
 
 @dataclass(frozen=True)
 class BlockNames:
-    """How a format names the parts of a transformer block; ``{}`` stands for weight or bias."""
+    """A format's names of the parts of a transformer block; ``{}`` is replaced by weight or bias."""
 
     norm1: str
     qkv: tuple[str, ...]
@@ -67,7 +67,7 @@ TIMM = BlockNames("norm1.{}", ("attn.qkv.{}",), "attn.proj.{}", "norm2.{}", "mlp
 
 
 def link_blocks(ours: tuple[str, BlockNames], theirs: tuple[str, BlockNames], layers: int) -> list[Link]:
-    """Links of all blocks of a transformer; each side is a prefix, ``{}`` for the layer's number, and its names."""
+    """Map all blocks of a transformer; each side is a prefix, ``{}`` for the layer index, and its names."""
     (our_prefix, our_names), (their_prefix, their_names) = ours, theirs
     links = []
     for layer in range(layers):
@@ -81,7 +81,7 @@ def link_blocks(ours: tuple[str, BlockNames], theirs: tuple[str, BlockNames], la
 
 
 def to_ours(weights: Mapping[str, Tensor], links: Iterable[Link], shapes: Mapping[str, torch.Size]) -> Weights:
-    """Tensors under open_clip's names; what no link speaks of keeps its name, for `fitted` to refuse."""
+    """Return tensors under open_clip's names; an unmapped tensor keeps its name, and `fitted` rejects it."""
     return _moved(weights, [(link.theirs, link.ours, link.transposed) for link in links], shapes)
 
 
@@ -112,7 +112,7 @@ def _moved(
 
 
 def _shaped(value: Tensor, wanted: torch.Size | None) -> Tensor:
-    """``value`` with the axes of length 1 that are wanted; as it is where more than those differs."""
+    """Return ``value`` reshaped by axes of length 1 only; unchanged if it differs in more than those."""
     if wanted is not None and _long_axes(value.shape) == _long_axes(wanted):
         return value.reshape(wanted)
     return value
@@ -123,12 +123,12 @@ def _long_axes(shape: Sequence[int]) -> list[int]:
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """The shape of each tensor of a module's state dict."""
+    """Return the shape of each tensor of a module's state dict."""
     return {name: value.shape for name, value in module.state_dict().items()}
 
 
 def fitted(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: str | Path) -> Weights:
-    """``weights`` in the order, the shapes and the float type of an open_clip model.
+    """Return ``weights`` in the order, shapes and float type of an open_clip model.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape; the first is named, the rest counted.
@@ -159,12 +159,12 @@ def _more(names: Sequence[str]) -> str:
 
 
 def read_weights(path: Path) -> Weights:
-    """The state dict in a file: safetensors, or what ``torch.save`` wrote of tensors alone.
+    """Read the state dict in a file: safetensors, or tensors saved by ``torch.save``.
 
-    A training checkpoint's ``state_dict`` is taken out, and the prefixes of DDP and torch.compile are cut.
+    The ``state_dict`` of a training checkpoint is extracted, and the prefixes of DDP and torch.compile are removed.
 
     Raises:
-        UserError: no such file, no checkpoint, or one that would run code when it is read.
+        UserError: the file is missing, is no checkpoint, or would run code when it is read.
     """
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for key in ("state_dict", "model"):
@@ -173,7 +173,7 @@ def read_weights(path: Path) -> Weights:
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: expected names with tensors, or a training checkpoint with 'state_dict'")
     weights = dict(found)
-    for prefix in _PREFIXES * 2:  # either may stand before the other
+    for prefix in _PREFIXES * 2:  # the prefixes occur in either order
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
@@ -192,10 +192,10 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        code = "GLOBAL" in str(error)  # pickle's word for what is looked up and called
+        code = "GLOBAL" in str(error)  # pickle's opcodes that look up and call functions
         kind = "it holds more than tensors, and reading it would run code" if code else "no checkpoint"
         raise UserError(f"{path}: refused: {kind}; expected a state dict in safetensors or torch's format") from None
-    except Exception as error:  # an archive of TorchScript, no archive at all, a cut one: each raises its own
+    except Exception as error:  # a TorchScript archive, no archive, a truncated one: each raises its own error
         raise UserError(
             f"{path}: expected a state dict in safetensors or torch's format ({reason_of(error)})"
         ) from None

@@ -1,6 +1,6 @@
-"""The image tower as a timm model in timm's hub layout: ``timm.create_model("local-dir:…", pretrained=True)``.
+"""Export the image tower as a timm model in timm's Hub format: ``timm.create_model("local-dir:…", pretrained=True)``.
 
-Its classifier is the tower's projection, so that the model's output is the image feature.
+The tower's projection becomes its classifier, so the model's output is the image feature.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from clips.interchange.tensors import OPEN_CLIP, TIMM, Link, link, link_blocks, 
 from clips.interchange.towers import Blocks, blocks_of, same_norm
 from clips.interchange.transformers_files import mlp_ratio
 
-# timm models of whose arguments all but the epsilon of the norms can be set: one for each epsilon
+# timm models whose arguments are all configurable except the epsilon of the norms: one for each epsilon
 _BASES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _WANTED = "timm's VisionTransformer"
 
 
 def write(encoder: Encoder, directory: Path) -> Features:
-    """See `clips.interchange.exporting`; the features it returns are those of pictures alone.
+    """See `clips.interchange.exporting`; the returned features are those of images only.
 
     Raises:
-        UserError: no timm model computes what this image tower does.
+        UserError: no timm model computes this image tower.
     """
     import timm
 
@@ -42,7 +42,7 @@ def write(encoder: Encoder, directory: Path) -> Features:
 
 
 def tower_of(encoder: Encoder) -> Any:
-    """The image tower as a timm model in evaluation mode, its projection as the classifier."""
+    """Return the image tower as a timm model in evaluation mode, with its projection as the classifier."""
     from open_clip.transformer import VisionTransformer
 
     visual = encoder.model.visual
@@ -54,7 +54,7 @@ def tower_of(encoder: Encoder) -> Any:
 
 
 def vit_arguments(visual: Any) -> tuple[str, dict[str, Any]]:
-    """timm's name and arguments of a model that computes what an open_clip ViT does, up to the projection."""
+    """Return timm's name and arguments of a model equivalent to an open_clip ViT, up to the projection."""
     blocks = blocks_of(visual, "image", _WANTED)
     has_norm_before = not isinstance(visual.ln_pre, nn.Identity)
     for unfit, why in (
@@ -85,7 +85,7 @@ def _arguments(visual: Any, blocks: Blocks, has_norm_before: bool) -> dict[str, 
 
 
 def vit_links(layers: int, *, norm_after_pool: bool) -> list[Link]:
-    """Names of a ViT's tensors; timm's bias of the patches, where it has one, is zero."""
+    """Names of a ViT's tensors; timm's patch bias, if any, is zero."""
     return [
         link("visual.class_embedding", "cls_token"),
         link("visual.positional_embedding", "pos_embed"),
@@ -117,7 +117,7 @@ def _vit(visual: Any, preprocess: dict[str, Any]) -> Any:
 
 
 def _trunk(visual: Any, config: dict[str, Any]) -> Any:
-    """A timm trunk with open_clip's linear projection as its classifier; without a projection, as it is."""
+    """Return a timm trunk with open_clip's linear projection as its classifier; unchanged without a projection."""
     import timm
 
     vision = config["model_cfg"]["vision_cfg"]
@@ -140,7 +140,7 @@ def _trunk(visual: Any, config: dict[str, Any]) -> Any:
 
 
 def timm_preprocessing(preprocess: dict[str, Any]) -> dict[str, Any]:
-    """timm's record of an open_clip preprocess_cfg."""
+    """Return timm's record of an open_clip preprocess_cfg."""
     return {
         "input_size": (3, *preprocess["size"]),
         "mean": tuple(preprocess["mean"]),
@@ -152,7 +152,7 @@ def timm_preprocessing(preprocess: dict[str, Any]) -> dict[str, Any]:
 
 
 def activation_of(act: nn.Module) -> str | None:
-    """What transformers calls an activation module of timm; None where it has no name for it."""
+    """Return transformers' name of a timm activation module; None if there is none."""
     from timm.layers import GELUTanh, QuickGELU
 
     if isinstance(act, GELUTanh) or (isinstance(act, nn.GELU) and act.approximate == "tanh"):

@@ -1,4 +1,4 @@
-"""What an open_clip model computes, read from the model itself: what decides which other class computes the same."""
+"""Read the computation of an open_clip model from the model itself, to select an equivalent class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from clips.errors import UserError
 from clips.interchange.transformers_files import activation_name
 
-Tower = Any  # an open_clip VisionTransformer, TextTransformer, or the CLIP that holds a text transformer's parts
+Tower = Any  # an open_clip VisionTransformer, TextTransformer, or the CLIP that holds the parts of a text transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,9 @@ class Blocks:
 
     Args:
         width: of a token.
-        layers: how many blocks.
-        heads: of its attention.
-        inner: width of the hidden layer between.
+        layers: number of blocks.
+        heads: number of attention heads.
+        inner: width of the MLP's hidden layer.
         activation: transformers' name of it.
         eps: of every layer norm.
     """
@@ -40,7 +40,7 @@ def blocks_of(tower: Tower, side: str, wanted: str) -> Blocks:
     Args:
         tower: has ``transformer``.
         side: image or text, for the message.
-        wanted: what it shall become, for the message.
+        wanted: the target, for the message.
 
     Raises:
         UserError: blocks, activation or norms that only open_clip has.
@@ -66,20 +66,20 @@ def blocks_of(tower: Tower, side: str, wanted: str) -> Blocks:
 
 
 def text_tower(model: Any) -> Tower:
-    """The module that holds the text tower's parts."""
+    """Return the module that holds the text tower's parts."""
     return model.text if hasattr(model, "text") else model
 
 
 def text_prefix(model: Any) -> str:
-    """What stands before the text tower's names in the state dict."""
+    """Return the prefix of the text tower's names in the state dict."""
     return "text." if hasattr(model, "text") else ""
 
 
 def pool_type(model: Any) -> str:
-    """Which position of the text tower gives the feature."""
+    """Return the position of the text tower that gives the feature."""
     return model.text.pool_type if hasattr(model, "text") else model.text_pool_type
 
 
 def same_norm(norm: nn.Module, blocks: Blocks) -> bool:
-    """Whether a tower's other norm has the epsilon of its blocks'."""
+    """Whether a tower's other norm has the epsilon of its blocks."""
     return isinstance(norm, nn.LayerNorm) and norm.eps == blocks.eps

@@ -1,4 +1,4 @@
-"""What the formats of transformers share: configs, preprocessing, tokenizers, activations."""
+"""Functions shared by the formats of transformers: configs, preprocessing, tokenizers, activations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ACTIVATIONS: dict[
 
 
 def model_type(path: Path) -> str | None:
-    """What the config.json of a directory calls its model; None where there is none."""
+    """Return the model type in a directory's config.json; None if there is none."""
     try:
         found = parse_json((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -32,7 +32,7 @@ def model_type(path: Path) -> str | None:
 
 @contextmanager
 def refusing(where: str | Path, what: str) -> Iterator[None]:
-    """Turn what a library raises of a user's file into one line: where it is, what was expected, what it said."""
+    """Convert a library's exception about a user's file to one line: the file, the expectation, the reason."""
     try:
         yield
     except UserError:
@@ -42,7 +42,7 @@ def refusing(where: str | Path, what: str) -> Iterator[None]:
 
 
 def from_pretrained(kind: Any, path: Path) -> Any:
-    """The model of class ``kind`` in a directory, in evaluation mode and float32.
+    """Load the model of class ``kind`` from a directory, in evaluation mode and float32.
 
     Raises:
         UserError: it cannot be read, or a tensor is missing, unexpected or of another shape.
@@ -64,10 +64,10 @@ def _safe(path: Path) -> bool | None:
 
 
 def activation_options(vision: str, text: str, where: Path) -> tuple[bool, dict[str, Any], dict[str, Any]]:
-    """``quick_gelu`` of both towers and the extra entries of each one's config.
+    """Return ``quick_gelu`` of both towers and the extra entries of each one's config.
 
     Raises:
-        UserError: open_clip has no such activation, or it would have to differ between the towers.
+        UserError: open_clip has no such activation, or the towers need different ones.
     """
     for name in (vision, text):
         if name not in _ACTIVATIONS:
@@ -80,7 +80,7 @@ def activation_options(vision: str, text: str, where: Path) -> tuple[bool, dict[
 
 
 def activation_name(act: Any) -> str | None:
-    """What transformers and timm call an activation module of open_clip; None where they have none.
+    """Return the name of an open_clip activation module in transformers and timm; None if they have none.
 
     timm spells the tanh variant ``gelu_tanh``, see `clips.interchange.timm_tower`.
     """
@@ -95,13 +95,13 @@ def activation_name(act: Any) -> str | None:
 
 
 def mlp_ratio(inner: int, width: int) -> float:
-    """The ratio from which open_clip and timm, who cut off decimals, get a hidden layer of ``inner``."""
+    """Return the ratio from which open_clip and timm, which truncate decimals, compute a hidden layer of ``inner``."""
     ratio = inner / width
     return ratio if int(width * ratio) == inner else (inner + 0.5) / width
 
 
 def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's preprocess_cfg of a directory's image processor; ``default`` where it has none."""
+    """Return open_clip's preprocess_cfg of a directory's image processor; ``default`` if it has none."""
     names = ("preprocessor_config.json", "processor_config.json")
     if not any((path / name).is_file() for name in names):
         return {"size": [size, size]} | dict(default)
@@ -122,7 +122,7 @@ def read_preprocessing(path: Path, size: int, default: Mapping[str, Any]) -> dic
 
 
 def write_preprocessing(preprocess: Mapping[str, Any], directory: Path) -> None:
-    """preprocessor_config.json of an open_clip preprocess_cfg."""
+    """Return preprocessor_config.json of an open_clip preprocess_cfg."""
     from transformers import CLIPImageProcessor
 
     height, width = preprocess["size"]

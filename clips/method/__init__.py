@@ -1,1 +1,1 @@
-"""The method: recipes, ways to shorten captions, the model that a recipe trains, and how its steps are taken."""
+"""The method: recipes, caption strategies, the model that a recipe trains, and its optimizer."""

@@ -1,9 +1,9 @@
-"""Ways to shorten a caption for the contrastive loss: one function each, chosen by name.
+"""Caption strategies, which shorten a caption for the contrastive loss: one function each, selected by name.
 
-A strategy maps (caption, random generator, number of tokens to keep) to a shorter caption and depends on
-nothing else: the same generator state gives the same text. A *token* here is a word or a punctuation mark, as
-BERT cuts a text before it looks words up. Source: [P] compares truncate, random, block and sub-caption; [C]
-defines sub-caption; sub_captions lengthens it to a number of tokens, which [P]'s comparison over lengths needs.
+A strategy maps (caption, random generator, number of tokens to keep) to a shorter caption and depends on nothing else:
+the same generator state gives the same text. A *token* here is a word or a punctuation mark, as BERT splits a text
+before it looks words up. Source: [P] compares truncate, random, block and sub-caption; [C] defines sub-caption;
+sub_captions extends it to a number of tokens, which [P]'s comparison over lengths needs.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def sentences(caption: str) -> list[str]:
-    """The pieces of ``caption`` between runs of ``.`` or ``!``, empty ones dropped."""
+    """Return the pieces of ``caption`` between runs of ``.`` or ``!``, without empty ones."""
     return [piece.strip() for piece in _SENTENCE_END.split(caption) if piece.strip()]
 
 
 def count_tokens(caption: str) -> int:
-    """How many tokens a caption has."""
+    """Count the tokens of a caption."""
     return len(_TOKEN.findall(caption))
 
 
 def sub_caption(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """One sentence, each equally likely, whatever its length; empty if the caption has none."""
+    """Return one sentence of any length, each equally likely; empty if the caption has none."""
     pieces = sentences(caption)
     return pieces[rng.integers(len(pieces))] if pieces else ""
 
 
 def sub_captions(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """Whole sentences in their order, drawn at random until the next would pass ``target_tokens``; at least one."""
+    """Return whole sentences in order, sampled until the next would exceed ``target_tokens``; at least one."""
     pieces = sentences(caption)
     kept: list[int] = []
     room = target_tokens
@@ -49,7 +49,7 @@ def sub_captions(caption: str, rng: np.random.Generator, target_tokens: int) -> 
 
 
 def block(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """``target_tokens`` neighbouring tokens from a random place, each place equally likely."""
+    """Return ``target_tokens`` consecutive tokens from a random position, each equally likely."""
     tokens = list(_TOKEN.finditer(caption))
     if len(tokens) <= target_tokens:
         return caption
@@ -58,7 +58,7 @@ def block(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
 
 
 def random(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """``target_tokens`` tokens drawn at random, in their order."""
+    """Return ``target_tokens`` tokens sampled at random, in order."""
     tokens = _TOKEN.findall(caption)
     if len(tokens) <= target_tokens:
         return caption
@@ -67,13 +67,13 @@ def random(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
 
 
 def truncate(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """The first ``target_tokens`` tokens."""
+    """Return the first ``target_tokens`` tokens."""
     tokens = list(_TOKEN.finditer(caption))
     return caption if len(tokens) <= target_tokens else caption[: tokens[target_tokens - 1].end()]
 
 
 def full(caption: str, rng: np.random.Generator, target_tokens: int) -> str:
-    """The whole caption."""
+    """Return the full caption."""
     return caption
 
 

@@ -1,9 +1,9 @@
-"""The trained model: open_clip towers and, where the recipe has one, the captioner, in a single forward call.
+"""The trained model: open_clip towers and, if the recipe has one, the captioner, in a single forward call.
 
     model = build_model(ModelConfig(architecture="clips-tiny"), RecipeConfig(name="clips"), seed=0)
     losses = recipes.build(recipe_config).losses(model(batch), batch)
 
-Everything that has parameters runs inside ``ClipsModel.forward``, so that it may be wrapped by DDP or DeepSpeed.
+All parameters are used inside ``ClipsModel.forward``, so that DDP or DeepSpeed can wrap it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clips.model.tokenizer import EMBEDDING_ROWS
 from clips.model.warmstart import check_beginning, load_pretrained
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
-"""Bound of the temperature, as CLIP's: a higher one makes the softmax brittle."""
+"""Upper bound of the logit scale, as CLIP's: a higher one makes the softmax brittle."""
 _SIGMOID_START = {"init_logit_scale": math.log(10.0), "init_logit_bias": -10.0}  # as SigLIP
 
 
@@ -37,12 +37,12 @@ class ClipsModel(nn.Module):
     """Towers and captioner.
 
     Args:
-        clip: an open_clip model; its state dict is what is exported.
+        clip: an open_clip model; its state dict is exported.
         captioner: the decoder, or None.
-        recipe: says which texts the batch holds and which one the captioner reads.
+        recipe: defines the texts of a batch and the one that the captioner reads.
         model_cfg: the open_clip configuration that ``clip`` was built from.
-        preprocess_cfg: what open_clip says of the pictures that ``clip`` sees.
-        tokenizer: texts to the rows that the text tower reads.
+        preprocess_cfg: open_clip's preprocessing of the images.
+        tokenizer: texts to token sequences for the text tower.
     """
 
     def __init__(
@@ -64,27 +64,26 @@ class ClipsModel(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Tokens of a text row."""
+        """Tokens of a text sequence."""
         return int(self.model_cfg["text_cfg"]["context_length"])
 
     @property
     def image_size(self) -> int:
-        """Pixels of an image's side."""
+        """Image size in pixels."""
         return int(self.preprocess_cfg["size"][0])
 
     def forward(self, batch: Mapping[str, Tensor], *, bf16: bool = False) -> dict[str, Tensor]:
         """Encode a batch.
 
         Args:
-            batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T)
-                tokens and "target_mask" (B, T) bool.
-            bf16: activations in bfloat16 by autocast; entered here, since DeepSpeed's engine leaves one around it.
+            batch: "image" (B, 3, H, W); each text of the recipe (B, L) tokens; with a captioner "target" (B, T) tokens
+                and "target_mask" (B, T) bool.
+            bf16: activations in bfloat16 by autocast; entered here, because DeepSpeed's engine exits one around it.
 
         Returns:
-            "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that
-            multiplies the cosines; with a sigmoid loss "logit_bias" (): what is added to the logits; with a
-            captioner "caption_loss_sum" () and "caption_tokens" (), the summed cross-entropy over the counted
-            target tokens and their number.
+            "image" and each text: (B, E) float32 features of unit length; "logit_scale" (): the factor that multiplies
+            the cosines; with a sigmoid loss "logit_bias" (): added to the logits; with a captioner "caption_loss_sum"
+            () and "caption_tokens" (), the sum-reduced cross-entropy over the counted target tokens and their number.
         """
         autocast = torch.autocast(batch["image"].device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
         with autocast:
@@ -93,7 +92,7 @@ class ClipsModel(nn.Module):
     def _encode(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         image, image_tokens = towers.encode_image(self.clip, batch["image"])
         texts, read = self._encode_texts(batch)
-        # No output is a view of another tensor: FSDP hangs its hooks on them.
+        # No output is a view of another tensor, because FSDP attaches hooks to them.
         features = {"image": image, **texts}
         outputs = {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
         outputs["logit_scale"] = self.clip.logit_scale.float().exp().sum()
@@ -105,7 +104,7 @@ class ClipsModel(nn.Module):
         return outputs
 
     def _encode_texts(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Features of the recipe's texts by name, and the tokens of the one that the captioner reads."""
+        """Return features of the recipe's texts by name, and the tokens of the one that the captioner reads."""
         features, tokens, reads = {}, None, self.recipe.reads
         if reads is not None:
             features[reads], tokens = towers.encode_text(self.clip, batch[reads])
@@ -116,7 +115,7 @@ class ClipsModel(nn.Module):
         return features, tokens
 
     def train(self, mode: bool = True) -> ClipsModel:
-        """As every module's; but the batch norms of frozen layers keep the statistics that they were trained with."""
+        """As every module's; but the batch norms of frozen layers keep their trained statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
@@ -126,33 +125,33 @@ class ClipsModel(nn.Module):
         return self
 
     def checkpoint_activations(self, *, enable: bool = True) -> None:
-        """From now on keep each layer's input only and compute its activations again in the backward pass."""
+        """Enable activation checkpointing: keep each layer's input, recompute its activations in the backward pass."""
         self.clip.set_grad_checkpointing(enable)
         if self.captioner is not None:
             self.captioner.checkpoints_activations = enable
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the temperature's factor within [1, 100]; call after each optimizer step."""
+        """Clamp the logit scale to [1, 100]; call after each optimizer step."""
         self.clip.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def no_decay_names(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: all that are not the matrix of a product [C].
+        """Return the names of the parameters without weight decay: all that are not matrices of products [C].
 
-        open_clip's own list lacks the tokens' embeddings, and of timm's trunks everything.
+        open_clip's own list lacks the token embeddings, and all of timm's trunks.
         """
         tables = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Embedding)}
         return {name for name, value in self.named_parameters() if name in tables or not _multiplies(name, value)}
 
 
 def _multiplies(name: str, value: Tensor) -> bool:
-    """Whether a parameter is a matrix of a product by its name: all of open_clip's and timm's keep to this."""
+    """Whether a parameter is a matrix of a product, by its name: all names of open_clip and timm follow this."""
     own = name.rpartition(".")[2]
     return value.ndim > 1 and ("weight" in own or "proj" in own)
 
 
 def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> ClipsModel:
-    """A new model; towers depend on ``config`` and ``seed`` alone, so that recipes compare from equal starts.
+    """Build a model; towers depend only on ``config`` and ``seed``, so recipes start from equal weights.
 
     Raises:
         UserError: an unknown architecture, sizes that do not fit together, trunk weights that do not match.
@@ -185,7 +184,7 @@ def build_model(config: ModelConfig, recipe_config: RecipeConfig, seed: int) -> 
 
 
 def captioner_shape(clip: towers.Towers, cfg: dict[str, Any], recipe: Recipe) -> CaptionerShape:
-    """The captioner's resolved size: what the recipe leaves open is the text tower's."""
+    """Return the captioner's resolved size: unset fields are those of the text tower."""
     image_width, text_width = towers.token_widths(clip)
     text, wanted, does = cfg["text_cfg"], recipe.config.captioner, recipe.captioning
     assert does is not None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 EITHER = {("learning_rate", "base_learning_rate"): 1e-3, ("warmup_ratio", "warmup_samples"): 0.05}
-"""Fields of which one is given, not both → the first one's value where neither is."""
+"""Fields that exclude each other → the first one's value if neither is set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class OptimConfig:
         learning_rate: at the end of warm-up; 1e-3 if neither it nor ``base_learning_rate`` is given.
         base_learning_rate: the same for 256 samples: times global_batch_size / 256 it is the learning rate. The
             authors' ``base_lr``: 8e-6, and 4e-7 and 1e-7 in the later stages.
-        warmup_ratio: the ratio of the run's steps in which the rate climbs from 0; cosine to 0 follows. 0.05 if neither
-            it nor ``warmup_samples`` is given.
+        warmup_ratio: the ratio of the run with linear warm-up from 0; cosine decay to 0 follows. 0.05 if neither it
+            nor ``warmup_samples`` is given.
         warmup_samples: the same in samples, rounded to whole steps.
-        betas: Adam's averages of the gradient and of its square.
-        weight_decay: on the matrices of products; never on norms, biases, embeddings, positions or the temperature [C].
-        max_grad_norm: scale a gradient of greater norm down to this norm; null never does.
-        skip_spikes: leave the weights alone in a step whose gradient has more than this many times the median norm of
-            the last hundred, and stop after ten such steps in a row; null follows every gradient.
+        betas: Adam's decay rates for the gradient and its square.
+        weight_decay: on the matrices of products; not on norms, biases, embeddings, positions or the temperature [C].
+        max_grad_norm: maximum gradient norm; null does not clip.
+        skip_spikes: skip a step whose gradient norm exceeds this multiple of the median of the last hundred, and stop
+            after ten such steps in a row; null skips none.
     """
 
     learning_rate: float | None = None
@@ -65,22 +65,22 @@ class OptimConfig:
             raise UserError(f"optim.skip_spikes: expected a number above 1 or null, got {self.skip_spikes}")
 
     def resolved(self) -> OptimConfig:
-        """The same with its defaults, as it is recorded."""
+        """Return the same with defaults filled in, as it is recorded."""
         missing = [pair for pair in EITHER if all(getattr(self, name) is None for name in pair)]
         defaults: dict[str, Any] = {pair[0]: EITHER[pair] for pair in missing}
         return dataclasses.replace(self, **defaults)
 
     def peak_rate(self, batch_size: int) -> float:
-        """The learning rate at the end of warm-up, for steps of ``batch_size`` samples."""
+        """Return the learning rate at the end of warm-up, for steps of ``batch_size`` samples."""
         if self.base_learning_rate is not None:
             return self.base_learning_rate * batch_size / 256
         return float(self.resolved().learning_rate or 0.0)
 
     def warmup_steps(self, steps: int, batch_size: int) -> int:
-        """How many of the run's ``steps`` of ``batch_size`` samples the rate climbs.
+        """Return the number of warm-up steps of a run of ``steps`` of ``batch_size`` samples.
 
         Raises:
-            UserError: the run is no longer than its warm-up in samples.
+            UserError: the run is not longer than its warm-up in samples.
         """
         if self.warmup_samples is None:
             return round((self.resolved().warmup_ratio or 0.0) * steps)
@@ -96,9 +96,9 @@ class OptimConfig:
 def build_optimizer(
     model: torch.nn.Module, config: OptimConfig, no_decay: Collection[str] = ()
 ) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters of ``model``; those named in ``no_decay`` are not decayed.
+    """Return AdamW over the trainable parameters of ``model``, without decay for ``no_decay``.
 
-    Its rate is to be set before each step, see `learning_rate_at`.
+    Set its learning rate before each step, see `learning_rate_at`.
     """
     import torch
 
@@ -112,7 +112,7 @@ def build_optimizer(
 
 
 def learning_rate_at(step: int, steps: int, config: OptimConfig, batch_size: int) -> float:
-    """The rate of step ``step`` (from 0) of ``steps`` of ``batch_size``: linear warm-up, then cosine to 0 [C]."""
+    """Return the learning rate of step ``step`` (from 0) of ``steps``: linear warm-up, then cosine to 0 [C]."""
     peak, warmup_steps = config.peak_rate(batch_size), config.warmup_steps(steps, batch_size)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

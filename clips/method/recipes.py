@@ -1,8 +1,8 @@
-"""Recipes: which captions a sample yields, which losses they enter, and what a captioner predicts.
+"""Recipes: the captions that a sample yields, the losses that they enter, and the captioner's target.
 
-A recipe is one entry of ``RECIPES`` and combines named pieces: the texts that are contrasted with the image
-(``TEXTS``), a contrastive loss (``clips.model.config.CONTRASTIVE_LOSSES``) and a captioner. A config can replace what
-the recipe sets, so that an ablation is a config.
+A recipe is one entry of ``RECIPES`` and combines named parts: the texts that are contrasted with the image (``TEXTS``),
+a contrastive loss (``clips.model.config.CONTRASTIVE_LOSSES``) and a captioner. A config can override the settings of
+the recipe, so an ablation is a config.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class RecipeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """What a recipe's captioner does.
+    """The captioner of a recipe.
 
     Args:
-        reads: the text that it sees beside the image; None for the image alone.
-        predicts: "synthetic", the whole synthetic caption, or "contrasted", the recipe's first text.
-        teacher_forced: whether it is fed the target's tokens before the one it predicts.
+        reads: the text that it sees in addition to the image; None for the image only.
+        predicts: "synthetic", the full synthetic caption, or "contrasted", the recipe's first text.
+        teacher_forced: whether it is fed the previous target tokens.
     """
 
     reads: str | None = None
@@ -98,7 +98,7 @@ class Captioning:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec:
-    """One entry of ``RECIPES``: settings as in `RecipeConfig`, which may replace them, and the captioner."""
+    """One entry of ``RECIPES``: settings as in `RecipeConfig`, which may override them, and the captioner."""
 
     texts: tuple[str, ...] = ("web",)
     strategy: str = "full"
@@ -119,26 +119,26 @@ RECIPES: dict[str, RecipeSpec] = {
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of one sample; either is "" where there is none, but not both."""
+    """The captions of one sample; a missing one is "", but not both."""
 
     web: str
     synthetic: str
 
 
 def web(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
-    """The web caption, shortened by ``web_strategy``; whole where that leaves nothing. An empty one is one [C]."""
+    """Return the web caption, shortened by ``web_strategy``; full if the result is empty. An empty one is valid [C]."""
     return STRATEGIES[recipe.spec.web_strategy](captions.web, rng, recipe.config.target_tokens) or captions.web
 
 
 def partial(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
-    """The synthetic caption, shortened by ``strategy``; the whole web caption where there is none [C]."""
+    """Return the synthetic caption, shortened by ``strategy``; the full web caption if there is none [C]."""
     if not sentences(captions.synthetic):
         return whole_synthetic(captions)
     return STRATEGIES[recipe.spec.strategy](captions.synthetic, rng, recipe.config.target_tokens)
 
 
 def mixed(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
-    """The web caption with probability ``web_share``, else the synthetic one; where one is empty, the other.
+    """Return the web caption with probability ``web_share``, else the synthetic one; if one is empty, the other.
 
     Source: [P], VeCLIP, Recap-DataComp.
     """
@@ -147,7 +147,7 @@ def mixed(captions: Captions, rng: np.random.Generator, recipe: Recipe) -> str:
 
 
 def whole_synthetic(captions: Captions) -> str:
-    """The synthetic caption, or the web caption where there is none [C]."""
+    """Return the synthetic caption, or the web caption if there is none [C]."""
     return captions.synthetic if sentences(captions.synthetic) or not captions.web else captions.web
 
 
@@ -156,9 +156,9 @@ TEXTS: dict[str, Callable[[Captions, np.random.Generator, Recipe], str]] = {
     "partial": partial,
     "mixed": mixed,
 }
-"""Name in the batch → how the text is drawn from a sample's captions."""
+"""Name in the batch → function that samples the text from a sample's captions."""
 _WORDS = ClipsTokenizer()
-"""What a captioner predicts, whatever tokens the text tower reads."""
+"""The tokenizer of the captioner's target, whatever tokens the text tower reads."""
 
 
 @dataclass(frozen=True)
@@ -169,40 +169,40 @@ class Recipe:
 
     @functools.cached_property
     def spec(self) -> RecipeSpec:
-        """The entry of ``RECIPES``, with what the config replaces."""
+        """The entry of ``RECIPES``, with the overrides of the config."""
         given = {name: getattr(self.config, name) for name in ("texts", "strategy", "web_strategy", "web_share")}
         return replace(RECIPES[self.config.name], **{name: value for name, value in given.items() if value is not None})
 
     @property
     def captioning(self) -> Captioning | None:
-        """What the captioner does; None where none is trained."""
+        """The captioner; None if none is trained."""
         return self.spec.captioning if self.config.caption_weight > 0 else None
 
     @property
     def reads(self) -> str | None:
-        """The text whose tokens the captioner reads; None where it reads none or there is no captioner."""
+        """The text whose tokens the captioner reads; None if it reads none or there is no captioner."""
         return self.captioning.reads if self.captioning else None
 
     @property
     def needs_synthetic(self) -> bool:
-        """Whether it is made for synthetic captions; where a sample has none, its web caption stands in for it."""
+        """Whether it uses synthetic captions; for a sample without one, the web caption replaces it."""
         predicts = self.captioning.predicts if self.captioning else None
         return predicts == "synthetic" or any(name != "web" for name in self.spec.texts)
 
     @property
     def encoded(self) -> tuple[str, ...]:
-        """Names of the texts that go through the text tower: those contrasted, and what only the captioner reads."""
+        """Names of the texts for the text tower: the contrasted ones, and one that only the captioner reads."""
         reads = self.reads
         return self.spec.texts if reads is None or reads in self.spec.texts else (*self.spec.texts, reads)
 
     def prepare(
         self, web: str, synthetic: str, rng: np.random.Generator, tokenizer: TextTokenizer
     ) -> dict[str, Tensor]:
-        """The token tensors of one sample; default collation stacks them. Deterministic in ``rng``.
+        """Return the token tensors of one sample; default collation stacks them. Deterministic in ``rng``.
 
         Returns:
-            For each encoded text its (L,) tokens; with a captioner also "target" (T,) tokens and
-            "target_mask" (T,) bool, True where a label (the target shifted by one) counts.
+            For each encoded text its (L,) tokens; with a captioner also "target" (T,) tokens and "target_mask" (T,)
+            bool, True where a label (the target shifted by one) counts.
         """
         captions = Captions(web, synthetic)
         drawn = {name: TEXTS[name](captions, rng, self) for name in self.encoded}
@@ -215,10 +215,10 @@ class Recipe:
         return sample
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named losses (): "loss" is the weighted total; the others are for the record, without gradients.
+        """Return named losses (): "loss" is the weighted total; the others are for logging, without gradients.
 
-        The means of the losses over processes are the global values. "cosine_gap" is how much nearer an image is to its
-        own first text than to those of this process's other images, on average: with smaller shares it varies more.
+        The means of the losses over processes are the global values. "cosine_gap" is the mean cosine margin between an
+        image's own first text and those of this process's other images: with smaller slices it varies more.
         """
         from clips.model.losses import caption_loss, contrastive_loss
 
@@ -234,14 +234,14 @@ class Recipe:
 
 
 def cosine_gap(image: Tensor, text: Tensor) -> Tensor:
-    """Mean cosine () of matching rows of ``image`` and ``text`` (B, E) minus that of the others; 0 for one row."""
+    """Return the mean cosine () of matching rows of ``image`` and ``text`` (B, E) minus the others'; 0 for one row."""
     count = len(image)
     matching, all_pairs = (image * text).sum(), image.sum(0) @ text.sum(0)
     return matching / count - (all_pairs - matching) / max(1, count * (count - 1)) if count > 1 else matching * 0
 
 
 def build(config: RecipeConfig) -> Recipe:
-    """The recipe that ``config`` names."""
+    """Return the recipe of ``config``."""
     return Recipe(config)
 
 

@@ -1,1 +1,1 @@
-"""What is trained: towers and captioner, their tokens, their losses, and how they are made and loaded."""
+"""The model: towers and captioner, their tokens, their losses, and how they are built and loaded."""

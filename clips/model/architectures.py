@@ -1,9 +1,9 @@
 """Architectures: from a name to the open_clip configuration of its towers, with the CLIPS conventions.
 
-An architecture is a file of ``configs/`` (open_clip's JSON format) or of the user's, any of open_clip's own
-names, or a timm model beside the text tower of clips-b-16. Each way the text side gets what the CLIPS tokenisation
-needs: its vocabulary, attention without a causal mask, the feature at the last position, where the class token stands
-([C] of the method).
+An architecture is a file of ``configs/`` (open_clip's JSON format) or of the user's, any open_clip name, or a timm
+model with the text tower of clips-b-16. In each case the text side is adapted to the CLIPS tokenization: its
+vocabulary, attention without a causal mask, the feature at the last position, that of the class token ([C] of the
+method).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NORMALISATIONS: dict[str, tuple[list[float], list[float]]] = {
     "openai": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
 }
-"""Name → mean and standard deviation of a picture's channels, pixels from 0 to 1. Source: open_clip's constants."""
+"""Name → mean and standard deviation of an image's channels, pixels from 0 to 1. Source: open_clip's constants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,34 +49,34 @@ class ModelConfig:
     """The towers.
 
     Args:
-        architecture: a CLIPS architecture, as released (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
-            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14), of the paper's table (clips-l-16) or small
-            (clips-tiny, clips-rn-tiny, clips-tinyvit, clips-tinyvit-tiny), or an open_clip model name or a JSON file
-            in the format of its model configs (``./mine.json``): its towers with the texts of this method. Or
-            ``timm:NAME``: a timm model, untrained, with the text tower of clips-b-16. Or an encoder directory (or
-            ``hf-hub:NAME``), whose towers are built as they are, with its own tokenizer. The batch norms of a ResNet
-            (clips-rn-tiny, RN50) see the samples of their own process only, as in open_clip.
-        context_length: tokens of a text, as the architecture says if not given.
-        image_size: pixels of a side, as the architecture says if not given.
-        pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, where it is a timm model.
-        pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, whose weights training begins
-            with; positions are interpolated to other sizes and lengths, a captioner of the same shape comes along. Of
-            an encoder that reads other tokens, such as OpenAI's (`clips import`), it is the image tower alone, unless
-            it is the ``architecture`` as well.
-        normalisation: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder that is
-            the ``architecture``, or a timm trunk's own, else imagenet.
-        text_positions: how its text positions are interpolated: linear, or long_clip, which keeps the first 20 and
-            stretches the rest, as Long-CLIP does for whole long captions.
-        text_attention: all (every token of a text sees all others, padding too, and the class token's place is the
-            feature, as CLIPS) or causal (a token sees those before it, and the end token's place is the feature, as
-            CLIP: training leaves the padding out, which is faster with short captions and gives the same).
-        patch_dropout: share of the picture's patches that a ViT leaves out in training, as FLIP does.
+        architecture: a CLIPS architecture, as published (clips-ti-16, clips-ti-8, clips-s-16, clips-s-8, clips-b-16,
+            clips-b-8, clips-l-14, clips-so400m-14, clips-h-14), of the paper's table (clips-l-16) or small (clips-tiny,
+            clips-rn-tiny, clips-tinyvit, clips-tinyvit-tiny), or an open_clip model name or a JSON file in the format
+            of its model configs (``./mine.json``): its towers with the tokenizer of this method. Or ``timm:NAME``: a
+            timm model, randomly initialized, with the text tower of clips-b-16. Or an encoder directory (or
+            ``hf-hub:NAME``), whose towers are built unchanged, with its own tokenizer. The batch norms of a ResNet
+            (clips-rn-tiny, RN50) use only the samples of their own process, as in open_clip.
+        context_length: tokens of a text; the architecture's if not given.
+        image_size: image size in pixels; the architecture's if not given.
+        pretrained_trunk: a safetensors file of timm weights for the image tower's trunk, if it is a timm model.
+        pretrained: an encoder directory (or ``hf-hub:NAME``) of the same architecture, with the initial weights;
+            positions are interpolated to other sizes and lengths, a captioner of the same shape is loaded, too. From an
+            encoder with other tokens, such as OpenAI's (`clips import`), only the image tower is loaded, unless it is
+            also the ``architecture``.
+        normalisation: of pixels: imagenet, openai (as CLIP) or half (as SigLIP); null is that of the encoder given as
+            ``architecture``, or a timm trunk's own, else imagenet.
+        text_positions: interpolation of its text positions: linear, or long_clip, which keeps the first 20 and
+            interpolates the rest, as Long-CLIP does for full long captions.
+        text_attention: all (every token of a text attends to all others, padding included, and the feature is at the
+            class token, as in CLIPS) or causal (a token attends to previous ones, and the feature is at the EOT token,
+            as in CLIP: training skips the padding, which is faster with short captions and gives the same result).
+        patch_dropout: ratio of the image's patches that a ViT drops in training, as FLIP does.
         lock_image: freeze the image tower, as LiT does.
-        unlocked_image_groups: the last so many groups of its layers stay trainable.
-        keep_trunk_outputs: remember, in memory and in the user's cache on disk, what a frozen timm trunk makes of each
-            picture, for this and later trainings; for small data sets, without crops and flips.
+        unlocked_image_groups: number of its last layer groups that stay trainable.
+        keep_trunk_outputs: cache the outputs of a frozen timm trunk for each image, in memory and on disk, for this and
+            later trainings; for small datasets, without crops and flips.
         lock_text: freeze the text tower.
-        unlocked_text_groups: the last so many groups of its layers stay trainable.
+        unlocked_text_groups: number of its last layer groups that stay trainable.
     """
 
     architecture: str = field(default="clips-tiny", metadata={"known": "clips.model.architectures:architectures"})
@@ -119,7 +119,7 @@ def architectures() -> list[str]:
 
 
 def model_cfg(config: ModelConfig) -> dict[str, Any]:
-    """The open_clip ``model_cfg`` of ``config``: what ``open_clip_config.json`` holds.
+    """Return the open_clip ``model_cfg`` of ``config``: the content of ``open_clip_config.json``.
 
     Raises:
         UserError: the architecture is unknown, or its text tower cannot read the CLIPS tokens.
@@ -156,7 +156,7 @@ def is_reference(architecture: str) -> bool:
 
 
 def _as_it_is(config: ModelConfig) -> dict[str, Any]:
-    """The ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
+    """Return the ``model_cfg`` of an encoder directory, with the sizes of ``config``."""
     cfg = described(encoder_directory(config.architecture, FIELD)).get("model_cfg")
     if cfg is None or "hf_model_name" in cfg["text_cfg"]:
         raise UserError(f"{FIELD}: {config.architecture}: expected {CONFIG} with a text tower of open_clip's own")
@@ -187,7 +187,7 @@ def _vision_cfg(config: ModelConfig, vision: dict[str, Any]) -> dict[str, Any]:
 
 
 def _other_texts(cfg: dict[str, Any]) -> str:
-    """Where there is one, an architecture of open_clip with the same image tower and a text tower of open_clip's."""
+    """Return an open_clip architecture with the same image tower and an open_clip text tower, if there is one."""
     with without_wandb():
         import open_clip
 
@@ -201,7 +201,7 @@ def _other_texts(cfg: dict[str, Any]) -> str:
 
 
 def preprocess_cfg(cfg: dict[str, Any], normalisation: str | None = None) -> dict[str, Any]:
-    """The open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square.
+    """Return the open_clip ``preprocess_cfg`` for a ``model_cfg``: squash to the square.
 
     Args:
         cfg: the ``model_cfg``.
@@ -221,7 +221,7 @@ def preprocess_cfg(cfg: dict[str, Any], normalisation: str | None = None) -> dic
 
 
 def preprocess_of(config: ModelConfig) -> dict[str, Any]:
-    """The ``preprocess_cfg`` of the towers of ``config``; what is not said is that of the encoder that they are."""
+    """Return the ``preprocess_cfg`` of the towers of ``config``; unset fields are those of the encoder, if given."""
     chosen = preprocess_cfg(model_cfg(config), config.normalisation)
     if config.normalisation is None and is_reference(config.architecture):
         told = described(encoder_directory(config.architecture, FIELD)).get("preprocess_cfg", {})
@@ -230,7 +230,7 @@ def preprocess_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def _is_open_clips(architecture: str) -> bool:
-    """Whether it is a name of open_clip's, whose texts have CLIP's length rather than this method's."""
+    """Whether it is an open_clip name, whose texts have CLIP's length instead of this method's."""
     return not (architecture in architectures() or architecture.startswith(TIMM) or is_config_file(architecture))
 
 
@@ -251,10 +251,10 @@ def _named(architecture: str) -> dict[str, Any]:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """A model config in open_clip's JSON format.
+    """Read a model config in open_clip's JSON format.
 
     Raises:
-        UserError: the file is missing, or of another form.
+        UserError: the file is missing, or in another format.
     """
     try:
         cfg = parse_json(path.read_text(encoding="utf-8"))
@@ -270,10 +270,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 @functools.cache
 def _beside_clips_text(name: str) -> dict[str, Any]:
-    """The ``model_cfg`` of a timm model beside the text tower of clips-b-16, made as open_clip makes its own of timm's.
+    """Return the ``model_cfg`` of a timm model with the text tower of clips-b-16, as open_clip builds its own.
 
     Raises:
-        UserError: timm has no such model, or it makes no features of one kind.
+        UserError: timm has no such model, or its features are not of one type.
     """
     import torch
 
@@ -288,12 +288,12 @@ def _beside_clips_text(name: str) -> dict[str, Any]:
         with torch.device("meta"), torch.no_grad():
             trunk: Any = timm.create_model(name, num_classes=0)
             features: Any = trunk.eval().forward_features(torch.zeros(1, 3, size, size))
-    except RuntimeError as error:  # an unknown tag of weights among them
+    except RuntimeError as error:  # including an unknown weights tag
         raise UserError(f"{FIELD}: {TIMM}{name}: timm cannot build it ({reason_of(error)})") from None
     if not isinstance(features, torch.Tensor):
         raise UserError(f"{FIELD}: {TIMM}{name}: expected a model with one set of features, not several")
     own_head = getattr(trunk, "head_hidden_size", trunk.num_features) != trunk.num_features
-    # open_clip's projection fits trunks that end with their pooling; a head with layers of its own is kept, and its
+    # open_clip's projection fits trunks that end with their pooling; a head with its own layers is kept, and its
     # classifier is the projection
     pool, projection = ("avg", "") if own_head else ("", "linear")
     beside = read_config_file(CONFIGS / "clips-b-16.json")

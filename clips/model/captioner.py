@@ -1,10 +1,10 @@
-"""The captioner: a decoder that sees an image and its web caption and predicts the whole synthetic caption.
+"""The captioner: a decoder that sees an image and its web caption and predicts the full synthetic caption.
 
-Learnable token *i* predicts target token *i*. Source: [C] of the method. With teacher forcing, which is not the
-method's, token *i* of the target is added to learnable token *i*, so that the decoder knows the words so far (as CoCa).
+Learnable token *i* predicts target token *i*. Source: [C] of the method. With teacher forcing, which is not part of the
+method, token *i* of the target is added to learnable token *i*, so that the decoder knows the previous words (as CoCa).
 
-Dimension letters: B samples, I image tokens, W web caption tokens, T learnable tokens, D decoder width,
-V vocabulary rows, N counted target tokens of a batch.
+Dimension letters: B samples, I image tokens, W web caption tokens, T learnable tokens, D decoder width, V vocabulary
+rows, N counted target tokens of a batch.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class CaptionerShape:
 
 
 def combination_mask(prefix: int, queries: int) -> Tensor:
-    """Who may attend to whom, (prefix + queries, prefix + queries) bool, True where a row may see a column.
+    """Return the attention mask, (prefix + queries, prefix + queries) bool, True where a row may attend to a column.
 
-    Image and web-caption tokens (the prefix) see each other and never the learnable tokens; learnable token *i*
-    sees the whole prefix and the learnable tokens up to *i*.
+    Image and web-caption tokens (the prefix) attend to each other and never to the learnable tokens; learnable token
+    *i* attends to the full prefix and the learnable tokens up to *i*.
     """
     mask = torch.ones(prefix + queries, prefix + queries, dtype=torch.bool).tril()
     mask[:prefix, :prefix] = True
@@ -65,7 +65,7 @@ def combination_mask(prefix: int, queries: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, batch first, that may compute its last positions only."""
+    """A pre-norm transformer block, batch first, that can compute only its last positions."""
 
     def __init__(self, width: int, heads: int, layers: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Block(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Tensor, first: int = 0) -> Tensor:
-        """Positions ``first``… of the next layer, (B, L - first, D), from all positions (B, L, D)."""
+        """Return positions ``first``… of the next layer, (B, L - first, D), from all positions (B, L, D)."""
         y = self.norm_1(x)
         query = self._split(self.query(y[:, first:]))
         key, value = (self._split(part) for part in self.key_value(y).chunk(2, dim=-1))
@@ -101,8 +101,8 @@ class Block(nn.Module):
 class CaptionHead(nn.Module):
     """Output LayerNorm and bias-free vocabulary matrix.
 
-    LayerNorm, softmax and loss are float32 whatever the autocast, whose dtype is that of the matrix product: it is the
-    captioner's greatest, and takes less than half the time in bfloat16 (docs/performance.md).
+    LayerNorm, softmax and loss are float32 under any autocast, whose dtype applies to the matrix product: it is the
+    captioner's largest, and takes less than half the time in bfloat16 (docs/performance.md).
     """
 
     def __init__(self, width: int, vocabulary: int) -> None:
@@ -111,7 +111,7 @@ class CaptionHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (…, V) of hidden states (…, D), or, given labels (N,), their summed cross-entropy ()."""
+        """Return logits (…, V) of hidden states (…, D), or, given labels (N,), their sum-reduced cross-entropy ()."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         with torch.autocast(device, enabled=False):
@@ -136,16 +136,16 @@ class Captioner(nn.Module):
         self.checkpoints_activations = False
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor, counted: Tensor) -> Tensor:
-        """Summed cross-entropy () over the counted labels of a batch.
+        """Return the sum-reduced cross-entropy () over the counted labels of a batch.
 
-        Samples are decoded in groups of like length, each no further than its last counted label: later tokens are
-        seen by none before them.
+        Samples are decoded in groups of similar length, each only up to its last counted label: earlier tokens do not
+        attend to later ones.
 
         Args:
             image_tokens: (B, I, image width) patch tokens of the image tower.
             text_tokens: (B, W, text width) tokens of the text tower for the web caption; None if it reads no text.
             target: (B, T) rows of ``ClipsTokenizer.encode_target``.
-            counted: (B, T) bool, which labels count; label *i* is target token *i* + 1.
+            counted: (B, T) bool, the counted labels; label *i* is target token *i* + 1.
         """
         places = torch.arange(1, counted.shape[1] + 1, device=counted.device)
         order, sizes, longest = groups_by_length((counted * places).amax(dim=1).clamp(min=1))
@@ -160,16 +160,16 @@ class Captioner(nn.Module):
         return self.head(torch.cat(hidden), torch.cat(labels))
 
     def logits(self, image_tokens: Tensor, text_tokens: Tensor | None, target: Tensor | None = None) -> Tensor:
-        """Vocabulary logits (B, T, V), float32; ``target`` (B, T) is what a teacher-forced captioner is fed."""
+        """Return vocabulary logits (B, T, V), float32; ``target`` (B, T) is fed to a teacher-forced captioner."""
         length = None if target is None else target.shape[1]
         return self.head(self.decode(image_tokens, text_tokens, length, target))
 
     def decode(
         self, image_tokens: Tensor, text_tokens: Tensor | None, length: int | None = None, target: Tensor | None = None
     ) -> Tensor:
-        """Hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given).
+        """Return hidden states (B, length, D) of the first ``length`` learnable tokens (all if not given).
 
-        Leaving out later tokens changes nothing for the earlier ones: they never see them.
+        Skipping later tokens does not change the earlier ones, which do not attend to them.
         """
         queries = self.learnable_tokens[:length].expand(image_tokens.shape[0], -1, -1)
         if self.embedding is not None:
@@ -182,7 +182,7 @@ class Captioner(nn.Module):
         mask = combination_mask(start, queries.shape[1]).to(prefix.device)
         x = torch.cat([prefix, queries.to(prefix.dtype)], dim=1)
         for number, block in enumerate(self.blocks, 1):
-            first = start if number == len(self.blocks) else 0  # nothing reads the last layer's prefix
+            first = start if number == len(self.blocks) else 0  # the last layer's prefix is not used
             if self.checkpoints_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, first, use_reentrant=False)
             else:
@@ -197,5 +197,5 @@ def _projection(inputs: int, width: int) -> nn.Linear:
 
 
 def shifted(target: Tensor) -> Tensor:
-    """Labels (…, T) of target rows (…, T): the begin token dropped, a pad appended."""
+    """Return labels (…, T) of target rows (…, T): without the begin token, with a pad appended."""
     return F.pad(target[..., 1:], (0, 1))

@@ -1,4 +1,4 @@
-"""What a config chooses of a model's parts; without torch, so that a mistake is told at once."""
+"""Config of the model's parts; without torch, so that mistakes are reported immediately."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from clips.errors import UserError
 Precision = Literal["auto", "fp32", "bf16"]
 
 CONTRASTIVE_LOSSES = ("softmax", "supcon", "sigmoid")
-"""Names; ``clips.model.losses`` has a function of each."""
+"""Names; ``clips.model.losses`` has a function for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerConfig:
-    """The decoder's size; what is not given is taken from the text tower.
+    """The decoder's size; unset fields are taken from the text tower.
 
     Args:
         width: channels.
         layers: number of blocks.
         heads: attention heads of a block.
         length: learnable tokens = longest target, begin and end token included.
-        teacher_forced: whether it is fed the target's tokens before the one it predicts; by default as the recipe says.
-        positions: at most so many target tokens of a sample, drawn at random, enter the caption loss (all if not
-            given, as the authors do). The 32,000-way head gets that much cheaper, and long captions weigh no
-            more than short ones.
+        teacher_forced: whether it is fed the previous target tokens; null is the recipe's setting.
+        positions: maximum number of target tokens per sample, sampled at random, in the caption loss (all if not given,
+            as the authors do). The 32,000-way head becomes cheaper in proportion, and long captions weigh no more than
+            short ones.
     """
 
     width: int | None = None

@@ -1,4 +1,4 @@
-"""Words from a captioner: all at once, or each after those before it."""
+"""Decode captions: all words in parallel, or autoregressively."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from clips.model.tokenizer import BOS, EOS, PAD
 
 
 def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None, *, beams: int = 1) -> list[int]:
-    """The tokens of one picture's caption, without begin and end token.
+    """Return the tokens of one image's caption, without begin and end token.
 
-    A captioner of learnable tokens predicts all words at once, none knowing the others. A teacher-forced one is fed
-    its own words: greedily, or by beam search over the mean log-probability of a word.
+    A captioner of learnable tokens predicts all words in parallel. A teacher-forced one is fed its own words: greedily,
+    or by beam search over the mean log-probability of a word.
 
     Args:
         captioner: in evaluation mode.
         image_tokens: (1, I, image width).
         text_tokens: (1, W, text width), or None if it reads no text.
-        beams: captions kept at a time.
+        beams: number of beams.
 
     Raises:
-        UserError: more than one beam where the words do not depend on each other.
+        UserError: more than one beam for a captioner that predicts in parallel.
     """
     if captioner.embedding is None:
         if beams > 1:
@@ -52,7 +52,7 @@ def generate(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | N
 
 
 def generate_each(captioner: Captioner, image_tokens: Tensor, text_tokens: Tensor | None) -> list[list[int]]:
-    """What `generate` gives for each of B pictures, with one beam.
+    """Return the result of `generate` for each of B images, with one beam.
 
     Args:
         captioner: in evaluation mode.
@@ -60,7 +60,7 @@ def generate_each(captioner: Captioner, image_tokens: Tensor, text_tokens: Tenso
         text_tokens: (B, W, text width), or None if it reads no text.
     """
     if captioner.embedding is None:
-        hidden = captioner.decode(image_tokens, text_tokens)  # the head one by one: its logits are 32,000 a word
+        hidden = captioner.decode(image_tokens, text_tokens)  # the head runs per sample: it has 32,000 logits per word
         return [_until_end(captioner.head(row).argmax(dim=-1).tolist()) for row in hidden]
     return [
         generate(captioner, image_tokens[n : n + 1], None if text_tokens is None else text_tokens[n : n + 1])

@@ -1,7 +1,7 @@
-"""How our own architectures begin: as the authors' code does, layer by layer [C].
+"""Initialization of this suite's architectures, equal to the reference code, layer by layer [C].
 
-Their vision tower: patches Kaiming-uniform, the class token normal(1e-6), matrices normal(0.02), but the MLP's second a
-truncated normal of variance 0.3072 / width; all biases 0. Their text tower is open_clip's but for the MLP's biases,
+Its vision tower: patches Kaiming-uniform, the class token normal(1e-6), matrices normal(0.02), except the MLP's second,
+a truncated normal of variance 0.3072 / width; all biases 0. Its text tower is open_clip's except for the MLP's biases,
 which are 0. Source: vit.py and text_transformer.py of OpenVision; flax's initializers.
 """
 
@@ -18,16 +18,16 @@ from clips.model.towers import Towers
 _STD = 0.02
 _CLASS_STD = 1e-6
 _MLP_OUT_VARIANCE = 0.3072  # times 1 / width
-_TRUNCATED = 0.87962566103423978  # standard deviation of a normal one that is cut at twice its own
+_TRUNCATED = 0.87962566103423978  # standard deviation of a standard normal truncated at two standard deviations
 
 
 @torch.no_grad()
 def initialize_as_the_authors(clip: Towers) -> None:
-    """Draw the weights of an open_clip model anew: its ViT, where it has one, and the biases of its text tower."""
+    """Initialize the weights of an open_clip model: its ViT, if it has one, and the biases of its text tower."""
     for block in clip.transformer.resblocks:
         _zero_biases(block)
     visual = clip.visual
-    if not hasattr(visual, "conv1") or not hasattr(visual, "transformer"):  # a ResNet or a trunk of timm's
+    if not hasattr(visual, "conv1") or not hasattr(visual, "transformer"):  # a ResNet or a timm trunk
         return
     nn.init.kaiming_uniform_(visual.conv1.weight, nonlinearity="relu")
     nn.init.normal_(visual.class_embedding, std=_CLASS_STD)
@@ -42,7 +42,7 @@ def _draw(block: Any) -> None:
         nn.init.normal_(weight, std=_STD)
     out = block.mlp.c_proj.weight  # (width, hidden)
     std = (_MLP_OUT_VARIANCE / out.shape[0]) ** 0.5 / _TRUNCATED
-    end = math.erf(2 / math.sqrt(2))  # torch's trunc_normal_ draws until all fit, which tensors without content cannot
+    end = math.erf(2 / math.sqrt(2))  # torch's trunc_normal_ samples until all fit, which meta tensors cannot
     out.uniform_(-end, end).erfinv_().mul_(math.sqrt(2) * std)
 
 

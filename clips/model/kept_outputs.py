@@ -1,7 +1,7 @@
-"""What a frozen module makes of a picture, kept on disk: trainings that see the same pixels again need not run it.
+"""Disk cache for the outputs of a frozen module: trainings with the same pixels need not run it again.
 
-A picture is known by its pixels, a module by what it is made of and its weights: nothing stale is ever found. Without
-crops and flips a data set is computed once for all trainings that use it.
+The key is a hash of the pixels, and of the module's config and weights, so stale entries are never used. Without crops
+and flips a dataset is computed once for all trainings that use it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def keep_outputs(trunk: nn.Module) -> None:
-    """Let ``trunk.forward_features`` of a frozen timm trunk look its output (B, …) up, and compute what is missing."""
+    """Let ``trunk.forward_features`` of a frozen timm trunk read its output (B, …) from the cache, or compute it."""
     kept = KeptOutputs(trunk, trunk.forward_features, kind="trunks", remember=True)  # type: ignore[arg-type]
     trunk.forward_features = kept  # type: ignore[assignment]
 
 
 class KeptOutputs:
-    """A function of pictures that looks its output up, and computes what is missing.
+    """A function of images that reads its output from the cache, or computes it.
 
     Args:
-        module: whose weights the outputs depend on; it is put into evaluation mode while it computes.
-        compute: pictures (B, 3, S, S) → outputs (B, …).
-        kind: the cache's folder.
-        variant: what else the outputs depend on.
-        remember: keep in memory, too, what was read or computed.
+        module: determines the outputs by its weights; it is in evaluation mode while it computes.
+        compute: images (B, 3, S, S) → outputs (B, …).
+        kind: the cache's directory.
+        variant: other settings that the outputs depend on.
+        remember: also keep the outputs in memory.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class KeptOutputs:
 
     @functools.cached_property
     def weights(self) -> str:
-        """Known when the first picture comes, or when asked for: until then weights may still be loaded."""
+        """Computed at the first image or first access: until then weights may still be loaded."""
         state = self.module.state_dict()
         made_of = f"{self.module!r} {list(state)}".encode()
         return _digest(torch.frombuffer(bytearray(made_of), dtype=torch.uint8), *state.values())
 
     def know_weights(self) -> None:
-        """Take the weights of now: later they may be rounded, or lie in parts."""
+        """Hash the current weights: later they may be rounded or sharded."""
         _ = self.weights
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
-        """The outputs (B, …) of pictures (B, 3, S, S)."""
+        """Return the outputs (B, …) of images (B, 3, S, S)."""
         device = image.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
         name = f"{self.weights}{self.variant}-{str(precision).removeprefix('torch.')}"

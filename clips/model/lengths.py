@@ -1,6 +1,6 @@
-"""Rows of a batch in groups of like length, so that each is computed no further than its longest row goes.
+"""Group the rows of a batch by length, so that each is computed only up to the longest row of its group.
 
-Where nothing behind a row's end can influence what is read of it, this changes no result: it only leaves padding out.
+If nothing after a row's end can influence its result, this only skips padding.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ _SMALLEST_GROUP = 16  # rows; each group writes the gradients of all weights onc
 
 
 def groups_by_length(lengths: Tensor) -> tuple[Tensor, list[int], list[int]]:
-    """How to split a batch so that rows of like length stand together.
+    """Split a batch into groups of rows of similar length.
 
-    The number of groups depends on the number of rows alone: processes with unlike texts call their layers equally
+    The number of groups depends only on the number of rows: processes with different texts call their layers equally
     often.
 
     Args:
         lengths: (B,) int64, B at least 1.
 
     Returns:
-        The rows' order (B,), shortest first; the groups' sizes, which add up to B; each group's greatest length.
+        The rows' order (B,), shortest first; the sizes of the groups, which add up to B; the maximum length of each
+        group.
     """
     order = lengths.argsort()
     parts = order.tensor_split(max(1, min(_MOST_GROUPS, len(lengths) // _SMALLEST_GROUP)))

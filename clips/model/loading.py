@@ -1,4 +1,4 @@
-"""Models from a user's files: all of their weights, or one line that says what is wrong with the files."""
+"""Load models from a user's files: all of their weights, or a one-line error about the files."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from clips.errors import UserError
 
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Make one line of whatever goes wrong in the block: ``what``, then the reason in brackets.
+    """Convert any exception in the block to one line: ``what``, then the reason in brackets.
 
     Raises:
-        UserError: the line; the block's own UserErrors pass as they are.
+        UserError: the line; the block's own UserErrors pass unchanged.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # libraries raise whatever a broken file makes them
+    except Exception as error:  # libraries raise arbitrary exceptions for broken files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{what} ({reason})") from None
 
 
 def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any) -> Any:
-    """A transformers model whose weights all come from the safetensors in ``directory``, or a pickle of tensors alone.
+    """Load a transformers model completely from the safetensors in ``directory``, or from a pickle of tensors only.
 
     Args:
         kind: the model's class, or an ``Auto`` class.
-        directory: in transformers' layout; None where ``options`` have a ``state_dict`` and a ``config``.
-        what: begins the message if it cannot be loaded. Pickles are read only where there is nothing else, and with
-            ``weights_only``, which runs no code of theirs.
-        options: anything else for ``from_pretrained``.
+        directory: in the transformers format; None if ``options`` have a ``state_dict`` and a ``config``.
+        what: prefix of the error message. Pickles are read only if there is nothing else, and with ``weights_only``,
+            which does not execute their code.
+        options: other arguments of ``from_pretrained``.
 
     Raises:
-        UserError: files are broken; weights are missing or of other shapes, for which transformers would draw
-            random ones.
+        UserError: files are broken; weights are missing or of other shapes, which transformers would initialize at
+            random.
     """
     pickled = directory is not None and any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors"))
     safely: dict[str, Any] = {"use_safetensors": not pickled, "weights_only": True}
@@ -60,7 +60,7 @@ def load_pretrained(kind: Any, directory: Path | None, what: str, **options: Any
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' warnings off the screen, as its table of missing weights; our lines say what counts."""
+    """Suppress transformers' warnings, such as its table of missing weights; the suite reports these itself."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,11 +1,11 @@
 """The losses of the method, over the global batch of all processes.
 
-Every function returns this process's share, made so that the *mean over processes* is the loss of the global
-batch and that the mean of the gradients, which DDP and DeepSpeed take, is its gradient: two processes train as
-one would. All processes must hold batches of equal size. Source: [C] of the method.
+Every function returns this process's part, scaled so that the *mean over processes* is the loss of the global batch and
+the mean of the gradients, which DDP and DeepSpeed compute, is its gradient: two processes train as one would. All
+processes must hold batches of equal size. Source: [C] of the method.
 
-Dimension letters: B samples of this process, G samples of all processes, E embedding width, N counted target
-tokens, D decoder width, V vocabulary rows.
+Dimension letters: B samples of this process, G samples of all processes, E embedding width, N counted target tokens, D
+decoder width, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB of float32
 
 
 def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The mean () of the symmetric CLIP losses of the images with each kind of text. Source: [C].
+    """Return the mean () of the symmetric CLIP losses of the images with each type of text. Source: [C].
 
     Args:
         image: (B, E) image features of unit length.
-        texts: for each kind of text, (B, E) features of unit length; row *i* belongs to image *i*.
+        texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
         scale: () or (1,), the factor that multiplies the cosines.
-        bias: unused; a softmax does not see it.
+        bias: unused; a softmax is invariant to it.
     """
     images, own = gather(image), _own_rows(image)
     halves = []
@@ -39,9 +39,9 @@ def softmax_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Te
 
 
 def supcon_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Symmetric loss () in which an image picks its texts of all kinds in one softmax, each an equal positive.
+    """Return the symmetric loss () in which an image selects its texts of all types in one softmax, as equal positives.
 
-    Source: L_out of SupCon (arXiv 2004.11362, equation 2) from image to text; a text has one image. With one kind of
+    Source: L_out of SupCon (arXiv 2004.11362, equation 2) from image to text; a text has one image. With one type of
     text it equals `softmax_loss`, whose arguments it takes.
     """
     images, own = gather(image), _own_rows(image)
@@ -53,7 +53,7 @@ def supcon_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Ten
 
 
 def sigmoid_loss(image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The mean () over kinds of text of SigLIP's loss: every pair is judged by itself, matching or not.
+    """Return the mean () over types of text of SigLIP's loss: every pair is classified separately, matching or not.
 
     Source: arXiv 2303.15343, algorithm 1. Arguments as `softmax_loss`; ``bias`` () or (1,) is added to the logits.
     """
@@ -74,13 +74,13 @@ _LOSSES: dict[str, Callable[[Tensor, Sequence[Tensor], Tensor, Tensor | None], T
 def contrastive_loss(
     image: Tensor, texts: Sequence[Tensor], scale: Tensor, bias: Tensor | None = None, *, kind: str = "softmax"
 ) -> Tensor:
-    """The loss () that ``kind`` names, in float32 whatever the autocast.
+    """Return the loss () ``kind``, in float32 under any autocast.
 
-    No process ever holds more than a chunk of its rows of the global similarity matrix.
+    A process holds at most one chunk of its rows of the global similarity matrix.
 
     Args:
         image: (B, E) image features of unit length.
-        texts: for each kind of text, (B, E) features of unit length; row *i* belongs to image *i*.
+        texts: for each type of text, (B, E) features of unit length; row *i* belongs to image *i*.
         scale: () or (1,), the factor that multiplies the cosines.
         bias: () or (1,), added to the logits of the sigmoid loss.
         kind: the loss's name, one of ``clips.model.config.CONTRASTIVE_LOSSES``.
@@ -92,12 +92,12 @@ def contrastive_loss(
 
 
 def _own_rows(local: Tensor) -> Tensor:
-    """Where this process's rows stand among the gathered ones, (B,)."""
+    """Return the positions of this process's rows among the gathered ones, (B,)."""
     return process_rank() * len(local) + torch.arange(len(local), device=local.device)
 
 
 def caption_loss(summed: Tensor, counted: Tensor) -> Tensor:
-    """Cross-entropy () averaged over the counted target tokens of all processes.
+    """Return the cross-entropy () averaged over the counted target tokens of all processes.
 
     Args:
         summed: () cross-entropy summed over this process's counted tokens.
@@ -110,7 +110,7 @@ def caption_loss(summed: Tensor, counted: Tensor) -> Tensor:
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Summed cross-entropy () of ``hidden @ weight.T`` without ever holding all its (N, V) logits.
+    """Return the sum-reduced cross-entropy () of ``hidden @ weight.T`` without holding all its (N, V) logits.
 
     Args:
         hidden: (N, D), any float; its gradient is of the same.
@@ -122,7 +122,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, dtype: 
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Takes the gradients in the forward pass, chunk by chunk, while the chunk's logits are at hand."""
+    """Computes the gradients in the forward pass, chunk by chunk, while the chunk's logits are in memory."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -145,7 +145,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             error = powers.div_(normaliser)  # softmax, then minus one at the label
             error = error.scatter_add_(1, label, error.new_full(label.shape, -1.0)).to(dtype)
-            del logits, powers  # else they are held beside the products, and beside the next chunk's
+            del logits, powers  # otherwise they stay in memory next to the products and the next chunk's
             if hidden_grad is not None:
                 hidden_grad[start : start + step] = error @ factors
             if weight_grad is not None:
@@ -166,7 +166,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """``total += one @ other``, where the factors may have a smaller dtype."""
+    """Add ``one @ other`` to ``total``; the factors may have a smaller dtype."""
     if one.dtype == total.dtype:
         total.addmm_(one, other)
     else:
@@ -200,7 +200,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
 
 
 def gather(features: Tensor) -> Tensor:
-    """The rows of all processes in rank order, (G, E), with the gradient going back to where each came from."""
+    """Return the rows of all processes in rank order, (G, E); gradients flow back to their processes."""
     return features if process_count() == 1 else _Gather.apply(features)
 
 
@@ -219,10 +219,10 @@ class _Gather(torch.autograd.Function):
 
 
 def process_count() -> int:
-    """Number of training processes; 1 without torch.distributed."""
+    """Return the number of training processes; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """This process's rank; 0 without torch.distributed."""
+    """Return this process's rank; 0 without torch.distributed."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

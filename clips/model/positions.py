@@ -1,4 +1,4 @@
-"""Tables of positions for another picture size or text length than they were learnt for."""
+"""Position tables for another image size or text length than that of their training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from clips.errors import UserError
 
 
 def on_grid(table: Tensor, patches: int, prefix: int, *, antialias: bool = True) -> Tensor:
-    """Learnt positions for a square of so many patches, interpolated (bicubic) from those of another square.
+    """Interpolate learned positions (bicubic) to a square of ``patches`` patches.
 
     Args:
-        table: (prefix + patches then, D).
-        patches: how many there are to be.
-        prefix: rows before those of the patches, which stay.
-        antialias: as open_clip does; transformers does without, and takes another cubic.
+        table: (prefix + old patches, D).
+        patches: the new number of patches.
+        prefix: rows before those of the patches, which stay unchanged.
+        antialias: as open_clip; transformers does not, and uses another cubic kernel.
     """
     before, after = math.isqrt(len(table) - prefix), math.isqrt(patches)
     if before == after:
@@ -30,11 +30,11 @@ def on_grid(table: Tensor, patches: int, prefix: int, *, antialias: bool = True)
 
 
 def on_trunks_grid(table: Tensor, trunk: Any) -> Tensor:
-    """Learnt positions for a timm ViT, interpolated as timm itself does; those that fit already are given back.
+    """Interpolate learned positions for a timm ViT, as timm itself does; matching ones are returned unchanged.
 
     Args:
-        table: (1, prefix + patches then, D).
-        trunk: of the picture size that is wanted; one without such a table has nothing to fit.
+        table: (1, prefix + old patches, D).
+        trunk: of the requested image size; one without such a table needs no interpolation.
     """
     own = getattr(trunk, "pos_embed", None)
     if not isinstance(own, Tensor) or own.ndim != 3 or own.shape == table.shape:
@@ -46,14 +46,14 @@ def on_trunks_grid(table: Tensor, trunk: Any) -> Tensor:
 
 
 def sines_on_grid(table: Tensor, patches: int) -> Tensor | None:
-    """Fixed positions for a square of so many patches by the formula of ``table``, open_clip's or the authors'.
+    """Return fixed positions for a square of ``patches`` by the formula of ``table``, open_clip's or the authors'.
 
     Args:
-        table: (1 + patches then, D), the first for the class token.
-        patches: how many there are to be.
+        table: (1 + old patches, D), the first for the class token.
+        patches: the new number of patches.
 
     Returns:
-        (1 + patches, D), or None where ``table`` follows neither.
+        (1 + patches, D), or None if ``table`` follows neither.
     """
     from open_clip.pos_embed import get_2d_sincos_pos_embed
 
@@ -68,9 +68,10 @@ def sines_on_grid(table: Tensor, patches: int) -> Tensor | None:
 
 
 def authors_positions(side: int, width: int) -> Tensor:
-    """(1 + side², width) fixed positions of the released towers: sines and cosines, zeros for the class token.
+    """Return (1 + side², width) fixed positions of the published towers: sines and cosines, zeros for the class token.
 
-    Source: [C], ``posemb_sincos_2d``, after MoCo v3. open_clip's own (``sin_cos_2d``) have slightly other frequencies.
+    Source: [C], ``posemb_sincos_2d``, after MoCo v3. open_clip's own (``sin_cos_2d``) have slightly different
+    frequencies.
     """
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -80,7 +81,7 @@ def authors_positions(side: int, width: int) -> Tensor:
 
 
 def stretch_positions(table: Tensor, length: int, kept: int) -> Tensor:
-    """(length, width) positions from ``table``: the first ``kept`` as they are, the rest interpolated.
+    """Return (length, width) positions from ``table``: the first ``kept`` unchanged, the rest interpolated.
 
     Raises:
         UserError: there would be no room for the rest.

@@ -1,4 +1,4 @@
-"""What a model computes in: float32, or bfloat16 activations over float32 parameters."""
+"""Compute precision of a model: float32, or bfloat16 activations with float32 parameters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clips.model.config import Precision
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> tuple[Literal["fp32", "bf16"], str]:
-    """What to compute in, and why. ``auto`` takes bf16 where the hardware multiplies it faster than float32.
+    """Return the precision and the reason. ``auto`` selects bf16 if the hardware multiplies it faster than float32.
 
-    It goes by the machine's instructions, not by a stop-watch: two runs of one comparison must not differ in it.
+    The criterion is the machine's instruction set, not a timing: two runs of one comparison must not differ in it.
     """
     if wanted != "auto":
         return wanted, "as configured"
@@ -35,16 +35,16 @@ def _cpu_multiplies_bf16() -> bool:
 
 @contextlib.contextmanager
 def quick_attention(device: torch.device, precision: Literal["fp32", "bf16"]) -> Iterator[None]:
-    """Attention by plain matrix products where training is quicker with them: in bf16 on a CPU.
+    """Use attention by plain matrix products where training is faster with them: in bf16 on a CPU.
 
-    The fused kernel's backward pass takes three to ten times as long there at the lengths of small towers. Forward and
-    backward belong in one block: activations that are computed again must come from the same kernel.
+    The backward pass of the fused kernel takes three to ten times as long there at the lengths of small towers. Forward
+    and backward belong in one block: recomputed activations must come from the same kernel.
     """
     if device.type != "cpu" or precision != "bf16":
         yield
         return
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # a switch for CPUs too, despite its place
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else it computes in float32, at twice the time
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # affects CPUs, too, despite its name
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # otherwise it computes in float32, in twice the time
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield

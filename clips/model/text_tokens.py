@@ -1,4 +1,4 @@
-"""The text tower's tokens: this method's own, or those of an encoder whose towers are trained as they are.
+"""The text tower's tokenizer: this method's own, or that of an encoder whose towers are trained unchanged.
 
 tokenize = text_tokenizer(ModelConfig(architecture="imported/clip"))
 tokenize(["a red car"])  # (1, context length)
@@ -26,23 +26,23 @@ _ENDINGS = (".json", ".txt", ".model")
 
 
 class TextTokenizer(Protocol):
-    """Texts to the token rows that a text tower reads."""
+    """Map texts to the token sequences of a text tower."""
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Rows (n, context length) int64."""
         ...
 
     def save(self, directory: Path) -> None:
-        """Write the files from which open_clip makes it again."""
+        """Write the files from which open_clip recreates it."""
         ...
 
 
 class StockTokenizer:
-    """The tokenizer of another encoder, as open_clip makes it from the encoder's directory.
+    """The tokenizer of another encoder, as open_clip loads it from the encoder's directory.
 
     Args:
         directory: the encoder.
-        context_length: length of a row.
+        context_length: length of a sequence.
 
     Raises:
         UserError: the directory's tokenizer cannot be loaded.
@@ -55,7 +55,7 @@ class StockTokenizer:
 
         try:
             self._tokenize: Any = open_clip.get_tokenizer(f"local-dir:{directory}", context_length=context_length)
-        except Exception as error:  # transformers raises what its parts raise
+        except Exception as error:  # transformers passes on the exceptions of its parts
             raise UserError(f"{FIELD}: {directory}: its tokenizer cannot be loaded ({reason_of(error)})") from None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -68,7 +68,7 @@ class StockTokenizer:
 
 
 def text_tokenizer(config: ModelConfig) -> TextTokenizer:
-    """The tokenizer of the towers that ``config`` names.
+    """Return the tokenizer of the towers in ``config``.
 
     Raises:
         UserError: the config is wrong, or another encoder's tokenizer cannot be loaded.
@@ -85,7 +85,7 @@ def _stock(reference: str, context_length: int) -> StockTokenizer:
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the small files of ``source`` that may be a tokenizer's; the config and records of artifacts are left."""
+    """Copy the small files of ``source`` that may belong to a tokenizer, without config and artifact records."""
     for path in sorted(source.iterdir()):
         if path.suffix in _ENDINGS and path.name not in {*RECORDS, CONFIG, "config.json", CAPTIONER_CONFIG}:
             shutil.copyfile(path, directory / path.name)

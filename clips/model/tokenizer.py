@@ -1,10 +1,10 @@
-"""The CLIPS tokenisation: lower-cased BERT WordPiece between a begin and an end token, class token last.
+"""The CLIPS tokenization: lower-cased BERT WordPiece between a begin and an end token, class token last.
 
 >>> ClipsTokenizer(8)("a red car")
 tensor([[   1, 1037, 2417, 2482,    2,    0,    0,  101]])
 
-Source: [C] of the method; equal to stock open_clip's ``HFTokenizer(tokenizer_mode="clips")`` token by token.
-The vocabulary (``vocab/vocab.txt``, BERT base uncased, Apache-2.0) ships with the package: no hub is needed.
+Source: [C] of the method; equal to unmodified open_clip's ``HFTokenizer(tokenizer_mode="clips")`` token by token.
+The vocabulary (``vocab/vocab.txt``, BERT base uncased, Apache-2.0) ships with the package: no download is needed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CONTEXT_LENGTH = 80
 VOCABULARY = Path(__file__).parent / "vocab" / "vocab.txt"
 _SPECIAL = {"pad": "[PAD]", "bos": "[unused0]", "eos": "[unused1]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
 _SPECIAL["mask"] = "[MASK]"
-_WORDS_KEPT = 1 << 16  # words whose tokens a process remembers: most words of a caption are common ones
-_LONGEST_WORD = 100  # of those; a process would otherwise remember texts without spaces, of any length
+_WORDS_KEPT = 1 << 16  # words whose tokens a process caches: most words of a caption are frequent
+_LONGEST_WORD = 100  # of cached words; otherwise a process would cache texts without spaces, of any length
 CHARACTERS_A_TOKEN = 50
-"""More than any token stands for, see `shortened`."""
+"""More characters than any token has, see `shortened`."""
 
 
 class ClipsTokenizer:
-    """Texts to the token rows that the text tower and the captioner read.
+    """Map texts to the token sequences of the text tower and the captioner.
 
     Args:
         context_length: length of a row for the text tower, class token included; at least 4.
@@ -57,15 +57,15 @@ class ClipsTokenizer:
         return self._rows(texts, length)
 
     def decode(self, tokens: Tensor | Sequence[int]) -> str:
-        """The text of one row up to its first end token, without the special tokens."""
+        """Return the text of one sequence up to its first end token, without the special tokens."""
         ids = [int(token) for token in tokens]
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
         return self._wordpiece.decode([token for token in ids if token < self._wordpiece.get_vocab_size()])
 
     def save(self, directory: str | Path) -> None:
-        """Write the files from which stock ``open_clip.get_tokenizer("local-dir:…")`` makes the same tokenizer.
+        """Write the files from which unmodified ``open_clip.get_tokenizer("local-dir:…")`` loads the same tokenizer.
 
-        They state no greatest length: open_clip cuts texts itself, and transformers would only warn of it.
+        They state no maximum length: open_clip truncates texts itself, and transformers would only print a warning.
         """
         folder = Path(directory)
         self._wordpiece.save(str(folder / "tokenizer.json"))
@@ -78,7 +78,7 @@ class ClipsTokenizer:
         (folder / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
 
     def _rows(self, texts: str | Sequence[str], length: int, last: int | None = None) -> Tensor:
-        import torch  # what only counts tokens does without
+        import torch  # not needed by code that only counts tokens
 
         texts = [texts] if isinstance(texts, str) else texts
         rows = torch.full((len(texts), length), PAD)
@@ -92,7 +92,7 @@ class ClipsTokenizer:
 
 
 def _first_ids(text: str, count: int) -> list[int]:
-    """The first ``count`` tokens of ``text``, special ones left out."""
+    """Return the first ``count`` tokens of ``text``, without special ones."""
     ids: list[int] = []
     for word in clean(shortened(text, count)).split(" "):
         ids += _ids_of(word) if len(word) <= _LONGEST_WORD else wordpiece().encode(word, add_special_tokens=False).ids
@@ -103,12 +103,12 @@ def _first_ids(text: str, count: int) -> list[int]:
 
 @lru_cache(maxsize=_WORDS_KEPT)
 def _ids_of(word: str) -> tuple[int, ...]:
-    """The tokens of what stands between two spaces: WordPiece looks at nothing beyond."""
+    """Return the tokens of a string between two spaces: WordPiece does not look beyond it."""
     return tuple(wordpiece().encode(word, add_special_tokens=False).ids)
 
 
 def text_config(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
-    """The entries of an open_clip ``text_cfg`` that say "this tokenizer"."""
+    """Return the entries of an open_clip ``text_cfg`` that select this tokenizer."""
     return {
         "context_length": context_length,
         "vocab_size": EMBEDDING_ROWS,
@@ -119,7 +119,7 @@ def text_config(context_length: int = CONTEXT_LENGTH) -> dict[str, Any]:
 
 @cache
 def wordpiece() -> Tokenizer:
-    """BERT's lower-casing WordPiece tokenizer over the shipped vocabulary, with this method's special tokens."""
+    """Return BERT's lower-casing WordPiece tokenizer over the shipped vocabulary, with this method's special tokens."""
     tokenizer = Tokenizer(models.WordPiece.from_file(str(VOCABULARY), unk_token=_SPECIAL["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -130,17 +130,17 @@ def wordpiece() -> Tokenizer:
 
 
 def shortened(text: str, tokens: int) -> str:
-    """As much of a very long text as its first ``tokens`` tokens can come from; any other text as it is.
+    """Return the part of a very long text that can contain its first ``tokens`` tokens; other texts unchanged.
 
-    Stock tokenizers look at all of it first: one word of a megabyte takes BPE hours.
+    Unmodified tokenizers process all of it first: one word of a megabyte takes BPE hours.
     """
     most = CHARACTERS_A_TOKEN * tokens
     return text if len(text) <= most else " ".join(text.split())[:most]
 
 
 def clean(text: str) -> str:
-    """``text`` with broken encoding mended, HTML entities resolved and white space collapsed, as open_clip does."""
-    if not (text.isascii() and text.replace("\n", " ").isprintable() and "&" not in text):  # ASCII needs no mending
+    """Return ``text`` with broken encoding fixed, HTML entities resolved and white space collapsed, as open_clip."""
+    if not (text.isascii() and text.replace("\n", " ").isprintable() and "&" not in text):  # ASCII needs no fix
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))

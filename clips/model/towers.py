@@ -1,4 +1,4 @@
-"""Image and text towers: an open_clip model of a ``model_cfg``, how it encodes, and what of it is frozen."""
+"""Image and text towers: an open_clip model of a ``model_cfg``, its encoding functions, and its frozen parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSIFIERS = ("head.fc.", "head.", "classifier.", "fc.")
 
 
 def build_towers(cfg: dict[str, Any]) -> Towers:
-    """The open_clip model of a ``model_cfg``, randomly initialised, ``logit_scale`` at ln(1/0.07)."""
+    """Build the open_clip model of a ``model_cfg``, randomly initialized, ``logit_scale`` at ln(1/0.07)."""
     with without_wandb():
         import open_clip
         from open_clip.model import set_model_preprocess_cfg
@@ -38,7 +38,7 @@ def build_towers(cfg: dict[str, Any]) -> Towers:
 
 @torch.no_grad()
 def _try_picture(towers: Towers, size: list[int]) -> None:
-    """Refuse a picture side that the image tower's strides leave nothing of, or other than its weights expect."""
+    """Reject an image size that the strides of the image tower reduce to nothing, or that its weights do not expect."""
     try:
         encode_image(towers.eval(), torch.zeros(1, 3, *size, device=next(towers.parameters()).device))
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -48,7 +48,7 @@ def _try_picture(towers: Towers, size: list[int]) -> None:
 
 
 def load_trunk(towers: Towers, path: str | Path) -> None:
-    """Load timm weights (safetensors, any float type) into the trunk; a classifier in them is left out.
+    """Load timm weights (safetensors, any float type) into the trunk; a classifier in them is skipped.
 
     Raises:
         UserError: no timm trunk, no such file, or names or shapes that do not match.
@@ -71,14 +71,14 @@ def load_trunk(towers: Towers, path: str | Path) -> None:
 
 
 def lock(towers: Towers, config: ModelConfig) -> None:
-    """Freeze what ``config`` wants frozen, by open_clip's own groups of layers.
+    """Freeze the parts selected by ``config``, by open_clip's own groups of layers.
 
     Raises:
         UserError: this tower cannot be frozen in part.
     """
     try:
         if config.lock_image:
-            with warnings.catch_warnings():  # open_clip imports timm's helpers by a name that timm has given up
+            with warnings.catch_warnings():  # open_clip imports timm's helpers by a name that timm has removed
                 warnings.filterwarnings("ignore", message="Importing from timm", category=FutureWarning)
                 towers.lock_image_tower(unlocked_groups=config.unlocked_image_groups)
         if config.lock_text:
@@ -92,11 +92,11 @@ def lock(towers: Towers, config: ModelConfig) -> None:
 
 
 def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Image features (B, E), not normalised, and the last layer's patch tokens (B, I, width), class token left out.
+    """Return image features (B, E), not normalized, and the last layer's patch tokens (B, I, width), no class token.
 
     Args:
         towers: an open_clip model.
-        image: (B, 3, H, W), normalised pixels.
+        image: (B, 3, H, W), normalized pixels.
     """
     visual = towers.visual
     if hasattr(visual, "trunk"):
@@ -110,25 +110,25 @@ def encode_image(towers: Towers, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_text(towers: Towers, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Text features (B, E), not normalised, and the last layer's tokens (B, L - 1, width), class token left out.
+    """Return text features (B, E), not normalized, and the last layer's tokens (B, L - 1, width), without class token.
 
     Args:
         towers: an open_clip model.
-        text: (B, L) token rows whose last token is the class token.
+        text: (B, L) token sequences whose last token is the class token.
     """
     outputs = towers.forward_intermediates(text=text, text_indices=1, normalize=False)
     return outputs["text_features"], outputs["text_intermediates"][0][:, :-1]
 
 
 def text_features(towers: Towers, text: Tensor) -> Tensor:
-    """Text features (B, E) as `encode_text` gives, without what only its tokens need.
+    """Return text features (B, E) as `encode_text`, without the work that only its tokens need.
 
-    With a causal mask nothing behind a text's end token counts: rows are cut there, in groups of like length. Without
-    one, the last block is computed at the class token alone.
+    With a causal mask nothing after a text's end token counts: sequences are truncated there, in groups of similar
+    length. Without one, the last block is computed only at the class token.
 
     Args:
         towers: an open_clip model.
-        text: (B, L) token rows.
+        text: (B, L) token sequences.
     """
     tower = towers.text if hasattr(towers, "text") else towers
     if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
@@ -145,7 +145,7 @@ def text_features(towers: Towers, text: Tensor) -> Tensor:
 
 
 def end_token(towers: Towers) -> int | None:
-    """The token whose place is a text's feature; None where it is the row's last place."""
+    """Return the token at whose position a text's feature is; None for the last position."""
     tower = towers.text if hasattr(towers, "text") else towers
     pool = _pooling(towers)
     if pool == "argmax":  # OpenAI's end token is the largest
@@ -154,7 +154,7 @@ def end_token(towers: Towers) -> int | None:
 
 
 def _ends(towers: Towers, text: Tensor) -> Tensor:
-    """The place (B,) of each text's end token."""
+    """Return the position (B,) of each text's end token."""
     if _pooling(towers) == "argmax":
         return text.argmax(dim=1)
     return torch.as_tensor(text == end_token(towers)).int().argmax(dim=1)
@@ -165,7 +165,7 @@ def _pooling(towers: Towers) -> str:
 
 
 def _at_end_tokens(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
-    """The last layer (B, width) at the places ``ends`` (B,) of end tokens, computed no further than there."""
+    """Return the last layer (B, width) at the positions ``ends`` (B,) of end tokens, computed only up to there."""
     order, sizes, longest = groups_by_length(ends + 1)
     found = []
     for rows, end, length in zip(text[order].split(sizes), ends[order].split(sizes), longest, strict=True):
@@ -176,7 +176,7 @@ def _at_end_tokens(tower: Any, text: Tensor, ends: Tensor) -> Tensor:
 
 
 def _at_last_token(tower: Any, text: Tensor) -> Tensor:
-    """The last layer (B, width) at the last place; its block needs keys and values of the others, no more."""
+    """Return the last layer (B, width) at the last position; its block needs only keys and values of the others."""
     *_, block = tower.transformer.resblocks
     x = tower.token_embedding(text) + tower.positional_embedding
     if tower.transformer.layers > 1:
@@ -188,7 +188,7 @@ def _at_last_token(tower: Any, text: Tensor) -> Tensor:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block is open_clip's default one as it stands, not a variant nor one that a wrapper has changed."""
+    """Whether a block is open_clip's unmodified default, not a variant or changed by a wrapper."""
     from open_clip.transformer import ResidualAttentionBlock
 
     return type(block) is ResidualAttentionBlock

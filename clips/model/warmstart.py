@@ -1,4 +1,4 @@
-"""Begin from trained towers: weights of an encoder directory in a model of another resolution or text length."""
+"""Initialize from trained towers: weights of an encoder directory in a model of another resolution or text length."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def load_pretrained(
     stretch: str = "linear",
     needs_text: bool = False,
 ) -> list[str]:
-    """Put the weights of an encoder directory into ``towers`` and, where it has the like, into ``captioner``.
+    """Load the weights of an encoder directory into ``towers`` and, if it has one, into ``captioner``.
 
-    Position embeddings of another picture size or text length are interpolated; fixed ones are left as they are. From
-    an encoder that reads other tokens (OpenAI's CLIP, say) the image tower alone is taken.
+    Position embeddings of another image size or text length are interpolated; fixed ones stay unchanged. From an
+    encoder with other tokens (for example OpenAI's CLIP) only the image tower is loaded.
 
     Args:
-        towers: an open_clip model of the same architecture but for the sizes of its inputs.
+        towers: an open_clip model of the same architecture except for the sizes of its inputs.
         captioner: or None.
         reference: the directory, or ``hf-hub:NAME``.
         text_cfg: of the new towers, as open_clip has it.
-        stretch: how text positions are interpolated: "linear", or "long_clip", which keeps the first 20.
-        needs_text: whether it is a mistake to leave the text tower new.
+        stretch: interpolation of text positions: "linear", or "long_clip", which keeps the first 20.
+        needs_text: whether a randomly initialized text tower is an error.
 
     Returns:
-        What was adapted or left new, in words.
+        The adapted and the randomly initialized parts, as text.
 
     Raises:
         UserError: no such directory, or weights of another architecture.
@@ -74,15 +74,15 @@ def load_pretrained(
 
 
 def check_beginning(cfg: dict[str, Any], preprocess: dict[str, Any], reference: str) -> None:
-    """Refuse to go on from an encoder that computes otherwise in ways that its weights do not show.
+    """Reject an encoder that computes differently in ways that its weights do not show.
 
     Args:
         cfg: the new encoder's ``model_cfg``.
         preprocess: its ``preprocess_cfg``.
-        reference: as of `load_pretrained`.
+        reference: as in `load_pretrained`.
 
     Raises:
-        UserError: pixels were normalised otherwise, or the activation was another one.
+        UserError: pixels were normalized differently, or the activation was another one.
     """
     told = described(encoder_directory(reference, _FIELD))
     theirs = told.get("preprocess_cfg", {})
@@ -113,7 +113,7 @@ def _fit_pictures(weights: dict[str, Tensor], towers: Towers) -> list[str]:
 
 
 def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
-    """As timm itself interpolates the positions of its ViTs."""
+    """Interpolate positions of a timm ViT as timm itself does."""
     name = "visual.trunk.pos_embed"
     if name not in weights or (fitted := on_trunks_grid(weights[name], trunk)) is weights[name]:
         return []
@@ -122,7 +122,7 @@ def _fit_trunk(weights: dict[str, Tensor], trunk: Any) -> list[str]:
 
 
 def _same_tokens(directory: Path, weights: dict[str, Tensor], towers: Towers, text_cfg: dict[str, Any]) -> bool:
-    """Whether the encoder reads the tokens that ``text_cfg`` says; without its config, whether it embeds as many."""
+    """Whether the encoder reads the tokens of ``text_cfg``; without its config, whether it embeds as many."""
     if (cfg := described(directory).get("model_cfg")) is not None:
         return all(cfg["text_cfg"].get(name) == text_cfg.get(name) for name in _TOKENS)
     own = (towers.text if hasattr(towers, "text") else towers).token_embedding.weight

@@ -1,7 +1,7 @@
-"""A small world of pictures with exact ground truth, to run and to test the suite with.
+"""Synthetic scenes with exact ground truth, to run and test the suite.
 
-Scenes are things (real emoji sprites) on backgrounds, some with a written word. From a scene's ground
-truth follow its captions and questions. Test scenes are combinations that never occur in training.
+A scene consists of objects (real emoji sprites) on a background, some scenes have a written word. Captions and
+questions follow from the ground truth of a scene. Test scenes are combinations that never occur in training.
 """
 
 from clips.scenes.captions import Captions, captions_of

@@ -1,7 +1,6 @@
-"""What scenes stand on: plain colours, patterns, textures and simple landscapes, each with a name.
+"""Backgrounds of scenes: plain colors, patterns, textures and simple landscapes, each with a name.
 
-A background is a function of (picture size, dice) that paints an (S, S, 3) array of bytes with
-integer arithmetic only.
+A background is a function of (image size, dice) that paints an (S, S, 3) array of bytes with integer arithmetic only.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ class Background:
         where: a phrase that follows a noun: "on a plain blue background", "on a sandy beach".
         description: a noun phrase with its article: "a plain blue background".
         style: plain, gradient, stripes, checks, dots, texture or landscape.
-        colour: the one colour name of a plain or textured background, else None.
-        colours: RGB of its main areas: what an object must differ from to be seen.
-        paint: draws it.
+        colour: the single color name of a plain or textured background, else None.
+        colours: RGB of its main areas; a visible object differs from them.
+        paint: paints it.
     """
 
     name: str
@@ -65,7 +64,7 @@ def _rgb(colour: Rgb) -> Pixels:
 
 
 def _grid(size: int) -> tuple[Pixels, Pixels]:
-    """Row and column of each pixel in 1/1024 of the side, (S, 1) and (1, S)."""
+    """Return row and column of each pixel in 1/1024 of the image size, (S, 1) and (1, S)."""
     steps = np.arange(size, dtype=np.int32) * 1024 // size
     return steps[:, None], steps[None, :]
 
@@ -129,14 +128,14 @@ def _texture(colour: Rgb, depth: int) -> Painter:
 
 
 def _grain(size: int, dice: Dice, depth: int) -> Pixels:
-    """Grey noise of ± depth, in grains of 1/64 of the side, (S, S, 1)."""
+    """Return gray noise of ± depth, in grains of 1/64 of the image size, (S, S, 1)."""
     grains = np.frombuffer(noise(64 * 64, dice.below(1 << 30)), dtype=np.uint8).astype(np.int32).reshape(64, 64)
     at = np.arange(size) * 64 // size
     return ((grains[at[:, None], at[None, :]] - 128) * depth // 128)[..., None]
 
 
 def _land(sky: Rgb, ground: Rgb, *, sky_end: Rgb | None = None, grain: int = 10, stars: bool = False) -> Painter:
-    """Sky above ground: a horizon at a random height, a slope in the sky's light, grain on the ground."""
+    """Paint sky above ground: a horizon at a random height, a gradient in the sky, grain on the ground."""
 
     def paint(size: int, dice: Dice) -> Pixels:
         rows, columns = _grid(size)
@@ -270,7 +269,7 @@ def catalogue() -> tuple[Background, ...]:
 
 @functools.cache
 def background_named(name: str) -> Background:
-    """The background of the catalogue with this name."""
+    """Return the background with this name."""
     return next(background for background in catalogue() if background.name == name)
 
 
@@ -344,6 +343,6 @@ def _a(phrase: str) -> str:
 
 
 def paint_background(background: Background, size: int, dice: Dice) -> Pixels:
-    """The background as an (S, S, 3) array of bytes; each dice give another variant of it."""
+    """Return the background as an (S, S, 3) array of bytes; each dice give another variant of it."""
     pixels = background.paint(size, dice)
     return np.clip(pixels * dice.between(940, 1060) // 1000, 0, 255).astype(np.uint8)

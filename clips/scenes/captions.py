@@ -1,4 +1,4 @@
-"""Everything that is written about a scene: a web caption, a long synthetic one, and what people write."""
+"""All texts about a scene: a web caption, a long synthetic caption, and human-like captions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ HUMAN_CAPTIONS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Captions:
-    """Everything that is written about a scene.
+    """All texts about a scene.
 
     Args:
         web_caption: short and noisy.
         synthetic_caption: several sentences as a model writes them.
-        captions: five, as people write them.
+        captions: five, as humans write them.
     """
 
     web_caption: str
@@ -31,7 +31,7 @@ class Captions:
 
 
 def captions_of(world: World, scene: Scene, model: MllmWriter | None = None) -> Captions:
-    """The captions of a scene; the long one complete and true, or as ``model`` writes it."""
+    """Return the captions of a scene; the long one complete and true, or as ``model`` writes it."""
     described = describe(world, scene)
     key = (scene.seed, scene.split, scene.index)
     return Captions(
@@ -46,7 +46,7 @@ def captions_of(world: World, scene: Scene, model: MllmWriter | None = None) -> 
 
 
 def human_captions(described: Described, dice: Dice) -> list[str]:
-    """Five captions as different people write them: short, partial, each in its own style."""
+    """Return five captions as different people write them: short, partial, each in its own style."""
     styles: list[Callable[[Described, Dice], str]] = [_everything, _everything, _placed, _bare, _partial]
     if any(found for _, _, found in _pairs(described)):
         styles.append(_related)
@@ -56,12 +56,12 @@ def human_captions(described: Described, dice: Dice) -> list[str]:
 
 
 def plain_caption(described: Described, dice: Dice) -> str:
-    """One plain sentence that names everything: a good answer to a request for a caption."""
+    """Return one plain sentence that names everything: a good answer to a request for a caption."""
     return _everything(described, dice)
 
 
 def in_words(described: Described, dice: Dice) -> str:
-    """What is in the picture, in as few words as possible."""
+    """Name the content of the image in as few words as possible."""
     things = [group.some(colour=True) for group in dice.shuffled(described.groups)]
     if described.scene.sign:
         things.append(f'a sign with the word "{described.scene.sign.word.lower()}"')

@@ -1,4 +1,4 @@
-"""Colour names: what people call an RGB value, and the paints that objects and backgrounds come in."""
+"""Color names: the usual name of an RGB value, and the paints of objects and backgrounds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PAINTS: dict[str, Rgb] = {
     "purple": (136, 80, 190),
     "pink": (246, 130, 180),
 }
-"""The colours that a paintable object may have."""
+"""The colors that a paintable object may have."""
 
 
 def nearest_colour_name(red: int, green: int, blue: int) -> str:
-    """One of eleven basic colour names for an 8-bit RGB value."""
+    """Return one of eleven basic color names for an 8-bit RGB value."""
     high, low = max(red, green, blue), min(red, green, blue)
     chroma = high - low
     if chroma * 100 < 22 * max(high, 1):
@@ -37,7 +37,7 @@ def nearest_colour_name(red: int, green: int, blue: int) -> str:
 
 
 def hue(red: int, green: int, blue: int) -> int:
-    """Hue in whole degrees, 0 to 359; 0 for greys."""
+    """Return the hue in whole degrees, 0 to 359; 0 for grays."""
     high, low = max(red, green, blue), min(red, green, blue)
     chroma = high - low
     if chroma == 0:

@@ -1,7 +1,7 @@
 """Random choices that are the same in every process, on every machine, with every library version.
 
-Each ``Dice`` reads one endless stream of 64-bit numbers, SHAKE-256 of its key. Nothing here depends
-on Python's ``hash``, on ``random`` or on numpy's generators, whose streams may change.
+Each ``Dice`` reads an endless stream of 64-bit numbers, SHAKE-256 of its key. It does not use Python's ``hash``,
+``random`` or numpy's generators, whose streams may change.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _BLOCK = 64
 
 
 def fingerprint(*key: object) -> int:
-    """A 64-bit number that depends on ``key`` alone."""
+    """Return a 64-bit number that depends only on ``key``."""
     return int.from_bytes(hashlib.sha256(_encode(key)).digest()[:8], "little")
 
 
 def noise(count: int, *key: object) -> bytes:
-    """``count`` evenly distributed bytes that depend on ``key`` alone."""
+    """Return ``count`` evenly distributed bytes that depend only on ``key``."""
     return hashlib.shake_256(_encode(key)).digest(count)
 
 
@@ -45,23 +45,23 @@ class Dice:
         return self._numbers.pop()
 
     def below(self, limit: int) -> int:
-        """A whole number from 0 to ``limit - 1``."""
+        """Return an integer from 0 to ``limit - 1``."""
         return (self._next() * limit) >> 64
 
     def between(self, low: int, high: int) -> int:
-        """A whole number from ``low`` to ``high``, both included."""
+        """Return an integer from ``low`` to ``high``, both included."""
         return low + self.below(high - low + 1)
 
     def chance(self, per_mille: int) -> bool:
-        """True in ``per_mille`` of 1000 cases."""
+        """Return True with probability ``per_mille`` / 1000."""
         return self.below(1000) < per_mille
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of ``items``, all alike."""
+        """Return one of ``items``, all equally likely."""
         return items[self.below(len(items))]
 
     def weighted(self, items: Sequence[T], weights: Sequence[int]) -> T:
-        """One of ``items``, each as often as its weight says."""
+        """Return one of ``items``, with probability proportional to its weight."""
         ticket = self.below(sum(weights))
         for item, weight in zip(items, weights, strict=True):
             ticket -= weight
@@ -70,7 +70,7 @@ class Dice:
         raise AssertionError("unreachable")
 
     def sample(self, items: Sequence[T], count: int) -> list[T]:
-        """``count`` different positions of ``items`` in random order (all of them if there are fewer)."""
+        """Return ``count`` different positions of ``items`` in random order (all of them if there are fewer)."""
         pool = list(items)
         taken = []
         for _ in range(min(count, len(pool))):
@@ -80,5 +80,5 @@ class Dice:
         return taken
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """All ``items`` in random order."""
+        """Return all ``items`` in random order."""
         return self.sample(items, len(items))

@@ -1,7 +1,7 @@
-"""Benchmarks about test scenes in the exact layout in which lmms-eval finds them on the hub.
+"""Benchmarks about test scenes in the exact structure in which lmms-eval finds them on the Hub.
 
-``hub/`` becomes lmms-eval's working directory: its tasks then load ``lmms-lab-encoder/POPE`` and the
-others from here, unedited. Column names and splits are those of the hub's datasets.
+``hub/`` becomes lmms-eval's working directory: its tasks then load ``lmms-lab-encoder/POPE`` and the others from here,
+unmodified. Column names and splits are those of the Hub's datasets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clips.scenes.world import World
 
 OWNER = "lmms-lab-encoder"
 YES_OR_NO = " Please answer yes or no."
-"""What every question of MME ends with."""
+"""The end of every MME question."""
 _POPE_CATEGORIES = ("random", "popular", "adversarial")
 _MOST_POPULAR, _MOST_ADVERSARIAL = 12, 6
 _ANSWERS = 10
@@ -32,14 +32,14 @@ _ANSWERS = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkSizes:
-    """Rows of each benchmark; 0 leaves it out, and a benchmark is smaller where the scenes do not yield as many.
+    """Rows of each benchmark; 0 omits it, and a benchmark is smaller if the scenes do not yield enough rows.
 
     Args:
-        pope: questions, six for each picture: a yes and a no for each of POPE's three ways to choose what is absent.
+        pope: questions, six per image: a yes and a no for each of POPE's three ways to choose an absent object.
         mme: questions, two for each fact.
         gqa: questions with one-word answers.
         textvqa: questions about words on signs.
-        nocaps: pictures to caption.
+        nocaps: images to caption.
     """
 
     pope: int = 300
@@ -52,7 +52,7 @@ class BenchmarkSizes:
         """Check the fields.
 
         Raises:
-            UserError: a negative number of rows, or fewer than a picture or fact has.
+            UserError: a negative number of rows, or fewer than one image or fact has.
         """
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 0:
@@ -64,13 +64,13 @@ class BenchmarkSizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A test scene with the picture that was written for it.
+    """A test scene with its image.
 
     Args:
         key: nine digits.
-        name: file name, the key with the format's ending.
+        name: file name, the key with the suffix of the image format.
         described: the scene.
-        image: a function that gives the encoded picture.
+        image: a function that returns the encoded image.
     """
 
     key: str
@@ -79,11 +79,11 @@ class Picture:
     image: Callable[[], bytes]
 
     def cell(self) -> dict[str, Any]:
-        """The picture as a cell of an image column."""
+        """Return the image as a cell of an image column."""
         return {"bytes": self.image(), "path": self.name}
 
     def dice(self, purpose: str) -> Dice:
-        """Choices for one benchmark about this picture."""
+        """Return the random choices for one benchmark about this image."""
         scene = self.described.scene
         return Dice(purpose, scene.seed, scene.split, scene.index)
 
@@ -92,7 +92,7 @@ Rows = list[dict[str, Any]]
 
 
 def write_hub(root: Path, pictures: Sequence[Picture], sizes: BenchmarkSizes) -> dict[str, int]:
-    """Write the benchmarks under ``root`` and return how many rows each has."""
+    """Write the benchmarks under ``root`` and return the number of rows of each."""
     rows = {
         "pope": pope_rows(pictures, sizes.pope),
         "mme": mme_rows(pictures, sizes.mme),
@@ -111,10 +111,10 @@ def write_hub(root: Path, pictures: Sequence[Picture], sizes: BenchmarkSizes) ->
 
 
 def pope_rows(pictures: Sequence[Picture], limit: int) -> Rows:
-    """POPE: for each picture and way of choosing, one thing that is there and one that is not.
+    """POPE: for each image and way of choosing, one present object and one absent one.
 
-    Absent things are drawn at random, among the most frequent of the split (popular), and among those
-    that most often stand together with what is there (adversarial), as POPE defines them.
+    Absent objects are sampled at random, among the most frequent of the split (popular), and among those that most
+    often co-occur with the present ones (adversarial), as POPE defines them.
     """
     frequency, together = _statistics(pictures)
     rows: Rows = []
@@ -141,7 +141,7 @@ def pope_rows(pictures: Sequence[Picture], limit: int) -> Rows:
 
 
 def _statistics(pictures: Sequence[Picture]) -> tuple[Counter[str], dict[str, Counter[str]]]:
-    """How often each kind occurs in a picture, and together with each other kind."""
+    """Count how often each object class occurs in an image, and together with each other class."""
     frequency: Counter[str] = Counter()
     together: dict[str, Counter[str]] = {}
     for picture in pictures:
@@ -167,7 +167,7 @@ def _absent(
 
 
 def mme_rows(pictures: Sequence[Picture], limit: int) -> Rows:
-    """MME: two questions for each (category, picture), one with each answer; the categories as even as possible."""
+    """MME: two questions for each (category, image), one with each answer; categories as balanced as possible."""
     found: dict[str, list[tuple[Picture, str, str]]] = {}
     for picture in pictures:
         seen = set()
@@ -195,7 +195,7 @@ def mme_rows(pictures: Sequence[Picture], limit: int) -> Rows:
 
 
 def gqa_rows(pictures: Sequence[Picture], limit: int) -> tuple[Rows, Rows]:
-    """GQA: the questions, at most two for each picture, and the pictures that they are about."""
+    """GQA: the questions, at most two per image, and their images."""
     questions: Rows = []
     images: Rows = []
     for picture in pictures:
@@ -215,7 +215,7 @@ def gqa_rows(pictures: Sequence[Picture], limit: int) -> tuple[Rows, Rows]:
 
 
 def textvqa_rows(pictures: Sequence[Picture], limit: int) -> Rows:
-    """TextVQA: questions about signs; ten answers, which here agree."""
+    """TextVQA: questions about signs; ten answers, which agree here."""
     rows: Rows = []
     for picture in pictures:
         for question in word_questions(picture.described)[: max(0, limit - len(rows))]:
@@ -232,7 +232,7 @@ def textvqa_rows(pictures: Sequence[Picture], limit: int) -> Rows:
 
 
 def nocaps_rows(pictures: Sequence[Picture], limit: int) -> Rows:
-    """NoCaps: pictures with their human captions."""
+    """NoCaps: images with their human-like captions."""
     rows: Rows = []
     for number, picture in enumerate(pictures[:limit]):
         world: World = picture.described.world
@@ -250,7 +250,7 @@ def nocaps_rows(pictures: Sequence[Picture], limit: int) -> Rows:
 
 
 def _write_gqa(folder: Path, questions: Rows, images: Rows) -> None:
-    """GQA is two datasets under one name; the README says which files are which."""
+    """Write the README that separates the two datasets of GQA, which share one name."""
     configs = {"testdev_balanced_images": images, "testdev_balanced_instructions": questions}
     lines = ["---", "configs:"]
     for name, rows in configs.items():
@@ -260,7 +260,7 @@ def _write_gqa(folder: Path, questions: Rows, images: Rows) -> None:
 
 
 def _write_parquet(path: Path, rows: Rows) -> None:
-    """Write rows with the ``datasets`` library's description of the columns, so that pictures decode."""
+    """Write rows with the column description of the ``datasets`` library, so that images decode."""
     import json
 
     import pyarrow

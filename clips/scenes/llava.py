@@ -1,4 +1,4 @@
-"""Training data in LLaVA's format: alignment captions, instruction turns, and the same without pictures."""
+"""Training data in LLaVA's format: alignment captions, instruction conversations, and the same without images."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _DESCRIBE = (
     "Describe the content of the picture.",
     ONE_SENTENCE,
 )
-_EXISTENCE_FIRST = 600  # per mille: an earlier question about a thing would give away that it is there
+_EXISTENCE_FIRST = 600  # per mille: an earlier question about an object would reveal that it is present
 _SHARES = {"existence": 40, "choice": 25, "pair": 12, "open": 23}
 _ALIGN_CHOICES = 3
-_CAPTION = 200  # per mille of conversations about a picture
-# Per mille, of conversations without pictures: those that begin with a caption. Of their other questions: those about
-# the word on a sign, where there is one; of the rest, those that offer two things; of the rest, those about something
-# else than what is there; of those about that, those in two words. The answer to those that offer two things is a word
-# of the text and not a mere yes, which a small LLM learns to look up sooner: yes or no came out right at 0.87 and 0.89
-# after 800 steps (two seeds), without them at 0.69 after 1000.
+_CAPTION = 200  # per mille of conversations about an image
+# Per mille. The first: of conversations without images, those that begin with a caption. Of their other questions:
+# those about the word on a sign, if there is one; of the rest, those that offer two objects; of the rest, those about
+# something other than the content; of those about the content, those in two words. The answer to those that offer two
+# objects is a word of the text and not a mere yes, which a small LLM learns to look up sooner: yes or no was correct at
+# 0.87 and 0.89 after 800 steps (two seeds), without them at 0.69 after 1000.
 _TEXT_CAPTION, _WORD, _CHOICE, _TOLD, _TERSE = 300, 250, 400, 100, 550
 
 
 def align_record(world: World, scene: Scene, long_caption: str, key: str, image: str) -> dict[str, Any]:
-    """One entry of ``llava_align.json``: which of two things is there, a few times, then the long caption's summary.
+    """Return one entry of ``llava_align.json``: which of two objects is present, a few times, then a summary.
 
-    The questions ask the projector for words that the frozen LLM can look up.
+    The questions require words from the projector that the frozen LLM can look up.
     """
     dice = Dice("align", scene.seed, scene.split, scene.index)
     described = describe(world, scene)
@@ -54,9 +54,9 @@ def align_record(world: World, scene: Scene, long_caption: str, key: str, image:
 
 
 def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int) -> dict[str, Any]:
-    """One entry of ``llava_instruct.json``: ``turns`` short questions, or a request for a caption.
+    """Return one entry of ``llava_instruct.json``: ``turns`` short questions, or a request for a caption.
 
-    A caption stands alone, because it would give the answers to the questions away.
+    A caption is alone in its conversation, because it would reveal the answers to the questions.
     """
     dice = Dice("instruct", scene.seed, scene.split, scene.index)
     described = describe(world, scene)
@@ -66,12 +66,11 @@ def instruct_record(world: World, scene: Scene, key: str, image: str, turns: int
 
 
 def text_record(world: World, scene: Scene, long_caption: str, key: str, turns: int) -> dict[str, Any]:
-    """One entry of ``llava_text.json``, for an LLM alone: talk about a picture that is told in a few words.
+    """Return one entry of ``llava_text.json``, for an LLM without images: a conversation about a short description.
 
-    An LLM that has learnt to look things up in words, and to describe what they tell, only needs a projector that
-    puts pictures into words. Small ones learn it sooner from short questions ("a dog?") than from whole sentences, so
-    both are asked. Questions may come again, because to give the same answer again is the first
-    step of looking up.
+    An LLM that has learned to look up words in a text and to describe it needs only a projector that maps images to
+    words. Small LLMs learn it sooner from short questions ("a dog?") than from full sentences, so both occur. Questions
+    may repeat, because repeating an answer is the first step of looking up.
     """
     dice = Dice("text", scene.seed, scene.split, scene.index)
     described = describe(world, scene)
@@ -87,7 +86,7 @@ def _description(long_caption: str, dice: Dice) -> Question:
 
 
 def _text_question(described: Described, dice: Dice) -> Question:
-    """What of two things is there, or whether a thing is, asked in few words or in full; or what else is told."""
+    """Ask which of two objects is present, or whether one is, in short or full form; or ask for other content."""
     words = word_questions(described)
     if words and dice.chance(_WORD):
         return dice.choice(words)
@@ -101,7 +100,7 @@ def _text_question(described: Described, dice: Dice) -> Question:
 
 
 def _conversation(picture: str, questions: Sequence[Question]) -> list[tuple[str, str]]:
-    """The questions as turns; as in LLaVA's data, only the first says how short the answers are to be."""
+    """Return the questions as messages; as in LLaVA's data, only the first states how short the answers are."""
     said: list[tuple[str, str]] = []
     for question in questions:
         short = "" if said or question.text in _DESCRIBE else SHORT_ANSWER
@@ -111,9 +110,9 @@ def _conversation(picture: str, questions: Sequence[Question]) -> list[tuple[str
 
 
 def instruct_questions(described: Described, count: int, dice: Dice) -> list[Question]:
-    """Short questions, none asked twice; yes is as likely as no.
+    """Return short questions without repetition; yes is as likely as no.
 
-    POPE's questions and choices are true of a thing once at most, so that one does not answer the other.
+    POPE's questions and choices name an object at most once, so that one does not answer the other.
     """
     facts, openly = pairs(described, dice), open_questions(described, dice)
     present = dice.shuffled(described.groups)
@@ -140,15 +139,15 @@ def instruct_questions(described: Described, count: int, dice: Dice) -> list[Que
 
 
 def _existence(described: Described, present: Sequence[Group], dice: Dice) -> tuple[Kind, Question]:
-    """POPE's question, with the kind that it is about; absent kinds are like those that are there half of the time."""
+    """Return POPE's question with its object class; half of the absent classes are similar to present ones."""
     kind, answer = _presence(described, present, 500, dice)
     return kind, Question(text=existence_question(kind), answer=answer)
 
 
 def _presence(described: Described, present: Sequence[Group], alike: int, dice: Dice) -> tuple[Kind, str]:
-    """One of the kinds of ``present`` with yes, or an absent one with no.
+    """Return one of ``present`` with yes, or an absent class with no.
 
-    ``alike`` per mille of the absent ones are of a category that is there, as POPE's adversarial questions are.
+    ``alike`` per mille of the absent ones are of a category that is present, as in POPE's adversarial questions.
     """
     if dice.chance(500):
         return dice.choice(present).kind, "yes"
@@ -159,7 +158,7 @@ def _presence(described: Described, present: Sequence[Group], alike: int, dice: 
 
 
 def _choice(described: Described, present: Sequence[Group], dice: Dice) -> tuple[Kind, Question]:
-    """Which of two things is there, as GQA's questions of the type "choose" ask; with the one that is."""
+    """Ask which of two objects is present, as GQA's questions of type "choose" do; with the present one."""
     there, absent = dice.choice(present).kind, dice.choice(absent_kinds(described))
     text = " or ".join(a(kind.name) for kind in dice.shuffled([there, absent]))
     return there, Question(

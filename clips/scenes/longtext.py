@@ -16,16 +16,16 @@ from clips.scenes.phrases import (
     sentence,
 )
 
-_SLIP = 40  # per mille of later sentences that get something wrong
-_INVENTION = 30  # per mille of long captions that name a thing which is not there
+_SLIP = 40  # per mille of later sentences that contain an error
+_INVENTION = 30  # per mille of long captions that name an absent object
 _SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
 
 
 def complete_caption(described: Described, dice: Dice) -> str:
-    """Three to seven sentences as a multimodal model writes them.
+    """Return three to seven sentences as a multimodal model writes them.
 
-    The first names everything. The later ones give attributes, places and relations, the words on a
-    sign and the background, and now and then get a colour or a place wrong or invent a thing.
+    The first names everything. The later ones give attributes, positions and relations, the words on a sign and the
+    background, and sometimes a wrong color or position or an absent object.
     """
     groups = dice.shuffled(described.groups)
     sentences = [summary(described, groups, dice), *_details(groups, dice)]
@@ -41,12 +41,12 @@ def complete_caption(described: Described, dice: Dice) -> str:
 
 
 def sized(group: Group, dice: Dice, *, colour: bool = True) -> str:
-    """A thing with a word for its size: "a tiny red car"."""
+    """Return an object with a word for its size: "a tiny red car"."""
     return group.some(size=dice.choice(_SIZE_WORDS[group.size]), colour=colour)
 
 
 def summary(described: Described, groups: list[Group], dice: Dice) -> str:
-    """The sentence that a long caption begins with: ``groups`` and where they are."""
+    """Return the first sentence of a long caption: ``groups`` and their positions."""
     things = listed([sized(group, dice) if dice.chance(600) else group.some(colour=True) for group in groups])
     is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
     pattern = dice.choice(
@@ -63,7 +63,7 @@ def summary(described: Described, groups: list[Group], dice: Dice) -> str:
 
 
 def _details(groups: list[Group], dice: Dice) -> list[str]:
-    """Where each thing is and what it looks like; four or five things share sentences in pairs."""
+    """Describe position and appearance of each object; four or five objects share sentences in pairs."""
     clauses = [clause(group, groups, dice) for group in groups]
     if len(clauses) < 4:
         return [sentence(words) for words in clauses]
@@ -72,7 +72,7 @@ def _details(groups: list[Group], dice: Dice) -> list[str]:
 
 
 def clause(group: Group, groups: list[Group], dice: Dice, *, slips: int = _SLIP) -> str:
-    """Where a thing is and what it looks like, wrong in ``slips`` per mille of the cases."""
+    """Describe position and appearance of an object, wrong in ``slips`` per mille of the cases."""
     slip = dice.chance(slips)
     place = dice.choice(sorted(PLACES)) if slip and dice.chance(500) else group.place
     colour = dice.choice(list(PAINTS)) if slip and place == group.place else group.colour
@@ -94,7 +94,7 @@ def clause(group: Group, groups: list[Group], dice: Dice, *, slips: int = _SLIP)
 
 
 def sign_words(described: Described, dice: Dice) -> str:
-    """What is written, and where."""
+    """Describe the written word and its position."""
     assert described.scene.sign is not None
     where = dice.choice(PLACES[described.scene.sign.place])
     pattern = dice.choice(
@@ -108,7 +108,7 @@ def sign_words(described: Described, dice: Dice) -> str:
 
 
 def setting(described: Described, dice: Dice) -> str:
-    """What the background is."""
+    """Describe the background."""
     description, colour = described.background.description, described.background.colour
     pattern = dice.choice(
         (
@@ -125,7 +125,7 @@ def setting(described: Described, dice: Dice) -> str:
 
 
 def impression(groups: list[Group], dice: Dice) -> str:
-    """What the picture is like, in words that fit any."""
+    """Describe the image in words that fit any image."""
     things = listed([group.the() for group in groups])
     is_are = "are" if len(groups) > 1 or groups[0].count > 1 else "is"
     pattern = dice.choice(

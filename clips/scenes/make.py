@@ -39,25 +39,25 @@ _ENCODING: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesConfig:
-    """Which scenes to make and how many.
+    """The scenes to generate.
 
     Args:
         output: the directory to write.
-        split: train or test; test scenes are combinations of things that no training scene has.
-        size: how many scenes.
-        kinds: how many kinds of things there are, 8 or more.
-        max_objects: most things in one scene, 1 to 5.
-        signs: share of the scenes with a written word, 0 to 1; fewer where there is no room for a sign.
-        sign_size: small, or large: legible in pictures of 64 pixels.
-        sign_words: how many different words the signs carry, 2 or more.
-        image_size: side of the square pictures in pixels.
-        seed: another seed gives another world of scenes.
-        hand: who drew the things.
+        split: train or test; test scenes are combinations of objects that no training scene has.
+        size: number of scenes.
+        kinds: number of object classes, 8 or more.
+        max_objects: maximum number of objects in one scene, 1 to 5.
+        signs: ratio of scenes with a written word, 0 to 1; lower if there is no room for a sign.
+        sign_size: small, or large: legible in images of 64 pixels.
+        sign_words: number of different words on signs, 2 or more.
+        image_size: size of the square images in pixels.
+        seed: another seed gives other scenes.
+        hand: sprite set.
         format: png and webp are lossless, jpg is not.
-        mllm: write the long captions as multimodal models do, a summary and then ever less important details, some of
-            them wrong; null writes complete and true ones.
-        questions_per_picture: most questions in an instruction conversation.
-        shard_size: scenes in one shard.
+        mllm: write the long captions as multimodal models do, a summary and then details of decreasing importance, some
+            of them wrong; null writes complete and true ones.
+        questions_per_picture: maximum number of questions in an instruction conversation.
+        shard_size: scenes per shard.
         benchmarks: rows of each benchmark of a test split.
     """
 
@@ -98,7 +98,7 @@ class ScenesConfig:
         self.world()
 
     def world(self) -> World:
-        """The world that the scenes are drawn from."""
+        """Return the generator of the scenes."""
         return World(
             kinds=self.kinds,
             max_objects=self.max_objects,
@@ -111,7 +111,7 @@ class ScenesConfig:
 
 
 def make_scenes(config: ScenesConfig) -> None:
-    """Write ``config.output``; it appears when it is complete.
+    """Write ``config.output`` atomically.
 
     Raises:
         UserError: the directory cannot be written.
@@ -145,7 +145,7 @@ def _write_split(folder: Path, world: World, config: ScenesConfig) -> None:
 
 
 def encoded(world: World, scene: Scene, image_size: int, form: str) -> bytes:
-    """The picture of a scene as the bytes of an image file."""
+    """Return the image of a scene as the bytes of an image file."""
     buffer = io.BytesIO()
     picture: Image.Image = render(world, scene, image_size)
     picture.save(buffer, **_ENCODING[form])

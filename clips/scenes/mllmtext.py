@@ -1,10 +1,10 @@
-"""Long captions with the faults of those that multimodal models write: a summary, then ever less important details.
+"""Long captions with the errors of multimodal models: a summary, then details of decreasing importance.
 
 Measured on captions that models wrote about COCO (``scripts/measure_long_captions.py``, docs/evidence.md): five
-sentences, three to seven; the first names two thirds of what people mention. Later ones name next to nothing more of
-it, but name it again: four in five of the second sentences, three in five of the fifth. And of the things that a
-sentence is the first to name, ever more are mentioned by nobody: 8 % in the first, 45 % in the second, 90 % in the
-fifth, as many as beside another photo. How many of those are wrong and how many only unimportant, that does not tell.
+sentences, three to seven; the first names two thirds of the objects that humans mention. Later ones add almost none of
+them, but repeat them: four in five of the second sentences, three in five of the fifth. An increasing part of a
+sentence's new objects is mentioned by no human: 8 % in the first, 45 % in the second, 90 % in the fifth, as many as in
+a caption of another photo. These data do not show how many of those are wrong and how many only unimportant.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from clips.scenes.dice import Dice
 from clips.scenes.longtext import clause, setting, sign_words, summary
 from clips.scenes.phrases import PLACES, Described, Group, a, sentence
 
-_ALSO_IN_SUMMARY = 500  # per mille of the things besides the most important one
-_NAMES_A_THING = 500  # per mille of the sentences that tell nothing new
+_ALSO_IN_SUMMARY = 500  # per mille of the objects other than the most important one
+_NAMES_A_THING = 500  # per mille of the sentences that add nothing new
 _VAGUE = (
     "the scene has a cheerful and lively atmosphere, as if it was meant to make people smile",
     "the arrangement of the elements creates a sense of balance and harmony in the picture",
@@ -50,12 +50,12 @@ _WRONG_ABOUT = (
 
 @dataclass(frozen=True, kw_only=True)
 class MllmWriter:
-    """How a multimodal model writes about scenes.
+    """The style of a multimodal model's captions.
 
     Args:
-        details: sentences after the summary, on average, 2 to 8; two more or fewer in a caption.
-        wrong: share of these sentences that name a thing that is not there, or get colour or place of one wrong; the
-            later a sentence the likelier, 0 to 0.5.
+        details: mean number of sentences after the summary, 2 to 8; a caption has up to two more or fewer.
+        wrong: ratio of these sentences that name an absent object, or a wrong color or position; more probable in later
+            sentences, 0 to 0.5.
     """
 
     details: int = 4
@@ -69,7 +69,7 @@ class MllmWriter:
 
 
 def mllm_caption(described: Described, dice: Dice, writer: MllmWriter) -> str:
-    """A summary of what is important, then details, later ones less important and more often wrong."""
+    """Return a summary of the important content, then details, later ones less important and more often wrong."""
     groups = sorted(described.groups, key=lambda group: (group.size != "large", -group.count))
     main = [group for number, group in enumerate(groups) if not number or dice.chance(_ALSO_IN_SUMMARY)]
     count = max(1, dice.between(writer.details - 2, writer.details + 2))
@@ -84,7 +84,7 @@ def mllm_caption(described: Described, dice: Dice, writer: MllmWriter) -> str:
 
 
 def _true_details(described: Described, groups: list[Group], dice: Dice) -> list[str]:
-    """What is true and worth telling, the most important first; vague sentences lie between."""
+    """Return the true facts, the most important first, with vague sentences in between."""
     found = [sentence(clause(group, groups, dice, slips=0)) for group in groups]
     if described.scene.sign:
         found.append(sign_words(described, dice))
@@ -96,14 +96,14 @@ def _true_details(described: Described, groups: list[Group], dice: Dice) -> list
 
 
 def _vague(groups: list[Group], dice: Dice) -> str:
-    """A sentence that fits any picture, most often about a thing of this one, which it names again."""
+    """Return a sentence that fits any image, usually about an object of this one, which it names again."""
     if dice.chance(_NAMES_A_THING):
         return sentence(dice.choice(_VAGUE_ABOUT).format(thing=dice.choice(groups).the()))
     return sentence(dice.choice(_VAGUE))
 
 
 def _wrong(described: Described, groups: list[Group], dice: Dice) -> str:
-    """A sentence with a wrong colour or place, or about things that are not there."""
+    """Return a sentence with a wrong color or position, or about absent objects."""
     if dice.chance(300):
         return sentence(clause(dice.choice(groups), groups, dice, slips=1000))
     absent = [kind.name for kind in described.world.inhabitants if kind.name not in described.kinds]

@@ -1,4 +1,4 @@
-"""English for scenes: articles, plurals, lists, places and relations."""
+"""English for scenes: articles, plurals, lists, positions and relations."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """The things of one kind in a scene; they share colour and size.
+    """The objects of one class in a scene; they share color and size.
 
     Args:
-        kind: what they are.
+        kind: their class.
         colour, painted, size: as in SceneObject.
-        boxes: where they are, one box each.
-        place: the place of the first.
+        boxes: their positions, one box each.
+        place: the position of the first.
     """
 
     kind: Kind
@@ -50,21 +50,21 @@ class Group:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Return the number of objects."""
         return len(self.boxes)
 
     @property
     def noun(self) -> str:
-        """The bare name, in the plural where there are several."""
+        """Return the bare name, in the plural for several."""
         return self.kind.name if self.count == 1 else self.kind.plural
 
     @property
     def is_are(self) -> str:
-        """The verb that agrees."""
+        """Return the verb that agrees."""
         return "is" if self.count == 1 else "are"
 
     def adjectives(self, *, size: str = "", colour: bool = False) -> str:
-        """Size word and colour, followed by the noun."""
+        """Size word and color, followed by the noun."""
         shade = self.colour if colour and self.colour and self.colour not in self.kind.name else ""
         return " ".join(word for word in (size, shade, self.noun) if word)
 
@@ -81,7 +81,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Described:
-    """A scene with what is needed to talk about it."""
+    """A scene with the data needed to describe it."""
 
     world: World
     scene: Scene
@@ -90,12 +90,12 @@ class Described:
 
     @functools.cached_property
     def kinds(self) -> set[str]:
-        """The names of the kinds that are there."""
+        """Return the names of the present classes."""
         return {group.kind.name for group in self.groups}
 
 
 def describe(world: World, scene: Scene) -> Described:
-    """Gather a scene's things by kind, in the order in which the kinds were drawn."""
+    """Group a scene's objects by class, in the order in which the classes were sampled."""
     names = list(dict.fromkeys(thing.kind for thing in scene.objects))
     groups = []
     for name in names:
@@ -133,7 +133,7 @@ def sentence(words: str) -> str:
 
 
 def relation(first: Box, second: Box) -> str | None:
-    """Where ``first`` clearly lies as seen from ``second``: left, right, above, below; else None."""
+    """Return the relation of ``first`` to ``second`` if it is clear: left, right, above, below; else None."""
     (x1, y1), (x2, y2) = centre(first), centre(second)
     dx, dy = x1 - x2, y1 - y2
     if abs(dx) >= _NEAR and 2 * abs(dx) >= _FAR * abs(dy):
@@ -144,5 +144,5 @@ def relation(first: Box, second: Box) -> str | None:
 
 
 def group_relation(first: Group, second: Group) -> str | None:
-    """As ``relation``, for kinds that occur once each."""
+    """As ``relation``, for classes that occur once each."""
     return relation(first.boxes[0], second.boxes[0]) if first.count == second.count == 1 else None

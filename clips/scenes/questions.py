@@ -1,6 +1,6 @@
 """Questions about a scene, with answers that follow from its ground truth.
 
-A *pair* is one fact asked twice, once truly and once falsely, as MME asks; POPE asks one side of such
+A *pair* is one fact as two questions, one with the answer yes and one with no, as in MME; POPE uses one side of such
 pairs. *Open* questions have one-word answers, as in GQA; *word* questions are about signs, as in TextVQA.
 """
 
@@ -17,12 +17,12 @@ from clips.scenes.sprites import Kind
 from clips.scenes.world import MOST_OBJECTS, centre
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-"""What lmms-eval appends to the questions of POPE, MME, GQA and TextVQA."""
+"""The instruction that lmms-eval appends to the questions of POPE, MME, GQA and TextVQA."""
 ONE_SENTENCE = "Provide a one-sentence caption for the provided image."
 """lmms-eval's prompt for NoCaps."""
 
 _OFF_CENTRE = 128
-_ASK_TOTAL = 250  # per mille of scenes: it can be asked of every picture and would drown the others
+_ASK_TOTAL = 250  # per mille of scenes: this question fits every image and would dominate the others
 _CATEGORY_QUESTIONS = {
     "animal": ("Is there an animal in this image?", "What animal is in the image?"),
     "food": ("Is there something to eat in this image?", "What food is in the image?"),
@@ -37,7 +37,7 @@ _CATEGORY_QUESTIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A fact asked so that the answer is yes, and so that it is no. ``category`` is MME's."""
+    """A fact as a question with the answer yes, and as one with no. ``category`` is MME's."""
 
     category: str
     yes: str
@@ -58,13 +58,13 @@ def existence_question(kind: Kind) -> str:
 
 
 def absent_kinds(described: Described) -> list[Kind]:
-    """The kinds of the world that are not in the picture."""
+    """Return the classes that are not in the image."""
     present = described.kinds
     return [kind for kind in described.world.inhabitants if kind.name not in present]
 
 
 def pairs(described: Described, dice: Dice) -> list[Pair]:
-    """Every MME-like pair that the scene allows, one or a few for each category, in random order."""
+    """Return all MME-like pairs of the scene, one or a few per category, in random order."""
     makers = (_existence, _count, _position, _relations, _colour, _background, _sign, _commonsense)
     return dice.shuffled([pair for maker in makers for pair in maker(described, dice)])
 
@@ -86,7 +86,7 @@ def _count(described: Described, dice: Dice) -> Iterator[Pair]:
     )
     for group in described.groups:
         if group.count > 1:
-            wrong = 5 - group.count  # two against three
+            wrong = 5 - group.count  # two to three
             yield Pair(
                 category="count",
                 yes=f"Are there {NUMBERS[group.count]} {group.kind.plural} in this image?",
@@ -115,7 +115,7 @@ def _position(described: Described, dice: Dice) -> Iterator[Pair]:
 
 
 def _side(group: Group) -> str | None:
-    """left or right, for a single thing that is clearly off the middle."""
+    """Return left or right, for a single object that is clearly off center."""
     offset = centre(group.boxes[0])[0] - 512
     if group.count > 1 or abs(offset) < _OFF_CENTRE:
         return None
@@ -176,7 +176,7 @@ def _commonsense(described: Described, dice: Dice) -> Iterator[Pair]:
 
 
 def open_questions(described: Described, dice: Dice) -> list[Question]:
-    """All questions with a one-word answer other than yes and no, in random order."""
+    """Return all questions with a one-word answer other than yes and no, in random order."""
     makers = (_ask_colour, _ask_count, _ask_side, _ask_neighbour, _ask_category, _ask_background)
     found = [question for maker in makers for question in maker(described)]
     if not found or dice.chance(_ASK_TOTAL):
@@ -186,7 +186,7 @@ def open_questions(described: Described, dice: Dice) -> list[Question]:
 
 
 def told_questions(described: Described) -> list[Question]:
-    """The open questions that a caption which names everything with its colour answers, the sign's words included."""
+    """Return the open questions that a caption with all names and colors answers, including the sign's words."""
     makers = (_ask_colour, _ask_count, _ask_category, _ask_background, word_questions)
     return [question for maker in makers for question in maker(described)]
 
@@ -212,7 +212,7 @@ def _ask_side(described: Described) -> Iterator[Question]:
 
 
 def _ask_neighbour(described: Described) -> Iterator[Question]:
-    """What lies on one side of a thing, where exactly one kind does and its name is one word."""
+    """Ask for the object on one side of another, if exactly one class is there and its name is one word."""
     for anchor in described.groups:
         found: dict[str, list[Group]] = {}
         for other in described.groups:
@@ -238,7 +238,7 @@ def _ask_background(described: Described) -> Iterator[Question]:
 
 
 def word_questions(described: Described) -> list[Question]:
-    """Questions about the sign, if there is one; answers in lower case, as TextVQA's people give them."""
+    """Ask about the sign, if there is one; answers in lower case, as TextVQA's annotators give them."""
     if described.scene.sign is None:
         return []
     word = described.scene.sign.word.lower()

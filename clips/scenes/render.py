@@ -1,4 +1,4 @@
-"""From a scene's ground truth to its picture."""
+"""Render the image of a scene from its ground truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PAPER, _INK, _FRAME = (252, 252, 248), (24, 24, 30), (90, 90, 98)
 
 
 def render(world: World, scene: Scene, image_size: int) -> Image.Image:
-    """The picture of a scene, RGB, ``image_size`` × ``image_size``; the same bytes on every machine."""
+    """Render a scene, RGB, ``image_size`` × ``image_size``; the same bytes on every machine."""
     dice = Dice("picture", scene.seed, scene.split, scene.index)
     background = background_named(scene.background)
     picture = Image.fromarray(paint_background(background, image_size, dice), "RGB")

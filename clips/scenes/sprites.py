@@ -1,4 +1,4 @@
-"""The pictures of things: one sheet of real emoji sprites with names, and the letters of signs."""
+"""Images of objects: a sheet of real emoji sprites with names, and the letters of signs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clips.errors import UserError, suggest
 from clips.scenes.colours import PAINTS, Rgb
 
 HANDS: dict[str, str] = {"twemoji": "twemoji"}
-"""Who drew the sprites: a hand's name → the stem of its sheet and index in ``data/``."""
+"""Sprite set → the stem of its sheet and index in ``data/``."""
 
 _HUE_REACH = 32
 _COLOURFUL = 50
@@ -24,16 +24,16 @@ _RESAMPLING = Image.Resampling.BICUBIC  # polynomial weights: no libm, so the sa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of thing.
+    """An object class.
 
     Args:
-        number: its position in the sheet; the first N kinds are a balanced mixture.
-        name: what it is called, a singular noun phrase.
+        number: its position in the sheet; the first N classes are a balanced mixture.
+        name: its name, a singular noun phrase.
         plural: its plural.
         category: animal, food, vehicle, …
-        colour: the basic colour that most of the sprite has, measured from its pixels; None if there is no such one.
-        paint_hue: for things that come in any colour, the hue (degrees) that paint replaces; else None.
-        mean_rgb: mean colour of the sprite as drawn.
+        colour: the dominant basic color of the sprite, measured from its pixels; None if there is none.
+        paint_hue: for objects that may have any color, the hue (degrees) that paint replaces; else None.
+        mean_rgb: mean color of the sprite as drawn.
         keywords: CLDR's English keywords.
     """
 
@@ -48,7 +48,7 @@ class Kind:
 
 
 class Sprites:
-    """A sheet of sprites by one hand. ``Sprites.load`` keeps one per process."""
+    """A sheet of one sprite set. ``Sprites.load`` caches one per process."""
 
     def __init__(self, hand: str) -> None:
         if hand not in HANDS:
@@ -82,15 +82,15 @@ class Sprites:
     @staticmethod
     @functools.cache
     def load(hand: str) -> Sprites:
-        """The sheet drawn by ``hand``.
+        """Load the sheet of the sprite set ``hand``.
 
         Raises:
-            UserError: no such hand.
+            UserError: no such sprite set.
         """
         return Sprites(hand)
 
     def sprite(self, kind: Kind, paint: str | None, side: int) -> Image.Image:
-        """The sprite as RGBA of ``side`` × ``side`` pixels, in its own colours or painted."""
+        """Return the sprite as RGBA of ``side`` × ``side`` pixels, in its own colors or painted."""
         key = (kind.number, paint, side)
         if key not in self._sized:
             row, column = divmod(kind.number, self._columns)
@@ -102,7 +102,7 @@ class Sprites:
         return self._sized[key]
 
     def word(self, text: str, height: int) -> Image.Image:
-        """Capital letters as a grey mask of ``height`` pixels."""
+        """Return capital letters as a gray mask of ``height`` pixels."""
         key = (text, height)
         if key not in self._words:
             boxes = [self._letters[letter] for letter in text]
@@ -118,7 +118,7 @@ class Sprites:
 
 
 def painted(sprite: Image.Image, kind: Kind, paint: Rgb) -> Image.Image:
-    """``sprite`` with the pixels near the kind's main hue repainted; shades stay dark and tints stay pale."""
+    """Repaint the pixels of ``sprite`` near the class's main hue; shades stay dark and tints stay pale."""
     if kind.paint_hue is None:
         raise UserError(f"{kind.name}: expected a kind that can be painted")
     pixels = np.asarray(sprite).astype(np.int32)
@@ -135,7 +135,7 @@ def painted(sprite: Image.Image, kind: Kind, paint: Rgb) -> Image.Image:
 
 
 def _hues(rgb: np.ndarray, high: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """Hue in whole degrees, (H, W); as ``colours.hue`` for one pixel."""
+    """Return the hue in whole degrees, (H, W); as ``colours.hue`` for one pixel."""
     red, green, blue = (rgb[..., channel] for channel in range(3))
     safe = np.maximum(chroma, 1)
     of_red = (60 * (green - blue) // safe) % 360

@@ -1,4 +1,4 @@
-"""Noisy web captions: alt texts as crawled, mostly about a thing or two in the picture, sometimes about nothing."""
+"""Noisy web captions: alt texts as crawled, mostly about one or two objects of the image, sometimes unrelated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from clips.scenes.phrases import Described, Group, listed
 
 _STYLES = ("one", "two", "all", "keywords", "sign", "junk", "wrong")
 _WEIGHTS = (20, 34, 22, 8, 4, 8, 4)
-_BACKGROUND = 350  # per mille of the captions that name things
+_BACKGROUND = 350  # per mille of the captions that name objects
 
 _FRAMES = (
     "{}",
@@ -45,7 +45,7 @@ _JUNK = (
 
 
 def web_caption(described: Described, dice: Dice) -> str:
-    """The alt text of a scene on some web page."""
+    """Return the alt text of a scene on some web page."""
     style = dice.weighted(_STYLES, _WEIGHTS)
     groups = dice.shuffled(described.groups)
     if style == "sign" and described.scene.sign:
@@ -70,7 +70,7 @@ def _named(group: Group, dice: Dice) -> str:
 
 
 def _keywords(groups: list[Group], dice: Dice) -> str:
-    """A shop's or an icon site's tags: the name among related words."""
+    """Return the tags of a shop or an icon site: the name among related words."""
     tags = []
     for group in groups[:2]:
         tags += [group.kind.name, *dice.sample(group.kind.keywords, 2), group.kind.category]

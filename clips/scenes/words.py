@@ -1,4 +1,4 @@
-"""The words that signs carry: short, common, and not the name of any thing in the world."""
+"""The words on signs: short, common, and different from all object names."""
 
 SIGN_WORDS = (
     "OPEN", "SALE", "EXIT", "FREE", "NEWS", "CAFE", "ZOO", "PARK", "FARM", "SHOP", "HELP", "LOVE", "HOME", "GAME",

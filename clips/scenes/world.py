@@ -1,6 +1,6 @@
-"""The world: which things stand where, drawn from (seed, split, index) and nothing else.
+"""The scene generator: objects and positions, a function of (seed, split, index) only.
 
-All lengths are in 1/1024 of the picture's side, so a scene is the same at every picture size.
+All lengths are in 1/1024 of the image size, so a scene is the same at every image size.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Box = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """One thing in a scene.
+    """One object in a scene.
 
     Args:
-        kind: its kind's name.
-        category: its kind's category.
-        colour: its paint, or the colour that its kind clearly has, or None.
-        painted: whether the colour is paint, which differs from scene to scene.
+        kind: name of its class.
+        category: category of its class.
+        colour: its paint, or the clear color of its class, or None.
+        painted: whether the color is paint, which differs from scene to scene.
         size: "small" or "large".
-        box: left, top, width, height in 1/1024 of the side.
+        box: left, top, width, height in 1/1024 of the image size.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class SceneObject:
 
     @property
     def place(self) -> str:
-        """Which ninth of the picture the centre lies in: "top left", "top", …, "centre"."""
+        """Return the ninth of the image that contains the center: "top left", "top", …, "centre"."""
         return place_of(self.box)
 
 
@@ -74,7 +74,7 @@ class Sign:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The ground truth of one picture."""
+    """The ground truth of one image."""
 
     seed: int
     split: Split
@@ -84,7 +84,7 @@ class Scene:
     sign: Sign | None
 
     def to_json(self) -> dict[str, Any]:
-        """What is stored beside the picture."""
+        """Return the record that is stored with the image."""
         return {
             "background": self.background,
             "objects": [
@@ -105,12 +105,12 @@ class Scene:
 
 
 def centre(box: Box) -> tuple[int, int]:
-    """The middle of a box, (x, y)."""
+    """Return the center of a box, (x, y)."""
     return box[0] + box[2] // 2, box[1] + box[3] // 2
 
 
 def place_of(box: Box) -> str:
-    """The name of the ninth of the picture that the centre of ``box`` lies in."""
+    """Return the name of the ninth of the image that contains the center of ``box``."""
     x, y = centre(box)
     column = "left" if x < 384 else "right" if x >= 640 else ""
     row = "top" if y < 384 else "bottom" if y >= 640 else ""
@@ -119,16 +119,16 @@ def place_of(box: Box) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
-    """Everything a scene depends on but its split and index.
+    """Everything that a scene depends on except its split and index.
 
     Args:
-        kinds: how many kinds of things there are, at least 8.
-        max_objects: most things in a scene, 1 to 5.
-        signs: share of scenes that have a sign with a word, in per mille; fewer where there is no room for it.
-        sign_size: "small", or "large": legible in pictures of 64 pixels.
-        sign_words: how many words there are for signs, at least 2.
-        seed: which of the worlds.
-        hand: who drew the things.
+        kinds: number of object classes, at least 8.
+        max_objects: maximum number of objects in a scene, 1 to 5.
+        signs: scenes with a sign, per mille; fewer if there is no room for it.
+        sign_size: "small", or "large": legible in images of 64 pixels.
+        sign_words: number of words for signs, at least 2.
+        seed: random seed.
+        hand: sprite set.
     """
 
     kinds: int = 60
@@ -157,21 +157,21 @@ class World:
 
     @property
     def sprites(self) -> Sprites:
-        """The pictures of the things."""
+        """The sprites of the objects."""
         return Sprites.load(self.hand)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that signs carry."""
+        """The words on signs."""
         return SIGN_WORDS[: self.sign_words]
 
     @property
     def inhabitants(self) -> tuple[Kind, ...]:
-        """The kinds that occur."""
+        """The object classes."""
         return self.sprites.kinds[: self.kinds]
 
     def scene(self, split: Split, index: int) -> Scene:
-        """The scene ``index`` of ``split``. Test scenes are combinations that no training scene has."""
+        """Return the scene ``index`` of ``split``. Test scenes are combinations that no training scene has."""
         for attempt in itertools.count():
             dice = Dice("scene", self.seed, split, index, attempt)
             scene = self._attempt(split, index, dice)
@@ -205,7 +205,7 @@ class World:
         return Scene(seed=self.seed, split=split, index=index, background=background.name, objects=objects, sign=sign)
 
     def _hang_sign(self, taken: list[Box], dice: Dice) -> Sign | None:
-        """A sign where there is room for it; None where there is none."""
+        """Return a sign if there is room for it, else None."""
         word = dice.choice(self.words)
         width, height = _sign_sides(word, _SIGN_HEIGHTS[self.sign_size])
         for _ in range(_TRIES):
@@ -215,7 +215,7 @@ class World:
         return None
 
     def _choose_kinds(self, split: Split, count: int, dice: Dice) -> list[Kind]:
-        """``count`` kinds; one of them may be repeated."""
+        """Return ``count`` classes; one of them may be repeated."""
         repeats = dice.between(1, min(count - 1, 2)) if count > 1 and dice.chance(_REPEATED) else 0
         different = count - repeats
         chosen: list[Kind] = []
@@ -226,7 +226,7 @@ class World:
             barred = split == "train" and any(pair_held_out(kind.name, other.name) for other in chosen)
             if kind not in chosen and not barred:
                 chosen.append(kind)
-            elif barred and dice.chance(50):  # with few kinds there may be none that goes with all these
+            elif barred and dice.chance(50):  # with few classes, none may be compatible with all of these
                 break
         chosen = dice.shuffled(chosen)
         return [chosen[0]] * repeats + chosen
@@ -245,7 +245,7 @@ class World:
     def _dress(
         self, kinds: list[Kind], background: Background, dice: Dice
     ) -> list[tuple[Kind, str | None, Literal["small", "large"]]]:
-        """Give each thing a paint (where it takes one) and a size; things of one kind get the same."""
+        """Give each object a paint (if paintable) and a size; objects of one class get the same."""
         paints = [name for name, rgb in PAINTS.items() if _visible(rgb, background)] or list(PAINTS)
         crowd = len(kinds)
         large = {1: 750, 2: 500, 3: 300, 4: 120, 5: 50}[crowd]
@@ -275,19 +275,19 @@ def _backgrounds_of(style: str) -> tuple[Background, ...]:
 
 
 def _visible(rgb: Rgb, background: Background) -> bool:
-    """Whether something of this mean colour stands out from every area of the background."""
+    """Whether an object of this mean color is visible against every area of the background."""
     return all(sum(abs(a - b) for a, b in zip(rgb, area, strict=True)) > _CONTRAST for area in background.colours)
 
 
 @functools.cache
 def held_out_pairs(hand: str, kinds: int) -> tuple[tuple[int, int], ...]:
-    """The pairs of kinds (by number) that are kept for testing, among the first ``kinds``."""
+    """Return the held-out pairs of classes (by index) among the first ``kinds``."""
     names = [kind.name for kind in Sprites.load(hand).kinds[:kinds]]
     return tuple((a, b) for a, b in itertools.combinations(range(kinds), 2) if pair_held_out(names[a], names[b]))
 
 
 def _place(sides: list[int], dice: Dice) -> list[Box] | None:
-    """Random boxes that touch each other little; None if they found no room."""
+    """Return random boxes with little overlap; None if there was no room."""
     boxes: list[Box] = []
     for side in sides:
         for _ in range(_TRIES):
@@ -308,7 +308,7 @@ def _apart(first: Box, second: Box) -> bool:
 
 
 def _sign_sides(word: str, height: int) -> tuple[int, int]:
-    """Width and height of a sign; a long word makes a large one less high."""
+    """Return width and height of a sign; a long word lowers the height of a large one."""
     width = (136 * len(word) + 40) * height // 224
     most = SIDE - 16
     return (width, height) if width <= most else (most, height * most // width)

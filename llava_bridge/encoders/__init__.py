@@ -32,14 +32,14 @@ __all__ = ["SOURCES", "build_tower", "load_encoder", "parse_spec"]
 
 
 def load_encoder(spec: str, image_size: int | None = None) -> Encoder:
-    """Read the encoder that ``spec`` names.
+    """Load the encoder ``spec``.
 
     Args:
         spec: see the module's table.
-        image_size: side in pixels; None takes the encoder's own.
+        image_size: image size in pixels; None is the encoder's own.
 
     Raises:
-        UserError: an unknown source or name, missing or unfitting weights.
+        UserError: an unknown source or name, missing or non-matching weights.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size: expected at least 1, got {image_size}")
@@ -48,7 +48,7 @@ def load_encoder(spec: str, image_size: int | None = None) -> Encoder:
 
 
 def build_tower(source: str, architecture: Mapping[str, Any]) -> VisionTower:
-    """The empty tower of ``source`` with this architecture, initialised as its library does."""
+    """Build the empty tower of ``source`` with this architecture, initialized as its library does."""
     if source not in SOURCES:
         raise suggest(source, SOURCES, "encoder source")
     return importlib.import_module(SOURCES[source]).build(architecture)

@@ -1,6 +1,6 @@
-"""What every vision encoder gives to the bridge, wherever it comes from.
+"""The common interface of all vision encoders.
 
-Legend: B pictures, S side of a picture in pixels, G side of the token grid, N tokens, D width.
+Legend: B images, S image size in pixels, G size of the token grid, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from clips.errors import UserError
 
 
 class VisionTower(nn.Module, ABC):
-    """Pixels (B, 3, S, S) to hidden states, each (B, N, D): G² patch tokens in rows, after the class token if any.
+    """Pixels (B, 3, S, S) to hidden states, each (B, N, D): G² patch tokens, row by row, after the class token if any.
 
-    In a hierarchical tower G and D differ from state to state. A tower must not mix pictures:
-    permuting the batch permutes the output.
+    In a hierarchical tower G and D differ between states. A tower must not mix images: permuting the batch permutes the
+    output.
     """
 
     depth: int
-    """Index of the last hidden state; state 0 is what enters the first block."""
+    """Index of the last hidden state; state 0 is the input of the first block."""
     class_token: bool
-    """Whether token 0 of every hidden state stands for the whole picture."""
+    """Whether token 0 of every hidden state is a class token."""
     default_layer: int
-    """The hidden state that LLaVA reads unless told otherwise, counted from the end (-1 is the last)."""
+    """The hidden state that LLaVA reads by default, counted from the end (-1 is the last)."""
 
     tokens_of_a_place: int = 1
-    """How many tokens stand for each place of the grid, one behind the other."""
+    """Number of tokens per grid cell, consecutive."""
 
     @abstractmethod
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
-        """Yield hidden states 0 … ``deepest`` in order; what only later ones need should not be computed."""
+        """Yield hidden states 0 … ``deepest`` in order, without computing what only later ones need."""
 
     def stock(self) -> Any | None:
-        """The model that transformers' own LLaVA would use in this tower's place; None where it has none."""
+        """Return the model that transformers' own LLaVA would use instead of this tower; None if it has none."""
         return None
 
     recompute: bool = False
-    """Whether blocks drop their activations and compute them again in the backward pass."""
+    """Whether blocks use activation checkpointing."""
 
     def run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """One block, under activation checkpointing where ``recompute`` is set."""
+        """Run one block, under activation checkpointing if ``recompute`` is set."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, tokens, use_reentrant=False, context_fn=functools.partial(_now_and_again, self))
         return block(tokens)
 
 
 def _now_and_again(tower: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a block's two computations: in the second the tower's layers train, or do not, as in the first."""
+    """Contexts of a block's two computations: the second has the training mode of the first."""
     modes = {layer: layer.training for layer in tower.modules()}
 
     @contextlib.contextmanager
@@ -80,10 +80,10 @@ def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """How a picture becomes pixels: made a square, then normalised.
+    """Image preprocessing: resized to a square, then normalized.
 
     Args:
-        size: side S of the square.
+        size: image size S.
         mean: per channel, of values in 0…1.
         std: per channel, of values in 0…1.
         interpolation: ``bilinear`` or ``bicubic``.
@@ -97,14 +97,14 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """An encoder that was read from its source.
+    """An encoder read from its source.
 
     Args:
         source: the registry entry that can build the tower again.
-        architecture: all that this entry needs for it (plain JSON values).
-        weights: the tower's state dict; None keeps the tower as its library initialises it.
+        architecture: the arguments of this entry (plain JSON values).
+        weights: the tower's state dict; None keeps the initialization of its library.
         pixels: its image preprocessing.
-        parent: the directory or file it was read from, None where there is none.
+        parent: the directory or file it was read from, None if there is none.
     """
 
     source: str
@@ -115,7 +115,7 @@ class Encoder:
 
 
 def check_layer(tower: VisionTower, layer: int, whose: str = "this encoder") -> None:
-    """Refuse a hidden state that ``tower`` does not have.
+    """Reject a hidden state that ``tower`` does not have.
 
     Raises:
         UserError: naming those that it has.
@@ -126,10 +126,10 @@ def check_layer(tower: VisionTower, layer: int, whose: str = "this encoder") -> 
 
 
 def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Copy ``weights`` into ``tower``, names and shapes having to agree.
+    """Copy ``weights`` into ``tower``; names and shapes must match.
 
     Raises:
-        UserError: naming the first tensor that is missing, superfluous or of another shape.
+        UserError: naming the first tensor that is missing, unexpected or of another shape.
     """
     own = tower.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
@@ -144,7 +144,7 @@ def load_weights(tower: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 
 @torch.no_grad()
 def measure(tower: VisionTower, size: int, layer: int, where: str) -> tuple[int, int]:
-    """Run one blank picture; return (grid side G, width D) of hidden state ``layer``, counted from the end if negative.
+    """Run a dummy image; return (grid size G, width D) of hidden state ``layer``, counted from the end if negative.
 
     Raises:
         UserError: the tokens do not form a square grid that LLaVA's processor can count.

@@ -1,4 +1,4 @@
-"""The files that an encoder's spec names, looked at before anything heavy is imported."""
+"""Check the files of an encoder spec before heavy imports."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from llava_bridge.encoders.spec import members, parse_spec
 
 
 def open_clip_directory(reference: str) -> Path:
-    """The directory of an encoder in open_clip's layout: ``reference`` itself, or the hub's copy of ``hf-hub:NAME``.
+    """Return the directory of an open_clip encoder: ``reference`` itself, or the Hub's copy of ``hf-hub:NAME``.
 
     Raises:
-        UserError: the hub does not give it.
+        UserError: it cannot be downloaded.
     """
     return hub_directory(reference.removeprefix(HUB), "encoder") if reference.startswith(HUB) else Path(reference)
 
 
 def vision_directory(reference: str) -> Path:
-    """The directory of an encoder in transformers' layout, as of :func:`model_directory`."""
+    """Return the directory of an encoder in the transformers format, as :func:`model_directory`."""
     return model_directory(reference, "encoder")
 
 
 def encoder_commits(spec: str) -> dict[str, str]:
-    """``{"encoder": commit}`` of the hub's repository that a spec names, ``encoder_1`` … of several; of timm's none.
+    """Return ``{"encoder": commit}`` of a spec's Hub repository, ``encoder_1`` … for several; none for timm's.
 
-    The hub's cache calls a repository's directory by its commit.
+    The Hub's cache names a repository's directory by its commit.
     """
     found = {}
     encoders = members(spec)
@@ -41,7 +41,7 @@ def encoder_commits(spec: str) -> dict[str, str]:
 
 
 def check_encoder(spec: str) -> None:
-    """Raise UserError unless the files that an encoder spec names are there."""
+    """Raise UserError unless the files of an encoder spec exist."""
     source, reference = parse_spec(spec)
     if source == "open_clip":
         directory = open_clip_directory(reference)

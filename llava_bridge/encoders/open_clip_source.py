@@ -1,4 +1,4 @@
-"""Encoders in open_clip's hub layout: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+"""Encoders in open_clip's Hub format: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
 
 open_clip's own ViT, CLIP's ResNet, and directories whose image tower is a timm trunk.
 """
@@ -48,7 +48,7 @@ class OpenClipVit(VisionTower):
 
 
 class OpenClipResNet(VisionTower):
-    """CLIP's ResNet. Hidden state i is the feature map of stage i, 0 the stem's; from stage 2 on the grid halves."""
+    """CLIP's ResNet. Hidden state i is the feature map of stage i, 0 the stem's; from stage 2 the grid size halves."""
 
     class_token = False
     default_layer = -2
@@ -59,7 +59,7 @@ class OpenClipResNet(VisionTower):
         self.visual = visual
 
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
-        """Yield the stem's and then each stage's feature map as tokens in rows, (B, G², D)."""
+        """Yield the feature maps of the stem and of each stage as tokens, row by row, (B, G², D)."""
         visual = self.visual
         features = pixels
         stages = (visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4)
@@ -69,7 +69,7 @@ class OpenClipResNet(VisionTower):
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:
-    """The ViT or ResNet that ``embed_dim``, ``vision_cfg`` and ``quick_gelu`` describe."""
+    """Build the ViT or ResNet of ``embed_dim``, ``vision_cfg`` and ``quick_gelu``."""
     with without_wandb():
         from open_clip.model import _build_vision_tower
         from open_clip.modified_resnet import ModifiedResNet
@@ -88,7 +88,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
     """Read the image tower of an encoder directory.
 
     Raises:
-        UserError: config or weights are missing or do not fit; ``image_size`` differs from the tower's own.
+        UserError: config or weights are missing or do not match; ``image_size`` differs from the tower's own.
     """
     check_encoder(reference)
     directory = open_clip_directory(reference)
@@ -123,7 +123,7 @@ def _other_size(vision: Mapping[str, Any], size: int, directory: Path) -> int:
 
 
 def _fit_positions(weights: dict[str, Tensor], vision: Mapping[str, Any], size: int) -> None:
-    """Learnt positions are interpolated to the grid of another picture size, fixed ones computed for it."""
+    """Interpolate learned positions to the grid of another image size, compute fixed ones for it."""
     if (table := weights.get(_POSITIONS)) is not None:
         patches = (size // vision["patch_size"]) ** 2
         fixed = sines_on_grid(table, patches) if vision.get("pos_embed_type") == "sin_cos_2d" else None
@@ -141,7 +141,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _pixels(path: Path, vision: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Pixels:
-    """The tower's own preprocessing, as the config in ``path`` states it."""
+    """Return the tower's own preprocessing, as the config in ``path`` states it."""
     with refusing(f"{path}: expected sizes, mean and std of three channels and an interpolation in preprocess_cfg"):
         pixels = Pixels(
             size=_side(preprocess.get("size") or vision.get("image_size", 224)),

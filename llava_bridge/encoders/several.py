@@ -1,14 +1,14 @@
-"""Several encoders that see the same picture: their features side by side, or their tokens in turn.
+"""Several encoders of the same image: concatenated features, or interleaved tokens.
 
-``several:A + B`` puts the features of a place side by side, as Prismatic's DINO-SigLIP does;
-``several:interleave:A + B`` gives each place a token of each encoder, A's before B's, as Interleaved-MoF does (arXiv
-2401.06209, section 5.2). There each encoder has an adapter of its own: here each has channels of its own, all others 0,
-so that the projector's first layer has weights of its own for each.
+``several:A + B`` concatenates the features of each grid cell, as Prismatic's DINO-SigLIP does; ``several:interleave:A +
+B`` gives each grid cell a token of each encoder, A's before B's, as Interleaved-MoF does (arXiv 2401.06209, section
+5.2). There each encoder has its own adapter: here each has its own channels, with zeros in all others, so that the
+projector's first layer has separate weights for each.
 
-Of each its default hidden state is taken, or of all the same: ``feature_layer``.
+Each encoder uses its own default hidden state, or all the same: ``feature_layer``.
 
-All see the picture at the side of the first, or at ``image_size``, normalised as each was trained. Grids that differ
-are interpolated to the first one's; class tokens stay out.
+All see the image at the size of the first, or at ``image_size``, normalized as in their training. Grids that differ are
+interpolated to the first one's; class tokens are dropped.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from llava_bridge.encoders.spec import members, way_of
 
 
 class SeveralTowers(VisionTower):
-    """Towers as one, whose only hidden state holds what each sees.
+    """Several towers as one; its only hidden state combines theirs.
 
     Args:
         towers: in the order of their features.
         layers: the hidden state of each.
-        scales: for each and each channel, what turns the first one's pixels into its own: ``pixels · scale + shift``.
+        scales: per tower and channel, the map from the first one's pixels to its own: ``pixels · scale + shift``.
         shifts: see ``scales``.
-        interleave: whether tokens stand in turn instead of features side by side.
+        interleave: whether tokens are interleaved instead of features concatenated.
     """
 
     class_token = False
@@ -63,7 +63,7 @@ class SeveralTowers(VisionTower):
         self.tokens_of_a_place = len(towers) if interleave else 1
 
     def states(self, pixels: Tensor, deepest: int = 0) -> Iterator[Tensor]:
-        """Yield (B, G², ΣD), or (B, n · G², ΣD) where n towers' tokens stand in turn."""
+        """Yield (B, G², ΣD), or (B, n · G², ΣD) for interleaved tokens of n towers."""
         seen = [self._seen(number, pixels) for number in range(len(self.towers))]
         seen = [_on_grid(tokens, seen[0].shape[1]) for tokens in seen]
         if not self.interleave:
@@ -75,7 +75,7 @@ class SeveralTowers(VisionTower):
         yield torch.stack(own, dim=2).flatten(1, 2)
 
     def _seen(self, number: int, pixels: Tensor) -> Tensor:
-        """The patch tokens (B, G², D) of one tower."""
+        """Return the patch tokens (B, G², D) of one tower."""
         tower: Any = self.towers[number]
         tower.recompute = self.recompute
         own = pixels * self.get_buffer("scales")[number] + self.get_buffer("shifts")[number]
@@ -85,7 +85,7 @@ class SeveralTowers(VisionTower):
 
 
 def _on_grid(tokens: Tensor, count: int) -> Tensor:
-    """Tokens (B, N, D) of a square grid, interpolated to one of ``count`` places."""
+    """Interpolate tokens (B, N, D) of a square grid to one of ``count`` cells."""
     if tokens.shape[1] == count:
         return tokens
     side, wanted = math.isqrt(tokens.shape[1]), math.isqrt(count)
@@ -95,7 +95,7 @@ def _on_grid(tokens: Tensor, count: int) -> Tensor:
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:
-    """The towers that ``architecture`` lists."""
+    """Build the towers in ``architecture``."""
     from llava_bridge.encoders import build_tower
 
     listed = architecture["towers"]
@@ -112,7 +112,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
     """Read all encoders of ``A + B``.
 
     Raises:
-        UserError: one of them is missing, broken, or cannot take pictures of the common size.
+        UserError: one of them is missing, broken, or does not accept the common image size.
     """
     from llava_bridge.encoders import build_tower, load_encoder
 
@@ -152,7 +152,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
 
 
 def at_layer(encoder: Encoder, layer: int | Sequence[int] | None) -> Encoder:
-    """Several encoders, of each the hidden state ``layer``; None leaves each its own default.
+    """Return several encoders with the hidden state ``layer`` of each; None is each one's own default.
 
     Raises:
         UserError: more than one layer.
@@ -166,7 +166,7 @@ def at_layer(encoder: Encoder, layer: int | Sequence[int] | None) -> Encoder:
 
 
 def _from_first(first: Encoder, other: Encoder) -> dict[str, list[float]]:
-    """The first one's normalised pixels as the other was trained: x · s₁ / s₂ + (m₁ − m₂) / s₂, channel by channel."""
+    """Map the first one's normalized pixels to the other's: x · s₁ / s₂ + (m₁ − m₂) / s₂, per channel."""
     channels = zip(first.pixels.mean, first.pixels.std, other.pixels.mean, other.pixels.std, strict=True)
     pairs = [(std1 / std2, (mean1 - mean2) / std2) for mean1, std1, mean2, std2 in channels]
     return {"scale": [scale for scale, _ in pairs], "shift": [shift for _, shift in pairs]}

@@ -1,4 +1,4 @@
-"""Encoder specs: the one string in a config that names an encoder."""
+"""Encoder specs: the string in a config that names an encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCES: dict[str, str] = {
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
-    """Split an encoder spec into (source, reference); without a source it is an open_clip directory, or one on the hub.
+    """Split an encoder spec into (source, reference); without a source it is an open_clip directory or Hub repo id.
 
     Raises:
         UserError: an unknown source.
@@ -31,7 +31,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
 
 
 def members(spec: str) -> list[str]:
-    """The encoders of ``several:A + B`` or ``several:interleave:A + B``; any other spec is its only member.
+    """Return the encoders of ``several:A + B`` or ``several:interleave:A + B``; any other spec is its only member.
 
     Raises:
         UserError: fewer than two, or several among them.
@@ -46,12 +46,12 @@ def members(spec: str) -> list[str]:
 
 
 def way_of(spec: str) -> str:
-    """How the features of several encoders are joined: ``channels`` or ``interleave``."""
+    """Return how the features of several encoders are joined: ``channels`` or ``interleave``."""
     return "interleave" if parse_spec(spec)[1].startswith("interleave:") else "channels"
 
 
 def paths_of(spec: str) -> dict[str, str]:
-    """``{"encoder": path}`` of the directory or file that a spec names, ``encoder_1`` … of several; those on disk."""
+    """Return ``{"encoder": path}`` of a spec's local directory or file, ``encoder_1`` … for several."""
     found = {}
     encoders = members(spec)
     for number, encoder in enumerate(encoders, 1):

@@ -1,8 +1,8 @@
-"""Encoders that are timm models: what their blocks give, or their last feature map, becomes tokens.
+"""Encoders that are timm models: the outputs of their blocks, or their last feature map, become tokens.
 
-Only timm's ViTs have a sequence of like blocks, whose outputs are hidden states. In all other trunks, convolutional and
-hierarchical ones, "feature layer" can only be the last feature map (-1), before any pooling, projection or classifier.
-Class and register tokens of timm's ViTs are left out.
+Only timm's ViTs have a sequence of equal blocks, whose outputs are hidden states. In all other trunks, convolutional
+and hierarchical ones, the feature layer can only be the last feature map (-1), before any pooling, projection or
+classifier. Class and register tokens of timm's ViTs are dropped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TimmTower(VisionTower):
         self.trunk = trunk
 
     def states(self, pixels: Tensor, deepest: int = 0) -> Iterator[Tensor]:
-        """Yield the last feature map as tokens in rows."""
+        """Yield the last feature map as tokens, row by row."""
         features = self.trunk.forward_features(pixels)
         if features.ndim == 3:
             yield features[:, getattr(self.trunk, "num_prefix_tokens", 0) :]
@@ -50,7 +50,7 @@ class TimmTower(VisionTower):
 class TimmVit(VisionTower):
     """timm's ``VisionTransformer`` or ``Eva``: hidden state i is the output of block i, each (B, G², D).
 
-    The last is timm's own last feature map, behind the final norm if there is one; the others are before it.
+    The last is timm's own last feature map, after the final norm if there is one; the others are before it.
     """
 
     class_token = False
@@ -66,7 +66,7 @@ class TimmVit(VisionTower):
         entering: list[Tensor] = []
         hook = self.trunk.blocks[0].register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
         self.trunk.set_grad_checkpointing(self.recompute and torch.is_grad_enabled())
-        blocks = list(range(max(1, deepest)))  # timm computes one at least
+        blocks = list(range(max(1, deepest)))  # timm computes at least one
         try:
             last, outputs = self.trunk.forward_intermediates(
                 pixels, indices=blocks, norm=False, stop_early=True, output_fmt="NLC"
@@ -80,7 +80,7 @@ class TimmVit(VisionTower):
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:
-    """The trunk that ``name`` names in timm."""
+    """Build the timm trunk ``name``."""
     with without_wandb():
         from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer
@@ -90,7 +90,7 @@ def build(architecture: Mapping[str, Any]) -> VisionTower:
 
 
 def _trunk(architecture: Mapping[str, Any]) -> Any:
-    """timm's own model, without classifier."""
+    """Return timm's own model, without classifier."""
     timm = _timm()
 
     name = architecture["name"]
@@ -126,7 +126,7 @@ def load(reference: str, image_size: int | None) -> Encoder:
 
 
 def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, where: str | None) -> Encoder:
-    """The contract for timm model ``name``; classifier weights among ``weights`` are left out."""
+    """Return the encoder for timm model ``name``; classifier weights among ``weights`` are dropped."""
     timm = _timm()
 
     if not timm.is_model(name):
@@ -149,13 +149,13 @@ def encoder(name: str, weights: Mapping[str, Tensor] | None, pixels: Pixels, *, 
 
 
 def _heads(settings: Any) -> tuple[str, ...]:
-    """How the names of classifiers' weights begin; some files have others than their model now."""
+    """Return prefixes of classifier weights; some files have others than the current model."""
     own = settings.classifier or ()
     return (*_HEADS, *(f"{name}." for name in ([own] if isinstance(own, str) else own)))
 
 
 def _empty_trunk(architecture: Mapping[str, Any], where: str) -> Any:
-    """The trunk without memory for its weights, which says how many positions it has."""
+    """Build the trunk without memory for its weights, to read its number of positions."""
     size = architecture["image_size"]
     with refusing(f"image_size: {where} cannot take pictures of {size} px"), torch.device("meta"):
         return _trunk(architecture)

@@ -1,6 +1,6 @@
 """Encoders that are transformers vision models: CLIP's, SigLIP's, DINOv2's, …; one entry of :data:`FAMILIES` each.
 
-A checkpoint of a whole CLIP or SigLIP gives its image tower.
+From a checkpoint of a full CLIP or SigLIP the image tower is loaded.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from clips.model.positions import on_grid
 from llava_bridge.encoders.contract import Encoder, Pixels, VisionTower
 from llava_bridge.encoders.files import check_encoder, vision_directory
 
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's constants
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """What there is to know of a kind of vision model.
+    """A type of vision model.
 
     Args:
         model: the class in transformers.
         prefix: tokens before those of the patches; the first is the class token.
-        positions: the table of learnt positions, where another picture size needs another; None if the model itself
+        positions: the table of learned positions, if another image size needs interpolation; None if the model itself
             interpolates.
-        call: how the model is given pixels (B, 3, S, S).
-        stock: whether transformers' own LLaVA can use the model as it is.
+        call: how the model is called with pixels (B, 3, S, S).
+        stock: whether transformers' own LLaVA supports the unmodified model.
     """
 
     model: str
@@ -48,7 +48,7 @@ def _plainly(model: Any, pixels: Tensor) -> Any:
 
 
 def _as_patches(model: Any, pixels: Tensor) -> Any:
-    """SigLIP 2's models for any aspect ratio take patches in rows, each (P · P · 3), and where they stand."""
+    """Call SigLIP 2's models for any aspect ratio with patches, row by row, each (P · P · 3), and their positions."""
     side = model.config.patch_size
     rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
     patches = pixels.unflatten(2, (rows, side)).unflatten(4, (columns, side)).permute(0, 2, 4, 3, 5, 1)
@@ -79,7 +79,7 @@ FAMILIES: dict[str, Family] = {
 
 
 class TransformersTower(VisionTower):
-    """A transformers vision model. Hidden states are those that it gives; register tokens are left out."""
+    """A transformers vision model with its own hidden states; register tokens are dropped."""
 
     default_layer = -2
 
@@ -95,26 +95,26 @@ class TransformersTower(VisionTower):
     def states(self, pixels: Tensor, deepest: int) -> Iterator[Tensor]:
         """Yield the embedded tokens, then each layer's output, (B, G² + 1, D); without class token (B, G², D).
 
-        transformers computes all layers, whatever is asked for.
+        transformers always computes all layers.
         """
         for state in self.family.call(self.model, pixels).hidden_states[: deepest + 1]:
             yield state if self.prefix <= 1 else torch.cat([state[:, :1], state[:, self.prefix :]], dim=1)
 
     def stock(self) -> Any | None:
-        """The model that transformers' own LLaVA would use in this tower's place; None if it cannot."""
+        """Return the model that transformers' own LLaVA would use instead of this tower; None if it cannot."""
         return self.model if self.family.stock else None
 
 
 def build(architecture: Mapping[str, Any]) -> VisionTower:
-    """The model that the stored vision config describes."""
+    """Build the model of the stored vision config."""
     return TransformersTower(architecture)
 
 
 def load(reference: str, image_size: int | None) -> Encoder:
-    """Read a directory in transformers' layout, or a model of the hub by its name.
+    """Read a directory in the transformers format, or a model of the Hub by its repo id.
 
     Raises:
-        UserError: it is missing, incomplete, or of a kind that is not in :data:`FAMILIES`.
+        UserError: it is missing, incomplete, or of a type that is not in :data:`FAMILIES`.
     """
     from transformers import AutoConfig
 
@@ -172,7 +172,7 @@ def _class_of(family: Family) -> Any:
 
 
 def _pixels(directory: Path, config: Any) -> Pixels:
-    """The preprocessing that the checkpoint states, its side that of the pictures after cropping."""
+    """Return the preprocessing of the checkpoint, with the image size after cropping."""
     from transformers import AutoImageProcessor
 
     with refusing(f"encoder: {directory}: expected a preprocessor_config.json that says how pictures are normalised"):
@@ -190,10 +190,10 @@ def _pixels(directory: Path, config: Any) -> Pixels:
 
 
 def side_of(processor: Any) -> int | None:
-    """The side of the square that an image processor makes of a picture; None where it says nothing.
+    """Return the size of the square that an image processor produces; None if it does not state one.
 
     Raises:
-        UserError: it is no square.
+        UserError: it is not square.
     """
     crops = getattr(processor, "do_center_crop", True) is not False
     size = (getattr(processor, "crop_size", None) if crops else None) or getattr(processor, "size", None)

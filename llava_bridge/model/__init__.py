@@ -1,1 +1,1 @@
-"""The model: an encoder, a projector and an LLM become a transformers LLaVA."""
+"""The model: build a transformers LLaVA from an encoder, a projector and an LLM."""

@@ -1,9 +1,9 @@
-"""Pictures above the encoder's resolution, as LLaVA-NeXT takes them: an overview, and tiles of the encoder's size.
+"""High-resolution images as in LLaVA-NeXT: a base image, and tiles of the encoder's image size.
 
-A picture is fitted into one of some resolutions, the *pinpoints*, without losing its shape, and cut into tiles. Its
-features are put together again, without those of the bars around it, with a learnt token at the end of each row. So the
-number of its tokens depends on its shape. transformers' ``LlavaNextForConditionalGeneration`` and
-``LlavaNextImageProcessor`` do all this; here is what they must be told, and what they cannot do.
+An image is resized into one of several resolutions, the *pinpoints*, with its aspect ratio, and cut into tiles. Its
+features are joined again, without those of the padding, with a learned token at the end of each row. The number of its
+tokens therefore depends on its aspect ratio. transformers' ``LlavaNextForConditionalGeneration`` and
+``LlavaNextImageProcessor`` do all this; this module has their settings and limits.
 
 Source: LLaVA-NeXT (llava-vl.github.io/blog/2024-01-30-llava-next), ``anyres`` with ``spatial_unpad`` in its code.
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from llava_bridge.encoders.contract import Pixels
 
 ImageFit = Literal["squash", "pad", "crop", "anyres"]
-"""How pictures become squares; with ``anyres`` several of each."""
+"""How images become squares; with ``anyres`` several of each."""
 SHAPES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's pinpoints: rows and columns of tiles."""
 
 
 def check_pinpoints(fit: str, pinpoints: Sequence[Sequence[int]] | None) -> None:
-    """Raise UserError unless ``image_grid_pinpoints`` are as ``image_fit`` needs them."""
+    """Raise UserError unless ``image_grid_pinpoints`` match ``image_fit``."""
     if pinpoints is None:
         return
     if fit != "anyres":
@@ -44,10 +44,10 @@ def check_pinpoints(fit: str, pinpoints: Sequence[Sequence[int]] | None) -> None
 
 
 def pinpoints_for(side: int, wanted: Sequence[Sequence[int]] | None) -> list[list[int]]:
-    """The resolutions (height, width) in pixels that pictures are fitted into: ``wanted``, or LLaVA-NeXT's.
+    """Return the pinpoints (height, width) in pixels: ``wanted``, or LLaVA-NeXT's.
 
     Raises:
-        UserError: they are not made of tiles of ``side`` pixels.
+        UserError: they are not multiples of tiles of ``side`` pixels.
     """
     if wanted is None:
         return [[rows * side, columns * side] for rows, columns in SHAPES]
@@ -60,10 +60,10 @@ def pinpoints_for(side: int, wanted: Sequence[Sequence[int]] | None) -> list[lis
 
 
 def pixels_of_token(projector: ProjectorConfig, shape: Shape, side: int) -> int:
-    """The side in pixels of what one token stands for in a tile of ``side`` pixels; what does not fit whole is ignored.
+    """Return the size in pixels of one token in a tile of ``side`` pixels; an incomplete remainder is ignored.
 
     Raises:
-        UserError: a tile's tokens are no square grid, so that tiles cannot be joined.
+        UserError: a tile's tokens do not form a square grid, so tiles cannot be joined.
     """
     if shape.extra:
         raise UserError("features: expected patch with image_fit anyres, got cls_patch")
@@ -83,12 +83,12 @@ def pixels_of_token(projector: ProjectorConfig, shape: Shape, side: int) -> int:
 
 
 def joins(side: int, grid: int) -> bool:
-    """Whether transformers, told the pixels of a token, takes a tile of ``side`` pixels for ``grid`` × ``grid``."""
+    """Whether transformers, given the pixels of a token, computes ``grid`` × ``grid`` for a tile of ``side`` pixels."""
     return grid <= side and side // (side // grid) == grid
 
 
 def tile_maker(pixels: Pixels, pinpoints: list[list[int]]) -> Any:
-    """transformers' image processor that makes overview and tiles of pictures, and tells the pictures' sizes."""
+    """Return transformers' image processor that makes base image and tiles, and returns the image sizes."""
     from transformers import LlavaNextImageProcessor
 
     from llava_bridge.model.fitting import RESAMPLE
@@ -106,21 +106,21 @@ def tile_maker(pixels: Pixels, pinpoints: list[list[int]]) -> Any:
 
 
 def makes_tiles(image_processor: Any) -> bool:
-    """Whether an image processor makes tiles, and so a number of tokens that depends on the picture."""
+    """Whether an image processor makes tiles, so that the number of tokens depends on the image."""
     return getattr(image_processor, "image_grid_pinpoints", None) is not None
 
 
 def tokens_of_picture(processor: Any, picture: Image.Image) -> int:
-    """How many tokens a picture takes, by transformers' own ``LlavaNextProcessor``."""
+    """Return the number of tokens of an image, by transformers' own ``LlavaNextProcessor``."""
     return tokens_of_size(processor, picture.height, picture.width)
 
 
 def tokens_of_size(processor: Any, height: int, width: int) -> int:
-    """As :func:`tokens_of_picture`, for a picture of so many pixels."""
+    """As :func:`tokens_of_picture`, for an image of the given size in pixels."""
     (tokens,) = processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"]
     return int(tokens)
 
 
 def most_tokens(processor: Any) -> int:
-    """How many tokens a picture takes at most: one in the shape of a pinpoint, around which there are no bars."""
+    """Return the maximum number of tokens of an image: one in the shape of a pinpoint, without padding."""
     return max(tokens_of_size(processor, *pair) for pair in processor.image_processor.image_grid_pinpoints)

@@ -1,7 +1,7 @@
-"""An encoder and an LLM become a transformers LLaVA with its processor.
+"""Build a transformers LLaVA with its processor from an encoder and an LLM.
 
-The projector is by default LLaVA-1.5's ``mlp2x_gelu`` (two linear layers with GELU between), initialised as PyTorch
-initialises linear layers, which is what the original LLaVA does.
+The default projector is LLaVA-1.5's ``mlp2x_gelu`` (two linear layers with GELU between), initialized as PyTorch
+initializes linear layers, like the original LLaVA.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ AnyProcessor = LlavaProcessor | LlavaNextProcessor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """Which parts make the LLaVA.
+    """The parts of a LLaVA.
 
     Args:
         encoder: see :mod:`llava_bridge.encoders`.
-        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is taken; or
-            the name of either on the hub.
-        image_size: side of the pictures in pixels; None takes the encoder's own.
-        feature_layer: which hidden state of the encoder the LLM sees (-1 is the last), or several side by side; None
-            takes the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for timm's others.
-            Of several encoders each gives this one, or its own default.
+        llm: a directory with a transformers causal LM and its tokenizer, or a LLaVA directory, whose LLM is used; or
+            the Hub repo id of either.
+        image_size: image size in pixels; None is the encoder's own.
+        feature_layer: the hidden state of the encoder that the LLM sees (-1 is the last), or several, concatenated;
+            None is the encoder's default: -2 for ViTs and CLIP's ResNets, -1 (the last feature map) for timm's others.
+            Each of several encoders uses this one, or its own default.
         features: ``patch``, or ``cls_patch`` with the class token before them.
-        projector: what makes tokens of the LLM of them.
-        image_fit: how pictures become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
-        image_grid_pinpoints: with ``anyres``, the heights and widths that pictures are fitted into; None takes
+        projector: maps them to tokens of the LLM.
+        image_fit: how images become squares: ``squash``, ``pad`` or ``crop``; or ``anyres``, by tiles.
+        image_grid_pinpoints: with ``anyres``, the heights and widths that images are resized into; None is
             LLaVA-NeXT's, for the encoder's size.
         chat_template: ``auto`` (the LLM's own, else ``vicuna``) or a template's name.
         seed: for the projector and for an encoder without weights.
@@ -86,17 +86,17 @@ def assemble(parts: Assembly) -> tuple[AnyLlava, AnyProcessor]:
     """Build the untrained LLaVA in float32, its encoder frozen.
 
     Raises:
-        UserError: an encoder or LLM that is missing, incomplete or does not fit.
+        UserError: an encoder or LLM is missing, incomplete or incompatible.
     """
     torch.manual_seed(parts.seed)
     return connect(parts, load_encoder(parts.encoder, parts.image_size), load_tokenizer(parts.llm), load_llm(parts.llm))
 
 
 def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tuple[AnyLlava, AnyProcessor]:
-    """The LLaVA of parts that are loaded already; tokens that it needs are added to tokenizer and LLM.
+    """Build the LLaVA of loaded parts; missing special tokens are added to tokenizer and LLM.
 
     Raises:
-        UserError: they do not fit each other.
+        UserError: they are incompatible.
     """
     wanted = parts.feature_layer
     if encoder.source == "several":
@@ -140,7 +140,7 @@ def connect(parts: Assembly, encoder: Encoder, tokenizer: Any, llm: Any) -> tupl
 
 
 def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Module) -> AnyLlava:
-    """A LLaVA around existing parts; only the projector's weights, and the token that ends rows of tiles, are new."""
+    """Build a LLaVA around existing parts; only the projector and the token that ends rows of tiles are new."""
     model = empty_llava(config)
     model.model.vision_tower = vision
     model.model.multi_modal_projector = new_projector(config)
@@ -152,9 +152,9 @@ def _join(config: AnyConfig, vision: EncoderVisionModel, llm: Any, head: nn.Modu
 
 
 def make_stock(model: AnyLlava) -> bool:
-    """Put transformers' own vision model in our tower's place, where it is one; whether that was possible.
+    """Replace the tower by transformers' own vision model, if there is one; return whether it was possible.
 
-    The LLaVA then loads without any import of ours.
+    The LLaVA then loads without any import of this package.
     """
     tower = model.model.vision_tower
     theirs = tower.tower.stock() if isinstance(tower, EncoderVisionModel) else None
@@ -167,7 +167,7 @@ def make_stock(model: AnyLlava) -> bool:
 
 
 def _joins_alike(one: Any, other: Any) -> bool:
-    """Whether transformers joins tiles alike by two configs of the tower: DINOv2's states the size of its training."""
+    """Whether transformers joins tiles equally by two tower configs: DINOv2's states the size of its training."""
     return (one.image_size, one.image_size // one.patch_size) == (
         other.image_size,
         other.image_size // other.patch_size,
@@ -175,7 +175,7 @@ def _joins_alike(one: Any, other: Any) -> bool:
 
 
 def make_processor(tokenizer: Any, pixels: Pixels, config: AnyConfig, parts: Assembly) -> AnyProcessor:
-    """The processor: image preprocessing, tokenizer, chat template, tokens per picture."""
+    """Build the processor: image preprocessing, tokenizer, chat template, tokens per image."""
     if parts.image_fit == "anyres":
         images = tile_maker(pixels, pinpoints_for(pixels.size, parts.image_grid_pinpoints))
     else:
@@ -190,11 +190,11 @@ def make_processor(tokenizer: Any, pixels: Pixels, config: AnyConfig, parts: Ass
 
 
 def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: str) -> AnyProcessor:
-    """The processor for pictures, or tiles, of ``size`` pixels that become as many ``tokens``.
+    """Build the processor for images, or tiles, of ``size`` pixels that become ``tokens`` tokens.
 
-    transformers' processor counts a picture's tokens by the size of its patches. It is told of one patch as large as
-    the picture, and of as many additional tokens as there are besides: so the count is right with any projector. Of
-    tiles, which are joined, it must know the grid.
+    transformers' processor computes the number of an image's tokens from the patch size. It gets one patch as large as
+    the image and the remaining tokens as additional ones, so the number is correct for any projector. For tiles, which
+    are joined, it needs the real grid.
     """
     tokenizer.chat_template = template
     tokenizer.padding_side = "left"
@@ -211,7 +211,7 @@ def processor_of(images: Any, tokenizer: Any, size: int, tokens: int, template: 
 
 
 def make_chat(model: AnyLlava, processor: AnyProcessor, template: str | None = None) -> Chat:
-    """The :class:`Chat` of a LLaVA, with its own chat template or with the one of that name."""
+    """Return the :class:`Chat` of a LLaVA, with its own chat template or with the named one."""
     own = str(processor.chat_template)
     chosen = own if template is None else template_beside(own, template, processor.tokenizer)
     tokens: Any = model.config.image_seq_length
@@ -221,13 +221,13 @@ def make_chat(model: AnyLlava, processor: AnyProcessor, template: str | None = N
 
 
 def set_generation(model: AnyLlava, processor: AnyProcessor) -> None:
-    """Greedy decoding that stops at the template's end token.
+    """Set greedy decoding that stops at the template's EOS token.
 
     Raises:
-        UserError: the template asks for answers otherwise than it trains them, see :meth:`Chat.check_prompts`.
+        UserError: the template's generation prompt differs from its training format, see :meth:`Chat.check_prompts`.
     """
     tokenizer, chat = processor.tokenizer, make_chat(model, processor)
-    chat.check_prompts()  # now, and not after a stage with a template of its own
+    chat.check_prompts()  # now, and not after a stage with its own template
     end = tokenizer.convert_tokens_to_ids(chat.end_token)
     generation = model.generation_config
     generation.do_sample = False
@@ -238,17 +238,17 @@ def set_generation(model: AnyLlava, processor: AnyProcessor) -> None:
 
 
 def load_tokenizer(llm: str) -> Any:
-    """The tokenizer of an LLM directory.
+    """Load the tokenizer of an LLM directory.
 
     Raises:
-        UserError: no directory, no tokenizer in it, or not a fast one (which alone tells characters from tokens).
+        UserError: no directory, no tokenizer in it, or not a fast one (only fast ones map characters to tokens).
     """
     check_llm(llm)
     return read_tokenizer(llm)
 
 
 def read_tokenizer(llm: str) -> Any:
-    """As :func:`load_tokenizer`, whatever else is in the directory."""
+    """As :func:`load_tokenizer`, regardless of the directory's other files."""
     directory = model_directory(llm, "llm")
     what = f"llm: the tokenizer of {llm} cannot be read"
     if not (directory / "tokenizer.json").is_file() and (directory / "tokenizer.model").is_file():
@@ -263,10 +263,10 @@ def read_tokenizer(llm: str) -> Any:
 
 
 def load_llm(llm: str) -> Any:
-    """The causal LM of a directory, or that of a LLaVA, in float32.
+    """Load the causal LM of a directory, or that of a LLaVA, in float32.
 
     Raises:
-        UserError: transformers cannot load it, or not all of its weights are there.
+        UserError: transformers cannot load it, or some of its weights are missing.
     """
     check_llm(llm)
     directory = model_directory(llm, "llm")
@@ -282,7 +282,7 @@ def load_llm(llm: str) -> Any:
 
 
 def add_tokens(tokenizer: Any, llm: Any) -> None:
-    """Make sure of a picture token and a padding token, and that the LLM has an embedding for each."""
+    """Ensure an image token and a padding token, and an LLM embedding for each."""
     name_tokens(tokenizer)
     if len(tokenizer) > llm.get_input_embeddings().num_embeddings:
         with quiet():
@@ -291,14 +291,14 @@ def add_tokens(tokenizer: Any, llm: Any) -> None:
 
 
 def name_tokens(tokenizer: Any) -> None:
-    """Make sure of a picture token and a padding token in the vocabulary."""
+    """Ensure an image token and a padding token in the vocabulary."""
     add_image_token(tokenizer)
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
 
 
 def add_image_token(tokenizer: Any) -> None:
-    """Make sure of a token that stands for a picture."""
+    """Ensure an image token."""
     from tokenizers import AddedToken
 
     if IMAGE not in tokenizer.get_vocab():

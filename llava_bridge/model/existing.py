@@ -1,4 +1,4 @@
-"""A LLaVA that exists already is where training begins: its tower behind our interface, its template as we need it."""
+"""Load an existing LLaVA for training: its tower behind this suite's interface, its template adapted."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from llava_bridge.model.vision import EncoderVisionModel, vision_model
 
 
 def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
-    """Load (model, processor) from a LLaVA directory so that it can be trained, in float32, its encoder frozen.
+    """Load (model, processor) from a LLaVA directory for training, in float32, its encoder frozen.
 
     Args:
-        llava: written by this suite, or any LLaVA in transformers' layout; a directory, or a name on the hub.
+        llava: written by this suite, or any LLaVA in the transformers format; a directory, or a Hub repo id.
         chat_template: ``auto`` (its own) or a template's name.
 
     Raises:
-        UserError: parts are missing or of a kind that the bridge does not know; its template cannot be learnt from.
+        UserError: parts are missing or of an unsupported type; its template cannot be trained on.
     """
     check_llava(llava)
     directory = model_directory(llava, "llava")
@@ -52,7 +52,7 @@ def take_up(llava: str, chat_template: str) -> tuple[Any, Any]:
 
 
 def check_tiles(config: Any, images: Any, where: str) -> None:
-    """Refuse a LLaVA-NeXT whose model would join tiles otherwise than its processor makes them."""
+    """Reject a LLaVA-NeXT whose model would join tiles differently from its processor."""
     if not makes_tiles(images):
         return
     told, made = getattr(config, "image_grid_pinpoints", None), images.image_grid_pinpoints
@@ -63,9 +63,9 @@ def check_tiles(config: Any, images: Any, where: str) -> None:
 
 
 def _use_our_tower(model: Any, size: int, where: str) -> None:
-    """Put transformers' vision model behind the interface of ours, where features can be kept on disk.
+    """Wrap transformers' vision model in this suite's interface, which can cache features on disk.
 
-    It is the opposite of :func:`llava_bridge.model.assembly.make_stock`.
+    It is the inverse of :func:`llava_bridge.model.assembly.make_stock`.
     """
     config = model.config
     if not isinstance(model.model.vision_tower, EncoderVisionModel):
@@ -76,7 +76,7 @@ def _use_our_tower(model: Any, size: int, where: str) -> None:
             source="transformers",
             architecture={"config": config.vision_config.to_dict()},
             weights={f"model.{name}": value for name, value in model.model.vision_tower.state_dict().items()},
-            # how pictures are normalised is the processor's affair
+            # the processor normalizes images
             pixels=Pixels(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bicubic"),
             parent=where,
         )
@@ -84,7 +84,7 @@ def _use_our_tower(model: Any, size: int, where: str) -> None:
         config.vision_config = tower = model.model.vision_tower.config
         if not isinstance(
             config, BridgeLlavaConfig | BridgeLlavaNextConfig
-        ):  # others may not say how many tokens a picture takes
+        ):  # others may not state the number of tokens of an image
             whole = tower.class_token and config.vision_feature_select_strategy == "full"
             config.image_seq_length = (tower.image_size // tower.patch_size) ** 2 + int(whole)
     model.requires_grad_(True)

@@ -1,6 +1,6 @@
-"""How a picture of any shape becomes a square: image processors of transformers, one entry of :data:`FITS` each.
+"""How an image of any shape becomes a square: transformers image processors, one entry of :data:`FITS` each.
 
-They are saved with the LLaVA, so that whoever loads it prepares pictures as in training.
+They are saved with the LLaVA, so any software that loads it prepares images as in training.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from transformers import CLIPImageProcessor, LlavaImageProcessor
 from llava_bridge.encoders.contract import Pixels
 
 Fit = Literal["squash", "pad", "crop"]
-RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which transformers stores
+RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's constants, which transformers stores
 
 FITS: dict[str, Callable[[int], tuple[Any, dict[str, Any]]]] = {
     "squash": lambda side: (CLIPImageProcessor, {"size": _square(side), "do_center_crop": False}),
-    # LLaVA-1.5's image_aspect_ratio "pad": bars of the encoder's mean colour, before the picture is made smaller.
+    # LLaVA-1.5's image_aspect_ratio "pad": padding with the encoder's mean color, before the image is downscaled.
     "pad": lambda side: (LlavaImageProcessor, {"size": _square(side), "do_center_crop": False, "do_pad": True}),
-    # CLIP's own, and LLaVA's image_aspect_ratio "square": what stands out at the longer side is cut off.
+    # CLIP's own, and LLaVA's image_aspect_ratio "square": the longer side is cropped.
     "crop": lambda side: (CLIPImageProcessor, {"size": {"shortest_edge": side}, "do_center_crop": True}),
 }
-"""Name → side of the square in pixels → image processor's class and settings."""
+"""Name → size of the square in pixels → image processor's class and settings."""
 
 
 def image_processor(pixels: Pixels, fit: Fit) -> Any:
-    """The image processor that makes ``pixels`` of pictures."""
+    """Build the image processor that maps images to ``pixels``."""
     return _made(fit, pixels.size, list(pixels.mean), list(pixels.std), RESAMPLE[pixels.interpolation])
 
 
 def refitted(processor: Any, fit: Fit) -> Any:
-    """Another image processor for the same encoder, from one that :func:`image_processor` made."""
+    """Build another image processor for the same encoder, from one that :func:`image_processor` built."""
     return _made(fit, processor.crop_size["height"], processor.image_mean, processor.image_std, processor.resample)
 
 

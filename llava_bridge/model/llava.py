@@ -1,4 +1,4 @@
-"""LLaVA with a projector of ours, for those that transformers' own LLaVA and LLaVA-NeXT do not have."""
+"""LLaVA with this suite's projectors, which transformers' own LLaVA and LLaVA-NeXT lack."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from llava_bridge.projectors import ProjectorConfig, Shape, build
 
 AnyConfig = LlavaConfig | LlavaNextConfig
 AnyLlava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
-"""With a fixed number of tokens for each picture, or with tiles (see :mod:`llava_bridge.model.anyres`)."""
+"""With a fixed number of tokens per image, or with tiles (see :mod:`llava_bridge.model.anyres`)."""
 
 
 class BridgeLlavaForConditionalGeneration(LlavaForConditionalGeneration):
-    """transformers' LLaVA with another projector in the same place."""
+    """transformers' LLaVA with another projector."""
 
     config_class = BridgeLlavaConfig
 
@@ -34,7 +34,7 @@ class BridgeLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
 
 class BridgeLlavaNextForConditionalGeneration(LlavaNextForConditionalGeneration):
-    """transformers' LLaVA-NeXT with another projector in the same place."""
+    """transformers' LLaVA-NeXT with another projector."""
 
     config_class = BridgeLlavaNextConfig
 
@@ -44,14 +44,14 @@ class BridgeLlavaNextForConditionalGeneration(LlavaNextForConditionalGeneration)
 
 
 def config_kind(*, tiles: bool, stock: bool) -> Any:
-    """The class of a LLaVA's config: with tiles or without, transformers' own or with a projector of ours."""
+    """Return the class of a LLaVA's config: with or without tiles, transformers' own or with a suite projector."""
     if tiles:
         return LlavaNextConfig if stock else BridgeLlavaNextConfig
     return LlavaConfig if stock else BridgeLlavaConfig
 
 
 def empty_llava(config: AnyConfig) -> Any:
-    """The LLaVA that ``config`` describes, its weights on the meta device."""
+    """Build the LLaVA of ``config``, with its weights on the meta device."""
     kinds: dict[type, Any] = {
         LlavaConfig: LlavaForConditionalGeneration,
         LlavaNextConfig: LlavaNextForConditionalGeneration,
@@ -63,7 +63,7 @@ def empty_llava(config: AnyConfig) -> Any:
 
 
 def new_projector(config: AnyConfig) -> nn.Module:
-    """The untrained projector that ``config`` describes, initialised as PyTorch does; seed torch before."""
+    """Build the untrained projector of ``config``, initialized as PyTorch does; seed torch before."""
     if isinstance(config, BridgeLlavaConfig | BridgeLlavaNextConfig):
         return build(ProjectorConfig(**(config.projector or {})), Shape(**(config.projector_shape or {})))
     kind: Any = LlavaNextMultiModalProjector if isinstance(config, LlavaNextConfig) else LlavaMultiModalProjector
@@ -71,15 +71,15 @@ def new_projector(config: AnyConfig) -> nn.Module:
 
 
 def new_newline(width: int) -> nn.Parameter:
-    """The untrained token (W,) that ends a row of tiles' features, initialised as the original does."""
+    """Return the untrained token (W,) that ends a row of tile features, initialized as the original does."""
     return nn.Parameter(torch.randn(width) / width**0.5)
 
 
 class ProjectorPart(nn.Module):
-    """All of a LLaVA that stands between encoder and LLM, as one part: it has no forward of its own.
+    """The modules between encoder and LLM, as one part without forward.
 
     Args:
-        llava: a transformers LLaVA. One with tiles also has a learnt token for the ends of rows.
+        llava: a transformers LLaVA. One with tiles also has a learned token for the ends of rows.
     """
 
     def __init__(self, llava: Any) -> None:

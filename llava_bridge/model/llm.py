@@ -1,4 +1,4 @@
-"""A small Llama with a tokenizer of its own, for when everything is made from scratch."""
+"""A small Llama with its own tokenizer, for training from scratch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXTS_FOR_TOKENIZER = 10_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmallLlamaConfig:
-    """The Llama that the pretrain stage builds when no LLM is given.
+    """The Llama that the pretrain stage builds if no LLM is given.
 
     Args:
         vocab_size: entries of the byte-pair tokenizer, which is trained on the same texts.
@@ -24,9 +24,9 @@ class SmallLlamaConfig:
         layers: depth.
         heads: attention heads; they divide the width.
         mlp_ratio: width of the gated MLP over the model's width.
-        context: longest sequence in tokens, pictures included.
-        initial_std: standard deviation of the initial weights; None takes 1/√hidden_size, with which small widths
-            learn to look things up in their context several times sooner than with the 0.02 of large models.
+        context: maximum sequence length in tokens, images included.
+        initial_std: standard deviation of the initial weights; None is 1/√hidden_size, with which small widths learn to
+            look things up in their context several times sooner than with the 0.02 of large models.
     """
 
     vocab_size: int = 1024
@@ -54,7 +54,7 @@ class SmallLlamaConfig:
 
 
 def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
-    """A byte-level BPE tokenizer learnt from ``texts`` (some ten thousand of them, evenly drawn).
+    """Train a byte-level BPE tokenizer on ``texts`` (some ten thousand, evenly sampled).
 
     It has the chat template ``turns`` and an ``<image>`` token.
     """
@@ -85,7 +85,7 @@ def train_tokenizer(texts: Sequence[str], config: SmallLlamaConfig) -> Any:
 
 
 def new_llama(config: SmallLlamaConfig, tokenizer: Any) -> Any:
-    """An untrained ``LlamaForCausalLM`` for ``tokenizer``, in float32; seed torch before."""
+    """Build an untrained ``LlamaForCausalLM`` for ``tokenizer``, in float32; seed torch before."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

@@ -1,4 +1,4 @@
-"""The configs of our vision tower and of LLaVAs with our projectors, without the models that they describe."""
+"""The configs of the suite's vision tower and of LLaVAs with its projectors, without the models."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _waiting: list[Callable[[], None]] = []
 
 
 def when_first_made(call: Callable[[], None]) -> None:
-    """Have something called once, when the first of these configs is made.
+    """Register a callback for the creation of the first of these configs.
 
-    Not before: transformers may still be in the middle of importing what the models need.
+    Not earlier: transformers may still be importing what the models need.
     """
     if call not in _waiting:
         _waiting.append(call)
@@ -25,18 +25,18 @@ def _made() -> None:
 
 
 class EncoderVisionConfig(PretrainedConfig):
-    """All that is needed to build the tower again.
+    """Everything needed to build the tower again.
 
     Args:
         source: the entry of :data:`llava_bridge.encoders.SOURCES` that builds the tower.
-        architecture: what that entry needs.
+        architecture: the arguments of that entry.
         hidden_size: D.
         num_hidden_layers: index of the last hidden state.
         image_size: S.
-        patch_size: S divided by the side of the token grid; in a LLaVA with tiles, of the grid that the projector
-            makes, from which transformers computes how they join.
+        patch_size: S divided by the size of the token grid; in a LLaVA with tiles, of the projector's output grid, from
+            which transformers computes how tiles join.
         class_token: whether token 0 of each hidden state is a class token.
-        tokens_of_a_place: how many tokens stand for each place of the grid.
+        tokens_of_a_place: number of tokens per grid cell.
     """
 
     model_type = "llava_bridge_encoder"
@@ -57,7 +57,7 @@ class EncoderVisionConfig(PretrainedConfig):
 
 
 class BridgeLlavaConfig(LlavaConfig):
-    """A LLaVA's config that also says which projector stands between encoder and LLM.
+    """A LLaVA's config that also states the projector between encoder and LLM.
 
     Args:
         projector: the fields of :class:`llava_bridge.projectors.ProjectorConfig`.

@@ -1,7 +1,7 @@
-"""The layer of a LLaVA that makes logits of what an LLM computes.
+"""The output layer of a LLaVA, which maps the LLM's hidden states to logits.
 
-transformers' LLaVA takes this layer's product for the logits. Some LLMs do more: Granite divides it by
-``logits_scaling``, Cohere and Falcon-H1 multiply it (``logit_scale``, ``lm_head_multiplier``), Gemma 2 bends it with
+transformers' LLaVA uses this layer's product as the logits. Some LLMs do more: Granite divides it by
+``logits_scaling``, Cohere and Falcon-H1 multiply it (``logit_scale``, ``lm_head_multiplier``), Gemma 2 caps it with
 ``final_logit_softcapping``.
 """
 
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from clips.core.artifact import say
 from clips.errors import UserError
 
-# What configs call what happens to the product, and the value at which nothing does.
+# Config names of the operations on the product, and the values at which they are the identity.
 _FACTORS: dict[str, Any] = {"logits_scaling": 1.0, "logit_scale": 1.0, "lm_head_multiplier": 1.0}
 _CAPS: dict[str, Any] = {"final_logit_softcapping": None}
 
 
 def output_layer(llm: Any) -> nn.Module:
-    """The output layer with which a LLaVA has the logits that ``llm`` has by itself.
+    """Return an output layer with which a LLaVA has the logits of ``llm`` alone.
 
-    A factor becomes part of the layer's weights. So the layer is a copy of its own wherever its weights can no longer
-    be the embedding's: then, and where the embedding is not called ``embed_tokens``, at which transformers' LLaVA would
-    look for it. A cap is left out, and said: the LLM in the LLaVA has none. ``llm.config`` follows.
+    A factor is merged into the layer's weights. The layer is therefore a separate copy if its weights can no longer be
+    the embedding's: then, and if the embedding is not called ``embed_tokens``, where transformers' LLaVA would look for
+    it. A cap is dropped, with a message: the LLM in the LLaVA has none. ``llm.config`` is updated.
 
     Raises:
-        UserError: it has no such layer, or does something else with its product; it keeps no keys and values, as state
-            space models, which transformers' LLaVA does not bear; or embeddings alone do not tell it all.
+        UserError: it has no such layer, or does something else with its product; it has no key-value cache, as state
+            space models, which transformers' LLaVA does not support; or it needs more than embeddings.
     """
     layer, config = llm.get_output_embeddings(), llm.config
     if layer is None:
@@ -58,12 +58,12 @@ def output_layer(llm: Any) -> nn.Module:
 
 
 def plain_logits(config: Any) -> None:
-    """Make an LLM's config say what is true of every LLaVA: nothing happens to the product."""
+    """Set an LLM's config to the identity on the product, as in every LLaVA."""
     _set(config, {**_FACTORS, **_CAPS})
 
 
 def _set(config: Any, neutral: dict[str, Any]) -> bool:
-    """Write down that nothing happens to the product; whether the config had said something."""
+    """Record the identity on the product; return whether the config had another operation."""
     said = [name for name, value in neutral.items() if getattr(config, name, value) != value]
     for name in said:
         setattr(config, name, neutral[name])
@@ -72,7 +72,7 @@ def _set(config: Any, neutral: dict[str, Any]) -> bool:
 
 @torch.no_grad()
 def _products_and_logits(llm: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Of a few tokens, what ``layer`` makes of the last hidden states, and the LLM's logits."""
+    """Return, for a few tokens, the output of ``layer`` on the last hidden states, and the LLM's logits."""
     tokens = torch.arange(1, 5, device=llm.device)[None]
     learns, _ = llm.training, llm.eval()
     made = llm.base_model(input_ids=tokens, use_cache=False)
@@ -86,11 +86,11 @@ def _products_and_logits(llm: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _check_embeddings(llm: Any, tokens: Tensor, hidden: Tensor) -> None:
-    """Raise UserError unless the LLM computes from embeddings what it does from tokens; an image is no token."""
+    """Raise UserError unless the LLM gives equal outputs from embeddings and tokens; an image is no token."""
     embedded = llm.get_input_embeddings()(tokens)
     try:
         again = llm.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        llm.base_model(inputs_embeds=embedded + 1, use_cache=False)  # Gemma 4 looks up whose embeddings they are
+        llm.base_model(inputs_embeds=embedded + 1, use_cache=False)  # Gemma 4 looks up the tokens of its embeddings
         alike = torch.allclose(again, hidden, rtol=1e-3, atol=1e-4, equal_nan=True)
     except (RuntimeError, TypeError, ValueError):
         alike = False

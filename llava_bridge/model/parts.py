@@ -1,4 +1,4 @@
-"""Quick checks of LLaVAs and LLMs, before anything heavy is imported."""
+"""Fast checks of LLaVAs and LLMs, before heavy imports."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def is_llava(directory: str | Path) -> bool:
-    """Whether ``directory`` holds a LLaVA in transformers' layout, stock or with parts of ours."""
+    """Whether ``directory`` holds a LLaVA in the transformers format, unmodified or with parts of this suite."""
     config = read_config(directory)
     return config.get("model_type") in _LLAVAS and "text_config" in config
 
 
 def is_original(directory: str | Path) -> bool:
-    """Whether ``directory`` holds a LLaVA in the layout of its first authors, or a projector of one."""
+    """Whether ``directory`` holds a LLaVA in its authors' original format, or a projector of one."""
     stated = "mm_vision_tower" in read_config(directory) or "mm_hidden_size" in read_config(directory)
     return stated or (Path(directory) / "mm_projector.bin").is_file()
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """The ``config.json`` of a model's directory; empty where there is none.
+    """Read the ``config.json`` of a model's directory; empty if there is none.
 
     Raises:
         UserError: it is not JSON.
@@ -42,10 +42,10 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 
 
 def check_llava(llava: str) -> None:
-    """Raise UserError unless ``llava`` is a LLaVA in transformers' layout, with tokenizer and weights.
+    """Raise UserError unless ``llava`` is a LLaVA in the transformers format, with tokenizer and weights.
 
     Args:
-        llava: as of :func:`model_directory`.
+        llava: as in :func:`model_directory`.
     """
     directory = model_directory(llava, "llava")
     if not directory.is_dir():
@@ -60,7 +60,7 @@ def check_llm(llm: str) -> None:
     """Raise UserError unless ``llm`` has config, tokenizer and weights.
 
     Args:
-        llm: as of :func:`model_directory`. A LLaVA in transformers' layout will do as well: its LLM is meant.
+        llm: as in :func:`model_directory`. It may be a LLaVA in the transformers format, whose LLM is used.
     """
     directory = model_directory(llm, "llm")
     if "mm_vision_tower" in read_config(directory):

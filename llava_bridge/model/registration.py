@@ -1,8 +1,8 @@
-"""Make transformers know our models as soon as, and only if, its Auto classes are imported.
+"""Register this suite's models with transformers when, and only if, its Auto classes are imported.
 
-``import llava_bridge`` must teach transformers the configs of our tower and LLaVA, but importing transformers takes
-many seconds, which commands such as ``llava-bridge --help`` should not pay. So the configs are registered when the
-modules that they need have been imported, and the models when one of their configs is made for the first time.
+``import llava_bridge`` must register the configs of its tower and LLaVA, but importing transformers takes many seconds,
+which commands such as ``llava-bridge --help`` should not spend. So the configs are registered when the modules that
+they need have been imported, and the models when one of their configs is created for the first time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import ModuleType
 CONFIGS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
 LLAVA = "transformers.models.llava.configuration_llava"
-"""Our configs can be made once this one is there, which needs the first; the second must not be half imported then."""
+"""The configs need the first module; the second must not be partially imported at that time."""
 
 
 def register_on_import() -> None:
-    """Register the configs now if ``AutoConfig`` is already imported, else at the moment it is."""
+    """Register the configs now if ``AutoConfig`` is already imported, else when it is."""
     if CONFIGS in sys.modules:
         register_configs()
     elif not any(isinstance(finder, _Waiter) for finder in sys.meta_path):
@@ -30,7 +30,7 @@ def register_on_import() -> None:
 
 
 def register_configs() -> None:
-    """Enter our configs into transformers' ``AutoConfig``; calling it again does nothing."""
+    """Register the configs with transformers' ``AutoConfig``; further calls do nothing."""
     from transformers import AutoConfig
 
     from llava_bridge.model.model_configs import (
@@ -46,7 +46,7 @@ def register_configs() -> None:
 
 
 def _register_models() -> None:
-    """Enter our models into transformers' Auto classes."""
+    """Register the models with transformers' Auto classes."""
     from transformers import AutoModel, AutoModelForImageTextToText
 
     from llava_bridge.model.llava import BridgeLlavaForConditionalGeneration, BridgeLlavaNextForConditionalGeneration
@@ -59,7 +59,7 @@ def _register_models() -> None:
 
 
 class _Waiter(importlib.abc.MetaPathFinder):
-    """Sees the awaited modules being imported."""
+    """Observes the import of the awaited modules."""
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
@@ -88,4 +88,4 @@ class _ThenRegister(importlib.abc.Loader):
         if module.__name__ == LLAVA:
             register_configs()
         elif LLAVA not in sys.modules and (module.__name__ == MODELS or MODELS not in sys.modules):
-            importlib.import_module(LLAVA)  # what is among sys.modules is in the middle of importing this one
+            importlib.import_module(LLAVA)  # a module in sys.modules is currently importing this one

@@ -1,9 +1,9 @@
-"""The vision tower inside a transformers LLaVA: any encoder of ours, rebuilt from its config alone.
+"""The vision tower inside a transformers LLaVA: any encoder of this suite, rebuilt from its config.
 
-``import llava_bridge`` registers both classes with transformers, after which stock
+``import llava_bridge`` registers both classes with transformers, after which unmodified
 ``LlavaForConditionalGeneration.from_pretrained`` loads a directory that the bridge wrote.
 
-Legend: B pictures, S side in pixels, N tokens, D width.
+Legend: B images, S image size in pixels, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class EncoderVisionModel(PreTrainedModel):
         return_dict: bool | None = None,
         **unused: Any,
     ) -> BaseModelOutputWithPooling:
-        """Run the tower as deep as is asked for.
+        """Run the tower up to the deepest requested state.
 
         Args:
-            pixel_values: (B, 3, S, S), normalised; the states have their precision.
-            output_hidden_states: None or False for the last state only, True for all, or the indices of those
-                wanted (transformers asks so); the others are None in the tuple.
+            pixel_values: (B, 3, S, S), normalized; the states have their precision.
+            output_hidden_states: None or False for the last state only, True for all, or the requested indices (as
+                transformers passes them); the others are None in the tuple.
             return_dict: ignored, the output is always a dict.
-            unused: what else LLaVA hands down to its tower.
+            unused: other arguments that LLaVA passes to its tower.
         """
         wanted = self._wanted(output_hidden_states)
         states: list[Tensor | None] = [None] * (self.tower.depth + 1)
@@ -71,25 +71,25 @@ class EncoderVisionModel(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states[-1], hidden_states=hidden)
 
     def _computed(self, pixel_values: Tensor, wanted: set[int]) -> dict[int, Tensor]:
-        """The hidden states of these indices, each (B, N, D)."""
+        """Return the hidden states of these indices, each (B, N, D)."""
         states: dict[int, Tensor] = {}
         self.tower.recompute = self.gradient_checkpointing and self.training
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
-        half = pixel_values.dtype != self.dtype  # training in bf16 around a tower that keeps its float32 weights
+        half = pixel_values.dtype != self.dtype  # bf16 training around a tower that keeps its float32 weights
         with (
             torch.set_grad_enabled(learns),
             torch.autocast(pixel_values.device.type, pixel_values.dtype, enabled=half),
         ):
-            pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)  # convolutions are faster so
+            pixels = pixel_values.to(self.dtype, memory_format=torch.channels_last)  # faster for convolutions
             for index, state in enumerate(self.tower.states(pixels, max(wanted))):
                 if index in wanted:
                     states[index] = state.to(pixel_values.dtype)
         return states
 
     def keep_outputs(self, layers: int | list[int]) -> None:
-        """From now on look these hidden states up in the user's cache, and compute what is missing.
+        """Read these hidden states from the user's cache from now on, and compute missing ones.
 
-        For a frozen tower. Called while its weights are whole: they are what the cache knows it by.
+        For a frozen tower. Call it while the weights are unsharded: their hash is part of the cache key.
         """
         wanted = sorted(self._wanted(layers))
 
@@ -103,10 +103,10 @@ class EncoderVisionModel(PreTrainedModel):
         self.kept.know_weights()
 
     def stock(self) -> PreTrainedModel | None:
-        """The model that transformers' own LLaVA uses in this one's place, with these weights; None if there is none.
+        """Return the model that transformers' own LLaVA uses instead of this one, with these weights, or None.
 
-        It needs no import of ours, but computes all of its layers, and in the precision of the LLM. What it computes
-        when it is made is not saved with it.
+        It needs no import of this package, but computes all of its layers, and in the LLM's precision. Values computed
+        at construction are not saved with it.
         """
         model = self.tower.stock()
         for name in self.computed_buffers if model is not None else ():
@@ -123,15 +123,15 @@ class EncoderVisionModel(PreTrainedModel):
         return {index % count for index in ([asked] if isinstance(asked, int) else asked)}
 
     def train(self, mode: bool = True) -> EncoderVisionModel:
-        """A tower without trainable weights stays in evaluation mode: no dropped paths, no new batch statistics."""
+        """Keep a tower without trainable weights in evaluation mode: no dropped paths, no new batch statistics."""
         return super().train(mode and any(weight.requires_grad for weight in self.parameters()))
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave the tower as its own library initialised it."""
+        """Keep the initialization of the tower's own library."""
 
 
 def _save_all_buffers(tower: nn.Module) -> set[str]:
-    """Make buffers that the tower would compute anew part of what is saved; return their names.
+    """Make computed buffers of the tower persistent; return their names.
 
     ``from_pretrained`` builds on the meta device, where computed values are lost.
     """
@@ -142,15 +142,15 @@ def _save_all_buffers(tower: nn.Module) -> set[str]:
 
 
 def vision_model(encoder: Encoder, layer: int | Sequence[int] | None = None) -> EncoderVisionModel:
-    """The tower of ``encoder`` with its weights, frozen, in float32.
+    """Return the tower of ``encoder`` with its weights, frozen, in float32.
 
     Args:
-        encoder: what was read from its source.
-        layer: the hidden state whose grid and width the config states, or several that share them; None takes the
-            tower's default.
+        encoder: as read from its source.
+        layer: the hidden state whose grid and width the config states, or several that share them; None is the tower's
+            default.
 
     Raises:
-        UserError: no such architecture, the weights do not fit it, there is no such state, or it is no square grid.
+        UserError: no such architecture, the weights do not match, there is no such state, or it is not a square grid.
     """
     where = encoder.parent or f"{encoder.source} {dict(encoder.architecture)}"
     config = EncoderVisionConfig(source=encoder.source, architecture=_plain(encoder.architecture))
@@ -179,7 +179,7 @@ def vision_model(encoder: Encoder, layer: int | Sequence[int] | None = None) -> 
 
 
 def feature_layer(tower: VisionTower, wanted: int | Sequence[int] | None) -> int | list[int]:
-    """The hidden state that the LLM sees, or those side by side: ``wanted``, or the tower's default if None.
+    """Return the hidden state that the LLM sees, or the concatenated ones: ``wanted``, or the tower's default if None.
 
     Raises:
         UserError: there is no such state.

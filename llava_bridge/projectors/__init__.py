@@ -1,4 +1,4 @@
-"""Projectors: from an encoder's features to what the LLM reads; one entry of :data:`PROJECTORS` each.
+"""Projectors: from an encoder's features to the LLM's input; one entry of :data:`PROJECTORS` each.
 
 Nothing heavy is imported here: configs are read before torch is.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from clips.errors import UserError, suggest
 
 DEFAULT = "mlp2x_gelu"
-"""LLaVA-1.5's, which transformers' own LLaVA has: a LLaVA with it needs no class of ours."""
+"""LLaVA-1.5's, which transformers' own LLaVA has: a LLaVA with it needs no class of this suite."""
 _MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
 
 
@@ -25,11 +25,11 @@ class ProjectorConfig:
 
     Args:
         name: mlp2x_gelu (LLaVA-1.5's; any number of layers: mlp3x_gelu), linear (LLaVA's first), pixel_shuffle
-            (InternVL's: ``factor``² neighbours become one token), pool (their mean becomes one token), c_abstractor
+            (InternVL's: ``factor``² neighbors become one token), pool (their mean becomes one token), c_abstractor
             (Honeybee's: convolutions around a pooling to ``tokens``), perceiver (Flamingo's resampler: ``tokens``
-            learnt queries that attend to the features).
-        factor: of pixel_shuffle and pool: it divides the side of the encoder's grid.
-        tokens: of c_abstractor (a square number) and perceiver: how many the LLM gets for a picture.
+            learned queries that attend to the features).
+        factor: of pixel_shuffle and pool: it divides the size of the encoder's grid.
+        tokens: of c_abstractor (a square number) and perceiver: number of tokens per image.
         depth: of c_abstractor: blocks before and after the pooling; of perceiver: layers.
         heads: of perceiver.
     """
@@ -53,7 +53,7 @@ class ProjectorConfig:
 
     @property
     def mlp_depth(self) -> int:
-        """Of ``mlpNx_gelu``: N."""
+        """The N of ``mlpNx_gelu``."""
         found = _MLP.fullmatch(self.name)
         assert found is not None
         return int(found[1])
@@ -61,10 +61,10 @@ class ProjectorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a projector stands between: ``patches`` features of ``width``, and an LLM of width ``llm``.
+    """Input and output of a projector: ``patches`` features of ``width``, and an LLM of width ``llm``.
 
-    ``extra`` features, the class token's, stand before those of the patches. With several encoders whose tokens stand
-    in turn, ``in_turn`` of the patches are of one place.
+    ``extra`` features, the class token's, precede those of the patches. With interleaved tokens of several encoders,
+    ``in_turn`` tokens belong to one grid cell.
     """
 
     patches: int
@@ -75,12 +75,12 @@ class Shape:
 
     @property
     def grid(self) -> int:
-        """The side of the square of patches."""
+        """The size of the square of patches."""
         return math.isqrt(self.patches)
 
 
 def tokens_of(config: ProjectorConfig, shape: Shape) -> int:
-    """How many tokens the LLM gets for a picture.
+    """Return the number of tokens per image.
 
     Raises:
         UserError: the projector does not fit the encoder's grid.
@@ -89,13 +89,13 @@ def tokens_of(config: ProjectorConfig, shape: Shape) -> int:
 
 
 def build(config: ProjectorConfig, shape: Shape) -> Any:
-    """A new projector, a torch module; seed torch before."""
-    tokens_of(config, shape)  # refuses what does not fit
+    """Build a new projector, a torch module; seed torch before."""
+    tokens_of(config, shape)  # rejects what does not fit
     modules = importlib.import_module("llava_bridge.projectors.modules")
     return getattr(modules, _entry(config).module)(config, shape)
 
 
-# ---------------------------------------------------------------- how many tokens
+# ---------------------------------------------------------------- number of tokens
 
 
 def _one_each(config: ProjectorConfig, shape: Shape) -> int:
@@ -139,7 +139,7 @@ def _refuse_all_but_grids(config: ProjectorConfig, shape: Shape) -> None:
 
 
 def keeps_places(config: ProjectorConfig) -> bool:
-    """Whether its tokens stand for the places of a square grid, in rows."""
+    """Whether its tokens form a square grid, row by row."""
     return _entry(config).keeps_places
 
 

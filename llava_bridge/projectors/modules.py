@@ -1,7 +1,7 @@
-"""The projectors' modules: each is made from (config, shape) and takes features (B, extra + G², D) to (B, M, W).
+"""The projectors' modules: each is built from (config, shape) and maps features (B, extra + G², D) to (B, M, W).
 
-Legend: B pictures, G side of the encoder's grid, D its width (times the number of feature layers), M tokens that the
-LLM gets, W its width.
+Legend: B images, G size of the encoder's grid, D its width (times the number of feature layers), M tokens of the LLM, W
+its width.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ def mlp(depth: int, width: int, llm: int) -> nn.Sequential:
 
 
 class Mlp(nn.Sequential):
-    """Each feature by itself through as many linear layers as the name says."""
+    """Each feature separately through the number of linear layers in the name."""
 
     def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
         super().__init__(*mlp(config.mlp_depth, shape.width, shape.llm))
 
 
 class Linear(nn.Linear):
-    """Each feature by itself, as in the first LLaVA (arXiv 2304.08485)."""
+    """Each feature separately, as in the first LLaVA (arXiv 2304.08485)."""
 
     def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
         super().__init__(shape.width, shape.llm)
 
 
 class PixelShuffle(nn.Module):
-    """Neighbours' features side by side, normalised, through an MLP of two layers.
+    """Concatenated features of neighbors, normalized, through an MLP of two layers.
 
     Source: InternVL 1.5 (arXiv 2404.16821, section 3.1), ``mlp1`` of its reference code.
     """
@@ -56,7 +56,7 @@ class PixelShuffle(nn.Module):
 
 
 class Pool(nn.Module):
-    """The mean of neighbours' features, through LLaVA's MLP."""
+    """The mean of neighboring features, through LLaVA's MLP."""
 
     def __init__(self, config: ProjectorConfig, shape: Shape) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class CAbstractor(nn.Module):
     """Residual convolutions, pooling to a square of tokens, residual convolutions, and an MLP.
 
     Source: Honeybee (arXiv 2312.06742, section 3.2): RegNet stages with squeeze-and-excitation around an adaptive
-    average pooling, learnt positions at the input.
+    average pooling, learned positions at the input.
     """
 
     def __init__(self, config: ProjectorConfig, shape: Shape) -> None:

@@ -1,1 +1,1 @@
-"""A trained LLaVA behind HTTP: OpenAI's chat API and a page to talk to it."""
+"""Serve a trained LLaVA over HTTP: OpenAI's chat API and a chat page."""

@@ -32,9 +32,9 @@ from llava_bridge.serving.guard import Guard
 from llava_bridge.serving.worker import Worker
 
 MOST_BYTES = 64 * 2**20
-"""Of a request; a photo of 20 megapixels has about 10 MB, 14 in base64."""
+"""Maximum request size; a photo of 20 megapixels has about 10 MB, 14 in base64."""
 PATIENCE = 120.0
-"""Seconds in which a request must have come."""
+"""Seconds within which a request must arrive."""
 PAGE = Path(__file__).with_name("page.html")
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ class Server:
     Args:
         worker: the model's.
         name: the model's, in the API.
-        max_new_tokens: where a request says nothing of how long the answer may be.
-        greeting: lines to say when it is ready.
+        max_new_tokens: if a request does not limit the length of the answer.
+        greeting: lines to print when it is ready.
     """
 
     def __init__(self, worker: Worker, name: str, max_new_tokens: int, greeting: Sequence[str] = ()) -> None:
@@ -54,10 +54,10 @@ class Server:
         self.started = int(time.time())
 
     def app(self, hosts: Sequence[str] = ("*",)) -> Starlette:
-        """The application.
+        """Return the application.
 
         Args:
-            hosts: names by which it may be called besides addresses, any by default; see `Guard`.
+            hosts: names by which it may be addressed besides IP addresses, any by default; see `Guard`.
         """
         routes = [
             Route("/", self.page),
@@ -77,7 +77,7 @@ class Server:
         self.worker.close()
 
     async def page(self, request: Request) -> Response:
-        """``GET /``: the page, which may run its own script and talk to this server, nothing else."""
+        """``GET /``: the page, which may run its own script and connect only to this server."""
         html = PAGE.read_text(encoding="utf-8")
         return HTMLResponse(html, headers={"Content-Security-Policy": _policy(html)})
 
@@ -97,7 +97,7 @@ class Server:
         self._check_model(asked.model)
         began, pieces = time.monotonic(), self.worker.write(asked)
         if asked.stream:
-            first = await _unless_gone(request, anext(pieces))  # so that what is wrong is told by the status
+            first = await _unless_gone(request, anext(pieces))  # so that errors are reported by the status
             answer = {"id": _new_id(), "created": int(time.time()), "model": self.name}
             lines = _events(answer, first, pieces, usage=asked.usage, began=began)
             return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -118,14 +118,14 @@ class Server:
 
 
 async def _body(request: Request) -> bytes:
-    """The JSON of a request. Its type must be said, which web pages of others cannot do without asking first."""
+    """Read the JSON of a request. Its content type is required, which other sites cannot send unasked."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RequestError(f"content-type: expected application/json, got '{kind}'", status=415)
     body, size = bytearray(), 0
     try:
         async with asyncio.timeout(PATIENCE):
-            async for chunk in request.stream():  # to its end, since clients listen only then
+            async for chunk in request.stream():  # to its end, because clients listen only then
                 size += len(chunk)
                 if size <= MOST_BYTES:
                     body += chunk
@@ -137,10 +137,10 @@ async def _body(request: Request) -> bytes:
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What ``work`` gives; it is cancelled when the client goes away.
+    """Return the result of ``work``; it is cancelled when the client disconnects.
 
     Raises:
-        HTTPException: the client is gone; 499 is nginx's number for that, and nobody will see it.
+        HTTPException: the client has disconnected; 499 is nginx's status for that, and is not sent.
     """
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
@@ -197,7 +197,7 @@ async def _events(
                     yield event({"content": piece})
         yield "data: [DONE]\n\n"
         ended = True
-    except (RequestError, UserError) as error:  # the status has gone out already
+    except (RequestError, UserError) as error:  # the status has already been sent
         yield f"data: {json.dumps(_told(error)[1])}\n\n"
         ended = True
     finally:
@@ -232,7 +232,7 @@ async def _fault(request: Request, error: Exception) -> Response:
 
 
 def _told(error: Exception) -> tuple[int, dict[str, Any]]:
-    """The status and OpenAI's error JSON."""
+    """Return the status and OpenAI's error JSON."""
     param, code, status = None, None, 500
     message = "the server failed"
     if isinstance(error, RequestError):
@@ -247,7 +247,7 @@ def _told(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def _policy(html: str) -> str:
-    """A content security policy under which the scripts in the page run, and no others."""
+    """Return a content security policy that allows only the page's own scripts."""
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -1,4 +1,4 @@
-"""A request for a chat completion, checked: OpenAI's JSON becomes messages, pictures and a way of decoding.
+"""Validate a request for a chat completion: convert OpenAI's JSON to messages, images and decoding settings.
 
 https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -25,25 +25,25 @@ from llava_bridge.chat import IMAGE
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _READ = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
 _READ |= {"temperature", "top_p", "seed", "stop"}
-# These say nothing about the answer.
+# These do not affect the answer.
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 _WITHOUT_EFFECT |= {"parallel_tool_calls", "tool_choice"}
-# Other fields change the answer; they may be sent with the value that changes nothing (or null, 0, false, empty).
+# Other fields change the answer; they are accepted with a value that changes nothing (null, 0, false, empty).
 _NEUTRAL: Mapping[str, Any] = {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"]}
-_MOST_STOPS, _LONGEST_STOP = 16, 1000  # each is looked for after each token
+_MOST_STOPS, _LONGEST_STOP = 16, 1000  # each is searched for after each token
 _MOST_PICTURES = 64
 _NO_IMAGE = "< image>"
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
 class RequestError(Exception):
-    """A request that cannot be answered.
+    """An invalid request.
 
     Args:
         message: one line: what was expected.
         param: the field that is wrong.
-        code: OpenAI's name for the fault, where it has one.
-        status: of HTTP.
+        code: OpenAI's error code, if there is one.
+        status: HTTP status.
     """
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
@@ -53,15 +53,15 @@ class RequestError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is asked.
+    """A validated request.
 
     Args:
-        model: by its name; None where the request names none.
-        messages: as the bridge's chat takes them, each picture an ``<image>`` before its message's text.
-        pictures: those of all messages, in order.
-        decoding: how the answer is written.
-        stream: tell it while it is written.
-        usage: tell numbers of tokens at the end of a stream.
+        model: its name; None if the request has none.
+        messages: in the format of the bridge's chat, each image an ``<image>`` before its message's text.
+        pictures: the images of all messages, in order.
+        decoding: decoding settings.
+        stream: send the answer while it is generated.
+        usage: send token counts at the end of a stream.
     """
 
     model: str | None
@@ -73,14 +73,14 @@ class Asked:
 
 
 def read_request(body: bytes, max_new_tokens: int) -> Asked:
-    """Check and decode a request.
+    """Validate and decode a request.
 
     Args:
         body: its JSON.
-        max_new_tokens: where it says nothing of how long the answer may be.
+        max_new_tokens: if it does not limit the length of the answer.
 
     Raises:
-        RequestError: it is not what OpenAI's API takes, or asks for what this server does not do.
+        RequestError: it is not valid in OpenAI's API, or uses an unsupported feature.
     """
     try:
         given = parse_json(body)
@@ -159,7 +159,7 @@ def _conversation(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
             raise RequestError(f"{place}.role: expected one of {', '.join(_ROLES)}", param=f"{place}.role")
         earlier = len(pictures)
         text = _content(message.get("content"), f"{place}.content", pictures if role == "user" else None)
-        said = text.replace(IMAGE, _NO_IMAGE)  # an image comes as a part; words are never one
+        said = text.replace(IMAGE, _NO_IMAGE)  # an image is a part of its own; text never contains one
         messages.append({"role": _ROLES[role], "content": with_images(said, pictures[earlier:])})
     if messages[-1]["role"] != "user":
         raise RequestError("messages: expected the last one to be the user's", param="messages")
@@ -167,7 +167,7 @@ def _conversation(given: Any) -> tuple[list[dict[str, str]], list[Image.Image]]:
 
 
 def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> str:
-    """The text of a message, its parts as paragraphs; its pictures join ``pictures``, where it may have any."""
+    """Return the text of a message, its parts as paragraphs; its images are appended to ``pictures``, if allowed."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -188,14 +188,14 @@ def _content(content: Any, place: str, pictures: list[Image.Image] | None) -> st
 
 
 def _check_size(pictures: list[Image.Image]) -> None:
-    """Refuse more of them than one request may hold in memory; small files may be large pictures."""
+    """Reject more images than one request may hold in memory; small files may be large images."""
     if len(pictures) > _MOST_PICTURES or sum(picture.width * picture.height for picture in pictures) > MAX_PIXELS:
         line = f"expected at most {_MOST_PICTURES} pictures, of {MAX_PIXELS / 1e6:g} megapixels together"
         raise RequestError(f"messages: {line}", param="messages", status=413)
 
 
 def _picture(given: Any, place: str) -> Image.Image:
-    """The picture in a data: URL; nothing is ever fetched, neither from the web nor from this machine's disk."""
+    """Decode the image in a data: URL; no URL or local file is ever fetched."""
     url = given.get("url") if isinstance(given, dict) else None
     place = f"{place}.url"
     if not isinstance(url, str):

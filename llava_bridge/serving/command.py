@@ -20,16 +20,16 @@ _CONNECTIONS = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve a LLaVA by OpenAI's chat API, and a page to talk to it.
+    """Serve a LLaVA with OpenAI's chat API and a chat page.
 
     Args:
-        directory: the LLaVA directory, or ``ORG/NAME`` on the hub; its name is the model's name in the API.
-        host: the address to listen at. Others than this machine's own let everybody in who can reach it: there is no
+        directory: the LLaVA directory, or a Hub repo id ``ORG/NAME``; its name is the model's name in the API.
+        host: the address to listen at. A non-local address lets in every client that can reach it: there is no
             password.
-        hosts: names by which it may be called besides addresses, localhost and this machine's name, such as that of a
-            proxy before it.
-        port: 0 takes a free one.
-        max_new_tokens: an answer is cut there where a request does not say how long it may be.
+        hosts: names by which it may be addressed besides IP addresses, localhost and the host name, such as that of a
+            proxy.
+        port: 0 selects a free one.
+        max_new_tokens: maximum length of an answer if a request does not set one.
     """
 
     directory: str
@@ -49,10 +49,10 @@ def serve(config: ServeConfig) -> None:
     """Answer requests until interrupted.
 
     Raises:
-        UserError: no such LLaVA; the address is taken or is not this machine's; the extra ``serve`` is not installed.
+        UserError: no such LLaVA; the address is in use or not local; the extra ``serve`` is not installed.
     """
-    if not is_on_hub(config.directory):  # what has to be downloaded is, once nothing else is in the way
-        llava_directory(config.directory)  # told before torch is imported
+    if not is_on_hub(config.directory):  # downloads start once nothing else can fail
+        llava_directory(config.directory)  # reported before torch is imported
     try:
         import uvicorn
 
@@ -81,7 +81,7 @@ def serve(config: ServeConfig) -> None:
 
 
 def _names(config: ServeConfig) -> list[str]:
-    """The names by which the server may be called."""
+    """Return the names by which the server may be addressed."""
     own = ["localhost", *config.hosts]
     return own if _is_own(config.host) else [*own, config.host, socket.gethostname(), socket.getfqdn()]
 
@@ -96,7 +96,7 @@ def _greeting(config: ServeConfig, name: str, listener: socket.socket) -> list[s
 
 
 def _listening(config: ServeConfig) -> socket.socket:
-    """The socket, taken before a large model is loaded in vain."""
+    """Open the socket, before a large model is loaded in vain."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=128)
@@ -108,7 +108,7 @@ def _listening(config: ServeConfig) -> socket.socket:
 
 
 def _is_own(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
+    """Whether ``host`` is reachable only locally."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Who may ask the server, and how much: the checks that come before any request is read."""
+"""Access checks and rate limits, before any request is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_AT_ONCE = 16
-"""Requests that are read or wait for the model; a further one is told to come back."""
+"""Maximum number of requests that are read or wait for the model; further ones get a Retry-After."""
 MOST_A_MINUTE = 600
 """Requests of one client."""
 _CLIENTS_KNOWN = 1000
@@ -27,16 +27,16 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets a request through to ``app`` only if it comes as it should.
+    """Pass a request to ``app`` only if it is allowed.
 
-    It must name this server by an address, or by a name of its own: a web page elsewhere may give its own name this
-    machine's address (DNS rebinding). What a browser sends for a page of another site is refused, whatever the page
-    may read of the answer. And there must not be too many.
+    It must address this server by an IP address, or by one of its names: another web page may resolve its own name to
+    this machine's address (DNS rebinding). Requests that a browser sends for a page of another site are rejected, even
+    if the page cannot read the answer. The number of requests is limited.
 
     Args:
-        app: what answers.
-        hosts: names of this server besides addresses; ``*`` for any.
-        seconds_to_wait: about how long it takes until the requests that wait are answered.
+        app: the application.
+        hosts: names of this server besides IP addresses; ``*`` for any.
+        seconds_to_wait: estimated seconds until the waiting requests are answered.
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], seconds_to_wait: Callable[[], float]) -> None:
@@ -46,7 +46,7 @@ class Guard:
         self.times: dict[str, deque[float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse in OpenAI's form."""
+        """Answer, or reject in OpenAI's format."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -63,7 +63,7 @@ class Guard:
             await self.app(scope, receive, _with_headers(send))
 
     def _refused(self, scope: Scope) -> tuple[int, str, float] | None:
-        """Status, reason, and the seconds after which it may pass; None for a request that may now."""
+        """Return status, reason, and the seconds after which it may be repeated; None for an allowed request."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_own(host):
@@ -89,10 +89,10 @@ class Guard:
         return False
 
     def _too_early(self, scope: Scope) -> float:
-        """Seconds for which a client that has asked too often within the last minute must wait; counts this request."""
+        """Return the seconds for which a client above the rate limit must wait; counts this request."""
         client, now = (scope.get("client") or ("", 0))[0], time.monotonic()
         times = self.times.pop(client, deque())
-        self.times[client] = times  # the last known last
+        self.times[client] = times  # the most recent last
         if len(self.times) > _CLIENTS_KNOWN:
             del self.times[next(iter(self.times))]
         while times and now - times[0] > 60:

@@ -1,4 +1,4 @@
-"""The one thread in which the model runs, and how its words reach those who asked."""
+"""The single thread that runs the model, and the delivery of its output to clients."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from llava_bridge.asking.reply import Prompt, Reply, draws, prompt, replies
 from llava_bridge.serving.asked import Asked, RequestError
 
 MOST_TOGETHER = 16
-"""Requests that are answered in one batch."""
+"""Maximum requests per batch."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Waiting:
-    """A request, and whom to tell of its answer."""
+    """A request and the receiver of its answer."""
 
     asked: Asked
     tell: Callable[[str | Reply | Exception], None]
@@ -37,7 +37,7 @@ class _Waiting:
 
 
 class Worker:
-    """Answers requests in the order in which they came; those that wait, and draw no tokens, in one batch.
+    """Answers requests in order of arrival; waiting ones without sampling are batched.
 
     Args:
         model: from :func:`~llava_bridge.asking.inference.load_llava`.
@@ -53,18 +53,18 @@ class Worker:
         self._seconds = 1.0  # that the last batch took
 
     async def write(self, asked: Asked) -> AsyncGenerator[str | Reply, None]:
-        """The pieces of an answer as they are written, then the whole.
+        """Yield the pieces of an answer as they are generated, then the full answer.
 
-        Whoever closes the generator or is cancelled in it ends the writing after the next token, or before the first.
+        Closing or cancelling the generator ends generation after the next token, or before the first.
 
         Raises:
             UserError: the request does not suit the model; see :func:`~llava_bridge.asking.reply.reply`.
-            RequestError: writing failed.
+            RequestError: generation failed.
         """
         loop, written = asyncio.get_running_loop(), asyncio.Queue[str | Reply | Exception]()
 
         def tell(item: str | Reply | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the server has ended in the meantime
+            with contextlib.suppress(RuntimeError):  # the server has stopped in the meantime
                 loop.call_soon_threadsafe(written.put_nowait, item)
 
         waiting = _Waiting(asked=asked, tell=tell)
@@ -83,7 +83,7 @@ class Worker:
             waiting.gone.set()
 
     def seconds_to_wait(self) -> float:
-        """About how long it takes until those that wait now are answered, if each batch takes as long as the last."""
+        """Estimate the seconds until the waiting requests are answered, if each batch takes as long as the last."""
         with self._lock:
             present = [one for one in self._waiting if not one.gone.is_set()]
             alone = sum(self._alone(one) for one in present)
@@ -105,7 +105,7 @@ class Worker:
         self._writing = False
 
     def _take(self) -> list[_Waiting]:
-        """The first that waits, and what goes into a batch with it."""
+        """Return the first waiting request and those that can join its batch."""
         with self._lock:
             present = [one for one in self._waiting if not one.gone.is_set()]
             taken = present[:1]
@@ -133,7 +133,7 @@ class Worker:
     def _write(self, batch: list[tuple[_Waiting, Prompt]]) -> None:
         try:
             answers = replies(self.model, self.processor, [asked for _, asked in batch])
-        except Exception:  # of the libraries, for instance too little memory: the next request may do
+        except Exception:  # from the libraries, for example out of memory: the next request may succeed
             if len(batch) > 1 and not any(one.told for one, _ in batch):
                 for pair in batch:
                     self._write([pair])
@@ -146,11 +146,11 @@ class Worker:
             one.tell(answer)
 
     def close(self) -> None:
-        """Begin no more answers."""
+        """Start no more answers."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _failure() -> RequestError:
-    """What is told of the error that is handled; the terminal has it whole."""
+    """Return the message for the current exception; the terminal shows the full one."""
     traceback.print_exc()
     return RequestError("the server failed; its terminal says why", status=500)
