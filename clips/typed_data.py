@@ -41,7 +41,7 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
     from pydantic import ValidationError
 
     try:
-        content, text = _as_json(values)
+        content, text = _as_json(kind, values)
         # as JSON, in which pydantic takes lists for tuples and mappings for dataclasses, and is strict all the same
         return adapter(typing.cast(Any, kind)).validate_json(text, strict=True)
     except ValidationError as error:
@@ -51,14 +51,45 @@ def from_plain(kind: type[Record], values: Any, *, what: str = "") -> Record:
     raise UserError(f"{what}: {problem}" if what else problem)
 
 
-def _as_json(values: Any) -> tuple[dict[str, Any], str]:
+def _as_json(kind: type, values: Any) -> tuple[dict[str, Any], str]:
     if not isinstance(values, Mapping):
         raise UserError(f"expected a mapping of field names to values, got {values!r:.80}")
     try:
-        content = plain(values)
+        content = _over_defaults(kind, plain(values))
         return content, json.dumps(content)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"expected plain values ({reason_of(error)})") from None
+
+
+def _over_defaults(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with the settings of sections that are given in part: those of the section's own default.
+
+    pydantic fills a section from its class alone, but ``align`` and ``instruct`` are of one class with other defaults.
+    """
+    filled, hints = dict(content), typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        section = next((option for option in options_of(hints[field.name]) if is_config(option)), None)
+        given = filled.get(field.name)
+        if section is None or not isinstance(given, Mapping):
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if is_config(type(default)):
+            given = _over_default(default, given)
+        filled[field.name] = _over_defaults(section, given)
+    return filled
+
+
+def _over_default(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with those values of ``default`` that are not what its class has by default."""
+    merged = dict(given)
+    for field in dataclasses.fields(default):
+        value, name = getattr(default, field.name), field.name
+        if name not in given:
+            own = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            merged |= {name: plain(value)} if value != own else {}
+        elif is_config(type(value)) and isinstance(given[name], Mapping):
+            merged[name] = _over_default(value, given[name])
+    return merged
 
 
 @functools.cache

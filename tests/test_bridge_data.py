@@ -355,6 +355,7 @@ def test_each_stage_has_llavas_order_by_default(chat: Chat, bridge_talk: Path) -
     source = [{"path": str(bridge_talk / "talk.json")}]
     given = {"output": "o", "encoder": "e", "llm": "l", "align": {"data": source}, "instruct": {"data": source}}
     config = from_plain(TrainConfig, given, what="config")
+    assert (config.align.learning_rate, config.instruct.learning_rate) == (1e-3, 2e-5)  # each stage's own default
     data = Conversations(read_samples(config.align.data[0]), chat, 200)
     assert isinstance(order_of(data, config.align, 3, 0, 4), RandomOrder)
     order = order_of(data, config.instruct, 3, 0, 16)

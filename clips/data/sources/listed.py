@@ -33,7 +33,7 @@ class ListedCaptions:
         if len(config.synthetics) > 1:
             raise UserError(f"'synthetic' of a {config.format} data source: expected one of {', '.join(SYNTHETIC)}")
         given = {"split": config.split, "images": config.images}
-        taken = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
+        taken: dict[str, Any] = {name: value for name, value in given.items() if name in FORMATS[config.format].takes}
         found = read_dataset(DatasetSpec(path=config.path, format=config.format, **taken), "captions")
         self.samples = [
             (image, [text.strip() for text in texts if text.strip()])
