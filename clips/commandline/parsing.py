@@ -129,7 +129,11 @@ def _typed(text: str, kind: Any) -> Any:
     if text in literals or (str in options and not (listed and text.lstrip().startswith("["))):
         return text
     inner = typing.get_args(listed)[0] if listed else None
-    if inner in {str, int} and not text.lstrip().startswith("[") and (len(options) == 1 or "," in text):
+    if (
+        (inner in {str, int} or typing.get_origin(inner) is Literal)
+        and not text.lstrip().startswith("[")
+        and (len(options) == 1 or "," in text)
+    ):
         return [_typed(part.strip(), inner) for part in text.split(",") if part.strip()]
     try:
         return parse_yaml(text)
