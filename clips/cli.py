@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "plan": Command(
         help="what a training will need: memory, time, GPUs, storage",
-        target="clips.planning.config:plan",
+        target="clips.planning.command:plan",
         positional=("training",),
     ),
     "export": Command(

@@ -43,6 +43,9 @@ REVIEWED = {
     "sentencepiece": "Apache-2.0 (LICENSE of github.com/google/sentencepiece)",
     "hf-transfer": "Apache-2.0 (the LICENSE that it brings)",
     "zss": "BSD (the LICENSE that it brings)",
+    "conda-inject": "MIT (the LICENSE that it brings)",
+    "snakemake-interface-*": "MIT (the LICENSE that they bring)",
+    "docutils": "public domain and BSD; only its mode for Emacs is GPL (the COPYING that it brings)",
     "pycocoevalcap": "BSD-2-Clause (github.com/salaniz/pycocoevalcap); brings programs in Java, see docs/installing.md",
 }
 """Packages whose licence was looked at by a person: what it is, or why it may be there."""

@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_and_names_it(monkeypatch: pyte
 
     monkeypatch.setattr(Trainer, "compute_loss", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(UserError, match="align: the loss is nan in step 7"):
-        stage_trainer(allowed=1).compute_loss(torch.nn.Linear(1, 1), {})
+        stage_trainer().compute_loss(torch.nn.Linear(1, 1), {})
 
 
 def test_a_first_loss_that_is_odd_is_told() -> None:

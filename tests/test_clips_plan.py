@@ -21,7 +21,8 @@ from clips.method.model import ClipsModel, build_model
 from clips.method.recipes import RecipeConfig
 from clips.model.architectures import ModelConfig
 from clips.planning import Cost, dry_run
-from clips.planning.config import PlanConfig, plan
+from clips.planning.command import plan
+from clips.planning.config import PlanConfig
 from clips.planning.dry_run import (
     BATCH_DIVISOR,
     StepProfile,

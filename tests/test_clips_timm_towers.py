@@ -151,5 +151,5 @@ def test_a_file_trains_goes_on_and_is_exported(tmp_path: Path):
     export(ExportConfig(run=str(checkpoints(run)[-1]), output=str(tmp_path / "out")))
     loads_in_stock_open_clip(tmp_path / "out", 64, 24)
     write_config(path, embed_dim=16)
-    with pytest.raises(UserError, match="read other content from architecture than it has now"):
+    with pytest.raises(UserError, match=r"holds another run: inputs\.architecture"):
         train(config)

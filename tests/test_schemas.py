@@ -32,7 +32,7 @@ CONFIGS = {
     ("clips", "train"): ROOT / "scripts" / "configs" / "clips-l-14.yaml",
     ("llava-bridge", "train"): ROOT / "scripts" / "configs" / "llava" / "clips.yaml",
 }
-SHIPPED = sorted([*(ROOT / "scripts").rglob("*.yaml"), *(ROOT / "benchmarks").rglob("*.yaml")])
+SHIPPED = sorted([*(ROOT / "scripts").rglob("*.yaml"), *(ROOT / "benchmarks/studies").rglob("*.yaml")])
 FREE = {"stages"}  # whose items are dotted fields, which no schema describes
 
 

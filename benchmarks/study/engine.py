@@ -141,7 +141,7 @@ def write_jobs(
             is_remote=executor.remote,
             is_adopted=is_at_work(output, step.name),
             demands=executor.demands(given),
-            shell=f"{setup}exec {spread}{command}",
+            command_line=f"{setup}exec {spread}{command}",
         )
     return write_plan(RunPlan(run=run, output=str(output), folder=str(Path.cwd()), jobs=planned))
 

@@ -67,7 +67,7 @@ class Job:
         is_remote: whether it runs on a cluster, and outlives the runner; a runner may itself be a job of SLURM.
         is_adopted: whether a job of an earlier run is at work on the step, for whose end this one waits.
         demands: the ``resources`` of its rule.
-        shell: the line that Snakemake runs.
+        command_line: the line that Snakemake runs.
     """
 
     step: Step
@@ -80,7 +80,7 @@ class Job:
     is_remote: bool = False
     is_adopted: bool = False
     demands: Mapping[str, Any] = field(default_factory=dict)
-    shell: str = ""
+    command_line: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ for _number, (_name, _job) in enumerate(_plan["jobs"].items()):
         localrule: _job["is_adopted"]
         priority: len(_plan["jobs"]) - _number
         params:  # evaluated now; what follows `shell` is evaluated when the job runs
-            command=_job["shell"],
+            command=_job["command_line"],
         resources:
             **_job["demands"],
         shell:

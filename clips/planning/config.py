@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from clips.commandline.parsing import parse_config
 from clips.errors import UserError, suggest
 from clips.planning.hardware import GPUS
-from clips.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,16 +53,3 @@ class PlanConfig:
         for name in ("reserve_gb", "fragmentation"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-
-
-def plan(config: PlanConfig) -> None:
-    """Carry out ``config``: print the tables.
-
-    Raises:
-        UserError: the training's file is missing or invalid, or its batch cannot be divided by the GPUs.
-    """
-    training = parse_config(TrainConfig, ["--config", config.training], prog=config.training)
-    assert training is not None
-    from clips.planning.tables import print_plan  # imports torch
-
-    print_plan(config, training)
