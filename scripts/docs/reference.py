@@ -29,7 +29,7 @@ PROGRAMS = {"clips": "clips.cli", "llava-bridge": "llava_bridge.cli", "clips-ben
 INTERFACE = {
     "clips": (
         "encoder", "data.images", "errors", "method.recipes", "model.losses", "method.captions", "model.tokenizer",
-        "artifact",
+        "core.artifact", "data.formats.base",
     ),
     "llava_bridge": (
         "asking.inference", "asking.likelihood", "encoders", "encoders.contract", "projectors", "templates",
