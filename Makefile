@@ -5,9 +5,9 @@ help:     ## what the targets do
 	@sed -n 's/^\([a-z-]*\): *## \(.*\)/make \1\t\2/p' Makefile | expand -t 15
 install:  ## make .venv and install the suite into it
 	@bash scripts/install.sh
-demo:     ## train, plug in, evaluate and compare, in about a quarter of an hour
+demo:     ## train, plug in, evaluate and compare, in 12 to 30 minutes on two cores
 	@bash scripts/demo.sh
-test:     ## the tests, in about ten minutes on two cores
+test:     ## the tests, in 10 to 30 minutes on two cores
 	@bash scripts/test.sh
 test-long: ## the long tests: trainings in several processes, killed and resumed
 	@bash scripts/test.sh -m slow

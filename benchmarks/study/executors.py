@@ -166,6 +166,10 @@ class RemoteConfig(ExecutorConfig):
         """The flags of Snakemake that choose and configure its executor."""
         return ["--jobs", str(self.at_once), "--retries", str(self.retries)]
 
+    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
+        """Each is one of ``at_once``."""
+        return {name: {"jobs": 1 / self.at_once} for name in resources}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig(RemoteConfig):
@@ -247,10 +251,6 @@ class SlurmConfig(RemoteConfig):
         }
         return {name: value for name, value in asked.items() if value is not None}
 
-    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
-        """Each is one of ``at_once``."""
-        return {name: {"jobs": 1 / self.at_once} for name in resources}
-
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesConfig(RemoteConfig):
@@ -301,10 +301,6 @@ class KubernetesConfig(RemoteConfig):
         asked = {"jobs": 1, "gpu": given.gpus or None, "gpu_manufacturer": "nvidia" if given.gpus else None}
         asked["mem_mb"] = round(given.memory_gb * 1024) if given.memory_gb else None
         return {name: value for name, value in asked.items() if value is not None}
-
-    def shares(self, resources: Mapping[str, Resources], jobs: int) -> dict[str, Share]:
-        """Each is one of ``at_once``."""
-        return {name: {"jobs": 1 / self.at_once} for name in resources}
 
 
 def _has_accounting() -> bool:

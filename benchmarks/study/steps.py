@@ -102,15 +102,6 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
     return ordered
 
 
-def descendants(steps: Sequence[Step], name: str) -> set[str]:
-    """Names of all the steps that need ``name``, directly or not."""
-    found = {name}
-    for step in in_order(steps):
-        if found.intersection(step.parents):
-            found.add(step.name)
-    return found - {name}
-
-
 def time_left(steps: Sequence[Step], rests: Mapping[str, float], shares: Mapping[str, Share]) -> float:
     """Seconds until all steps are done: as the executor has room for them, and no step before its parents.
 
