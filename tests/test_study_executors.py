@@ -260,3 +260,11 @@ def test_torchrun_on_several_nodes_is_told_by_the_environment_where_to_meet(tmp_
     host, port = parsed.rdzv_endpoint.split(":")
     assert host == "n7"
     assert 20_000 <= int(port) < 32_000
+
+
+@pytest.mark.parametrize(
+    "settings", [{"name": "slurm"}, {"name": "kubernetes", "image": "suite"}], ids=["slurm", "kubernetes"]
+)
+def test_a_cluster_runs_at_once_as_many_jobs_as_it_may(settings):
+    found = executor_config({**settings, "at_once": 4}).shares({"a": Resources(gpus=2), "b": Resources()}, 1)
+    assert found == {"a": {"jobs": 0.25}, "b": {"jobs": 0.25}}
